@@ -1,0 +1,97 @@
+"""Latent semantic analysis: TF-IDF and a truncated SVD, fitted on the catalogue itself.
+
+The default encoder: it needs no download, trains in seconds, and its vectors carry what Semantic IDs need.
+Deerwester et al., "Indexing by Latent Semantic Analysis" (1990); randomised SVD by Halko et al. (2011).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from threadpoolctl import threadpool_limits
+
+from features.content.encoder import DESCRIPTION, content_id, unit
+from features.error import DatasetError
+
+_MAX_TERMS = 50_000
+_SMALL_CATALOGUE = 200
+
+
+class LsaEncoder:
+    """TF-IDF weights of known terms, projected on D singular directions, scaled to unit length.
+
+    Args:
+        terms: (T,) the vocabulary in column order.
+        idf: (T,) float64 inverse document frequencies.
+        components: (D, T) float32 right singular vectors.
+    """
+
+    def __init__(self, terms: Sequence[str], idf: NDArray[np.float64], components: NDArray[np.float32]) -> None:
+        self._terms = list(terms)
+        self._idf = idf
+        self._components = components
+        self._projection = np.ascontiguousarray(components.T.astype(np.float64))
+        self._tfidf = _vectorizer(min_df=1)
+        self._tfidf.vocabulary = {term: column for column, term in enumerate(self._terms)}
+        self._tfidf.idf_ = idf
+        self._id = content_id("lsa", "\n".join(self._terms).encode(), idf.tobytes(), components.tobytes())
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def dim(self) -> int:
+        return int(self._components.shape[0])
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if not texts:
+            return np.zeros((0, self.dim), dtype=np.float32)
+        # Sparse times dense adds up row by row, so a text's vector has the same bits in any batch.
+        return unit(np.asarray(sparse.csr_matrix(self._tfidf.transform(texts)) @ self._projection))
+
+    def save(self, directory: Path) -> None:
+        save_file({"idf": self._idf, "components": self._components}, directory / "lsa.safetensors")
+        (directory / DESCRIPTION).write_bytes(
+            msgspec.json.encode({"kind": "lsa", "id": self._id, "terms": self._terms})
+        )
+
+
+def _vectorizer(*, min_df: int) -> TfidfVectorizer:
+    return TfidfVectorizer(sublinear_tf=True, stop_words="english", max_features=_MAX_TERMS, min_df=min_df)
+
+
+def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> LsaEncoder:
+    """Fits on a catalogue's texts; D is `dim` or what the catalogue allows.
+
+    Raises:
+        DatasetError: no text holds a single usable word, or `model` is given (this encoder takes none).
+    """
+    if model is not None:
+        raise DatasetError(f"encoder model {model!r}: the lsa encoder is fitted on the catalogue and takes no model")
+    vectorizer = _vectorizer(min_df=1 if len(texts) < _SMALL_CATALOGUE else 2)
+    try:
+        matrix = vectorizer.fit_transform(texts)
+    except ValueError as error:
+        raise DatasetError(f"[items] text: the {len(texts)} texts hold no usable word ({error})") from error
+    width = max(1, min(dim, min(matrix.shape) - 1))
+    # One thread: the bits of a multi-threaded product may depend on the number of cores.
+    with threadpool_limits(1):
+        svd = TruncatedSVD(n_components=width, random_state=seed).fit(matrix)
+    return LsaEncoder(
+        list(vectorizer.get_feature_names_out()),
+        np.ascontiguousarray(vectorizer.idf_, dtype=np.float64),
+        np.ascontiguousarray(svd.components_, dtype=np.float32),
+    )
+
+
+def load(directory: Path) -> LsaEncoder:
+    description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
+    tensors = load_file(directory / "lsa.safetensors")
+    return LsaEncoder(description["terms"], tensors["idf"], tensors["components"])

@@ -1,0 +1,98 @@
+"""Sentence transformers: any local directory or hub id as the item encoder.
+
+The weights stay where they are; what is saved is their place and the hash of their files, so that a bundle refuses
+to go on with other weights under the same name. Reimers & Gurevych, "Sentence-BERT" (EMNLP 2019).
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from features.content.encoder import DESCRIPTION, unit
+from features.error import BundleError, DatasetError
+
+_BATCH = 32
+
+
+class SentenceEncoder:
+    """One transformer, texts encoded one length-sorted batch at a time.
+
+    A batch pads its texts, which moves the last bits: a text alone and in a batch agree to 1e-5, not bit for bit.
+
+    Args:
+        model: a local directory or a hub id.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model_name = model
+        self._model = _open(model)
+        self._id = f"st-{_weights_hash(self._model)[:12]}"
+        self._dim = int(self._model.get_embedding_dimension())
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        filled = [position for position, text in enumerate(texts) if text.strip()]
+        if filled:
+            found = self._model.encode(
+                [texts[position] for position in filled], batch_size=_BATCH, show_progress_bar=False
+            )
+            vectors[filled] = unit(found)
+        return vectors
+
+    def save(self, directory: Path) -> None:
+        (directory / DESCRIPTION).write_bytes(
+            msgspec.json.encode({"kind": "sentence-transformers", "id": self._id, "model": self._model_name})
+        )
+
+
+def _open(model: str) -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(model, device="cpu")
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"encoder model {model!r} cannot be loaded: expected a local directory or a hub id that can be reached "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _weights_hash(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> SentenceEncoder:
+    """Opens `model`; texts, dim and seed do not matter, since nothing is fitted."""
+    if model is None:
+        raise DatasetError("encoder sentence-transformers: no model given; pass --encoder-model DIR_OR_HUB_ID")
+    return SentenceEncoder(model)
+
+
+def load(directory: Path) -> SentenceEncoder:
+    description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
+    encoder = SentenceEncoder(description["model"])
+    if encoder.id != description["id"]:
+        raise BundleError(
+            f"{directory / DESCRIPTION}: the weights at {description['model']} are {encoder.id}, "
+            f"the vectors were made by {description['id']}; restore those weights or encode anew"
+        )
+    return encoder

@@ -1,0 +1,33 @@
+"""The errors Tessera raises on purpose.
+
+Every message names the argument, file or field at fault, what was expected, what came, and what to do.
+Anything else that escapes is a defect.
+"""
+
+
+class TesseraError(Exception):
+    """Root of the errors that a user can mend; the command line prints it without a traceback."""
+
+
+class DatasetError(TesseraError):
+    """The dataset descriptor, or a table it points at, cannot be used."""
+
+
+class EventError(TesseraError):
+    """A message is not a valid event or item."""
+
+
+class BundleError(TesseraError):
+    """A bundle is incomplete, altered, or made for another contract."""
+
+
+class LogError(TesseraError):
+    """The event log cannot do what was asked."""
+
+
+class FencedError(LogError):
+    """Another writer with the same transactional id has taken over; this one must stop."""
+
+
+class StoreError(TesseraError):
+    """The online store cannot do what was asked."""

@@ -1,0 +1,144 @@
+"""The training frame: events joined with users, items and Semantic IDs, and history as of each event's time.
+
+Kept as a star: an example points at its user and its item by row number, so that a feature of an item is stored, and
+later hashed, once per item and not once per event. Nothing is dropped by the join: a user or item that only occurs in
+events gets a row of its own with null features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.dataset import Dataset, Split
+from features.history import EventColumns, history_frame
+from features.split import assign_split
+
+_NEGATIVE_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A star of three tables.
+
+    Attributes:
+        users: one row a user: `user_id`, features, `listed` (whether the users' table has it).
+        items: one row an item: `item_id`, features, `listed`, and where there is content `vector`, `codes`
+            and `semantic_id` (the prefixes of its code).
+        examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
+            numbers, oldest first), then the events' own columns.
+    """
+
+    users: pl.DataFrame
+    items: pl.DataFrame
+    examples: pl.DataFrame
+
+    def part(self, split: str) -> pl.DataFrame:
+        """The examples of `train`, `validation` or `test`, in order."""
+        return self.examples.filter(pl.col("split") == split)
+
+
+def build_frame(
+    dataset: Dataset,
+    tables: Mapping[str, pl.DataFrame],
+    *,
+    split: Split,
+    history_length: int,
+) -> Frame:
+    """Joins a dataset's tables.
+
+    Args:
+        dataset: says what the events are.
+        tables: `events`, and where they exist `items` (with `vector`, `codes`, `semantic_id` if encoded) and `users`.
+        split: usually the dataset's own.
+        history_length: L, how many positive items an example sees.
+    """
+    events = tables["events"]
+    users = _dimension(tables.get("users"), events, "user_id")
+    items = _dimension(tables.get("items"), events, "item_id")
+    examples = events.with_columns(
+        split=assign_split(events, split), user=_row_numbers(events, users, "user_id"),
+        item=_row_numbers(events, items, "item_id"),
+    )
+    columns = EventColumns(
+        user=examples["user"].to_numpy().astype(np.int64),
+        item=examples["item"].to_numpy().astype(np.int64),
+        time=examples["time"].to_numpy(),
+        positive=examples["label"].to_numpy().astype(bool) & ({"user_id", "item_id"} <= set(events.columns)),
+    )
+    history = history_frame(columns, length=history_length)
+    examples = examples.with_columns(history=_list_column(history.values, history.offsets)).drop(
+        "user_id", "item_id", strict=False
+    )
+    if dataset.events.label.implicit:
+        examples = _with_negatives(
+            examples, columns, size=items.height, each=dataset.events.label.negatives, seed=split.seed
+        )
+    return Frame(users, items, examples)
+
+
+def _dimension(table: pl.DataFrame | None, events: pl.DataFrame, key: str) -> pl.DataFrame:
+    """A table's rows, then one row for each key that only the events know, in order of first appearance."""
+    found = events.select(key).unique(maintain_order=True) if key in events.columns else pl.DataFrame({key: []})
+    found = found.cast({key: pl.String})
+    if table is None:
+        return found.with_columns(listed=pl.lit(False))
+    missing = found.join(table.select(key), on=key, how="anti", maintain_order="left")
+    return pl.concat(
+        [table.with_columns(listed=pl.lit(True)), missing.with_columns(listed=pl.lit(False))], how="diagonal"
+    )
+
+
+def _row_numbers(events: pl.DataFrame, dimension: pl.DataFrame, key: str) -> pl.Series:
+    if key not in events.columns:
+        return pl.repeat(0, events.height, dtype=pl.UInt32, eager=True)
+    numbered = dimension.select(key).with_row_index("row")
+    return events.select(key).join(numbered, on=key, how="left", maintain_order="left")["row"]
+
+
+def _list_column(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> pl.Series:
+    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    lists = (
+        pl.DataFrame({"row": rows, "value": values.astype(np.uint32)})
+        .group_by("row", maintain_order=True)
+        .agg(pl.col("value"))
+    )
+    every = pl.DataFrame({"row": np.arange(len(offsets) - 1)})
+    joined = every.join(lists, on="row", how="left", maintain_order="left")["value"]
+    return joined.fill_null(pl.Series([[]], dtype=pl.List(pl.UInt32)))
+
+
+def _with_negatives(
+    examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int
+) -> pl.DataFrame:
+    """Puts `each` negatives behind every positive: items its user has not met by that time, drawn uniformly.
+
+    A pair (user, item) met later is a fair draw: at the event's time nobody knew.
+    """
+    rng = np.random.default_rng(seed)
+    pair = events.user * size + events.item
+    order = np.lexsort((events.time, pair))
+    pairs, first = np.unique(pair[order], return_index=True)
+    met = events.time[order][first]
+    user, time = np.repeat(events.user, each), np.repeat(events.time, each)
+    item = rng.integers(0, size, len(user))
+    pending = np.arange(len(user))
+    for _ in range(_NEGATIVE_ROUNDS):
+        wanted = user[pending] * size + item[pending]
+        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        pending = pending[(pairs[place] == wanted) & (met[place] <= time[pending])]
+        if not len(pending):
+            break
+        item[pending] = rng.integers(0, size, len(pending))
+    negatives = examples[np.repeat(np.arange(examples.height), each)].with_columns(
+        item=pl.Series(item, dtype=pl.UInt32), label=pl.lit(0, dtype=examples["label"].dtype)
+    )
+    rank = np.concatenate([np.arange(examples.height) * (each + 1), _behind(examples.height, each)])
+    return pl.concat([examples, negatives])[np.argsort(rank, kind="stable")]
+
+
+def _behind(rows: int, each: int) -> NDArray[np.int64]:
+    places: NDArray[np.int64] = (np.arange(rows)[:, None] * (each + 1) + 1 + np.arange(each)[None, :]).ravel()
+    return places

@@ -1,0 +1,127 @@
+"""The one Beam job: map a function over parquet shards, any runner, the same bytes.
+
+The pipeline starts from the list of shards (Create, then ParDo), which every runner supports. A shard is the unit of
+work and of resumption: its output is written aside and renamed, and a shard whose output is in place is not redone.
+Since the function sees whole shards, what it writes cannot depend on the number of workers.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import polars as pl
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from features.error import TesseraError
+
+ShardFunction = Callable[[pl.DataFrame], pl.DataFrame]
+Progress = Callable[[int, int], None]
+
+SHARD_ROWS = 1_024
+RUNNERS = ("DirectRunner", "DaskRunner", "PrismRunner", "FlinkRunner", "SparkRunner", "PortableRunner")
+_POLL_S = 0.2
+
+
+def write_shards(frame: pl.DataFrame, directory: Path, *, rows: int = SHARD_ROWS) -> list[Path]:
+    """Cuts a frame, in its order, into `part-00000.parquet`, … of `rows` rows; an empty frame is one empty shard."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, start in enumerate(range(0, max(frame.height, 1), rows)):
+        path = directory / f"part-{number:05d}.parquet"
+        write_parquet(frame.slice(start, rows), path)
+        paths.append(path)
+    return paths
+
+
+def read_shards(directory: Path) -> pl.DataFrame:
+    """Reads all shards of a directory in their order."""
+    return pl.concat([pl.read_parquet(path) for path in sorted(directory.glob("part-*.parquet"))])
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Writes aside, flushes to the disk, renames: the path holds a whole file or none."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        frame.write_parquet(file, compression="zstd", statistics=False)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+class _MapShard(beam.DoFn):  # type: ignore[misc]
+    """Reads one shard, applies the function, writes the output shard of the same name."""
+
+    def __init__(self, function: ShardFunction, out: str) -> None:
+        self._function = function
+        self._out = out
+
+    def process(self, shard: str) -> Iterator[str]:
+        path = Path(self._out) / Path(shard).name
+        if not path.exists():
+            write_parquet(self._function(pl.read_parquet(shard)), path)
+        yield path.name
+
+
+def map_shards(
+    function: ShardFunction,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    label: str,
+    runner: str = "DirectRunner",
+    options: Sequence[str] = (),
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Runs `function` over every shard and leaves one output shard each in `out`.
+
+    Args:
+        function: picklable; shard in, shard out; must depend on nothing but the shard.
+        shards: parquet files with distinct names, on a file system that all workers see.
+        out: existing or new directory; output shards already there are kept.
+        label: names the step in the runner's views.
+        runner: one of `RUNNERS`, or `PrismRunner` when its binary can be found.
+        options: further Beam options, `--direct_num_workers=2` for example.
+        progress: called with (shards done, shards) from time to time.
+
+    Raises:
+        TesseraError: the runner is unknown.
+    """
+    if runner not in RUNNERS:
+        raise TesseraError(f"runner {runner!r} is unknown; choose one of: {', '.join(RUNNERS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(out, len(shards), progress, stop), daemon=True)
+    watcher.start()
+    try:
+        pipeline = beam.Pipeline(runner=_runner(runner), options=PipelineOptions([*options]))
+        (
+            pipeline
+            | f"{label}: shards" >> beam.Create([str(path) for path in shards], reshuffle=False)
+            | f"{label}: map" >> beam.ParDo(_MapShard(function, str(out)))
+        )
+        pipeline.run().wait_until_finish()
+    finally:
+        stop.set()
+        watcher.join()
+    progress(len(shards), len(shards))
+
+
+def _runner(name: str) -> Any:
+    if name == "DirectRunner":
+        # By name, DirectRunner first looks for a Prism binary to download; this is the in-process runner itself.
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+        return FnApiRunner()
+    if name == "DaskRunner":
+        from apache_beam.runners.dask.dask_runner import DaskRunner
+
+        return DaskRunner()
+    return name
+
+
+def _watch(out: Path, total: int, progress: Progress, stop: threading.Event) -> None:
+    while not stop.wait(_POLL_S):
+        progress(sum(1 for _ in out.glob("part-*.parquet")), total)

@@ -1,0 +1,55 @@
+"""Label rules: which events are positives and which are negatives.
+
+Data sets say it in their own terms (a rating, a kind of event, a play count), so a rule is a comparison with one
+column: OP VALUE. Rules are parsed when the descriptor is read, so that a misspelt one is refused before any file is.
+"""
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_RULE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([^\s=<>!].*?)\s*")
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A comparison with a number, or with a string where the value is not one; `raw` is the value as written."""
+
+    op: str
+    value: float | str
+    raw: str
+
+    @property
+    def compare(self) -> Callable[[Any, Any], Any]:
+        """The operator as a function; works on polars expressions."""
+        return _OPERATORS[self.op]
+
+
+def parse_rule(text: str) -> Rule:
+    """Parses OP VALUE; quotes make a value a string that would else be a number: == '1'.
+
+    Raises:
+        ValueError: the text is not a rule.
+    """
+    match = _RULE.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f'\'{text}\' is not a rule; write OP VALUE with one of {" ".join(_OPERATORS)}, e.g. ">= 4" or "== click"'
+        )
+    op, value = match.groups()
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return Rule(op, value[1:-1], value[1:-1])
+    try:
+        return Rule(op, float(value), value)
+    except ValueError:
+        return Rule(op, value, value)

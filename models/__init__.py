@@ -1,0 +1,1 @@
+"""Codebook, unified table, ranker, training and evaluation, bundle and registry."""

@@ -1,0 +1,258 @@
+"""A bundle: everything a released model needs, in one directory, named by the hash of what it holds.
+
+    manifest.json            format, dataset descriptor, schema, hash contract, ids of encoder and codebook, sha256s
+    table.safetensors        weight (R, D) float32, accumulator (R,) float32
+    network.safetensors      the dense part
+    encoder/  codebook/      only where items have content
+    users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
+
+No pickle. Written aside and renamed; every file's sha256 is checked when it is loaded. Equal content has an equal id,
+wherever and whenever it was made.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from features.content.encoder import Encoder, load_encoder
+from features.dataset import Dataset
+from features.error import BundleError
+from features.hashing import HashSpec
+from features.jobs.shard import write_parquet
+from models.ranker import Network, NetworkConfig, Ranker
+from models.schema import Schema
+from models.semantic_id import rqvae
+from models.semantic_id.quantizer import Quantizer
+from models.table.unified import UnifiedTable
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What goes into a bundle.
+
+    Attributes:
+        dataset: the descriptor it was trained on.
+        schema: the ranker's input.
+        ranker: trained.
+        table_rate: learning rate of the table when the stream goes on training it.
+        users, items: the frame's dimensions; items also carry `popularity`, their positive events in training.
+        history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
+        metrics: what was measured on the test part.
+        encoder, codebook: directories to copy, or None.
+    """
+
+    dataset: Dataset
+    schema: Schema
+    ranker: Ranker
+    table_rate: float
+    users: pl.DataFrame
+    items: pl.DataFrame
+    history: pl.DataFrame
+    metrics: dict[str, Any]
+    encoder: Path | None
+    codebook: Path | None
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `manifest.json` holds; `id` is the hash of all the rest."""
+
+    id: str
+    format: int
+    dataset: dict[str, Any]
+    schema: dict[str, Any]
+    hash: dict[str, Any]
+    network: dict[str, Any]
+    table_rate: float
+    encoder: str | None
+    codebook: str | None
+    metrics: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle; tables and models are read when they are first asked for."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @cached_property
+    def schema(self) -> Schema:
+        return Schema.from_json(self.manifest.schema)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The descriptor; its paths mean nothing here."""
+        return Dataset.model_validate(self.manifest.dataset)
+
+    @cached_property
+    def users(self) -> pl.DataFrame:
+        return pl.read_parquet(self.directory / "users.parquet")
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        return pl.read_parquet(self.directory / "items.parquet")
+
+    @cached_property
+    def history(self) -> pl.DataFrame:
+        return pl.read_parquet(self.directory / "history.parquet")
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The encoder that made the items' vectors, or None where items have no content."""
+        if self.manifest.encoder is None:
+            return None
+        found = load_encoder(self.directory / "encoder")
+        _same("encoder", found.id, self.manifest.encoder)
+        return found
+
+    @cached_property
+    def codebook(self) -> Quantizer | None:
+        """The codebook that made the items' Semantic IDs, or None."""
+        if self.manifest.codebook is None:
+            return None
+        found = rqvae.load(self.directory / "codebook")
+        _same("codebook", found.id, self.manifest.codebook)
+        return found
+
+    def rows(self) -> NDArray[np.float32]:
+        """The table's rows as published, (R, D) float32."""
+        found: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
+        return found
+
+    def network(self) -> Network:
+        """The dense part, ready to score."""
+        network = Network(self.schema, msgspec.convert(self.manifest.network, NetworkConfig))
+        network.load_state_dict(load_file(self.directory / "network.safetensors"))
+        return network.eval().requires_grad_(False)
+
+    def ranker(self) -> Ranker:
+        """A ranker of its own on TorchRec's table, with the optimizer state to go on training from."""
+        table = UnifiedTable(self.schema, learning_rate=self.manifest.table_rate)
+        tensors = load_file(self.directory / "table.safetensors")
+        table.weight.copy_(tensors["weight"])
+        table.accumulator.copy_(tensors["accumulator"])
+        return Ranker(table, self.network())
+
+
+def write_bundle(parts: Parts, destination: Path) -> Bundle:
+    """Writes a bundle to `destination`, which must not exist; nothing stands there before all of it is on the disk."""
+
+    def fill(directory: Path) -> None:
+        for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook)):
+            if source is not None:
+                shutil.copytree(source, directory / name)
+        table = parts.ranker.table
+        save_file({"weight": table.weight, "accumulator": table.accumulator}, directory / "table.safetensors")
+        save_file(dict(parts.ranker.network.state_dict()), directory / "network.safetensors")
+        for name, frame in (("users", parts.users), ("items", parts.items), ("history", parts.history)):
+            write_parquet(frame, directory / f"{name}.parquet")
+        encoder = load_encoder(parts.encoder).id if parts.encoder else None
+        codebook = rqvae.load(parts.codebook).id if parts.codebook else None
+        manifest = Manifest(
+            id="",
+            format=FORMAT,
+            dataset=_portable(parts.dataset),
+            schema=parts.schema.to_json(),
+            hash=asdict(parts.schema.hash_spec),
+            network=asdict(parts.ranker.network.config),
+            table_rate=parts.table_rate,
+            encoder=encoder,
+            codebook=codebook,
+            metrics=parts.metrics,
+            files=_hashes(directory),
+        )
+        named = msgspec.structs.replace(manifest, id=_identity(manifest))
+        (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
+
+    write_directory(destination, fill)
+    return load_bundle(destination)
+
+
+def load_bundle(directory: Path) -> Bundle:
+    """Opens a bundle and checks every file.
+
+    Raises:
+        BundleError: a file is missing, added or altered, or the format or hash contract is another one.
+    """
+    path = directory / _MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: {directory} is not a bundle")
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path}: {error}") from error
+    if manifest.format != FORMAT:
+        raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle anew")
+    if _identity(manifest) != manifest.id:
+        raise BundleError(f"{path}: the manifest was altered: its content is {_identity(manifest)}, not {manifest.id}")
+    found = _hashes(directory)
+    for name in sorted(found.keys() | manifest.files.keys()):
+        if found.get(name) != manifest.files.get(name):
+            problem = "is missing" if name not in found else "is not in the manifest or was altered (sha256 differs)"
+            raise BundleError(f"{directory / name} {problem}; fetch the bundle {manifest.id} again")
+    spec = msgspec.convert(manifest.hash, HashSpec)
+    bundle = Bundle(directory, manifest)
+    if spec != bundle.schema.hash_spec:
+        raise BundleError(f"{path}: hash contract {spec} does not fit the schema's {bundle.schema.hash_spec}")
+    return bundle
+
+
+def write_directory(destination: Path, fill: Callable[[Path], None]) -> None:
+    """Fills a directory aside, flushes it to the disk and renames it to `destination`: there whole, or not at all."""
+    if destination.exists():
+        raise BundleError(f"{destination} exists already; remove it, or choose another directory")
+    aside = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        fill(aside)
+        for path in aside.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        aside.rename(destination)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _portable(dataset: Dataset) -> dict[str, Any]:
+    """The descriptor without the place it lies in, so that equal bundles have equal ids on any machine."""
+    return dataset.model_dump(mode="json") | {"source": dataset.source.name}
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != _MANIFEST
+    }
+
+
+def _identity(manifest: Manifest) -> str:
+    content = msgspec.json.encode(msgspec.structs.replace(manifest, id=""), order="sorted")
+    return f"b-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _same(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(f"{what}: the files give {found}, the manifest names {expected}; fetch the bundle again")

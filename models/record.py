@@ -1,0 +1,67 @@
+"""What the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.error import EventError
+
+ITEM = "item"
+HISTORY = "history"
+
+
+class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One item.
+
+    Attributes:
+        encoder: id of the encoder that made `vector`, or "".
+        vector: (D,) little-endian float32, empty without content.
+        codes: the Semantic ID, empty without content.
+        features: the values of the item's feature columns, by column.
+    """
+
+    encoder: str
+    vector: bytes
+    codes: list[int]
+    features: dict[str, Any]
+
+    def content(self) -> NDArray[np.float32]:
+        """The vector (D,) float32."""
+        return np.frombuffer(self.vector, dtype="<f4")
+
+
+class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A user's kept visits, (item_id, time), oldest first; and their ids in the same order."""
+
+    items: list[str]
+    times: list[int]
+
+
+def encode(record: ItemRecord | HistoryRecord) -> bytes:
+    """Record to bytes: a msgpack array in the order of the fields."""
+    return msgspec.msgpack.encode(record)
+
+
+def decode_item(data: bytes) -> ItemRecord:
+    """Bytes to item; raises EventError on anything else."""
+    try:
+        return msgspec.msgpack.decode(data, type=ItemRecord)
+    except msgspec.DecodeError as error:
+        raise EventError(f"item record: {error}") from error
+
+
+def decode_history(data: bytes) -> HistoryRecord:
+    """Bytes to history; raises EventError on anything else."""
+    try:
+        return msgspec.msgpack.decode(data, type=HistoryRecord)
+    except msgspec.DecodeError as error:
+        raise EventError(f"history record: {error}") from error
+
+
+def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:
+    """Feature values by column as a frame with the columns and types of `like`; what is missing is null."""
+    columns = {name: [row.get(name) for row in rows] for name in like.columns}
+    return pl.DataFrame(columns, schema=like.schema)

@@ -1,0 +1,127 @@
+"""The registry of released bundles, on MLflow: versions, metrics, and the aliases that say which one serves."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.error import BundleError
+from models.bundle import Bundle, load_bundle
+
+CHAMPION = "champion"
+_BUNDLE_TAG = "tessera.bundle"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One registered version of a model."""
+
+    model: str
+    version: str
+    bundle: str
+    aliases: tuple[str, ...]
+
+
+class Registry:
+    """Models by the name of their dataset, versions by number, aliases by role.
+
+    Args:
+        uri: an MLflow tracking address, `sqlite:///…` for a file.
+        artifacts: directory for bundles where the address is a local database; a tracking server has its own.
+    """
+
+    def __init__(self, uri: str, *, artifacts: Path) -> None:
+        # Anything but the registry's own errors would drown the progress bars.
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(uri, uri)
+        self._artifacts = artifacts if uri.startswith("sqlite:") else None
+
+    def publish(self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float]) -> Release:
+        """Registers a bundle with its metrics; the first version of a model becomes its champion.
+
+        Publishing the same bundle again returns the version it has.
+        """
+        model = bundle.dataset.name
+        known = self._versions(model)
+        for version in known:
+            if version.tags.get(_BUNDLE_TAG) == bundle.id:
+                return self._release(model, version.version)
+        run = self._client.create_run(self._experiment(model), tags={_BUNDLE_TAG: bundle.id}, run_name=bundle.id)
+        run_id = run.info.run_id
+        for name, value in params.items():
+            self._client.log_param(run_id, name, value)
+        for name, metric in metrics.items():
+            self._client.log_metric(run_id, name, metric)
+        self._client.log_artifacts(run_id, str(bundle.directory), "bundle")
+        self._client.set_terminated(run_id)
+        if not known:
+            self._create_model(model)
+        version = self._client.create_model_version(
+            model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={_BUNDLE_TAG: bundle.id}
+        )
+        if not self._aliases(model):
+            self._client.set_registered_model_alias(model, CHAMPION, version.version)
+        return self._release(model, version.version)
+
+    def resolve(self, model: str | None, alias: str = CHAMPION) -> Release:
+        """Finds the version an alias stands for; without a model, the only model there is.
+
+        Raises:
+            BundleError: no such model or alias; says which there are.
+        """
+        models = [found.name for found in self._client.search_registered_models()]
+        if model is None and len(models) == 1:
+            model = models[0]
+        if model is None or model not in models:
+            raise BundleError(
+                f"model {model!r}: expected one of {models or 'none yet'}; `tessera run DATASET.toml` makes one, "
+                "--model NAME chooses one"
+            )
+        aliases = self._aliases(model)
+        if alias not in aliases:
+            raise BundleError(f"model {model!r} has no {alias}; its aliases are {sorted(aliases)}")
+        return self._release(model, aliases[alias])
+
+    def open(self, release: Release, cache: Path) -> Bundle:
+        """Fetches a release's bundle, into `cache` where it is not there yet, and checks it."""
+        from mlflow.artifacts import download_artifacts
+
+        destination = cache / release.bundle
+        if not destination.exists():
+            version = self._client.get_model_version(release.model, release.version)
+            uri = self._client.get_model_version_download_uri(release.model, version.version)
+            source = Path(download_artifacts(artifact_uri=uri, tracking_uri=self._client.tracking_uri))
+            return load_bundle(source)
+        return load_bundle(destination)
+
+    def _experiment(self, model: str) -> str:
+        found = self._client.get_experiment_by_name(model)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None if self._artifacts is None else (self._artifacts / model).absolute().as_uri()
+        return str(self._client.create_experiment(model, artifact_location=location))
+
+    def _create_model(self, model: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _versions(self, model: str) -> list[Any]:
+        return list(self._client.search_model_versions(f"name = '{model}'"))
+
+    def _aliases(self, model: str) -> dict[str, str]:
+        return dict(self._client.get_registered_model(model).aliases)
+
+    def _release(self, model: str, version: str) -> Release:
+        found = self._client.get_model_version(model, version)
+        names = tuple(sorted(alias for alias, number in self._aliases(model).items() if str(number) == str(version)))
+        return Release(model, str(version), found.tags[_BUNDLE_TAG], names)

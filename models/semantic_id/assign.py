@@ -1,0 +1,38 @@
+"""Vectors to Semantic IDs in batch: shards of (item_id, vector) in, shards with the column `codes` out."""
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from features.jobs.shard import Progress, map_shards
+from models.semantic_id import rqvae
+from models.semantic_id.quantizer import Quantizer
+
+
+@lru_cache(maxsize=1)
+def _codebook(directory: str) -> Quantizer:
+    return rqvae.load(Path(directory))
+
+
+def assign_shard(shard: pl.DataFrame, *, codebook: str) -> pl.DataFrame:
+    """Adds `codes`, (Q,) uint16, by the codebook saved in the directory `codebook`."""
+    quantizer = _codebook(codebook)
+    codes = quantizer.encode(shard["vector"].to_numpy().astype(np.float32, copy=False))
+    return shard.with_columns(pl.Series("codes", codes, dtype=pl.Array(pl.UInt16, quantizer.levels)))
+
+
+def assign_catalogue(
+    shards: Sequence[Path],
+    codebook: Path,
+    out: Path,
+    *,
+    runner: str = "DirectRunner",
+    options: Sequence[str] = (),
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Assigns every shard; see `map_shards` for what resumes and what it costs."""
+    function = partial(assign_shard, codebook=str(codebook))
+    map_shards(function, shards, out, label="assign", runner=runner, options=options, progress=progress)

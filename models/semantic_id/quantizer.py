@@ -1,0 +1,62 @@
+"""What a residual quantizer is: vectors in, short hierarchical codes out.
+
+Shape letters: N items, D dim of a content vector, Q levels, K codes per level.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_CODES = 256
+
+
+class Quantizer(Protocol):
+    """A frozen codebook: the same vector gets the same codes in any batch, in batch jobs and in the stream."""
+
+    @property
+    def id(self) -> str:
+        """`NAME-HASH` of what it computes with; codes of two ids are never mixed."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """Q, the number of codes in a Semantic ID."""
+        ...
+
+    @property
+    def codes(self) -> int:
+        """K, the number of codes on each level."""
+        ...
+
+    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Maps (N, D) float32 to codes (N, Q) uint16, coarse to fine."""
+        ...
+
+    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Maps codes (N, Q) back to vectors (N, D) float32."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes everything a load needs into an existing empty directory."""
+        ...
+
+
+def default_codes(items: int) -> int:
+    """Picks K for a catalogue: the power of two nearest to sqrt(items), from 8 to 256.
+
+    Two levels then tell apart about as many groups as there are items; more codes leave deep levels with codes of one
+    item each, from which a ranker cannot generalise.
+    """
+    return int(2 ** np.clip(np.round(np.log2(max(items, 1)) / 2), 3, np.log2(MAX_CODES)))
+
+
+def prefix_tokens(codes: NDArray[np.uint16]) -> list[list[str]]:
+    """Turns codes (N, Q) into each item's prefixes, `["5", "5.17", "5.17.3"]`: its values in the unified table.
+
+    Prefixes of different depth never meet, since they hold a different number of dots. Prefix n-gram, Singh et al.
+    (RecSys 2024) and "Enhancing Embedding Representation Stability" (arXiv 2504.02137).
+    """
+    texts = [[str(code) for code in row] for row in codes.tolist()]
+    return [[".".join(row[: depth + 1]) for depth in range(len(row))] for row in texts]

@@ -1,0 +1,263 @@
+"""RQ-VAE: a residual-quantized autoencoder (Lee et al., CVPR 2022; TIGER, Rajput et al., NeurIPS 2023).
+
+What keeps it from collapsing onto a few codes, each a known trap:
+- inputs centred and scaled to unit mean variance (unit-norm text vectors otherwise train to "predict the mean");
+- reconstruction and quantisation terms with the same reduction: both summed over dimensions, averaged over the batch;
+- the autoencoder warms up unquantised, then every level's codes start from k-means on its residuals;
+- dead codes move to random residuals, and training ends with a stretch free of such resets.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+from torch.nn import functional
+
+from features.error import BundleError, DatasetError
+from models.semantic_id.quantizer import MAX_CODES
+
+_DESCRIPTION = "codebook.json"
+_TENSORS = "codebook.safetensors"
+_WARM_UP = 0.2
+_RESETS_UNTIL = 0.7
+_RESET_EVERY = 50
+_KMEANS_SAMPLE = 20_000
+_ENCODE_ROWS = 4_096
+
+
+@dataclass(frozen=True)
+class RqVaeConfig:
+    """How a codebook is trained; `levels`, `codes` and `latent` also shape it."""
+
+    levels: int = 3
+    codes: int = MAX_CODES
+    latent: int = 32
+    hidden: tuple[int, ...] = (256, 128)
+    commitment: float = 0.25
+    steps: int = 1_500
+    batch: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+class RqVae(nn.Module):
+    """The frozen or training codebook; a `Quantizer`.
+
+    Shape letters: N items, D dim, H latent dim, Q levels, K codes. Buffers: `mean` (D,), `scale` ().
+
+    Args:
+        dim: D of the vectors.
+        config: shape and training settings.
+    """
+
+    def __init__(self, dim: int, config: RqVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        widths = (dim, *config.hidden, config.latent)
+        self.encoder = _mlp(widths)
+        self.decoder = _mlp(widths[::-1])
+        self.codebooks = nn.Parameter(torch.zeros(config.levels, config.codes, config.latent))
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def id(self) -> str:
+        digest = hashlib.sha256(msgspec.json.encode(asdict(self.config)))
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.float().numpy().tobytes())
+        return f"rqvae-{digest.hexdigest()[:12]}"
+
+    @property
+    def levels(self) -> int:
+        return self.config.levels
+
+    @property
+    def codes(self) -> int:
+        return self.config.codes
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss () and the codes (B, Q) of standardised inputs (B, D)."""
+        latent = self.encoder(inputs)
+        quantized, codes, residuals = self._quantize(latent)
+        terms = sum(
+            self.config.commitment * _squared(residual - chosen.detach()) + _squared(residual.detach() - chosen)
+            for residual, chosen in residuals
+        )
+        # Straight-through: forward the code vectors, backward as if the latent had passed untouched.
+        decoded = self.decoder(latent + (quantized - latent).detach())
+        return (_squared(inputs - decoded) + terms).mean(), codes
+
+    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        residual, total = latent, torch.zeros_like(latent)
+        codes, pairs = [], []
+        for level in range(self.config.levels):
+            book = self.codebooks[level]
+            code = _nearest(residual.detach(), book.detach())
+            chosen = functional.embedding(code, book)
+            codes.append(code)
+            pairs.append((residual, chosen))
+            total = total + chosen
+            residual = residual - chosen.detach()
+        return total, torch.stack(codes, dim=1), pairs
+
+    @torch.no_grad()
+    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Maps (N, D) float32 to codes (N, Q) uint16.
+
+        Computes in float64: a float32 product's last bits move with the batch size, and a near tie with them.
+
+        Raises:
+            DatasetError: wrong width, NaN or infinite values.
+        """
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise DatasetError(f"vectors: expected (N, {self.dim}) for codebook {self.id}, got {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise DatasetError(f"vectors: row {row} holds NaN or infinite values; mend the encoder's output")
+        wide = self._wide()
+        out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
+        for start in range(0, len(vectors), _ENCODE_ROWS):
+            block = torch.from_numpy(vectors[start : start + _ENCODE_ROWS].astype(np.float64))
+            latent = wide.encoder((block - wide.mean) / wide.scale)
+            out[start : start + len(block)] = wide._quantize(latent)[1].numpy()
+        return out
+
+    @torch.no_grad()
+    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Maps codes (N, Q) to vectors (N, D) float32."""
+        wide = self._wide()
+        index = torch.from_numpy(np.asarray(codes).astype(np.int64))
+        latent = sum(wide.codebooks[level][index[:, level]] for level in range(self.levels))
+        found: NDArray[np.float32] = (wide.decoder(latent) * wide.scale + wide.mean).float().numpy()
+        return found
+
+    def _wide(self) -> "RqVae":
+        """A float64 twin of the frozen codebook."""
+        twin = RqVae(self.dim, self.config).double()
+        twin.load_state_dict(self.state_dict())
+        return twin.requires_grad_(False)
+
+    def save(self, directory: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / _TENSORS)
+        (directory / _DESCRIPTION).write_bytes(
+            msgspec.json.encode({"kind": "rqvae", "id": self.id, "dim": self.dim, "config": asdict(self.config)})
+        )
+
+
+def load(directory: Path) -> RqVae:
+    """Loads a codebook that `save` wrote, and refuses one that is not what it was.
+
+    Raises:
+        BundleError: a file is missing, or the tensors do not give the id they were saved under.
+    """
+    path = directory / _DESCRIPTION
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: {directory} does not hold a codebook")
+    description = msgspec.json.decode(path.read_bytes())
+    config = msgspec.convert(description["config"], RqVaeConfig)
+    model = RqVae(description["dim"], config)
+    model.load_state_dict(load_file(directory / _TENSORS))
+    if model.id != description["id"]:
+        raise BundleError(f"{directory / _TENSORS}: is codebook {model.id}, expected {description['id']}")
+    return model.eval().requires_grad_(False)
+
+
+def fit(
+    vectors: NDArray[np.float32], config: RqVaeConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> RqVae:
+    """Trains a codebook on (N, D) float32 vectors.
+
+    Args:
+        vectors: the items to learn from; hold some back to measure the error on.
+        config: `config.seed` decides everything random.
+        progress: called with (steps done, steps).
+
+    Raises:
+        DatasetError: fewer vectors than codes per level.
+    """
+    if len(vectors) < config.codes:
+        raise DatasetError(f"codes: {config.codes} a level need as many items, got {len(vectors)}; choose fewer codes")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = RqVae(vectors.shape[1], config)
+    model.mean.copy_(torch.from_numpy(vectors.mean(axis=0)))
+    model.scale.copy_(torch.tensor(max(float((vectors - vectors.mean(axis=0)).std()), 1e-6)))
+    inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
+    _train(model, inputs, progress)
+    return model.eval().requires_grad_(False)
+
+
+def _train(model: RqVae, inputs: Tensor, progress: Callable[[int, int], None]) -> None:
+    config = model.config
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    used = torch.zeros(config.levels, config.codes, dtype=torch.int64)
+    warm_up, resets_until = int(config.steps * _WARM_UP), int(config.steps * _RESETS_UNTIL)
+    for step in range(config.steps):
+        if step == warm_up:
+            _start_codes(model, inputs, generator)
+        batch = inputs[torch.randint(len(inputs), (min(config.batch, len(inputs)),), generator=generator)]
+        if step < warm_up:
+            loss = _squared(batch - model.decoder(model.encoder(batch))).mean()
+        else:
+            loss, codes = model(batch)
+            for level in range(config.levels):
+                used[level] += torch.bincount(codes[:, level], minlength=config.codes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if warm_up <= step < resets_until and (step + 1) % _RESET_EVERY == 0:
+            _reset_dead_codes(model, inputs, used, generator)
+            used.zero_()
+        progress(step + 1, config.steps)
+
+
+@torch.no_grad()
+def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> None:
+    sample = inputs[torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE]]
+    residual = model.encoder(sample)
+    for level in range(model.levels):
+        with threadpool_limits(1):
+            means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
+        model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
+        residual = residual - model.codebooks[level][_nearest(residual, model.codebooks[level])]
+
+
+@torch.no_grad()
+def _reset_dead_codes(model: RqVae, inputs: Tensor, used: Tensor, generator: torch.Generator) -> None:
+    sample = inputs[torch.randint(len(inputs), (max(model.codes, 256),), generator=generator)]
+    residuals = [residual for residual, _ in model._quantize(model.encoder(sample))[2]]
+    for level, residual in enumerate(residuals):
+        dead = torch.nonzero(used[level] == 0).squeeze(1)
+        chosen = torch.randperm(len(residual), generator=generator)[: len(dead)]
+        model.codebooks[level, dead] = residual[chosen]
+
+
+def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _squared(difference: Tensor) -> Tensor:
+    return (difference**2).sum(dim=-1)
+
+
+def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index (B,) of the nearest code, the lowest one in a tie."""
+    return ((codebook**2).sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=1)

@@ -1,0 +1,1 @@
+"""One table for every categorical feature, and its readable twin."""

@@ -1,0 +1,1 @@
+"""The online store, retrieval, ranking and the HTTP interface."""

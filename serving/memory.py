@@ -1,0 +1,146 @@
+"""The online store in plain Python: what the Redis store must equal, and enough for a unit test.
+
+One dictionary entry for each row and record, compared and replaced one at a time. It forgets everything with its
+process.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from features.error import StoreError
+from serving.store import (
+    NEVER,
+    Float32,
+    Int64,
+    Table,
+    check_name,
+    check_rows,
+    check_seq,
+    check_vectors,
+    check_write,
+    encode_ids,
+    newest_records,
+    not_loaded,
+)
+
+
+@dataclass
+class _Rows:
+    table: Table
+    newest: dict[int, tuple[int, Float32]] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """See `OnlineStore`; the reference implementation."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, _Rows] = {}
+        self._records: dict[str, dict[str, dict[bytes, tuple[int, bytes]]]] = {}
+        self._lock = threading.RLock()
+
+    def create_table(self, bundle: str, *, rows: int, dim: int) -> None:
+        """See `OnlineStore.create_table`."""
+        check_name("bundle", bundle)
+        wanted = Table(rows=rows, dim=dim)
+        with self._lock:
+            found = self._tables.setdefault(bundle, _Rows(wanted)).table
+        if found != wanted:
+            raise StoreError(f"bundle {bundle!r} has a table of {found}, not {wanted}; drop it, or name another bundle")
+
+    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32) -> int:
+        """See `OnlineStore.write_rows`."""
+        with self._lock:
+            held = self._rows(bundle)
+            check_write(held.table, rows, seqs, vectors)
+            written = set()
+            for row, seq, vector in zip(rows.tolist(), seqs.tolist(), vectors, strict=True):
+                if row not in held.newest or seq > held.newest[row][0]:
+                    held.newest[row] = (seq, vector.copy())
+                    written.add(row)
+            return len(written)
+
+    def load_rows(self, bundle: str, vectors: Float32, *, seq: int) -> None:
+        """See `OnlineStore.load_rows`."""
+        with self._lock:
+            table = self._rows(bundle).table
+            check_seq("seq", seq)
+            check_vectors(vectors, rows=table.rows, dim=table.dim)
+            self.write_rows(bundle, np.arange(table.rows), np.full(table.rows, seq), vectors)
+
+    def read_rows(self, bundle: str, rows: Int64) -> Float32:
+        """See `OnlineStore.read_rows`."""
+        with self._lock:
+            held = self._rows(bundle)
+            check_rows(held.table, rows)
+            vectors = np.zeros((len(rows), held.table.dim), dtype=np.float32)
+            for position, row in enumerate(rows.tolist()):
+                if row in held.newest:
+                    vectors[position] = held.newest[row][1]
+            return vectors
+
+    def read_seqs(self, bundle: str, rows: Int64) -> Int64:
+        """See `OnlineStore.read_seqs`."""
+        with self._lock:
+            held = self._rows(bundle)
+            check_rows(held.table, rows)
+            return np.array([held.newest[row][0] if row in held.newest else NEVER for row in rows.tolist()], np.int64)
+
+    def read_table(self, bundle: str) -> tuple[Float32, Int64]:
+        """See `OnlineStore.read_table`."""
+        with self._lock:
+            every = np.arange(self._rows(bundle).table.rows)
+            return self.read_rows(bundle, every), self.read_seqs(bundle, every)
+
+    def write_records(
+        self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
+    ) -> int:
+        """See `OnlineStore.write_records`."""
+        check_name("bundle", bundle)
+        check_name("kind", kind)
+        written = 0
+        with self._lock:
+            for name, seq, payload in newest_records(ids, seqs, payloads):
+                held = self._records.setdefault(bundle, {}).setdefault(kind, {})
+                if name not in held or seq > held[name][0]:
+                    held[name] = (seq, payload)
+                    written += 1
+        return written
+
+    def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
+        """See `OnlineStore.read_records`."""
+        with self._lock:
+            held = self._kind(bundle, kind)
+            return [held[name][1] if name in held else None for name in encode_ids(ids)]
+
+    def record_ids(self, bundle: str, kind: str, start: int) -> list[str]:
+        """See `OnlineStore.record_ids`; a dictionary keeps the order of first insertion."""
+        check_seq("start", start)
+        with self._lock:
+            return [name.decode() for name in list(self._kind(bundle, kind))[start:]]
+
+    def drop(self, bundle: str) -> None:
+        """See `OnlineStore.drop`."""
+        check_name("bundle", bundle)
+        with self._lock:
+            self._tables.pop(bundle, None)
+            self._records.pop(bundle, None)
+
+    def ping(self) -> None:
+        """See `OnlineStore.ping`; memory always answers."""
+
+    def close(self) -> None:
+        """See `OnlineStore.close`; there is nothing to let go of."""
+
+    def _rows(self, bundle: str) -> _Rows:
+        check_name("bundle", bundle)
+        if bundle not in self._tables:
+            raise not_loaded(bundle)
+        return self._tables[bundle]
+
+    def _kind(self, bundle: str, kind: str) -> dict[bytes, tuple[int, bytes]]:
+        check_name("bundle", bundle)
+        check_name("kind", kind)
+        return self._records.get(bundle, {}).get(kind, {})

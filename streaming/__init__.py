@@ -1,0 +1,1 @@
+"""The event log and the step that turns its messages into deltas."""

@@ -1,0 +1,232 @@
+"""The event log: the one durable, ordered source that every online state is a fold of.
+
+Two implementations keep this protocol: `streaming.local.LocalLog` (SQLite, embedded) and
+`streaming.kafka.KafkaLog`. One contract suite, `tests/contract/test_event_log.py`, runs against both.
+
+Order: messages of one partition are read in the order of their offsets, which is the order they were committed in.
+Between partitions no order is promised.
+
+Positions: a position is always the offset of the NEXT message to read, one past the last one returned. A fresh group
+stands at 0; a group that has read offsets 0..41 stands at 42. Offsets of one partition grow but may have gaps.
+
+Delivery: reading is at least once. It is exactly once in effect when what follows from the messages and the position
+behind them are committed by one `Transaction`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from features.error import LogError
+
+Positions = dict[tuple[str, int], int]
+"""Next offset to read per (topic, partition)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One committed record, with the address that makes a replay repeatable.
+
+    Attributes:
+        topic: where it was appended.
+        partition: 0-based partition of the topic.
+        offset: place in the partition; the position behind this message is `offset + 1`.
+        key: bytes that chose the partition, or None.
+        value: the payload; may be empty.
+        timestamp_ms: when it was appended, in milliseconds since the epoch, by the writer's clock.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    timestamp_ms: int
+
+
+class Reader(Protocol):
+    """Reads some topics on behalf of a group, from the group's committed positions on.
+
+    One thread uses a reader at a time.
+    """
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        """Return the next messages, at most `max_messages`.
+
+        Returns as soon as that many are there, or with what there is when `timeout_s` has passed. Only committed
+        messages come, in offset order within a partition, and each moves `position()` to its offset + 1. The first
+        poll joins the group before the time starts to count. An empty list means that nothing came in time, not that
+        the end is reached: compare `position()` with `EventLog.end_offsets()` for that.
+
+        Raises:
+            LogError: the log does not answer, or the group could not be joined.
+        """
+        ...
+
+    def position(self) -> Positions:
+        """Return the next offset to read of every partition this reader holds, 0 where nothing was read yet.
+
+        At the end of a partition it equals `EventLog.end_offsets()`, also when the last entries are not messages.
+        """
+        ...
+
+    def rewind(self) -> None:
+        """Go back to the group's committed positions, so that what an aborted transaction had read comes again."""
+        ...
+
+    def commit(self) -> None:
+        """Commit `position()` for the group at once, outside a transaction.
+
+        Raises:
+            LogError: partitions have moved to another reader since they were read; `rewind()` and read again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group without committing. A second call does nothing."""
+        ...
+
+
+class Transaction(Protocol):
+    """What becomes visible together, or not at all. Valid only inside `Transactor.begin()`."""
+
+    def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
+        """Add one message; it gets its offset, and can be read, when the transaction has committed.
+
+        Raises:
+            LogError: the topic does not exist.
+            FencedError: a newer transactor has the same id.
+        """
+        ...
+
+    def commit_offsets(self, reader: Reader) -> None:
+        """Make `reader.position()`, as it stands now, the group's committed position when the transaction commits.
+
+        Raises:
+            LogError: partitions have moved to another reader since they were read; let the transaction abort,
+                `rewind()` and read again.
+            FencedError: a newer transactor has the same id.
+        """
+        ...
+
+
+class Transactor(Protocol):
+    """Writes transactions under one id, of which only the newest holder may write."""
+
+    def begin(self) -> AbstractContextManager[Transaction]:
+        """Open a transaction: it commits when the `with` body ends, and aborts when the body raises.
+
+        When the body has ended without an error, the transaction is durable. Readers see it at once on a LocalLog, and
+        within milliseconds on Kafka. After an abort nothing of it is ever seen, and the reader still stands behind
+        what it read: call `rewind()` to get that again.
+
+        Raises:
+            FencedError: a newer transactor has the same id. On Kafka this shows at the first exchange with the broker,
+                so a transaction in which nothing was written may end without it.
+            LogError: a transaction is open already, or the log does not answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the id's resources. A second call does nothing."""
+        ...
+
+
+class EventLog(Protocol):
+    """Topics of partitions of messages. Close readers and transactors before the log they came from."""
+
+    def create_topics(self, partitions: Mapping[str, int]) -> None:
+        """Create the topics that do not exist, {name: number of partitions}; return when they can be used.
+
+        An existing topic keeps its partition count, whatever is asked for, because a changed count would send a key
+        to another partition and break its order.
+        """
+        ...
+
+    def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
+        """Append (key, value) pairs; on return all of them are durable and can be read.
+
+        Messages with one key go to one partition, in the order given; messages without a key take turns. When it
+        raises, some of them may have been written: appending again delivers at least once.
+
+        Raises:
+            LogError: the topic does not exist, or the log did not take the messages.
+        """
+        ...
+
+    def reader(self, topics: Sequence[str], *, group: str) -> Reader:
+        """Return a reader that starts at the group's committed positions, or at the beginning where there are none."""
+        ...
+
+    def transactor(self, transactional_id: str) -> Transactor:
+        """Return a transactor and fence older ones of the same id: their next transaction raises FencedError."""
+        ...
+
+    def committed(self, topics: Sequence[str], *, group: str) -> Positions:
+        """Return the group's committed position in every partition of the topics; 0 where it never committed."""
+        ...
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """Return per partition the position behind its last committed message; 0 where nothing was appended.
+
+        Messages of open transactions do not count, nor does what was appended after the oldest open one.
+        """
+        ...
+
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
+        """Yield the committed messages with start <= offset < stop, in order, without a group.
+
+        Ends at `stop` or at the end offset at the time of the call, whichever is first; it never waits for more.
+
+        Raises:
+            LogError: no such topic or partition, or messages from `start` on are no longer kept.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and files. A second call does nothing."""
+        ...
+
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+def check_partitions(partitions: Mapping[str, int]) -> None:
+    """Refuse topic names and partition counts that not every implementation can take.
+
+    Raises:
+        LogError: names the topic at fault.
+    """
+    for topic, count in partitions.items():
+        if not _NAME.fullmatch(topic) or topic in {".", ".."}:
+            raise LogError(
+                f"topic {topic!r}: expected 1 to 249 of the characters A-Z a-z 0-9 . _ -, and not . or ..; rename it"
+            )
+        if count < 1:
+            raise LogError(f"topic {topic!r}: expected 1 partition or more, got {count}; ask for at least 1")
+
+
+def check_poll(max_messages: int, timeout_s: float) -> None:
+    """Refuse arguments of `Reader.poll` that would never return a message.
+
+    Raises:
+        LogError: names the argument at fault.
+    """
+    if max_messages < 1:
+        raise LogError(f"max_messages: expected 1 or more, got {max_messages}")
+    if timeout_s < 0:
+        raise LogError(f"timeout_s: expected 0 or more seconds, got {timeout_s}")
+
+
+def unknown_topic(topic: str, known: Iterable[str]) -> LogError:
+    """Return the error for a topic that does not exist, naming those that do."""
+    names = sorted(known)
+    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return LogError(f"topic {topic!r} does not exist; there is {listed or 'none yet'}. Create it with create_topics.")
+
+
+def unknown_partition(topic: str, partition: int, count: int) -> LogError:
+    """Return the error for a partition that the topic does not have."""
+    return LogError(f"partition: topic {topic!r} has partitions 0 to {count - 1}, got {partition}")

@@ -1,0 +1,379 @@
+"""The offline job: encode → assign → frame → train → evaluate → publish, stage by stage."""
+
+import hashlib
+import resource
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from features.content import encoder as content
+from features.dataset import Dataset
+from features.frame import Frame, build_frame
+from features.history import DEFAULT_LENGTH
+from features.jobs.encode import encode_catalogue
+from features.jobs.shard import read_shards, write_parquet, write_shards
+from features.table import read_events, read_items, read_users
+from models.bundle import Bundle, Parts, load_bundle, write_bundle, write_directory
+from models.evaluate import Popularity, by_item_novelty
+from models.feature import default_schema, hashed_id_schema
+from models.ranker import Ranker
+from models.registry import Registry, Release
+from models.schema import SEMANTIC_ID, Schema
+from models.semantic_id import rqvae
+from models.semantic_id.assign import assign_catalogue
+from models.semantic_id.health import codebook_health
+from models.semantic_id.quantizer import default_codes, prefix_tokens
+from models.train import TrainConfig, assembler, examples, new_ranker, predict, restore, snapshot, train
+from tessera.stage import Advance, Stages, key_of
+
+STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
+_HELD_OUT = 0.05
+_RANKER, _HASHED_ID = "ranker", "hashed-id"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run may choose; the rest comes from the dataset.
+
+    Attributes:
+        seed: of everything random, the split included where it is random.
+        encoder, encoder_model, encoder_dim: how content becomes vectors.
+        runner, runner_options: where the Beam jobs run; they decide no byte of the output.
+        codes: per level of a Semantic ID, None for what suits the catalogue's size.
+        dim: D of the unified table.
+        history_length: L.
+    """
+
+    seed: int = 0
+    encoder: str = "lsa"
+    encoder_model: str | None = None
+    encoder_dim: int = 128
+    runner: str = "DirectRunner"
+    runner_options: tuple[str, ...] = ()
+    codes: int | None = None
+    levels: int = 3
+    dim: int = 16
+    history_length: int = DEFAULT_LENGTH
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run made; `release` only when it was published."""
+
+    directory: Path
+    bundle: Bundle | None
+    release: Release | None
+    metrics: dict[str, Any]
+    executed: tuple[str, ...]
+
+
+def run(
+    dataset: Dataset, out: Path, options: RunOptions, *, console: Console, registry: Registry | None, until: str
+) -> RunResult:
+    """Runs the stages up to and including `until`; finished ones are kept.
+
+    Args:
+        dataset: what to learn from.
+        out: one directory per stage.
+        registry: where the bundle is published, or None to leave it in `out`.
+        until: one of `STAGES`.
+    """
+    return _Run(dataset, out, options, console, registry).up_to(until)
+
+
+class _Run:
+    """One run; a method for each stage, in order."""
+
+    def __init__(
+        self, dataset: Dataset, out: Path, options: RunOptions, console: Console, registry: Registry | None
+    ) -> None:
+        self._dataset = dataset
+        self._out = out
+        self._options = options
+        self._console = console
+        self._registry = registry
+        self._stages = Stages(out, console)
+        self._split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
+        source = dataset.model_dump(mode="json", exclude={"source", "split"})
+        self._data_key = key_of(source, _file_hashes(dataset))
+
+    def up_to(self, until: str) -> RunResult:
+        """Does the stages and says what came of it."""
+        metrics: dict[str, Any] = {}
+        bundle = release = None
+        wanted = STAGES[: STAGES.index(until) + 1]
+        encoded = self._encode()
+        assigned = self._assign(encoded) if encoded and "assign" in wanted else None
+        if "frame" in wanted:
+            frame_dir = self._frame(encoded, assigned)
+        if "train" in wanted:
+            trained = self._train(frame_dir)
+        if "evaluate" in wanted:
+            metrics = msgspec.json.decode((self._evaluate(frame_dir, trained, assigned) / "metrics.json").read_bytes())
+        if "publish" in wanted:
+            bundle = self._bundle(frame_dir, trained, encoded, assigned, metrics)
+            release = self._publish(bundle)
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        self._console.print(f"[dim]peak memory of this process and its largest child: {peak / 1e6:.2f} GB[/dim]")
+        return RunResult(self._out, bundle, release, metrics, tuple(self._stages.executed))
+
+    def _encode(self) -> Path | None:
+        options = self._options
+        if not self._dataset.has_content:
+            self._console.print(
+                f"encode, assign: skipped, since {self._dataset.name} has no items with text; "
+                "the ranker learns without Semantic IDs"
+            )
+            return None
+        choice = (options.encoder, options.encoder_model, options.encoder_dim, options.seed)
+        self._encode_key = key_of("encode", self._data_key, choice)
+        kind = content.kind(options.encoder)
+
+        def work(directory: Path, advance: Advance) -> None:
+            items = read_items(self._dataset)
+            assert items is not None
+            texts = items.select("item_id", "text")
+            fitted = directory / "encoder"
+            if not fitted.exists():
+                model = kind.fit(
+                    texts["text"].to_list(), dim=options.encoder_dim, seed=options.seed, model=options.encoder_model
+                )
+                write_directory(fitted, model.save)
+            shards = write_shards(texts, directory / "texts")
+            encode_catalogue(
+                shards,
+                fitted,
+                directory / "vectors",
+                runner=options.runner,
+                options=options.runner_options,
+                progress=advance,
+            )
+
+        return self._stages.run("encode", self._encode_key, work)
+
+    def _assign(self, encoded: Path) -> Path:
+        options = self._options
+        self._assign_key = key_of("assign", self._encode_key, options.codes, options.levels, options.seed)
+
+        def work(directory: Path, advance: Advance) -> None:
+            vectors = read_shards(encoded / "vectors")["vector"].to_numpy()
+            held_out = np.random.default_rng(options.seed).random(len(vectors)) < _HELD_OUT
+            codes = min(options.codes or default_codes(len(vectors)), int((~held_out).sum()))
+            book = directory / "codebook"
+            if not book.exists():
+                config = rqvae.RqVaeConfig(levels=options.levels, codes=codes, seed=options.seed)
+                write_directory(book, rqvae.fit(vectors[~held_out], config, progress=advance).save)
+            shards = sorted((encoded / "vectors").glob("part-*.parquet"))
+            assign_catalogue(
+                shards, book, directory / "codes", runner=options.runner, options=options.runner_options
+            )
+            health = codebook_health(
+                rqvae.load(book),
+                read_shards(directory / "codes")["codes"].to_numpy(),
+                {"fitted": vectors[~held_out], "held_out": vectors[held_out]},
+            )
+            _write_json(directory / "report.json", asdict(health))
+            if health.collapsed:
+                self._console.print(
+                    f"[yellow]assign: levels {list(health.collapsed)} use under half of their {codes} codes; "
+                    "choose fewer with --codes[/yellow]"
+                )
+
+        return self._stages.run("assign", self._assign_key, work)
+
+    def _frame(self, encoded: Path | None, assigned: Path | None) -> Path:
+        before = self._assign_key if assigned else self._data_key
+        self._frame_key = key_of("frame", before, self._split.model_dump(mode="json"), self._options.history_length)
+
+        def work(directory: Path, advance: Advance) -> None:
+            events, _ = read_events(self._dataset)
+            tables = {"events": events}
+            items, users = read_items(self._dataset), read_users(self._dataset)
+            if users is not None:
+                tables["users"] = users
+            if items is not None:
+                tables["items"] = items if assigned is None else _with_content(items, assigned)
+            advance(1, 3)
+            frame = build_frame(
+                self._dataset, tables, split=self._split, history_length=self._options.history_length
+            )
+            advance(2, 3)
+            for name in ("users", "items", "examples"):
+                write_parquet(getattr(frame, name), directory / f"{name}.parquet")
+            advance(3, 3)
+
+        return self._stages.run("frame", self._frame_key, work)
+
+    def _train(self, frame_dir: Path) -> Path:
+        config = self._train_config()
+        self._train_key = key_of("train", self._frame_key, asdict(config), self._options.dim)
+
+        def work(directory: Path, advance: Advance) -> None:
+            frame = _read_frame(frame_dir)
+            schema = default_schema(
+                self._dataset, frame, dim=self._options.dim, history_length=self._options.history_length
+            )
+            for number, (name, shape) in enumerate(((_RANKER, schema), (_HASHED_ID, hashed_id_schema(schema)))):
+                place = directory / name
+                if place.exists():
+                    continue
+
+                def both(done: int, total: int, number: int = number) -> None:
+                    advance(done + number * total, 2 * total)
+
+                trained = train(shape, frame, config, progress=both)
+                write_directory(place, lambda to, t=trained, s=shape: _save_ranker(to, s, t.ranker, t.epochs))
+
+        return self._stages.run("train", self._train_key, work)
+
+    def _evaluate(self, frame_dir: Path, trained: Path, assigned: Path | None) -> Path:
+        self._evaluate_key = key_of("evaluate", self._train_key)
+
+        def work(directory: Path, advance: Advance) -> None:
+            frame = _read_frame(frame_dir)
+            fit, test = frame.part("train"), frame.part("test")
+            labels = test["label"].to_numpy().astype(np.float32)
+            items = test["item"].to_numpy().astype(np.int64)
+            known = np.isin(items, fit["item"].unique().to_numpy())
+            popularity = Popularity(
+                fit["item"].to_numpy().astype(np.int64),
+                fit["label"].to_numpy().astype(np.float32),
+                size=max(frame.items.height, 1),
+            )
+            found = {"popularity": popularity(items)}
+            advance(1, 3)
+            for number, name in enumerate((_HASHED_ID, _RANKER)):
+                schema, ranker = self._load_ranker(trained / name)
+                found[name] = predict(ranker, assembler(schema, frame, test), examples(test))
+                advance(number + 2, 3)
+            metrics: dict[str, Any] = {
+                "split": self._split.by,
+                "seed": self._options.seed,
+                "rows": {name: frame.part(name).height for name in ("train", "validation", "test")},
+                "quality": {
+                    name: {part: asdict(measured) for part, measured in by_item_novelty(labels, p, known).items()}
+                    for name, p in found.items()
+                },
+            }
+            if assigned:
+                metrics["semantic_ids"] = msgspec.json.decode((assigned / "report.json").read_bytes())
+            _write_json(directory / "metrics.json", metrics)
+
+        return self._stages.run("evaluate", self._evaluate_key, work)
+
+    def _bundle(
+        self, frame_dir: Path, trained: Path, encoded: Path | None, assigned: Path | None, metrics: dict[str, Any]
+    ) -> Bundle:
+        def work(directory: Path, advance: Advance) -> None:
+            frame = _read_frame(frame_dir)
+            schema, ranker = self._load_ranker(trained / _RANKER)
+            if (directory / "bundle").exists():
+                return
+            write_bundle(
+                Parts(
+                    dataset=self._dataset,
+                    schema=schema,
+                    ranker=ranker,
+                    table_rate=self._options.train.table_rate,
+                    users=frame.users,
+                    items=_with_popularity(frame),
+                    history=_kept_history(frame, self._options.history_length),
+                    metrics=metrics,
+                    encoder=encoded / "encoder" if encoded else None,
+                    codebook=assigned / "codebook" if assigned else None,
+                ),
+                directory / "bundle",
+            )
+
+        return load_bundle(self._stages.run("publish", key_of("publish", self._evaluate_key), work) / "bundle")
+
+    def _publish(self, bundle: Bundle) -> Release | None:
+        if self._registry is None:
+            return None
+        quality = bundle.manifest.metrics["quality"][_RANKER]
+        numbers = {
+            f"{part}.{name}": value
+            for part, measured in quality.items()
+            for name, value in measured.items()
+            if value is not None
+        }
+        with self._console.status("publish: registering in MLflow"):
+            return self._registry.publish(
+                bundle,
+                params={"seed": self._options.seed, "split": self._split.by, "encoder": self._options.encoder},
+                metrics=numbers,
+            )
+
+    def _train_config(self) -> TrainConfig:
+        return replace(self._options.train, seed=self._options.seed)
+
+    def _load_ranker(self, directory: Path) -> tuple[Schema, Ranker]:
+        schema = Schema.from_json(msgspec.json.decode((directory / "schema.json").read_bytes()))
+        ranker = new_ranker(schema, self._train_config())
+        restore(ranker, load_file(directory / "ranker.safetensors"))
+        return schema, ranker.eval()
+
+
+def _save_ranker(directory: Path, schema: Schema, ranker: Ranker, epochs: Sequence[float]) -> None:
+    save_file(snapshot(ranker), directory / "ranker.safetensors")
+    _write_json(directory / "schema.json", schema.to_json())
+    _write_json(directory / "epochs.json", {"validation_log_loss": list(epochs)})
+
+
+def _with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
+    coded = read_shards(assigned / "codes")
+    tokens = pl.Series(SEMANTIC_ID, prefix_tokens(coded["codes"].to_numpy()), dtype=pl.List(pl.String))
+    return items.join(coded.with_columns(tokens), on="item_id", how="left", maintain_order="left")
+
+
+def _with_popularity(frame: Frame) -> pl.DataFrame:
+    positives = frame.part("train").filter(pl.col("label") == 1)["item"].to_numpy().astype(np.int64)
+    counts = np.bincount(positives, minlength=frame.items.height)
+    return frame.items.with_columns(popularity=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
+
+
+def _kept_history(frame: Frame, length: int) -> pl.DataFrame:
+    """Visits before the test part; twice the length is more than any time can ask for (see `History`)."""
+    empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Int64})
+    if not frame.users.height or not frame.items.height:
+        return empty
+    visits = (
+        frame.examples.filter((pl.col("label") == 1) & (pl.col("split") != "test"))
+        .sort("user", "time", maintain_order=True)
+        .group_by("user", maintain_order=True)
+        .tail(2 * length)
+    )
+    return pl.DataFrame(
+        {
+            "user_id": frame.users["user_id"][visits["user"]],
+            "item_id": frame.items["item_id"][visits["item"]],
+            "time": visits["time"],
+        }
+    )
+
+
+def _read_frame(directory: Path) -> Frame:
+    users, items, rows = (pl.read_parquet(directory / f"{name}.parquet") for name in ("users", "items", "examples"))
+    return Frame(users, items, rows)
+
+
+def _file_hashes(dataset: Dataset) -> list[str]:
+    sources = [source for source in (dataset.items, dataset.users, dataset.events) if source is not None]
+    paths = sorted({path for source in sources for path in dataset.directory.glob(source.path)})
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")

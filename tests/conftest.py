@@ -1,0 +1,21 @@
+"""Fixtures that more than one kind of test needs."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # kafka-python 3.0 loads its message schemas with functions that Python 3.11 deprecates; ours stay errors.
+    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def kafka_address() -> str:
+    """Address of a real broker; without one the test is skipped, or fails where services are required."""
+    if address := os.environ.get("TESSERA_TEST_KAFKA"):
+        return address
+    missing = "no Kafka broker: `make up` starts one (needs Java 17 and Maven); then set TESSERA_TEST_KAFKA=host:port"
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)

@@ -1,0 +1,482 @@
+"""What every event log keeps, run against each implementation.
+
+An implementation joins by one entry in `OPEN`. The tests use topics and groups of their own, so that they can share a
+broker with other runs.
+"""
+
+import random
+import re
+import sqlite3
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from features.error import FencedError, LogError
+from streaming.kafka import KafkaLog
+from streaming.local import LocalLog
+from streaming.log import EventLog, Message, Reader
+
+OPEN: dict[str, Callable[[pytest.FixtureRequest], EventLog]] = {
+    "local": lambda request: LocalLog(request.getfixturevalue("tmp_path") / "log.sqlite"),
+    "kafka": lambda request: KafkaLog(request.getfixturevalue("kafka_address")),
+}
+
+Opener = Callable[[], EventLog]
+
+
+@pytest.fixture(params=sorted(OPEN))
+def open_log(request: pytest.FixtureRequest) -> Iterator[Opener]:
+    """Opens the same log anew at each call, as another process would."""
+    opened: list[EventLog] = []
+
+    def opener() -> EventLog:
+        opened.append(OPEN[request.param](request))
+        return opened[-1]
+
+    yield opener
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def log(open_log: Opener) -> EventLog:
+    return open_log()
+
+
+def name(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex[:12]}"
+
+
+def new_topic(log: EventLog, partitions: int = 1) -> str:
+    topic = name("topic")
+    log.create_topics({topic: partitions})
+    return topic
+
+
+def take(reader: Reader, expected: int, within_s: float = 30.0) -> list[Message]:
+    """Polls until the expected number is there, and a little longer, so that surplus messages show."""
+    deadline = time.monotonic() + within_s
+    messages: list[Message] = []
+    while len(messages) < expected and time.monotonic() < deadline:
+        messages += reader.poll(expected - len(messages), 1.0)
+    return messages + reader.poll(1000, 0.3)
+
+
+def values(messages: list[Message]) -> list[bytes]:
+    return [message.value for message in messages]
+
+
+def settled(log: EventLog, topic: str, end: int) -> dict[int, int]:
+    """End offsets, once partition 0 has reached `end`: a transaction shows within milliseconds, not at once."""
+    deadline = time.monotonic() + 10
+    while (ends := log.end_offsets(topic))[0] < end and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return ends
+
+
+PAYLOADS = [b"", b"\x00", bytes(range(256)), "größe 日本".encode(), random.Random(7).randbytes(1_000_000), b"last"]
+
+
+def test_what_is_appended_is_read_back_byte_for_byte_in_order(log: EventLog) -> None:
+    topic = new_topic(log)
+    sent = [(None if i % 2 else f"k{i}".encode(), value) for i, value in enumerate(PAYLOADS)]
+    before_ms = time.time_ns() // 1_000_000
+    log.append(topic, sent)
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        got = take(reader, len(sent))
+    assert [(message.key, message.value) for message in got] == sent
+    assert [message.offset for message in got] == list(range(len(sent)))
+    assert {(message.topic, message.partition) for message in got} == {(topic, 0)}
+    assert all(before_ms - 1000 <= message.timestamp_ms <= time.time_ns() // 1_000_000 + 1000 for message in got)
+    assert list(log.read(topic, 0, 0, len(sent))) == got
+
+
+def test_one_key_stays_in_one_partition_and_in_order(log: EventLog) -> None:
+    topic = new_topic(log, 4)
+    log.append(topic, [(f"user{i % 10}".encode(), str(i).encode()) for i in range(200)])
+    log.append(topic, [(f"user{i % 10}".encode(), str(i).encode()) for i in range(200, 300)])
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        got = take(reader, 300)
+    by_key: dict[bytes | None, list[Message]] = defaultdict(list)
+    for message in got:
+        by_key[message.key].append(message)
+    assert len(got) == 300
+    assert len({message.partition for message in got}) > 1
+    for messages in by_key.values():
+        assert len({message.partition for message in messages}) == 1
+        assert [int(message.value) for message in messages] == sorted(int(message.value) for message in messages)
+
+
+def test_messages_without_a_key_are_spread_evenly(log: EventLog) -> None:
+    topic = new_topic(log, 4)
+    log.append(topic, [(None, b"x")] * 40)
+    assert log.end_offsets(topic) == {0: 10, 1: 10, 2: 10, 3: 10}
+
+
+def test_a_position_is_the_next_offset_to_read(log: EventLog) -> None:
+    topic, group = new_topic(log), name("group")
+    log.append(topic, [(None, str(i).encode()) for i in range(10)])
+    with closing(log.reader([topic], group=group)) as reader:
+        assert reader.position() == {(topic, 0): 0}
+        first = reader.poll(4, 20.0)
+        assert [message.offset for message in first] == [0, 1, 2, 3]
+        assert reader.position() == {(topic, 0): 4}
+        assert log.committed([topic], group=group) == {(topic, 0): 0}
+        reader.commit()
+        assert log.committed([topic], group=group) == {(topic, 0): 4}
+        assert [message.offset for message in take(reader, 6)] == [4, 5, 6, 7, 8, 9]
+        assert reader.position() == {(topic, 0): 10} == {(topic, n): end for n, end in log.end_offsets(topic).items()}
+
+
+def test_a_new_reader_goes_on_behind_the_commit_and_repeats_what_was_not_committed(open_log: Opener) -> None:
+    log = open_log()
+    topic, group = new_topic(log, 2), name("group")
+    log.append(topic, [(f"k{i}".encode(), str(i).encode()) for i in range(20)])
+    with closing(log.reader([topic], group=group)) as reader:
+        committed = take(reader, 20)
+        reader.commit()
+        log.append(topic, [(f"k{i}".encode(), str(i).encode()) for i in range(20, 30)])
+        uncommitted = take(reader, 10)
+    with closing(open_log().reader([topic], group=group)) as reader:
+        again = take(reader, 10)
+    assert sorted(values(committed)) == sorted(str(i).encode() for i in range(20))
+    assert sorted(values(again)) == sorted(values(uncommitted)) == sorted(str(i).encode() for i in range(20, 30))
+
+
+def test_groups_do_not_see_each_other(log: EventLog) -> None:
+    topic, one, other = new_topic(log), name("group"), name("group")
+    log.append(topic, [(None, b"a"), (None, b"b")])
+    with closing(log.reader([topic], group=one)) as reader:
+        assert values(take(reader, 2)) == [b"a", b"b"]
+        reader.commit()
+    with closing(log.reader([topic], group=other)) as reader:
+        assert values(take(reader, 2)) == [b"a", b"b"]
+    assert log.committed([topic], group=one) == {(topic, 0): 2}
+    assert log.committed([topic], group=other) == {(topic, 0): 0}
+
+
+def test_one_reader_reads_several_topics(log: EventLog) -> None:
+    items, events = new_topic(log, 2), new_topic(log, 3)
+    log.append(items, [(None, b"item")])
+    log.append(events, [(None, b"event")])
+    with closing(log.reader([items, events], group=name("group"))) as reader:
+        assert sorted((message.topic, message.value) for message in take(reader, 2)) == sorted(
+            [(items, b"item"), (events, b"event")]
+        )
+        assert set(reader.position()) == {(items, n) for n in range(2)} | {(events, n) for n in range(3)}
+
+
+def test_a_transaction_shows_messages_and_positions_together(open_log: Opener) -> None:
+    log, other = open_log(), open_log()
+    source, sink, group = new_topic(log), new_topic(log), name("group")
+    log.append(source, [(None, b"1"), (None, b"2")])
+    with (
+        closing(log.reader([source], group=group)) as reader,
+        closing(other.reader([sink], group=name("group"))) as watcher,
+        closing(log.transactor(name("txn"))) as transactor,
+    ):
+        read = take(reader, 2)
+        with transactor.begin() as transaction:
+            for message in read:
+                transaction.append(sink, message.value * 2, key=b"k")
+            transaction.commit_offsets(reader)
+            assert watcher.poll(10, 0.5) == []
+            assert other.end_offsets(sink) == {0: 0}
+        assert values(take(watcher, 2)) == [b"11", b"22"]
+        assert other.committed([source], group=group) == {(source, 0): 2}
+        reader.rewind()
+        assert reader.position() == {(source, 0): 2}
+
+
+class BodyError(Exception):
+    pass
+
+
+def test_an_abort_leaves_nothing_and_rewind_brings_the_messages_again(log: EventLog) -> None:
+    source, sink, group = new_topic(log), new_topic(log), name("group")
+    log.append(source, [(None, b"1"), (None, b"2")])
+    with (
+        closing(log.reader([source], group=group)) as reader,
+        closing(log.reader([sink], group=name("group"))) as watcher,
+        closing(log.transactor(name("txn"))) as transactor,
+    ):
+        first = take(reader, 2)
+
+        def attempt(fail: bool) -> None:
+            with transactor.begin() as transaction:
+                transaction.append(sink, b"failed" if fail else b"kept")
+                transaction.commit_offsets(reader)
+                if fail:
+                    raise BodyError
+
+        with pytest.raises(BodyError):
+            attempt(fail=True)
+        assert reader.position() == {(source, 0): 2}
+        assert log.committed([source], group=group) == {(source, 0): 0}
+        reader.rewind()
+        assert take(reader, 2) == first
+        attempt(fail=False)
+        assert values(take(watcher, 1)) == [b"kept"]
+        assert log.committed([source], group=group) == {(source, 0): 2}
+
+
+def test_the_position_reaches_the_end_also_behind_an_aborted_tail(log: EventLog) -> None:
+    topic = new_topic(log)
+    log.append(topic, [(None, b"kept")])
+
+    def abort() -> None:
+        with closing(log.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
+            transaction.append(topic, b"dropped")
+            raise BodyError
+
+    with pytest.raises(BodyError):
+        abort()
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        assert values(take(reader, 1)) == [b"kept"]
+        deadline = time.monotonic() + 10
+        while reader.position()[topic, 0] < log.end_offsets(topic)[0] and time.monotonic() < deadline:
+            assert reader.poll(10, 0.1) == []
+        assert reader.position()[topic, 0] == log.end_offsets(topic)[0]
+    assert values(list(log.read(topic, 0, 0, 1_000))) == [b"kept"]
+
+
+def test_transactions_one_after_another_keep_their_order(log: EventLog) -> None:
+    topic = new_topic(log)
+    with closing(log.transactor(name("txn"))) as transactor:
+        for i in range(10):
+            with transactor.begin() as transaction:
+                transaction.append(topic, str(i).encode())
+        with transactor.begin():
+            pass
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        assert values(take(reader, 10)) == [str(i).encode() for i in range(10)]
+
+
+def test_a_newer_transactor_fences_the_older_one(open_log: Opener) -> None:
+    log = open_log()
+    topic, txn = new_topic(log), name("txn")
+
+    def write(transactor_value: bytes) -> None:
+        with older.begin() as transaction:
+            transaction.append(topic, transactor_value)
+
+    with closing(log.transactor(txn)) as older:
+        write(b"older")
+        with closing(open_log().transactor(txn)) as newer:
+            with pytest.raises(FencedError, match=txn):
+                write(b"zombie")
+            with pytest.raises(FencedError):
+                write(b"zombie again")
+            with newer.begin() as transaction:
+                transaction.append(topic, b"newer")
+            with closing(log.reader([topic], group=name("group"))) as reader:
+                assert values(take(reader, 2)) == [b"older", b"newer"]
+
+
+def test_a_transactor_fenced_inside_its_transaction_commits_nothing_of_it(open_log: Opener) -> None:
+    log = open_log()
+    source, sink, txn, group = new_topic(log), new_topic(log), name("txn"), name("group")
+    log.append(source, [(None, b"1")])
+
+    def write_and_be_overtaken() -> None:
+        with older.begin() as transaction:
+            transaction.append(sink, b"before")
+            transaction.commit_offsets(reader)
+            open_log().transactor(txn).close()
+            transaction.append(sink, b"after")
+
+    with closing(log.reader([source], group=group)) as reader, closing(log.transactor(txn)) as older:
+        assert len(take(reader, 1)) == 1
+        with pytest.raises(FencedError):
+            write_and_be_overtaken()
+        with closing(log.transactor(txn)) as newest, newest.begin() as transaction:
+            transaction.append(sink, b"newest")
+    with closing(log.reader([sink], group=name("group"))) as watcher:
+        assert values(take(watcher, 1)) == [b"newest"]
+    assert log.committed([source], group=group) == {(source, 0): 0}
+
+
+def test_a_second_transaction_cannot_open_inside_the_first(log: EventLog) -> None:
+    topic = new_topic(log)
+    with closing(log.transactor(name("txn"))) as transactor:
+        with transactor.begin() as transaction:
+            transaction.append(topic, b"outer")
+            with pytest.raises(LogError, match="open already"), transactor.begin():
+                pass
+        assert settled(log, topic, 1)[0] >= 1
+
+
+def test_read_yields_the_range_and_ends(log: EventLog) -> None:
+    topic = new_topic(log, 2)
+    log.append(topic, [(b"same", str(i).encode()) for i in range(3000)])
+    (partition,) = [n for n, end in log.end_offsets(topic).items() if end]
+    assert [m.offset for m in log.read(topic, partition, 1500, 2600)] == list(range(1500, 2600))
+    assert [m.offset for m in log.read(topic, partition, 2990, 9999)] == list(range(2990, 3000))
+    assert list(log.read(topic, partition, 5, 5)) == []
+    assert list(log.read(topic, 1 - partition, 0, 100)) == []
+    assert [next(log.read(topic, partition, 7, 9)).value for _ in range(2)] == [b"7", b"7"]
+
+
+def test_read_ends_in_spite_of_gaps_that_transactions_leave(log: EventLog) -> None:
+    topic = new_topic(log)
+    with closing(log.transactor(name("txn"))) as transactor:
+        for i in range(5):
+            with transactor.begin() as transaction:
+                transaction.append(topic, str(i).encode())
+    end = settled(log, topic, 5)[0]
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        got = take(reader, 5)
+    for start in range(end + 1):
+        for stop in range(start, end + 2):
+            assert list(log.read(topic, 0, start, stop)) == [m for m in got if start <= m.offset < stop]
+
+
+def test_poll_returns_at_the_count_or_at_the_time(log: EventLog) -> None:
+    topic = new_topic(log)
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        assert reader.poll(5, 0.0) == []
+        began = time.monotonic()
+        assert reader.poll(5, 0.6) == []
+        assert 0.5 <= time.monotonic() - began < 1.6
+        log.append(topic, [(None, b"a")] * 7)
+        began = time.monotonic()
+        assert len(reader.poll(5, 30.0)) == 5
+        assert time.monotonic() - began < 10.0
+        assert len(reader.poll(5, 1.0)) == 2
+
+
+def test_poll_gathers_what_arrives_while_it_waits(open_log: Opener) -> None:
+    log, writer = open_log(), open_log()
+    topic = new_topic(log)
+
+    def write() -> None:
+        for i in range(5):
+            time.sleep(0.05)
+            writer.append(topic, [(None, str(i).encode())])
+
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        assert reader.poll(1, 0.0) == []
+        thread = threading.Thread(target=write)
+        thread.start()
+        got = reader.poll(5, 20.0)
+        thread.join()
+    assert values(got) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_writers_at_the_same_time_lose_nothing(open_log: Opener) -> None:
+    log = open_log()
+    topic = new_topic(log, 2)
+    writers = [open_log() for _ in range(3)]
+
+    def write(number: int) -> None:
+        for i in range(20):
+            writers[number].append(topic, [(f"w{number}".encode(), str(i).encode())])
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with closing(log.reader([topic], group=name("group"))) as reader:
+        got = take(reader, 60)
+    for number in range(3):
+        assert [int(m.value) for m in got if m.key == f"w{number}".encode()] == list(range(20))
+
+
+def test_creating_topics_again_changes_nothing(log: EventLog) -> None:
+    topic, more = new_topic(log, 3), name("topic")
+    log.append(topic, [(None, b"kept")] * 3)
+    log.create_topics({topic: 5, more: 2})
+    log.create_topics({})
+    assert log.end_offsets(topic) == {0: 1, 1: 1, 2: 1}
+    assert log.end_offsets(more) == {0: 0, 1: 0}
+
+
+def test_a_topic_that_cannot_be_is_refused_by_name(log: EventLog) -> None:
+    for bad, count in {"two words": 1, "": 1, "..": 1, "fine": 0}.items():
+        with pytest.raises(LogError, match=re.escape(repr(bad))):
+            log.create_topics({bad: count})
+
+
+def test_an_unknown_topic_is_named_with_those_that_exist(log: EventLog) -> None:
+    known, unknown = new_topic(log), name("topic")
+
+    def append_in_transaction() -> None:
+        with closing(log.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
+            transaction.append(unknown, b"x")
+
+    calls: list[Callable[[], object]] = [
+        lambda: log.append(unknown, [(None, b"x")]),
+        lambda: log.reader([known, unknown], group="g"),
+        lambda: log.committed([unknown], group="g"),
+        lambda: log.end_offsets(unknown),
+        lambda: log.read(unknown, 0, 0, 1),
+        append_in_transaction,
+    ]
+    for call in calls:
+        with pytest.raises(LogError, match=f"{unknown}' does not exist; there is .*topic-"):
+            call()
+    with pytest.raises(LogError, match="partitions 0 to 0, got 1"):
+        log.read(known, 1, 0, 1)
+
+
+def test_arguments_that_could_never_return_are_refused(log: EventLog) -> None:
+    with closing(log.reader([new_topic(log)], group=name("group"))) as reader:
+        with pytest.raises(LogError, match="max_messages"):
+            reader.poll(0, 1.0)
+        with pytest.raises(LogError, match="timeout_s"):
+            reader.poll(1, -1.0)
+
+
+# What only one of them has.
+
+
+def test_kafka_readers_of_a_group_share_partitions_and_commit_only_their_own(kafka_address: str) -> None:
+    with closing(KafkaLog(kafka_address)) as log:
+        topic, group = new_topic(log, 2), name("group")
+        log.append(topic, [(None, str(i).encode()) for i in range(10)])
+        with (
+            closing(log.reader([topic], group=group)) as first,
+            closing(log.reader([topic], group=group)) as second,
+        ):
+            assert len(take(first, 10)) == 10
+            got: list[Message] = []
+            thread = threading.Thread(target=lambda: got.extend(take(second, 5)))
+            thread.start()
+            deadline = time.monotonic() + 30
+            while len(first.position()) == 2 and time.monotonic() < deadline:
+                first.poll(10, 0.2)
+            with pytest.raises(LogError, match="shared out anew"):
+                first.commit()
+            first.rewind()
+            rest = take(first, 5)
+            thread.join()
+            first.commit()
+            assert sorted(int(value) for value in values(rest + got)) == list(range(10))
+
+
+def test_kafka_says_which_option_or_address_is_wrong(kafka_address: str) -> None:
+    with pytest.raises(LogError, match="did you mean 'security_protocol'"):
+        KafkaLog(kafka_address, security_protokol="SSL")
+    with pytest.raises(LogError, match=r"127\.0\.0\.1:1"):
+        KafkaLog("127.0.0.1:1")
+    with pytest.raises(LogError, match="expected host:port"):
+        KafkaLog("broker")
+
+
+def test_a_file_that_is_no_event_log_is_refused(tmp_path: Path) -> None:
+    text, other, newer = tmp_path / "text", tmp_path / "other", tmp_path / "newer"
+    text.write_text("not a database " * 100)
+    for path, statement in ((other, "CREATE TABLE theirs (x)"), (newer, "PRAGMA user_version = 99")):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(statement)
+            connection.commit()
+    for path, reason in ((text, "not a database"), (other, "another program"), (newer, "format 1, got 99")):
+        with pytest.raises(LogError, match=reason):
+            LocalLog(path)

@@ -1,0 +1,60 @@
+"""Laws of the page layout."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from features.error import StoreError
+from serving.page import PAGE_ROWS, chunks, decode_seqs, decode_vectors, encode_rows, page_count, parse_mark, table_mark
+from serving.store import MAX_SEQ, NEVER, Table, newest_rows
+
+sizes = st.integers(0, 40)
+
+
+@given(data=st.data(), count=sizes, dim=st.integers(1, 9))
+def test_decode_of_encode_is_the_same_bits(data: st.DataObject, count: int, dim: int) -> None:
+    seqs = data.draw(arrays(np.int64, count, elements=st.integers(NEVER, MAX_SEQ)))
+    vectors = data.draw(arrays(np.uint32, (count, dim))).view(np.float32)
+    rows = encode_rows(seqs, vectors)
+    assert rows.nbytes == count * (6 + 4 * dim)
+    np.testing.assert_array_equal(decode_seqs(rows["seq"]), seqs)
+    assert decode_vectors(rows["vector"].tobytes(), dim).tobytes() == vectors.tobytes()
+
+
+@given(seqs=st.lists(st.integers(NEVER, MAX_SEQ), min_size=2, max_size=2))
+def test_headers_order_as_their_numbers(seqs: list[int]) -> None:
+    low, high = sorted(seqs)
+    headers = encode_rows(np.array([low, high]), np.zeros((2, 1), np.float32))["seq"]
+    assert headers[0].tobytes() <= headers[1].tobytes()
+
+
+@given(rows=st.integers(1, 10**9), dim=st.integers(1, 4096))
+def test_a_mark_gives_back_its_table_and_pages_cover_it(rows: int, dim: int) -> None:
+    table = Table(rows=rows, dim=dim)
+    assert parse_mark(table_mark(table)) == table
+    assert 0 <= page_count(table) * PAGE_ROWS - rows < PAGE_ROWS
+
+
+@pytest.mark.parametrize("mark", [b"", b"nonsense", b"rows=1 dim=1 storage=int8 page=64"])
+def test_a_mark_of_another_layout_is_refused(mark: bytes) -> None:
+    with pytest.raises(StoreError, match="layout"):
+        parse_mark(mark)
+
+
+@given(versions=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3))))
+def test_newest_rows_equals_writing_one_version_after_another(versions: list[tuple[int, int]]) -> None:
+    held: dict[int, int] = {}
+    for position, (row, seq) in enumerate(versions):
+        if row not in held or seq > versions[held[row]][1]:
+            held[row] = position
+    rows, seqs = np.array(versions, dtype=np.int64).reshape(-1, 2).T
+    assert newest_rows(rows, seqs).tolist() == [held[row] for row in sorted(held)]
+
+
+@given(count=sizes, size=st.integers(1, 10))
+def test_chunks_concatenate_to_the_whole(count: int, size: int) -> None:
+    parts = list(chunks(np.arange(count), size))
+    assert [value for part in parts for value in part] == list(range(count))
+    assert all(0 < len(part) <= size for part in parts)
