@@ -134,7 +134,16 @@ class TableSource(Config):
 class Items(TableSource):
     """The catalogue: one row per item. `text` is what the encoder sees, `filterable` what retrieval may filter on."""
 
-    reserved: ClassVar[tuple[str, ...]] = ("item_id", "text")
+    reserved: ClassVar[tuple[str, ...]] = (
+        "item_id",
+        "text",
+        "listed",
+        "vector",
+        "codes",
+        "semantic_id",
+        "popularity",
+        "event",
+    )
 
     id: str
     text: tuple[str, ...] = ()
@@ -153,7 +162,7 @@ class Items(TableSource):
 class Users(TableSource):
     """User profiles: one row per user."""
 
-    reserved: ClassVar[tuple[str, ...]] = ("user_id",)
+    reserved: ClassVar[tuple[str, ...]] = ("user_id", "listed")
 
     id: str
 
@@ -207,7 +216,17 @@ class Label(Config):
 class Events(TableSource):
     """The interactions: one row per event; `categorical` and `numeric` are features of the event's context."""
 
-    reserved: ClassVar[tuple[str, ...]] = ("event", "user_id", "item_id", "time", "label")
+    reserved: ClassVar[tuple[str, ...]] = (
+        "event",
+        "user_id",
+        "item_id",
+        "time",
+        "label",
+        "user",
+        "item",
+        "split",
+        "history",
+    )
 
     user: str | None = None
     item: str | None = None

@@ -59,7 +59,8 @@ def build_frame(
     users = _dimension(tables.get("users"), events, "user_id")
     items = _dimension(tables.get("items"), events, "item_id")
     examples = events.with_columns(
-        split=assign_split(events, split), user=_row_numbers(events, users, "user_id"),
+        split=assign_split(events, split),
+        user=_row_numbers(events, users, "user_id"),
         item=_row_numbers(events, items, "item_id"),
     )
     columns = EventColumns(
@@ -110,9 +111,7 @@ def _list_column(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> pl.Se
     return joined.fill_null(pl.Series([[]], dtype=pl.List(pl.UInt32)))
 
 
-def _with_negatives(
-    examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int
-) -> pl.DataFrame:
+def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int) -> pl.DataFrame:
     """Puts `each` negatives behind every positive: items its user has not met by that time, drawn uniformly.
 
     A pair (user, item) met later is a fair draw: at the event's time nobody knew.

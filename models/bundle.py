@@ -41,6 +41,19 @@ _MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
+class Training:
+    """What the stream needs to go on as training left off.
+
+    Attributes:
+        table_rate: learning rate of the row-wise Adagrad.
+        batch: examples a gradient was averaged over; the stream scales its sums by the same number.
+    """
+
+    table_rate: float
+    batch: int
+
+
+@dataclass(frozen=True)
 class Parts:
     """What goes into a bundle.
 
@@ -48,7 +61,7 @@ class Parts:
         dataset: the descriptor it was trained on.
         schema: the ranker's input.
         ranker: trained.
-        table_rate: learning rate of the table when the stream goes on training it.
+        training: how the stream goes on training the table.
         users, items: the frame's dimensions; items also carry `popularity`, their positive events in training.
         history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
         metrics: what was measured on the test part.
@@ -58,7 +71,7 @@ class Parts:
     dataset: Dataset
     schema: Schema
     ranker: Ranker
-    table_rate: float
+    training: Training
     users: pl.DataFrame
     items: pl.DataFrame
     history: pl.DataFrame
@@ -76,7 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: dict[str, Any]
     hash: dict[str, Any]
     network: dict[str, Any]
-    table_rate: float
+    training: Training
     encoder: str | None
     codebook: str | None
     metrics: dict[str, Any]
@@ -146,7 +159,7 @@ class Bundle:
 
     def ranker(self) -> Ranker:
         """A ranker of its own on TorchRec's table, with the optimizer state to go on training from."""
-        table = UnifiedTable(self.schema, learning_rate=self.manifest.table_rate)
+        table = UnifiedTable(self.schema, learning_rate=self.manifest.training.table_rate)
         tensors = load_file(self.directory / "table.safetensors")
         table.weight.copy_(tensors["weight"])
         table.accumulator.copy_(tensors["accumulator"])
@@ -174,7 +187,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
             schema=parts.schema.to_json(),
             hash=asdict(parts.schema.hash_spec),
             network=asdict(parts.ranker.network.config),
-            table_rate=parts.table_rate,
+            training=parts.training,
             encoder=encoder,
             codebook=codebook,
             metrics=parts.metrics,

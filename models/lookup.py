@@ -3,6 +3,7 @@
 Shape letters: N entities, n values in all, c chunks, K lookups, B batch, V rows read by a batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,8 +15,7 @@ from torch import Tensor
 
 from features.hashing import HashSpec, fingerprint
 from features.history import Jagged
-from models.schema import Schema, Source
-
+from models.schema import Feature, Schema, Source
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -103,25 +103,46 @@ class Entities:
         self._of: Source = of
         self._columns = schema.columns(of)
         self._numeric_features = [numeric for numeric in schema.numeric if numeric.of == of]
-        self.size = frame.height
-        self.rows = {
+        self._rows = {
             name: value_rows(frame[name], schema.hash_spec, salt=feature.salt, chunks=feature.chunks)
             for name, feature in self._columns.items()
         }
         self._numeric = Growable(self._scaled(frame))
+        # Where each entity's current version lies; an update appends a version and points here.
+        self._at = Growable(np.arange(frame.height, dtype=np.int64))
 
-    def numeric(self, name: str) -> NDArray[np.float32]:
-        """(N,) float32 of one numeric feature, standardised, missing values 0."""
+    @property
+    def size(self) -> int:
+        """N, the number of entities."""
+        return len(self._at.array)
+
+    def rows(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Gathers a column of entities (M,): the rows of their values (n, c) and their value counts (M,)."""
+        return self._rows[column].take(self._at.array[index])
+
+    def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(M,) float32 of one numeric feature, standardised, missing values 0."""
         position = [feature.name for feature in self._numeric_features].index(name)
-        return self._numeric.array[:, position]
+        found: NDArray[np.float32] = self._numeric.array[self._at.array[index], position]
+        return found
 
     def append(self, frame: pl.DataFrame) -> None:
         """Adds entities after the last one."""
+        versions = len(self._numeric.array)
+        self._add_versions(frame)
+        self._at.extend(np.arange(versions, versions + frame.height, dtype=np.int64))
+
+    def replace(self, index: NDArray[np.int64], frame: pl.DataFrame) -> None:
+        """Gives the entities `index` (M,) new values; of an entity that stands there twice the last ones count."""
+        versions = len(self._numeric.array)
+        self._add_versions(frame)
+        self._at.array[index] = np.arange(versions, versions + frame.height, dtype=np.int64)
+
+    def _add_versions(self, frame: pl.DataFrame) -> None:
         more = Entities(self._schema, self._of, frame)
-        for name, rows in more.rows.items():
-            self.rows[name].extend(rows)
+        for name, rows in more._rows.items():
+            self._rows[name].extend(rows)
         self._numeric.extend(more._numeric.array)
-        self.size += frame.height
 
     def _scaled(self, frame: pl.DataFrame) -> NDArray[np.float32]:
         out = np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32)
@@ -174,9 +195,7 @@ class Examples:
     def take(self, index: NDArray[np.int64]) -> "Examples":
         """The examples at `index`, in that order."""
         labels = self.labels[index] if self.labels.size else self.labels
-        return Examples(
-            self.user[index], self.item[index], self.history.take(index), labels, self.context[index]
-        )
+        return Examples(self.user[index], self.item[index], self.history.take(index), labels, self.context[index])
 
     def __len__(self) -> int:
         return len(self.user)
@@ -196,13 +215,18 @@ class Assembler:
         self.items = items
         self.events = events
 
-    def batch(self, examples: Examples) -> Batch:
-        """Returns the batch of B examples."""
+    def batch(self, examples: Examples, features: Sequence[Feature] | None = None) -> Batch:
+        """Returns the batch of B examples.
+
+        Args:
+            examples: what to gather.
+            features: the lookups to make, all of the schema's by default; serving makes a user's once for all items.
+        """
         values: list[NDArray[np.int64]] = []
         lengths: list[NDArray[np.int64]] = []
         scales: list[NDArray[np.float32]] = []
         one = np.ones(len(examples), dtype=np.float32)
-        for feature in self.schema.features:
+        for feature in self.schema.features if features is None else features:
             rows, count = self._rows(feature.of, feature.column, examples)
             values.append(rows[:, : feature.chunks].T.ravel())
             lengths.extend([count] * feature.chunks)
@@ -212,22 +236,23 @@ class Assembler:
             values=torch.from_numpy(np.concatenate(values) if values else np.zeros(0, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)),
             scale=torch.from_numpy(np.stack(scales, axis=1) if scales else np.zeros((len(examples), 0), np.float32)),
-            numeric=torch.from_numpy(self._numeric(examples)),
+            numeric=torch.from_numpy(self.numeric(examples)),
             labels=torch.from_numpy(examples.labels),
         )
 
     def _rows(self, of: Source, column: str, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if of == "user":
-            return self.users.rows[column].take(examples.user)
+            return self.users.rows(column, examples.user)
         if of == "item":
-            return self.items.rows[column].take(examples.item)
+            return self.items.rows(column, examples.item)
         if of == "event":
-            return self.events.rows[column].take(examples.context)
-        rows, counts = self.items.rows[column].take(examples.history.values)
+            return self.events.rows(column, examples.context)
+        rows, counts = self.items.rows(column, examples.history.values)
         ends = np.concatenate([[0], np.cumsum(counts)])[examples.history.offsets]
         return rows, ends[1:] - ends[:-1]
 
-    def _numeric(self, examples: Examples) -> NDArray[np.float32]:
+    def numeric(self, examples: Examples) -> NDArray[np.float32]:
+        """The numeric features of B examples, (B, numeric features) float32."""
         sources = {
             "user": (self.users, examples.user),
             "item": (self.items, examples.item),
@@ -240,5 +265,5 @@ class Assembler:
                 out[:, position] = (log_scaled(count) - numeric.mean) / numeric.std
             else:
                 entities, index = sources[numeric.of]
-                out[:, position] = entities.numeric(numeric.name)[index]
+                out[:, position] = entities.numeric(numeric.name, index)
         return out

@@ -6,6 +6,7 @@ Crosses are low-rank (eq. 3 of the paper); cross nets and MLP are TorchRec's.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,7 @@ class Ranker(nn.Module):
 
     @property
     def table(self) -> Table:
-        table: Table = self.table_module
-        return table
+        return cast(Table, self.table_module)
 
     def forward(self, batch: Batch) -> Tensor:
         logits: Tensor = self.network(self.table(batch), batch.numeric)

@@ -58,7 +58,7 @@ class Schema:
     history_length: int
 
     def __post_init__(self) -> None:
-        names = [feature.name for feature in (*self.features, *self.numeric)]
+        names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise BundleError(f"features: the names {twice} stand twice; rename a column")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from features.determinism import one_thread
 from features.frame import Frame
 from features.history import Jagged
 from models.lookup import Assembler, Entities, Examples
@@ -74,6 +75,7 @@ def examples(part: pl.DataFrame) -> Examples:
     )
 
 
+@one_thread()
 def train(
     schema: Schema,
     frame: Frame,
@@ -142,6 +144,7 @@ def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
     ranker.table.accumulator.copy_(state["table.accumulator"])
 
 
+@one_thread()
 @torch.no_grad()
 def predict(ranker: Ranker, source: Assembler, rows: Examples) -> NDArray[np.float32]:
     """Probabilities (E,) float32 of the examples, in order."""

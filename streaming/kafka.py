@@ -15,7 +15,15 @@ from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
-from kafka.errors import InvalidTopicError, KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from kafka.errors import (
+    InvalidTopicError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from kafka.net.compat import KafkaNetClient
 from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
@@ -29,14 +37,35 @@ _JOIN_S = 60.0
 _REQUEST_MS = 30_000
 _STALL_S = 30.0
 
-_CONNECTION = {"bootstrap_timeout_ms": 10_000, "request_timeout_ms": _REQUEST_MS}
+
+class _Connections(KafkaNetClient):
+    """The client's connections, made to survive a broker that is away for a while."""
+
+    def await_ready(self, node_id: Any, timeout_ms: float = _REQUEST_MS) -> bool:
+        # The producer's thread loses a transactional request when this raises, and whoever waits for the answer waits
+        # for ever. When it returns False instead, the request is tried again.
+        try:
+            return bool(super().await_ready(node_id, timeout_ms=timeout_ms))
+        except KafkaConnectionError:
+            time.sleep(0.05)
+            return False
+
+
+_CONNECTION = {
+    "bootstrap_timeout_ms": 10_000,
+    "request_timeout_ms": _REQUEST_MS,
+    # The default of 30 s would keep a reader away from a broker that has long come back.
+    "reconnect_backoff_max_ms": 1_000,
+    "kafka_client": _Connections,
+}
 _CONSUMER = {
     "isolation_level": "read_committed",
     "enable_auto_commit": False,
     "auto_offset_reset": "earliest",
     "allow_auto_create_topics": False,
-    # Messages reach a reader no later than this after they became visible; the default of 500 is felt online.
-    "fetch_max_wait_ms": 10,
+    # A partition that is left out of the fetch in flight waits this long for the next one: the default of 500 is felt
+    # online. Shorter costs processor time when idle, 9 % of a core at 10 ms and 4 % at 50.
+    "fetch_max_wait_ms": 20,
     "max_partition_fetch_bytes": _MESSAGE_BYTES,
     # How long a look waits while there is nothing to fetch, and before it asks again for an unsettled position.
     "retry_backoff_ms": 10,

@@ -1,5 +1,6 @@
 """The command line: parses, wires, prints. Everything else is in the packages."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -14,7 +15,9 @@ from rich.table import Table
 
 from features.error import TesseraError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help="Feature embeddings for recommenders.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_show_locals=False, help="Feature embeddings for recommenders."
+)
 out_console, err_console = Console(), Console(stderr=True)
 
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
@@ -151,3 +154,168 @@ def quality_table(metrics: dict[str, Any]) -> Table:
                 cells.append("–" if value is None else f"{value:.4f}")
         table.add_row(model, *cells, style="bold" if model == "ranker" else None)
     return table
+
+
+ModelNameOption = Annotated[str | None, typer.Option("--model", help="Registered model; by default the only one.")]
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="A bundle's directory instead of the champion.")]
+
+
+@app.command()
+def serve(
+    model: ModelNameOption = None,
+    bundle: BundleOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve rankings of the champion over HTTP."""
+    import uvicorn
+
+    from serving.api import create_app
+    from serving.load import load_bundle
+    from serving.rank import RankService
+    from tessera.online import bundle_at
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    found = bundle_at(settings, model, bundle)
+    _one_thread()
+    with contextlib.closing(settings.open_store()) as store:
+        load_bundle(store, found)
+        service = RankService(found, store)
+        err_console.print(f"bundle {found.id}, {service.items:,} items, http://{host}:{port}/docs")
+        uvicorn.run(create_app(service, store), host=host, port=port, log_level="warning")
+
+
+@app.command()
+def stream(
+    model: ModelNameOption = None,
+    bundle: BundleOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Drain the topics and stop.")] = False,
+    batch: Annotated[int, typer.Option(min=1, max=4_096, help="Messages a micro-batch takes of each topic.")] = 256,
+    wait_ms: Annotated[int, typer.Option(min=1, help="How long a micro-batch waits to fill.")] = 50,
+    json: JsonOption = False,
+) -> None:
+    """Train the champion's table from the topics `items` and `events`, and keep the store fresh."""
+    from tessera.online import bundle_at, open_stream, until_stopped
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    found = bundle_at(settings, model, bundle)
+    stop = until_stopped()
+    _one_thread()
+    with open_stream(settings, found, batch=batch, wait_s=wait_ms / 1_000) as running:
+        err_console.print(f"stream of bundle {found.id} from {settings.kafka or settings.home / 'log.db'}")
+        if once:
+            running.drain()
+        else:
+            with err_console.status("waiting for messages") as status:
+                while not stop.is_set():
+                    if running.run_once():
+                        totals = running.trainer.totals
+                        status.update(f"{totals.events:,} events, {totals.items:,} items, {totals.bad:,} dead letters")
+        totals = running.trainer.totals
+    if json:
+        _print_json(totals)
+    else:
+        out_console.print(
+            f"{totals.messages:,} messages: {totals.events:,} events, {totals.items:,} items, "
+            f"{totals.neutral:,} neutral, {totals.bad:,} dead letters; {totals.batches:,} batches"
+        )
+
+
+@app.command()
+def send(
+    topic: Annotated[str, typer.Argument(help="items or events.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines; one message each.")],
+) -> None:
+    """Append a file of JSON lines to a topic of the log."""
+    from streaming.trainer import topics
+    from tessera.settings import Settings
+
+    if topic not in ("items", "events"):
+        raise TesseraError(f"topic {topic!r}: expected items or events")
+    if not file.is_file():
+        raise TesseraError(f"{file}: no such file; give JSON lines, one message each")
+    lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+    with contextlib.closing(Settings.from_environment().open_log()) as log:
+        log.create_topics(topics())
+        log.append(topic, [(None, line) for line in lines])
+    out_console.print(f"{len(lines):,} messages appended to {topic}")
+
+
+letters = typer.Typer(no_args_is_help=True, help="Messages that were set aside.")
+app.add_typer(letters, name="deadletters")
+
+
+@letters.command("list")
+def deadletters_list(json: JsonOption = False) -> None:
+    """List dead letters: where each message stood, and why it was set aside."""
+    from streaming.trainer import read_dead_letters, topics
+    from tessera.settings import Settings
+
+    with contextlib.closing(Settings.from_environment().open_log()) as log:
+        log.create_topics(topics())
+        found = read_dead_letters(log)
+    if json:
+        _print_json(found)
+        return
+    table = Table("topic", "partition", "offset", "reason", title=f"{len(found):,} dead letters", title_justify="left")
+    for letter in found:
+        table.add_row(letter.topic, str(letter.partition), str(letter.offset), letter.reason)
+    out_console.print(table)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="main-job.")],
+    dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default the synthetic catalogue.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Ways to split; repeatable. Default: the descriptor's.")
+    ] = None,
+    out: OutOption = Path("out/bench"),
+    json: JsonOption = False,
+) -> None:
+    """Measure a benchmark with its peers side by side; exit 1 when a claim does not hold."""
+    from tessera import bench as benches
+    from tessera.synthetic import write_synthetic
+
+    if name != "main-job":
+        raise TesseraError(f"benchmark {name!r} is unknown; there is: main-job")
+    path = dataset or write_synthetic(out / "synthetic")
+    ways: list[str | None] = [*split] if split else [None]
+    found = [load_with_split(path, by) for by in ways]
+    result = benches.main_job(found, out, seeds=seeds, console=err_console)
+    if json:
+        _print_json(result.to_json())
+    else:
+        benches.render(result, out_console)
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default a synthetic catalogue.")] = None,
+    out: OutOption = Path("out/demo"),
+    small: Annotated[bool, typer.Option("--small", help="A tenth of the synthetic data.")] = False,
+) -> None:
+    """Run the whole path on this machine and write a report page."""
+    from dataclasses import replace
+
+    from tessera.demo import demo as run_demo
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    if "TESSERA_HOME" not in os.environ:
+        settings = replace(settings, home=(out / "home").absolute())
+    _one_thread()
+    report = run_demo(dataset, out, settings, small=small, console=out_console)
+    out_console.print(f"report   {report.absolute()}")
+
+
+def _one_thread() -> None:
+    """For a process that computes in small batches: threads would wait for each other longer than they compute."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -4,12 +4,14 @@ import hashlib
 import resource
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +22,7 @@ from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
 from features.table import read_events, read_items, read_users
-from models.bundle import Bundle, Parts, load_bundle, write_bundle, write_directory
+from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle, write_directory
 from models.evaluate import Popularity, by_item_novelty
 from models.feature import default_schema, hashed_id_schema
 from models.ranker import Ranker
@@ -66,13 +68,13 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made; `release` only when it was published."""
+    """What a run made; `release` only when it was published, `executed` the seconds of each stage that was done."""
 
     directory: Path
     bundle: Bundle | None
     release: Release | None
     metrics: dict[str, Any]
-    executed: tuple[str, ...]
+    executed: dict[str, float]
 
 
 def run(
@@ -123,7 +125,7 @@ class _Run:
             release = self._publish(bundle)
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         self._console.print(f"[dim]peak memory of this process and its largest child: {peak / 1e6:.2f} GB[/dim]")
-        return RunResult(self._out, bundle, release, metrics, tuple(self._stages.executed))
+        return RunResult(self._out, bundle, release, metrics, self._stages.executed)
 
     def _encode(self) -> Path | None:
         options = self._options
@@ -172,9 +174,7 @@ class _Run:
                 config = rqvae.RqVaeConfig(levels=options.levels, codes=codes, seed=options.seed)
                 write_directory(book, rqvae.fit(vectors[~held_out], config, progress=advance).save)
             shards = sorted((encoded / "vectors").glob("part-*.parquet"))
-            assign_catalogue(
-                shards, book, directory / "codes", runner=options.runner, options=options.runner_options
-            )
+            assign_catalogue(shards, book, directory / "codes", runner=options.runner, options=options.runner_options)
             health = codebook_health(
                 rqvae.load(book),
                 read_shards(directory / "codes")["codes"].to_numpy(),
@@ -202,9 +202,7 @@ class _Run:
             if items is not None:
                 tables["items"] = items if assigned is None else _with_content(items, assigned)
             advance(1, 3)
-            frame = build_frame(
-                self._dataset, tables, split=self._split, history_length=self._options.history_length
-            )
+            frame = build_frame(self._dataset, tables, split=self._split, history_length=self._options.history_length)
             advance(2, 3)
             for name in ("users", "items", "examples"):
                 write_parquet(getattr(frame, name), directory / f"{name}.parquet")
@@ -230,7 +228,9 @@ class _Run:
                     advance(done + number * total, 2 * total)
 
                 trained = train(shape, frame, config, progress=both)
-                write_directory(place, lambda to, t=trained, s=shape: _save_ranker(to, s, t.ranker, t.epochs))
+                write_directory(
+                    place, partial(_save_ranker, schema=shape, ranker=trained.ranker, epochs=trained.epochs)
+                )
 
         return self._stages.run("train", self._train_key, work)
 
@@ -248,7 +248,7 @@ class _Run:
                 fit["label"].to_numpy().astype(np.float32),
                 size=max(frame.items.height, 1),
             )
-            found = {"popularity": popularity(items)}
+            found: dict[str, NDArray[np.floating]] = {"popularity": popularity(items)}
             advance(1, 3)
             for number, name in enumerate((_HASHED_ID, _RANKER)):
                 schema, ranker = self._load_ranker(trained / name)
@@ -282,7 +282,7 @@ class _Run:
                     dataset=self._dataset,
                     schema=schema,
                     ranker=ranker,
-                    table_rate=self._options.train.table_rate,
+                    training=Training(self._options.train.table_rate, self._options.train.batch),
                     users=frame.users,
                     items=_with_popularity(frame),
                     history=_kept_history(frame, self._options.history_length),
@@ -293,7 +293,7 @@ class _Run:
                 directory / "bundle",
             )
 
-        return load_bundle(self._stages.run("publish", key_of("publish", self._evaluate_key), work) / "bundle")
+        return load_bundle(self._stages.run("publish", key_of("publish", self._evaluate_key, FORMAT), work) / "bundle")
 
     def _publish(self, bundle: Bundle) -> Release | None:
         if self._registry is None:

@@ -7,6 +7,7 @@ decides it, the keys of the stages before it included: the same key is not done 
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,15 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Advance = Callable[[int, int], None]
 _KEY = "stage.json"
@@ -32,7 +40,8 @@ class Stages:
     def __init__(self, directory: Path, console: Console) -> None:
         self._directory = directory
         self._console = console
-        self.executed: list[str] = []
+        self.executed: dict[str, float] = {}
+        """Stages done by this object, with the seconds each took."""
         directory.mkdir(parents=True, exist_ok=True)
 
     def run(self, name: str, key: str, work: Callable[[Path, Advance], None]) -> Path:
@@ -52,12 +61,13 @@ class Stages:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             (partial / _KEY).write_bytes(msgspec.json.encode({"key": key}))
+        start = time.perf_counter()
         with self._bar(name) as advance:
             work(partial, advance)
         _flush(partial)
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
-        self.executed.append(name)
+        self.executed[name] = time.perf_counter() - start
         return place
 
     @contextmanager

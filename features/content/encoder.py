@@ -93,4 +93,5 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     """Scales rows to unit length, in float64 so that the result does not depend on the batch; zero rows stay zero."""
     wide = np.asarray(vectors, dtype=np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
-    return np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
+    scaled: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)
+    return scaled

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
-from threadpoolctl import threadpool_limits
 
 from features.content.encoder import DESCRIPTION, content_id, unit
+from features.determinism import one_thread
 from features.error import DatasetError
 
 _MAX_TERMS = 50_000
@@ -81,8 +81,7 @@ def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) 
     except ValueError as error:
         raise DatasetError(f"[items] text: the {len(texts)} texts hold no usable word ({error})") from error
     width = max(1, min(dim, min(matrix.shape) - 1))
-    # One thread: the bits of a multi-threaded product may depend on the number of cores.
-    with threadpool_limits(1):
+    with one_thread():
         svd = TruncatedSVD(n_components=width, random_state=seed).fit(matrix)
     return LsaEncoder(
         list(vectorizer.get_feature_names_out()),

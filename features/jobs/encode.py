@@ -6,23 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from features.content.encoder import Encoder, load_encoder
+from features.determinism import one_thread
 from features.jobs.shard import Progress, map_shards
 
 
 @lru_cache(maxsize=1)
 def _encoder(directory: str) -> Encoder:
-    # A worker loads the encoder once, and with one thread: the bits of a matrix product may depend on their number.
-    torch.set_num_threads(1)
     return load_encoder(Path(directory))
 
 
 def encode_shard(shard: pl.DataFrame, *, encoder: str) -> pl.DataFrame:
     """Maps (item_id, text) to (item_id, vector: (D,) float32), with the encoder saved in the directory `encoder`."""
-    vectors = _encoder(encoder).encode(shard["text"].to_list())
+    with one_thread():
+        vectors = _encoder(encoder).encode(shard["text"].to_list())
     return shard.select("item_id").with_columns(vector_column(vectors))
 
 
@@ -41,16 +40,5 @@ def encode_catalogue(
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Encodes every shard; see `map_shards` for what resumes and what it costs."""
-    threads = torch.get_num_threads()
-    try:
-        map_shards(
-            partial(encode_shard, encoder=str(encoder)),
-            shards,
-            out,
-            label="encode",
-            runner=runner,
-            options=options,
-            progress=progress,
-        )
-    finally:
-        torch.set_num_threads(threads)
+    function = partial(encode_shard, encoder=str(encoder))
+    map_shards(function, shards, out, label="encode", runner=runner, options=options, progress=progress)

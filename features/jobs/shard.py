@@ -51,7 +51,7 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
     aside.rename(path)
 
 
-class _MapShard(beam.DoFn):  # type: ignore[misc]
+class _MapShard(beam.DoFn):
     """Reads one shard, applies the function, writes the output shard of the same name."""
 
     def __init__(self, function: ShardFunction, out: str) -> None:

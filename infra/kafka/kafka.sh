@@ -48,7 +48,7 @@ fetch_jars() {
   echo "kafka.sh: fetching the broker's jars (once)"
   rm -rf "$run/lib"
   mkdir -p "$run/lib"
-  mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$run/lib" -DincludeScope=runtime \
+  mvn -q -B -Dstyle.color=never -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$run/lib" -DincludeScope=runtime \
     || die "Maven could not fetch the jars named in $here/pom.xml; see the lines above."
   touch "$run/lib/.complete"
 }

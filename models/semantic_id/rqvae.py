@@ -8,6 +8,7 @@ What keeps it from collapsing onto a few codes, each a known trap:
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.determinism import one_thread
 from features.error import BundleError, DatasetError
 from models.semantic_id.quantizer import MAX_CODES
 
@@ -177,7 +178,10 @@ def load(directory: Path) -> RqVae:
 
 
 def fit(
-    vectors: NDArray[np.float32], config: RqVaeConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
+    vectors: NDArray[np.float32],
+    config: RqVaeConfig,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RqVae:
     """Trains a codebook on (N, D) float32 vectors.
 
@@ -197,7 +201,8 @@ def fit(
     model.mean.copy_(torch.from_numpy(vectors.mean(axis=0)))
     model.scale.copy_(torch.tensor(max(float((vectors - vectors.mean(axis=0)).std()), 1e-6)))
     inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
-    _train(model, inputs, progress)
+    with one_thread():
+        _train(model, inputs, progress)
     return model.eval().requires_grad_(False)
 
 
@@ -231,8 +236,7 @@ def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> No
     sample = inputs[torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE]]
     residual = model.encoder(sample)
     for level in range(model.levels):
-        with threadpool_limits(1):
-            means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
+        means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
         model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
         residual = residual - model.codebooks[level][_nearest(residual, model.codebooks[level])]
 
@@ -249,7 +253,7 @@ def _reset_dead_codes(model: RqVae, inputs: Tensor, used: Tensor, generator: tor
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

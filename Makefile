@@ -1,0 +1,42 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check bench up down lock clean
+
+RUN := .venv/bin
+KAFKA_PORT ?= 9092
+REDIS_PORT ?= 6379
+export KAFKA_PORT REDIS_PORT
+
+help: ## Show this help.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## Make .venv from the hashed lock (TORCH_BACKEND=cpu for CPU-only torch).
+
+.venv/.installed: requirements.txt pyproject.toml infra/setup.sh
+	@infra/setup.sh
+
+demo: setup ## Run the whole path on one machine and write a report (DATASET=file.toml for your own data).
+	@$(RUN)/tessera demo $(if $(DATASET),--dataset $(DATASET) --out out/demo-$(notdir $(basename $(DATASET)))) $(if $(SMALL),--small --out out/demo-small)
+
+test: setup ## Run the tests; Kafka and Redis servers join in after `make up`.
+	@infra/test.sh
+
+lint: setup ## Ruff and mypy.
+	@$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
+
+check: lint test ## All that CI checks.
+
+bench: setup ## Quality beside the baselines in three seeds (DATASET=file.toml).
+	@$(RUN)/tessera bench main-job --seeds 3 $(if $(DATASET),--dataset $(DATASET))
+
+up: setup ## Start a real Kafka broker and a Redis server on this machine, without Docker.
+	@infra/kafka/kafka.sh start && infra/redis.sh start
+
+down: ## Stop what `make up` started.
+	@infra/kafka/kafka.sh stop; infra/redis.sh stop
+
+lock: ## Compile the lock anew from pyproject.toml.
+	@uv pip compile pyproject.toml --extra dev --quiet --generate-hashes --no-emit-index-url --no-header \
+	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -o requirements.txt
+
+clean: ## Remove what was built and run; keeps .venv.
+	@rm -rf out .tessera .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

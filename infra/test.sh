@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs pytest, with the servers of `make up` where they answer. REQUIRE_SERVICES=1 turns their absence into failures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+if [ -z "${TESSERA_TEST_KAFKA:-}" ] && answers "${KAFKA_PORT:-9092}"; then
+  export TESSERA_TEST_KAFKA=127.0.0.1:${KAFKA_PORT:-9092}
+fi
+if [ -z "${TESSERA_TEST_REDIS:-}" ] && answers "${REDIS_PORT:-6379}"; then
+  export TESSERA_TEST_REDIS=redis://127.0.0.1:${REDIS_PORT:-6379}/0
+fi
+exec .venv/bin/python -m pytest "$@"

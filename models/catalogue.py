@@ -1,0 +1,125 @@
+"""A bundle's users and items in memory, by id, growing as the stream brings new ones.
+
+The stream and the server hold the same catalogue and change it by the same records, so both hand the same rows to the
+table for the same ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.error import BundleError
+from models.bundle import Bundle
+from models.lookup import Entities, Growable
+from models.record import ItemRecord, entity_frame
+from models.schema import SEMANTIC_ID
+from models.semantic_id.quantizer import prefix_tokens
+
+_NOT_FEATURES = ("vector", "codes", "popularity", "listed")
+
+
+class Catalogue:
+    """Users and items of one bundle by number, with what the ranker and retrieval read of them.
+
+    Args:
+        bundle: gives the entities as published.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._encoder_id = bundle.manifest.encoder
+        users, items = bundle.users, bundle.items
+        self._user_columns = users.drop("listed").clear()
+        self._item_columns = items.drop(name for name in _NOT_FEATURES if name in items.columns).clear()
+        self.users = Entities(bundle.schema, "user", users)
+        self.items = Entities(bundle.schema, "item", items)
+        self.user_numbers = {name: number for number, name in enumerate(users["user_id"].to_list())}
+        self.item_ids: list[str] = items["item_id"].to_list()
+        self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
+        self.popularity = items["popularity"].to_numpy().astype(np.int64)
+        self._vectors = Growable(_vectors(items))
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """(N, D) float32 content vectors by item number, zero where an item has none; D is 0 without content."""
+        return self._vectors.array
+
+    def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
+        """Users of whom nothing but the id is known."""
+        return entity_frame([{"user_id": name} for name in ids], self._user_columns)
+
+    def number_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Numbers (N,) of users; new ones are added with their id alone."""
+        new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
+        if new:
+            self.users.append(self.user_frame(new))
+            self.user_numbers.update({name: len(self.user_numbers) + place for place, name in enumerate(new)})
+        return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
+
+    def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Numbers (N,) of items; new ones are added with their id alone."""
+        new = [name for name in dict.fromkeys(ids) if name not in self.item_numbers]
+        if new:
+            self._add_items(new, [{} for _ in new], np.zeros((len(new), self.vectors.shape[1]), dtype=np.float32))
+        return np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
+
+    def add_default_item(self) -> int:
+        """Adds an item of which nothing is known, not even an id: it reads no row. Returns its number."""
+        number = len(self.item_ids)
+        self.items.append(entity_frame([{}], self._item_columns))
+        self._vectors.extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
+        self.item_ids.append("")
+        return number
+
+    def put_items(self, records: Mapping[str, ItemRecord]) -> None:
+        """Adds items, or gives known ones new features and vectors.
+
+        Raises:
+            BundleError: a vector was made by another encoder than the bundle's.
+        """
+        for name, record in records.items():
+            if record.encoder != (self._encoder_id or ""):
+                raise BundleError(
+                    f"item {name!r}: its vector is by encoder {record.encoder or 'none'}, "
+                    f"the bundle's by {self._encoder_id}; vectors of two encoders are never mixed"
+                )
+        known = [name for name in records if name in self.item_numbers]
+        new = [name for name in records if name not in self.item_numbers]
+        if known:
+            index = np.array([self.item_numbers[name] for name in known], dtype=np.int64)
+            self.items.replace(index, self._frame(known, [_features(records[name]) for name in known]))
+            self.vectors[index] = self._content([records[name] for name in known])
+        if new:
+            chosen = [records[name] for name in new]
+            self._add_items(new, [_features(record) for record in chosen], self._content(chosen))
+
+    def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+        self.items.append(self._frame(ids, features))
+        self._vectors.extend(vectors)
+        self.item_numbers.update({name: len(self.item_ids) + place for place, name in enumerate(ids)})
+        self.item_ids.extend(ids)
+
+    def _frame(self, ids: Sequence[str], features: list[dict[str, Any]]) -> pl.DataFrame:
+        rows = [row | {"item_id": name} for name, row in zip(ids, features, strict=True)]
+        return entity_frame(rows, self._item_columns)
+
+    def _content(self, records: Sequence[ItemRecord]) -> NDArray[np.float32]:
+        width = self.vectors.shape[1]
+        return np.array([record.content() for record in records], dtype=np.float32).reshape(len(records), width)
+
+
+def _features(record: ItemRecord) -> dict[str, Any]:
+    if not record.codes:
+        return record.features
+    return record.features | {SEMANTIC_ID: prefix_tokens(np.array([record.codes], dtype=np.uint16))[0]}
+
+
+def _vectors(items: pl.DataFrame) -> NDArray[np.float32]:
+    if "vector" not in items.columns:
+        return np.zeros((items.height, 0), dtype=np.float32)
+    width = items.schema["vector"].shape[0]  # type: ignore[attr-defined]
+    zero = pl.Series([[0.0] * width], dtype=pl.Array(pl.Float32, width))
+    found: NDArray[np.float32] = items["vector"].fill_null(zero).to_numpy().astype(np.float32)
+    return found.copy()

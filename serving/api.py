@@ -1,0 +1,188 @@
+"""HTTP: ranking, health and metrics. Wrong input gets an RFC 9457 problem document that names the field."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from starlette.exceptions import HTTPException
+
+from features.error import EventError, StoreError
+from serving.rank import MAX_CANDIDATES, RankService
+from serving.store import OnlineStore
+
+_PROBLEM = "application/problem+json"
+_LATENCY_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0)
+_log = logging.getLogger(__name__)
+
+
+def _id(value: Any) -> Any:
+    """An id as JSON gives it: text, or a whole number that is the same id."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Id = Annotated[StrictStr, BeforeValidator(_id), Field(min_length=1, max_length=1_024)]
+Value = StrictStr | StrictInt | StrictFloat | StrictBool | list[StrictStr] | None
+
+
+class RankRequest(BaseModel):
+    """Rank candidates for a user; without candidates they are retrieved by vector first."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"user": "42", "candidates": ["1", "2", "3"], "k": 2}]}
+    )
+
+    user: Id = Field(description="The user's id; an unknown user is served by defaults.")
+    candidates: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        default=None, description="Item ids; an unknown item is scored without item features."
+    )
+    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="How many items to return at most.")
+    context: dict[str, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
+
+
+class RankedItem(BaseModel):
+    """One item of an answer."""
+
+    item: str
+    score: float = Field(description="Probability of a positive event.")
+
+
+class RankResponse(BaseModel):
+    """Items, best first, and the bundle that ranked them."""
+
+    bundle: str
+    items: list[RankedItem]
+    known_user: bool
+    unknown_items: list[str]
+    retrieved: bool
+
+
+class Metrics:
+    """What `/metrics` shows; a registry of its own, so that two apps in one process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "tessera_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "tessera_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY_S, registry=self.registry
+        )
+        self.unknown_users = Counter("tessera_unknown_users", "Users served by defaults.", registry=self.registry)
+        self.unknown_items = Counter("tessera_unknown_items", "Candidates nobody knows.", registry=self.registry)
+        self.items = Gauge("tessera_items", "Items that can be ranked.", registry=self.registry)
+        self.bundle = Gauge("tessera_bundle_info", "The bundle that answers.", ["bundle"], registry=self.registry)
+
+
+def create_app(service: RankService, store: OnlineStore, *, refresh_s: float = 0.25) -> FastAPI:
+    """Builds the application around one service.
+
+    Args:
+        refresh_s: how often new items are taken in from the store.
+    """
+    metrics = Metrics()
+    metrics.bundle.labels(service.bundle.id).set(1)
+    metrics.items.set(service.items)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        follower = threading.Thread(target=_follow, args=(service, metrics, refresh_s, stop), daemon=True)
+        follower.start()
+        yield
+        stop.set()
+        follower.join()
+
+    app = FastAPI(title="Tessera", version="1", lifespan=lifespan)
+    _add_problem_handlers(app)
+
+    @app.middleware("http")
+    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        start = time.perf_counter()
+        response = await call_next(request)
+        route = getattr(request.scope.get("route"), "path", "other")
+        metrics.requests.labels(route, response.status_code).inc()
+        metrics.latency.labels(route).observe(time.perf_counter() - start)
+        return response
+
+    @app.post("/v1/rank", response_model=RankResponse)
+    def rank(body: RankRequest) -> Any:
+        try:
+            found = service.rank(body.user, body.candidates, body.k, body.context)
+        except EventError as error:
+            return problem(422, "Wrong input", str(error), field="context")
+        metrics.unknown_users.inc(0 if found.known_user else 1)
+        metrics.unknown_items.inc(len(found.unknown_items))
+        items = [RankedItem(item=item, score=score) for item, score in found.items]
+        return RankResponse(
+            bundle=found.bundle,
+            items=items,
+            known_user=found.known_user,
+            unknown_items=found.unknown_items,
+            retrieved=found.retrieved,
+        )
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, str]:
+        store.ping()
+        return {"status": "ready", "bundle": service.bundle.id}
+
+    @app.get("/v1/version")
+    def version() -> dict[str, str]:
+        return {"bundle": service.bundle.id, "model": service.bundle.dataset.name}
+
+    @app.get("/metrics")
+    def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def problem(status: int, title: str, detail: str, *, field: str | None = None) -> JSONResponse:
+    """An RFC 9457 problem document; `field` names what is at fault."""
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    if field is not None:
+        body["field"] = field
+    return JSONResponse(body, status_code=status, media_type=_PROBLEM)
+
+
+def _add_problem_handlers(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return problem(422, "Wrong input", f"{field}: {first['msg']}", field=field)
+
+    @app.exception_handler(HTTPException)
+    def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "Refused", str(error.detail))
+
+    @app.exception_handler(StoreError)
+    def unavailable(_: Request, error: StoreError) -> JSONResponse:
+        return problem(503, "Online store unavailable", str(error))
+
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> JSONResponse:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(500, "Internal error", "the request failed; the server's log has the cause")
+
+
+def _follow(service: RankService, metrics: Metrics, every_s: float, stop: threading.Event) -> None:
+    while not stop.wait(every_s):
+        try:
+            service.refresh()
+            metrics.items.set(service.items)
+        except StoreError as error:
+            # Readiness reports it; the next round tries again.
+            _log.warning("new items could not be taken in: %s", error)

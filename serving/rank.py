@@ -1,0 +1,227 @@
+"""Ranking: one user, many candidates, one gather from the online store, one pass through the network.
+
+A `RankService` is bound to one bundle from its first lookup to its last: rows, histories and items are read under the
+bundle's id, and the answer names it.
+
+Shape letters: n candidates, K lookups, D dim.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from features.column import canonical
+from features.error import EventError, StoreError
+from features.history import Jagged
+from models import record
+from models.bundle import Bundle
+from models.catalogue import Catalogue
+from models.lookup import Assembler, Batch, Entities, Examples
+from models.schema import Feature
+from models.table.reference import pool
+from serving.load import require_loaded
+from serving.retrieve import Retriever
+from serving.store import OnlineStore
+
+MAX_CANDIDATES = 2_000
+_RETRIEVED = 200
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """An answer.
+
+    Attributes:
+        bundle: id of the bundle that answered.
+        items: (item id, probability), best first.
+        known_user: False when neither the bundle nor the stream knows the user.
+        unknown_items: candidates nobody knows; they were scored without item features.
+        retrieved: whether the candidates were found by vector.
+    """
+
+    bundle: str
+    items: list[tuple[str, float]]
+    known_user: bool
+    unknown_items: list[str]
+    retrieved: bool
+
+
+class RankService:
+    """Serves one bundle.
+
+    Args:
+        bundle: with its network and catalogue.
+        store: loaded with the bundle.
+    """
+
+    def __init__(self, bundle: Bundle, store: OnlineStore) -> None:
+        require_loaded(store, bundle)
+        self.bundle = bundle
+        self._store = store
+        self._schema = bundle.schema
+        self._network = bundle.network()
+        self._catalogue = Catalogue(bundle)
+        self._default_item = self._catalogue.add_default_item()
+        self._retriever = Retriever(self._catalogue)
+        self._seen_items = 0
+        self._lock = threading.RLock()
+        self._item_features = tuple(self._schema.of("item"))
+        self._shared_features = tuple(feature for feature in self._schema.features if feature.of != "item")
+        self._places = _places(self._schema.features, self._shared_features, self._item_features, self._schema.dim)
+        self.refresh()
+
+    @property
+    def ranks_items(self) -> bool:
+        """Whether the bundle knows items at all; one trained on events alone does not."""
+        return bool(self._catalogue.item_numbers)
+
+    @property
+    def items(self) -> int:
+        """How many items can be ranked."""
+        return len(self._catalogue.item_numbers)
+
+    def refresh(self) -> int:
+        """Takes in the items the stream has added since the last call; returns how many."""
+        with self._lock:
+            new = self._store.record_ids(self.bundle.id, record.ITEM, self._seen_items)
+            if new:
+                self._take_in(new)
+                self._seen_items += len(new)
+            return len(new)
+
+    def rank(
+        self, user: str, candidates: Sequence[str] | None, k: int, context: Mapping[str, Any] | None = None
+    ) -> Ranking:
+        """Scores candidates for a user, or what retrieval finds where none are given.
+
+        Args:
+            candidates: item ids; of one that comes twice the first counts.
+            k: how many to return at most.
+            context: values of the events' own columns, null where absent.
+
+        Raises:
+            StoreError: the bundle ranks no items, or the store does not answer.
+            EventError: `context` names a column the dataset has not, or its value is of a wrong type.
+        """
+        if not self.ranks_items:
+            raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
+        stored = self._store.read_records(self.bundle.id, record.HISTORY, [user])[0]
+        visited = record.decode_history(stored).items if stored else []
+        if candidates is not None:
+            self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
+        with self._lock:
+            numbers = self._catalogue.item_numbers
+            liked = [numbers[name] for name in visited if name in numbers][-self._schema.history_length :]
+            history = np.array(liked, dtype=np.int64)
+            if candidates is None:
+                items = self._retriever.nearest(history, max(_RETRIEVED, k))
+                names = [self._catalogue.item_ids[number] for number in items.tolist()]
+            else:
+                names = list(dict.fromkeys(candidates))
+                items = np.array([numbers.get(name, self._default_item) for name in names], dtype=np.int64)
+            known_user = stored is not None or user in self._catalogue.user_numbers
+            scores = self._score(user, items, history, context or {})
+        order = np.argsort(-scores, kind="stable")[:k]
+        return Ranking(
+            bundle=self.bundle.id,
+            items=[(names[place], float(scores[place])) for place in order],
+            known_user=known_user,
+            unknown_items=[name for name in names if name not in numbers],
+            retrieved=candidates is None,
+        )
+
+    def similar(self, item: str, count: int) -> list[tuple[str, float]]:
+        """The items whose content is nearest to an item's, with their cosine similarity."""
+        with self._lock:
+            found = self._retriever.similar(self._catalogue.item_numbers[item], count)
+        return [(self._catalogue.item_ids[number], score) for number, score in found]
+
+    def _score(
+        self, user: str, items: NDArray[np.int64], history: NDArray[np.int64], context: Mapping[str, Any]
+    ) -> NDArray[np.float32]:
+        if not len(items):
+            return np.zeros(0, dtype=np.float32)
+        catalogue = self._catalogue
+        users, number = catalogue.users, catalogue.user_numbers.get(user)
+        if number is None:
+            users, number = Entities(self._schema, "user", catalogue.user_frame([user])), 0
+        events = Entities(self._schema, "event", self._context_frame(context))
+        assembler = Assembler(self._schema, users, catalogue.items, events)
+        every = _examples(number, items, history)
+        # A user's own lookups are the same for every candidate: gathered and pooled once.
+        shared = assembler.batch(_examples(number, items[:1], history), self._shared_features)
+        own = assembler.batch(every, self._item_features)
+        rows, place = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
+        vectors = torch.from_numpy(self._store.read_rows(self.bundle.id, rows))
+        local = torch.from_numpy(place)
+        parts = torch.cat(
+            [
+                pool(vectors, _relocated(shared, local[: len(shared.values)])).expand(len(items), -1),
+                pool(vectors, _relocated(own, local[len(shared.values) :])),
+            ],
+            dim=1,
+        )
+        with torch.no_grad():
+            logits = self._network(parts[:, self._places], own.numeric)
+        found: NDArray[np.float32] = torch.sigmoid(logits).numpy()
+        return found
+
+    def _context_frame(self, context: Mapping[str, Any]) -> pl.DataFrame:
+        events = self.bundle.dataset.events
+        unknown = [name for name in context if name not in (*events.categorical, *events.numeric)]
+        if unknown:
+            valid = ", ".join((*events.categorical, *events.numeric)) or "none"
+            raise EventError(f"context: unknown column {unknown[0]!r}; the dataset's event columns are: {valid}")
+        columns: list[pl.Series] = []
+        for name in events.categorical:
+            try:
+                values = canonical(pl.Series(name, [context.get(name)]))
+            except TypeError as error:
+                raise EventError(f"context: column {name!r} {error}") from error
+            columns.append(values.cast(pl.String) if values.dtype == pl.Null else values)
+        for name in events.numeric:
+            value = context.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise EventError(f"context: column {name!r} is numeric, got {value!r}")
+            columns.append(pl.Series(name, [value], dtype=pl.Float64))
+        return pl.DataFrame(columns) if columns else pl.DataFrame({"nothing": [0]})
+
+    def _learn(self, unknown: Sequence[str]) -> None:
+        """Looks unknown candidates up in the store: the stream may have added them since the last refresh."""
+        if unknown:
+            with self._lock:
+                self._take_in(unknown)
+
+    def _take_in(self, ids: Sequence[str]) -> None:
+        payloads = self._store.read_records(self.bundle.id, record.ITEM, ids)
+        found = {name: record.decode_item(data) for name, data in zip(ids, payloads, strict=True) if data is not None}
+        if found:
+            self._catalogue.put_items(found)
+            self._retriever.refresh()
+
+
+def _examples(user: int, items: NDArray[np.int64], history: NDArray[np.int64]) -> Examples:
+    same = np.zeros(len(items), dtype=np.int64)
+    one = Jagged(history, np.array([0, len(history)], dtype=np.int64))
+    return Examples(same + user, items, one.take(same), np.zeros(0, dtype=np.float32), same)
+
+
+def _relocated(batch: Batch, values: torch.Tensor) -> Batch:
+    return Batch(values, batch.lengths, batch.scale, batch.numeric, batch.labels)
+
+
+def _places(schema: Sequence[Feature], shared: Sequence[Feature], own: Sequence[Feature], dim: int) -> torch.Tensor:
+    """For each column of the network's pooled input, where it stands in [shared, own]."""
+    starts: dict[str, int] = {}
+    position = 0
+    for feature in (*shared, *own):
+        starts[feature.name] = position
+        position += feature.chunks * dim
+    ranges = [torch.arange(starts[feature.name], starts[feature.name] + feature.chunks * dim) for feature in schema]
+    return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,1 @@
+"""Files that come with the package and are read by name."""

@@ -1,0 +1,99 @@
+"""Wiring of the online parts: a stream's trainer and writer, and a server, each over the settings' log and store."""
+
+import contextlib
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from models.bundle import Bundle
+from models.registry import CHAMPION
+from serving.load import load_bundle
+from serving.store import OnlineStore
+from streaming.log import EventLog
+from streaming.trainer import Trainer
+from streaming.writer import StoreWriter
+from tessera.settings import Settings
+
+_DRAIN_WAIT_S = 0.5
+
+
+def champion(settings: Settings, model: str | None) -> Bundle:
+    """The bundle that serves."""
+    registry = settings.open_registry()
+    return registry.open(registry.resolve(model, CHAMPION), settings.home / "bundles")
+
+
+class Stream:
+    """Trainer and store writer in one loop: what a micro-batch changed is in the store before the next one starts.
+
+    Args:
+        bundle: whose table is trained.
+        log, store: open; they stay open.
+        store_name: tells stores apart, since each is followed from its own position.
+        batch: messages a micro-batch takes at most from each topic.
+        wait_s: how long a micro-batch waits to fill.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        log: EventLog,
+        store: OnlineStore,
+        *,
+        store_name: str,
+        batch: int = 256,
+        wait_s: float = 0.05,
+    ) -> None:
+        loaded_now = load_bundle(store, bundle)
+        self.trainer = Trainer(log, bundle, batch=batch, wait_s=wait_s)
+        self.writer = StoreWriter(log, bundle.id, store, name=store_name, from_start=loaded_now)
+
+    def run_once(self, *, wait_s: float | None = None) -> int:
+        """One micro-batch through trainer and writer; returns how many messages it took."""
+        taken = self.trainer.run_once(wait_s=wait_s)
+        while self.writer.run_once():
+            pass
+        return taken
+
+    def drain(self) -> None:
+        """Goes on until both topics are read to their ends and the store has all of it."""
+        while not self.trainer.drained():
+            self.run_once(wait_s=_DRAIN_WAIT_S)
+        while self.writer.run_once(wait_s=_DRAIN_WAIT_S):
+            pass
+
+    def close(self) -> None:
+        """Lets go of the log; what was committed stays."""
+        self.trainer.close()
+        self.writer.close()
+
+
+@contextlib.contextmanager
+def open_stream(settings: Settings, bundle: Bundle, *, batch: int = 256, wait_s: float = 0.05) -> Iterator[Stream]:
+    """A stream over the settings' log and store, closed in order."""
+    with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
+        name = store_name(settings)
+        with contextlib.closing(Stream(bundle, log, store, store_name=name, batch=batch, wait_s=wait_s)) as stream:
+            yield stream
+
+
+def store_name(settings: Settings) -> str:
+    """A short name for the store that the settings point at."""
+    return hashlib.sha256((settings.redis or str(settings.home)).encode()).hexdigest()[:8]
+
+
+def until_stopped() -> threading.Event:
+    """An event that SIGINT and SIGTERM set, so that a loop ends after the batch in hand."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def bundle_at(settings: Settings, model: str | None, directory: Path | None) -> Bundle:
+    """A bundle from a directory where one is named, else the champion."""
+    from models import bundle as bundles
+
+    return bundles.load_bundle(directory) if directory else champion(settings, model)

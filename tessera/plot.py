@@ -1,0 +1,161 @@
+"""The report's plots as inline SVG: no script, no image file; colours come from the page's style, light or dark.
+
+Drawings are 400 units wide, so that their lettering is still legible at the width of a phone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+import numpy as np
+
+_WIDTH = 400
+_LEFT, _RIGHT = 96, 62  # room for row labels, room for values
+_ROW, _HEAD, _AXIS = 20, 24, 26
+_BINS = 32
+_TAIL = 1.15  # a histogram ends at this multiple of its last mark
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mark of a row plot; `strong` is what the reader should look at, `shown` is the value as text."""
+
+    label: str
+    value: float | None
+    shown: str
+    strong: bool = False
+
+
+Group = tuple[str, Sequence[Row]]
+
+
+def rows(
+    groups: Sequence[Group],
+    *,
+    describe: str,
+    low: float,
+    high: float,
+    form: Literal["dot", "bar"] = "bar",
+    ticks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """Horizontal dots or bars in groups; a value of None leaves its row empty.
+
+    Args:
+        groups: heading ("" for none) and rows.
+        describe: what a screen reader says.
+        low, high: ends of the axis; values beyond are drawn at the end.
+        ticks: where to draw a grid line, and its label under the plot.
+    """
+    span = max(high - low, 1e-12)
+
+    def x(value: float) -> float:
+        return _LEFT + (min(max(value, low), high) - low) / span * (_WIDTH - _LEFT - _RIGHT)
+
+    parts: list[str] = []
+    y = 4.0
+    for heading, members in groups:
+        if heading:
+            parts.append(_text(0, y + 13, heading, "head"))
+            y += _HEAD
+        for row in members:
+            parts += _row(row, y + _ROW / 2, x(low), None if row.value is None else x(row.value), form)
+            y += _ROW
+        y += 6
+    grid = [_line(x(at), 4, x(at), y, "grid") + _text(x(at), y + 14, label, "tick mid") for at, label in ticks]
+    return _svg(y + (_AXIS if ticks else 0), describe, [*grid, *parts])
+
+
+def _row(row: Row, y: float, start: float, end: float | None, form: str) -> list[str]:
+    kind = "strong" if row.strong else "weak"
+    parts = [_text(_LEFT - 8, y + 4, row.label, f"label end {kind}")]
+    if end is not None and form == "dot":
+        parts += [
+            _line(start, y, end, y, f"stem {kind}"),
+            f'<circle class="{kind}" cx="{end:.1f}" cy="{y:.1f}" r="5"/>',
+        ]
+    elif end is not None:
+        parts.append(_rect(start, y - 6, max(end - start, 1), 12, kind))
+    parts.append(_text((start if end is None else end) + 9, y + 4, row.shown, f"value {kind}"))
+    return parts
+
+
+def histogram(values: Sequence[float], *, describe: str, marks: Sequence[tuple[str, float]], unit: str) -> str:
+    """How often each size of value occurs, from 0; what lies beyond the marks is counted in the last bin.
+
+    Args:
+        values: at least one, none negative.
+        marks: labelled vertical lines, ascending, such as percentiles.
+        unit: of the values, beside the last tick.
+    """
+    top, base = 40.0, 150.0
+    end = max(min(max(values), marks[-1][1] * _TAIL), 1e-9)
+    counts, edges = np.histogram(np.minimum(values, end), bins=_BINS, range=(0, end))
+    step = _WIDTH / _BINS
+    scale = (base - top) / max(int(counts.max()), 1)
+    # A bin that holds anything shows, however tall the others are.
+    tall = [max(float(count) * scale, 1.5) if count else 0.0 for count in counts]
+    parts = [_rect(i * step + 0.5, base - height, step - 1, height, "weak") for i, height in enumerate(tall) if height]
+    parts.append(_line(0, base, _WIDTH, base, "axis"))
+    for at in nice_ticks(float(edges[-1])):
+        where = at / end * _WIDTH
+        side = "start" if where < 12 else "end" if where > _WIDTH - 24 else "mid"
+        parts.append(_text(where, base + 15, f"{at:g} {unit}" if at else "0", f"tick {side}"))
+    for number, (label, value) in enumerate(marks):
+        where = min(value / end, 1) * _WIDTH
+        # Each label on a line of its own, so that close percentiles do not write over each other.
+        height = 12 + 15 * (number % 2)
+        parts.append(_line(where, height + 4, where, base, "mark"))
+        parts.append(_text(where + (-5 if where > _WIDTH / 2 else 5), height + 5, label, _side(where)))
+    return _svg(base + _AXIS, describe, parts)
+
+
+def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> str:
+    """A value per epoch, numbered from 1; the lowest is marked, and it, the first and the last are labelled."""
+    top, base, left, right = 30.0, 130.0, 30.0, _WIDTH - 30.0
+    low, high = min(values), max(values)
+    best = list(values).index(low)
+    step = (right - left) / max(len(values) - 1, 1)
+    points = [
+        (left + step * number, base - 12 - (value - low) / max(high - low, 1e-12) * (base - 12 - top))
+        for number, value in enumerate(values)
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    parts = [_line(0, base, _WIDTH, base, "axis"), f'<polyline class="path" points="{path}"/>']
+    for number, (x, y) in enumerate(points):
+        kind = "strong" if number == best else "weak"
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{5 if number == best else 3.5}"/>')
+        if number in (0, best, len(points) - 1):
+            side = "start" if number == 0 < len(points) - 1 else "end" if number == len(points) - 1 > 0 else "mid"
+            parts.append(_text(x, y - 10, shown[number], f"value {side} {kind}"))
+        parts.append(_text(x, base + 15, str(number + 1), "tick mid"))
+    return _svg(base + _AXIS, describe, parts)
+
+
+def nice_ticks(end: float, about: int = 4) -> list[float]:
+    """Round numbers from 0 up to `end`, some `about` of them."""
+    rough = end / about
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda size: abs(size - rough))
+    return [float(round(number * step, 12)) for number in range(int(end / step + 1e-9) + 1)]
+
+
+def _side(x: float) -> str:
+    return "value end" if x > _WIDTH / 2 else "value start"
+
+
+def _svg(height: float, describe: str, parts: Sequence[str]) -> str:
+    label = escape(describe)
+    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _text(x: float, y: float, text: str, classes: str) -> str:
+    return f'<text class="{classes}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, classes: str) -> str:
+    return f'<line class="{classes}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _rect(x: float, y: float, width: float, height: float, classes: str) -> str:
+    return f'<rect class="{classes}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2"/>'

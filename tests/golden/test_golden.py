@@ -1,0 +1,82 @@
+"""Frozen bytes: what was written once under a version is read forever, and what is written now is the same.
+
+The files beside this one are never made anew. A change that alters them is another version of its format, which gets
+files of its own beside these; the old ones stay readable.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.hashing import VERSION, HashSpec, fingerprint
+from models import delta, record
+from models.semantic_id.quantizer import prefix_tokens
+
+HERE = Path(__file__).parent
+HASHING = json.loads((HERE / "hashing.json").read_text(encoding="utf-8"))
+TOKENS = json.loads((HERE / "prefix_tokens.json").read_text(encoding="utf-8"))
+
+ITEM = record.ItemRecord(
+    encoder="lsa-0123456789ab",
+    vector=np.array([0.5, -0.25, 1e-7], dtype="<f4").tobytes(),
+    codes=[5, 17, 3],
+    features={"genre": ["Drama", "Комедия"], "year": 1999.0, "colour": None, "title": "日本 🎬"},
+)
+VISITS = record.HistoryRecord(items=["i1", "Ж-2", ""], times=[0, 1_700_000_000_000_000, -5])
+DELTA = delta.Delta(
+    version=1,
+    bundle="b-0123456789abcdef",
+    seq=300,
+    dim=4,
+    rows=np.array([0, 7, 2**32 - 2], dtype="<u4").tobytes(),
+    weights=(np.arange(12, dtype="<f4") / 8 - 0.5).tobytes(),
+    accumulators=np.array([0, 1e-8, 2.5], dtype="<f4").tobytes(),
+    records=[
+        delta.Record("item", "Ж-2", record.encode(ITEM)),
+        delta.Record("history", "u1", record.encode(VISITS)),
+    ],
+    times_ms=[1_700_000_000_000, 1_700_000_000_001],
+)
+
+
+def frozen(name: str) -> bytes:
+    return (HERE / name).read_bytes()
+
+
+def test_the_fingerprints_of_version_1_stand() -> None:
+    assert HASHING["version"] == VERSION
+    assert [f"{value:016x}" for value in fingerprint(HASHING["values"]).tolist()] == HASHING["fingerprints"]
+
+
+@pytest.mark.parametrize("case", HASHING["lookups"], ids=lambda case: f"{case['salt']}-{case['rows']}")
+def test_the_rows_of_hash_contract_1_stand(case: dict[str, Any]) -> None:
+    found = HashSpec(case["rows"], version=1).lookup(case["salt"], case["chunks"], fingerprint(HASHING["values"]))
+    assert found.tolist() == case["expected"]
+
+
+def test_the_tokens_of_semantic_ids_stand() -> None:
+    assert prefix_tokens(np.array(TOKENS["codes"], dtype=np.uint16)) == TOKENS["tokens"]
+
+
+def test_a_delta_of_version_1_is_read_and_written_the_same() -> None:
+    assert delta.VERSION == 1
+    found = delta.decode(frozen("delta-v1.bin"))
+    assert found == DELTA
+    assert delta.encode(DELTA) == frozen("delta-v1.bin")
+    assert found.row_numbers.tolist() == [0, 7, 2**32 - 2]
+    assert found.vectors.tolist() == (np.arange(12).reshape(3, 4) / 8 - 0.5).tolist()
+    assert found.states.tolist() == np.array([0, 1e-8, 2.5], dtype=np.float32).tolist()
+
+
+def test_an_item_of_version_1_is_read_and_written_the_same() -> None:
+    assert record.decode_item(frozen("item-v1.bin")) == ITEM
+    assert record.encode(ITEM) == frozen("item-v1.bin")
+    assert ITEM.content().tolist() == np.array([0.5, -0.25, 1e-7], dtype=np.float32).tolist()
+
+
+def test_a_history_of_version_1_is_read_and_written_the_same() -> None:
+    assert record.decode_history(frozen("history-v1.bin")) == VISITS
+    assert record.encode(VISITS) == frozen("history-v1.bin")

@@ -1,0 +1,142 @@
+"""The Beam job gives the same bytes whatever runs it, and does no shard twice."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from features.content import lsa
+from features.content.encoder import load_encoder
+from features.error import TesseraError
+from features.jobs.encode import encode_catalogue
+from features.jobs.shard import map_shards, read_shards, write_shards
+from models.bundle import write_directory
+from models.semantic_id import rqvae
+from models.semantic_id.assign import assign_catalogue
+from tests.build import SMALL_CODEBOOK
+
+WORDS = ("space", "ocean", "robot", "love", "murder", "kitchen", "war", "music")
+TEXTS = [" ".join(WORDS[number * step % 8] for step in (1, 3, 5)) + f" tale{number % 11}" for number in range(90)]
+ITEMS = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(TEXTS))], "text": TEXTS}).with_columns(
+    text=pl.when(pl.col("item_id") == "i7").then(pl.lit("")).otherwise("text")
+)
+ROWS = 20
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_shards(ITEMS, tmp_path_factory.mktemp("texts"), rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "encoder"
+    write_directory(directory, lsa.fit(TEXTS, dim=6, seed=0).save)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def one_worker(shards: list[Path], encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one")
+    encode_catalogue(shards, encoder, out)
+    return out
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_shards_hold_the_vectors_of_their_items_in_order(one_worker: Path, encoder: Path, shards: list[Path]) -> None:
+    found = read_shards(one_worker)
+    assert found["item_id"].to_list() == ITEMS["item_id"].to_list()
+    expected = load_encoder(encoder).encode(ITEMS["text"].to_list())
+    assert found["vector"].to_numpy().tobytes() == expected.tobytes()
+    assert list(contents(one_worker)) == [path.name for path in shards]
+    assert not found["vector"][7].to_numpy().any()
+
+
+@pytest.mark.parametrize(
+    ("runner", "options"),
+    [
+        ("DirectRunner", ("--direct_num_workers=2", "--direct_running_mode=multi_threading")),
+        ("DirectRunner", ("--direct_num_workers=2", "--direct_running_mode=multi_processing")),
+        ("DaskRunner", ()),
+    ],
+    ids=["threads", "processes", "dask"],
+)
+def test_every_shard_has_the_same_bytes_whatever_runs_the_job(
+    shards: list[Path], encoder: Path, one_worker: Path, tmp_path: Path, runner: str, options: tuple[str, ...]
+) -> None:
+    encode_catalogue(shards, encoder, tmp_path, runner=runner, options=options)
+    assert contents(tmp_path) == contents(one_worker)
+
+
+def test_a_finished_shard_is_not_done_again(
+    shards: list[Path], encoder: Path, one_worker: Path, tmp_path: Path
+) -> None:
+    done = tmp_path / shards[1].name
+    done.write_bytes((one_worker / done.name).read_bytes())
+    before = (done.stat().st_ino, done.stat().st_mtime_ns)
+    seen: list[tuple[int, int]] = []
+    encode_catalogue(shards, encoder, tmp_path, progress=lambda *at: seen.append(at))
+    assert (done.stat().st_ino, done.stat().st_mtime_ns) == before
+    assert contents(tmp_path) == contents(one_worker)
+    assert seen[-1] == (len(shards), len(shards))
+
+
+def test_another_encoder_at_the_same_place_is_the_one_that_is_used(
+    shards: list[Path], encoder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "encoder"
+    for number, dim in enumerate((5, 4)):
+        if place.exists():
+            place.rename(tmp_path / "before")
+        write_directory(place, lsa.fit(TEXTS, dim=dim, seed=0).save)
+        encode_catalogue(shards[:1], place, tmp_path / f"out{number}")
+        assert read_shards(tmp_path / f"out{number}")["vector"].dtype == pl.Array(pl.Float32, dim)
+
+
+def test_codes_are_assigned_shard_by_shard_as_all_at_once(one_worker: Path, tmp_path: Path) -> None:
+    vectors = read_shards(one_worker)["vector"].to_numpy()
+    codebook = rqvae.fit(vectors, SMALL_CODEBOOK)
+    write_directory(tmp_path / "codebook", codebook.save)
+    assign_catalogue(sorted(one_worker.iterdir()), tmp_path / "codebook", tmp_path / "codes")
+    found = read_shards(tmp_path / "codes")
+    np.testing.assert_array_equal(found["codes"].to_numpy(), codebook.encode(vectors))
+    assert found.columns == ["item_id", "vector", "codes"]
+
+
+def _fail(shard: pl.DataFrame) -> pl.DataFrame:
+    if "i25" in shard["item_id"]:
+        raise ValueError("this shard cannot be done")
+    return shard
+
+
+def test_a_shard_that_fails_fails_the_job_and_leaves_no_half_of_itself(shards: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="this shard cannot be done"):
+        map_shards(_fail, shards, tmp_path, label="fail")
+    assert shards[1].name not in contents(tmp_path)
+    assert all(name.startswith("part-") for name in contents(tmp_path))
+
+
+def test_an_unknown_runner_is_refused_by_name_before_anything_is_made(
+    shards: list[Path], encoder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TesseraError, match=r"'SlowRunner' is unknown; choose one of: DirectRunner, .*DaskRunner"):
+        encode_catalogue(shards, encoder, tmp_path / "out", runner="SlowRunner")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_catalogue_is_cut_into_shards_in_its_order(tmp_path: Path) -> None:
+    paths = write_shards(ITEMS, tmp_path, rows=ROWS)
+    assert [pl.read_parquet(path).height for path in paths] == [20, 20, 20, 20, 10]
+    assert read_shards(tmp_path).equals(ITEMS)
+
+
+def test_an_empty_catalogue_is_one_empty_shard(encoder: Path, tmp_path: Path) -> None:
+    paths = write_shards(ITEMS.head(0), tmp_path / "texts", rows=ROWS)
+    encode_catalogue(paths, encoder, tmp_path / "out")
+    found = read_shards(tmp_path / "out")
+    assert found.height == 0
+    assert found["vector"].dtype == pl.Array(pl.Float32, load_encoder(encoder).dim)
