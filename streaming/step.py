@@ -25,6 +25,7 @@ from models.catalogue import Catalogue
 from models.delta import SNAPSHOT_SEQ, Delta, Record, changed_rows
 from models.lookup import Assembler, Batch, Entities, Examples
 from streaming.log import Message
+from streaming.topic import Topics
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Step:
 
     Args:
         bundle: where the state starts: its table, entities and histories.
+        topics: tell items from events.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, topics: Topics) -> None:
         self.bundle = bundle
         self.seq = SNAPSHOT_SEQ
         self.ranker = bundle.ranker()
@@ -76,9 +78,10 @@ class Step:
             self.history.append(int(user), int(item), time)
         self._dataset = bundle.dataset
         self._arrivals = 0
-        self._decoders: dict[str, Decoder] = {"events": event_decoder(self._dataset.events)}
+        self._topics = topics
+        self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events)}
         if self._dataset.items is not None:
-            self._decoders["items"] = item_decoder(self._dataset.items)
+            self._decoders[topics.items] = item_decoder(self._dataset.items)
 
     def apply(self, messages: Sequence[Message], *, train: bool = True) -> Outcome:
         """Advances the state by a batch: first its items, then its events, each in order.
@@ -89,16 +92,17 @@ class Step:
                 come from the deltas.
         """
         outcome = Outcome()
-        rows: dict[str, list[dict[str, object]]] = {"items": [], "events": []}
-        sources: dict[str, list[Message]] = {"items": [], "events": []}
+        items, events = self._topics.items, self._topics.events
+        rows: dict[str, list[dict[str, object]]] = {items: [], events: []}
+        sources: dict[str, list[Message]] = {items: [], events: []}
         for message in messages:
             try:
                 rows[message.topic].append(self._decoder(message.topic)(message.value))
                 sources[message.topic].append(message)
             except EventError as error:
                 outcome.bad.append(Bad(message, str(error)))
-        records = self._items(rows["items"], sources["items"], outcome)
-        touched, histories = self._events(rows["events"], sources["events"], outcome, train=train)
+        records = self._items(rows[items], sources[items], outcome)
+        touched, histories = self._events(rows[events], sources[events], outcome, train=train)
         if train and (len(touched) or records or histories):
             table = self.ranker.table
             # Only a batch that changed something has a number, so that the deltas alone tell where to go on.

@@ -8,41 +8,19 @@ positions, sent through the same step without training.
 One trainer owns a bundle's table: a second one takes over, and the first is fenced at its next commit.
 """
 
-import base64
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
-from features.error import EventError
 from models import delta
 from models.bundle import Bundle
 from models.delta import SNAPSHOT_SEQ
+from streaming.deadletter import encode_dead_letter
 from streaming.log import EventLog, Message, Reader
-from streaming.step import Bad, Step
+from streaming.step import Step
+from streaming.topic import Topics
 
-ITEMS, EVENTS, DELTAS, DEAD_LETTERS = "items", "events", "deltas", "deadletters"
 _REPLAY = 1_024
-
-
-def topics(partitions: int = 1) -> dict[str, int]:
-    """The topics of the platform; deltas stay in one partition, since their order is the table's history."""
-    return {ITEMS: partitions, EVENTS: partitions, DELTAS: 1, DEAD_LETTERS: 1}
-
-
-class DeadLetter(msgspec.Struct, frozen=True):
-    """What the topic `deadletters` holds, as JSON: where a message stood, why it was set aside, and its bytes."""
-
-    topic: str
-    partition: int
-    offset: int
-    reason: str
-    value_base64: str
-
-    @property
-    def value(self) -> bytes:
-        """The original message."""
-        return base64.b64decode(self.value_base64)
 
 
 @dataclass
@@ -62,24 +40,28 @@ class Trainer:
     """Trains one bundle's table from the log.
 
     Args:
-        log: with the platform's topics; they are created where absent.
+        log: the topics are created where absent.
         bundle: where the table starts.
+        topics: their names.
         batch: messages a micro-batch takes at most from each topic.
         wait_s: how long a micro-batch waits to fill.
     """
 
-    def __init__(self, log: EventLog, bundle: Bundle, *, batch: int = 256, wait_s: float = 0.05) -> None:
+    def __init__(
+        self, log: EventLog, bundle: Bundle, *, topics: Topics, batch: int = 256, wait_s: float = 0.05
+    ) -> None:
         self._log = log
         self._batch = batch
         self._wait_s = wait_s
         self.totals = Totals()
-        log.create_topics(topics())
-        self.step = Step(bundle)
+        self._topics = topics
+        log.create_topics(topics.partitions())
+        self.step = Step(bundle, topics)
         # Fencing the one before comes first: what is restored below is then final.
         self._transactor = log.transactor(f"trainer-{bundle.id}")
         self._readers: dict[str, Reader] = {}
         self._restore()
-        for topic in (ITEMS, EVENTS):
+        for topic in (topics.items, topics.events):
             self._readers[topic] = log.reader([topic], group=_group(bundle, topic))
 
     def run_once(self, *, wait_s: float | None = None) -> int:
@@ -90,16 +72,19 @@ class Trainer:
             LogError: the log does not answer. State and log may differ now: start anew.
         """
         messages: list[Message] = []
-        for topic, wait in ((ITEMS, 0.0), (EVENTS, self._wait_s if wait_s is None else wait_s)):
+        for topic, wait in (
+            (self._topics.items, 0.0),
+            (self._topics.events, self._wait_s if wait_s is None else wait_s),
+        ):
             messages += self._readers[topic].poll(self._batch, wait)
         if not messages:
             return 0
         outcome = self.step.apply(messages)
         with self._transactor.begin() as transaction:
             for change in outcome.deltas:
-                transaction.append(DELTAS, delta.encode(change))
+                transaction.append(self._topics.deltas, delta.encode(change))
             for bad in outcome.bad:
-                transaction.append(DEAD_LETTERS, _dead_letter(bad))
+                transaction.append(self._topics.dead_letters, encode_dead_letter(bad.message, bad.reason))
             for reader in self._readers.values():
                 transaction.commit_offsets(reader)
         totals = self.totals
@@ -129,13 +114,13 @@ class Trainer:
     def _restore(self) -> None:
         bundle, table = self.step.bundle, self.step.ranker.table
         seqs = np.full(bundle.schema.rows, SNAPSHOT_SEQ, dtype=np.int64)
-        last = SNAPSHOT_SEQ
-        for message in self._log.read(DELTAS, 0, 0, self._log.end_offsets(DELTAS)[0]):
+        last, deltas = SNAPSHOT_SEQ, self._topics.deltas
+        for message in self._log.read(deltas, 0, 0, self._log.end_offsets(deltas)[0]):
             change = delta.decode(message.value)
             if change.bundle == bundle.id:
                 delta.fold(change, table.weight, table.accumulator, seqs)
                 last = max(last, change.seq)
-        for topic in (ITEMS, EVENTS):
+        for topic in (self._topics.items, self._topics.events):
             for (_, partition), stop in self._log.committed([topic], group=_group(bundle, topic)).items():
                 pending: list[Message] = []
                 for message in self._log.read(topic, partition, 0, stop):
@@ -147,26 +132,5 @@ class Trainer:
         self.step.seq = last
 
 
-def read_dead_letters(log: EventLog) -> list[DeadLetter]:
-    """All dead letters, oldest first.
-
-    Raises:
-        EventError: the topic holds something else.
-    """
-    found = []
-    for message in log.read(DEAD_LETTERS, 0, 0, log.end_offsets(DEAD_LETTERS)[0]):
-        try:
-            found.append(msgspec.json.decode(message.value, type=DeadLetter))
-        except msgspec.DecodeError as error:
-            raise EventError(f"{DEAD_LETTERS} offset {message.offset}: {error}") from error
-    return found
-
-
 def _group(bundle: Bundle, topic: str) -> str:
     return f"trainer-{bundle.id}-{topic}"
-
-
-def _dead_letter(bad: Bad) -> bytes:
-    message = bad.message
-    value = base64.b64encode(message.value).decode()
-    return msgspec.json.encode(DeadLetter(message.topic, message.partition, message.offset, bad.reason, value))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models import delta
 from models.delta import Delta
 from streaming.log import EventLog
-from streaming.trainer import DELTAS
+from streaming.topic import Topics
 
 
 class RowSink(Protocol):
@@ -33,22 +33,25 @@ class StoreWriter:
     """Follows the deltas of one bundle into a store.
 
     Args:
-        log: with the topic `deltas`.
+        log: where the trainer writes.
         bundle: its id; deltas of others are passed over.
         store: already loaded with the bundle.
+        topics: their names.
         name: of the store; two stores are followed by two names.
         from_start: True replays all deltas first, for a store that was loaded just now.
     """
 
-    def __init__(self, log: EventLog, bundle: str, store: RowSink, *, name: str, from_start: bool) -> None:
+    def __init__(
+        self, log: EventLog, bundle: str, store: RowSink, *, topics: Topics, name: str, from_start: bool
+    ) -> None:
         self._bundle = bundle
         self._store = store
         self.rows = 0
         self.freshness_ms: list[float] = []
         if from_start:
-            for message in log.read(DELTAS, 0, 0, log.end_offsets(DELTAS)[0]):
+            for message in log.read(topics.deltas, 0, 0, log.end_offsets(topics.deltas)[0]):
                 self._write(delta.decode(message.value))
-        self._reader = log.reader([DELTAS], group=f"writer-{name}-{bundle}")
+        self._reader = log.reader([topics.deltas], group=f"writer-{name}-{bundle}")
 
     def run_once(self, *, max_messages: int = 256, wait_s: float = 0.0) -> int:
         """Writes the deltas that are there and returns how many; then commits how far it came."""

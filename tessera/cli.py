@@ -51,6 +51,7 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
     if not verbose:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TORCH_LOGS", "-torch.fx")
         for name in ("root", "apache_beam", "distributed", "torch", "kafka", "alembic", "mlflow"):
             logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
 
@@ -229,7 +230,6 @@ def send(
     file: Annotated[Path, typer.Argument(help="JSON lines; one message each.")],
 ) -> None:
     """Append a file of JSON lines to a topic of the log."""
-    from streaming.trainer import topics
     from tessera.settings import Settings
 
     if topic not in ("items", "events"):
@@ -237,9 +237,10 @@ def send(
     if not file.is_file():
         raise TesseraError(f"{file}: no such file; give JSON lines, one message each")
     lines = [line for line in file.read_bytes().splitlines() if line.strip()]
-    with contextlib.closing(Settings.from_environment().open_log()) as log:
-        log.create_topics(topics())
-        log.append(topic, [(None, line) for line in lines])
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        log.append(getattr(settings.topics, topic), [(None, line) for line in lines])
     out_console.print(f"{len(lines):,} messages appended to {topic}")
 
 
@@ -250,12 +251,13 @@ app.add_typer(letters, name="deadletters")
 @letters.command("list")
 def deadletters_list(json: JsonOption = False) -> None:
     """List dead letters: where each message stood, and why it was set aside."""
-    from streaming.trainer import read_dead_letters, topics
+    from streaming.deadletter import read_dead_letters
     from tessera.settings import Settings
 
-    with contextlib.closing(Settings.from_environment().open_log()) as log:
-        log.create_topics(topics())
-        found = read_dead_letters(log)
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        found = read_dead_letters(log, settings.topics)
     if json:
         _print_json(found)
         return
@@ -277,11 +279,11 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure a benchmark with its peers side by side; exit 1 when a claim does not hold."""
+    if name != "main-job":
+        raise TesseraError(f"benchmark {name!r} is unknown; there is: main-job")
     from tessera import bench as benches
     from tessera.synthetic import write_synthetic
 
-    if name != "main-job":
-        raise TesseraError(f"benchmark {name!r} is unknown; there is: main-job")
     path = dataset or write_synthetic(out / "synthetic")
     ways: list[str | None] = [*split] if split else [None]
     found = [load_with_split(path, by) for by in ways]

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,24 @@ from features.table import read_table
 from models.bundle import Bundle
 from serving.api import create_app
 from serving.load import load_bundle
-from serving.rank import RankService
+from serving.rank import MAX_CANDIDATES, RankService
 from serving.store import OnlineStore
-from streaming.trainer import EVENTS, ITEMS
+from streaming.log import EventLog
 from tessera import synthetic
 from tessera.online import Stream, store_name
-from tessera.report import DemoSummary, render_summary, write_report
+from tessera.report import DemoSummary, NewItem, StreamFigures, render_summary, write_report
 from tessera.run import RunOptions, run
 from tessera.settings import Settings
 
 _BULK, _LIVE, _LIVE_RATE = 20_000, 4_000, 500
+_LIVE_SHARE = 4
 _REQUESTS, _CANDIDATES = 300, 100
-_SYNTHETIC_KIND = "sourdough"
+_SYNTHETIC_KIND = "sourdough bread"
 _READY_S = 30.0
 
 
 @dataclass(frozen=True)
-class NewItem:
+class Newcomer:
     """A brand-new item to add while everything runs, and a user who likes its kind."""
 
     message: dict[str, Any]
@@ -98,35 +99,43 @@ def _go_live(
     bundle: Bundle,
     dataset: Dataset,
     held_back: list[bytes],
-    chosen: NewItem | None,
+    chosen: Newcomer | None,
     console: Console,
 ) -> dict[str, Any]:
     """The online half: what was streamed, how fresh, how fast, and what became of the new item."""
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         load_bundle(store, bundle)
         titles = _titles(dataset, chosen)
-        stream = Stream(bundle, log, store, store_name=store_name(settings))
+        stream = Stream(bundle, log, store, topics=settings.topics, store_name=store_name(settings))
         with contextlib.closing(stream), _serving(bundle, store) as (client, service):
             users = bundle.users["user_id"].to_list()
             before = _top(client, chosen.user, titles) if chosen else []
-            with console.status(f"streaming {min(len(held_back), _BULK):,} held-back events"):
-                log.append(EVENTS, [(None, message) for message in held_back[:_BULK]])
+            live = min(_LIVE, len(held_back) // _LIVE_SHARE)
+            bulk = held_back[: len(held_back) - live][:_BULK]
+            with console.status(f"streaming {len(bulk):,} held-back events"):
+                log.append(settings.topics.events, [(None, message) for message in bulk])
                 start = time.perf_counter()
                 stream.drain()
                 seconds = time.perf_counter() - start
             totals = stream.trainer.totals
-            streamed = {"events": totals.events, "items": totals.items, "bad": totals.bad, "batches": totals.batches}
+            figures = StreamFigures(
+                totals.events, totals.items, totals.bad, seconds, totals.messages / max(seconds, 1e-9), totals.batches
+            )
             stream.writer.freshness_ms.clear()
             with console.status("streaming live, one event after another"), _running(stream):
-                _send_live(log, held_back[_BULK:] or held_back[:_LIVE])
-                added = _add(client, log, chosen) if chosen else None
+                _send_live(log, settings.topics.events, held_back[len(bulk) : len(bulk) + live])
+                added = (
+                    _add(client, log, settings.topics.items, chosen, bundle.items["item_id"].to_list())
+                    if chosen
+                    else None
+                )
             serving_ms = _measure(client, users, bundle.items["item_id"].to_list(), console) if chosen else []
             after = _top(client, chosen.user, titles) if chosen else []
             if chosen and added:
-                near = service.similar(chosen.item, 5)
-                added["neighbours"] = [(item, titles.get(item, item), score) for item, score in near]
+                near = [(item, titles.get(item, item), score) for item, score in service.similar(chosen.item, 5)]
+                added = replace(added, neighbours=near)
     return {
-        "stream": streamed | {"seconds": seconds, "rate_per_s": totals.messages / max(seconds, 1e-9)},
+        "stream": figures,
         "freshness_ms": list(stream.writer.freshness_ms),
         "serving_ms": serving_ms,
         "new_item": added,
@@ -184,39 +193,39 @@ def _running(stream: Stream) -> Iterator[None]:
         raise failure[0]
 
 
-def _send_live(log: Any, messages: list[bytes]) -> None:
+def _send_live(log: EventLog, topic: str, messages: list[bytes]) -> None:
     """Sends at a steady rate, in groups of ten."""
     start = time.perf_counter()
-    for sent in range(0, min(len(messages), _LIVE), 10):
+    for sent in range(0, len(messages), 10):
         ahead = sent / _LIVE_RATE - (time.perf_counter() - start)
         if ahead > 0:
             time.sleep(ahead)
-        log.append(EVENTS, [(None, message) for message in messages[sent : sent + 10]])
+        log.append(topic, [(None, message) for message in messages[sent : sent + 10]])
 
 
-def _add(client: httpx.Client, log: Any, chosen: NewItem) -> dict[str, Any]:
-    """Adds the new item and waits until a ranker knows it."""
+def _add(client: httpx.Client, log: EventLog, topic: str, chosen: Newcomer, items: list[str]) -> NewItem:
+    """Adds the new item, waits until a ranker knows it, and ranks it among the catalogue (at most 2,000 of it)."""
     start = time.perf_counter()
-    log.append(ITEMS, [(None, _json(chosen.message))])
+    log.append(topic, [(None, _json(chosen.message))])
     while _rank(client, chosen.user, candidates=[chosen.item])["unknown_items"]:
         if time.perf_counter() - start > _READY_S:
             raise TimeoutError(f"item {chosen.item} was not rankable within {_READY_S:.0f} s")
         time.sleep(0.01)
     seconds = time.perf_counter() - start
-    # The index takes it in with the server's next refresh.
-    time.sleep(1.0)
-    ranked = [item["item"] for item in _rank(client, chosen.user, k=200)["items"]]
-    if chosen.item not in ranked:
-        candidates = [*ranked, chosen.item]
-        ranked = [item["item"] for item in _rank(client, chosen.user, k=201, candidates=candidates)["items"]]
-    return {
-        "id": chosen.item,
-        "title": chosen.title,
-        "user": chosen.user,
-        "rank": ranked.index(chosen.item) + 1,
-        "of": len(ranked),
-        "seconds_to_rankable": seconds,
-    }
+    others = [name for name in items if name != chosen.item]
+    if len(others) >= MAX_CANDIDATES:
+        drawn = np.random.default_rng(0).choice(len(others), size=MAX_CANDIDATES - 1, replace=False)
+        others = [others[place] for place in drawn]
+    candidates = [chosen.item, *others]
+    ranked = [item["item"] for item in _rank(client, chosen.user, k=MAX_CANDIDATES, candidates=candidates)["items"]]
+    return NewItem(
+        id=chosen.item,
+        title=chosen.title,
+        user=chosen.user,
+        rank=ranked.index(chosen.item) + 1,
+        of=len(ranked),
+        seconds_to_rankable=seconds,
+    )
 
 
 def _measure(client: httpx.Client, users: list[str], items: list[str], console: Console) -> list[float]:
@@ -255,7 +264,7 @@ def _held_back(dataset: Dataset, run_directory: Path) -> list[bytes]:
     return [_json(row) for row in raw[test["event"].to_numpy()].iter_rows(named=True)]
 
 
-def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> NewItem | None:
+def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> Newcomer | None:
     """A brand-new item and a user who likes its kind.
 
     For the synthetic dataset both come from what generated it. Elsewhere the item is a copy, under a new id, of what
@@ -267,7 +276,7 @@ def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> NewItem | No
     if (directory / "synthetic.json").exists():
         message = synthetic.new_item(1, _SYNTHETIC_KIND)
         user = synthetic.fans(directory, _SYNTHETIC_KIND)[0]
-        return NewItem(message, str(message[dataset.items.id]), str(message[title]), user)
+        return Newcomer(message, str(message[dataset.items.id]), str(message[title]), user)
     visits = bundle.history
     longest = visits.group_by("user_id", maintain_order=True).len().sort("len", descending=True, maintain_order=True)
     if not longest.height:
@@ -279,10 +288,10 @@ def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> NewItem | No
     if not row:
         return None
     message = row[0] | {dataset.items.id: "brand-new-item"}
-    return NewItem(message, "brand-new-item", f"{message[title]} (the same content under a new id)", user)
+    return Newcomer(message, "brand-new-item", f"{message[title]} (the same content under a new id)", user)
 
 
-def _titles(dataset: Dataset, chosen: NewItem | None) -> dict[str, str]:
+def _titles(dataset: Dataset, chosen: Newcomer | None) -> dict[str, str]:
     if dataset.items is None or not dataset.items.text:
         return {}
     raw = read_table(dataset.items, dataset.directory, table="items")

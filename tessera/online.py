@@ -12,6 +12,7 @@ from models.registry import CHAMPION
 from serving.load import load_bundle
 from serving.store import OnlineStore
 from streaming.log import EventLog
+from streaming.topic import Topics
 from streaming.trainer import Trainer
 from streaming.writer import StoreWriter
 from tessera.settings import Settings
@@ -31,6 +32,7 @@ class Stream:
     Args:
         bundle: whose table is trained.
         log, store: open; they stay open.
+        topics: their names.
         store_name: tells stores apart, since each is followed from its own position.
         batch: messages a micro-batch takes at most from each topic.
         wait_s: how long a micro-batch waits to fill.
@@ -42,13 +44,14 @@ class Stream:
         log: EventLog,
         store: OnlineStore,
         *,
+        topics: Topics,
         store_name: str,
         batch: int = 256,
         wait_s: float = 0.05,
     ) -> None:
         loaded_now = load_bundle(store, bundle)
-        self.trainer = Trainer(log, bundle, batch=batch, wait_s=wait_s)
-        self.writer = StoreWriter(log, bundle.id, store, name=store_name, from_start=loaded_now)
+        self.trainer = Trainer(log, bundle, topics=topics, batch=batch, wait_s=wait_s)
+        self.writer = StoreWriter(log, bundle.id, store, topics=topics, name=store_name, from_start=loaded_now)
 
     def run_once(self, *, wait_s: float | None = None) -> int:
         """One micro-batch through trainer and writer; returns how many messages it took."""
@@ -75,7 +78,9 @@ def open_stream(settings: Settings, bundle: Bundle, *, batch: int = 256, wait_s:
     """A stream over the settings' log and store, closed in order."""
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         name = store_name(settings)
-        with contextlib.closing(Stream(bundle, log, store, store_name=name, batch=batch, wait_s=wait_s)) as stream:
+        with contextlib.closing(
+            Stream(bundle, log, store, topics=settings.topics, store_name=name, batch=batch, wait_s=wait_s)
+        ) as stream:
             yield stream
 
 

@@ -1,6 +1,6 @@
 """The report's plots as inline SVG: no script, no image file; colours come from the page's style, light or dark.
 
-Drawings are 400 units wide, so that their lettering is still legible at the width of a phone.
+Drawings are at most 400 units wide, so that their lettering is still legible at the width of a phone.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 _WIDTH = 400
-_LEFT, _RIGHT = 96, 62  # room for row labels, room for values
+_NARROW = 320  # of plots without row labels, which may stand three in a row
+_LEFT, _RIGHT = 100, 62  # room for row labels, room for values
 _ROW, _HEAD, _AXIS = 20, 24, 26
 _BINS = 32
 _TAIL = 1.15  # a histogram ends at this multiple of its last mark
@@ -68,7 +69,7 @@ def rows(
 
 def _row(row: Row, y: float, start: float, end: float | None, form: str) -> list[str]:
     kind = "strong" if row.strong else "weak"
-    parts = [_text(_LEFT - 8, y + 4, row.label, f"label end {kind}")]
+    parts = [_text(_LEFT - 12, y + 4, row.label, f"label end {kind}")]
     if end is not None and form == "dot":
         parts += [
             _line(start, y, end, y, f"stem {kind}"),
@@ -91,28 +92,28 @@ def histogram(values: Sequence[float], *, describe: str, marks: Sequence[tuple[s
     top, base = 40.0, 150.0
     end = max(min(max(values), marks[-1][1] * _TAIL), 1e-9)
     counts, edges = np.histogram(np.minimum(values, end), bins=_BINS, range=(0, end))
-    step = _WIDTH / _BINS
+    step = _NARROW / _BINS
     scale = (base - top) / max(int(counts.max()), 1)
     # A bin that holds anything shows, however tall the others are.
     tall = [max(float(count) * scale, 1.5) if count else 0.0 for count in counts]
     parts = [_rect(i * step + 0.5, base - height, step - 1, height, "weak") for i, height in enumerate(tall) if height]
-    parts.append(_line(0, base, _WIDTH, base, "axis"))
+    parts.append(_line(0, base, _NARROW, base, "axis"))
     for at in nice_ticks(float(edges[-1])):
-        where = at / end * _WIDTH
-        side = "start" if where < 12 else "end" if where > _WIDTH - 24 else "mid"
+        where = at / end * _NARROW
+        side = "start" if where < 12 else "end" if where > _NARROW - 24 else "mid"
         parts.append(_text(where, base + 15, f"{at:g} {unit}" if at else "0", f"tick {side}"))
     for number, (label, value) in enumerate(marks):
-        where = min(value / end, 1) * _WIDTH
+        where = min(value / end, 1) * _NARROW
         # Each label on a line of its own, so that close percentiles do not write over each other.
         height = 12 + 15 * (number % 2)
         parts.append(_line(where, height + 4, where, base, "mark"))
-        parts.append(_text(where + (-5 if where > _WIDTH / 2 else 5), height + 5, label, _side(where)))
-    return _svg(base + _AXIS, describe, parts)
+        parts.append(_text(where + (-5 if where > _NARROW / 2 else 5), height + 5, label, _side(where)))
+    return _svg(base + _AXIS, describe, parts, width=_NARROW)
 
 
 def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> str:
     """A value per epoch, numbered from 1; the lowest is marked, and it, the first and the last are labelled."""
-    top, base, left, right = 30.0, 130.0, 30.0, _WIDTH - 30.0
+    top, base, left, right = 30.0, 130.0, 30.0, _NARROW - 30.0
     low, high = min(values), max(values)
     best = list(values).index(low)
     step = (right - left) / max(len(values) - 1, 1)
@@ -121,7 +122,7 @@ def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> st
         for number, value in enumerate(values)
     ]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    parts = [_line(0, base, _WIDTH, base, "axis"), f'<polyline class="path" points="{path}"/>']
+    parts = [_line(0, base, _NARROW, base, "axis"), f'<polyline class="path" points="{path}"/>']
     for number, (x, y) in enumerate(points):
         kind = "strong" if number == best else "weak"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{5 if number == best else 3.5}"/>')
@@ -129,7 +130,7 @@ def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> st
             side = "start" if number == 0 < len(points) - 1 else "end" if number == len(points) - 1 > 0 else "mid"
             parts.append(_text(x, y - 10, shown[number], f"value {side} {kind}"))
         parts.append(_text(x, base + 15, str(number + 1), "tick mid"))
-    return _svg(base + _AXIS, describe, parts)
+    return _svg(base + _AXIS, describe, parts, width=_NARROW)
 
 
 def nice_ticks(end: float, about: int = 4) -> list[float]:
@@ -141,12 +142,12 @@ def nice_ticks(end: float, about: int = 4) -> list[float]:
 
 
 def _side(x: float) -> str:
-    return "value end" if x > _WIDTH / 2 else "value start"
+    return "value end" if x > _NARROW / 2 else "value start"
 
 
-def _svg(height: float, describe: str, parts: Sequence[str]) -> str:
+def _svg(height: float, describe: str, parts: Sequence[str], *, width: int = _WIDTH) -> str:
     label = escape(describe)
-    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _text(x: float, y: float, text: str, classes: str) -> str:

@@ -4,7 +4,7 @@ The page has no script and refers to nothing outside itself, so it can be mailed
 measured is said to be missing, so that no empty plot can be taken for a result.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tessera import plot
+from tessera import markup, plot
 
 Ranked = tuple[str, str, float]
 Quality = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -157,13 +157,13 @@ def _tiles(summary: DemoSummary) -> str:
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(note)}</small></div>'
         for label, value, note in key_figures(summary)
     )
-    return f'<div class="tiles">\n{tiles}\n</div>' if tiles else _none("Nothing was measured.")
+    return f'<div class="tiles">\n{tiles}\n</div>' if tiles else markup.none("Nothing was measured.")
 
 
 def _ranking(summary: DemoSummary) -> str:
     quality = summary.quality
     if not quality:
-        return _section("Ranking quality", _none("No model was evaluated."))
+        return markup.section("Ranking quality", markup.none("No model was evaluated."))
     parts = [part for part in _PARTS if all(part in found for found in quality.values())]
     values = [value for found in quality.values() for part in parts if (value := found[part]["auc"]) is not None]
     groups = [
@@ -185,22 +185,25 @@ def _ranking(summary: DemoSummary) -> str:
         for model, found in quality.items():
             measures = (found[part][name] for name in ("auc", "log_loss", "normalized_entropy"))
             body.append([model, *(_ratio(value) for value in measures)])
-    table = _table(["model", ">AUC", ">log loss", ">NE"], body, strong=_RANKER)
-    note = _caption("NE: log loss over that of always predicting the mean; below 1 is better than that.")
-    return _section(
-        "Ranking quality", _cards(_figure("AUC by model", drawing, caption), _card("Measures", table + note))
+    table = markup.table(["model", ">AUC", ">log loss", ">NE"], body, strong=_RANKER)
+    note = markup.caption("NE: log loss over that of always predicting the mean; below 1 is better than that.")
+    return markup.section(
+        "Ranking quality",
+        markup.cards(markup.figure("AUC by model", drawing, caption), markup.card("Measures", table + note)),
     )
 
 
 def _new_item(summary: DemoSummary) -> str:
     item = summary.new_item
     lists = [
-        _card(heading, _ranked(ranked, item.id if item else ""))
+        markup.card(heading, markup.ranked(ranked, item.id if item else ""))
         for heading, ranked in (("Before", summary.top_before), ("After", summary.top_after))
         if ranked
     ]
     if item is None:
-        return _section("A brand-new item", _none("No new item was sent."), _cards(*lists) if lists else "")
+        return markup.section(
+            "A brand-new item", markup.none("No new item was sent."), markup.cards(*lists) if lists else ""
+        )
     story = (
         f"<p><b>{escape(item.title)}</b> ({escape(item.id)}) came in while the rest was running. "
         f"{_seconds(item.seconds_to_rankable)} later it could be ranked, and for user {escape(item.user)} it stood at "
@@ -208,8 +211,8 @@ def _new_item(summary: DemoSummary) -> str:
     )
     near = [[f"{title} ({id_})", f"{similarity:.3f}"] for id_, title, similarity in item.neighbours]
     if near:
-        lists.append(_card("Nearest by content", _table(["item", ">similarity"], near)))
-    return _section("A brand-new item", story, _cards(*lists) if lists else "")
+        lists.append(markup.card("Nearest by content", markup.table(["item", ">similarity"], near)))
+    return markup.section("A brand-new item", story, markup.cards(*lists) if lists else "")
 
 
 def _online(summary: DemoSummary) -> str:
@@ -223,7 +226,7 @@ def _online(summary: DemoSummary) -> str:
             ["seconds", f"{stream.seconds:,.2f}"],
             ["events a second", f"{stream.rate_per_s:,.0f}"],
         ]
-        figures.append(_card("The stream", _table(["", ">"], body)))
+        figures.append(markup.card("The stream", markup.table(["", ">"], body)))
     timings = (
         ("Freshness", summary.freshness_ms, "From an event's arrival until a ranker reads what it changed"),
         ("Requests to rank", summary.serving_ms, "Latency of /v1/rank as its caller sees it"),
@@ -236,16 +239,18 @@ def _online(summary: DemoSummary) -> str:
                 f"{what}, {len(values):,} times; the longest took {_ms(max(values))} and counts in the last bar. "
                 "Look at how far p99 lies from p50."
             )
-            figures.append(_figure(heading, drawing, caption))
+            figures.append(markup.figure(heading, drawing, caption))
         else:
-            figures.append(_card(heading, _none("Not measured.")))
-    return _section("Streaming and serving", _cards(*figures))
+            figures.append(markup.card(heading, markup.none("Not measured.")))
+    return markup.section("Streaming and serving", markup.cards(*figures))
 
 
 def _semantic_ids(summary: DemoSummary) -> str:
     report = summary.semantic_ids
     if report is None:
-        return _section("Semantic IDs", _none("The dataset has no items with text, so there are no Semantic IDs."))
+        return markup.section(
+            "Semantic IDs", markup.none("The dataset has no items with text, so there are no Semantic IDs.")
+        )
     groups = [
         (
             f"level {level}",
@@ -270,75 +275,28 @@ def _semantic_ids(summary: DemoSummary) -> str:
         *([f"reconstruction error, {n.replace('_', ' ')}", f"{v:.4f}"] for n, v in report["error"].items()),
         ["collapsed levels", ", ".join(map(str, report.get("collapsed") or ())) or "none"],
     ]
-    table = _table(["", ">"], body)
-    return _section("Semantic IDs", _cards(_figure("Use of the codes", drawing, caption), _card("The codebook", table)))
+    table = markup.table(["", ">"], body)
+    return markup.section(
+        "Semantic IDs",
+        markup.cards(markup.figure("Use of the codes", drawing, caption), markup.card("The codebook", table)),
+    )
 
 
 def _background(summary: DemoSummary) -> str:
     cards = []
     if summary.profile:
-        cards.append(_card("The data", _table(["", ">"], [list(row) for row in summary.profile])))
+        cards.append(markup.card("The data", markup.table(["", ">"], [list(row) for row in summary.profile])))
     if losses := summary.validation_log_loss:
         drawing = plot.curve(losses, describe="Validation log loss by epoch", shown=[_ratio(loss) for loss in losses])
-        caption = "Validation log loss after each epoch; the filled dot is the epoch that was kept, lower is better."
-        cards.append(_figure("Training", drawing, caption))
+        caption = "Validation log loss after each epoch; the large dot is the epoch that was kept, lower is better."
+        cards.append(markup.figure("Training", drawing, caption))
     if stages := summary.stage_seconds:
         longest = max(stages, key=lambda name: stages[name])
         rows = [plot.Row(name, spent, _seconds(spent), name == longest) for name, spent in stages.items()]
         drawing = plot.rows([("", rows)], describe="Seconds by stage", low=0, high=max(stages.values()))
         caption = f"Time by stage, {_seconds(sum(stages.values()))} in all; the longest, {longest}, is marked."
-        cards.append(_figure("Where the time went", drawing, caption))
-    return _section("The run", _cards(*cards) if cards else _none("Nothing was recorded."))
-
-
-def _section(heading: str, *content: str) -> str:
-    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(content) + "\n</section>"
-
-
-def _cards(*cards: str) -> str:
-    return '<div class="cards">\n' + "\n".join(cards) + "\n</div>"
-
-
-def _card(heading: str, content: str) -> str:
-    return f'<div class="card"><h3>{escape(heading)}</h3>{content}</div>'
-
-
-def _figure(heading: str, drawing: str, caption: str) -> str:
-    return (
-        f'<figure class="card"><h3>{escape(heading)}</h3>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
-    )
-
-
-def _caption(text: str) -> str:
-    return f'<p class="about">{escape(text)}</p>'
-
-
-def _none(text: str) -> str:
-    return f'<p class="none">{escape(text)}</p>'
-
-
-def _table(columns: Sequence[str], body: Iterable[Sequence[str]], *, strong: str = "") -> str:
-    """Columns named with > hold numbers; a row of one cell is a heading; `strong` is the first cell of marked rows."""
-    kinds = [' class="number"' if name.startswith(">") else "" for name in columns]
-    names = [escape(name.removeprefix(">")) for name in columns]
-    head = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
-    lines = []
-    for row in body:
-        if len(row) == 1:
-            lines.append(f'<tr><th colspan="{len(columns)}">{escape(row[0])}</th></tr>')
-        else:
-            cells = "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
-            lines.append(f'<tr class="strong">{cells}</tr>' if row[0] == strong else f"<tr>{cells}</tr>")
-    header = f"<thead><tr>{head}</tr></thead>" if any(names) else ""
-    return f"<table>{header}<tbody>{''.join(lines)}</tbody></table>"
-
-
-def _ranked(ranked: Sequence[Ranked], marked: str) -> str:
-    lines = []
-    for id_, title, score in ranked:
-        kind = ' class="strong"' if id_ == marked else ""
-        lines.append(f"<li{kind}>{escape(title)} <small>{escape(id_)} · {score:.4f}</small></li>")
-    return f"<ol>{''.join(lines)}</ol>"
+        cards.append(markup.figure("Where the time went", drawing, caption))
+    return markup.section("The run", markup.cards(*cards) if cards else markup.none("Nothing was recorded."))
 
 
 def _at(values: Sequence[float], percent: float) -> float:

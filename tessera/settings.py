@@ -1,15 +1,20 @@
-"""Where the outside systems are: the only module that reads the environment."""
+"""Where the outside systems are: the only module that reads the environment.
+
+A client library is imported when its system is opened, so that a command loads only what it uses.
+"""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.registry import Registry
-from serving.redis import RedisStore, open_embedded
-from serving.store import OnlineStore
-from streaming.local import LocalLog
-from streaming.log import EventLog
+from streaming.topic import Topics
+
+if TYPE_CHECKING:
+    from models.registry import Registry
+    from serving.store import OnlineStore
+    from streaming.log import EventLog
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,14 @@ class Settings:
         kafka: `host:port` (TESSERA_KAFKA).
         redis: `redis://…` (TESSERA_REDIS).
         mlflow: tracking address (MLFLOW_TRACKING_URI).
+        topics: names of the topics, with a prefix of your own (TESSERA_TOPIC_PREFIX).
     """
 
     home: Path
     kafka: str = ""
     redis: str = ""
     mlflow: str = ""
+    topics: Topics = field(default_factory=Topics)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -36,22 +43,29 @@ class Settings:
             kafka=environment.get("TESSERA_KAFKA", ""),
             redis=environment.get("TESSERA_REDIS", ""),
             mlflow=environment.get("MLFLOW_TRACKING_URI", ""),
+            topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", "")),
         )
 
-    def open_log(self) -> EventLog:
+    def open_log(self) -> "EventLog":
         """The event log: Kafka where an address is set, else SQLite in `home`."""
         if self.kafka:
             from streaming.kafka import KafkaLog
 
             return KafkaLog(self.kafka)
+        from streaming.local import LocalLog
+
         self.home.mkdir(parents=True, exist_ok=True)
         return LocalLog(self.home / "log.db")
 
-    def open_store(self) -> OnlineStore:
+    def open_store(self) -> "OnlineStore":
         """The online store: Redis at an address, else the embedded server with its data in `home`."""
+        from serving.redis import RedisStore, open_embedded
+
         return RedisStore(self.redis) if self.redis else open_embedded(self.home / "redis")
 
-    def open_registry(self) -> Registry:
+    def open_registry(self) -> "Registry":
         """The model registry: MLflow at an address, else on SQLite in `home`."""
+        from models.registry import Registry
+
         self.home.mkdir(parents=True, exist_ok=True)
         return Registry(self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}", artifacts=self.home / "mlflow")

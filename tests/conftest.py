@@ -19,3 +19,14 @@ def kafka_address() -> str:
     if os.environ.get("REQUIRE_SERVICES") == "1":
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def redis_address() -> str:
+    """Address of a real Redis server; skipped or failed without one, like `kafka_address`."""
+    if address := os.environ.get("TESSERA_TEST_REDIS"):
+        return address
+    missing = "no Redis server: `make up` starts one; then set TESSERA_TEST_REDIS=redis://host:port/0"
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)

@@ -18,3 +18,11 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A small synthetic dataset and the bundle of its run."""
+    from tests.integration.world import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -59,11 +59,15 @@ def test_shards_hold_the_vectors_of_their_items_in_order(one_worker: Path, encod
 @pytest.mark.parametrize(
     ("runner", "options"),
     [
-        ("DirectRunner", ("--direct_num_workers=2", "--direct_running_mode=multi_threading")),
-        ("DirectRunner", ("--direct_num_workers=2", "--direct_running_mode=multi_processing")),
-        ("DaskRunner", ()),
+        pytest.param("DirectRunner", ("--direct_num_workers=2", "--direct_running_mode=multi_threading"), id="threads"),
+        pytest.param(
+            "DirectRunner",
+            ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
+            marks=pytest.mark.slow,
+            id="processes",
+        ),
+        pytest.param("DaskRunner", (), marks=pytest.mark.slow, id="dask"),
     ],
-    ids=["threads", "processes", "dask"],
 )
 def test_every_shard_has_the_same_bytes_whatever_runs_the_job(
     shards: list[Path], encoder: Path, one_worker: Path, tmp_path: Path, runner: str, options: tuple[str, ...]

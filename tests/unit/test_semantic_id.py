@@ -57,6 +57,16 @@ def test_the_codebook_is_decided_by_its_seed_whatever_else_drew_random_numbers()
     assert first.id != other.id
 
 
+def test_the_number_of_threads_decides_nothing_and_is_left_as_it_was() -> None:
+    alone, before = rqvae.fit(FITTED, TINY), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert rqvae.fit(FITTED, TINY).id == alone.id
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_fitting_leaves_the_global_random_numbers_alone(codebook: rqvae.RqVae) -> None:
     before = torch.random.get_rng_state()
     rqvae.fit(FITTED[:50], TINY)

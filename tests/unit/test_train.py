@@ -59,6 +59,18 @@ def test_the_same_seed_trains_to_the_same_bits_and_another_to_others(trained: tr
     assert not torch.equal(first["table.weight"], third["table.weight"])
 
 
+def test_the_number_of_threads_decides_nothing_and_is_left_as_it_was(trained: training.Trained) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        again = train(SCHEMA, FRAME, SMALL_TRAIN)
+        assert torch.get_num_threads() == 2
+        found = scores(again.ranker, TEST)
+    finally:
+        torch.set_num_threads(before)
+    assert found.tobytes() == scores(trained.ranker, TEST).tobytes()
+
+
 def test_the_best_epoch_is_kept() -> None:
     # A rate that overshoots: later epochs are worse, and one of those ends it.
     config = replace(SMALL_TRAIN, max_epochs=6, table_rate=2.0, network_rate=0.2)

@@ -1,0 +1,46 @@
+"""A small synthetic dataset, run once to a bundle, that the integration tests of the online parts share."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from features.dataset import Dataset, load_dataset
+from features.table import read_table
+from models.bundle import Bundle
+from tessera.run import RunOptions, run
+from tessera.synthetic import write_synthetic
+
+
+@dataclass(frozen=True)
+class World:
+    """A finished run."""
+
+    dataset: Dataset
+    directory: Path
+    bundle: Bundle
+
+    def messages(self, count: int) -> list[bytes]:
+        """The first held-back events, as messages in time order."""
+        test = pl.read_parquet(self.directory / "frame" / "examples.parquet").filter(pl.col("split") == "test")
+        raw = read_table(self.dataset.events, self.dataset.directory, table="events")
+        rows = raw[test.sort("time", "event")["event"].to_numpy()[:count]].to_dicts()
+        return [json.dumps(row, default=str).encode() for row in rows]
+
+
+def quiet() -> Console:
+    """A console that prints nowhere."""
+    return Console(file=io.StringIO())
+
+
+def make_world(directory: Path, **options: Any) -> World:
+    """Generates the data and does the offline job."""
+    descriptor = write_synthetic(directory / "data", users=200, items=300, events=8_000)
+    dataset = load_dataset(descriptor)
+    result = run(dataset, directory / "run", RunOptions(**options), console=quiet(), registry=None, until="publish")
+    assert result.bundle is not None
+    return World(dataset, directory / "run", result.bundle)
