@@ -138,11 +138,11 @@ class Items(TableSource):
         "item_id",
         "text",
         "listed",
-        "vector",
-        "codes",
+        "content_vector",
+        "semantic_codes",
         "semantic_id",
-        "popularity",
-        "event",
+        "train_positives",
+        "message_row",
     )
 
     id: str

@@ -86,7 +86,7 @@ def event_rows(rows: Sequence[dict[str, Any]], events: Events) -> tuple[pl.DataF
 
 
 def item_rows(rows: Sequence[dict[str, Any]], items: Items) -> tuple[pl.DataFrame, dict[int, str]]:
-    """Shapes decoded item messages: the frame of `read_items` with `event`, the position in `rows`, and the bad ones.
+    """Shapes decoded item messages: the frame of `read_items` with `message_row`, the position in `rows`; and the bad.
 
     An id that comes twice is kept twice, in order.
     """
@@ -94,7 +94,7 @@ def item_rows(rows: Sequence[dict[str, Any]], items: Items) -> tuple[pl.DataFram
     def shape(table: Table) -> pl.DataFrame:
         # One by one: an id may come again, which the files' check for duplicates would refuse.
         shaped = [shape_items(_table("items", table.frame[row]), items) for row in range(table.frame.height)]
-        return pl.concat(shaped).with_row_index("event")
+        return pl.concat(shaped).with_row_index("message_row")
 
     return _shape(rows, "items", shape)
 
@@ -117,7 +117,8 @@ def _shape(
                 middle = (start + stop) // 2
                 pending += [(middle, stop), (start, middle)]
             continue
-        good.append(shaped.with_columns(pl.col("event") + pl.lit(start, dtype=pl.UInt32)))
+        position = shaped.columns[0]
+        good.append(shaped.with_columns(pl.col(position) + pl.lit(start, dtype=pl.UInt32)))
     return (pl.concat(good, how="vertical_relaxed") if good else pl.DataFrame()), bad
 
 

@@ -25,8 +25,8 @@ class Frame:
 
     Attributes:
         users: one row a user: `user_id`, features, `listed` (whether the users' table has it).
-        items: one row an item: `item_id`, features, `listed`, and where there is content `vector`, `codes`
-            and `semantic_id` (the prefixes of its code).
+        items: one row an item: `item_id`, features, `listed`, and where there is content `content_vector`,
+            `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
             numbers, oldest first), then the events' own columns.
     """
@@ -51,7 +51,7 @@ def build_frame(
 
     Args:
         dataset: says what the events are.
-        tables: `events`, and where they exist `items` (with `vector`, `codes`, `semantic_id` if encoded) and `users`.
+        tables: `events`, and where they exist `items` (with their content if encoded) and `users`.
         split: usually the dataset's own.
         history_length: L, how many positive items an example sees.
     """
@@ -64,7 +64,10 @@ def build_frame(
         item=_row_numbers(events, items, "item_id"),
     )
     columns = EventColumns(
-        user=examples["user"].to_numpy().astype(np.int64),
+        # Where nobody is named, nobody has met anything.
+        user=(
+            examples["user"].to_numpy().astype(np.int64) if "user_id" in events.columns else np.arange(len(examples))
+        ),
         item=examples["item"].to_numpy().astype(np.int64),
         time=examples["time"].to_numpy(),
         positive=examples["label"].to_numpy().astype(bool) & ({"user_id", "item_id"} <= set(events.columns)),
@@ -131,13 +134,11 @@ def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, 
         if not len(pending):
             break
         item[pending] = rng.integers(0, size, len(pending))
-    negatives = examples[np.repeat(np.arange(examples.height), each)].with_columns(
-        item=pl.Series(item, dtype=pl.UInt32), label=pl.lit(0, dtype=examples["label"].dtype)
+    # Who has met nearly everything keeps fewer negatives, or none.
+    drawn = np.setdiff1d(np.arange(len(user)), pending)
+    positive = drawn // each
+    negatives = examples[positive].with_columns(
+        item=pl.Series(item[drawn], dtype=pl.UInt32), label=pl.lit(0, dtype=examples["label"].dtype)
     )
-    rank = np.concatenate([np.arange(examples.height) * (each + 1), _behind(examples.height, each)])
-    return pl.concat([examples, negatives])[np.argsort(rank, kind="stable")]
-
-
-def _behind(rows: int, each: int) -> NDArray[np.int64]:
-    places: NDArray[np.int64] = (np.arange(rows)[:, None] * (each + 1) + 1 + np.arange(each)[None, :]).ravel()
-    return places
+    behind = np.concatenate([np.arange(examples.height), positive])
+    return pl.concat([examples, negatives])[np.argsort(behind, kind="stable")]

@@ -62,7 +62,7 @@ class Parts:
         schema: the ranker's input.
         ranker: trained.
         training: how the stream goes on training the table.
-        users, items: the frame's dimensions; items also carry `popularity`, their positive events in training.
+        users, items: the frame's dimensions; items also carry `train_positives`, positive events in training.
         history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
         metrics: what was measured on the test part.
         encoder, codebook: directories to copy, or None.
@@ -211,7 +211,7 @@ def load_bundle(directory: Path) -> Bundle:
         raise BundleError(f"{path} is missing: {directory} is not a bundle")
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from error
     if manifest.format != FORMAT:
         raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle anew")
@@ -257,7 +257,7 @@ def _hashes(directory: Path) -> dict[str, str]:
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != _MANIFEST
+        if path.is_file() and path != directory / _MANIFEST
     }
 
 

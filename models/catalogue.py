@@ -18,7 +18,7 @@ from models.record import ItemRecord, entity_frame
 from models.schema import SEMANTIC_ID
 from models.semantic_id.quantizer import prefix_tokens
 
-_NOT_FEATURES = ("vector", "codes", "popularity", "listed")
+_NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed")
 
 
 class Catalogue:
@@ -38,7 +38,7 @@ class Catalogue:
         self.user_numbers = {name: number for number, name in enumerate(users["user_id"].to_list())}
         self.item_ids: list[str] = items["item_id"].to_list()
         self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
-        self.popularity = items["popularity"].to_numpy().astype(np.int64)
+        self.popularity = items["train_positives"].to_numpy().astype(np.int64)
         self._vectors = Growable(_vectors(items))
 
     @property
@@ -117,9 +117,9 @@ def _features(record: ItemRecord) -> dict[str, Any]:
 
 
 def _vectors(items: pl.DataFrame) -> NDArray[np.float32]:
-    if "vector" not in items.columns:
+    if "content_vector" not in items.columns:
         return np.zeros((items.height, 0), dtype=np.float32)
-    width = items.schema["vector"].shape[0]  # type: ignore[attr-defined]
+    width = items.schema["content_vector"].shape[0]  # type: ignore[attr-defined]
     zero = pl.Series([[0.0] * width], dtype=pl.Array(pl.Float32, width))
-    found: NDArray[np.float32] = items["vector"].fill_null(zero).to_numpy().astype(np.float32)
+    found: NDArray[np.float32] = items["content_vector"].fill_null(zero).to_numpy().astype(np.float32)
     return found.copy()

@@ -19,6 +19,8 @@ from features.error import EventError
 
 VERSION = 1
 SNAPSHOT_SEQ = 0
+# Stores keep a sequence number, and one more, in six bytes.
+_MAX_SEQ = 2**48 - 2
 # A message stays well below Kafka's 1 MiB with any table dimension up to 64.
 _MAX_ROWS = 2_048
 _MAX_RECORDS = 512
@@ -86,10 +88,12 @@ def decode(data: bytes) -> Delta:
     """
     try:
         delta = msgspec.msgpack.decode(data, type=Delta)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"delta: {error}") from error
     if delta.version != VERSION:
         raise EventError(f"delta: version {delta.version}, this release reads {VERSION}")
+    if delta.dim < 1 or not SNAPSHOT_SEQ < delta.seq <= _MAX_SEQ:
+        raise EventError(f"delta: expected dim >= 1 and 1 <= seq <= {_MAX_SEQ}, got dim {delta.dim}, seq {delta.seq}")
     count = len(delta.rows) // 4
     if (len(delta.rows), len(delta.accumulators), len(delta.weights)) != (4 * count, 4 * count, 4 * count * delta.dim):
         raise EventError(f"delta: {count} rows of {delta.dim} dimensions, but the arrays are of other sizes")

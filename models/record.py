@@ -49,7 +49,7 @@ def decode_item(data: bytes) -> ItemRecord:
     """Bytes to item; raises EventError on anything else."""
     try:
         return msgspec.msgpack.decode(data, type=ItemRecord)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"item record: {error}") from error
 
 
@@ -57,7 +57,7 @@ def decode_history(data: bytes) -> HistoryRecord:
     """Bytes to history; raises EventError on anything else."""
     try:
         return msgspec.msgpack.decode(data, type=HistoryRecord)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"history record: {error}") from error
 
 

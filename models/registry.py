@@ -2,12 +2,15 @@
 
 import logging
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from features.error import BundleError
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle, load_bundle, write_directory
 
 CHAMPION = "champion"
 _BUNDLE_TAG = "tessera.bundle"
@@ -95,8 +98,11 @@ class Registry:
         if not destination.exists():
             version = self._client.get_model_version(release.model, release.version)
             uri = self._client.get_model_version_download_uri(release.model, version.version)
-            source = Path(download_artifacts(artifact_uri=uri, tracking_uri=self._client.tracking_uri))
-            return load_bundle(source)
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as aside:
+                tracking = self._client.tracking_uri
+                source = Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking, dst_path=aside))
+                write_directory(destination, partial(shutil.copytree, source, dirs_exist_ok=True))
         return load_bundle(destination)
 
     def _experiment(self, model: str) -> str:

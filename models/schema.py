@@ -62,6 +62,14 @@ class Schema:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise BundleError(f"features: the names {twice} stand twice; rename a column")
+        salts: dict[tuple[str, str], str] = {}
+        for feature in self.features:
+            of = ("item" if feature.of == "history" else feature.of, feature.column)
+            if salts.setdefault(of, feature.salt) != feature.salt:
+                raise BundleError(
+                    f"features: {feature.name} reads {of[0]} column {of[1]!r} under salt {feature.salt!r}, "
+                    f"another feature under {salts[of]!r}; give them one salt, since a column is looked up once"
+                )
         if self.dim % 4 or self.dim < 4:
             raise BundleError(f"dim: expected a multiple of 4 (fbgemm's tables), got {self.dim}")
 

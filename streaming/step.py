@@ -144,7 +144,7 @@ class Step:
         if encoder is not None and codebook is not None:
             vectors = encoder.encode(frame["text"].to_list())
             codes = codebook.encode(vectors)
-        features = frame.drop("event", "text", "item_id").to_dicts()
+        features = frame.drop("message_row", "text", "item_id").to_dicts()
         ids = frame["item_id"].to_list()
         return {
             ids[row]: record.ItemRecord(

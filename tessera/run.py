@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from features.content import encoder as content
 from features.dataset import Dataset
+from features.error import DatasetError
 from features.frame import Frame, build_frame
 from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
+from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle, write_directory
 from models.evaluate import Popularity, by_item_novelty
@@ -203,6 +205,12 @@ class _Run:
                 tables["items"] = items if assigned is None else _with_content(items, assigned)
             advance(1, 3)
             frame = build_frame(self._dataset, tables, split=self._split, history_length=self._options.history_length)
+            for part in PARTS:
+                if not frame.part(part).height:
+                    raise DatasetError(
+                        f"{self._dataset.source}: [split] by = {self._split.by!r} leaves the part {part!r} empty; "
+                        "change its fractions, or by"
+                    )
             advance(2, 3)
             for name in ("users", "items", "examples"):
                 write_parquet(getattr(frame, name), directory / f"{name}.parquet")
@@ -331,13 +339,14 @@ def _save_ranker(directory: Path, schema: Schema, ranker: Ranker, epochs: Sequen
 def _with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
     coded = read_shards(assigned / "codes")
     tokens = pl.Series(SEMANTIC_ID, prefix_tokens(coded["codes"].to_numpy()), dtype=pl.List(pl.String))
-    return items.join(coded.with_columns(tokens), on="item_id", how="left", maintain_order="left")
+    named = coded.with_columns(tokens).rename({"vector": "content_vector", "codes": "semantic_codes"})
+    return items.join(named, on="item_id", how="left", maintain_order="left")
 
 
 def _with_popularity(frame: Frame) -> pl.DataFrame:
     positives = frame.part("train").filter(pl.col("label") == 1)["item"].to_numpy().astype(np.int64)
     counts = np.bincount(positives, minlength=frame.items.height)
-    return frame.items.with_columns(popularity=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
+    return frame.items.with_columns(train_positives=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
 
 
 def _kept_history(frame: Frame, length: int) -> pl.DataFrame:

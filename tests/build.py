@@ -92,8 +92,8 @@ def coloured_parts(directory: Path, *, name: str = "coloured", epochs: int = 1, 
     for part, model in (("encoder", encoder), ("codebook", codebook)):
         write_directory(directory / part, model.save)
     tables["items"] = tables["items"].with_columns(
-        pl.Series("vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
-        pl.Series("codes", codes, dtype=pl.Array(pl.UInt16, codes.shape[1])),
+        pl.Series("content_vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
+        pl.Series("semantic_codes", codes, dtype=pl.Array(pl.UInt16, codes.shape[1])),
         pl.Series(SEMANTIC_ID, prefix_tokens(codes), dtype=pl.List(pl.String)),
     )
     frame = build_frame(dataset, tables, split=dataset.split, history_length=5)
@@ -106,7 +106,7 @@ def coloured_parts(directory: Path, *, name: str = "coloured", epochs: int = 1, 
         ranker=ranker,
         training=Training(table_rate=config.table_rate, batch=config.batch),
         users=frame.users,
-        items=frame.items.with_columns(popularity=pl.lit(1, dtype=pl.UInt32)),
+        items=frame.items.with_columns(train_positives=pl.lit(1, dtype=pl.UInt32)),
         history=pl.DataFrame({"user_id": ["u0", "u0"], "item_id": ["i1", "i2"], "time": [1, 2]}),
         metrics={"quality": {"ranker": {"all": {"auc": 0.75}}}},
         encoder=directory / "encoder",

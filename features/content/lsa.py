@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd, svd_flip
 
 from features.content.encoder import DESCRIPTION, content_id, unit
 from features.determinism import one_thread
-from features.error import DatasetError
+from features.error import BundleError, DatasetError
 
 _MAX_TERMS = 50_000
 _SMALL_CATALOGUE = 200
@@ -82,15 +82,21 @@ def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) 
         raise DatasetError(f"[items] text: the {len(texts)} texts hold no usable word ({error})") from error
     width = max(1, min(dim, min(matrix.shape) - 1))
     with one_thread():
-        svd = TruncatedSVD(n_components=width, random_state=seed).fit(matrix)
+        left, _, right = randomized_svd(matrix, width, n_iter=5, flip_sign=False, random_state=seed)
+        components = svd_flip(left, right, u_based_decision=False)[1]
     return LsaEncoder(
         list(vectorizer.get_feature_names_out()),
         np.ascontiguousarray(vectorizer.idf_, dtype=np.float64),
-        np.ascontiguousarray(svd.components_, dtype=np.float32),
+        np.ascontiguousarray(components, dtype=np.float32),
     )
 
 
 def load(directory: Path) -> LsaEncoder:
     description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
     tensors = load_file(directory / "lsa.safetensors")
-    return LsaEncoder(description["terms"], tensors["idf"], tensors["components"])
+    encoder = LsaEncoder(description["terms"], tensors["idf"], tensors["components"])
+    if encoder.id != description["id"]:
+        raise BundleError(
+            f"{directory}: holds encoder {encoder.id}, expected {description['id']}; fetch or fit it again"
+        )
+    return encoder

@@ -8,20 +8,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.content.encoder import Encoder, load_encoder
+from features.content.encoder import DESCRIPTION, Encoder, load_encoder
 from features.determinism import one_thread
-from features.jobs.shard import Progress, map_shards
+from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
 
 
 @lru_cache(maxsize=1)
-def _encoder(directory: str) -> Encoder:
+def _encoder(directory: str, stamp: FileStamp) -> Encoder:
     return load_encoder(Path(directory))
 
 
 def encode_shard(shard: pl.DataFrame, *, encoder: str) -> pl.DataFrame:
     """Maps (item_id, text) to (item_id, vector: (D,) float32), with the encoder saved in the directory `encoder`."""
     with one_thread():
-        vectors = _encoder(encoder).encode(shard["text"].to_list())
+        vectors = _encoder(encoder, file_stamp(Path(encoder) / DESCRIPTION)).encode(shard["text"].to_list())
     return shard.select("item_id").with_columns(vector_column(vectors))
 
 

@@ -19,6 +19,7 @@ from features.error import TesseraError
 
 ShardFunction = Callable[[pl.DataFrame], pl.DataFrame]
 Progress = Callable[[int, int], None]
+FileStamp = tuple[int, int]
 
 SHARD_ROWS = 1_024
 RUNNERS = ("DirectRunner", "DaskRunner", "PrismRunner", "FlinkRunner", "SparkRunner", "PortableRunner")
@@ -49,6 +50,12 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Tells a file from another that was later put in its place: for a worker's cache of what it has loaded."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 class _MapShard(beam.DoFn):

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from features.determinism import one_thread
 from features.error import BundleError, DatasetError
 from models.semantic_id.quantizer import MAX_CODES
 
-_DESCRIPTION = "codebook.json"
+DESCRIPTION = "codebook.json"
 _TENSORS = "codebook.safetensors"
 _WARM_UP = 0.2
 _RESETS_UNTIL = 0.7
@@ -126,9 +127,7 @@ class RqVae(nn.Module):
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise DatasetError(f"vectors: expected (N, {self.dim}) for codebook {self.id}, got {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise DatasetError(f"vectors: row {row} holds NaN or infinite values; mend the encoder's output")
+        _refuse_not_finite(vectors)
         wide = self._wide()
         out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
         for start in range(0, len(vectors), _ENCODE_ROWS):
@@ -148,13 +147,15 @@ class RqVae(nn.Module):
 
     def _wide(self) -> "RqVae":
         """A float64 twin of the frozen codebook."""
-        twin = RqVae(self.dim, self.config).double()
+        # A module draws its start from torch's global numbers, which are not ours to advance.
+        with torch.random.fork_rng(devices=[]):
+            twin = RqVae(self.dim, self.config).double()
         twin.load_state_dict(self.state_dict())
         return twin.requires_grad_(False)
 
     def save(self, directory: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / _TENSORS)
-        (directory / _DESCRIPTION).write_bytes(
+        (directory / DESCRIPTION).write_bytes(
             msgspec.json.encode({"kind": "rqvae", "id": self.id, "dim": self.dim, "config": asdict(self.config)})
         )
 
@@ -163,15 +164,26 @@ def load(directory: Path) -> RqVae:
     """Loads a codebook that `save` wrote, and refuses one that is not what it was.
 
     Raises:
-        BundleError: a file is missing, or the tensors do not give the id they were saved under.
+        BundleError: a file is missing or cut short, or the tensors do not give the id they were saved under.
     """
-    path = directory / _DESCRIPTION
+    path = directory / DESCRIPTION
     if not path.is_file():
         raise BundleError(f"{path} is missing: {directory} does not hold a codebook")
-    description = msgspec.json.decode(path.read_bytes())
-    config = msgspec.convert(description["config"], RqVaeConfig)
-    model = RqVae(description["dim"], config)
-    model.load_state_dict(load_file(directory / _TENSORS))
+    try:
+        description = msgspec.json.decode(path.read_bytes())
+        with torch.random.fork_rng(devices=[]):
+            model = RqVae(description["dim"], msgspec.convert(description["config"], RqVaeConfig))
+        model.load_state_dict(load_file(directory / _TENSORS))
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        LookupError,
+        TypeError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise BundleError(f"{directory} does not hold a whole codebook: {error}; fetch or fit it again") from error
     if model.id != description["id"]:
         raise BundleError(f"{directory / _TENSORS}: is codebook {model.id}, expected {description['id']}")
     return model.eval().requires_grad_(False)
@@ -191,8 +203,9 @@ def fit(
         progress: called with (steps done, steps).
 
     Raises:
-        DatasetError: fewer vectors than codes per level.
+        DatasetError: fewer vectors than codes per level, NaN or infinite values.
     """
+    _refuse_not_finite(vectors)
     if len(vectors) < config.codes:
         raise DatasetError(f"codes: {config.codes} a level need as many items, got {len(vectors)}; choose fewer codes")
     with torch.random.fork_rng(devices=[]):
@@ -249,6 +262,13 @@ def _reset_dead_codes(model: RqVae, inputs: Tensor, used: Tensor, generator: tor
         dead = torch.nonzero(used[level] == 0).squeeze(1)
         chosen = torch.randperm(len(residual), generator=generator)[: len(dead)]
         model.codebooks[level, dead] = residual[chosen]
+
+
+def _refuse_not_finite(vectors: NDArray[np.float32]) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise DatasetError(f"vectors: row {row} holds NaN or infinite values; mend the encoder's output")
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

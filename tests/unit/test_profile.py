@@ -135,7 +135,7 @@ def test_a_rendered_profile_shows_only_nulls_there_are(tmp_path: Path) -> None:
             'time = "art"',
             "events.jsonl: [events] column 'art': does not exist; the nearest existing column is 'at'",
         ),
-        ('["dwell"]', '["user"]', "events.jsonl: [events] column 'user', row 1: holds 'u1'; a number is expected"),
+        ('["dwell"]', '["at"]', "events.jsonl: [events] column 'at', row 1: holds '"),
         ('time = "at"', 'time = "page"', "events.jsonl: [events] column 'page', row 1: 'p' is not a time"),
         (
             'time = "at"',
