@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 DAYS = 60
-LATE_FROM_DAY = 51  # the last 15 % of the days; the split's last 20 % begins before it
+LATE_FROM_DAY = 51  # the last 15 % of the days; the training part ends on day 48
 _START_S = 1_735_689_600  # 2025-01-01T00:00:00Z
 _DAY_S = 86_400
 _CLICK_RATE = 0.3

@@ -63,16 +63,15 @@ def test_late_items_are_in_test_and_in_no_training_part(made: Path) -> None:
     items = read_items(dataset)
     assert items is not None
     parts = assign_split(events, dataset.split)
-    listed = events["item_id"].is_in(items["item_id"].implode())
-    trained = set(events.filter((parts == "train") & listed)["item_id"])
-    tested = events.filter((parts == "test") & listed)
-    unseen = tested.filter(~pl.col("item_id").is_in(list(trained)))
-    assert 0.1 * len(items) < unseen["item_id"].n_unique() < 0.15 * len(items)
-    assert 0.05 < unseen.height / tested.height < 0.25
     start, end = float(str(events["time"].min())), float(str(events["time"].max()))
-    first = events.group_by("item_id").agg(pl.col("time").min()).join(unseen, on="item_id", how="semi")
-    # A few older items are shown so seldom that chance keeps them out of the training part too.
-    assert (first["time"] >= start + 0.84 * (end - start)).to_numpy().mean() > 0.95
+    listed = events.join(items, on="item_id", how="semi")
+    first = listed.group_by("item_id").agg(pl.col("time").min())
+    late = first.filter(pl.col("time") >= start + 0.845 * (end - start))["item_id"].to_list()
+    is_late = events["item_id"].is_in(late)
+    assert 0.11 * items.height < len(late) < 0.14 * items.height
+    assert not is_late.filter(parts == "train").any()
+    assert events.filter((parts == "test") & is_late)["item_id"].n_unique() > 0.95 * len(late)
+    assert 0.05 < is_late.filter(parts == "test").to_numpy().mean() < 0.25
 
 
 def test_the_nearest_neighbours_of_a_text_share_its_topic(made: Path) -> None:
