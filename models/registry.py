@@ -35,12 +35,12 @@ class Registry:
     """
 
     def __init__(self, uri: str, *, artifacts: Path) -> None:
-        # Anything but the registry's own errors would drown the progress bars.
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
+        # Importing MLflow sets its loggers; anything but its errors would drown the progress bars.
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._client = MlflowClient(uri, uri)
         self._artifacts = artifacts if uri.startswith("sqlite:") else None
 

@@ -31,7 +31,7 @@ class TrainConfig:
     batch: int = 512
     max_epochs: int = 8
     patience: int = 1
-    table_rate: float = 0.02
+    table_rate: float = 0.1
     network_rate: float = 1e-3
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0

@@ -267,28 +267,45 @@ def _held_back(dataset: Dataset, run_directory: Path) -> list[bytes]:
 def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> Newcomer | None:
     """A brand-new item and a user who likes its kind.
 
-    For the synthetic dataset both come from what generated it. Elsewhere the item is a copy, under a new id, of what
-    the user with the longest history liked last.
+    For the synthetic dataset both come from what generated it. Elsewhere the user is the one whose history is closest
+    together in content, and the item is a copy, under a new id, of what is most typical of it.
     """
     if dataset.items is None or not dataset.has_content or dataset.events.user is None:
         return None
     title = dataset.items.text[0]
     if (directory / "synthetic.json").exists():
-        message = synthetic.new_item(1, _SYNTHETIC_KIND)
-        user = synthetic.fans(directory, _SYNTHETIC_KIND)[0]
-        return Newcomer(message, str(message[dataset.items.id]), str(message[title]), user)
-    visits = bundle.history
-    longest = visits.group_by("user_id", maintain_order=True).len().sort("len", descending=True, maintain_order=True)
-    if not longest.height:
+        for kind in (_SYNTHETIC_KIND, *synthetic.tree().names):
+            if fans := synthetic.fans(directory, kind):
+                message = synthetic.new_item(1, kind)
+                return Newcomer(message, str(message[dataset.items.id]), str(message[title]), fans[0])
         return None
-    user = str(longest["user_id"][0])
-    liked = visits.filter(pl.col("user_id") == user)["item_id"][-1]
+    found = _focused(bundle)
+    if found is None:
+        return None
+    user, liked = found
     raw = read_table(dataset.items, dataset.directory, table="items")
     row = raw.filter(pl.col(dataset.items.id).cast(pl.String) == liked).head(1).to_dicts()
     if not row:
         return None
     message = row[0] | {dataset.items.id: "brand-new-item"}
     return Newcomer(message, "brand-new-item", f"{message[title]} (the same content under a new id)", user)
+
+
+def _focused(bundle: Bundle) -> tuple[str, str] | None:
+    """The user with the most uniform taste of those with a full history, and the item most typical of it."""
+    placed = bundle.items.select("item_id", "content_vector").drop_nulls()
+    visits = bundle.history.join(placed, on="item_id", how="inner", maintain_order="left")
+    best: tuple[float, str, str] | None = None
+    for (user,), visited in visits.group_by("user_id", maintain_order=True):
+        if visited.height < bundle.schema.history_length:
+            continue
+        vectors = visited["content_vector"].to_numpy()
+        mean = vectors.mean(axis=0)
+        # Of unit vectors, the length of the mean says how alike they are.
+        together = float(np.linalg.norm(mean))
+        if best is None or together > best[0]:
+            best = (together, str(user), visited["item_id"][int(np.argmax(vectors @ mean))])
+    return best[1:] if best else None
 
 
 def _titles(dataset: Dataset, chosen: Newcomer | None) -> dict[str, str]:
