@@ -5,13 +5,6 @@ import os
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # kafka-python 3.0 loads its message schemas with functions that Python 3.11 deprecates; ours stay errors.
-    config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
-    # fbgemm's CPU wheel lacks two GPU lookups and says so, and TorchRec imports a module that fbgemm has renamed.
-    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:fbgemm_gpu")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """On a busy machine two threads wait for each other at every tiny product: a hundred times slower than one."""
