@@ -8,6 +8,7 @@ What keeps it from collapsing onto a few codes, each a known trap:
 """
 
 import hashlib
+import warnings
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -249,7 +251,10 @@ def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> No
     sample = inputs[torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE]]
     residual = model.encoder(sample)
     for level in range(model.levels):
-        means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
+        with warnings.catch_warnings():
+            # Fewer distinct residuals than codes is what the health report is for.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
         model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
         residual = residual - model.codebooks[level][_nearest(residual, model.codebooks[level])]
 
