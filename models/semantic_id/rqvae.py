@@ -8,8 +8,8 @@ What keeps it from collapsing onto a few codes, each a known trap:
 """
 
 import hashlib
-import warnings
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
