@@ -25,7 +25,8 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from features.content.encoder import Encoder, load_encoder
+from features.content.encoder import Encoder
+from features.content.registry import load_encoder
 from features.dataset import Dataset
 from features.error import BundleError
 from features.hashing import HashSpec

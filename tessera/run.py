@@ -1,8 +1,6 @@
 """The offline job: encode → assign → frame → train → evaluate → publish, stage by stage."""
 
-import hashlib
 import resource
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,15 +8,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
-from features.content import encoder as content
+from features.content import registry as encoders
 from features.dataset import Dataset
 from features.error import DatasetError
-from features.frame import Frame, build_frame
+from features.frame import build_frame
 from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
@@ -27,14 +23,22 @@ from features.table import read_events, read_items, read_users
 from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle, write_directory
 from models.evaluate import Popularity, by_item_novelty
 from models.feature import default_schema, hashed_id_schema
-from models.ranker import Ranker
 from models.registry import Registry, Release
-from models.schema import SEMANTIC_ID, Schema
 from models.semantic_id import rqvae
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.health import codebook_health
-from models.semantic_id.quantizer import default_codes, prefix_tokens
-from models.train import TrainConfig, assembler, examples, new_ranker, predict, restore, snapshot, train
+from models.semantic_id.quantizer import default_codes
+from models.train import TrainConfig, assembler, examples, predict, train
+from tessera.artifact import (
+    file_hashes,
+    kept_history,
+    load_ranker,
+    read_frame,
+    save_ranker,
+    with_content,
+    with_train_positives,
+    write_json,
+)
 from tessera.stage import Advance, Stages, key_of
 
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
@@ -107,7 +111,7 @@ class _Run:
         self._stages = Stages(out, console)
         self._split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
         source = dataset.model_dump(mode="json", exclude={"source", "split"})
-        self._data_key = key_of(source, _file_hashes(dataset))
+        self._data_key = key_of(source, file_hashes(dataset))
 
     def up_to(self, until: str) -> RunResult:
         """Does the stages and says what came of it."""
@@ -139,7 +143,7 @@ class _Run:
             return None
         choice = (options.encoder, options.encoder_model, options.encoder_dim, options.seed)
         self._encode_key = key_of("encode", self._data_key, choice)
-        kind = content.kind(options.encoder)
+        kind = encoders.kind(options.encoder)
 
         def work(directory: Path, advance: Advance) -> None:
             items = read_items(self._dataset)
@@ -182,7 +186,7 @@ class _Run:
                 read_shards(directory / "codes")["codes"].to_numpy(),
                 {"fitted": vectors[~held_out], "held_out": vectors[held_out]},
             )
-            _write_json(directory / "report.json", asdict(health))
+            write_json(directory / "report.json", asdict(health))
             if health.collapsed:
                 self._console.print(
                     f"[yellow]assign: levels {list(health.collapsed)} use under half of their {codes} codes; "
@@ -202,7 +206,7 @@ class _Run:
             if users is not None:
                 tables["users"] = users
             if items is not None:
-                tables["items"] = items if assigned is None else _with_content(items, assigned)
+                tables["items"] = items if assigned is None else with_content(items, assigned)
             advance(1, 3)
             frame = build_frame(self._dataset, tables, split=self._split, history_length=self._options.history_length)
             for part in PARTS:
@@ -223,7 +227,7 @@ class _Run:
         self._train_key = key_of("train", self._frame_key, asdict(config), self._options.dim)
 
         def work(directory: Path, advance: Advance) -> None:
-            frame = _read_frame(frame_dir)
+            frame = read_frame(frame_dir)
             schema = default_schema(
                 self._dataset, frame, dim=self._options.dim, history_length=self._options.history_length
             )
@@ -236,9 +240,7 @@ class _Run:
                     advance(done + number * total, 2 * total)
 
                 trained = train(shape, frame, config, progress=both)
-                write_directory(
-                    place, partial(_save_ranker, schema=shape, ranker=trained.ranker, epochs=trained.epochs)
-                )
+                write_directory(place, partial(save_ranker, schema=shape, ranker=trained.ranker, epochs=trained.epochs))
 
         return self._stages.run("train", self._train_key, work)
 
@@ -246,7 +248,7 @@ class _Run:
         self._evaluate_key = key_of("evaluate", self._train_key)
 
         def work(directory: Path, advance: Advance) -> None:
-            frame = _read_frame(frame_dir)
+            frame = read_frame(frame_dir)
             fit, test = frame.part("train"), frame.part("test")
             labels = test["label"].to_numpy().astype(np.float32)
             items = test["item"].to_numpy().astype(np.int64)
@@ -259,7 +261,7 @@ class _Run:
             found: dict[str, NDArray[np.floating]] = {"popularity": popularity(items)}
             advance(1, 3)
             for number, name in enumerate((_HASHED_ID, _RANKER)):
-                schema, ranker = self._load_ranker(trained / name)
+                schema, ranker = load_ranker(trained / name, self._train_config())
                 found[name] = predict(ranker, assembler(schema, frame, test), examples(test))
                 advance(number + 2, 3)
             metrics: dict[str, Any] = {
@@ -273,7 +275,7 @@ class _Run:
             }
             if assigned:
                 metrics["semantic_ids"] = msgspec.json.decode((assigned / "report.json").read_bytes())
-            _write_json(directory / "metrics.json", metrics)
+            write_json(directory / "metrics.json", metrics)
 
         return self._stages.run("evaluate", self._evaluate_key, work)
 
@@ -281,8 +283,8 @@ class _Run:
         self, frame_dir: Path, trained: Path, encoded: Path | None, assigned: Path | None, metrics: dict[str, Any]
     ) -> Bundle:
         def work(directory: Path, advance: Advance) -> None:
-            frame = _read_frame(frame_dir)
-            schema, ranker = self._load_ranker(trained / _RANKER)
+            frame = read_frame(frame_dir)
+            schema, ranker = load_ranker(trained / _RANKER, self._train_config())
             if (directory / "bundle").exists():
                 return
             write_bundle(
@@ -292,8 +294,8 @@ class _Run:
                     ranker=ranker,
                     training=Training(self._options.train.table_rate, self._options.train.batch),
                     users=frame.users,
-                    items=_with_popularity(frame),
-                    history=_kept_history(frame, self._options.history_length),
+                    items=with_train_positives(frame),
+                    history=kept_history(frame, self._options.history_length),
                     metrics=metrics,
                     encoder=encoded / "encoder" if encoded else None,
                     codebook=assigned / "codebook" if assigned else None,
@@ -322,67 +324,3 @@ class _Run:
 
     def _train_config(self) -> TrainConfig:
         return replace(self._options.train, seed=self._options.seed)
-
-    def _load_ranker(self, directory: Path) -> tuple[Schema, Ranker]:
-        schema = Schema.from_json(msgspec.json.decode((directory / "schema.json").read_bytes()))
-        ranker = new_ranker(schema, self._train_config())
-        restore(ranker, load_file(directory / "ranker.safetensors"))
-        return schema, ranker.eval()
-
-
-def _save_ranker(directory: Path, schema: Schema, ranker: Ranker, epochs: Sequence[float]) -> None:
-    save_file(snapshot(ranker), directory / "ranker.safetensors")
-    _write_json(directory / "schema.json", schema.to_json())
-    _write_json(directory / "epochs.json", {"validation_log_loss": list(epochs)})
-
-
-def _with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
-    coded = read_shards(assigned / "codes")
-    tokens = pl.Series(SEMANTIC_ID, prefix_tokens(coded["codes"].to_numpy()), dtype=pl.List(pl.String))
-    named = coded.with_columns(tokens).rename({"vector": "content_vector", "codes": "semantic_codes"})
-    return items.join(named, on="item_id", how="left", maintain_order="left")
-
-
-def _with_popularity(frame: Frame) -> pl.DataFrame:
-    positives = frame.part("train").filter(pl.col("label") == 1)["item"].to_numpy().astype(np.int64)
-    counts = np.bincount(positives, minlength=frame.items.height)
-    return frame.items.with_columns(train_positives=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
-
-
-def _kept_history(frame: Frame, length: int) -> pl.DataFrame:
-    """Visits before the test part; twice the length is more than any time can ask for (see `History`)."""
-    empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Int64})
-    if not frame.users.height or not frame.items.height:
-        return empty
-    visits = (
-        frame.examples.filter((pl.col("label") == 1) & (pl.col("split") != "test"))
-        .sort("user", "time", maintain_order=True)
-        .group_by("user", maintain_order=True)
-        .tail(2 * length)
-    )
-    return pl.DataFrame(
-        {
-            "user_id": frame.users["user_id"][visits["user"]],
-            "item_id": frame.items["item_id"][visits["item"]],
-            "time": visits["time"],
-        }
-    )
-
-
-def _read_frame(directory: Path) -> Frame:
-    users, items, rows = (pl.read_parquet(directory / f"{name}.parquet") for name in ("users", "items", "examples"))
-    return Frame(users, items, rows)
-
-
-def _file_hashes(dataset: Dataset) -> list[str]:
-    sources = [source for source in (dataset.items, dataset.users, dataset.events) if source is not None]
-    paths = sorted({path for source in sources for path in dataset.directory.glob(source.path)})
-    found = []
-    for path in paths:
-        with path.open("rb") as file:
-            found.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return found
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")

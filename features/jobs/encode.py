@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.content.encoder import DESCRIPTION, Encoder, load_encoder
+from features.content.encoder import DESCRIPTION, Encoder
+from features.content.registry import load_encoder
 from features.determinism import one_thread
 from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
 

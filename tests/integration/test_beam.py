@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from features.content import lsa
-from features.content.encoder import load_encoder
+from features.content.registry import load_encoder
 from features.error import TesseraError
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import map_shards, read_shards, write_shards

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from features.content import lsa
-from features.content.encoder import KINDS, Encoder, content_id, kind, load_encoder, unit
+from features.content.encoder import Encoder, content_id, unit
+from features.content.registry import KINDS, kind, load_encoder
 from features.error import BundleError, DatasetError
 
 WORDS = ("space", "ocean", "robot", "love", "murder", "kitchen", "war", "music", "garden", "horse")

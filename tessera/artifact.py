@@ -1,0 +1,92 @@
+"""What the stages of a run leave on the disk for one another."""
+
+import glob
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from safetensors.torch import load_file, save_file
+
+from features.dataset import Dataset
+from features.frame import Frame
+from features.jobs.shard import read_shards
+from models.ranker import Ranker
+from models.schema import SEMANTIC_ID, Schema
+from models.semantic_id.quantizer import prefix_tokens
+from models.train import TrainConfig, new_ranker, restore, snapshot
+
+
+def save_ranker(directory: Path, schema: Schema, ranker: Ranker, epochs: Sequence[float]) -> None:
+    """Writes a trained ranker into an existing empty directory, with the validation log loss of each epoch."""
+    save_file(snapshot(ranker), directory / "ranker.safetensors")
+    write_json(directory / "schema.json", schema.to_json())
+    write_json(directory / "epochs.json", {"validation_log_loss": list(epochs)})
+
+
+def load_ranker(directory: Path, config: TrainConfig) -> tuple[Schema, Ranker]:
+    """Reads what `save_ranker` wrote."""
+    schema = Schema.from_json(msgspec.json.decode((directory / "schema.json").read_bytes()))
+    ranker = new_ranker(schema, config)
+    restore(ranker, load_file(directory / "ranker.safetensors"))
+    return schema, ranker.eval()
+
+
+def with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
+    """Adds the vectors, codes and prefix tokens that the stage `assign` left."""
+    coded = read_shards(assigned / "codes")
+    tokens = pl.Series(SEMANTIC_ID, prefix_tokens(coded["codes"].to_numpy()), dtype=pl.List(pl.String))
+    named = coded.with_columns(tokens).rename({"vector": "content_vector", "codes": "semantic_codes"})
+    return items.join(named, on="item_id", how="left", maintain_order="left")
+
+
+def with_train_positives(frame: Frame) -> pl.DataFrame:
+    """The frame's items with how many positive events each has in training."""
+    positives = frame.part("train").filter(pl.col("label") == 1)["item"].to_numpy().astype(np.int64)
+    counts = np.bincount(positives, minlength=frame.items.height)
+    return frame.items.with_columns(train_positives=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
+
+
+def kept_history(frame: Frame, length: int) -> pl.DataFrame:
+    """Visits before the test part; twice the length is more than any time can ask for (see `History`)."""
+    empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Int64})
+    if not frame.users.height or not frame.items.height:
+        return empty
+    visits = (
+        frame.examples.filter((pl.col("label") == 1) & (pl.col("split") != "test"))
+        .sort("user", "time", maintain_order=True)
+        .group_by("user", maintain_order=True)
+        .tail(2 * length)
+    )
+    return pl.DataFrame(
+        {
+            "user_id": frame.users["user_id"][visits["user"]],
+            "item_id": frame.items["item_id"][visits["item"]],
+            "time": visits["time"],
+        }
+    )
+
+
+def read_frame(directory: Path) -> Frame:
+    """Reads the frame that the stage `frame` left."""
+    users, items, rows = (pl.read_parquet(directory / f"{name}.parquet") for name in ("users", "items", "examples"))
+    return Frame(users, items, rows)
+
+
+def file_hashes(dataset: Dataset) -> list[str]:
+    """The sha256 of each file of the dataset, in the order in which they are read."""
+    sources = [source for source in (dataset.items, dataset.users, dataset.events) if source is not None]
+    hashes = []
+    for source in sources:
+        for name in sorted(glob.glob(str(dataset.directory / source.path), recursive=True)):
+            with open(name, "rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes indented JSON."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
