@@ -12,6 +12,7 @@ from models.schema import SEMANTIC_ID, Feature, Numeric, Schema, Source
 
 _WIDE_FROM = 1_000
 _MIN_ROWS = 1_024
+_FLAT = 1e-6
 _OWN_NAMES = ("user_id", "item_id", SEMANTIC_ID)
 
 
@@ -80,7 +81,8 @@ def _numeric(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
         for column in columns:
             values = log_scaled(table[column].cast(pl.Float64).drop_nulls().to_numpy())
             mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
-            found.append(Numeric(f"{of}.{column}", of, column, mean, max(std, 1e-6)))
+            # A column of one value says nothing, and must not shout when another value comes.
+            found.append(Numeric(f"{of}.{column}", of, column, mean, std if std > _FLAT else 1.0))
     if dataset.events.user and dataset.events.item:
         lengths = log_scaled(train["history"].list.len().to_numpy())
         found.append(Numeric("history.length", "history", "history", float(np.mean(lengths)), 1.0))

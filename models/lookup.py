@@ -17,6 +17,9 @@ from features.hashing import HashSpec, fingerprint
 from features.history import Jagged
 from models.schema import Feature, Schema, Source
 
+# A value far beyond what training saw must not drown all others.
+_MOST_STDS = 10.0
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -148,7 +151,8 @@ class Entities:
         out = np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32)
         for position, numeric in enumerate(self._numeric_features):
             values = log_scaled(frame[numeric.column].cast(pl.Float64).fill_null(np.nan).to_numpy())
-            out[:, position] = np.nan_to_num((values - numeric.mean) / numeric.std, nan=0.0, posinf=0.0, neginf=0.0)
+            scaled = np.clip((values - numeric.mean) / numeric.std, -_MOST_STDS, _MOST_STDS)
+            out[:, position] = np.where(np.isfinite(values), scaled, 0.0)
         return out
 
 

@@ -38,7 +38,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Numeric:
-    """A numeric feature: `(sign(x) * log1p(|x|) - mean) / std`, a missing value becomes 0, the mean."""
+    """A numeric feature: `(sign(x) * log1p(|x|) - mean) / std` within ±10; a missing value becomes 0, the mean."""
 
     name: str
     of: Source

@@ -11,7 +11,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
 from starlette.exceptions import HTTPException
 
 from features.error import EventError, StoreError
@@ -28,8 +38,16 @@ def _id(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Id = Annotated[StrictStr, BeforeValidator(_id), Field(min_length=1, max_length=1_024)]
-Value = StrictStr | StrictInt | StrictFloat | StrictBool | list[StrictStr] | None
+def _encodable(value: str) -> str:
+    """Refuses a lone surrogate, which a JSON escape can write and UTF-8 cannot."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("holds half of a surrogate pair, which is not text")
+    return value
+
+
+Text = Annotated[StrictStr, AfterValidator(_encodable), Field(max_length=1_024)]
+Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
+Value = Text | StrictInt | StrictFloat | StrictBool | list[Text] | None
 
 
 class RankRequest(BaseModel):

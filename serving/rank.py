@@ -111,6 +111,7 @@ class RankService:
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
+        events = Entities(self._schema, "event", self._context_frame(context or {}))
         stored = self._store.read_records(self.bundle.id, record.HISTORY, [user])[0]
         visited = record.decode_history(stored).items if stored else []
         if candidates is not None:
@@ -126,7 +127,7 @@ class RankService:
                 names = list(dict.fromkeys(candidates))
                 items = np.array([numbers.get(name, self._default_item) for name in names], dtype=np.int64)
             known_user = stored is not None or user in self._catalogue.user_numbers
-            scores = self._score(user, items, history, context or {})
+            scores = self._score(user, items, history, events)
         order = np.argsort(-scores, kind="stable")[:k]
         return Ranking(
             bundle=self.bundle.id,
@@ -143,7 +144,7 @@ class RankService:
         return [(self._catalogue.item_ids[number], score) for number, score in found]
 
     def _score(
-        self, user: str, items: NDArray[np.int64], history: NDArray[np.int64], context: Mapping[str, Any]
+        self, user: str, items: NDArray[np.int64], history: NDArray[np.int64], events: Entities
     ) -> NDArray[np.float32]:
         if not len(items):
             return np.zeros(0, dtype=np.float32)
@@ -151,7 +152,6 @@ class RankService:
         users, number = catalogue.users, catalogue.user_numbers.get(user)
         if number is None:
             users, number = Entities(self._schema, "user", catalogue.user_frame([user])), 0
-        events = Entities(self._schema, "event", self._context_frame(context))
         assembler = Assembler(self._schema, users, catalogue.items, events)
         every = _examples(number, items, history)
         # A user's own lookups are the same for every candidate: gathered and pooled once.

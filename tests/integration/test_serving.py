@@ -1,6 +1,7 @@
 """Ranking over HTTP: answers, problem documents, readiness and metrics."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,10 +91,13 @@ def test_unknown_user_and_item_are_served_by_defaults_and_counted(client: TestCl
         ({"user": "1", "candidates": ["1"] * 2_001}, "candidates"),
         ({"user": "1", "kay": 3}, "kay"),
         ({"user": "1", "context": {"no_such": 1}}, "context"),
+        ({"user": "\ud800"}, "user"),
+        ({"user": "1", "candidates": ["\udfff"]}, "candidates.0"),
     ],
 )
 def test_wrong_input_gets_a_problem_document_that_names_the_field(client: TestClient, body: object, field: str) -> None:
-    response = client.post("/v1/rank", json=body)
+    # As ASCII, so that half a surrogate pair goes out as the escape it is.
+    response = client.post("/v1/rank", content=json.dumps(body), headers={"content-type": "application/json"})
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["field"] == field
