@@ -6,7 +6,7 @@ shows when columns are converted is found by halving the batch, so one bad messa
 its neighbours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +75,30 @@ def event_rows(rows: Sequence[dict[str, Any]], events: Events) -> tuple[pl.DataF
     """Shapes decoded event messages.
 
     Returns:
-        The frame of `features.table.read_events`, where `event` is the position in `rows` (a row whose label is
-        neither positive nor negative is left out), and by position the reason of each row that cannot be used.
+        The frame of `features.table.read_events`, its categorical columns all lists; `event` is the position in `rows`.
+        A row whose label is neither positive nor negative is left out. And by position the reason of each row that
+        cannot be used.
     """
 
     def shape(table: Table) -> pl.DataFrame:
-        return shape_events(table, events)[0]
+        return _conform(shape_events(table, events)[0], dict.fromkeys(events.categorical, pl.List(pl.String)))
 
     return _shape(rows, "events", shape)
 
 
-def item_rows(rows: Sequence[dict[str, Any]], items: Items) -> tuple[pl.DataFrame, dict[int, str]]:
+def item_rows(
+    rows: Sequence[dict[str, Any]], items: Items, types: Mapping[str, pl.DataType]
+) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes decoded item messages: the frame of `read_items` with `message_row`, the position in `rows`; and the bad.
 
-    An id that comes twice is kept twice, in order.
+    An id that comes twice is kept twice, in order. Columns get the types that the catalogue has; a value that does not
+    fit makes its message a bad one.
     """
 
     def shape(table: Table) -> pl.DataFrame:
         # One by one: an id may come again, which the files' check for duplicates would refuse.
         shaped = [shape_items(_table("items", table.frame[row]), items) for row in range(table.frame.height)]
-        return pl.concat(shaped).with_row_index("message_row")
+        return pl.concat([_conform(row, types) for row in shaped]).with_row_index("message_row")
 
     return _shape(rows, "items", shape)
 
@@ -120,6 +124,18 @@ def _shape(
         position = shaped.columns[0]
         good.append(shaped.with_columns(pl.col(position) + pl.lit(start, dtype=pl.UInt32)))
     return (pl.concat(good, how="vertical_relaxed") if good else pl.DataFrame()), bad
+
+
+def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
+    """Gives columns their types, whatever one message holds: a lone value of a list column is a list of one."""
+    for name, dtype in types.items():
+        if name not in frame.columns:
+            continue
+        if isinstance(dtype, pl.List) and not isinstance(frame.schema[name], pl.List):
+            text = frame[name].cast(dtype.inner)
+            frame = frame.with_columns(pl.Series(name, [None if v is None else [v] for v in text], dtype=dtype))
+        frame = frame.with_columns(frame[name].cast(dtype, strict=True))
+    return frame
 
 
 def _table(name: str, frame: pl.DataFrame) -> Table:

@@ -82,7 +82,7 @@ def load(source: TableSource, directory: Path, *, table: str, wanted: Collection
     Raises:
         DatasetError: no file, or one that cannot be read; names it, and the row where there is one.
     """
-    files = _files(source, directory, table)
+    files = source_files(source, directory, table)
     parts = [_read(source, file, table, wanted) for file in files]
     names, frames = parts[0][0], [part[1] for part in parts]
     for file, (found, _) in zip(files, parts, strict=True):
@@ -120,7 +120,8 @@ def infer(texts: pl.Series) -> pl.Series:
     return texts
 
 
-def _files(source: TableSource, directory: Path, table: str) -> tuple[Path, ...]:
+def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path, ...]:
+    """The files of a table, in the order in which they are read; there is at least one."""
     path = directory / source.path
     if path.is_file():
         return (path,)

@@ -42,6 +42,11 @@ class Catalogue:
         self._vectors = Growable(_vectors(items))
 
     @property
+    def item_types(self) -> dict[str, pl.DataType]:
+        """The types of the item columns that the catalogue keeps."""
+        return dict(self._item_columns.schema)
+
+    @property
     def vectors(self) -> NDArray[np.float32]:
         """(N, D) float32 content vectors by item number, zero where an item has none; D is 0 without content."""
         return self._vectors.array

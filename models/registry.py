@@ -71,13 +71,17 @@ class Registry:
             self._client.set_registered_model_alias(model, CHAMPION, version.version)
         return self._release(model, version.version)
 
+    def models(self) -> list[str]:
+        """The names of all registered models."""
+        return [found.name for found in self._client.search_registered_models()]
+
     def resolve(self, model: str | None, alias: str = CHAMPION) -> Release:
         """Finds the version an alias stands for; without a model, the only model there is.
 
         Raises:
             BundleError: no such model or alias; says which there are.
         """
-        models = [found.name for found in self._client.search_registered_models()]
+        models = self.models()
         if model is None and len(models) == 1:
             model = models[0]
         if model is None or model not in models:

@@ -24,7 +24,8 @@ from pydantic import (
 )
 from starlette.exceptions import HTTPException
 
-from features.error import EventError, StoreError
+from features.error import EventError, StoreError, TesseraError
+from serving.load import require_loaded
 from serving.rank import MAX_CANDIDATES, RankService
 from serving.store import OnlineStore
 
@@ -47,7 +48,8 @@ def _encodable(value: str) -> str:
 
 Text = Annotated[StrictStr, AfterValidator(_encodable), Field(max_length=1_024)]
 Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
-Value = Text | StrictInt | StrictFloat | StrictBool | list[Text] | None
+Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Value = Text | Whole | StrictFloat | StrictBool | list[Text] | None
 
 
 class RankRequest(BaseModel):
@@ -153,7 +155,7 @@ def create_app(service: RankService, store: OnlineStore, *, refresh_s: float = 0
 
     @app.get("/readyz")
     def readyz() -> dict[str, str]:
-        store.ping()
+        require_loaded(store, service.bundle)
         return {"status": "ready", "bundle": service.bundle.id}
 
     @app.get("/v1/version")
@@ -179,7 +181,11 @@ def _add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        parts = [str(part) for part in first["loc"] if part != "body"]
+        # Behind a context column's name stand the types it could have had.
+        field = ".".join(parts[:2] if parts[:1] == ["context"] else parts) or "body"
+        if first["type"] == "json_invalid":
+            field = "body"
         return problem(422, "Wrong input", f"{field}: {first['msg']}", field=field)
 
     @app.exception_handler(HTTPException)
@@ -201,6 +207,6 @@ def _follow(service: RankService, metrics: Metrics, every_s: float, stop: thread
         try:
             service.refresh()
             metrics.items.set(service.items)
-        except StoreError as error:
+        except TesseraError as error:
             # Readiness reports it; the next round tries again.
             _log.warning("new items could not be taken in: %s", error)

@@ -9,6 +9,7 @@ Shape letters: n candidates, K lookups, D dim.
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from features.column import canonical
-from features.error import EventError, StoreError
+from features.error import DatasetError, EventError, StoreError
 from features.history import Jagged
+from features.source import Table
+from features.table import features as shape_features
 from models import record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
@@ -178,19 +180,14 @@ class RankService:
         if unknown:
             valid = ", ".join((*events.categorical, *events.numeric)) or "none"
             raise EventError(f"context: unknown column {unknown[0]!r}; the dataset's event columns are: {valid}")
-        columns: list[pl.Series] = []
-        for name in events.categorical:
-            try:
-                values = canonical(pl.Series(name, [context.get(name)]))
-            except TypeError as error:
-                raise EventError(f"context: column {name!r} {error}") from error
-            columns.append(values.cast(pl.String) if values.dtype == pl.Null else values)
-        for name in events.numeric:
-            value = context.get(name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise EventError(f"context: column {name!r} is numeric, got {value!r}")
-            columns.append(pl.Series(name, [value], dtype=pl.Float64))
-        return pl.DataFrame(columns) if columns else pl.DataFrame({"nothing": [0]})
+        row: dict[str, Any] = {name: [context.get(name)] for name in (*events.categorical, *events.numeric)}
+        if not row:
+            return pl.DataFrame({"nothing": [0]})
+        try:
+            frame = pl.DataFrame(row)
+            return pl.DataFrame(shape_features(Table("context", frame, tuple(row), (Path("request"),), (1,)), events))
+        except (DatasetError, pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+            raise EventError(f"context: {error}") from error
 
     def _learn(self, unknown: Sequence[str]) -> None:
         """Looks unknown candidates up in the store: the stream may have added them since the last refresh."""

@@ -8,6 +8,9 @@ from features.error import EventError
 from streaming.log import EventLog, Message
 from streaming.topic import Topics
 
+# A dead letter must itself fit into a message.
+KEPT_BYTES = 1 << 20
+
 
 class DeadLetter(msgspec.Struct, frozen=True):
     """What the dead-letter topic holds, as JSON."""
@@ -16,18 +19,20 @@ class DeadLetter(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     reason: str
+    size_bytes: int
     value_base64: str
 
     @property
     def value(self) -> bytes:
-        """The original message."""
+        """The original message, or its first `KEPT_BYTES` where `size_bytes` says that it was longer."""
         return base64.b64decode(self.value_base64)
 
 
 def encode_dead_letter(message: Message, reason: str) -> bytes:
     """The dead letter of a message, as bytes on the log."""
-    value = base64.b64encode(message.value).decode()
-    return msgspec.json.encode(DeadLetter(message.topic, message.partition, message.offset, reason, value))
+    value = base64.b64encode(message.value[:KEPT_BYTES]).decode()
+    size = len(message.value)
+    return msgspec.json.encode(DeadLetter(message.topic, message.partition, message.offset, reason, size, value))
 
 
 def read_dead_letters(log: EventLog, topics: Topics) -> list[DeadLetter]:

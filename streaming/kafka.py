@@ -121,7 +121,7 @@ def _check_address(address: str) -> None:
 
 
 def _message(record: Any) -> Message:
-    return Message(record.topic, record.partition, record.offset, record.key, record.value, record.timestamp)
+    return Message(record.topic, record.partition, record.offset, record.key, record.value or b"", record.timestamp)
 
 
 class KafkaReader:

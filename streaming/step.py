@@ -76,6 +76,7 @@ class Step:
         )
         for user, item, time in zip(*columns, visits["time"].to_list(), strict=True):
             self.history.append(int(user), int(item), time)
+        self._published = bundle.items.height
         self._dataset = bundle.dataset
         self._arrivals = 0
         self._topics = topics
@@ -128,7 +129,7 @@ class Step:
     def _items(self, rows: list[dict[str, object]], sources: list[Message], outcome: Outcome) -> list[Record]:
         if not rows or self._dataset.items is None:
             return []
-        frame, bad = item_rows(rows, self._dataset.items)
+        frame, bad = item_rows(rows, self._dataset.items, self.catalogue.item_types)
         outcome.bad += [Bad(sources[position], reason) for position, reason in bad.items()]
         if not frame.height:
             return []
@@ -217,14 +218,15 @@ class Step:
     def _with_negatives(self, examples: Examples) -> Examples:
         """Where every event is a positive: drawn negatives behind each, seeded by the batch's number."""
         label = self._dataset.events.label
-        if not label.implicit:
+        if not label.implicit or self._published < 2:
             return examples
         each = label.negatives
         index = np.repeat(np.arange(len(examples)), each + 1)
         repeated = examples.take(index)
-        drawn = np.random.default_rng(self.seq + 1).integers(0, len(self.catalogue.item_ids), len(index))
-        first = np.arange(len(index)) % (each + 1) == 0
-        negative = ~first & (drawn != repeated.item)
+        # From the published items alone: their numbers are the same after a restart, whatever came in between.
+        drawn = np.random.default_rng(self.seq + 1).integers(0, self._published, len(index))
+        drawn = np.where(drawn == repeated.item, (drawn + 1) % self._published, drawn)
+        negative = np.arange(len(index)) % (each + 1) > 0
         return Examples(
             repeated.user,
             np.where(negative, drawn, repeated.item),

@@ -16,6 +16,8 @@ from models.delta import Delta
 from streaming.log import EventLog
 from streaming.topic import Topics
 
+_POSITION = "position"
+
 
 class RowSink(Protocol):
     """What the writer needs of an online store."""
@@ -28,9 +30,14 @@ class RowSink(Protocol):
         self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
     ) -> int: ...
 
+    def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]: ...
+
 
 class StoreWriter:
     """Follows the deltas of one bundle into a store.
+
+    How far it came is kept in the store itself, written after the rows: a store that was emptied, or filled again by
+    a server, has no such record and gets all deltas from the first one on.
 
     Args:
         log: where the trainer writes.
@@ -38,19 +45,19 @@ class StoreWriter:
         store: already loaded with the bundle.
         topics: their names.
         name: of the store; two stores are followed by two names.
-        from_start: True replays all deltas first, for a store that was loaded just now.
     """
 
-    def __init__(
-        self, log: EventLog, bundle: str, store: RowSink, *, topics: Topics, name: str, from_start: bool
-    ) -> None:
+    def __init__(self, log: EventLog, bundle: str, store: RowSink, *, topics: Topics, name: str) -> None:
         self._bundle = bundle
         self._store = store
         self.rows = 0
         self.freshness_ms: list[float] = []
-        if from_start:
-            for message in log.read(topics.deltas, 0, 0, log.end_offsets(topics.deltas)[0]):
-                self._write(delta.decode(message.value))
+        self._topic = topics.deltas
+        (position,) = store.read_records(bundle, _POSITION, [self._topic])
+        start, stop = int(position or 0), log.end_offsets(self._topic)[0]
+        for message in log.read(self._topic, 0, start, stop):
+            self._write(delta.decode(message.value))
+        self._advance(stop)
         self._reader = log.reader([topics.deltas], group=f"writer-{name}-{bundle}")
 
     def run_once(self, *, max_messages: int = 256, wait_s: float = 0.0) -> int:
@@ -62,12 +69,17 @@ class StoreWriter:
             now = time.time() * 1_000
             self.freshness_ms += [now - appended for appended in change.times_ms if change.bundle == self._bundle]
         if messages:
+            self._advance(messages[-1].offset + 1)
             self._reader.commit()
         return len(messages)
 
     def close(self) -> None:
         """Leaves the log."""
         self._reader.close()
+
+    def _advance(self, position: int) -> None:
+        """Records the next offset to read; the highest one stays."""
+        self._store.write_records(self._bundle, _POSITION, [self._topic], [position], [str(position).encode()])
 
     def _write(self, change: Delta) -> None:
         if change.bundle != self._bundle:

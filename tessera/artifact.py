@@ -1,6 +1,5 @@
 """What the stages of a run leave on the disk for one another."""
 
-import glob
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from features.dataset import Dataset
 from features.frame import Frame
 from features.jobs.shard import read_shards
+from features.source import source_files
 from models.ranker import Ranker
 from models.schema import SEMANTIC_ID, Schema
 from models.semantic_id.quantizer import prefix_tokens
@@ -78,11 +78,11 @@ def read_frame(directory: Path) -> Frame:
 
 def file_hashes(dataset: Dataset) -> list[str]:
     """The sha256 of each file of the dataset, in the order in which they are read."""
-    sources = [source for source in (dataset.items, dataset.users, dataset.events) if source is not None]
+    tables = {"items": dataset.items, "users": dataset.users, "events": dataset.events}
     hashes = []
-    for source in sources:
-        for name in sorted(glob.glob(str(dataset.directory / source.path), recursive=True)):
-            with open(name, "rb") as file:
+    for table, source in tables.items():
+        for path in source_files(source, dataset.directory, table) if source is not None else ():
+            with path.open("rb") as file:
                 hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashes
 

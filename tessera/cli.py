@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from features.error import TesseraError
@@ -22,7 +24,7 @@ out_console, err_console = Console(), Console(stderr=True)
 
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]
-SeedOption = Annotated[int, typer.Option(help="Decides everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**31, help="Decides everything random.")]
 SplitOption = Annotated[
     str | None, typer.Option("--split", help="Instead of the descriptor's: time, random, leave-one-out or order.")
 ]
@@ -41,7 +43,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TesseraError as error:
-        err_console.print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        err_console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
         sys.exit(2)
 
 
@@ -115,6 +117,8 @@ app.command("publish")(_run_command("publish", "Do what is missing, write the bu
 
 def load_with_split(path: Path, by: str | None) -> Any:
     """Loads a descriptor, with another way to split where one is given."""
+    from pydantic import ValidationError
+
     from features.dataset import Dataset, load_dataset
 
     dataset = load_dataset(path)
@@ -122,7 +126,10 @@ def load_with_split(path: Path, by: str | None) -> Any:
         return dataset
     data = dataset.model_dump()
     data["split"]["by"] = by
-    return Dataset.model_validate(data)
+    try:
+        return Dataset.model_validate(data)
+    except ValidationError as error:
+        raise TesseraError(f"--split {by}: {error.errors()[0]['msg']}") from error
 
 
 def _print_json(data: Any) -> None:
@@ -142,18 +149,14 @@ def _print_result(result: Any) -> None:
 def quality_table(metrics: dict[str, Any]) -> Table:
     """Test quality of the ranker beside its baselines."""
     table = Table(title=f"Test quality, split by {metrics['split']}, seed {metrics['seed']}", title_justify="left")
-    table.add_column("model")
+    for name in ("items", "model", "rows", "AUC", "log loss", "NE"):
+        table.add_column(name, justify="left" if name in ("items", "model") else "right")
     for part in ("all", "known", "unseen"):
-        rows = metrics["quality"]["ranker"][part]["rows"]
-        for name in ("AUC", "log loss", "NE"):
-            table.add_column(f"{part} {name}\n({rows:,} rows)" if name == "AUC" else f"{part} {name}", justify="right")
-    for model, parts in metrics["quality"].items():
-        cells = []
-        for part in ("all", "known", "unseen"):
-            for name in ("auc", "log_loss", "normalized_entropy"):
-                value = parts[part][name]
-                cells.append("–" if value is None else f"{value:.4f}")
-        table.add_row(model, *cells, style="bold" if model == "ranker" else None)
+        for model, parts in metrics["quality"].items():
+            values = [parts[part][name] for name in ("auc", "log_loss", "normalized_entropy")]
+            cells = ["–" if value is None else f"{value:.4f}" for value in values]
+            rows = f"{parts[part]['rows']:,}"
+            table.add_row(part, model, rows, *cells, style="bold" if model == "ranker" else None)
     return table
 
 
@@ -184,6 +187,8 @@ def serve(
         load_bundle(store, found)
         service = RankService(found, store)
         err_console.print(f"bundle {found.id}, {service.items:,} items, http://{host}:{port}/docs")
+        # uvicorn raises the signal again when it has shut down; the store must still be closed then.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.run(create_app(service, store), host=host, port=port, log_level="warning")
 
 
@@ -197,11 +202,13 @@ def stream(
     json: JsonOption = False,
 ) -> None:
     """Train the champion's table from the topics `items` and `events`, and keep the store fresh."""
-    from tessera.online import bundle_at, open_stream, until_stopped
+    from tessera.online import bundle_at, open_stream, refuse_shared_topics, until_stopped
     from tessera.settings import Settings
 
     settings = Settings.from_environment()
     found = bundle_at(settings, model, bundle)
+    if bundle is None:
+        refuse_shared_topics(settings)
     stop = until_stopped()
     _one_thread()
     with open_stream(settings, found, batch=batch, wait_s=wait_ms / 1_000) as running:
@@ -263,7 +270,7 @@ def deadletters_list(json: JsonOption = False) -> None:
         return
     table = Table("topic", "partition", "offset", "reason", title=f"{len(found):,} dead letters", title_justify="left")
     for letter in found:
-        table.add_row(letter.topic, str(letter.partition), str(letter.offset), letter.reason)
+        table.add_row(letter.topic, str(letter.partition), str(letter.offset), escape(letter.reason))
     out_console.print(table)
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from features.error import TesseraError
 from models.bundle import Bundle
 from models.registry import CHAMPION
 from serving.load import load_bundle
@@ -49,9 +50,9 @@ class Stream:
         batch: int = 256,
         wait_s: float = 0.05,
     ) -> None:
-        loaded_now = load_bundle(store, bundle)
+        load_bundle(store, bundle)
         self.trainer = Trainer(log, bundle, topics=topics, batch=batch, wait_s=wait_s)
-        self.writer = StoreWriter(log, bundle.id, store, topics=topics, name=store_name, from_start=loaded_now)
+        self.writer = StoreWriter(log, bundle.id, store, topics=topics, name=store_name)
 
     def run_once(self, *, wait_s: float | None = None) -> int:
         """One micro-batch through trainer and writer; returns how many messages it took."""
@@ -95,6 +96,16 @@ def until_stopped() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     return stop
+
+
+def refuse_shared_topics(settings: Settings) -> None:
+    """Raises where two models would train on each other's events: several models, and topics of no model's own."""
+    models = settings.open_registry().models()
+    if len(models) > 1 and not settings.topics.prefix:
+        raise TesseraError(
+            f"the registry holds several models ({', '.join(models)}), and the topics items and events belong to none; "
+            "set TESSERA_TOPIC_PREFIX for each model, or give each a TESSERA_HOME"
+        )
 
 
 def bundle_at(settings: Settings, model: str | None, directory: Path | None) -> Bundle:

@@ -33,7 +33,9 @@ def test_check_prints_json_and_refuses_with_status_2(tmp_path: Path) -> None:
     descriptor.write_text(descriptor.read_text().replace("[split]", "[splitt]"))
     refused = tessera("check", str(descriptor), home=tmp_path)
     assert refused.returncode == 2
-    assert "split" in refused.stderr
+    assert "splitt" in refused.stderr
+    descriptor.write_text(descriptor.read_text().replace("[splitt]", "[split]").replace('"clicked"', '"klicked"'))
+    assert "[events]" in tessera("check", str(descriptor), home=tmp_path).stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -56,6 +58,7 @@ def test_send_stream_and_deadletters_work_over_the_embedded_log(tmp_path: Path, 
         (("serve",), "tessera run"),
         (("send", "wishes", "x"), "items or events"),
         (("bench", "nothing"), "main-job"),
+        (("run", "no-such.toml", "--seed", "-1"), "--seed"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_status_2(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_unknown_user_and_item_are_served_by_defaults_and_counted(client: TestCl
         ({"user": "1", "kay": 3}, "kay"),
         ({"user": "1", "context": {"no_such": 1}}, "context"),
         ({"user": "\ud800"}, "user"),
+        ({"user": "1", "context": {"no_such": "\ud800"}}, "context.no_such"),
+        ({"user": "1", "context": {"no_such": 10**400}}, "context.no_such"),
         ({"user": "1", "candidates": ["\udfff"]}, "candidates.0"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 
 from models import delta, record
 from models.delta import SNAPSHOT_SEQ
+from serving.load import load_bundle
 from serving.rank import RankService
 from serving.redis import RedisStore, open_embedded
 from serving.store import OnlineStore
@@ -34,6 +35,12 @@ _BAD = [
     b'{"user_id": "r1", "item_id": "a1", "clicked": 7, "time": 1735689600}',
     b'{"user_id": "r1", "item_id": "a1", "clicked": 1, "time": "yesterday"}',
     b"",
+]
+_BAD_ITEMS = [
+    b"{}",
+    b'{"item_id": "x", "title": "a", "year": "nineteen"}',
+    b'{"item_id": "x", "title": "a", "year": 1000000000000000000000000000000}',
+    b'{"item_id": ["x"], "title": "a"}',
 ]
 
 
@@ -72,11 +79,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, world: World) -> Itera
         store.drop(world.bundle.id)
 
 
-def _time_column(world: World) -> str:
-    assert world.dataset.events.time is not None
-    return world.dataset.events.time.column
-
-
 def _with_bad(good: list[bytes]) -> list[bytes]:
     """One bad message after every nineteen good ones: 5 %."""
     mixed: list[bytes] = []
@@ -91,14 +93,14 @@ def test_five_percent_malformed_every_good_one_applied_every_bad_one_set_aside(p
     good = world.messages(760)
     mixed = _with_bad(good)
     place.send(place.topics.events, mixed)
-    place.send(place.topics.items, [b"{}", json.dumps(new_item(1)).encode()])
+    place.send(place.topics.items, [*_BAD_ITEMS, json.dumps(new_item(1)).encode()])
     with place.stream(world) as stream:
         stream.drain()
         totals = stream.trainer.totals
         expected = {value for value in mixed if value in _BAD}
         letters = read_dead_letters(place.log, place.topics)
     assert (totals.events, totals.items, totals.neutral) == (len(good), 1, 0)
-    assert totals.bad == len(mixed) - len(good) + 1 == len(letters)
+    assert totals.bad == len(mixed) - len(good) + len(_BAD_ITEMS) == len(letters)
     assert totals.messages == totals.events + totals.items + totals.neutral + totals.bad
     assert {letter.value for letter in letters if letter.topic == place.topics.events} == expected
     assert all(letter.reason and letter.offset >= 0 and letter.partition == 0 for letter in letters)
@@ -200,12 +202,15 @@ def test_an_event_reaches_the_users_history_and_rows_in_the_store(place: Place, 
     assert record.decode_history(stored).items == [str(liked["item_id"])]
 
 
-def test_an_emptied_store_is_filled_again_from_bundle_and_log(place: Place, world: World) -> None:
+@pytest.mark.parametrize("served_first", [False, True])
+def test_an_emptied_store_is_filled_again_from_bundle_and_log(place: Place, world: World, served_first: bool) -> None:
     place.send(place.topics.events, world.messages(300))
     with place.stream(world) as stream:
         stream.drain()
     before = place.store.read_table(world.bundle.id)
     place.store.drop(world.bundle.id)
+    if served_first:
+        load_bundle(place.store, world.bundle)
     with place.stream(world) as stream:
         stream.drain()
     after = place.store.read_table(world.bundle.id)
