@@ -16,20 +16,21 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def kafka_address() -> str:
     """Address of a real broker; without one the test is skipped, or fails where services are required."""
-    if address := os.environ.get("TESSERA_TEST_KAFKA"):
-        return address
-    missing = "no Kafka broker: `make up` starts one (needs Java 17 and Maven); then set TESSERA_TEST_KAFKA=host:port"
-    if os.environ.get("REQUIRE_SERVICES") == "1":
-        pytest.fail(missing)
-    pytest.skip(missing)
+    return _address(
+        "TESSERA_TEST_KAFKA", "no Kafka broker: `make up` starts one (needs Java 17 and Maven)", "host:port"
+    )
 
 
 @pytest.fixture(scope="session")
 def redis_address() -> str:
     """Address of a real Redis server; skipped or failed without one, like `kafka_address`."""
-    if address := os.environ.get("TESSERA_TEST_REDIS"):
+    return _address("TESSERA_TEST_REDIS", "no Redis server: `make up` starts one", "redis://host:port/0")
+
+
+def _address(variable: str, missing: str, form: str) -> str:
+    if address := os.environ.get(variable):
         return address
-    missing = "no Redis server: `make up` starts one; then set TESSERA_TEST_REDIS=redis://host:port/0"
+    message = f"{missing}; then set {variable}={form}"
     if os.environ.get("REQUIRE_SERVICES") == "1":
-        pytest.fail(missing)
-    pytest.skip(missing)
+        pytest.fail(message)
+    pytest.skip(message)
