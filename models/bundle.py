@@ -154,7 +154,7 @@ class Bundle:
 
     def network(self) -> Network:
         """The dense part, ready to score."""
-        network = Network(self.schema, msgspec.convert(self.manifest.network, NetworkConfig))
+        network = Network(self.schema.width, msgspec.convert(self.manifest.network, NetworkConfig))
         network.load_state_dict(load_file(self.directory / "network.safetensors"))
         return network.eval().requires_grad_(False)
 

@@ -45,7 +45,7 @@ def default_schema(dataset: Dataset, frame: Frame, *, dim: int = 16, history_len
         add("event", column, frame.examples)
     return Schema(
         features=tuple(features),
-        numeric=_numeric(dataset, frame),
+        numeric=numeric_features(dataset, frame),
         rows=max(_MIN_ROWS, 64 * math.ceil(sum(cardinalities.values()) / 64)),
         dim=dim,
         history_length=history_length,
@@ -69,7 +69,8 @@ def _cardinality(column: pl.Series) -> int:
     return int(flat.drop_nulls().n_unique())
 
 
-def _numeric(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
+def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
+    """The declared numeric columns with mean and deviation over their tables, and the length of the history."""
     train = frame.part("train")
     found: list[Numeric] = []
     sources: tuple[tuple[Source, tuple[str, ...], pl.DataFrame], ...] = (

@@ -14,7 +14,6 @@ from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
 from models.lookup import Batch
-from models.schema import Schema
 from models.table.unified import Table
 
 
@@ -31,15 +30,14 @@ class Network(nn.Module):
     """The dense part: (B, width) float32 in, logits (B,) out.
 
     Args:
-        schema: gives the input's width.
+        width: of the input.
         config: layers.
         seed: of the start.
     """
 
-    def __init__(self, schema: Schema, config: NetworkConfig, *, seed: int = 0) -> None:
+    def __init__(self, width: int, config: NetworkConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        width = schema.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.cross = LowRankCrossNet(width, config.cross_layers, min(config.cross_rank, width))

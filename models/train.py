@@ -121,7 +121,7 @@ def train(
 def new_ranker(schema: Schema, config: TrainConfig) -> Ranker:
     """An untrained ranker, decided by the configuration's seed."""
     table = UnifiedTable(schema, learning_rate=config.table_rate, seed=config.seed)
-    return Ranker(table, Network(schema, config.network, seed=config.seed))
+    return Ranker(table, Network(schema.width, config.network, seed=config.seed))
 
 
 def _shuffled(count: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -288,17 +288,18 @@ def bench(
     """Measure a benchmark with its peers side by side; exit 1 when a claim does not hold."""
     if name != "main-job":
         raise TesseraError(f"benchmark {name!r} is unknown; there is: main-job")
-    from tessera import bench as benches
+    from tessera.bench.main_job import main_job
+    from tessera.bench.result import render
     from tessera.synthetic import write_synthetic
 
     path = dataset or write_synthetic(out / "synthetic")
     ways: list[str | None] = [*split] if split else [None]
     found = [load_with_split(path, by) for by in ways]
-    result = benches.main_job(found, out, seeds=seeds, console=err_console)
+    result = main_job(found, out, seeds=seeds, console=err_console)
     if json:
         _print_json(result.to_json())
     else:
-        benches.render(result, out_console)
+        render(result, out_console)
     if not result.holds:
         raise typer.Exit(1)
 

@@ -1,0 +1,1 @@
+"""Embedding methods for a budget of bytes, compared behind one protocol."""

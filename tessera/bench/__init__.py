@@ -1,0 +1,1 @@
+"""Benchmarks with their peers side by side: one module each, one shape of JSON for all."""

@@ -1,0 +1,72 @@
+"""What every benchmark returns and how it is printed.
+
+{"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}]}
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is stated, judged from the rows."""
+
+    claim: str
+    value: float
+    target: float
+    holds: bool
+
+
+def at_least(claim: str, value: float, target: float) -> Claim:
+    """A claim that a value reaches its target."""
+    return Claim(claim, value, target, value >= target)
+
+
+def at_most(claim: str, value: float, target: float) -> Claim:
+    """A claim that a value stays within its target."""
+    return Claim(claim, value, target, value <= target)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What a benchmark measured; see the module for the JSON."""
+
+    bench: str
+    dataset: str
+    seeds: int
+    rows: list[dict[str, Any]]
+    claims: list[Claim]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every claim does."""
+        return all(claim.holds for claim in self.claims)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def render(result: BenchResult, console: Console) -> None:
+    """The rows, then each claim and whether it holds."""
+    table = Table(title=f"{result.bench} on {result.dataset}, {result.seeds} seeds", title_justify="left")
+    columns = list(dict.fromkeys(name for row in result.rows for name in row))
+    for column in columns:
+        words = any(isinstance(row.get(column), str) for row in result.rows)
+        table.add_column(column.replace("_", " "), justify="left" if words else "right")
+    for row in result.rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    console.print(table)
+    for claim in result.claims:
+        mark = "[green]holds[/green]" if claim.holds else "[red]does not hold[/red]"
+        console.print(f"{mark}  {claim.claim}: {claim.value:.4g} (target {claim.target:g})")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
