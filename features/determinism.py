@@ -1,6 +1,6 @@
-"""One thread for numerics whose bits must not depend on the machine.
+"""A fixed number of threads for numerics whose bits must not depend on the machine.
 
-A product split over threads adds up in another order, so its last bits move with the number of cores. The models
+A product split over threads adds up in another order, so its last bits move with the number of cores. Most models
 trained here are small enough that one thread is also the fastest: on a busy machine, threads that wait for each other
 between small operations have been seen to take forty times as long.
 """
@@ -12,26 +12,40 @@ from threading import Lock
 import torch
 from threadpoolctl import threadpool_limits
 
-# The numbers are the process's: of several threads in here, the last to leave restores them.
+# The numbers are the process's: of several threads in here, the first decides and the last to leave restores.
 _lock = Lock()
 _inside = 0
 _before = 1
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Runs the body with one thread in torch, BLAS and OpenMP, and restores the numbers there were."""
+def fixed_threads(count: int) -> Iterator[None]:
+    """Runs the body with so many threads in torch, BLAS and OpenMP, and restores the numbers there were.
+
+    Inside another such body nothing changes.
+    """
     global _inside, _before
     with _lock:
-        if not _inside:
+        outermost = not _inside
+        if outermost:
             _before = torch.get_num_threads()
-            torch.set_num_threads(1)
+            torch.set_num_threads(count)
         _inside += 1
     try:
-        with threadpool_limits(1):
+        if outermost:
+            with threadpool_limits(count):
+                yield
+        else:
             yield
     finally:
         with _lock:
             _inside -= 1
             if not _inside:
                 torch.set_num_threads(_before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the body with one thread."""
+    with fixed_threads(1):
+        yield

@@ -21,6 +21,10 @@ class BundleError(TesseraError):
     """A bundle is incomplete, altered, or made for another contract."""
 
 
+class TrainingError(TesseraError):
+    """Training cannot go on."""
+
+
 class LogError(TesseraError):
     """The event log cannot do what was asked."""
 

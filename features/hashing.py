@@ -33,7 +33,8 @@ def fingerprint(values: Sequence[str]) -> NDArray[np.uint64]:
     return np.fromiter((digest(value.encode()) for value in values), dtype=np.uint64, count=len(values))
 
 
-def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mixes (N,) uint64 so that every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -61,5 +62,5 @@ class HashSpec:
         """Returns the rows, (N, c) int64 in [0, R), of values given as fingerprints (N,) uint64."""
         keys = fingerprint([f"{salt}{_CHUNK_SEPARATOR}{chunk}" for chunk in range(chunks)])
         with np.errstate(over="ignore"):
-            mixed = _splitmix64(fingerprints[:, None] ^ keys[None, :])
+            mixed = splitmix64(fingerprints[:, None] ^ keys[None, :])
         return (((mixed >> np.uint64(32)) * np.uint64(self.rows)) >> np.uint64(32)).astype(np.int64)

@@ -2,6 +2,7 @@
 
     manifest.json            format, dataset descriptor, schema, hash contract, ids of encoder and codebook, sha256s
     table.safetensors        weight (R, D) float32, accumulator (R,) float32
+    admission.safetensors    cells of the sketch of the values' sightings, uint8
     network.safetensors      the dense part
     encoder/  codebook/      only where items have content
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
@@ -22,6 +23,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -31,13 +33,14 @@ from features.dataset import Dataset
 from features.error import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
-from models.ranker import Network, NetworkConfig, Ranker
+from models.admission import Admission, Sketch
+from models.ranker import DensePart, NetworkConfig, Ranker
 from models.schema import Schema
 from models.semantic_id import rqvae
 from models.semantic_id.quantizer import Quantizer
-from models.table.unified import UnifiedTable
+from models.table.open import open_table
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 
 
@@ -62,6 +65,7 @@ class Parts:
         dataset: the descriptor it was trained on.
         schema: the ranker's input.
         ranker: trained.
+        sketch: of the values' sightings in training.
         training: how the stream goes on training the table.
         users, items: the frame's dimensions; items also carry `train_positives`, positive events in training.
         history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
@@ -72,6 +76,7 @@ class Parts:
     dataset: Dataset
     schema: Schema
     ranker: Ranker
+    sketch: Sketch
     training: Training
     users: pl.DataFrame
     items: pl.DataFrame
@@ -152,15 +157,20 @@ class Bundle:
         found: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
         return found
 
-    def network(self) -> Network:
+    def admission(self) -> Admission:
+        """Which values read rows, as of the end of training; the caller's own."""
+        cells = load_file(self.directory / "admission.safetensors")["cells"]
+        return Admission(Sketch(cells.numpy()), self.schema.admission)
+
+    def network(self) -> DensePart:
         """The dense part, ready to score."""
-        network = Network(self.schema.width, msgspec.convert(self.manifest.network, NetworkConfig))
+        network = DensePart(self.schema, msgspec.convert(self.manifest.network, NetworkConfig))
         network.load_state_dict(load_file(self.directory / "network.safetensors"))
         return network.eval().requires_grad_(False)
 
     def ranker(self) -> Ranker:
         """A ranker of its own on TorchRec's table, with the optimizer state to go on training from."""
-        table = UnifiedTable(self.schema, learning_rate=self.manifest.training.table_rate)
+        table = open_table(self.schema, learning_rate=self.manifest.training.table_rate)
         tensors = load_file(self.directory / "table.safetensors")
         table.weight.copy_(tensors["weight"])
         table.accumulator.copy_(tensors["accumulator"])
@@ -176,6 +186,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
                 shutil.copytree(source, directory / name)
         table = parts.ranker.table
         save_file({"weight": table.weight, "accumulator": table.accumulator}, directory / "table.safetensors")
+        save_file({"cells": torch.from_numpy(parts.sketch.cells)}, directory / "admission.safetensors")
         save_file(dict(parts.ranker.network.state_dict()), directory / "network.safetensors")
         for name, frame in (("users", parts.users), ("items", parts.items), ("history", parts.history)):
             write_parquet(frame, directory / f"{name}.parquet")

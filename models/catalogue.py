@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from features.error import BundleError
 from models.bundle import Bundle
-from models.lookup import Entities, Growable
+from models.loading import content_vectors
+from models.lookup import Entities
 from models.record import ItemRecord, entity_frame
 from models.schema import SEMANTIC_ID
 from models.semantic_id.quantizer import prefix_tokens
+from models.values import Growable
 
 _NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed")
 
@@ -33,13 +35,14 @@ class Catalogue:
         users, items = bundle.users, bundle.items
         self._user_columns = users.drop("listed").clear()
         self._item_columns = items.drop(name for name in _NOT_FEATURES if name in items.columns).clear()
-        self.users = Entities(bundle.schema, "user", users)
-        self.items = Entities(bundle.schema, "item", items)
+        self.admission = bundle.admission()
+        self.users = Entities(bundle.schema, "user", users, self.admission)
+        self.items = Entities(bundle.schema, "item", items, self.admission)
         self.user_numbers = {name: number for number, name in enumerate(users["user_id"].to_list())}
         self.item_ids: list[str] = items["item_id"].to_list()
         self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
         self.popularity = items["train_positives"].to_numpy().astype(np.int64)
-        self._vectors = Growable(_vectors(items))
+        self._vectors = Growable(content_vectors(items))
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
@@ -119,12 +122,3 @@ def _features(record: ItemRecord) -> dict[str, Any]:
     if not record.codes:
         return record.features
     return record.features | {SEMANTIC_ID: prefix_tokens(np.array([record.codes], dtype=np.uint16))[0]}
-
-
-def _vectors(items: pl.DataFrame) -> NDArray[np.float32]:
-    if "content_vector" not in items.columns:
-        return np.zeros((items.height, 0), dtype=np.float32)
-    width = items.schema["content_vector"].shape[0]  # type: ignore[attr-defined]
-    zero = pl.Series([[0.0] * width], dtype=pl.Array(pl.Float32, width))
-    found: NDArray[np.float32] = items["content_vector"].fill_null(zero).to_numpy().astype(np.float32)
-    return found.copy()

@@ -1,72 +1,135 @@
 """The default schema of a dataset: what the profile of its frame suggests, before anybody tunes."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from features.dataset import Dataset
+from features.error import BundleError
 from features.frame import Frame
+from features.history import DEFAULT_LENGTH
 from models.lookup import log_scaled
 from models.schema import SEMANTIC_ID, Feature, Numeric, Schema, Source
 
 _WIDE_FROM = 1_000
+_EXACT_UP_TO = 8
+_MOST_CHUNKS = 16
 _MIN_ROWS = 1_024
 _FLAT = 1e-6
 _OWN_NAMES = ("user_id", "item_id", SEMANTIC_ID)
 
 
-def default_schema(dataset: Dataset, frame: Frame, *, dim: int = 16, history_length: int = 20) -> Schema:
-    """All declared features and ids; two lookups for columns of many values; rows for every value there is.
+@dataclass(frozen=True)
+class TableOptions:
+    """What an operator may choose of the table; the rest follows from the data.
 
-    Item columns and Semantic IDs are read for the item at hand and, by their mean, for the user's history, from the
-    same rows.
+    Attributes:
+        dim: D.
+        budget: bytes of the rows' weights, R · D · 4; None for a row for each value there is.
+        chunks: lookups by feature, instead of one, or two for a feature of many values.
+        exact: features whose values share no rows; None for those of at most eight values.
+        admission: sightings after which a hashed value reads rows; 0 admits every value.
+        history: how a user's history is pooled.
+        content: whether the network reads the item's content vector.
     """
-    features: list[Feature] = []
-    cardinalities: dict[str, int] = {}
 
-    def add(of: Source, column: str, table: pl.DataFrame) -> Feature:
+    dim: int = 16
+    budget: int | None = None
+    chunks: Mapping[str, int] = field(default_factory=dict)
+    exact: tuple[str, ...] | None = None
+    admission: int = 2
+    history: Literal["mean", "attention"] = "mean"
+    content: bool = False
+
+
+def default_schema(
+    dataset: Dataset, frame: Frame, options: TableOptions = TableOptions(), *, history_length: int = DEFAULT_LENGTH
+) -> Schema:
+    """All declared features and ids, as the profile of the frame suggests and the options say.
+
+    Item columns and Semantic IDs are read for the item at hand and for the user's history, from the same rows.
+
+    Raises:
+        BundleError: an option names no feature, or the budget does not hold the exact features.
+    """
+    read: list[Feature] = []
+    vocabularies: dict[str, list[str]] = {}
+
+    def add(of: Source, column: str, table: pl.DataFrame) -> None:
         name = column if column in _OWN_NAMES else f"{of}.{column}"
-        cardinalities[name] = _cardinality(table[column])
-        chunks = 2 if cardinalities[name] >= _WIDE_FROM else 1
-        features.append(Feature(name, of, column, name, chunks, "sum" if column == SEMANTIC_ID else "mean"))
-        return features[-1]
+        vocabularies[name] = _vocabulary(table[column])
+        read.append(Feature(name, of, column, name, 1, "sum" if column == SEMANTIC_ID else "mean"))
 
     if dataset.events.user:
         for column in ("user_id", *(dataset.users.categorical if dataset.users else ())):
             add("user", column, frame.users)
     if dataset.events.item:
-        columns = ["item_id", *(dataset.items.categorical if dataset.items else ())]
-        columns += [SEMANTIC_ID] if SEMANTIC_ID in frame.items.columns else []
-        read = [add("item", column, frame.items) for column in columns]
-        if dataset.events.user:
-            features += [Feature(f"history.{item.name}", "history", item.column, item.salt) for item in read]
+        semantic = [SEMANTIC_ID] if SEMANTIC_ID in frame.items.columns else []
+        for column in ("item_id", *(dataset.items.categorical if dataset.items else ()), *semantic):
+            add("item", column, frame.items)
     for column in dataset.events.categorical:
         add("event", column, frame.examples)
+    _check_names(options, vocabularies)
+    shaped = [_shaped(feature, vocabularies[feature.name], options) for feature in read]
+    with_history = [feature for feature in shaped if feature.of != "event"]
+    if dataset.events.user and dataset.events.item:
+        past = [replace(f, name=f"history.{f.name}", of="history") for f in shaped if f.of == "item"]
+        with_history += [replace(f, pooling="attention") for f in past] if options.history == "attention" else past
+    values = sum(len(found) for found in vocabularies.values())
+    rows = max(_MIN_ROWS, 64 * math.ceil(values / 64))
     return Schema(
-        features=tuple(features),
+        features=(*with_history, *(feature for feature in shaped if feature.of == "event")),
         numeric=numeric_features(dataset, frame),
-        rows=max(_MIN_ROWS, 64 * math.ceil(sum(cardinalities.values()) / 64)),
-        dim=dim,
+        rows=rows if options.budget is None else options.budget // (4 * options.dim),
+        dim=options.dim,
         history_length=history_length,
+        admission=options.admission,
+        content=_content_width(frame) if options.content else 0,
     )
 
 
 def hashed_id_schema(schema: Schema) -> Schema:
     """The hashed-id baseline at the same budget: one lookup a feature, an item known by its hashed id alone."""
     kept = [feature for feature in schema.features if not (_is_item_feature(feature) and feature.column != "item_id")]
-    single = tuple(Feature(f.name, f.of, f.column, f.salt, 1, f.pooling) for f in kept)
+    single = tuple(Feature(f.name, f.of, f.column, f.salt) for f in kept)
     numeric = tuple(numeric for numeric in schema.numeric if numeric.of != "item")
     return Schema(single, numeric, schema.rows, schema.dim, schema.history_length)
+
+
+def _shaped(feature: Feature, vocabulary: Sequence[str], options: TableOptions) -> Feature:
+    exact = options.exact
+    chosen = len(vocabulary) <= _EXACT_UP_TO if exact is None else feature.name in exact
+    chunks = options.chunks.get(feature.name, 2 if len(vocabulary) >= _WIDE_FROM else 1)
+    return replace(feature, chunks=chunks, vocabulary=tuple(vocabulary) if chosen else ())
+
+
+def _check_names(options: TableOptions, known: Mapping[str, Any]) -> None:
+    for option, names in (("chunks", options.chunks), ("exact", options.exact or ())):
+        for name in names:
+            if name not in known:
+                raise BundleError(f"{option}: there is no feature {name!r}; the features are {', '.join(known)}")
+    for name, count in options.chunks.items():
+        if not 1 <= count <= _MOST_CHUNKS:
+            raise BundleError(f"chunks: {name}: expected 1 to {_MOST_CHUNKS} lookups, got {count}")
+
+
+def _content_width(frame: Frame) -> int:
+    if "content_vector" not in frame.items.columns:
+        raise BundleError("content: the items have no content vectors; declare [items] text, or leave content out")
+    return int(frame.items.schema["content_vector"].shape[0])  # type: ignore[attr-defined]
 
 
 def _is_item_feature(feature: Feature) -> bool:
     return feature.of in ("item", "history")
 
 
-def _cardinality(column: pl.Series) -> int:
+def _vocabulary(column: pl.Series) -> list[str]:
     flat = column.explode(empty_as_null=False) if column.dtype == pl.List else column
-    return int(flat.drop_nulls().n_unique())
+    return list(flat.drop_nulls().unique().sort())
 
 
 def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:

@@ -1,11 +1,10 @@
-"""From values to table rows, once per entity: users and items as lists of rows, ready to be gathered into batches.
+"""From examples to batches: users and items as lists of rows, looked up once and gathered for each batch.
 
-Shape letters: N entities, n values in all, c chunks, K lookups, B batch, V rows read by a batch.
+Shape letters: N entities, n values in all, c chunks, K lookups, B batch, V rows read by a batch, L history length.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 import polars as pl
@@ -13,76 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.hashing import HashSpec, fingerprint
 from features.history import Jagged
+from models.admission import Admission
 from models.schema import Feature, Schema, Source
+from models.values import ColumnValues, Growable, kept
 
 # A value far beyond what training saw must not drown all others.
 _MOST_STDS = 10.0
-
-Scalar = TypeVar("Scalar", bound=np.generic)
-
-
-class Growable(Generic[Scalar]):
-    """A numpy array that is appended to along its first axis, at amortised constant cost."""
-
-    def __init__(self, start: NDArray[Scalar]) -> None:
-        self._buffer = start
-        self._size = len(start)
-
-    @property
-    def array(self) -> NDArray[Scalar]:
-        return self._buffer[: self._size]
-
-    def extend(self, more: NDArray[Scalar]) -> None:
-        needed = self._size + len(more)
-        if needed > len(self._buffer):
-            grown = np.zeros((max(needed, 2 * len(self._buffer)), *self._buffer.shape[1:]), dtype=self._buffer.dtype)
-            grown[: self._size] = self.array
-            self._buffer = grown
-        self._buffer[self._size : needed] = more
-        self._size = needed
-
-
-class ValueRows:
-    """Rows of one column: entity i reads `rows[offsets[i]:offsets[i + 1]]`, (values, c) int64."""
-
-    def __init__(self, rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
-        self._rows = Growable(rows)
-        self._offsets = Growable(offsets)
-
-    def take(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Gathers entities (M,): their rows (n, c) and their value counts (M,)."""
-        offsets = self._offsets.array
-        starts, lengths = offsets[index], offsets[index + 1] - offsets[index]
-        if lengths.size and lengths.min() == lengths.max() == 1:
-            return self._rows.array[starts], lengths
-        ends = np.cumsum(lengths)
-        positions = np.repeat(starts - ends + lengths, lengths) + np.arange(int(lengths.sum()))
-        return self._rows.array[positions], lengths
-
-    def extend(self, more: "ValueRows") -> None:
-        """Appends the entities of `more`."""
-        last = self._offsets.array[-1]
-        self._rows.extend(more._rows.array)
-        self._offsets.extend(more._offsets.array[1:] + last)
-
-
-def value_rows(column: pl.Series, spec: HashSpec, *, salt: str, chunks: int) -> ValueRows:
-    """Looks up a column of strings, or lists of strings, (N,); null and empty lists read no row.
-
-    Each distinct value is hashed once.
-    """
-    if column.dtype == pl.List:
-        lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
-        flat = column.filter(column.list.len().fill_null(0) > 0).explode()
-    else:
-        lengths = column.is_not_null().to_numpy().astype(np.int64)
-        flat = column.drop_nulls()
-    distinct = flat.unique(maintain_order=True)
-    codes = flat.cast(pl.Enum(distinct)).to_physical().to_numpy() if len(flat) else np.zeros(0, dtype=np.int64)
-    rows = spec.lookup(salt, chunks, fingerprint(distinct.to_list()))[codes]
-    return ValueRows(rows, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def log_scaled(values: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -98,17 +34,17 @@ class Entities:
         schema: which columns matter.
         of: whose columns they are.
         frame: one row an entity; columns as the schema names them.
+        admission: which values read rows.
     """
 
-    def __init__(self, schema: Schema, of: Source, frame: pl.DataFrame) -> None:
+    def __init__(self, schema: Schema, of: Source, frame: pl.DataFrame, admission: Admission) -> None:
         assert of != "history"
         self._schema = schema
         self._of: Source = of
-        self._columns = schema.columns(of)
+        self.admission = admission
         self._numeric_features = [numeric for numeric in schema.numeric if numeric.of == of]
-        self._rows = {
-            name: value_rows(frame[name], schema.hash_spec, salt=feature.salt, chunks=feature.chunks)
-            for name, feature in self._columns.items()
+        self._columns = {
+            name: ColumnValues(frame[name], schema, feature, admission) for name, feature in schema.columns(of).items()
         }
         self._numeric = Growable(self._scaled(frame))
         # Where each entity's current version lies; an update appends a version and points here.
@@ -121,13 +57,23 @@ class Entities:
 
     def rows(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gathers a column of entities (M,): the rows of their values (n, c) and their value counts (M,)."""
-        return self._rows[column].take(self._at.array[index])
+        return self._columns[column].rows(self._at.array[index])
+
+    def sightings(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
+        return self._columns[column].sightings(self._at.array[index])
 
     def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """(M,) float32 of one numeric feature, standardised, missing values 0."""
         position = [feature.name for feature in self._numeric_features].index(name)
         found: NDArray[np.float32] = self._numeric.array[self._at.array[index], position]
         return found
+
+    def admit(self, admission: Admission) -> None:
+        """Asks another admission about every value, now and from now on."""
+        self.admission = admission
+        for column in self._columns.values():
+            column.admit(admission)
 
     def append(self, frame: pl.DataFrame) -> None:
         """Adds entities after the last one."""
@@ -142,9 +88,9 @@ class Entities:
         self._at.array[index] = np.arange(versions, versions + frame.height, dtype=np.int64)
 
     def _add_versions(self, frame: pl.DataFrame) -> None:
-        more = Entities(self._schema, self._of, frame)
-        for name, rows in more._rows.items():
-            self._rows[name].extend(rows)
+        more = Entities(self._schema, self._of, frame, self.admission)
+        for name, values in more._columns.items():
+            self._columns[name].extend(values)
         self._numeric.extend(more._numeric.array)
 
     def _scaled(self, frame: pl.DataFrame) -> NDArray[np.float32]:
@@ -166,6 +112,8 @@ class Batch:
         scale: (B, K) float32, 1 / count where a feature is pooled by its mean.
         numeric: (B, numeric features) float32.
         labels: (B,) float32 in {0, 1}, or empty when unknown.
+        visits: (B,) int64 items in each history, for attention; None where the schema has none.
+        content: (B, width) float32 content vectors of the items; None where the network reads none.
     """
 
     values: Tensor
@@ -173,6 +121,8 @@ class Batch:
     scale: Tensor
     numeric: Tensor
     labels: Tensor
+    visits: Tensor | None = None
+    content: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -211,57 +161,90 @@ class Assembler:
     Args:
         schema: the ranker's input.
         users, items, events: the entities that examples point into.
+        vectors: (items, width) float32 content vectors, where the schema reads them.
     """
 
-    def __init__(self, schema: Schema, users: Entities, items: Entities, events: Entities) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        users: Entities,
+        items: Entities,
+        events: Entities,
+        vectors: NDArray[np.float32] | None = None,
+    ) -> None:
         self.schema = schema
         self.users = users
         self.items = items
         self.events = events
+        self.admission = users.admission
+        self._vectors = vectors
 
-    def batch(self, examples: Examples, features: Sequence[Feature] | None = None) -> Batch:
+    def batch(
+        self,
+        examples: Examples,
+        features: Sequence[Feature] | None = None,
+        *,
+        dropped: NDArray[np.bool_] | None = None,
+    ) -> Batch:
         """Returns the batch of B examples.
 
         Args:
             examples: what to gather.
             features: the lookups to make, all of the schema's by default; serving makes a user's once for all items.
+            dropped: (B, features) where a feature is to read nothing, as if its values were not admitted.
         """
         values: list[NDArray[np.int64]] = []
         lengths: list[NDArray[np.int64]] = []
         scales: list[NDArray[np.float32]] = []
-        one = np.ones(len(examples), dtype=np.float32)
-        for feature in self.schema.features if features is None else features:
-            rows, count = self._rows(feature.of, feature.column, examples)
-            values.append(rows[:, : feature.chunks].T.ravel())
-            lengths.extend([count] * feature.chunks)
-            scale = (1.0 / np.maximum(count, 1)).astype(np.float32) if feature.pooling == "mean" else one
-            scales.extend([scale] * feature.chunks)
+        for place, feature in enumerate(self.schema.features if features is None else features):
+            if feature.pooling == "attention":
+                found = self._by_slot(feature, examples)
+            else:
+                found = self._rows(feature.of, feature.column, examples)
+                if dropped is not None and dropped[:, place].any():
+                    found = _without(*found, dropped[:, place])
+            rows, count = found
+            bags = count.reshape(self.schema.slots(feature), len(examples))
+            ends = np.concatenate([[0], np.cumsum(bags.sum(axis=1))])
+            scale = (1.0 / np.maximum(bags, 1)).astype(np.float32) if feature.pooling != "sum" else np.ones_like(bags)
+            for slot, bag in enumerate(bags):
+                values.append(rows[ends[slot] : ends[slot + 1], : feature.chunks].T.ravel())
+                lengths += [bag] * feature.chunks
+                scales += [scale[slot]] * feature.chunks
+        size = len(examples)
         return Batch(
             values=torch.from_numpy(np.concatenate(values) if values else np.zeros(0, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)),
-            scale=torch.from_numpy(np.stack(scales, axis=1) if scales else np.zeros((len(examples), 0), np.float32)),
+            scale=torch.from_numpy(np.stack(scales, axis=1, dtype=np.float32) if scales else np.zeros((size, 0), "f4")),
             numeric=torch.from_numpy(self.numeric(examples)),
             labels=torch.from_numpy(examples.labels),
+            visits=torch.from_numpy(np.diff(examples.history.offsets)) if self.schema.attends else None,
+            content=torch.from_numpy(self._content(examples)) if self.schema.content else None,
         )
 
-    def _rows(self, of: Source, column: str, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if of == "user":
-            return self.users.rows(column, examples.user)
-        if of == "item":
-            return self.items.rows(column, examples.item)
-        if of == "event":
-            return self.events.rows(column, examples.context)
-        rows, counts = self.items.rows(column, examples.history.values)
-        ends = np.concatenate([[0], np.cumsum(counts)])[examples.history.offsets]
-        return rows, ends[1:] - ends[:-1]
+    def sightings(self, examples: Examples) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Keys (N,) of the hashed values that examples hold, and how often each is held.
+
+        A value in a history was sighted when its item was; it is not counted again.
+        """
+        keys: list[NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
+        times: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        for source, entities, index in self._sources(examples):
+            for column in dict.fromkeys(feature.column for feature in self.schema.of(source)):
+                found, often = entities.sightings(column, index)
+                keys.append(found)
+                times.append(often)
+        return np.concatenate(keys), np.concatenate(times)
+
+    def admit(self, admission: Admission) -> None:
+        """Asks another admission about every value, now and from now on."""
+        self.admission = admission
+        for entities in (self.users, self.items, self.events):
+            entities.admit(admission)
 
     def numeric(self, examples: Examples) -> NDArray[np.float32]:
         """The numeric features of B examples, (B, numeric features) float32."""
-        sources = {
-            "user": (self.users, examples.user),
-            "item": (self.items, examples.item),
-            "event": (self.events, examples.context),
-        }
+        sources = {name: (entities, index) for name, entities, index in self._sources(examples)}
         out = np.zeros((len(examples), len(self.schema.numeric)), dtype=np.float32)
         for position, numeric in enumerate(self.schema.numeric):
             if numeric.of == "history":
@@ -271,3 +254,42 @@ class Assembler:
                 entities, index = sources[numeric.of]
                 out[:, position] = entities.numeric(numeric.name, index)
         return out
+
+    def _sources(self, examples: Examples) -> tuple[tuple[Source, Entities, NDArray[np.int64]], ...]:
+        return (
+            ("user", self.users, examples.user),
+            ("item", self.items, examples.item),
+            ("event", self.events, examples.context),
+        )
+
+    def _rows(self, of: Source, column: str, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        for source, entities, index in self._sources(examples):
+            if source == of:
+                return entities.rows(column, index)
+        rows, counts = self.items.rows(column, examples.history.values)
+        ends = np.concatenate([[0], np.cumsum(counts)])[examples.history.offsets]
+        return rows, ends[1:] - ends[:-1]
+
+    def _by_slot(self, feature: Feature, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The history item by item: rows (n, c) and counts (L · B,), slot-major; slot 0 is the oldest."""
+        size, offsets = len(examples), examples.history.offsets
+        visits = np.diff(offsets)
+        slot = np.arange(offsets[-1]) - np.repeat(offsets[:-1], visits)
+        bag = slot * size + np.repeat(np.arange(size), visits)
+        order = np.argsort(bag, kind="stable")
+        rows, counts = self.items.rows(feature.column, examples.history.values[order])
+        lengths = np.zeros(self.schema.slots(feature) * size, dtype=np.int64)
+        lengths[bag[order]] = counts
+        return rows, lengths
+
+    def _content(self, examples: Examples) -> NDArray[np.float32]:
+        assert self._vectors is not None, "the schema reads content vectors; the assembler was given none"
+        found: NDArray[np.float32] = self._vectors[examples.item]
+        return found
+
+
+def _without(
+    rows: NDArray[np.int64], lengths: NDArray[np.int64], dropped: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    mask = np.repeat(~dropped, lengths)
+    return rows[mask], kept(mask, lengths)

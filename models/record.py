@@ -11,6 +11,8 @@ from features.error import EventError
 
 ITEM = "item"
 HISTORY = "history"
+ADMITTED = "admitted"
+"""Keys of values that a micro-batch admitted, under the batch's number: little-endian uint64."""
 
 
 class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -59,6 +61,18 @@ def decode_history(data: bytes) -> HistoryRecord:
         return msgspec.msgpack.decode(data, type=HistoryRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"history record: {error}") from error
+
+
+def encode_admitted(keys: NDArray[np.uint64]) -> bytes:
+    """Keys (N,) to bytes."""
+    return keys.astype("<u8").tobytes()
+
+
+def decode_admitted(data: bytes) -> NDArray[np.uint64]:
+    """Bytes to keys (N,); raises EventError on anything else."""
+    if len(data) % 8:
+        raise EventError(f"admitted record: expected 8 bytes a key, got {len(data)} bytes")
+    return np.frombuffer(data, dtype="<u8").astype(np.uint64)
 
 
 def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:

@@ -3,36 +3,54 @@
 Shape letters: E examples, B batch.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
 
+import msgspec
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from features.determinism import one_thread
+from features.determinism import fixed_threads, one_thread
+from features.error import DatasetError, TrainingError
 from features.frame import Frame
-from features.history import Jagged
-from models.lookup import Assembler, Entities, Examples
-from models.ranker import Network, NetworkConfig, Ranker
+from models import checkpoint
+from models.admission import Sketch
+from models.checkpoint import Position
+from models.loading import ahead, assembler, examples, sighted
+from models.lookup import Assembler, Batch, Examples
+from models.ranker import DensePart, NetworkConfig, Ranker
 from models.schema import Schema
-from models.table.unified import UnifiedTable
+from models.table.open import open_table
 
 _SCORE_ROWS = 8_192
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a ranker is trained."""
+    """How a ranker is trained.
+
+    Attributes:
+        patience: epochs without a lower validation log loss before it stops.
+        table_rate: learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
+        dropout: share of examples in which a hashed feature of the user, the item or the event reads nothing, so that
+            the network knows how to do without values that are not admitted yet; only under admission.
+        threads: torch's; part of what decides the bits.
+    """
 
     batch: int = 512
     max_epochs: int = 8
     patience: int = 1
     table_rate: float = 0.1
     network_rate: float = 1e-3
+    dropout: float = 0.1
+    threads: int = 1
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
 
@@ -43,91 +61,164 @@ class Trained:
 
     Attributes:
         ranker: as of the best epoch.
+        sketch: of the values' sightings in training.
         epochs: validation log loss after each epoch.
     """
 
     ranker: Ranker
+    sketch: Sketch
     epochs: tuple[float, ...]
 
 
-def assembler(schema: Schema, frame: Frame, part: pl.DataFrame) -> Assembler:
-    """Looks up a frame's users and items, and the events' own columns of one part."""
-    return Assembler(
-        schema,
-        Entities(schema, "user", frame.users),
-        Entities(schema, "item", frame.items),
-        Entities(schema, "event", part),
-    )
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where training leaves off and goes on: written every `seconds` and after each epoch."""
+
+    path: Path
+    seconds: float = 60.0
 
 
-def examples(part: pl.DataFrame) -> Examples:
-    """A part of a frame as aligned columns; `context` counts its rows."""
-    history = part["history"]
-    return Examples(
-        user=part["user"].to_numpy().astype(np.int64),
-        item=part["item"].to_numpy().astype(np.int64),
-        history=Jagged(
-            history.explode(empty_as_null=False).to_numpy().astype(np.int64),
-            np.concatenate([[0], np.cumsum(history.list.len().to_numpy())]).astype(np.int64),
-        ),
-        labels=part["label"].to_numpy().astype(np.float32),
-        context=np.arange(part.height, dtype=np.int64),
-    )
-
-
-@one_thread()
 def train(
     schema: Schema,
     frame: Frame,
     config: TrainConfig,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    checkpointing: Checkpointing | None = None,
+    start: Ranker | None = None,
 ) -> Trained:
     """Trains on the frame's train part and keeps the epoch with the lowest log loss on its validation part.
 
     Args:
         progress: called with (examples done, examples in all epochs at most).
+        checkpointing: goes on from the checkpoint that is there, to the bits of a run that was not stopped.
+        start: where to start instead of from a fresh ranker, of the same schema; it is trained in place.
+
+    Raises:
+        DatasetError: a part is empty, or a label is neither 0 nor 1.
+        TrainingError: the loss is no longer a number.
     """
-    part = frame.part("train")
-    source, rows = assembler(schema, frame, part), examples(part)
-    held_out = frame.part("validation")
-    check = assembler(schema, frame, held_out), examples(held_out)
-    ranker = new_ranker(schema, config)
-    optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate)
-    losses: list[float] = []
-    best = snapshot(ranker)
-    rng = np.random.default_rng(config.seed)
-    for epoch in range(config.max_epochs):
-        done = epoch * len(rows)
-        for index in _shuffled(len(rows), config.batch, rng):
-            batch = source.batch(rows.take(index))
-            loss = functional.binary_cross_entropy_with_logits(ranker(batch), batch.labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            done += len(index)
-            progress(done, config.max_epochs * len(rows))
-        found = predict(ranker, *check)
-        losses.append(_log_loss(found, check[1].labels))
-        if losses[-1] == min(losses):
-            best = snapshot(ranker)
-        elif len(losses) - 1 - int(np.argmin(losses)) >= config.patience:
-            break
-    restore(ranker, best)
-    progress(config.max_epochs * len(rows), config.max_epochs * len(rows))
-    return Trained(ranker.eval(), tuple(losses))
+    with fixed_threads(config.threads):
+        part, held_out = frame.part("train"), frame.part("validation")
+        for name, found in (("train", part), ("validation", held_out)):
+            if not found.height:
+                raise DatasetError(f"frame: the part {name!r} is empty; change the fractions of [split], or by")
+        rows = examples(part)
+        source = sighted(schema, frame, part, rows)
+        check = assembler(schema, frame, held_out, source.admission), examples(held_out)
+        training = _Training(source, rows, start or new_ranker(schema, config), config)
+        if checkpointing:
+            training.go_on(checkpointing.path)
+        training.run(check, progress, checkpointing)
+        return Trained(training.ranker.eval(), source.admission.published, training.losses)
+
+
+class _Training:
+    """The state of one training and the loop that advances it."""
+
+    def __init__(self, source: Assembler, rows: Examples, ranker: Ranker, config: TrainConfig) -> None:
+        self.ranker = ranker
+        self.losses: tuple[float, ...] = ()
+        self._source = source
+        self._rows = rows
+        self._config = config
+        self._optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate, fused=True)
+        self._best = snapshot(ranker)
+        self._epoch = self._batches = 0
+        schema = source.schema
+        self._droppable = np.array(
+            [bool(schema.admission) and not f.exact and f.of != "history" for f in schema.features], dtype=np.bool_
+        )
+        decided_by = (schema.to_json(), asdict(config), len(rows), float(rows.labels.sum()))
+        self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
+
+    def run(
+        self,
+        check: tuple[Assembler, Examples],
+        progress: Callable[[int, int], None],
+        checkpointing: Checkpointing | None,
+    ) -> None:
+        """Trains to the end and leaves the ranker as of its best epoch."""
+        total = self._config.max_epochs * len(self._rows)
+        saved = time.monotonic()
+        while self._epoch < self._config.max_epochs and not self._stopped():
+            for batch in self._rest_of_epoch():
+                self._step(batch)
+                self._batches += 1
+                done = min(self._batches * self._config.batch, len(self._rows))
+                progress(self._epoch * len(self._rows) + done, total)
+                if checkpointing and time.monotonic() - saved > checkpointing.seconds:
+                    self._save(checkpointing.path)
+                    saved = time.monotonic()
+            self._finish_epoch(check)
+            if checkpointing:
+                self._save(checkpointing.path)
+                saved = time.monotonic()
+        restore(self.ranker, self._best)
+        progress(total, total)
+
+    def go_on(self, path: Path) -> None:
+        """Takes over the checkpoint at `path`, if it is of this training."""
+        found = checkpoint.load(path, self._key)
+        if found is None:
+            return
+        position, tensors = found
+        self._epoch, self._batches, self.losses = position.epoch, position.batches, position.losses
+        restore(self.ranker, _under(tensors, "now."))
+        self._best = _under(tensors, "best.")
+        checkpoint.restore_optimizer(self._optimizer, _under(tensors, "optimizer."))
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        config, count = self._config, len(self._rows)
+        order = np.random.default_rng([config.seed, self._epoch]).permutation(count)
+        starts = range(self._batches * config.batch, count, config.batch)
+        epoch = self._epoch
+
+        def make(start: int) -> Batch:
+            index = order[start : start + config.batch]
+            dropped = None
+            if config.dropout and self._droppable.any():
+                rng = np.random.default_rng([config.seed, epoch, start])
+                dropped = (rng.random((len(index), len(self._droppable))) < config.dropout) & self._droppable
+            return self._source.batch(self._rows.take(index), dropped=dropped)
+
+        return ahead(make, starts)
+
+    def _step(self, batch: Batch) -> None:
+        loss = functional.binary_cross_entropy_with_logits(self.ranker(batch), batch.labels)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self.ranker.table.step()
+
+    def _finish_epoch(self, check: tuple[Assembler, Examples]) -> None:
+        loss = _log_loss(predict(self.ranker, *check), check[1].labels)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"training diverged in epoch {self._epoch}: the validation log loss is {loss}; lower table_rate "
+                f"({self._config.table_rate}) or network_rate ({self._config.network_rate})"
+            )
+        self.losses = (*self.losses, loss)
+        if loss == min(self.losses):
+            self._best = snapshot(self.ranker)
+        self._epoch, self._batches = self._epoch + 1, 0
+
+    def _stopped(self) -> bool:
+        return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self._config.patience
+
+    def _save(self, path: Path) -> None:
+        tensors = {f"now.{name}": tensor for name, tensor in snapshot(self.ranker).items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors |= {
+            f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer_tensors(self._optimizer).items()
+        }
+        checkpoint.save(path, Position(self._key, self._epoch, self._batches, self.losses), tensors)
 
 
 def new_ranker(schema: Schema, config: TrainConfig) -> Ranker:
     """An untrained ranker, decided by the configuration's seed."""
-    table = UnifiedTable(schema, learning_rate=config.table_rate, seed=config.seed)
-    return Ranker(table, Network(schema.width, config.network, seed=config.seed))
-
-
-def _shuffled(count: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    order = rng.permutation(count)
-    for start in range(0, count, batch):
-        yield order[start : start + batch]
+    table = open_table(schema, learning_rate=config.table_rate, seed=config.seed)
+    return Ranker(table, DensePart(schema, config.network, seed=config.seed))
 
 
 def snapshot(ranker: Ranker) -> dict[str, Tensor]:
@@ -138,8 +229,7 @@ def snapshot(ranker: Ranker) -> dict[str, Tensor]:
 
 def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
     """Puts back what `snapshot` copied."""
-    prefix = "network."
-    ranker.network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    ranker.network.load_state_dict(_under(state, "network."))
     ranker.table.weight.copy_(state["table.weight"])
     ranker.table.accumulator.copy_(state["table.accumulator"])
 
@@ -153,6 +243,10 @@ def predict(ranker: Ranker, source: Assembler, rows: Examples) -> NDArray[np.flo
         index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))
         out[index] = torch.sigmoid(ranker(source.batch(rows.take(index)))).numpy()
     return out
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _log_loss(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:

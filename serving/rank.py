@@ -8,7 +8,7 @@ Shape letters: n candidates, K lookups, D dim.
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from models import record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
 from models.lookup import Assembler, Batch, Entities, Examples
-from models.schema import Feature
+from models.schema import Feature, Schema
 from models.table.reference import pool
 from serving.load import require_loaded
 from serving.retrieve import Retriever
@@ -71,11 +71,11 @@ class RankService:
         self._catalogue = Catalogue(bundle)
         self._default_item = self._catalogue.add_default_item()
         self._retriever = Retriever(self._catalogue)
-        self._seen_items = 0
+        self._seen_items = self._seen_admissions = 0
         self._lock = threading.RLock()
         self._item_features = tuple(self._schema.of("item"))
         self._shared_features = tuple(feature for feature in self._schema.features if feature.of != "item")
-        self._places = _places(self._schema.features, self._shared_features, self._item_features, self._schema.dim)
+        self._places = _places(self._schema.features, self._shared_features, self._item_features, self._schema)
         self.refresh()
 
     @property
@@ -89,8 +89,13 @@ class RankService:
         return len(self._catalogue.item_numbers)
 
     def refresh(self) -> int:
-        """Takes in the items the stream has added since the last call; returns how many."""
+        """Takes in the items and admissions the stream has added since the last call; returns how many items."""
         with self._lock:
+            batches = self._store.record_ids(self.bundle.id, record.ADMITTED, self._seen_admissions)
+            for payload in self._store.read_records(self.bundle.id, record.ADMITTED, batches):
+                if payload is not None:
+                    self._catalogue.admission.admit(record.decode_admitted(payload))
+            self._seen_admissions += len(batches)
             new = self._store.record_ids(self.bundle.id, record.ITEM, self._seen_items)
             if new:
                 self._take_in(new)
@@ -113,7 +118,7 @@ class RankService:
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
-        events = Entities(self._schema, "event", self._context_frame(context or {}))
+        events = Entities(self._schema, "event", self._context_frame(context or {}), self._catalogue.admission)
         stored = self._store.read_records(self.bundle.id, record.HISTORY, [user])[0]
         visited = record.decode_history(stored).items if stored else []
         if candidates is not None:
@@ -153,8 +158,8 @@ class RankService:
         catalogue = self._catalogue
         users, number = catalogue.users, catalogue.user_numbers.get(user)
         if number is None:
-            users, number = Entities(self._schema, "user", catalogue.user_frame([user])), 0
-        assembler = Assembler(self._schema, users, catalogue.items, events)
+            users, number = Entities(self._schema, "user", catalogue.user_frame([user]), catalogue.admission), 0
+        assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.vectors)
         every = _examples(number, items, history)
         # A user's own lookups are the same for every candidate: gathered and pooled once.
         shared = assembler.batch(_examples(number, items[:1], history), self._shared_features)
@@ -170,7 +175,7 @@ class RankService:
             dim=1,
         )
         with torch.no_grad():
-            logits = self._network(parts[:, self._places], own.numeric)
+            logits = self._network(parts[:, self._places], own)
         found: NDArray[np.float32] = torch.sigmoid(logits).numpy()
         return found
 
@@ -210,15 +215,18 @@ def _examples(user: int, items: NDArray[np.int64], history: NDArray[np.int64]) -
 
 
 def _relocated(batch: Batch, values: torch.Tensor) -> Batch:
-    return Batch(values, batch.lengths, batch.scale, batch.numeric, batch.labels)
+    return replace(batch, values=values)
 
 
-def _places(schema: Sequence[Feature], shared: Sequence[Feature], own: Sequence[Feature], dim: int) -> torch.Tensor:
+def _places(
+    features: Sequence[Feature], shared: Sequence[Feature], own: Sequence[Feature], schema: Schema
+) -> torch.Tensor:
     """For each column of the network's pooled input, where it stands in [shared, own]."""
+    widths = {feature.name: schema.slots(feature) * feature.chunks * schema.dim for feature in features}
     starts: dict[str, int] = {}
     position = 0
     for feature in (*shared, *own):
         starts[feature.name] = position
-        position += feature.chunks * dim
-    ranges = [torch.arange(starts[feature.name], starts[feature.name] + feature.chunks * dim) for feature in schema]
+        position += widths[feature.name]
+    ranges = [torch.arange(starts[f.name], starts[f.name] + widths[f.name]) for f in features]
     return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)

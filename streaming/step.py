@@ -103,8 +103,8 @@ class Step:
             except EventError as error:
                 outcome.bad.append(Bad(message, str(error)))
         records = self._items(rows[items], sources[items], outcome)
-        touched, histories = self._events(rows[events], sources[events], outcome, train=train)
-        if train and (len(touched) or records or histories):
+        touched, changes = self._events(rows[events], sources[events], outcome, train=train)
+        if train and (len(touched) or records or changes):
             table = self.ranker.table
             # Only a batch that changed something has a number, so that the deltas alone tell where to go on.
             self.seq += 1
@@ -115,7 +115,7 @@ class Step:
                     touched,
                     table.weight,
                     table.accumulator,
-                    records=[*records, *histories],
+                    records=[*records, *changes],
                     times_ms=[message.timestamp_ms for message in messages],
                 )
             )
@@ -170,16 +170,15 @@ class Step:
         if not frame.height:
             return nothing, []
         examples, changed = self._examples(frame, outcome)
-        touched = nothing
-        if train:
-            assembler = Assembler(
-                self.bundle.schema,
-                self.catalogue.users,
-                self.catalogue.items,
-                Entities(self.bundle.schema, "event", frame),
-            )
-            touched = self._train(assembler.batch(self._with_negatives(examples)))
-        return touched, [self._history_record(user) for user in changed]
+        catalogue, schema = self.catalogue, self.bundle.schema
+        context = Entities(schema, "event", frame, catalogue.admission)
+        assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
+        admitted = catalogue.admission.sight(*assembler.sightings(examples))
+        touched = self._train(assembler.batch(self._with_negatives(examples))) if train else nothing
+        records = [self._history_record(user) for user in changed]
+        if len(admitted):
+            records.append(Record(record.ADMITTED, str(self.seq + 1), record.encode_admitted(admitted)))
+        return touched, records
 
     def _examples(self, frame: pl.DataFrame, outcome: Outcome) -> tuple[Examples, list[str]]:
         """Events with the history before each one, which then enters it; and the users whose history changed."""

@@ -1,38 +1,41 @@
 """What the stages of a run leave on the disk for one another."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
+import torch
 from safetensors.torch import load_file, save_file
 
 from features.dataset import Dataset
 from features.frame import Frame
 from features.jobs.shard import read_shards
 from features.source import source_files
-from models.ranker import Ranker
+from models.admission import Sketch
 from models.schema import SEMANTIC_ID, Schema
 from models.semantic_id.quantizer import prefix_tokens
-from models.train import TrainConfig, new_ranker, restore, snapshot
+from models.train import TrainConfig, Trained, new_ranker, restore, snapshot
 
 
-def save_ranker(directory: Path, schema: Schema, ranker: Ranker, epochs: Sequence[float]) -> None:
+def save_ranker(directory: Path, schema: Schema, trained: Trained) -> None:
     """Writes a trained ranker into an existing empty directory, with the validation log loss of each epoch."""
-    save_file(snapshot(ranker), directory / "ranker.safetensors")
+    save_file(snapshot(trained.ranker), directory / "ranker.safetensors")
+    save_file({"cells": torch.from_numpy(trained.sketch.cells)}, directory / "admission.safetensors")
     write_json(directory / "schema.json", schema.to_json())
-    write_json(directory / "epochs.json", {"validation_log_loss": list(epochs)})
+    write_json(directory / "epochs.json", {"validation_log_loss": list(trained.epochs)})
 
 
-def load_ranker(directory: Path, config: TrainConfig) -> tuple[Schema, Ranker]:
+def load_ranker(directory: Path, config: TrainConfig) -> tuple[Schema, Trained]:
     """Reads what `save_ranker` wrote."""
     schema = Schema.from_json(msgspec.json.decode((directory / "schema.json").read_bytes()))
     ranker = new_ranker(schema, config)
     restore(ranker, load_file(directory / "ranker.safetensors"))
-    return schema, ranker.eval()
+    sketch = Sketch(load_file(directory / "admission.safetensors")["cells"].numpy())
+    epochs = msgspec.json.decode((directory / "epochs.json").read_bytes())["validation_log_loss"]
+    return schema, Trained(ranker.eval(), sketch, tuple(epochs))
 
 
 def with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:

@@ -20,15 +20,17 @@ from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
+from models.admission import Admission
 from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle, write_directory
 from models.evaluate import Popularity, by_item_novelty
-from models.feature import default_schema, hashed_id_schema
+from models.feature import TableOptions, default_schema, hashed_id_schema
+from models.loading import assembler, examples
 from models.registry import Registry, Release
 from models.semantic_id import rqvae
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.health import codebook_health
 from models.semantic_id.quantizer import default_codes
-from models.train import TrainConfig, assembler, examples, predict, train
+from models.train import Checkpointing, TrainConfig, predict, train
 from tessera.artifact import (
     file_hashes,
     kept_history,
@@ -55,7 +57,7 @@ class RunOptions:
         encoder, encoder_model, encoder_dim: how content becomes vectors.
         runner, runner_options: where the Beam jobs run; they decide no byte of the output.
         codes: per level of a Semantic ID, None for what suits the catalogue's size.
-        dim: D of the unified table.
+        table: the unified table's size and shape.
         history_length: L.
     """
 
@@ -67,7 +69,7 @@ class RunOptions:
     runner_options: tuple[str, ...] = ()
     codes: int | None = None
     levels: int = 3
-    dim: int = 16
+    table: TableOptions = field(default_factory=TableOptions)
     history_length: int = DEFAULT_LENGTH
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -224,13 +226,12 @@ class _Run:
 
     def _train(self, frame_dir: Path) -> Path:
         config = self._train_config()
-        self._train_key = key_of("train", self._frame_key, asdict(config), self._options.dim)
+        self._train_key = key_of("train", self._frame_key, asdict(config), asdict(self._options.table))
 
         def work(directory: Path, advance: Advance) -> None:
             frame = read_frame(frame_dir)
-            schema = default_schema(
-                self._dataset, frame, dim=self._options.dim, history_length=self._options.history_length
-            )
+            options = self._options
+            schema = default_schema(self._dataset, frame, options.table, history_length=options.history_length)
             for number, (name, shape) in enumerate(((_RANKER, schema), (_HASHED_ID, hashed_id_schema(schema)))):
                 place = directory / name
                 if place.exists():
@@ -239,8 +240,10 @@ class _Run:
                 def both(done: int, total: int, number: int = number) -> None:
                     advance(done + number * total, 2 * total)
 
-                trained = train(shape, frame, config, progress=both)
-                write_directory(place, partial(save_ranker, schema=shape, ranker=trained.ranker, epochs=trained.epochs))
+                halfway = Checkpointing(directory / f"{name}.checkpoint")
+                trained = train(shape, frame, config, progress=both, checkpointing=halfway)
+                write_directory(place, partial(save_ranker, schema=shape, trained=trained))
+                halfway.path.unlink(missing_ok=True)
 
         return self._stages.run("train", self._train_key, work)
 
@@ -261,8 +264,9 @@ class _Run:
             found: dict[str, NDArray[np.floating]] = {"popularity": popularity(items)}
             advance(1, 3)
             for number, name in enumerate((_HASHED_ID, _RANKER)):
-                schema, ranker = load_ranker(trained / name, self._train_config())
-                found[name] = predict(ranker, assembler(schema, frame, test), examples(test))
+                schema, model = load_ranker(trained / name, self._train_config())
+                admission = Admission(model.sketch, schema.admission)
+                found[name] = predict(model.ranker, assembler(schema, frame, test, admission), examples(test))
                 advance(number + 2, 3)
             metrics: dict[str, Any] = {
                 "split": self._split.by,
@@ -284,14 +288,15 @@ class _Run:
     ) -> Bundle:
         def work(directory: Path, advance: Advance) -> None:
             frame = read_frame(frame_dir)
-            schema, ranker = load_ranker(trained / _RANKER, self._train_config())
+            schema, model = load_ranker(trained / _RANKER, self._train_config())
             if (directory / "bundle").exists():
                 return
             write_bundle(
                 Parts(
                     dataset=self._dataset,
                     schema=schema,
-                    ranker=ranker,
+                    ranker=model.ranker,
+                    sketch=model.sketch,
                     training=Training(self._options.train.table_rate, self._options.train.batch),
                     users=frame.users,
                     items=with_train_positives(frame),

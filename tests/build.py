@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from features.content import lsa
 from features.dataset import Categorical, Dataset, Events, Items, Label, Split, Users
 from features.frame import Frame, build_frame
+from models.admission import Sketch
 from models.bundle import Parts, Training, write_directory
-from models.feature import default_schema
+from models.feature import TableOptions, default_schema
 from models.lookup import Batch
 from models.ranker import NetworkConfig
 from models.schema import SEMANTIC_ID, Feature, Schema
 from models.semantic_id import rqvae
 from models.semantic_id.quantizer import prefix_tokens
-from models.train import TrainConfig, new_ranker, train
+from models.train import TrainConfig, Trained, new_ranker, train
 
 COLOURS = ("red", "blue", "green", "grey")
 LIKED = ("red", "blue")
@@ -79,7 +80,7 @@ def coloured_frame(**size: int) -> Frame:
 
 def coloured_schema(frame: Frame) -> Schema:
     """A narrow schema of that frame."""
-    return default_schema(coloured_dataset(), frame, dim=4, history_length=5)
+    return default_schema(coloured_dataset(), frame, TableOptions(dim=4), history_length=5)
 
 
 def coloured_parts(directory: Path, *, name: str = "coloured", epochs: int = 1, events: int = 400) -> Parts:
@@ -97,13 +98,15 @@ def coloured_parts(directory: Path, *, name: str = "coloured", epochs: int = 1, 
         pl.Series(SEMANTIC_ID, prefix_tokens(codes), dtype=pl.List(pl.String)),
     )
     frame = build_frame(dataset, tables, split=dataset.split, history_length=5)
-    schema = default_schema(dataset, frame, dim=4, history_length=5)
+    schema = default_schema(dataset, frame, TableOptions(dim=4), history_length=5)
     config = TrainConfig(batch=64, max_epochs=epochs, network=SMALL_NETWORK)
-    ranker = train(schema, frame, config).ranker if epochs else new_ranker(schema, config)
+    untrained = Trained(new_ranker(schema, config), Sketch.sized(0), ())
+    trained = train(schema, frame, config) if epochs else untrained
     return Parts(
         dataset=dataset,
         schema=schema,
-        ranker=ranker,
+        ranker=trained.ranker,
+        sketch=trained.sketch,
         training=Training(table_rate=config.table_rate, batch=config.batch),
         users=frame.users,
         items=frame.items.with_columns(train_positives=pl.lit(1, dtype=pl.UInt32)),

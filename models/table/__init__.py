@@ -1,1 +1,1 @@
-"""One table for every categorical feature, and its readable twin."""
+"""The unified table: on TorchRec, in plain torch, and the other ways to keep embeddings in a budget."""

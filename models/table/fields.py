@@ -17,6 +17,7 @@ from features.dataset import Dataset
 from features.error import DatasetError
 from features.frame import Frame
 from features.hashing import fingerprint
+from models.admission import Admission
 from models.feature import numeric_features
 from models.lookup import Entities
 from models.schema import Schema
@@ -127,7 +128,7 @@ def _numeric(dataset: Dataset, frame: Frame) -> NDArray[np.float32]:
     for of, (table, index) in tables.items():
         chosen = [place for place, one in enumerate(numeric) if one.of == of]
         if chosen:
-            entities = Entities(schema, of, table)  # type: ignore[arg-type]
+            entities = Entities(schema, of, table, Admission.off())  # type: ignore[arg-type]
             at = np.arange(frame.examples.height) if index is None else index.to_numpy().astype(np.int64)
             out[:, chosen] = np.stack([entities.numeric(numeric[place].name, at) for place in chosen], axis=1)
     return out

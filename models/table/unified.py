@@ -7,8 +7,6 @@ rows that a batch read, and fbgemm's CPU kernel gives the same bits on every run
 Shape letters: B batch, K lookups, D dim, R rows, V values of a batch.
 """
 
-from typing import Protocol
-
 import torch
 import torchrec
 from torch import Tensor, nn
@@ -18,27 +16,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.lookup import Batch
 from models.schema import Schema
+from models.table.reference import EPSILON, by_example, start_rows
 
-# Uniform, narrow: a standard normal start costs about five points of AUC (methods: initialisation).
-_INIT = 0.05
-
-
-class Table(Protocol):
-    """What reads and trains the rows; the fused table and its plain twin give the same numbers."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Returns (B, K · D) float32: per example and lookup the sum of its rows, or their mean where asked."""
-        ...
-
-    @property
-    def weight(self) -> Tensor:
-        """(R, D) float32, the live rows; writing to it in place changes what the next batch reads."""
-        ...
-
-    @property
-    def accumulator(self) -> Tensor:
-        """(R,) float32, the live row-wise Adagrad state."""
-        ...
+_ALL = "all lookups"
 
 
 class UnifiedTable(nn.Module):
@@ -52,7 +32,7 @@ class UnifiedTable(nn.Module):
 
     def __init__(self, schema: Schema, *, learning_rate: float, seed: int = 0) -> None:
         super().__init__()
-        self._keys = list(schema.keys)
+        self._lookups = len(schema.keys)
         self._dim = schema.dim
         self.collection = FusedEmbeddingBagCollection(
             tables=[
@@ -60,18 +40,17 @@ class UnifiedTable(nn.Module):
                     name="unified",
                     num_embeddings=schema.rows,
                     embedding_dim=schema.dim,
-                    feature_names=self._keys,
+                    feature_names=[_ALL],
                     pooling=PoolingType.SUM,
                 )
             ],
             optimizer_type=torchrec.optim.RowWiseAdagrad,
-            optimizer_kwargs={"lr": learning_rate, "eps": 1e-8},
+            optimizer_kwargs={"lr": learning_rate, "eps": EPSILON},
             device=torch.device("cpu"),
         )
         self._kernel = self.collection._emb_modules[0]._emb_module
         with torch.no_grad():
-            start = torch.rand(schema.rows, schema.dim, generator=torch.Generator().manual_seed(seed))
-            self.weight.copy_((start * 2 - 1) * _INIT)
+            self.weight.copy_(start_rows(schema, seed))
 
     @property
     def weight(self) -> Tensor:
@@ -87,11 +66,10 @@ class UnifiedTable(nn.Module):
         """Sets the rate of the next backward pass."""
         self._kernel.set_learning_rate(learning_rate)
 
+    def step(self) -> None:
+        """Nothing is left to do: the rows moved in the backward pass."""
+
     def forward(self, batch: Batch) -> Tensor:
-        bags = KeyedJaggedTensor(keys=self._keys, values=batch.values, lengths=batch.lengths)
-        return scaled(self.collection(bags).values(), batch, self._dim)
-
-
-def scaled(pooled: Tensor, batch: Batch, dim: int) -> Tensor:
-    """Turns sums (B, K · D) into means where the batch says so."""
-    return (pooled.view(batch.size, -1, dim) * batch.scale.unsqueeze(2)).flatten(1)
+        # All lookups read one table: one key with K · B bags costs half of what K keys with B bags do.
+        bags = KeyedJaggedTensor(keys=[_ALL], values=batch.values, lengths=batch.lengths)
+        return by_example(self.collection(bags).values(), batch)

@@ -17,8 +17,9 @@ import pytest
 from features.dataset import load_dataset
 from features.frame import Frame
 from models.bundle import load_bundle
+from models.loading import assembler, examples
 from models.registry import Registry
-from models.train import assembler, examples, predict
+from models.train import predict
 from tessera.run import STAGES, RunOptions, run
 from tessera.synthetic import write_synthetic
 from tests.integration.world import World, quiet
@@ -45,7 +46,9 @@ def test_a_loaded_bundle_ranks_as_the_trained_ranker_did(world: World) -> None:
         *(pl.read_parquet(world.directory / "frame" / f"{name}.parquet") for name in ("users", "items", "examples"))
     )
     test = frame.part("test")
-    found = predict(world.bundle.ranker(), assembler(world.bundle.schema, frame, test), examples(test))
+    found = predict(
+        world.bundle.ranker(), assembler(world.bundle.schema, frame, test, world.bundle.admission()), examples(test)
+    )
     from sklearn.metrics import roc_auc_score
 
     measured = roc_auc_score(test["label"].to_numpy(), found.astype(np.float64))

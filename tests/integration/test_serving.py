@@ -49,7 +49,7 @@ def test_served_scores_are_the_offline_scores(service: RankService, world: World
         np.zeros(0, dtype=np.float32),
         same,
     )
-    events = Entities(bundle.schema, "event", service._context_frame({}))
+    events = Entities(bundle.schema, "event", service._context_frame({}), catalogue.admission)
     offline = predict(bundle.ranker(), Assembler(bundle.schema, catalogue.users, catalogue.items, events), rows)
     served = dict(service.rank(user, items, len(items)).items)
     assert np.allclose([served[name] for name in items], offline, atol=1e-5)

@@ -13,9 +13,11 @@ from torch import Tensor
 from features.error import BundleError
 from features.hashing import HashSpec, fingerprint
 from features.history import Jagged
-from models.lookup import Assembler, Batch, Entities, Examples, Growable, value_rows
+from models.admission import Admission
+from models.lookup import Assembler, Batch, Entities, Examples
 from models.schema import Feature, Numeric, Schema
 from models.table.reference import pool
+from models.values import ColumnValues, Growable
 
 SCHEMA = Schema(
     features=(
@@ -52,6 +54,15 @@ ROWS = {
 TABLE = torch.rand(SCHEMA.rows, SCHEMA.dim, generator=torch.Generator().manual_seed(0))
 
 
+def entities(of: Any, frame: pl.DataFrame) -> Entities:
+    return Entities(SCHEMA, of, frame, Admission.off())
+
+
+def column_values(column: pl.Series, *, chunks: int) -> ColumnValues:
+    schema = Schema((Feature("f", "item", "f", "s", chunks),), (), rows=97, dim=4, history_length=1)
+    return ColumnValues(column, schema, schema.features[0], Admission.off())
+
+
 def frame(of: str, rows: list[Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=TYPES[of], orient="row")
 
@@ -70,7 +81,7 @@ def worlds(draw: st.DrawFn) -> tuple[Assembler, Examples]:
         st.lists(st.lists(st.integers(0, frames["item"].height - 1), max_size=3), min_size=size, max_size=size)
     )
     flat = np.array([item for history in histories for item in history], dtype=np.int64)
-    entities = [Entities(SCHEMA, of, frames[of]) for of in ("user", "item", "event")]
+    found = [entities(of, frames[of]) for of in ("user", "item", "event")]
     examples = Examples(
         user=index("user"),
         item=index("item"),
@@ -78,7 +89,7 @@ def worlds(draw: st.DrawFn) -> tuple[Assembler, Examples]:
         labels=(np.arange(size) % 2).astype(np.float32),
         context=index("event"),
     )
-    return Assembler(SCHEMA, *entities), examples
+    return Assembler(SCHEMA, *found), examples
 
 
 def inputs(batch: Batch) -> Tensor:
@@ -134,18 +145,17 @@ def test_every_lookup_reads_the_rows_of_the_hash_contract(world: tuple[Assembler
 def test_a_value_reads_the_same_rows_alone_and_in_lists_and_nothing_reads_none(column: list[Any], chunks: int) -> None:
     listed = any(isinstance(cell, list) for cell in column)
     series = pl.Series(column, dtype=pl.List(pl.String) if listed else pl.String)
-    spec = HashSpec(97)
-    found, lengths = value_rows(series, spec, salt="s", chunks=chunks).take(np.arange(len(column)))
+    found, lengths = column_values(series, chunks=chunks).rows(np.arange(len(column)))
     cells = [[] if cell is None else cell if isinstance(cell, list) else [cell] for cell in column]
     flat = [value for cell in cells for value in cell]
     assert lengths.tolist() == [len(cell) for cell in cells]
-    np.testing.assert_array_equal(found, spec.lookup("s", chunks, fingerprint(flat)))
+    np.testing.assert_array_equal(found, HashSpec(97).lookup("s", chunks, fingerprint(flat)))
 
 
 def test_a_column_of_nothing_reads_no_row() -> None:
     for dtype in (pl.String, pl.Null, pl.List(pl.String)):
-        rows = value_rows(pl.Series([None, None], dtype=dtype), HashSpec(9), salt="s", chunks=2)
-        found, lengths = rows.take(np.array([1, 0, 1]))
+        rows = column_values(pl.Series([None, None], dtype=dtype), chunks=2)
+        found, lengths = rows.rows(np.array([1, 0, 1]))
         assert found.shape == (0, 2)
         assert lengths.tolist() == [0, 0, 0]
 
@@ -164,16 +174,16 @@ def same_entities(left: Entities, right: Entities, of: str) -> None:
 @given(st.data(), st.sampled_from(["user", "item", "event"]))
 def test_appending_entities_is_building_them_at_once(data: st.DataObject, of: Any) -> None:
     parts = [data.draw(st.lists(ROWS[of], max_size=4)) for _ in range(3)]
-    grown = Entities(SCHEMA, of, frame(of, parts[0]))
+    grown = entities(of, frame(of, parts[0]))
     for part in parts[1:]:
         grown.append(frame(of, part))
-    same_entities(grown, Entities(SCHEMA, of, frame(of, [row for part in parts for row in part])), of)
+    same_entities(grown, entities(of, frame(of, [row for part in parts for row in part])), of)
 
 
 @given(st.data(), st.sampled_from(["user", "item", "event"]))
 def test_replacing_entities_is_building_them_with_their_last_values(data: st.DataObject, of: Any) -> None:
     rows = data.draw(st.lists(ROWS[of], min_size=1, max_size=4))
-    changed = Entities(SCHEMA, of, frame(of, rows))
+    changed = entities(of, frame(of, rows))
     for _ in range(2):
         places = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=4))
         values = data.draw(st.lists(ROWS[of], min_size=len(places), max_size=len(places)))
@@ -183,7 +193,7 @@ def test_replacing_entities_is_building_them_with_their_last_values(data: st.Dat
         added = data.draw(st.lists(ROWS[of], max_size=2))
         changed.append(frame(of, added))
         rows += added
-    same_entities(changed, Entities(SCHEMA, of, frame(of, rows)), of)
+    same_entities(changed, entities(of, frame(of, rows)), of)
 
 
 @given(worlds(), st.sets(st.integers(0, len(SCHEMA.features) - 1), min_size=1))
@@ -199,7 +209,7 @@ def test_a_batch_of_some_features_is_that_part_of_the_whole(
 
 
 def test_a_missing_or_boundless_number_is_the_mean_and_others_are_scaled() -> None:
-    users = Entities(SCHEMA, "user", frame("user", [("a", None), ("b", float("nan")), ("c", float("inf")), ("d", -7)]))
+    users = entities("user", frame("user", [("a", None), ("b", float("nan")), ("c", float("inf")), ("d", -7)]))
     np.testing.assert_allclose(users.numeric("user.age", np.arange(4)), [0, 0, 0, (-np.log1p(7) - 1) / 2], rtol=1e-6)
 
 
@@ -207,9 +217,9 @@ def test_a_short_history_counts_itself_as_a_number() -> None:
     users, items = frame("user", [("u", 1.0)]), frame("item", [("i", ["x", "y"], 1.0), ("j", None, None)])
     source = Assembler(
         SCHEMA,
-        Entities(SCHEMA, "user", users),
-        Entities(SCHEMA, "item", items),
-        Entities(SCHEMA, "event", frame("event", [("here", 1.0)])),
+        entities("user", users),
+        entities("item", items),
+        entities("event", frame("event", [("here", 1.0)])),
     )
     zeros = np.zeros(2, dtype=np.int64)
     history = Jagged(np.array([0, 1, 0]), np.array([0, 0, 3]))
@@ -229,8 +239,8 @@ def test_features_of_one_column_with_two_salts_are_refused_or_read_rows_of_their
         schema = Schema(features, (), rows=1_000, dim=4, history_length=1)
     except BundleError:
         return
-    users = Entities(schema, "user", pl.DataFrame({"user_id": ["a"]}))
-    empty = Entities(schema, "item", pl.DataFrame({"item_id": ["i"]}))
+    users = Entities(schema, "user", pl.DataFrame({"user_id": ["a"]}), Admission.off())
+    empty = Entities(schema, "item", pl.DataFrame({"item_id": ["i"]}), Admission.off())
     zero = np.zeros(1, dtype=np.int64)
     examples = Examples(zero, zero, Jagged(zero[:0], np.array([0, 0])), np.zeros(0, dtype=np.float32), zero)
     found = Assembler(schema, users, empty, empty).batch(examples).values.tolist()

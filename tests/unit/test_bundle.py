@@ -14,12 +14,15 @@ import torch
 
 from features.error import BundleError
 from features.frame import Frame, build_frame
+from models.admission import Admission
 from models.bundle import Bundle, Parts, load_bundle, write_bundle, write_directory
+from models.loading import assembler, examples
 from models.ranker import Ranker
-from models.train import assembler, examples, predict, snapshot
+from models.train import predict, snapshot
 from tests.build import coloured_parts, coloured_tables
 
 FILES = (
+    "admission.safetensors",
     "table.safetensors",
     "network.safetensors",
     "users.parquet",
@@ -52,7 +55,11 @@ def scores(parts: Parts, ranker: Ranker, users: pl.DataFrame, items: pl.DataFram
     tables = {"events": events, "items": items.drop("listed"), "users": users.drop("listed")}
     frame = build_frame(parts.dataset, tables, split=parts.dataset.split, history_length=5)
     test = frame.part("test")
-    return predict(ranker, assembler(parts.schema, Frame(users, items, test), test), examples(test))
+    return predict(
+        ranker,
+        assembler(parts.schema, Frame(users, items, test), test, Admission(parts.sketch, parts.schema.admission)),
+        examples(test),
+    )
 
 
 def test_a_loaded_bundle_ranks_as_what_was_trained_bit_for_bit(parts: Parts, written: Bundle) -> None:
@@ -153,7 +160,7 @@ def edited(**changes: Any) -> Callable[[Path], None]:
         (edited(id="b-0000000000000000"), "altered"),
         (edited(files={}), "altered"),
         (edited(encoder="lsa-000000000000"), "altered"),
-        (edited(format=2), "format 2, this release reads 1"),
+        (edited(format=99), "format 99, this release reads 2"),
         (edited(more=1), "more"),
         (lambda path: path.write_text("{"), "manifest"),
         (lambda path: path.write_text("[]"), "manifest"),

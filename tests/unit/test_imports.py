@@ -22,7 +22,7 @@ IMPORTERS = {
     "apache_beam": ("features/jobs/shard.py",),
     "dask": ("features/jobs/shard.py",),
     "distributed": ("features/jobs/shard.py",),
-    "torchrec": ("models/table/unified.py", "models/ranker.py"),
+    "torchrec": ("models/table/unified.py", "models/dcn.py"),
     "fbgemm_gpu": ("models/table/unified.py",),
     "mlflow": ("models/registry.py",),
     "kafka": ("streaming/kafka.py",),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from models.lookup import Batch
-from models.table.reference import ReferenceTable
-from models.table.unified import Table, UnifiedTable
+from models.table.reference import ReferenceTable, Table
+from models.table.unified import UnifiedTable
 from tests.build import pooled_batch, pooled_schema
 
 STEPS, SIZE, RATE = 100, 16, 0.05

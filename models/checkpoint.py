@@ -1,0 +1,65 @@
+"""A checkpoint: all that training needs to go on to the same bits, in one file that is there whole or not at all."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_ABOUT = "tessera"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands.
+
+    Attributes:
+        key: of all that decides it; a checkpoint of another key is not gone on from.
+        epoch: running, from 0.
+        batches: of that epoch that are done.
+        losses: validation log loss after each finished epoch.
+    """
+
+    key: str
+    epoch: int
+    batches: int
+    losses: tuple[float, ...]
+
+
+def save(path: Path, position: Position, tensors: dict[str, Tensor]) -> None:
+    """Writes a checkpoint aside, flushes it to the disk and renames it over the one before."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, aside, metadata={_ABOUT: msgspec.json.encode(position).decode()})
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def load(path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:
+    """Reads a checkpoint; None where there is none, or one of another key."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        position = msgspec.json.decode(file.metadata()[_ABOUT], type=Position)
+        if position.key != key:
+            return None
+        return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value.clone() for number, found in state.items() for name, value in found.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` returned."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, field = name.partition(".")
+        state.setdefault(int(number), {})[field] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,0 +1,136 @@
+"""The training benchmark: its data follow the stated law, its claims follow its rows, and Tessera's side runs."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from features.error import TesseraError
+from models.ranker import NetworkConfig
+from models.train import TrainConfig
+from tessera.bench import training_speed as bench
+from tessera.bench.peers.ctr import Arrays, Measured
+from tessera.bench.training_speed import Spec, as_row, claims, generate, peer_python, schema_of, star, store, tessera
+
+SMALL = Spec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
+QUICK = TrainConfig(
+    batch=128, max_epochs=1, table_rate=0.1, network_rate=0.01, network=NetworkConfig(1, 4, hidden=(16,))
+)
+
+
+def test_a_seed_decides_the_data_and_another_draws_others() -> None:
+    (first, *_), (again, *_), (other, *_) = (generate(spec) for spec in (SMALL, SMALL, replace(SMALL, seed=1)))
+    for name in ("values", "numeric", "labels"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+        assert not np.array_equal(getattr(first, name), getattr(other, name))
+
+
+def test_the_data_have_the_stated_rate_head_and_signal() -> None:
+    training, test, probability = generate(Spec(rows=30_000, test_rows=20_000))
+    assert training.values.shape == (30_000, 26)
+    assert training.numeric.shape == (30_000, 13)
+    assert abs(training.labels.mean() - 0.25) < 0.01
+    # Zipf's law with exponent a gives its most frequent value 1 / zeta(a), 1 / 5.59 for 1.2.
+    assert np.allclose((training.values == 0).mean(axis=0), 1 / 5.59, atol=0.01)
+    assert training.values.max() == 99_999
+    assert 0.75 < roc_auc_score(test.labels, probability) < 0.8
+
+
+def test_every_process_reads_the_stored_arrays_and_as_many_rows_as_it_asks_for(tmp_path: Path) -> None:
+    ceiling = store(SMALL, tmp_path)
+    training, test, probability = generate(SMALL)
+    found, fewer = Arrays.load(tmp_path / "train"), Arrays.load(tmp_path / "train", 10)
+    assert np.array_equal(found.values, training.values)
+    assert np.array_equal(fewer.labels, training.labels[:10])
+    assert ceiling == roc_auc_score(test.labels, probability)
+
+
+def test_the_frame_holds_the_arrays_and_the_table_a_row_for_each_distinct_value() -> None:
+    training, test, _ = generate(SMALL)
+    frame = star(training, test)
+    part = frame.part("test")
+    assert frame.part("train").height == len(training.labels)
+    assert part["C1"].to_list() == [str(value) for value in test.values[:, 1]]
+    assert np.array_equal(part["I2"].to_numpy(), test.numeric[:, 2])
+    schema = schema_of(frame)
+    assert schema.rows == sum(len(np.unique(column)) for column in training.values.T)
+    assert len(schema.numeric) == SMALL.numeric
+
+
+def test_tessera_learns_the_signal_and_accounts_for_its_time_and_memory() -> None:
+    training, test, probability = generate(SMALL)
+    found = tessera(training, test, 0, QUICK)
+    assert found.rows == len(training.labels)
+    assert found.setup_seconds is not None
+    assert 0 < found.setup_seconds < found.seconds
+    assert found.cpu_seconds > 0
+    assert 0 <= found.fit_gb < found.peak_gb
+    assert 0.55 < found.test_auc < roc_auc_score(test.labels, probability) + 0.01
+
+
+def test_the_worker_trains_on_as_many_rows_as_asked_and_leaves_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(SMALL, tmp_path)
+    monkeypatch.setattr(bench, "_TRAIN", QUICK)
+    bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0)
+    found = Measured(**json.loads((tmp_path / "result.json").read_text()))
+    assert found.rows == 1_000
+    assert as_row(found)["samples_per_second"] == 1_000 / found.seconds
+
+
+def made_up(model: str, seed: int, speed: float, auc: float, peak: float, fit: float) -> dict[str, Any]:
+    measured = Measured(100_000, 100_000 / speed, 1.0, None, peak, fit, auc)
+    return {"model": model, "seed": seed, **as_row(measured), "equal_time_auc": auc - 0.1 * (model != "tessera")}
+
+
+GOOD = [
+    made_up("tessera", 0, 100_000, 0.74, 0.9, 0.3),
+    made_up("deepctr", 0, 18_000, 0.73, 2.0, 0.8),
+    made_up("rechub", 0, 1e9, 0.99, 0.1, 0.1),
+]
+
+
+def test_all_claims_hold_where_tessera_is_better_than_deepctr_and_rechub_is_not_asked() -> None:
+    assert all(claim.holds for claim in claims(GOOD))
+
+
+@pytest.mark.parametrize(
+    ("row", "fails"),
+    [
+        (made_up("tessera", 1, 71_000, 0.74, 0.9, 0.3), 0),
+        (made_up("tessera", 1, 69_000, 0.74, 0.9, 0.3), 1),
+        (made_up("tessera", 1, 100_000, 0.72, 0.9, 0.3), 2),
+        (made_up("tessera", 1, 100_000, 0.62, 0.9, 0.3), 3),
+        (made_up("tessera", 1, 100_000, 0.74, 1.1, 0.3), 4),
+        (made_up("tessera", 1, 100_000, 0.74, 0.9, 0.5), 5),
+    ],
+)
+def test_a_claim_fails_by_the_seed_that_speaks_most_against_it(row: dict[str, Any], fails: int) -> None:
+    assert not claims([*GOOD, row, {**GOOD[1], "seed": 1}])[fails].holds
+
+
+def test_where_the_peers_cannot_be_installed_the_error_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TesseraError, match=r"install uv.*package index"):
+        peer_python(tmp_path / "peers", Console(quiet=True))
+
+
+def test_a_failed_run_tells_its_last_words(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such module\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(TesseraError, match=r"deepctr failed, .*\.log; its last words: no such module"):
+        bench._run(broken, "deepctr", tmp_path, SMALL, 10)
+
+
+def test_measured_survives_json() -> None:
+    found = Measured(1, 2.0, 3.0, None, 4.0, 5.0, 0.6)
+    assert Measured(**json.loads(json.dumps(asdict(found)))) == found
