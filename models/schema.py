@@ -90,8 +90,8 @@ class Schema:
         if self.hashed_rows < (1 if any(not feature.exact for feature in self.features) else 0):
             exact, row = self.rows - self.hashed_rows, self.dim * 4
             raise BundleError(
-                f"budget: {self.rows * row:,} bytes hold {self.rows:,} rows, but the exact features alone need {exact:,}; "
-                f"give at least {(exact + 1) * row:,} bytes, or hash a feature"
+                f"budget: {self.rows * row:,} bytes hold {self.rows:,} rows, but the exact features alone need "
+                f"{exact:,}; give at least {(exact + 1) * row:,} bytes, or hash a feature"
             )
 
     def _check_salts(self) -> None:

@@ -11,30 +11,53 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from features.error import TesseraError
+from tessera.bench.command import bench
+from tessera.console import (
+    JsonOption,
+    OutOption,
+    err_console,
+    load_with_split,
+    out_console,
+    parse_bytes,
+    parse_chunks,
+    print_json,
+)
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_show_locals=False, help="Feature embeddings for recommenders."
 )
-out_console, err_console = Console(), Console(stderr=True)
 
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
-OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31, help="Decides everything random.")]
 SplitOption = Annotated[
     str | None, typer.Option("--split", help="Instead of the descriptor's: time, random, leave-one-out or order.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 EncoderOption = Annotated[str, typer.Option(help="lsa or sentence-transformers.")]
 ModelOption = Annotated[str | None, typer.Option("--encoder-model", help="Local directory or hub id.")]
 RunnerOption = Annotated[str, typer.Option(help="Beam runner: DirectRunner, DaskRunner, PrismRunner, FlinkRunner, …")]
 RunnerOptionsOption = Annotated[
     list[str] | None, typer.Option("--runner-option", help="Passed to Beam, e.g. --direct_num_workers=2; repeatable.")
 ]
+DimOption = Annotated[int, typer.Option(help="Width of a table row; a multiple of 4.")]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Bytes of the table's weights, e.g. 2MB; by default a row for each value.")
+]
+ChunksOption = Annotated[
+    list[str] | None, typer.Option(help="Lookups of a feature, e.g. item_id=4; repeatable. Default: 2 for many values.")
+]
+ExactOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Feature with rows of its own; repeatable, 'none' for none. Default: those of at most 8 values."),
+]
+AdmissionOption = Annotated[
+    int, typer.Option(min=0, max=255, help="Sightings after which a hashed value reads rows; 0 admits all.")
+]
+HistoryOption = Annotated[str, typer.Option("--history", help="How a history is pooled: mean or attention.")]
+ContentOption = Annotated[bool, typer.Option("--content/--no-content", help="Let the network read content vectors.")]
 CodesOption = Annotated[int | None, typer.Option(help="Codes per level; by default what suits the catalogue's size.")]
 
 
@@ -66,7 +89,7 @@ def check(dataset: DatasetArgument, json: JsonOption = False) -> None:
 
     found = profile(load_dataset(dataset))
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         render(found, out_console)
 
@@ -82,12 +105,32 @@ def _run_command(until: str, help_text: str) -> Any:
         runner: RunnerOption = "DirectRunner",
         runner_option: RunnerOptionsOption = None,
         codes: CodesOption = None,
+        dim: DimOption = 16,
+        budget: BudgetOption = None,
+        chunks: ChunksOption = None,
+        exact: ExactOption = None,
+        admission: AdmissionOption = 2,
+        history: HistoryOption = "mean",
+        content: ContentOption = False,
         json: JsonOption = False,
     ) -> None:
+        from models.feature import TableOptions
         from tessera.run import RunOptions, run
         from tessera.settings import Settings
 
+        if history not in ("mean", "attention"):
+            raise TesseraError(f"--history {history}: expected mean or attention")
+        table = TableOptions(
+            dim=dim,
+            budget=None if budget is None else parse_bytes(budget),
+            chunks=parse_chunks(chunks),
+            exact=None if exact is None else tuple(name for name in exact if name != "none"),
+            admission=admission,
+            history="attention" if history == "attention" else "mean",
+            content=content,
+        )
         options = RunOptions(
+            table=table,
             seed=seed,
             encoder=encoder,
             encoder_model=encoder_model,
@@ -101,7 +144,7 @@ def _run_command(until: str, help_text: str) -> Any:
         if json:
             release = msgspec.to_builtins(result.release) if result.release else None
             bundle = result.bundle.id if result.bundle else None
-            _print_json({"bundle": bundle, "release": release, "executed": result.executed, "metrics": result.metrics})
+            print_json({"bundle": bundle, "release": release, "executed": result.executed, "metrics": result.metrics})
         else:
             _print_result(result)
 
@@ -113,27 +156,6 @@ app.command("run")(_run_command("publish", "Do the offline job: features, Semant
 app.command("features")(_run_command("frame", "Do the first three stages: encode, assign, frame."))
 app.command("train")(_run_command("evaluate", "Do the stages up to training and evaluation."))
 app.command("publish")(_run_command("publish", "Do what is missing, write the bundle and register it."))
-
-
-def load_with_split(path: Path, by: str | None) -> Any:
-    """Loads a descriptor, with another way to split where one is given."""
-    from pydantic import ValidationError
-
-    from features.dataset import Dataset, load_dataset
-
-    dataset = load_dataset(path)
-    if by is None:
-        return dataset
-    data = dataset.model_dump()
-    data["split"]["by"] = by
-    try:
-        return Dataset.model_validate(data)
-    except ValidationError as error:
-        raise TesseraError(f"--split {by}: {error.errors()[0]['msg']}") from error
-
-
-def _print_json(data: Any) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")
 
 
 def _print_result(result: Any) -> None:
@@ -223,7 +245,7 @@ def stream(
                         status.update(f"{totals.events:,} events, {totals.items:,} items, {totals.bad:,} dead letters")
         totals = running.trainer.totals
     if json:
-        _print_json(totals)
+        print_json(totals)
     else:
         out_console.print(
             f"{totals.messages:,} messages: {totals.events:,} events, {totals.items:,} items, "
@@ -251,6 +273,34 @@ def send(
     out_console.print(f"{len(lines):,} messages appended to {topic}")
 
 
+tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
+app.add_typer(tables, name="table")
+
+
+@tables.command("report")
+def table_report(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's directory.")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what the table holds: collisions, readers, norms, dead and hot rows, bytes, where a lookup would help."""
+    from dataclasses import asdict
+
+    from models.bundle import load_bundle
+    from models.table.insight import insight
+    from tessera import table as pages
+
+    found = insight(load_bundle(bundle))
+    if json:
+        print_json(asdict(found))
+    else:
+        pages.render(found, out_console)
+    if plot is not None:
+        pages.plot(found, plot)
+        err_console.print(f"plot     {plot.absolute()}")
+
+
+app.command()(bench)
 letters = typer.Typer(no_args_is_help=True, help="Messages that were set aside.")
 app.add_typer(letters, name="deadletters")
 
@@ -266,42 +316,12 @@ def deadletters_list(json: JsonOption = False) -> None:
         log.create_topics(settings.topics.partitions())
         found = read_dead_letters(log, settings.topics)
     if json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table("topic", "partition", "offset", "reason", title=f"{len(found):,} dead letters", title_justify="left")
     for letter in found:
         table.add_row(letter.topic, str(letter.partition), str(letter.offset), escape(letter.reason))
     out_console.print(table)
-
-
-@app.command()
-def bench(
-    name: Annotated[str, typer.Argument(help="main-job.")],
-    dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default the synthetic catalogue.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Ways to split; repeatable. Default: the descriptor's.")
-    ] = None,
-    out: OutOption = Path("out/bench"),
-    json: JsonOption = False,
-) -> None:
-    """Measure a benchmark with its peers side by side; exit 1 when a claim does not hold."""
-    if name != "main-job":
-        raise TesseraError(f"benchmark {name!r} is unknown; there is: main-job")
-    from tessera.bench.main_job import main_job
-    from tessera.bench.result import render
-    from tessera.synthetic import write_synthetic
-
-    path = dataset or write_synthetic(out / "synthetic")
-    ways: list[str | None] = [*split] if split else [None]
-    found = [load_with_split(path, by) for by in ways]
-    result = main_job(found, out, seeds=seeds, console=err_console)
-    if json:
-        _print_json(result.to_json())
-    else:
-        render(result, out_console)
-    if not result.holds:
-        raise typer.Exit(1)
 
 
 @app.command()

@@ -245,7 +245,7 @@ class _Run:
                 write_directory(place, partial(save_ranker, schema=shape, trained=trained))
                 halfway.path.unlink(missing_ok=True)
 
-        return self._stages.run("train", self._train_key, work)
+        return self._stages.run("train", self._train_key, work, unit="samples")
 
     def _evaluate(self, frame_dir: Path, trained: Path, assigned: Path | None) -> Path:
         self._evaluate_key = key_of("evaluate", self._train_key)

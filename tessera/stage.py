@@ -19,14 +19,29 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 Advance = Callable[[int, int], None]
 _KEY = "stage.json"
+
+
+class _SpeedColumn(ProgressColumn):
+    """How many a second, of late."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed or 0:,.0f} {self._unit}/s", style="progress.data.speed")
 
 
 class Stages:
@@ -44,13 +59,14 @@ class Stages:
         """Stages done by this object, with the seconds each took."""
         directory.mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, key: str, work: Callable[[Path, Advance], None]) -> Path:
+    def run(self, name: str, key: str, work: Callable[[Path, Advance], None], *, unit: str = "") -> Path:
         """Returns the stage's directory, doing the work first where it is not in place.
 
         Args:
             name: of the stage and its directory.
             key: hash of all that decides the output; see `key_of`.
             work: fills a directory. After a stop it gets the same directory again, with what it had finished.
+            unit: of what the work counts; where given, the bar says how many a second.
         """
         place = self._directory / name
         if _key(place) == key:
@@ -62,7 +78,7 @@ class Stages:
             partial.mkdir()
             (partial / _KEY).write_bytes(msgspec.json.encode({"key": key}))
         start = time.perf_counter()
-        with self._bar(name) as advance:
+        with self._bar(name, unit) as advance:
             work(partial, advance)
         _flush(partial)
         shutil.rmtree(place, ignore_errors=True)
@@ -71,12 +87,13 @@ class Stages:
         return place
 
     @contextmanager
-    def _bar(self, name: str) -> Iterator[Advance]:
+    def _bar(self, name: str, unit: str) -> Iterator[Advance]:
         columns = (
             TextColumn(f"[bold]{name:<9}"),
             BarColumn(),
             TaskProgressColumn(),
             MofNCompleteColumn(),
+            *((_SpeedColumn(unit),) if unit else ()),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )

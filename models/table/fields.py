@@ -8,6 +8,8 @@ Shape letters: F fields, N values of all fields together, E examples.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import polars as pl
@@ -62,6 +64,16 @@ class Fields:
     def offsets(self) -> NDArray[np.int64]:
         """(F + 1,) int64: where each field's values start."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that is learnt from."""
+        found = sha256(repr(self.names).encode())
+        for part in self.parts.values():
+            for array in (part.codes, part.numeric, part.labels):
+                found.update(np.ascontiguousarray(array).data)
+        found.update(self.fingerprints.data)
+        return found.hexdigest()
 
     @property
     def values(self) -> int:

@@ -1,0 +1,76 @@
+"""`tessera bench NAME`: chooses the benchmark, prints its rows and claims."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from features.error import TesseraError
+from tessera.console import JsonOption, OutOption, err_console, load_with_split, out_console, print_json
+
+if TYPE_CHECKING:
+    from features.dataset import Dataset
+    from tessera.bench.result import BenchResult
+
+NAMES = ("main-job", "multiplexing", "compression", "training-speed", "resize")
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
+    dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default the synthetic catalogue.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Ways to split; repeatable. Default: the descriptor's.")
+    ] = None,
+    out: OutOption = Path("out/bench"),
+    json: JsonOption = False,
+) -> None:
+    """Measure a benchmark with its peers side by side; exit 1 when a claim does not hold."""
+    from tessera.bench.result import render
+
+    if name not in NAMES:
+        raise TesseraError(f"benchmark {name!r} is unknown; there are: {', '.join(NAMES)}")
+    result = _chosen(name, dataset, split or [], out)(seeds=seeds, console=err_console)
+    if json:
+        print_json(result.to_json())
+    else:
+        render(result, out_console)
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Callable[..., BenchResult]":
+    if name == "training-speed":
+        from tessera.bench.training_speed import training_speed
+
+        return partial(training_speed, out / name)
+    if name == "main-job":
+        from tessera.bench.main_job import main_job
+
+        return partial(main_job, _datasets(path, ways or [None], out), out)
+    # The papers' protocols split at random.
+    (found,) = _datasets(path, ways or ["random"], out)[:1]
+    return partial(_on_dataset(name), found, out / f"{name}-{found.name}")
+
+
+def _on_dataset(name: str) -> "Callable[..., BenchResult]":
+    if name == "multiplexing":
+        from tessera.bench.multiplexing import multiplexing
+
+        return multiplexing
+    if name == "compression":
+        from tessera.bench.compression import compression
+
+        return compression
+    from tessera.bench.resize import resize
+
+    return resize
+
+
+def _datasets(path: Path | None, ways: Sequence[str | None], out: Path) -> "list[Dataset]":
+    from tessera.synthetic import write_synthetic
+
+    descriptor = path or write_synthetic(out / "synthetic")
+    return [load_with_split(descriptor, by) for by in ways]

@@ -1,0 +1,50 @@
+"""What benchmarks on a dataset share: its frame and fields, results that are kept, a bar with an estimate."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from features.dataset import Dataset
+from features.frame import Frame, build_frame
+from features.table import read_events, read_items, read_users
+from models.table.fields import Fields, fields
+from tessera.artifact import write_json
+from tessera.stage import key_of
+
+
+def dataset_frame(dataset: Dataset, *, seed: int = 0, history_length: int = 1) -> Frame:
+    """The frame of a dataset without content; the seed moves a random split."""
+    read = {"events": read_events(dataset)[0], "items": read_items(dataset), "users": read_users(dataset)}
+    tables = {name: table for name, table in read.items() if table is not None}
+    split = dataset.split.model_copy(update={"seed": dataset.split.seed + seed})
+    return build_frame(dataset, tables, split=split, history_length=history_length)
+
+
+def dataset_fields(dataset: Dataset, *, seed: int = 0) -> Fields:
+    """The fields of a dataset; the seed moves a random split."""
+    return fields(dataset, dataset_frame(dataset, seed=seed))
+
+
+def remembered(path: Path, decided_by: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Does the work once: its result stands in a file, and is made anew where something else decides it."""
+    key = key_of(decided_by)
+    if path.is_file():
+        kept: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+        if kept["key"] == key:
+            return dict(kept["result"])
+    result = work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    write_json(aside, {"key": key, "result": result})
+    aside.replace(path)
+    return result
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar that counts, with the time it took and the time it will take."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console)

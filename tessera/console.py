@@ -1,0 +1,59 @@
+"""What the commands share: consoles, common options, JSON on standard output."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from features.error import TesseraError
+
+out_console, err_console = Console(), Console(stderr=True)
+
+OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def load_with_split(path: Path, by: str | None) -> Any:
+    """Loads a descriptor, with another way to split where one is given."""
+    from pydantic import ValidationError
+
+    from features.dataset import Dataset, load_dataset
+
+    dataset = load_dataset(path)
+    if by is None:
+        return dataset
+    data = dataset.model_dump()
+    data["split"]["by"] = by
+    try:
+        return Dataset.model_validate(data)
+    except ValidationError as error:
+        raise TesseraError(f"--split {by}: {error.errors()[0]['msg']}") from error
+
+
+def print_json(data: Any) -> None:
+    """Writes indented JSON to standard output."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")
+
+
+def parse_bytes(text: str) -> int:
+    """A size like 1500000, 1.5MB or 2MiB, in bytes."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise TesseraError(f"--budget {text}: expected bytes, like 1500000, 1.5MB or 2MiB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def parse_chunks(pairs: list[str] | None) -> dict[str, int]:
+    """Reads `NAME=LOOKUPS`, repeated."""
+    found: dict[str, int] = {}
+    for pair in pairs or ():
+        name, _, count = pair.rpartition("=")
+        if not name or not count.isdecimal():
+            raise TesseraError(f"--chunks {pair}: expected NAME=LOOKUPS, like item_id=2")
+        found[name] = int(count)
+    return found
