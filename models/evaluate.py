@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
 _CLIP = 1e-7
+_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Quality:
         positives: share of label 1.
         auc: area under the ROC curve, ties counted half; None when only one label occurs.
         log_loss: mean binary cross-entropy in nats.
+        calibration_error: expected calibration error (Naeini et al., AAAI 2015) over 15 bins of equally many examples:
+            the mean distance of a bin's mean probability from its share of label 1.
         normalized_entropy: log loss over that of always predicting the set's own positive rate
             (He et al., ADKDD 2014); below 1 is better than that; None when only one label occurs.
     """
@@ -26,20 +29,30 @@ class Quality:
     positives: float
     auc: float | None
     log_loss: float | None
+    calibration_error: float | None
     normalized_entropy: float | None
 
 
 def quality(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
     """Measures predictions (N,) against labels (N,) in {0, 1}."""
     if not len(labels):
-        return Quality(0, 0.0, None, None, None)
+        return Quality(0, 0.0, None, None, None, None)
     clipped = np.clip(probabilities.astype(np.float64), _CLIP, 1 - _CLIP)
     rate = float(labels.mean())
     loss = float(log_loss(labels, clipped, labels=[0, 1]))
     if rate in (0.0, 1.0):
-        return Quality(len(labels), rate, None, loss, None)
+        return Quality(len(labels), rate, None, loss, calibration_error(labels, probabilities), None)
     base = float(-(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)))
-    return Quality(len(labels), rate, float(roc_auc_score(labels, clipped)), loss, loss / base)
+    auc = float(roc_auc_score(labels, clipped))
+    return Quality(len(labels), rate, auc, loss, calibration_error(labels, probabilities), loss / base)
+
+
+def calibration_error(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> float:
+    """Expected calibration error of predictions (N,), N ≥ 1, against labels (N,) in {0, 1}."""
+    order = np.argsort(probabilities, kind="stable")
+    bins = [part for part in np.array_split(order, _BINS) if len(part)]
+    gaps = [abs(float(probabilities[part].mean(dtype=np.float64) - labels[part].mean())) for part in bins]
+    return float(np.average(gaps, weights=[len(part) for part in bins]))
 
 
 def by_item_novelty(

@@ -3,7 +3,6 @@
 Shape letters: E examples, B batch.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -123,7 +122,7 @@ class _Training:
         self._rows = rows
         self._config = config
         self._optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate, fused=True)
-        self._best = snapshot(ranker)
+        self._best: dict[str, Tensor] | None = None
         self._epoch = self._batches = 0
         schema = source.schema
         self._droppable = np.array(
@@ -154,7 +153,8 @@ class _Training:
             if checkpointing:
                 self._save(checkpointing.path)
                 saved = time.monotonic()
-        restore(self.ranker, self._best)
+        if self._best is not None:
+            restore(self.ranker, self._best)
         progress(total, total)
 
     def go_on(self, path: Path) -> None:
@@ -165,7 +165,7 @@ class _Training:
         position, tensors = found
         self._epoch, self._batches, self.losses = position.epoch, position.batches, position.losses
         restore(self.ranker, _under(tensors, "now."))
-        self._best = _under(tensors, "best.")
+        self._best = _under(tensors, "best.") or None
         checkpoint.restore_optimizer(self._optimizer, _under(tensors, "optimizer."))
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
@@ -192,23 +192,24 @@ class _Training:
         self.ranker.table.step()
 
     def _finish_epoch(self, check: tuple[Assembler, Examples]) -> None:
-        loss = _log_loss(predict(self.ranker, *check), check[1].labels)
-        if not math.isfinite(loss):
+        found = predict(self.ranker, *check)
+        if not np.isfinite(found).all():
             raise TrainingError(
-                f"training diverged in epoch {self._epoch}: the validation log loss is {loss}; lower table_rate "
+                f"training diverged in epoch {self._epoch}: predictions are no longer numbers; lower table_rate "
                 f"({self._config.table_rate}) or network_rate ({self._config.network_rate})"
             )
-        self.losses = (*self.losses, loss)
-        if loss == min(self.losses):
-            self._best = snapshot(self.ranker)
+        self.losses = (*self.losses, _log_loss(found, check[1].labels))
         self._epoch, self._batches = self._epoch + 1, 0
+        if self.losses[-1] == min(self.losses):
+            # No later epoch can take the place of the last one, which then needs no copy.
+            self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
 
     def _stopped(self) -> bool:
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self._config.patience
 
     def _save(self, path: Path) -> None:
         tensors = {f"now.{name}": tensor for name, tensor in snapshot(self.ranker).items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
         tensors |= {
             f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer_tensors(self._optimizer).items()
         }

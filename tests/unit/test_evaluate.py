@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.evaluate import Popularity, Quality, by_item_novelty, quality
+from models.evaluate import Popularity, Quality, by_item_novelty, calibration_error, quality
 
 LABELS = np.array([1, 0, 1, 0], dtype=np.float32)
 
@@ -39,11 +39,11 @@ def test_certainty_is_clipped_and_never_infinite() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_label_alone_has_a_loss_but_no_auc(label: int) -> None:
     found = quality(np.full(3, label, dtype=np.float32), np.full(3, 0.5))
-    assert found == Quality(3, label, None, pytest.approx(np.log(2)), None)
+    assert found == Quality(3, label, None, pytest.approx(np.log(2)), 0.5, None)
 
 
 def test_no_examples_have_no_measures() -> None:
-    assert quality(LABELS[:0], LABELS[:0]) == Quality(0, 0.0, None, None, None)
+    assert quality(LABELS[:0], LABELS[:0]) == Quality(0, 0.0, None, None, None, None)
 
 
 def test_known_and_unseen_items_make_up_all() -> None:
@@ -60,3 +60,13 @@ def test_popularity_is_drawn_towards_the_overall_rate() -> None:
     items, labels = np.array([0, 0, 0, 1]), np.array([1, 1, 0, 0], dtype=np.float32)
     predict = Popularity(items, labels, size=3, prior=2.0)
     np.testing.assert_allclose(predict(np.array([0, 1, 2, 0])), [3 / 5, 1 / 3, 1 / 2, 3 / 5])
+
+
+def test_calibration_error_is_the_mean_distance_of_bins_from_their_shares() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.random(150_000)
+    labels = (rng.random(len(true)) < true).astype(np.float32)
+    assert calibration_error(labels, true) < 0.01
+    assert calibration_error(labels, np.clip(true + 0.1, 0, 1)) == pytest.approx(0.095, abs=0.01)
+    assert calibration_error(labels, np.full(len(true), 0.5)) == pytest.approx(abs(labels.mean() - 0.5), abs=0.01)
+    assert calibration_error(np.ones(1, dtype=np.float32), np.array([0.25])) == 0.75

@@ -1,18 +1,21 @@
 """Training on a frame whose right answer is known by construction: an item's colour decides the label."""
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from features.error import BundleError, DatasetError, TrainingError
 from features.frame import Frame
 from models import train as training
 from models.evaluate import quality
-from models.feature import hashed_id_schema
+from models.feature import TableOptions, default_schema, hashed_id_schema
 from models.loading import assembler, examples, sighted
-from models.ranker import Ranker
+from models.ranker import Ranker, TargetAttention
 from models.train import new_ranker, predict, restore, snapshot, train
 from tests.build import COLOURS, LIKED, SMALL_TRAIN, coloured_dataset, coloured_frame, coloured_schema
 
@@ -132,3 +135,99 @@ def test_the_default_schema_reads_every_declared_column_and_histories_from_the_r
     assert names["history.item.colour"].salt == names["item.colour"].salt
     assert [numeric.name for numeric in SCHEMA.numeric] == ["user.age", "history.length"]
     assert SCHEMA.rows >= sum(FRAME.items[column].n_unique() for column in coloured_dataset().items.categorical)  # type: ignore[union-attr]
+
+
+def test_a_stopped_training_goes_on_to_the_bits_of_one_that_was_not(trained: training.Trained, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        """Stands for a kill: nothing is cleaned up."""
+
+    checkpointing = training.Checkpointing(tmp_path / "here", seconds=0.0)
+    rows = TRAIN.height
+    for stop in (rows // 2, rows, rows + rows // 3, 2 * rows - 1, 10**9):
+
+        def progress(done: int, total: int, stop: int = stop) -> None:
+            if done >= stop:
+                raise StoppedError
+
+        with contextlib.suppress(StoppedError):
+            found = train(SCHEMA, FRAME, SMALL_TRAIN, progress=progress, checkpointing=checkpointing)
+    assert found.epochs == trained.epochs
+    first, second = snapshot(trained.ranker), snapshot(found.ranker)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_checkpoint_of_another_training_is_not_gone_on_from(tmp_path: Path) -> None:
+    checkpointing = training.Checkpointing(tmp_path / "here", seconds=0.0)
+    train(SCHEMA, FRAME, replace(SMALL_TRAIN, seed=7, max_epochs=1), checkpointing=checkpointing)
+    found = train(SCHEMA, FRAME, replace(SMALL_TRAIN, max_epochs=1), checkpointing=checkpointing)
+    alone = train(SCHEMA, FRAME, replace(SMALL_TRAIN, max_epochs=1))
+    assert found.epochs == alone.epochs
+
+
+def test_an_empty_part_and_a_label_that_is_none_are_refused() -> None:
+    for name in ("train", "validation"):
+        rest = Frame(FRAME.users, FRAME.items, FRAME.examples.filter(pl.col("split") != name))
+        with pytest.raises(DatasetError, match=f"part '{name}' is empty"):
+            train(SCHEMA, rest, SMALL_TRAIN)
+    odd = FRAME.examples.with_columns(label=pl.when(pl.int_range(pl.len()) == 3).then(2).otherwise(pl.col("label")))
+    with pytest.raises(DatasetError, match=r"example 3 has the label 2\.0; expected 0 or 1"):
+        train(SCHEMA, Frame(FRAME.users, FRAME.items, odd), SMALL_TRAIN)
+
+
+def test_a_training_that_diverges_says_so() -> None:
+    with pytest.raises(TrainingError, match=r"diverged in epoch 0.*table_rate"):
+        train(SCHEMA, FRAME, replace(SMALL_TRAIN, network_rate=float("inf")))
+
+
+@pytest.mark.parametrize("options", [TableOptions(dim=4, history="attention"), TableOptions(dim=4, content=True)])
+def test_attention_and_content_are_trained_and_decide_nothing_that_is_not_there(options: TableOptions) -> None:
+    vectors = np.random.default_rng(0).random((FRAME.items.height, 6), dtype=np.float32)
+    items = FRAME.items.with_columns(pl.Series("content_vector", vectors, dtype=pl.Array(pl.Float32, 6)))
+    frame = Frame(FRAME.users, items, FRAME.examples)
+    schema = default_schema(coloured_dataset(), frame, options, history_length=5)
+    found = train(schema, frame, SMALL_TRAIN)
+    source, rows = assembler(schema, frame, TEST, ADMISSION), examples(TEST)
+    scored = predict(found.ranker, source, rows)
+    auc = quality(rows.labels, scored).auc
+    assert auc is not None
+    assert auc > 0.99
+    fresh = snapshot(new_ranker(schema, SMALL_TRAIN))
+    part = "attention" if options.history == "attention" else "content"
+    moved = [name for name, tensor in snapshot(found.ranker).items() if not torch.equal(tensor, fresh[name])]
+    assert any(name.startswith(f"network.{part}.") for name in moved)
+    # An example is scored alike in any company, with a history or without.
+    order = np.random.default_rng(0).permutation(len(rows))
+    np.testing.assert_allclose(predict(found.ranker, source, rows.take(order)), scored[order], rtol=0, atol=1e-6)
+
+
+def test_attention_weighs_the_history_by_the_candidate_and_an_empty_one_by_nothing() -> None:
+    attention = TargetAttention(2, 2)
+    with torch.no_grad():
+        attention.query.weight.copy_(torch.eye(2) * 30)
+        attention.key.weight.copy_(torch.eye(2))
+    items = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]]).repeat(3, 1, 1)
+    candidate = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    found = attention(candidate, items, torch.tensor([2, 2, 0]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), rtol=0, atol=1e-6)
+
+
+def test_options_that_name_no_feature_or_too_many_lookups_are_refused() -> None:
+    for options, problem in (
+        (TableOptions(chunks={"item.color": 2}), "no feature 'item.color'.*item.colour"),
+        (TableOptions(exact=("nothing",)), "no feature 'nothing'"),
+        (TableOptions(chunks={"item_id": 17}), "expected 1 to 16 lookups, got 17"),
+        (TableOptions(content=True), "no content vectors"),
+        (TableOptions(dim=4, budget=100, exact=("item_id",)), "give at least"),
+    ):
+        with pytest.raises(BundleError, match=problem):
+            default_schema(coloured_dataset(), FRAME, options)
+
+
+def test_a_budget_in_bytes_is_kept_and_lookups_are_as_asked() -> None:
+    options = TableOptions(dim=8, budget=64_000, chunks={"item_id": 3}, exact=("item.colour",))
+    schema = default_schema(coloured_dataset(), FRAME, options)
+    assert schema.rows * schema.dim * 4 <= 64_000 < (schema.rows + 1) * schema.dim * 4
+    chunks = {feature.name: feature.chunks for feature in schema.features}
+    assert (chunks["item_id"], chunks["history.item_id"], chunks["item.colour"]) == (3, 3, 1)
+    assert {f.name for f in schema.features if f.exact} == {"item.colour", "history.item.colour"}
+    assert schema.hashed_rows == schema.rows - len(COLOURS)

@@ -1,0 +1,1 @@
+"""Scripts that run a benchmark's peers, each in a virtual environment of the peers' own."""

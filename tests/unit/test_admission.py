@@ -1,0 +1,197 @@
+"""Admission: a value reads rows only after enough sightings, counted never too low."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from features.error import BundleError
+from features.hashing import fingerprint
+from features.history import Jagged
+from models.admission import MOST_SIGHTINGS, Admission, Sketch, value_keys
+from models.lookup import Assembler, Entities, Examples
+from models.schema import Feature, Schema
+
+KEYS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40)
+
+
+def keys_of(*values: str) -> NDArray[np.uint64]:
+    return value_keys("s", fingerprint(values))
+
+
+def ones(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return np.ones(len(keys), dtype=np.int64)
+
+
+@given(KEYS, st.lists(st.integers(1, 300), min_size=40, max_size=40))
+def test_a_sketch_counts_exactly_in_room_and_never_too_low_without(keys: list[int], times: list[int]) -> None:
+    array = np.array(keys, dtype=np.uint64)
+    often = np.array(times[: len(keys)])
+    true = np.array([min(often[array == key].sum(), MOST_SIGHTINGS) for key in array])
+    for width in (1 << 16, 4, 1):
+        sketch = Sketch(np.zeros((4, width), dtype=np.uint8))
+        sketch.add(array, often)
+        assert (sketch.count(array) >= true).all()
+        if width > 4:
+            np.testing.assert_array_equal(sketch.count(array), true)
+
+
+@given(KEYS, st.integers(0, 40))
+def test_a_sketch_of_two_halves_is_the_sketch_of_the_whole(keys: list[int], cut: int) -> None:
+    array = np.array(keys, dtype=np.uint64)
+    whole, halves = Sketch.sized(len(keys)), Sketch.sized(len(keys))
+    whole.add(array, ones(array))
+    for part in (array[:cut], array[cut:]):
+        halves.add(part, ones(part))
+    assert whole.cells.tobytes() == halves.cells.tobytes()
+
+
+def test_few_of_many_unseen_values_are_taken_for_seen() -> None:
+    seen, unseen = keys_of(*map(str, range(5_000))), keys_of(*map(str, range(5_000, 25_000)))
+    sketch = Sketch.sized(len(seen))
+    sketch.add(seen, ones(seen))
+    # A cell is taken with probability 1 - exp(-5000 / 32768) = .14, all four with .0004.
+    assert (sketch.count(unseen) > 0).mean() < 0.002
+
+
+def test_a_value_is_admitted_by_its_last_missing_sighting_and_named_once() -> None:
+    admission = Admission(Sketch.sized(10), 3)
+    key = keys_of("a")
+    assert admission.sight(key, np.array([2])).tolist() == []
+    assert not admission.admits(key).any()
+    assert admission.sight(np.repeat(key, 2), np.array([1, 5])).tolist() == key.tolist()
+    assert admission.admits(key).all()
+    assert admission.sight(key, np.array([1])).tolist() == []
+
+
+def test_what_training_saw_often_enough_is_admitted_from_the_start_and_its_sketch_stays() -> None:
+    sketch = Sketch.sized(10)
+    sketch.add(keys_of("often", "once"), np.array([2, 1]))
+    before = sketch.cells.copy()
+    admission = Admission(sketch, 2)
+    assert admission.admits(keys_of("often", "once", "never")).tolist() == [True, False, False]
+    admission.sight(keys_of("once", "never"), np.array([1, 9]))
+    assert admission.admits(keys_of("often", "once", "never")).all()
+    assert sketch.cells.tobytes() == before.tobytes()
+    assert Admission(sketch, 0).admits(keys_of("never")).all()
+
+
+def test_another_one_that_is_told_the_keys_admits_the_same() -> None:
+    trainer, server = Admission(Sketch.sized(100), 2), Admission(Sketch.sized(100), 2)
+    rng = np.random.default_rng(0)
+    every = keys_of(*map(str, range(50)))
+    for _ in range(5):
+        server.admit(trainer.sight(rng.choice(every, 20), ones(every[:20])))
+        np.testing.assert_array_equal(server.admits(every), trainer.admits(every))
+    assert 0 < trainer.admits(every).sum() < 50
+
+
+@pytest.mark.parametrize("threshold", [-1, 256])
+def test_a_threshold_that_no_counter_can_reach_is_refused(threshold: int) -> None:
+    with pytest.raises(ValueError, match="threshold from 0 to 255"):
+        Admission(Sketch.sized(0), threshold)
+    with pytest.raises(BundleError, match="admission: expected 0 to 255"):
+        Schema((), (), rows=1, dim=4, history_length=1, admission=threshold)
+
+
+def test_a_sketch_of_another_shape_is_refused() -> None:
+    for cells in (np.zeros((4, 3), np.uint8), np.zeros(4, np.uint8), np.zeros((4, 4), np.int64)):
+        with pytest.raises(ValueError, match="power of two"):
+            Sketch(cells)  # type: ignore[arg-type]
+
+
+SCHEMA = Schema(
+    features=(
+        Feature("item_id", "item", "item_id", "item_id", 2),
+        Feature("item.tags", "item", "tags", "item.tags"),
+        Feature("item.kind", "item", "kind", "item.kind", 1, "mean", ("book", "film")),
+        Feature("history.tags", "history", "tags", "item.tags"),
+    ),
+    numeric=(),
+    rows=64,
+    dim=4,
+    history_length=3,
+    admission=2,
+)
+ITEMS = pl.DataFrame(
+    {"item_id": ["a", "b", "c"], "tags": [["x", "y"], ["x"], ["z"]], "kind": ["film", "tape", None]},
+    schema_overrides={"tags": pl.List(pl.String)},
+)
+
+
+def world(admission: Admission) -> Assembler:
+    nobody = Entities(SCHEMA, "user", pl.DataFrame({"user_id": ["u"]}), admission)
+    events = Entities(SCHEMA, "event", pl.DataFrame({"nothing": [0]}), admission)
+    return Assembler(SCHEMA, nobody, Entities(SCHEMA, "item", ITEMS, admission), events)
+
+
+def examples(*items: int, history: list[int] | None = None) -> Examples:
+    zeros = np.zeros(len(items), dtype=np.int64)
+    past = np.array((history or []) * len(items), dtype=np.int64)
+    offsets = np.arange(len(items) + 1) * len(history or [])
+    return Examples(zeros, np.array(items), Jagged(past, offsets), np.zeros(0, dtype=np.float32), zeros)
+
+
+def lengths(source: Assembler, shown: Examples, **options: Any) -> dict[str, list[int]]:
+    found = source.batch(shown, **options).lengths.view(-1, len(shown)).tolist()
+    return dict(zip(SCHEMA.keys, found, strict=True))
+
+
+def test_a_value_reads_nothing_until_it_is_admitted_then_its_rows() -> None:
+    source = world(Admission(Sketch.sized(10), 2))
+    assert lengths(source, examples(0, 1))["item_id#0"] == [0, 0]
+    source.admission.sight(*source.sightings(examples(0, 1)))
+    # x was seen in both items, everything else once.
+    found = lengths(source, examples(0, 1, 2, history=[0, 1]))
+    assert found["item_id#0"] == found["item_id#1"] == [0, 0, 0]
+    assert found["item.tags#0"] == [1, 1, 0]
+    assert found["history.tags#0"] == [2, 2, 2]
+    source.admission.sight(*source.sightings(examples(0)))
+    assert lengths(source, examples(0, 1))["item_id#1"] == [1, 0]
+    assert lengths(source, examples(0, 1))["item.tags#0"] == [2, 1]
+
+
+def test_the_mean_is_over_the_admitted_values() -> None:
+    source = world(Admission(Sketch.sized(10), 2))
+    source.admission.sight(*source.sightings(examples(0, 1)))
+    batch = source.batch(examples(0))
+    assert batch.scale[0, SCHEMA.keys.index("item.tags#0")] == 1.0
+
+
+def test_histories_and_exact_values_are_no_sightings() -> None:
+    source = world(Admission(Sketch.sized(10), 2))
+    keys, times = source.sightings(examples(0, 0, history=[1, 2]))
+    expected = {*value_keys("item_id", fingerprint(["a"])), *value_keys("item.tags", fingerprint(["x", "y"]))}
+    assert set(keys) == expected
+    assert times.tolist() == [2, 2, 2]
+
+
+def test_an_exact_value_has_rows_of_its_own_and_any_other_reads_none() -> None:
+    source = world(Admission.off())
+    batch = source.batch(examples(0, 1, 2), [SCHEMA.features[2]])
+    assert batch.lengths.tolist() == [1, 0, 0]
+    # Behind the hashed rows: film is the second of two.
+    assert batch.values.tolist() == [63]
+    hashed = source.batch(examples(0, 1, 2), [f for f in SCHEMA.features if not f.exact]).values
+    assert int(hashed.max()) < SCHEMA.hashed_rows == 62
+
+
+def test_a_dropped_feature_reads_nothing_and_the_others_what_they_did() -> None:
+    source = world(Admission.off())
+    dropped = np.array([[True, False, False, False], [False, True, False, False]])
+    found = lengths(source, examples(0, 0), dropped=dropped)
+    assert found["item_id#0"] == found["item_id#1"] == [0, 1]
+    assert found["item.tags#0"] == [2, 0]
+    assert found["item.kind#0"] == [1, 1]
+
+
+def test_a_budget_below_the_exact_features_is_refused_with_what_would_do() -> None:
+    kinds = tuple(f"k{number}" for number in range(10))
+    features = (Feature("a", "item", "a", "a", 1, "mean", kinds), Feature("b", "item", "b", "b"))
+    with pytest.raises(BundleError, match=r"160 bytes hold 10 rows.*exact.*10; give at least 176 bytes"):
+        Schema(features, (), rows=10, dim=4, history_length=1)
+    assert Schema(features, (), rows=11, dim=4, history_length=1).hashed_rows == 1
