@@ -169,6 +169,7 @@ class Step:
         outcome.events += frame.height
         if not frame.height:
             return nothing, []
+        known_items = len(self.catalogue.item_ids)
         examples, changed = self._examples(frame, outcome)
         catalogue, schema = self.catalogue, self.bundle.schema
         context = Entities(schema, "event", frame, catalogue.admission)
@@ -176,6 +177,8 @@ class Step:
         admitted = catalogue.admission.sight(*assembler.sightings(examples))
         touched = self._train(assembler.batch(self._with_negatives(examples))) if train else nothing
         records = [self._history_record(user) for user in changed]
+        # An item that only events name is rankable too, by its id alone.
+        records += [self._bare_item(name) for name in catalogue.item_ids[known_items:]]
         if len(admitted):
             records.append(Record(record.ADMITTED, str(self.seq + 1), record.encode_admitted(admitted)))
         return touched, records
@@ -237,8 +240,14 @@ class Step:
     def _train(self, batch: Batch) -> NDArray[np.int64]:
         loss = functional.binary_cross_entropy_with_logits(self.ranker(batch), batch.labels, reduction="sum")
         (loss / self.bundle.manifest.training.batch).backward()
+        self.ranker.table.step()
         touched: NDArray[np.int64] = torch.unique(batch.values).numpy()
         return touched
+
+    def _bare_item(self, name: str) -> Record:
+        zero = np.zeros(self.catalogue.vectors.shape[1], dtype="<f4").tobytes()
+        bare = record.ItemRecord(encoder=self.bundle.manifest.encoder or "", vector=zero, codes=[], features={})
+        return Record(record.ITEM, name, record.encode(bare))
 
     def _history_record(self, user: str) -> Record:
         visits = self.history.visits(self.catalogue.user_numbers[user])

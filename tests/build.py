@@ -83,7 +83,14 @@ def coloured_schema(frame: Frame) -> Schema:
     return default_schema(coloured_dataset(), frame, TableOptions(dim=4), history_length=5)
 
 
-def coloured_parts(directory: Path, *, name: str = "coloured", epochs: int = 1, events: int = 400) -> Parts:
+def coloured_parts(
+    directory: Path,
+    *,
+    name: str = "coloured",
+    epochs: int = 1,
+    events: int = 400,
+    options: TableOptions | None = None,
+) -> Parts:
     """Everything a bundle needs, made in a moment; `directory` takes the encoder and the codebook."""
     dataset, tables = coloured_dataset(directory, name=name), coloured_tables(events=events)
     encoder = lsa.fit(tables["items"]["text"].to_list(), dim=4, seed=0)
@@ -98,7 +105,7 @@ def coloured_parts(directory: Path, *, name: str = "coloured", epochs: int = 1, 
         pl.Series(SEMANTIC_ID, prefix_tokens(codes), dtype=pl.List(pl.String)),
     )
     frame = build_frame(dataset, tables, split=dataset.split, history_length=5)
-    schema = default_schema(dataset, frame, TableOptions(dim=4), history_length=5)
+    schema = default_schema(dataset, frame, options or TableOptions(dim=4), history_length=5)
     config = TrainConfig(batch=64, max_epochs=epochs, network=SMALL_NETWORK)
     untrained = Trained(new_ranker(schema, config), Sketch.sized(0), ())
     trained = train(schema, frame, config) if epochs else untrained

@@ -54,7 +54,8 @@ class Protocol:
     """How every arm is trained."""
 
     batch: int = 512
-    max_epochs: int = 12
+    max_epochs: int = 15
+    patience: int = 2
     table_rate: float = 0.05
     network_rate: float = 1e-3
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(1, 64, (192,)))
@@ -140,17 +141,18 @@ def _measured(fields: Fields, arm: Arm, protocol: Protocol, *, seed: int) -> dic
 
 @one_thread()
 def fit(fields: Fields, arm: Arm, protocol: Protocol, *, seed: int) -> Outcome:
-    """Trains one arm until its validation log loss rises."""
+    """Trains one arm until its validation log loss has not fallen for `patience` epochs."""
     run = _Arm(fields, arm, protocol, seed)
     best: tuple[float, Outcome] | None = None
     for epoch in range(protocol.max_epochs):
+        if best is not None and epoch - best[1].epochs >= protocol.patience:
+            break
         run.train_epoch(np.random.default_rng([seed, epoch]))
         loss = quality(fields.parts["validation"].labels, run.score(fields.parts["validation"])).log_loss
         assert loss is not None
-        if best is not None and loss >= best[0]:
-            break
-        measured = quality(fields.parts["test"].labels, run.score(fields.parts["test"]))
-        best = loss, Outcome(measured.auc or 0.0, measured.log_loss or 0.0, epoch + 1)
+        if best is None or loss < best[0]:
+            measured = quality(fields.parts["test"].labels, run.score(fields.parts["test"]))
+            best = loss, Outcome(measured.auc or 0.0, measured.log_loss or 0.0, epoch + 1)
     assert best is not None
     return best[1]
 

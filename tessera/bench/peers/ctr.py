@@ -71,7 +71,10 @@ class Arrays:
         """Writes what `load` reads."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("values", "numeric", "labels"):
-            np.save(directory / f"{name}.npy", getattr(self, name))
+            array = getattr(self, name)
+            kept = np.lib.format.open_memmap(directory / f"{name}.npy", "w+", array.dtype, array.shape)
+            kept[:] = array
+            kept.flush()
 
     def head(self, rows: int) -> "Arrays":
         """The first `rows` rows."""
