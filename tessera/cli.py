@@ -288,7 +288,7 @@ def table_report(
 
     from models.bundle import load_bundle
     from models.table.insight import insight
-    from tessera import table as pages
+    import tessera.table as pages
 
     found = insight(load_bundle(bundle))
     if json:
