@@ -286,9 +286,9 @@ def table_report(
     """Say what the table holds: collisions, readers, norms, dead and hot rows, bytes, where a lookup would help."""
     from dataclasses import asdict
 
+    import tessera.table as pages
     from models.bundle import load_bundle
     from models.table.insight import insight
-    import tessera.table as pages
 
     found = insight(load_bundle(bundle))
     if json:
