@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models.table.insight import Angles, Insight, Norms
+from models.table.insight import Insight, Norms
+from models.table.reader import Angles
 
 _NONE = "–"
 _SURE = 3.0  # deviations within which a count is what chance gives

@@ -7,30 +7,24 @@ computed from the bundle alone. Of features of the events a bundle keeps no valu
 Shape letters: R rows, D dim, N values, c chunks, K readers, F fields, E examples, B batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement
 from typing import Literal
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
-from features.determinism import one_thread
 from models.admission import Admission
 from models.bundle import Bundle
-from models.evaluate import quality
 from models.ranker import DensePart
 from models.schema import Feature, Schema
-from models.table.fields import Fields, Part
-from models.table.layout import rows_of
+from models.table.collision import Collisions, collisions, total
+from models.table.reader import Angles, Readers, angles, readers
 from models.values import ColumnValues
 
-Readers = Mapping[str, NDArray[np.float64]]
 _HOT, _SAMPLES = 5, 6
 _HOT_SHARE = 0.01
-_START, _EPSILON = 0.05, 1e-8
 
 
 @dataclass(frozen=True)
@@ -53,55 +47,6 @@ class FeatureInsight:
     reading: int | None
     norm: float | None
     reader: float
-
-
-@dataclass(frozen=True)
-class Collisions:
-    """Pairs of hashed values on one row, beside what R rows and a uniform hash let expect.
-
-    Of each pair's indicator the mean is p = 1/R, and any two are independent, so that over n pairs
-
-        expected = n p,   deviation = √(n p (1 − p)),   z = (pairs − expected) / deviation.
-
-    n is C(N, 2) for a lookup with itself and N_s · N_t for two lookups; `fully` has p = R⁻ᶜ.
-
-    Attributes:
-        of: `salt#chunk` of one lookup, `salt` for `fully`, `salt × salt` over all pairs of their different lookups.
-        kind: `within` a lookup, `between` lookups, or `fully`: the same rows in all chunks of one feature.
-    """
-
-    of: str
-    kind: str
-    pairs: int
-    expected: float
-    deviation: float
-    z: float
-
-
-@dataclass(frozen=True)
-class Angles:
-    """The angles between readers, in degrees; 0 reads the same direction, 90 is blind to what the other reads.
-
-    A reader is the (h, D) block A of a layer's weight that reads one lookup. With G = AᵀA
-
-        angle = arccos √(tr(G_s G_t) / (‖G_s‖ ‖G_t‖)),   leakage = ‖A_s A_tᵀ‖ / (‖A_s‖ ‖A_t‖)   (Frobenius norms).
-
-    tr(G_s G_t) = ‖A_s A_tᵀ‖²: both measure how much of a gradient that s writes to a row t reads back (part 3 of the
-    paper's decomposition), and for vectors both are |cos|. Leakage of a matrix with itself is below 1, √(1/D) if it
-    reads all directions alike; the angle is 0 there, and 90 where the directions read are disjoint.
-
-    Attributes:
-        degrees, leakage: (K, K); mean, smallest: over pairs of different readers, `pair` being the closest.
-        start_mean: mean angle of a fresh network of this shape, seed 0.
-    """
-
-    readers: tuple[str, ...]
-    degrees: list[list[float]]
-    leakage: list[list[float]]
-    mean: float | None
-    smallest: float | None
-    pair: tuple[str, str] | None
-    start_mean: float | None
 
 
 @dataclass(frozen=True)
@@ -229,8 +174,8 @@ def insight(bundle: Bundle) -> Insight:
         dim=schema.dim,
         features=features,
         collisions=found,
-        total_within=_total(found, "within"),
-        total_between=_total(found, "between"),
+        total_within=total(found, "within"),
+        total_between=total(found, "between"),
         mlp=angles(of_mlp, readers(schema, fresh)),
         head=angles(readers(schema, ranker.network, head=True), readers(schema, fresh, head=True)),
         hashed=_norms(norms[:cut], accumulator[:cut]),
@@ -274,97 +219,6 @@ def _salts(bundle: Bundle, admission: Admission) -> dict[str, _Salt]:
         weights_read = np.array([own[name] for name in names], dtype=np.float64)
         found[salt] = _Salt(salt, widest[salt].exact, len(own), names, rows, weights_read)
     return found
-
-
-def collisions(rows: Mapping[str, NDArray[np.int64]], table_rows: int) -> tuple[Collisions, ...]:
-    """Counts the colliding pairs of the values of some salts, within and between lookups.
-
-    Args:
-        rows: by salt, the rows (N, c) in [0, R) of its distinct values.
-        table_rows: R.
-    """
-    found: list[Collisions] = []
-    for salt, own in rows.items():
-        trials = len(own) * (len(own) - 1) // 2
-        for chunk, column in enumerate(own.T):
-            pairs = _pairs(column[:, None])
-            found += [_judged(f"{salt}#{chunk}", "within", pairs, trials, table_rows)]
-        found.append(_judged(salt, "fully", _pairs(own), trials, table_rows ** own.shape[1]))
-    counts = {salt: [np.bincount(chunk, minlength=table_rows) for chunk in own.T] for salt, own in rows.items()}
-    for one, two in combinations_with_replacement(rows, 2):
-        together = combinations(counts[one], 2) if one == two else ((a, b) for a in counts[one] for b in counts[two])
-        shared = [int(a @ b) for a, b in together]
-        if shared:
-            of = len(shared) * len(rows[one]) * len(rows[two])
-            found.append(_judged(f"{one} × {two}", "between", sum(shared), of, table_rows))
-    return tuple(found)
-
-
-def _judged(of: str, kind: str, pairs: int, trials: int, cells: int) -> Collisions:
-    expected, deviation = trials / cells, (trials / cells * (1 - 1 / cells)) ** 0.5
-    return Collisions(of, kind, pairs, expected, deviation, (pairs - expected) / deviation if deviation else 0.0)
-
-
-def _pairs(rows: NDArray[np.int64]) -> int:
-    """Pairs of equal rows of (N, c)."""
-    count = np.unique(rows, axis=0, return_counts=True)[1]
-    return int((count * (count - 1) // 2).sum())
-
-
-def _total(found: Sequence[Collisions], kind: str) -> Collisions:
-    own = [one for one in found if one.kind == kind]
-    pairs, expected = sum(one.pairs for one in own), sum(one.expected for one in own)
-    deviation = sum(one.deviation**2 for one in own) ** 0.5
-    return Collisions("all", kind, pairs, expected, deviation, (pairs - expected) / deviation if deviation else 0.0)
-
-
-def readers(schema: Schema, network: DensePart, *, head: bool = False) -> dict[str, NDArray[np.float64]]:
-    """By `feature#chunk` what reads it: (h, D) of the MLP's first layer, or (1, D) of the linear head's first order.
-
-    Under attention all slots of the history are read by one reader, behind their weighted sum.
-    """
-    name = "network.head.weight" if head else "network.mlp._mlp.0._linear.weight"
-    weight = network.state_dict()[name].numpy().astype(np.float64)
-    plain = [feature for feature in schema.features if feature.pooling != "attention"]
-    attended = [feature for feature in schema.features if feature.pooling == "attention"]
-    found: dict[str, NDArray[np.float64]] = {}
-    for feature in plain + attended:
-        for chunk in range(feature.chunks):
-            start = len(found) * schema.dim
-            found[f"{feature.name}#{chunk}"] = weight[:, start : start + schema.dim]
-    return found
-
-
-def angles(read: Readers, start: Readers | None = None) -> Angles:
-    """The angles between readers (h, D), and their mean at the start."""
-    degrees, leakage = _angles(list(read.values()))
-    one, two = np.triu_indices(len(read), 1)
-    pairs = degrees[one, two]
-    names, closest = tuple(read), int(np.argmin(pairs)) if len(pairs) else None
-    before = None if start is None or not len(pairs) else float(_angles(list(start.values()))[0][one, two].mean())
-    return Angles(
-        readers=names,
-        degrees=degrees.tolist(),
-        leakage=leakage.tolist(),
-        mean=float(pairs.mean()) if len(pairs) else None,
-        smallest=None if closest is None else float(pairs[closest]),
-        pair=None if closest is None else (names[one[closest]], names[two[closest]]),
-        start_mean=before,
-    )
-
-
-def _angles(read: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(K, K) degrees and leakage; a reader that is all zero stands at 90 degrees to every other."""
-    count = len(read)
-    grams = np.stack([one.T @ one for one in read]).reshape(count, -1) if read else np.zeros((0, 1))
-    energy = np.array([float((one**2).sum()) for one in read])
-    overlap = np.maximum(grams @ grams.T, 0)  # ‖A_s A_tᵀ‖²
-    size = np.maximum(np.linalg.norm(grams, axis=1), 1e-300)
-    cosine = np.sqrt(np.clip(overlap / size[:, None] / size[None, :], 0, 1))
-    degrees = np.degrees(np.arccos(cosine))
-    np.fill_diagonal(degrees, 0.0)
-    energy = np.maximum(energy, 1e-300)
-    return degrees, np.sqrt(overlap / energy[:, None] / energy[None, :])
 
 
 def _feature(
@@ -433,84 +287,3 @@ def _repeated(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     _, inverse, count = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     found: NDArray[np.bool_] = count[inverse.ravel()] > 1
     return found
-
-
-@dataclass(frozen=True)
-class TurningConfig:
-    """How the single-layer model is trained: Adagrad, row-wise on the table, by coordinate on the readers."""
-
-    dim: int = 32
-    epochs: int = 10
-    batch: int = 512
-    table_rate: float = 0.05
-    reader_rate: float = 0.1
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Turning:
-    """How far readers turned; angles are means over pairs in degrees, folded to [0, 90].
-
-    Attributes:
-        before, after: training; smallest: angle of the closest pair after it.
-        auc: on validation, None where it has one label.
-    """
-
-    rows: int
-    before: float
-    after: float
-    smallest: float
-    auc: float | None
-
-
-@one_thread()
-@torch.no_grad()
-def turning(fields: Fields, rows: int, config: TurningConfig = TurningConfig()) -> Turning:
-    """Trains z = b + Σ_t ⟨θ_t, e_{h_t(x_t)}⟩ with logistic loss from readers θ_t that are all one unit vector.
-
-    The paper's experiment in its worst case: at the start every collision between fields leaks in full. Rows start
-    uniform in ±0.05. The gradients are written out, so that an epoch is a few products a batch.
-
-    Args:
-        fields: F fields and their three parts.
-        rows: R of the one table that all fields share.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    table = (torch.rand(rows, config.dim, generator=generator) * 2 - 1) * _START
-    theta = torch.nn.functional.normalize(torch.randn(1, config.dim, generator=generator)).repeat(len(fields.names), 1)
-    bias, of_rows, of_theta = torch.zeros(1), torch.zeros(rows), torch.zeros_like(theta)
-    chosen = torch.from_numpy(rows_of(fields, "unified", rows=rows, seed=config.seed)[:, 0])
-    codes, labels = _tensors(fields.parts["train"])
-    before = _turned(theta)
-    place = torch.arange(len(theta))
-    for epoch in range(config.epochs):
-        order = torch.from_numpy(np.random.default_rng([config.seed, epoch]).permutation(len(labels)))
-        for index in order.split(config.batch):
-            at = chosen[codes[index]]
-            vectors = table[at]
-            error = torch.sigmoid((vectors * theta).sum((1, 2)) + bias) - labels[index]
-            error /= len(index)
-            # Readers times what each row got of each reader: (R, F) @ (F, D), the gradient of the rows.
-            got = torch.zeros(rows * len(theta)).index_add_(
-                0, (at * len(theta) + place).flatten(), error.repeat_interleave(len(theta))
-            )
-            row_gradient = got.view(rows, -1) @ theta
-            gradient = torch.einsum("b,bfd->fd", error, vectors)
-            of_rows += (row_gradient**2).mean(1)
-            table -= config.table_rate * row_gradient / (of_rows.sqrt() + _EPSILON).unsqueeze(1)
-            of_theta += gradient**2
-            theta -= config.reader_rate * gradient / (of_theta.sqrt() + _EPSILON)
-            bias -= config.reader_rate * error.sum()
-    after = _turned(theta)
-    codes, labels = _tensors(fields.parts["validation"])
-    scores = torch.sigmoid((table[chosen[codes]] * theta).sum((1, 2)) + bias)
-    auc = quality(labels.numpy(), scores.numpy()).auc
-    return Turning(rows, before.mean or 0.0, after.mean or 0.0, after.smallest or 0.0, auc)
-
-
-def _turned(theta: torch.Tensor) -> Angles:
-    return angles({str(number): one[None, :] for number, one in enumerate(theta.numpy().astype(np.float64))})
-
-
-def _tensors(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(part.codes), torch.from_numpy(part.labels)

@@ -15,8 +15,11 @@ from features.hashing import HashSpec, fingerprint
 from models.bundle import Bundle, load_bundle, write_bundle
 from models.ranker import DensePart, NetworkConfig
 from models.schema import Feature, Schema
+from models.table.collision import collisions
 from models.table.fields import Fields, Part
-from models.table.insight import Insight, TurningConfig, angles, collisions, insight, readers, turning
+from models.table.insight import Insight, insight
+from models.table.reader import angles, readers
+from models.table.turning import TurningConfig, turning
 from models.train import TrainConfig, new_ranker
 from tessera import table
 from tests.build import coloured_parts
