@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.dcn import cross_net, mlp
 from models.lookup import Batch
@@ -39,7 +40,7 @@ class NetworkConfig:
 
 
 class Network(nn.Module):
-    """DCN-V2 in parallel form: (B, width) float32 in, logits (B,) out.
+    """DCN-V2 in parallel form: inputs (B, ·) float32 that together are (B, width), logits (B,) out.
 
     Args:
         width: of the input.
@@ -55,10 +56,12 @@ class Network(nn.Module):
             self.mlp = mlp(width, config.hidden)
             self.head = nn.Linear(width + config.hidden[-1], 1)
 
-    def forward(self, pooled: Tensor, numeric: Tensor) -> Tensor:
-        inputs = torch.cat([pooled, numeric], dim=1)
-        logits: Tensor = self.head(torch.cat([self.cross(inputs), self.mlp(inputs)], dim=1)).squeeze(1)
-        return logits
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = torch.cat(inputs, dim=1)
+        # The head's two halves apart: its input, side by side, would be one more copy of x.
+        of_cross, of_mlp = self.head.weight.split([x.shape[1], self.head.in_features - x.shape[1]], dim=1)
+        crossed, deep = functional.linear(self.cross(x), of_cross), functional.linear(self.mlp(x), of_mlp)
+        return (crossed + deep + self.head.bias).squeeze(1)
 
 
 class TargetAttention(nn.Module):
@@ -83,7 +86,7 @@ class TargetAttention(nn.Module):
         keys = self.key(items)
         scores = (keys @ self.query(candidate).unsqueeze(2)).squeeze(2) / math.sqrt(keys.shape[2])
         scores = scores.masked_fill(torch.arange(items.shape[1]) >= visits.unsqueeze(1), -torch.inf)
-        weights = torch.softmax(nn.functional.pad(scores, (1, 0)), dim=1)[:, 1:]
+        weights = torch.softmax(functional.pad(scores, (1, 0)), dim=1)[:, 1:]
         return (weights.unsqueeze(1) @ items).squeeze(1)
 
 
@@ -120,15 +123,17 @@ class DensePart(nn.Module):
 
     def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
         """Logits (B,) of the table's output (B, K · D) and the batch it came from."""
+        dtype = self.network.head.weight.dtype
+        pooled = pooled.to(dtype)
         inputs = [pooled[:, self._plain] if self._attended else pooled]
         if self._attended:
             slots = self._schema.history_length
             items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in self._items], dim=2)
             assert batch.visits is not None
             inputs.append(self.attention(pooled[:, self._candidate], items, batch.visits))
-        if self._schema.content:
-            inputs.append(self.content(batch.content))
-        logits: Tensor = self.network(torch.cat(inputs, dim=1), batch.numeric)
+        if batch.content is not None:
+            inputs.append(self.content(batch.content.to(dtype)))
+        logits: Tensor = self.network(*inputs, batch.numeric.to(dtype))
         return logits
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional
 
 from features.determinism import fixed_threads, one_thread
@@ -29,6 +31,7 @@ from models.schema import Schema
 from models.table.open import open_table
 
 _SCORE_ROWS = 8_192
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class TrainConfig:
         dropout: share of examples in which a hashed feature of the user, the item or the event reads nothing, so that
             the network knows how to do without values that are not admitted yet; only under admission.
         threads: torch's; part of what decides the bits.
+        precision: of the dense part's products in training; weights, table and loss stay float32. bfloat16 halves
+            the time where the processor multiplies it (AVX-512 BF16, AMX), and loses time where it does not.
     """
 
     batch: int = 512
@@ -50,6 +55,7 @@ class TrainConfig:
     network_rate: float = 1e-3
     dropout: float = 0.1
     threads: int = 1
+    precision: Precision = "float32"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
 
@@ -185,11 +191,21 @@ class _Training:
         return ahead(make, starts)
 
     def _step(self, batch: Batch) -> None:
-        loss = functional.binary_cross_entropy_with_logits(self.ranker(batch), batch.labels)
+        loss = functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
         self.ranker.table.step()
+
+    def _logits(self, batch: Batch) -> Tensor:
+        if self._config.precision == "float32":
+            found: Tensor = self.ranker(batch)
+            return found
+        # Not autocast: it mixes dtypes in the cross net's products, which costs more than it saves.
+        network = self.ranker.network
+        narrow = {name: parameter.bfloat16() for name, parameter in network.named_parameters()}
+        logits: Tensor = functional_call(network, narrow, (self.ranker.table(batch), batch))
+        return logits.float()
 
     def _finish_epoch(self, check: tuple[Assembler, Examples]) -> None:
         found = predict(self.ranker, *check)

@@ -38,12 +38,10 @@ class Growable(Generic[Scalar]):
         self._size = needed
 
 
-def gather(offsets: NDArray[np.int64], index: NDArray[np.int64]) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Positions (n,) and lengths (M,) of the lists at `index` (M,); positions None where every list has one value."""
+def gather(offsets: NDArray[np.int64], index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions (n,) and lengths (M,) of the lists at `index` (M,)."""
     starts = offsets[index]
     lengths = offsets[index + 1] - starts
-    if lengths.size and lengths.min() == lengths.max() == 1:
-        return None, lengths
     ends = np.cumsum(lengths)
     return np.repeat(starts - ends + lengths, lengths) + np.arange(int(lengths.sum())), lengths
 
@@ -59,6 +57,8 @@ def kept(mask: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int6
 class ColumnValues:
     """One column of some entities: entity i holds the values `codes[offsets[i]:offsets[i + 1]]`.
 
+    There are no offsets while every entity holds exactly one value: most columns are so, and then one gather is enough.
+
     A value is looked up when the column is made. One that is not admitted yet, or that an exact feature does not
     know, is there but reads no row.
 
@@ -73,7 +73,7 @@ class ColumnValues:
         self._feature = feature
         self._admission = admission
         self._codes = Growable(codes)
-        self._offsets = Growable(offsets)
+        self._offsets = None if offsets is None else Growable(offsets)
         prints = fingerprint(distinct)
         self._keys = Growable(value_keys(feature.salt, prints))
         if feature.exact:
@@ -105,9 +105,13 @@ class ColumnValues:
 
     def extend(self, more: "ColumnValues") -> None:
         """Appends the entities of `more`."""
-        last, distinct = self._offsets.array[-1], len(self._keys.array)
+        distinct, singles = len(self._keys.array), len(self._codes.array)
+        if self._offsets is None and more._offsets is not None:
+            self._offsets = Growable(np.arange(singles + 1, dtype=np.int64))
+        if self._offsets is not None:
+            added = np.arange(len(more._codes.array) + 1) if more._offsets is None else more._offsets.array
+            self._offsets.extend(added[1:] + self._offsets.array[-1])
         self._codes.extend((more._codes.array + distinct).astype(np.int32))
-        self._offsets.extend(more._offsets.array[1:] + last)
         self._keys.extend(more._keys.array)
         self._rows.extend(more._rows.array)
         self._known.extend(more._known.array)
@@ -119,8 +123,10 @@ class ColumnValues:
             self._known = Growable(self._admission.admits(self._keys.array))
 
     def _take(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        if self._offsets is None:
+            return self._codes.array[index], np.ones(len(index), dtype=np.int64)
         positions, lengths = gather(self._offsets.array, index)
-        return self._codes.array[self._offsets.array[index] if positions is None else positions], lengths
+        return self._codes.array[positions], lengths
 
     def _readmit(self, pending: NDArray[np.int32]) -> None:
         if self._feature.exact or not len(self._admission.added):
@@ -129,8 +135,8 @@ class ColumnValues:
         self._known.array[distinct] = np.isin(self._keys.array[distinct], self._admission.added)
 
 
-def _coded(column: pl.Series) -> tuple[NDArray[np.int32], NDArray[np.int64], list[str]]:
-    """Codes (n,), offsets (N + 1,) and the m distinct values that the codes number."""
+def _coded(column: pl.Series) -> tuple[NDArray[np.int32], NDArray[np.int64] | None, list[str]]:
+    """Codes (n,), offsets (N + 1,) or None where each entity has one value, and the m distinct values of the codes."""
     if column.dtype == pl.List:
         lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
         flat = column.filter(column.list.len().fill_null(0) > 0).explode()
@@ -139,7 +145,8 @@ def _coded(column: pl.Series) -> tuple[NDArray[np.int32], NDArray[np.int64], lis
         flat = column.drop_nulls()
     distinct = flat.unique(maintain_order=True)
     codes = flat.cast(pl.Enum(distinct)).to_physical().to_numpy() if len(flat) else np.zeros(0, dtype=np.int32)
-    return codes.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]), distinct.to_list()
+    offsets = None if (lengths == 1).all() else np.concatenate([[0], np.cumsum(lengths)])
+    return codes.astype(np.int32), offsets, distinct.to_list()
 
 
 def _exact_rows(

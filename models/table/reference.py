@@ -40,10 +40,11 @@ class Table(Protocol):
         ...
 
 
-def start_rows(schema: Schema, seed: int) -> Tensor:
-    """(R, D) float32: where every table starts from, decided by the seed."""
-    start = torch.rand(schema.rows, schema.dim, generator=torch.Generator().manual_seed(seed))
-    return (start * 2 - 1) * _INIT
+@torch.no_grad()
+def start_rows(weight: Tensor, seed: int) -> None:
+    """Fills (R, D) float32 with where every table starts from, decided by the seed."""
+    torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), out=weight)
+    weight.mul_(2).sub_(1).mul_(_INIT)
 
 
 def pool(rows: Tensor, batch: Batch) -> Tensor:
@@ -62,7 +63,10 @@ def pool(rows: Tensor, batch: Batch) -> Tensor:
 def by_example(sums: Tensor, batch: Batch) -> Tensor:
     """Turns the bags' sums, (K · B, D) lookup-major, into (B, K · D), and sums into means where the batch says so."""
     turned = sums.view(batch.scale.shape[1], batch.size, -1).transpose(0, 1)
-    return (turned * batch.scale.unsqueeze(2)).flatten(1)
+    # A pass over all that was read, forth and back, that single values do not need.
+    if not bool((batch.scale == 1).all()):
+        turned = turned * batch.scale.unsqueeze(2)
+    return turned.flatten(1)
 
 
 class ReferenceTable(nn.Module):
@@ -74,7 +78,8 @@ class ReferenceTable(nn.Module):
 
     def __init__(self, schema: Schema, *, learning_rate: float, seed: int = 0) -> None:
         super().__init__()
-        self.rows = nn.Parameter(start_rows(schema, seed))
+        self.rows = nn.Parameter(torch.empty(schema.rows, schema.dim))
+        start_rows(self.weight, seed)
         self.register_buffer("accumulator_", torch.zeros(schema.rows))
         self._learning_rate = learning_rate
 

@@ -49,8 +49,7 @@ class UnifiedTable(nn.Module):
             device=torch.device("cpu"),
         )
         self._kernel = self.collection._emb_modules[0]._emb_module
-        with torch.no_grad():
-            self.weight.copy_(start_rows(schema, seed))
+        start_rows(self.weight, seed)
 
     @property
     def weight(self) -> Tensor:

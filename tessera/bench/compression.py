@@ -5,7 +5,6 @@ A budget is a share of the collisionless table's weights. Methods are trained an
 a file, so that a later call goes on where one was stopped.
 """
 
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,16 +16,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from features.dataset import Dataset
-from features.frame import build_frame
-from features.table import read_events, read_items, read_users
 from models.table.compressed.fit import FitConfig, Fitted, fit
 from models.table.compressed.method import FLOAT_BYTES, BudgetError, EmbeddingMethod, footprint
 from models.table.compressed.registry import FAMILIES, METHODS
-from models.table.fields import Fields, fields
+from models.table.fields import Fields
 from tessera.artifact import file_hashes
+from tessera.bench.data import dataset_fields, progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 from tessera.stage import key_of
 
@@ -35,7 +32,6 @@ _VERSION = 1  # of what is measured: another one measures everything anew
 _NOISE = 0.001  # AUC that is not worth paying for, however small the deviation over seeds
 _REGRET = 0.002
 _LABEL_GAP = 0.055  # of a panel's height
-_HISTORY = 1  # histories are not compared on; the frame needs a length
 _REFERENCE, _BASELINE, _MULTIPLEXED = "collisionless", "hashing", "unified-1"
 _SHOWN = ("auc", "log_loss", "validation_auc", "train_seconds", "lookup_ms", "epochs")
 
@@ -46,11 +42,9 @@ class CompressionResult(BenchResult):
 
     Attributes:
         recommendations: for each budget the method, its share of the weights' bytes and its mean measures.
-        plot: path of the PNG.
     """
 
     recommendations: list[dict[str, Any]] = field(default_factory=list)
-    plot: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ def compression(
         methods: names in `METHODS`.
         config: of the training; its seed is replaced.
     """
-    found = _read(dataset)
+    found = dataset_fields(dataset)
     full = found.values * dim * FLOAT_BYTES
     unlimited = METHODS[_REFERENCE].at(found, dim, 2**62, seed=0)
     reference = footprint(unlimited.stored())
@@ -108,15 +102,8 @@ def compression(
             f"budget {one['budget']:g}: {one['method']} ({one['bytes']:,} bytes, {one['lookup_ms']:.2f} ms a lookup), "
             f"test AUC {one['auc']:.4f}, collisionless {_mean(_of(rows, jobs[0].share), 'auc'):.4f}"
         )
-    console.print(f"plot: {plot}")
     claims = _claims(rows, recommendations, full)
-    return CompressionResult("compression", dataset.name, seeds, rows, claims, recommendations, str(plot))
-
-
-def _read(dataset: Dataset) -> Fields:
-    read = {"events": read_events(dataset)[0], "items": read_items(dataset), "users": read_users(dataset)}
-    tables = {name: table for name, table in read.items() if table is not None}
-    return fields(dataset, build_frame(dataset, tables, split=dataset.split, history_length=_HISTORY))
+    return CompressionResult("compression", dataset.name, seeds, rows, claims, str(plot), recommendations)
 
 
 class _Measure:
@@ -131,8 +118,7 @@ class _Measure:
     def all(self, jobs: Sequence[_Job], console: Console) -> list[dict[str, Any]]:
         """A row for each job; those that cannot be done are one row for all seeds."""
         rows: list[dict[str, Any]] = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), console=console) as bar:
+        with progress_bar(console) as bar:
             task = bar.add_task("", total=len(jobs))
             for number, job in enumerate(jobs):
                 bar.update(task, description=f"{job.method.name} at {job.share:.3g}, seed {job.seed}")
@@ -157,16 +143,8 @@ class _Measure:
         # By its size and not by the budget: a method that takes no more of a larger one is the same there.
         key = key_of(self._key, asdict(config), job.method.name, footprint(method.stored()))
         path = self._directory / f"{job.method.name}-{job.seed}-{key[:16]}.json"
-        if path.is_file():
-            return msgspec.json.decode(path.read_bytes(), type=Fitted)
-        fitted = fit(method, self._fields, config, progress=advance)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(msgspec.json.encode(fitted))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        return fitted
+        measured = remembered(path, key, lambda: asdict(fit(method, self._fields, config, progress=advance)))
+        return msgspec.convert(measured, Fitted)
 
 
 def _of(rows: Sequence[dict[str, Any]], share: float, method: str | None = None) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
@@ -95,7 +96,9 @@ def multiplexing(
                 found[arm].append(msgspec.convert(data, Outcome))
                 progress.advance(task)
     rows = [row(arm, outcomes, found[Arm(_HASHING, arm.budget)]) for arm, outcomes in found.items()]
-    return BenchResult("multiplexing", dataset.name, seeds, rows, claims(found))
+    plot = out / f"multiplexing-{dataset.name}.png"
+    draw(rows, dataset.name, plot)
+    return BenchResult("multiplexing", dataset.name, seeds, rows, claims(found), str(plot))
 
 
 def row(arm: Arm, outcomes: Sequence[Outcome], hashing: Sequence[Outcome]) -> dict[str, Any]:
@@ -113,6 +116,33 @@ def row(arm: Arm, outcomes: Sequence[Outcome], hashing: Sequence[Outcome]) -> di
         "welch_p": None if test is None else float(test.pvalue),
         "seeds": [one.auc for one in outcomes],
     }
+
+
+def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
+    """Mean test AUC against the budget, a line for each layout and number of lookups, bars of one deviation."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    top = next(row for row in rows if row["layout"] == "collisionless")
+    axes.axhspan(top["test_auc"] - top["std"], top["test_auc"] + top["std"], color="#dddddd")
+    axes.text(max(BUDGETS), top["test_auc"] + top["std"], "collisionless", va="bottom", color="#555555")
+    lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for one in rows:
+        if one is not top:
+            lines.setdefault((one["layout"], one["lookups"]), []).append(one)
+    for (layout, lookups), own in lines.items():
+        shares, aucs, spread = zip(*((one["budget"], one["test_auc"], one["std"]) for one in own), strict=True)
+        many = f", {lookups} lookups" if lookups > 1 else ", one lookup"
+        axes.errorbar(shares, aucs, yerr=spread, marker="o", capsize=3, label=layout + many * (layout == "unified"))
+    axes.set(xscale="log", xlabel="rows, as a share of the collisionless table's bytes", ylabel="test AUC")
+    axes.set_title(f"Layouts of one table on {name}", loc="left", fontweight="bold")
+    axes.set_xticks(sorted(BUDGETS), [f"{share:g}" for share in sorted(BUDGETS)])
+    axes.set_xticks([], minor=True)
+    axes.invert_xaxis()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
 
 
 def claims(found: dict[Arm, list[Outcome]]) -> list[Claim]:

@@ -1,6 +1,6 @@
 """What every benchmark returns and how it is printed.
 
-{"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}]}
+{"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}], "plot"}
 """
 
 from dataclasses import asdict, dataclass
@@ -32,13 +32,14 @@ def at_most(claim: str, value: float, target: float) -> Claim:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a benchmark measured; see the module for the JSON."""
+    """What a benchmark measured; see the module for the JSON. `plot` is the path of a PNG, or empty."""
 
     bench: str
     dataset: str
     seeds: int
     rows: list[dict[str, Any]]
     claims: list[Claim]
+    plot: str = ""
 
     @property
     def holds(self) -> bool:
@@ -62,6 +63,8 @@ def render(result: BenchResult, console: Console) -> None:
     for claim in result.claims:
         mark = "[green]holds[/green]" if claim.holds else "[red]does not hold[/red]"
         console.print(f"{mark}  {claim.claim}: {claim.value:.4g} (target {claim.target:g})")
+    if result.plot:
+        console.print(f"plot: {result.plot}")
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,8 @@ Generated data: F categorical features of up to V values each, drawn from a Zipf
 
 with normal effects, so that the best possible AUC is known. Every model trains one epoch of the same arrays in a
 process of its own, with two threads, batch 4,096, dim 16 and an MLP of 256-128; the models take turns in each seed.
-A peer trains once more, on as many rows as it manages in the seconds that Tessera needed.
+Tessera multiplies in bfloat16, which the peers do not offer, and once more in float32. A peer trains once more, on as
+many rows as it manages in the seconds that Tessera needed.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -31,10 +32,11 @@ from models.admission import Admission
 from models.loading import assembler, examples
 from models.ranker import NetworkConfig
 from models.schema import Feature, Numeric, Schema
-from models.train import TrainConfig, Trained, predict, train
+from models.train import Precision, TrainConfig, Trained, predict, train
 from tessera.bench.peers.ctr import BATCH, DIM, HIDDEN, THREADS, Arrays, Clock, Measured, measure
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 
+OURS: dict[str, Precision] = {"tessera": "bfloat16", "tessera-float32": "float32"}
 PEERS = ("deepctr", "rechub")
 _PEER_FOLDER = Path(__file__).with_name("peers")
 _ZIPF, _BASE_RATE = 1.2, 0.25
@@ -47,6 +49,7 @@ _TRAIN = TrainConfig(
     table_rate=0.03,
     network_rate=3e-3,
     threads=THREADS,
+    precision=OURS["tessera"],
     network=NetworkConfig(cross_layers=1, cross_rank=16, hidden=HIDDEN),
 )
 
@@ -158,10 +161,11 @@ def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TR
     return measure(len(training.labels), fit, score, test.labels)
 
 
-def worker(directory: Path, result: Path, rows: int, seed: int) -> None:
+def worker(directory: Path, result: Path, rows: int, seed: int, precision: Precision) -> None:
     """Runs Tessera's side on the stored arrays and writes `Measured` as JSON."""
     training, test = Arrays.load(directory / "train", rows), Arrays.load(directory / "test")
-    result.write_text(json.dumps(asdict(tessera(training, test, seed))))
+    measured = tessera(training, test, seed, replace(_TRAIN, precision=precision))
+    result.write_text(json.dumps(asdict(measured)))
 
 
 def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_000) -> BenchResult:
@@ -183,12 +187,14 @@ def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_0
         data = out / f"data-{seed}"
         ceilings.append(store(spec, data))
         seconds = 0.0
-        for model in ("tessera", *PEERS):
+        for model in (*OURS, *PEERS):
             console.print(f"training-speed: seed {seed}, {model}")
             measured = _run(python, model, data, spec, rows)
             row = {"model": model, "seed": seed, **as_row(measured)}
             if model == "tessera":
-                seconds, row["equal_time_auc"] = measured.seconds, measured.test_auc
+                seconds = measured.seconds
+            if model in OURS:
+                row["equal_time_auc"] = measured.test_auc if model == "tessera" else None
             else:
                 fit = min(rows, max(BATCH, int(rows * seconds / measured.seconds)))
                 row["equal_time_auc"] = _run(python, model, data, spec, fit).test_auc
@@ -265,8 +271,9 @@ def peer_python(directory: Path, console: Console) -> Path:
 def _run(python: Path, model: str, data: Path, spec: Spec, rows: int) -> Measured:
     result, log = data / f"{model}-{rows}.json", data / f"{model}-{rows}.log"
     same = [str(data), str(result), "--rows", str(rows), "--seed", str(spec.seed)]
-    command = [sys.executable, "-m", "tessera.bench.training_speed", *same]
-    if model in PEERS:
+    if model in OURS:
+        command = [sys.executable, "-m", "tessera.bench.training_speed", *same, "--precision", OURS[model]]
+    else:
         command = [str(python), str(_PEER_FOLDER / "ctr.py"), *same, "--peer", model, "--values", str(spec.values)]
     # Threads that spin while they wait starve each other on a machine that does other things as well.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
@@ -285,5 +292,6 @@ if __name__ == "__main__":
     parser.add_argument("result", type=Path)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--precision", choices=get_args(Precision), required=True)
     given = parser.parse_args()
-    worker(given.data, given.result, given.rows, given.seed)
+    worker(given.data, given.result, given.rows, given.seed, given.precision)

@@ -76,6 +76,15 @@ def test_the_number_of_threads_decides_nothing_and_is_left_as_it_was(trained: tr
     assert found.tobytes() == scores(trained.ranker, TEST).tobytes()
 
 
+def test_narrow_products_learn_as_much_and_leave_float32_weights_of_the_same_bits(trained: training.Trained) -> None:
+    first, second = (train(SCHEMA, FRAME, replace(SMALL_TRAIN, precision="bfloat16")) for _ in range(2))
+    found = snapshot(first.ranker)
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    assert all(torch.equal(found[name], tensor) for name, tensor in snapshot(second.ranker).items())
+    assert not torch.equal(found["table.weight"], snapshot(trained.ranker)["table.weight"])
+    assert first.epochs[-1] == pytest.approx(trained.epochs[-1], abs=0.01)
+
+
 def test_the_best_epoch_is_kept() -> None:
     # A rate that overshoots: later epochs are worse, and one of those ends it.
     config = replace(SMALL_TRAIN, max_epochs=6, table_rate=2.0, network_rate=0.2)

@@ -78,7 +78,7 @@ def test_the_worker_trains_on_as_many_rows_as_asked_and_leaves_its_figures(
 ) -> None:
     store(SMALL, tmp_path)
     monkeypatch.setattr(bench, "_TRAIN", QUICK)
-    bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0)
+    bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "bfloat16")
     found = Measured(**json.loads((tmp_path / "result.json").read_text()))
     assert found.rows == 1_000
     assert as_row(found)["samples_per_second"] == 1_000 / found.seconds
