@@ -78,7 +78,9 @@ def default_schema(
     with_history = [feature for feature in shaped if feature.of != "event"]
     if dataset.events.user and dataset.events.item:
         past = [replace(f, name=f"history.{f.name}", of="history") for f in shaped if f.of == "item"]
-        with_history += [replace(f, pooling="attention") for f in past] if options.history == "attention" else past
+        # A mean over many items needs no width to tell values apart; attention compares an item at hand with past ones.
+        one = {"pooling": "attention"} if options.history == "attention" else {"pooling": "mean", "chunks": 1}
+        with_history += [replace(feature, **one) for feature in past]
     values = sum(len(found) for found in vocabularies.values())
     rows = max(_MIN_ROWS, 64 * math.ceil(values / 64))
     return Schema(
