@@ -15,7 +15,7 @@ from torch import Tensor
 from features.history import Jagged
 from models.admission import Admission
 from models.schema import Feature, Schema, Source
-from models.values import ColumnValues, Growable, kept
+from models.values import ColumnValues, Growable
 
 # A value far beyond what training saw must not drown all others.
 _MOST_STDS = 10.0
@@ -184,14 +184,15 @@ class Assembler:
         examples: Examples,
         features: Sequence[Feature] | None = None,
         *,
-        dropped: NDArray[np.bool_] | None = None,
+        limits: NDArray[np.uint8] | None = None,
     ) -> Batch:
         """Returns the batch of B examples.
 
         Args:
             examples: what to gather.
             features: the lookups to make, all of the schema's by default; serving makes a user's once for all items.
-            dropped: (B, features) where a feature is to read nothing, as if its values were not admitted.
+            limits: (B, features), how many of a feature's values an example reads at most, the first ones; 0 is as if
+                none were admitted.
         """
         values: list[NDArray[np.int64]] = []
         lengths: list[NDArray[np.int64]] = []
@@ -201,8 +202,8 @@ class Assembler:
                 found = self._by_slot(feature, examples)
             else:
                 found = self._rows(feature.of, feature.column, examples)
-                if dropped is not None and dropped[:, place].any():
-                    found = _without(*found, dropped[:, place])
+                if limits is not None:
+                    found = _first(*found, limits[:, place])
             rows, count = found
             bags = count.reshape(self.schema.slots(feature), len(examples))
             ends = np.concatenate([[0], np.cumsum(bags.sum(axis=1))])
@@ -288,8 +289,11 @@ class Assembler:
         return found
 
 
-def _without(
-    rows: NDArray[np.int64], lengths: NDArray[np.int64], dropped: NDArray[np.bool_]
+def _first(
+    rows: NDArray[np.int64], lengths: NDArray[np.int64], limits: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    mask = np.repeat(~dropped, lengths)
-    return rows[mask], kept(mask, lengths)
+    if (lengths <= limits).all():
+        return rows, lengths
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(rows)) - np.repeat(starts, lengths)
+    return rows[place < np.repeat(limits, lengths)], np.minimum(lengths, limits)

@@ -24,6 +24,7 @@ from features.frame import Frame
 from models import checkpoint
 from models.admission import Sketch
 from models.checkpoint import Position
+from models.dropout import DropoutConfig, ValueDropout
 from models.loading import ahead, assembler, examples, sighted
 from models.lookup import Assembler, Batch, Examples
 from models.ranker import DensePart, NetworkConfig, Ranker
@@ -41,8 +42,7 @@ class TrainConfig:
     Attributes:
         patience: epochs without a lower validation log loss before it stops.
         table_rate: learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
-        dropout: share of examples in which a hashed feature of the user, the item or the event reads nothing, so that
-            the network knows how to do without values that are not admitted yet; only under admission.
+        dropout: what it hides, so that the network knows how to do without new values; only under admission.
         threads: torch's; part of what decides the bits.
         precision: of the dense part's products in training; weights, table and loss stay float32. bfloat16 halves
             the time where the processor multiplies it (AVX-512 BF16, AMX), and loses time where it does not.
@@ -53,7 +53,7 @@ class TrainConfig:
     patience: int = 1
     table_rate: float = 0.1
     network_rate: float = 1e-3
-    dropout: float = 0.1
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
     threads: int = 1
     precision: Precision = "float32"
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -131,9 +131,7 @@ class _Training:
         self._best: dict[str, Tensor] | None = None
         self._epoch = self._batches = 0
         schema = source.schema
-        self._droppable = np.array(
-            [bool(schema.admission) and not f.exact and f.of != "history" for f in schema.features], dtype=np.bool_
-        )
+        self._hidden = ValueDropout(schema, config.dropout)
         decided_by = (schema.to_json(), asdict(config), len(rows), float(rows.labels.sum()))
         self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
 
@@ -182,11 +180,8 @@ class _Training:
 
         def make(start: int) -> Batch:
             index = order[start : start + config.batch]
-            dropped = None
-            if config.dropout and self._droppable.any():
-                rng = np.random.default_rng([config.seed, epoch, start])
-                dropped = (rng.random((len(index), len(self._droppable))) < config.dropout) & self._droppable
-            return self._source.batch(self._rows.take(index), dropped=dropped)
+            limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, start]), len(index))
+            return self._source.batch(self._rows.take(index), limits=limits)
 
         return ahead(make, starts)
 

@@ -1,5 +1,6 @@
 """Admission: a value reads rows only after enough sightings, counted never too low."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from features.error import BundleError
 from features.hashing import fingerprint
 from features.history import Jagged
 from models.admission import MOST_SIGHTINGS, Admission, Sketch, value_keys
+from models.dropout import DropoutConfig, ValueDropout
 from models.lookup import Assembler, Entities, Examples
 from models.schema import Feature, Schema
 
@@ -182,11 +184,47 @@ def test_an_exact_value_has_rows_of_its_own_and_any_other_reads_none() -> None:
 
 def test_a_dropped_feature_reads_nothing_and_the_others_what_they_did() -> None:
     source = world(Admission.off())
-    dropped = np.array([[True, False, False, False], [False, True, False, False]])
-    found = lengths(source, examples(0, 0), dropped=dropped)
+    limits = np.array([[0, 255, 255, 255], [255, 0, 255, 255]], dtype=np.uint8)
+    found = lengths(source, examples(0, 0), limits=limits)
     assert found["item_id#0"] == found["item_id#1"] == [0, 1]
     assert found["item.tags#0"] == [2, 0]
     assert found["item.kind#0"] == [1, 1]
+
+
+def test_a_limit_keeps_the_first_values() -> None:
+    source = world(Admission.off())
+    limits = np.array([[255, 1, 255, 255]], dtype=np.uint8)
+    tags = SCHEMA.keys.index("item.tags#0")
+    whole, cut = source.batch(examples(0)), source.batch(examples(0), limits=limits)
+    assert whole.lengths[tags] == 2
+    assert cut.lengths[tags] == 1
+    first = whole.lengths[:tags].sum()
+    assert cut.values[first] == whole.values[first]
+    assert cut.scale[0, tags] == 1.0
+
+
+def test_dropout_hides_an_id_and_the_depth_of_its_semantic_id_together_and_nothing_without_admission() -> None:
+    features = (
+        Feature("user_id", "user", "user_id", "user_id"),
+        Feature("user.sex", "user", "sex", "user.sex", vocabulary=("f", "m")),
+        Feature("item_id", "item", "item_id", "item_id"),
+        Feature("semantic_id", "item", "semantic_id", "semantic_id", pooling="sum"),
+        Feature("history.item_id", "history", "item_id", "item_id"),
+    )
+    schema = Schema(features, (), rows=64, dim=4, history_length=3, admission=2)
+    size = 4_000
+    found = ValueDropout(schema, DropoutConfig(value=0.1, item=0.5)).limits(np.random.default_rng(0), size)
+    assert found is not None
+    user, sex, item, code, history = found.T
+    assert (sex == 255).all()
+    assert (history == 255).all()
+    assert 0.08 < (user == 0).mean() < 0.12
+    assert 0.47 < (item == 0).mean() < 0.53
+    assert np.array_equal(item == 0, code < 255)
+    shares = np.bincount(code[code < 255]) / (code < 255).sum()
+    assert len(shares) > 1
+    assert (np.diff(shares) < 0).all()
+    assert ValueDropout(replace(schema, admission=0), DropoutConfig()).limits(np.random.default_rng(0), size) is None
 
 
 def test_a_budget_below_the_exact_features_is_refused_with_what_would_do() -> None:

@@ -237,6 +237,6 @@ def test_a_budget_in_bytes_is_kept_and_lookups_are_as_asked() -> None:
     schema = default_schema(coloured_dataset(), FRAME, options)
     assert schema.rows * schema.dim * 4 <= 64_000 < (schema.rows + 1) * schema.dim * 4
     chunks = {feature.name: feature.chunks for feature in schema.features}
-    assert (chunks["item_id"], chunks["history.item_id"], chunks["item.colour"]) == (3, 3, 1)
+    assert (chunks["item_id"], chunks["history.item_id"], chunks["item.colour"]) == (3, 1, 1)
     assert {f.name for f in schema.features if f.exact} == {"item.colour", "history.item.colour"}
     assert schema.hashed_rows == schema.rows - len(COLOURS)
