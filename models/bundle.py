@@ -38,9 +38,10 @@ from models.ranker import DensePart, NetworkConfig, Ranker
 from models.schema import Schema
 from models.semantic_id import rqvae
 from models.semantic_id.quantizer import Quantizer
+from models.semantic_id.tokens import Tokenizer, load_tokenizer
 from models.table.open import open_table
 
-FORMAT = 2
+FORMAT = 3
 _MANIFEST = "manifest.json"
 
 
@@ -70,7 +71,7 @@ class Parts:
         users, items: the frame's dimensions; items also carry `train_positives`, positive events in training.
         history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
         metrics: what was measured on the test part.
-        encoder, codebook: directories to copy, or None.
+        encoder, codebook, tokens: directories to copy, or None.
     """
 
     dataset: Dataset
@@ -84,6 +85,7 @@ class Parts:
     metrics: dict[str, Any]
     encoder: Path | None
     codebook: Path | None
+    tokens: Path | None
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,6 +100,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: Training
     encoder: str | None
     codebook: str | None
+    tokens: str | None
     metrics: dict[str, Any]
     files: dict[str, str]
 
@@ -152,6 +155,15 @@ class Bundle:
         _same("codebook", found.id, self.manifest.codebook)
         return found
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns Semantic IDs into values of the table, or None."""
+        if self.manifest.tokens is None:
+            return None
+        found = load_tokenizer(self.directory / "tokens")
+        _same("tokens", found.id, self.manifest.tokens)
+        return found
+
     def rows(self) -> NDArray[np.float32]:
         """The table's rows as published, (R, D) float32."""
         found: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
@@ -181,7 +193,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
     """Writes a bundle to `destination`, which must not exist; nothing stands there before all of it is on the disk."""
 
     def fill(directory: Path) -> None:
-        for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook)):
+        for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook), ("tokens", parts.tokens)):
             if source is not None:
                 shutil.copytree(source, directory / name)
         table = parts.ranker.table
@@ -192,6 +204,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
             write_parquet(frame, directory / f"{name}.parquet")
         encoder = load_encoder(parts.encoder).id if parts.encoder else None
         codebook = rqvae.load(parts.codebook).id if parts.codebook else None
+        tokens = load_tokenizer(parts.tokens).id if parts.tokens else None
         manifest = Manifest(
             id="",
             format=FORMAT,
@@ -202,6 +215,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
             training=parts.training,
             encoder=encoder,
             codebook=codebook,
+            tokens=tokens,
             metrics=parts.metrics,
             files=_hashes(directory),
         )

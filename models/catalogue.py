@@ -17,7 +17,6 @@ from models.loading import content_vectors
 from models.lookup import Entities
 from models.record import ItemRecord, entity_frame
 from models.schema import SEMANTIC_ID
-from models.semantic_id.quantizer import prefix_tokens
 from models.values import Growable
 
 _NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed")
@@ -31,7 +30,8 @@ class Catalogue:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._encoder_id = bundle.manifest.encoder
+        self._made_by = {"encoder": bundle.manifest.encoder or "", "codebook": bundle.manifest.codebook or ""}
+        self._tokenizer = bundle.tokenizer
         users, items = bundle.users, bundle.items
         self._user_columns = users.drop("listed").clear()
         self._item_columns = items.drop(name for name in _NOT_FEATURES if name in items.columns).clear()
@@ -85,23 +85,27 @@ class Catalogue:
         """Adds items, or gives known ones new features and vectors.
 
         Raises:
-            BundleError: a vector was made by another encoder than the bundle's.
+            BundleError: a vector or a Semantic ID was made by another encoder or codebook than the bundle's.
         """
         for name, record in records.items():
-            if record.encoder != (self._encoder_id or ""):
-                raise BundleError(
-                    f"item {name!r}: its vector is by encoder {record.encoder or 'none'}, "
-                    f"the bundle's by {self._encoder_id}; vectors of two encoders are never mixed"
-                )
+            # An item that only events name has no Semantic ID.
+            made_by = {"encoder": record.encoder} | ({"codebook": record.codebook} if record.codes else {})
+            for kind, own in made_by.items():
+                expected = self._made_by[kind]
+                if own != expected:
+                    raise BundleError(
+                        f"item {name!r} is by {kind} {own or 'none'}, the bundle's items by "
+                        f"{expected or 'none'}; two of a kind are never mixed: replay the store for this bundle"
+                    )
         known = [name for name in records if name in self.item_numbers]
         new = [name for name in records if name not in self.item_numbers]
         if known:
             index = np.array([self.item_numbers[name] for name in known], dtype=np.int64)
-            self.items.replace(index, self._frame(known, [_features(records[name]) for name in known]))
+            self.items.replace(index, self._frame(known, [self._features(records[name]) for name in known]))
             self.vectors[index] = self._content([records[name] for name in known])
         if new:
             chosen = [records[name] for name in new]
-            self._add_items(new, [_features(record) for record in chosen], self._content(chosen))
+            self._add_items(new, [self._features(record) for record in chosen], self._content(chosen))
 
     def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         self.items.append(self._frame(ids, features))
@@ -113,12 +117,11 @@ class Catalogue:
         rows = [row | {"item_id": name} for name, row in zip(ids, features, strict=True)]
         return entity_frame(rows, self._item_columns)
 
+    def _features(self, record: ItemRecord) -> dict[str, Any]:
+        if not record.codes or self._tokenizer is None:
+            return record.features
+        return record.features | {SEMANTIC_ID: self._tokenizer.tokens(np.array([record.codes], dtype=np.uint16))[0]}
+
     def _content(self, records: Sequence[ItemRecord]) -> NDArray[np.float32]:
         width = self.vectors.shape[1]
         return np.array([record.content() for record in records], dtype=np.float32).reshape(len(records), width)
-
-
-def _features(record: ItemRecord) -> dict[str, Any]:
-    if not record.codes:
-        return record.features
-    return record.features | {SEMANTIC_ID: prefix_tokens(np.array([record.codes], dtype=np.uint16))[0]}

@@ -20,6 +20,7 @@ _EXACT_UP_TO = 8
 _MOST_CHUNKS = 16
 _MIN_ROWS = 1_024
 _FLAT = 1e-6
+Pooling = Literal["mean", "attention"]
 _OWN_NAMES = ("user_id", "item_id", SEMANTIC_ID)
 
 
@@ -34,7 +35,7 @@ class TableOptions:
         exact: features whose values share no rows; None for those of at most eight values.
         admission: sightings after which a hashed value reads rows; 0 admits every value.
         history: how a user's history is pooled.
-        content: whether the network reads the item's content vector.
+        content: whether the network reads the item's content vector; None for where there is one.
     """
 
     dim: int = 16
@@ -42,8 +43,8 @@ class TableOptions:
     chunks: Mapping[str, int] = field(default_factory=dict)
     exact: tuple[str, ...] | None = None
     admission: int = 2
-    history: Literal["mean", "attention"] = "mean"
-    content: bool = False
+    history: Pooling = "mean"
+    content: bool | None = None
 
 
 def default_schema(
@@ -90,7 +91,7 @@ def default_schema(
         dim=options.dim,
         history_length=history_length,
         admission=options.admission,
-        content=_content_width(frame) if options.content else 0,
+        content=_content_width(frame, options.content),
     )
 
 
@@ -119,9 +120,12 @@ def _check_names(options: TableOptions, known: Mapping[str, Any]) -> None:
             raise BundleError(f"chunks: {name}: expected 1 to {_MOST_CHUNKS} lookups, got {count}")
 
 
-def _content_width(frame: Frame) -> int:
-    if "content_vector" not in frame.items.columns:
+def _content_width(frame: Frame, wanted: bool | None) -> int:
+    has = "content_vector" in frame.items.columns
+    if wanted and not has:
         raise BundleError("content: the items have no content vectors; declare [items] text, or leave content out")
+    if not has or wanted is False:
+        return 0
     return int(frame.items.schema["content_vector"].shape[0])  # type: ignore[attr-defined]
 
 

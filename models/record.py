@@ -23,12 +23,14 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
         vector: (D,) little-endian float32, empty without content.
         codes: the Semantic ID, empty without content.
         features: the values of the item's feature columns, by column.
+        codebook: id of the codebook that made `codes`, or "".
     """
 
     encoder: str
     vector: bytes
     codes: list[int]
     features: dict[str, Any]
+    codebook: str = ""
 
     def content(self) -> NDArray[np.float32]:
         """The vector (D,) float32."""

@@ -153,6 +153,7 @@ class Step:
                 vector=vectors[row].astype("<f4").tobytes(),
                 codes=codes[row].tolist(),
                 features=features[row],
+                codebook=codebook.id if codebook else "",
             )
             for row in range(count)
         }

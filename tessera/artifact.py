@@ -1,6 +1,7 @@
 """What the stages of a run leave on the disk for one another."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from features.jobs.shard import read_shards
 from features.source import source_files
 from models.admission import Sketch
 from models.schema import SEMANTIC_ID, Schema
-from models.semantic_id.quantizer import prefix_tokens
+from models.semantic_id.quantizer import Quantizer
+from models.semantic_id.tokens import Scheme, Tokenizer, fit_tokenizer
 from models.train import TrainConfig, Trained, new_ranker, restore, snapshot
 
 
@@ -39,11 +41,23 @@ def load_ranker(directory: Path, config: TrainConfig) -> tuple[Schema, Trained]:
 
 
 def with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
-    """Adds the vectors, codes and prefix tokens that the stage `assign` left."""
-    coded = read_shards(assigned / "codes")
-    tokens = pl.Series(SEMANTIC_ID, prefix_tokens(coded["codes"].to_numpy()), dtype=pl.List(pl.String))
-    named = coded.with_columns(tokens).rename({"vector": "content_vector", "codes": "semantic_codes"})
+    """Adds the vectors and codes that the stage `assign` left."""
+    named = read_shards(assigned / "codes").rename({"vector": "content_vector", "codes": "semantic_codes"})
     return items.join(named, on="item_id", how="left", maintain_order="left")
+
+
+def with_tokens(frame: Frame, scheme: Scheme, quantizer: Quantizer) -> tuple[Frame, Tokenizer]:
+    """Adds the tokens of the items' codes, which for `pieces` follow from the training part's impressions."""
+    coded = frame.items["semantic_codes"].is_not_null()
+    codes = frame.items["semantic_codes"].filter(coded).to_numpy().reshape(-1, quantizer.levels)
+    shown = np.bincount(frame.part("train")["item"].to_numpy(), minlength=frame.items.height)[coded.to_numpy()]
+    tokenizer = fit_tokenizer(scheme, quantizer.levels, quantizer.codes, codes, shown)
+    tokens = pl.DataFrame(
+        {"row": coded.arg_true(), SEMANTIC_ID: pl.Series(tokenizer.tokens(codes), dtype=pl.List(pl.String))}
+    )
+    numbered = frame.items.with_row_index("row")
+    items = numbered.join(tokens, on="row", how="left", maintain_order="left").drop("row")
+    return replace(frame, items=items), tokenizer
 
 
 def with_train_positives(frame: Frame) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import typer
@@ -13,6 +13,7 @@ from features.error import TesseraError
 
 out_console, err_console = Console(), Console(stderr=True)
 
+DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -46,6 +47,18 @@ def parse_bytes(text: str) -> int:
     if found is None or found[2].upper() not in _UNITS:
         raise TesseraError(f"--budget {text}: expected bytes, like 1500000, 1.5MB or 2MiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def one_of(choices: Any, value: str, option: str) -> Any:
+    """Checks that an option's value is one of a Literal's.
+
+    Raises:
+        TesseraError: it is not.
+    """
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise TesseraError(f"{option} {value}: expected one of {', '.join(allowed)}")
+    return value
 
 
 def parse_chunks(pairs: list[str] | None) -> dict[str, int]:

@@ -30,6 +30,7 @@ from models.semantic_id import rqvae
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.health import codebook_health
 from models.semantic_id.quantizer import default_codes
+from models.semantic_id.tokens import Scheme
 from models.train import Checkpointing, TrainConfig, predict, train
 from tessera.artifact import (
     file_hashes,
@@ -38,6 +39,7 @@ from tessera.artifact import (
     read_frame,
     save_ranker,
     with_content,
+    with_tokens,
     with_train_positives,
     write_json,
 )
@@ -57,6 +59,7 @@ class RunOptions:
         encoder, encoder_model, encoder_dim: how content becomes vectors.
         runner, runner_options: where the Beam jobs run; they decide no byte of the output.
         codes: per level of a Semantic ID, None for what suits the catalogue's size.
+        tokens: how a Semantic ID becomes values of the table.
         table: the unified table's size and shape.
         history_length: L.
     """
@@ -69,6 +72,7 @@ class RunOptions:
     runner_options: tuple[str, ...] = ()
     codes: int | None = None
     levels: int = 3
+    tokens: Scheme = "prefix"
     table: TableOptions = field(default_factory=TableOptions)
     history_length: int = DEFAULT_LENGTH
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -199,7 +203,8 @@ class _Run:
 
     def _frame(self, encoded: Path | None, assigned: Path | None) -> Path:
         before = self._assign_key if assigned else self._data_key
-        self._frame_key = key_of("frame", before, self._split.model_dump(mode="json"), self._options.history_length)
+        choice = self._options.history_length, self._options.tokens
+        self._frame_key = key_of("frame", before, self._split.model_dump(mode="json"), choice)
 
         def work(directory: Path, advance: Advance) -> None:
             events, _ = read_events(self._dataset)
@@ -218,6 +223,9 @@ class _Run:
                         "change its fractions, or by"
                     )
             advance(2, 3)
+            if assigned is not None:
+                frame, tokenizer = with_tokens(frame, self._options.tokens, rqvae.load(assigned / "codebook"))
+                write_directory(directory / "tokens", tokenizer.save)
             for name in ("users", "items", "examples"):
                 write_parquet(getattr(frame, name), directory / f"{name}.parquet")
             advance(3, 3)
@@ -304,6 +312,7 @@ class _Run:
                     metrics=metrics,
                     encoder=encoded / "encoder" if encoded else None,
                     codebook=assigned / "codebook" if assigned else None,
+                    tokens=frame_dir / "tokens" if assigned else None,
                 ),
                 directory / "bundle",
             )

@@ -22,7 +22,7 @@ from models.lookup import Batch
 from models.ranker import NetworkConfig
 from models.schema import SEMANTIC_ID, Feature, Schema
 from models.semantic_id import rqvae
-from models.semantic_id.quantizer import prefix_tokens
+from models.semantic_id.tokens import Tokenizer
 from models.train import TrainConfig, Trained, new_ranker, train
 
 COLOURS = ("red", "blue", "green", "grey")
@@ -97,12 +97,13 @@ def coloured_parts(
     vectors = encoder.encode(tables["items"]["text"].to_list())
     codebook = rqvae.fit(vectors, SMALL_CODEBOOK)
     codes = codebook.encode(vectors)
-    for part, model in (("encoder", encoder), ("codebook", codebook)):
+    tokenizer = Tokenizer("prefix", codebook.levels, codebook.codes)
+    for part, model in (("encoder", encoder), ("codebook", codebook), ("tokens", tokenizer)):
         write_directory(directory / part, model.save)
     tables["items"] = tables["items"].with_columns(
         pl.Series("content_vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
         pl.Series("semantic_codes", codes, dtype=pl.Array(pl.UInt16, codes.shape[1])),
-        pl.Series(SEMANTIC_ID, prefix_tokens(codes), dtype=pl.List(pl.String)),
+        pl.Series(SEMANTIC_ID, tokenizer.tokens(codes), dtype=pl.List(pl.String)),
     )
     frame = build_frame(dataset, tables, split=dataset.split, history_length=5)
     schema = default_schema(dataset, frame, options or TableOptions(dim=4), history_length=5)
@@ -121,6 +122,7 @@ def coloured_parts(
         metrics={"quality": {"ranker": {"all": {"auc": 0.75}}}},
         encoder=directory / "encoder",
         codebook=directory / "codebook",
+        tokens=directory / "tokens",
     )
 
 

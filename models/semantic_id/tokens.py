@@ -14,8 +14,7 @@ Shape letters: N items, Q levels, K codes per level.
 
 import hashlib
 import io
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -36,7 +35,7 @@ _MODEL = "tokens.model"
 _FIRST_CHARACTER = 0xF0000
 _MOST_CHARACTERS = 0xFFFD
 _SPECIAL_PIECES = 3
-_LARGEST_COUNT = 1_000_000
+_SENTENCES = 200_000
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,8 @@ def fit_tokenizer(
     shown = impressions > 0
     if not shown.any():
         raise DatasetError("tokens: no item with codes was shown in training; SentencePiece has nothing to learn from")
-    model = _trained(_spelt(items[shown], codes), impressions[shown], levels, codes, pieces or least + alphabet)
-    return Tokenizer(scheme, levels, codes, model)
+    sentences = _sentences(items[shown], impressions[shown], codes)
+    return Tokenizer(scheme, levels, codes, _trained(sentences, levels, pieces or least + alphabet))
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -196,34 +195,40 @@ def _spelt(codes: NDArray[np.uint16], per_level: int) -> list[str]:
     return [row.tobytes().decode("utf-32-le") for row in np.ascontiguousarray(numbers, dtype="<u4")]
 
 
-def _trained(texts: Sequence[str], counts: NDArray[np.int64], levels: int, codes: int, pieces: int) -> bytes:
-    scale = max(1.0, counts.max() / _LARGEST_COUNT)
-    weights = np.maximum(1, counts / scale).astype(np.int64)
+def _sentences(codes: NDArray[np.uint16], counts: NDArray[np.int64], per_level: int) -> Iterator[str]:
+    """Each code as often as it was shown, scaled down to `_SENTENCES` in all, twice at least.
+
+    SentencePiece joins what at least two sentences hold, and nothing where equal ones stand side by side: codes come in
+    passes of alternating order. A sentence of each character alone gives it a piece, also where no item has it.
+    """
+    distinct, place = np.unique(codes, axis=0, return_inverse=True)
+    often = np.bincount(place.ravel(), weights=counts)
+    times = np.maximum(2, np.round(often * min(1.0, _SENTENCES / often.sum()))).astype(np.int64)
+    texts = np.array(_spelt(distinct, per_level), dtype=object)
+    yield from map(chr, range(_FIRST_CHARACTER, _FIRST_CHARACTER + codes.shape[1] * per_level))
+    for number in range(int(times.max())):
+        yield from texts[times > number][:: -1 if number % 2 else 1]
+
+
+def _trained(sentences: Iterator[str], levels: int, pieces: int) -> bytes:
     model = io.BytesIO()
-    with tempfile.TemporaryDirectory() as directory:
-        # Only a file takes frequencies.
-        path = Path(directory) / "codes.tsv"
-        path.write_text("".join(f"{text}\t{count}\n" for text, count in zip(texts, weights.tolist(), strict=True)))
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(path),
-            input_format="tsv",
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=pieces,
-            hard_vocab_limit=False,
-            # Every code must have a piece of its own, also those that no shown item has.
-            required_chars="".join(map(chr, range(_FIRST_CHARACTER, _FIRST_CHARACTER + levels * codes))),
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_by_whitespace=False,
-            split_by_unicode_script=False,
-            split_by_number=False,
-            max_sentencepiece_length=max(levels, 1),
-            bos_id=-1,
-            eos_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences,
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=pieces,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_by_whitespace=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        max_sentencepiece_length=levels,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     return model.getvalue()

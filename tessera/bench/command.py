@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from features.dataset import Dataset
     from tessera.bench.result import BenchResult
 
-NAMES = ("main-job", "multiplexing", "compression", "training-speed", "resize")
+NAMES = ("main-job", "multiplexing", "compression", "training-speed", "resize", "cold-start")
 
 
 def bench(
@@ -24,6 +24,10 @@ def bench(
     split: Annotated[
         list[str] | None, typer.Option(help="Ways to split; repeatable. Default: the descriptor's.")
     ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="cold-start: the items to hold out, in SQL, 'year >= 2000'; by default a tenth."),
+    ] = None,
     out: OutOption = Path("out/bench"),
     json: JsonOption = False,
 ) -> None:
@@ -32,7 +36,12 @@ def bench(
 
     if name not in NAMES:
         raise TesseraError(f"benchmark {name!r} is unknown; there are: {', '.join(NAMES)}")
-    result = _chosen(name, dataset, split or [], out)(seeds=seeds, console=err_console)
+    chosen = _chosen(name, dataset, split or [], out)
+    if held_out is not None:
+        if name != "cold-start":
+            raise TesseraError(f"--held-out is for cold-start, not for {name}")
+        chosen = partial(chosen, held_out=held_out)
+    result = chosen(seeds=seeds, console=err_console)
     if json:
         print_json(result.to_json())
     else:
@@ -60,6 +69,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.multiplexing import multiplexing
 
         return multiplexing
+    if name == "cold-start":
+        from tessera.bench.cold_start import cold_start
+
+        return cold_start
     if name == "compression":
         from tessera.bench.compression import compression
 

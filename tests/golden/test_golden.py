@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -24,6 +25,7 @@ ITEM = record.ItemRecord(
     vector=np.array([0.5, -0.25, 1e-7], dtype="<f4").tobytes(),
     codes=[5, 17, 3],
     features={"genre": ["Drama", "Комедия"], "year": 1999.0, "colour": None, "title": "日本 🎬"},
+    codebook="rqvae-0123456789ab",
 )
 VISITS = record.HistoryRecord(items=["i1", "Ж-2", ""], times=[0, 1_700_000_000_000_000, -5])
 DELTA = delta.Delta(
@@ -35,7 +37,7 @@ DELTA = delta.Delta(
     weights=(np.arange(12, dtype="<f4") / 8 - 0.5).tobytes(),
     accumulators=np.array([0, 1e-8, 2.5], dtype="<f4").tobytes(),
     records=[
-        delta.Record("item", "Ж-2", record.encode(ITEM)),
+        delta.Record("item", "Ж-2", (HERE / "item-v1.bin").read_bytes()),
         delta.Record("history", "u1", record.encode(VISITS)),
     ],
     times_ms=[1_700_000_000_000, 1_700_000_000_001],
@@ -71,9 +73,13 @@ def test_a_delta_of_version_1_is_read_and_written_the_same() -> None:
     assert found.states.tolist() == np.array([0, 1e-8, 2.5], dtype=np.float32).tolist()
 
 
-def test_an_item_of_version_1_is_read_and_written_the_same() -> None:
-    assert record.decode_item(frozen("item-v1.bin")) == ITEM
-    assert record.encode(ITEM) == frozen("item-v1.bin")
+def test_an_item_of_version_1_is_read_as_one_of_no_codebook() -> None:
+    assert record.decode_item(frozen("item-v1.bin")) == msgspec.structs.replace(ITEM, codebook="")
+
+
+def test_an_item_of_version_2_is_read_and_written_the_same() -> None:
+    assert record.decode_item(frozen("item-v2.bin")) == ITEM
+    assert record.encode(ITEM) == frozen("item-v2.bin")
     assert ITEM.content().tolist() == np.array([0.5, -0.25, 1e-7], dtype=np.float32).tolist()
 
 

@@ -18,12 +18,14 @@ from models.admission import Admission
 from models.bundle import Bundle, Parts, load_bundle, write_bundle, write_directory
 from models.loading import assembler, examples
 from models.ranker import Ranker
+from models.semantic_id.tokens import Tokenizer
 from models.train import predict, snapshot
 from tests.build import coloured_parts, coloured_tables
 
 FILES = (
     "admission.safetensors",
     "table.safetensors",
+    "tokens/tokens.json",
     "network.safetensors",
     "users.parquet",
     "items.parquet",
@@ -86,6 +88,7 @@ def test_a_loaded_bundle_holds_all_that_was_written(parts: Parts, written: Bundl
     assert bundle.encoder is not None
     assert bundle.codebook is not None
     assert (bundle.encoder.id, bundle.codebook.id) == (bundle.manifest.encoder, bundle.manifest.codebook)
+    assert bundle.tokenizer == Tokenizer("prefix", bundle.codebook.levels, bundle.codebook.codes)
     assert {str(path.relative_to(written.directory)) for path in written.directory.rglob("*") if path.is_file()} == {
         "manifest.json",
         *FILES,
@@ -93,8 +96,8 @@ def test_a_loaded_bundle_holds_all_that_was_written(parts: Parts, written: Bundl
 
 
 def test_a_bundle_of_events_alone_has_neither_encoder_nor_codebook(parts: Parts, tmp_path: Path) -> None:
-    bundle = write_bundle(replace(parts, encoder=None, codebook=None), tmp_path / "bare")
-    assert (bundle.encoder, bundle.codebook) == (None, None)
+    bundle = write_bundle(replace(parts, encoder=None, codebook=None, tokens=None), tmp_path / "bare")
+    assert (bundle.encoder, bundle.codebook, bundle.tokenizer) == (None, None, None)
 
 
 def test_training_a_bundles_ranker_leaves_the_bundle_as_it_is(written: Bundle) -> None:
@@ -160,7 +163,7 @@ def edited(**changes: Any) -> Callable[[Path], None]:
         (edited(id="b-0000000000000000"), "altered"),
         (edited(files={}), "altered"),
         (edited(encoder="lsa-000000000000"), "altered"),
-        (edited(format=99), "format 99, this release reads 2"),
+        (edited(format=99), "format 99, this release reads 3"),
         (edited(more=1), "more"),
         (lambda path: path.write_text("{"), "manifest"),
         (lambda path: path.write_text("[]"), "manifest"),

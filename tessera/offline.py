@@ -1,0 +1,140 @@
+"""`tessera run`, `features`, `train` and `publish`: one command, up to another stage."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from tessera.console import (
+    DatasetArgument,
+    JsonOption,
+    OutOption,
+    err_console,
+    load_with_split,
+    one_of,
+    out_console,
+    parse_bytes,
+    parse_chunks,
+    print_json,
+)
+
+SeedOption = Annotated[int, typer.Option(min=0, max=2**31, help="Decides everything random.")]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Instead of the descriptor's: time, random, leave-one-out or order.")
+]
+EncoderOption = Annotated[str, typer.Option(help="lsa or sentence-transformers.")]
+ModelOption = Annotated[str | None, typer.Option("--encoder-model", help="Local directory or hub id.")]
+RunnerOption = Annotated[str, typer.Option(help="Beam runner: DirectRunner, DaskRunner, PrismRunner, FlinkRunner, …")]
+RunnerOptionsOption = Annotated[
+    list[str] | None, typer.Option("--runner-option", help="Passed to Beam, e.g. --direct_num_workers=2; repeatable.")
+]
+DimOption = Annotated[int, typer.Option(help="Width of a table row; a multiple of 4.")]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Bytes of the table's weights, e.g. 2MB; by default a row for each value.")
+]
+ChunksOption = Annotated[
+    list[str] | None, typer.Option(help="Lookups of a feature, e.g. item_id=4; repeatable. Default: 2 for many values.")
+]
+ExactOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Feature with rows of its own; repeatable, 'none' for none. Default: those of at most 8 values."),
+]
+AdmissionOption = Annotated[
+    int, typer.Option(min=0, max=255, help="Sightings after which a hashed value reads rows; 0 admits all.")
+]
+HistoryOption = Annotated[str, typer.Option("--history", help="How a history is pooled: mean or attention.")]
+ContentOption = Annotated[
+    bool | None, typer.Option("--content/--no-content", help="Let the network read content vectors; by default if any.")
+]
+TokensOption = Annotated[
+    str, typer.Option(help="What of a Semantic ID reads rows: prefix, unigram, bigram, all-bigrams or pieces.")
+]
+CodesOption = Annotated[int | None, typer.Option(help="Codes per level; by default what suits the catalogue's size.")]
+
+
+def run_command(until: str, help_text: str) -> Callable[..., None]:
+    """The command that does the stages up to and including `until`."""
+
+    def command(
+        dataset: DatasetArgument,
+        out: OutOption = Path("out"),
+        seed: SeedOption = 0,
+        split: SplitOption = None,
+        encoder: EncoderOption = "lsa",
+        encoder_model: ModelOption = None,
+        runner: RunnerOption = "DirectRunner",
+        runner_option: RunnerOptionsOption = None,
+        codes: CodesOption = None,
+        tokens: TokensOption = "prefix",
+        dim: DimOption = 16,
+        budget: BudgetOption = None,
+        chunks: ChunksOption = None,
+        exact: ExactOption = None,
+        admission: AdmissionOption = 2,
+        history: HistoryOption = "mean",
+        content: ContentOption = None,
+        json: JsonOption = False,
+    ) -> None:
+        from models.feature import Pooling, TableOptions
+        from models.semantic_id.tokens import Scheme
+        from tessera.run import RunOptions, run
+        from tessera.settings import Settings
+
+        table = TableOptions(
+            dim=dim,
+            budget=None if budget is None else parse_bytes(budget),
+            chunks=parse_chunks(chunks),
+            exact=None if exact is None else tuple(name for name in exact if name != "none"),
+            admission=admission,
+            history=one_of(Pooling, history, "--history"),
+            content=content,
+        )
+        options = RunOptions(
+            table=table,
+            seed=seed,
+            encoder=encoder,
+            encoder_model=encoder_model,
+            runner=runner,
+            runner_options=tuple(runner_option or ()),
+            codes=codes,
+            tokens=one_of(Scheme, tokens, "--tokens"),
+        )
+        registry = Settings.from_environment().open_registry() if until == "publish" else None
+        loaded = load_with_split(dataset, split)
+        result = run(loaded, out, options, console=err_console, registry=registry, until=until)
+        if json:
+            release = msgspec.to_builtins(result.release) if result.release else None
+            bundle = result.bundle.id if result.bundle else None
+            print_json({"bundle": bundle, "release": release, "executed": result.executed, "metrics": result.metrics})
+        else:
+            _print_result(result)
+
+    command.__doc__ = help_text
+    return command
+
+
+def _print_result(result: Any) -> None:
+    if result.metrics:
+        out_console.print(quality_table(result.metrics))
+    if result.bundle:
+        out_console.print(f"bundle   {result.bundle.id}  ({result.bundle.directory})")
+    if result.release:
+        aliases = ", ".join(result.release.aliases) or "no alias"
+        out_console.print(f"release  {result.release.model} version {result.release.version} ({aliases})")
+
+
+def quality_table(metrics: dict[str, Any]) -> Table:
+    """Test quality of the ranker beside its baselines."""
+    table = Table(title=f"Test quality, split by {metrics['split']}, seed {metrics['seed']}", title_justify="left")
+    for name in ("items", "model", "rows", "AUC", "log loss", "NE"):
+        table.add_column(name, justify="left" if name in ("items", "model") else "right")
+    for part in ("all", "known", "unseen"):
+        for model, parts in metrics["quality"].items():
+            values = [parts[part][name] for name in ("auc", "log_loss", "normalized_entropy")]
+            cells = ["–" if value is None else f"{value:.4f}" for value in values]
+            rows = f"{parts[part]['rows']:,}"
+            table.add_row(part, model, rows, *cells, style="bold" if model == "ranker" else None)
+    return table
