@@ -50,7 +50,7 @@ class TrainConfig:
 
     batch: int = 512
     max_epochs: int = 8
-    patience: int = 1
+    patience: int = 2
     table_rate: float = 0.1
     network_rate: float = 1e-3
     dropout: DropoutConfig = field(default_factory=DropoutConfig)

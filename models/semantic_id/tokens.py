@@ -14,6 +14,7 @@ Shape letters: N items, Q levels, K codes per level.
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ DESCRIPTION = "tokens.json"
 _MODEL = "tokens.model"
 # SentencePiece reads text: each (level, code) is a character of a private plane, where nothing is normalised.
 _FIRST_CHARACTER = 0xF0000
-_MOST_CHARACTERS = 0xFFFD
+_MOST_CHARACTERS = 0xFFFC
+# Unknown, the end of `_sentences`, and one to spare.
 _SPECIAL_PIECES = 3
 _SENTENCES = 200_000
 
@@ -196,18 +198,20 @@ def _spelt(codes: NDArray[np.uint16], per_level: int) -> list[str]:
 
 
 def _sentences(codes: NDArray[np.uint16], counts: NDArray[np.int64], per_level: int) -> Iterator[str]:
-    """Each code as often as it was shown, scaled down to `_SENTENCES` in all, twice at least.
+    """Each code as often as it was shown, scaled down to `_SENTENCES` in all.
 
-    SentencePiece joins what at least two sentences hold, and nothing where equal ones stand side by side: codes come in
-    passes of alternating order. A sentence of each character alone gives it a piece, also where no item has it.
+    SentencePiece counts equal sentences as one, and joins only what two different ones hold: to become one piece, a
+    code also stands once before an end that nothing else has. A sentence of each character alone gives it a piece,
+    also where no item has it.
     """
     distinct, place = np.unique(codes, axis=0, return_inverse=True)
     often = np.bincount(place.ravel(), weights=counts)
-    times = np.maximum(2, np.round(often * min(1.0, _SENTENCES / often.sum()))).astype(np.int64)
-    texts = np.array(_spelt(distinct, per_level), dtype=object)
-    yield from map(chr, range(_FIRST_CHARACTER, _FIRST_CHARACTER + codes.shape[1] * per_level))
-    for number in range(int(times.max())):
-        yield from texts[times > number][:: -1 if number % 2 else 1]
+    times = np.maximum(1, np.round(often * min(1.0, _SENTENCES / often.sum()))).astype(np.int64)
+    end = _FIRST_CHARACTER + codes.shape[1] * per_level
+    yield from map(chr, range(_FIRST_CHARACTER, end))
+    for text, count in zip(_spelt(distinct, per_level), times.tolist(), strict=True):
+        yield from itertools.repeat(text, count)
+        yield text + chr(end)
 
 
 def _trained(sentences: Iterator[str], levels: int, pieces: int) -> bytes:

@@ -42,6 +42,8 @@ from tessera.stage import key_of
 _NEW_SHARE = 0.1
 _DIM, _LEVELS = 128, 3
 _SMALL_TABLE = 0.1
+# One epoch of patience for `tessera run`'s two: the same order, in fewer epochs.
+_TRAIN = TrainConfig(patience=1)
 _USER_ONLY, _HASHED_ID = "user only", "hashed id"
 _SEMANTIC, _PERMUTED, _DENSE = "id + Semantic ID", "id + permuted Semantic ID", "id + Semantic ID + dense"
 
@@ -112,7 +114,7 @@ def cold_start(
             # Only made where a measurement is missing.
             world = _World(dataset, seed, held_out)
             for name in variants:
-                used = replace(config or TrainConfig(), seed=seed)
+                used = replace(config or _TRAIN, seed=seed)
                 decided_by = (world.key, asdict(VARIANTS[name]), asdict(used))
                 path = out / f"{key_of(name)[:8]}-{key_of(held_out or '')[:6]}-{seed}.json"
                 data = remembered(path, decided_by, partial(world.measure, VARIANTS[name], used))

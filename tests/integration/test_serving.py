@@ -50,7 +50,9 @@ def test_served_scores_are_the_offline_scores(service: RankService, world: World
         same,
     )
     events = Entities(bundle.schema, "event", service._context_frame({}), catalogue.admission)
-    offline = predict(bundle.ranker(), Assembler(bundle.schema, catalogue.users, catalogue.items, events), rows)
+    offline = predict(
+        bundle.ranker(), Assembler(bundle.schema, catalogue.users, catalogue.items, events, catalogue.vectors), rows
+    )
     served = dict(service.rank(user, items, len(items)).items)
     assert np.allclose([served[name] for name in items], offline, atol=1e-5)
 
