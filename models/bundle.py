@@ -36,7 +36,7 @@ from features.jobs.shard import write_parquet
 from models.admission import Admission, Sketch
 from models.ranker import DensePart, NetworkConfig, Ranker
 from models.schema import Schema
-from models.semantic_id import rqvae
+from models.semantic_id import codebook as codebooks
 from models.semantic_id.quantizer import Quantizer
 from models.semantic_id.tokens import Tokenizer, load_tokenizer
 from models.table.open import open_table
@@ -151,7 +151,7 @@ class Bundle:
         """The codebook that made the items' Semantic IDs, or None."""
         if self.manifest.codebook is None:
             return None
-        found = rqvae.load(self.directory / "codebook")
+        found = codebooks.load(self.directory / "codebook")
         _same("codebook", found.id, self.manifest.codebook)
         return found
 
@@ -203,7 +203,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
         for name, frame in (("users", parts.users), ("items", parts.items), ("history", parts.history)):
             write_parquet(frame, directory / f"{name}.parquet")
         encoder = load_encoder(parts.encoder).id if parts.encoder else None
-        codebook = rqvae.load(parts.codebook).id if parts.codebook else None
+        codebook = codebooks.load(parts.codebook).id if parts.codebook else None
         tokens = load_tokenizer(parts.tokens).id if parts.tokens else None
         manifest = Manifest(
             id="",

@@ -52,6 +52,8 @@ ContentOption = Annotated[
 TokensOption = Annotated[
     str, typer.Option(help="What of a Semantic ID reads rows: prefix, unigram, bigram, all-bigrams or pieces.")
 ]
+QuantizerOption = Annotated[str, typer.Option(help="rqvae, residual-kmeans or balanced-kmeans.")]
+LevelsOption = Annotated[int, typer.Option(min=1, max=16, help="Levels of a Semantic ID.")]
 CodesOption = Annotated[int | None, typer.Option(help="Codes per level; by default what suits the catalogue's size.")]
 
 
@@ -67,7 +69,9 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         encoder_model: ModelOption = None,
         runner: RunnerOption = "DirectRunner",
         runner_option: RunnerOptionsOption = None,
+        quantizer: QuantizerOption = "rqvae",
         codes: CodesOption = None,
+        levels: LevelsOption = 3,
         tokens: TokensOption = "prefix",
         dim: DimOption = 16,
         budget: BudgetOption = None,
@@ -79,6 +83,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         json: JsonOption = False,
     ) -> None:
         from models.feature import Pooling, TableOptions
+        from models.semantic_id.codebook import Kind
         from models.semantic_id.tokens import Scheme
         from tessera.run import RunOptions, run
         from tessera.settings import Settings
@@ -99,7 +104,9 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             encoder_model=encoder_model,
             runner=runner,
             runner_options=tuple(runner_option or ()),
+            quantizer=one_of(Kind, quantizer, "--quantizer"),
             codes=codes,
+            levels=levels,
             tokens=one_of(Scheme, tokens, "--tokens"),
         )
         registry = Settings.from_environment().open_registry() if until == "publish" else None

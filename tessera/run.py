@@ -26,7 +26,7 @@ from models.evaluate import Popularity, by_item_novelty
 from models.feature import TableOptions, default_schema, hashed_id_schema
 from models.loading import assembler, examples
 from models.registry import Registry, Release
-from models.semantic_id import rqvae
+from models.semantic_id import codebook as codebooks
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.health import codebook_health
 from models.semantic_id.quantizer import default_codes
@@ -58,7 +58,8 @@ class RunOptions:
         seed: of everything random, the split included where it is random.
         encoder, encoder_model, encoder_dim: how content becomes vectors.
         runner, runner_options: where the Beam jobs run; they decide no byte of the output.
-        codes: per level of a Semantic ID, None for what suits the catalogue's size.
+        quantizer: kind of the codebook.
+        levels, codes: of a Semantic ID, and per level; None for what suits the catalogue's size.
         tokens: how a Semantic ID becomes values of the table.
         table: the unified table's size and shape.
         history_length: L.
@@ -70,6 +71,7 @@ class RunOptions:
     encoder_dim: int = 128
     runner: str = "DirectRunner"
     runner_options: tuple[str, ...] = ()
+    quantizer: codebooks.Kind = "rqvae"
     codes: int | None = None
     levels: int = 3
     tokens: Scheme = "prefix"
@@ -175,7 +177,9 @@ class _Run:
 
     def _assign(self, encoded: Path) -> Path:
         options = self._options
-        self._assign_key = key_of("assign", self._encode_key, options.codes, options.levels, options.seed)
+        self._assign_key = key_of(
+            "assign", self._encode_key, options.quantizer, options.codes, options.levels, options.seed
+        )
 
         def work(directory: Path, advance: Advance) -> None:
             vectors = read_shards(encoded / "vectors")["vector"].to_numpy()
@@ -183,12 +187,19 @@ class _Run:
             codes = min(options.codes or default_codes(len(vectors)), int((~held_out).sum()))
             book = directory / "codebook"
             if not book.exists():
-                config = rqvae.RqVaeConfig(levels=options.levels, codes=codes, seed=options.seed)
-                write_directory(book, rqvae.fit(vectors[~held_out], config, progress=advance).save)
+                made = codebooks.fit(
+                    options.quantizer,
+                    vectors[~held_out],
+                    levels=options.levels,
+                    codes=codes,
+                    seed=options.seed,
+                    progress=advance,
+                )
+                write_directory(book, made.save)
             shards = sorted((encoded / "vectors").glob("part-*.parquet"))
             assign_catalogue(shards, book, directory / "codes", runner=options.runner, options=options.runner_options)
             health = codebook_health(
-                rqvae.load(book),
+                codebooks.load(book),
                 read_shards(directory / "codes")["codes"].to_numpy(),
                 {"fitted": vectors[~held_out], "held_out": vectors[held_out]},
             )
@@ -224,7 +235,7 @@ class _Run:
                     )
             advance(2, 3)
             if assigned is not None:
-                frame, tokenizer = with_tokens(frame, self._options.tokens, rqvae.load(assigned / "codebook"))
+                frame, tokenizer = with_tokens(frame, self._options.tokens, codebooks.load(assigned / "codebook"))
                 write_directory(directory / "tokens", tokenizer.save)
             for name in ("users", "items", "examples"):
                 write_parquet(getattr(frame, name), directory / f"{name}.parquet")

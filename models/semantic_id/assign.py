@@ -8,18 +8,18 @@ import numpy as np
 import polars as pl
 
 from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
-from models.semantic_id import rqvae
-from models.semantic_id.quantizer import Quantizer
+from models.semantic_id import codebook as codebooks
+from models.semantic_id.quantizer import DESCRIPTION, Quantizer
 
 
 @lru_cache(maxsize=1)
 def _codebook(directory: str, stamp: FileStamp) -> Quantizer:
-    return rqvae.load(Path(directory))
+    return codebooks.load(Path(directory))
 
 
 def assign_shard(shard: pl.DataFrame, *, codebook: str) -> pl.DataFrame:
     """Adds `codes`, (Q,) uint16, by the codebook saved in the directory `codebook`."""
-    quantizer = _codebook(codebook, file_stamp(Path(codebook) / rqvae.DESCRIPTION))
+    quantizer = _codebook(codebook, file_stamp(Path(codebook) / DESCRIPTION))
     codes = quantizer.encode(shard["vector"].to_numpy().astype(np.float32, copy=False))
     return shard.with_columns(pl.Series("codes", codes, dtype=pl.Array(pl.UInt16, quantizer.levels)))
 

@@ -9,7 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from features.error import DatasetError
+
 MAX_CODES = 256
+DESCRIPTION, TENSORS = "codebook.json", "codebook.safetensors"
 
 
 class Quantizer(Protocol):
@@ -41,6 +44,30 @@ class Quantizer(Protocol):
     def save(self, directory: Path) -> None:
         """Writes everything a load needs into an existing empty directory."""
         ...
+
+
+def refuse_not_finite(vectors: NDArray[np.float32]) -> None:
+    """Refuses vectors (N, D) that hold NaN or infinite values.
+
+    Raises:
+        DatasetError: names the first such row.
+    """
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise DatasetError(f"vectors: row {row} holds NaN or infinite values; mend the encoder's output")
+
+
+def refuse_width(vectors: NDArray[np.float32], dim: int, codebook: str) -> NDArray[np.float32]:
+    """The vectors as (N, dim) float32.
+
+    Raises:
+        DatasetError: they have another shape.
+    """
+    found = np.asarray(vectors)
+    if found.ndim != 2 or found.shape[1] != dim:
+        raise DatasetError(f"vectors: expected (N, {dim}) for codebook {codebook}, got {found.shape}")
+    return found.astype(np.float32, copy=False)
 
 
 def default_codes(items: int) -> int:

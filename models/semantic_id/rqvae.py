@@ -27,11 +27,11 @@ from torch.nn import functional
 
 from features.determinism import one_thread
 from features.error import BundleError, DatasetError
-from models.semantic_id.quantizer import MAX_CODES
+from models.semantic_id.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
 
-DESCRIPTION = "codebook.json"
-_TENSORS = "codebook.safetensors"
 _WARM_UP = 0.2
+# Where a training that goes on from another codebook begins: behind the resets, which would rename codes.
+_WARM_START = 0.7
 _RESETS_UNTIL = 0.7
 _RESET_EVERY = 50
 _KMEANS_SAMPLE = 20_000
@@ -126,10 +126,8 @@ class RqVae(nn.Module):
         Raises:
             DatasetError: wrong width, NaN or infinite values.
         """
-        vectors = np.asarray(vectors)
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise DatasetError(f"vectors: expected (N, {self.dim}) for codebook {self.id}, got {vectors.shape}")
-        _refuse_not_finite(vectors)
+        vectors = refuse_width(vectors, self.dim, self.id)
+        refuse_not_finite(vectors)
         wide = self._wide()
         out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
         for start in range(0, len(vectors), _ENCODE_ROWS):
@@ -156,7 +154,7 @@ class RqVae(nn.Module):
         return twin.requires_grad_(False)
 
     def save(self, directory: Path) -> None:
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / _TENSORS)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / TENSORS)
         (directory / DESCRIPTION).write_bytes(
             msgspec.json.encode({"kind": "rqvae", "id": self.id, "dim": self.dim, "config": asdict(self.config)})
         )
@@ -175,7 +173,7 @@ def load(directory: Path) -> RqVae:
         description = msgspec.json.decode(path.read_bytes())
         with torch.random.fork_rng(devices=[]):
             model = RqVae(description["dim"], msgspec.convert(description["config"], RqVaeConfig))
-        model.load_state_dict(load_file(directory / _TENSORS))
+        model.load_state_dict(load_file(directory / TENSORS))
     except (
         msgspec.DecodeError,
         UnicodeDecodeError,
@@ -187,7 +185,7 @@ def load(directory: Path) -> RqVae:
     ) as error:
         raise BundleError(f"{directory} does not hold a whole codebook: {error}; fetch or fit it again") from error
     if model.id != description["id"]:
-        raise BundleError(f"{directory / _TENSORS}: is codebook {model.id}, expected {description['id']}")
+        raise BundleError(f"{directory / TENSORS}: is codebook {model.id}, expected {description['id']}")
     return model.eval().requires_grad_(False)
 
 
@@ -195,6 +193,7 @@ def fit(
     vectors: NDArray[np.float32],
     config: RqVaeConfig,
     *,
+    start: RqVae | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RqVae:
     """Trains a codebook on (N, D) float32 vectors.
@@ -202,32 +201,37 @@ def fit(
     Args:
         vectors: the items to learn from; hold some back to measure the error on.
         config: `config.seed` decides everything random.
+        start: a codebook of the same shape to go on from, with its weights, codes and standardisation.
         progress: called with (steps done, steps).
 
     Raises:
         DatasetError: fewer vectors than codes per level, NaN or infinite values.
     """
-    _refuse_not_finite(vectors)
+    refuse_not_finite(vectors)
     if len(vectors) < config.codes:
         raise DatasetError(f"codes: {config.codes} a level need as many items, got {len(vectors)}; choose fewer codes")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = RqVae(vectors.shape[1], config)
-    model.mean.copy_(torch.from_numpy(vectors.mean(axis=0)))
-    model.scale.copy_(torch.tensor(max(float((vectors - vectors.mean(axis=0)).std()), 1e-6)))
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    else:
+        model.mean.copy_(torch.from_numpy(vectors.mean(axis=0)))
+        model.scale.copy_(torch.tensor(max(float((vectors - vectors.mean(axis=0)).std()), 1e-6)))
     inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
     with one_thread():
-        _train(model, inputs, progress)
+        _train(model, inputs, progress, begin=0.0 if start is None else _WARM_START)
     return model.eval().requires_grad_(False)
 
 
-def _train(model: RqVae, inputs: Tensor, progress: Callable[[int, int], None]) -> None:
+def _train(model: RqVae, inputs: Tensor, progress: Callable[[int, int], None], *, begin: float) -> None:
+    """Trains from the share `begin` of the steps on."""
     config = model.config
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     used = torch.zeros(config.levels, config.codes, dtype=torch.int64)
     warm_up, resets_until = int(config.steps * _WARM_UP), int(config.steps * _RESETS_UNTIL)
-    for step in range(config.steps):
+    for step in range(int(config.steps * begin), config.steps):
         if step == warm_up:
             _start_codes(model, inputs, generator)
         batch = inputs[torch.randint(len(inputs), (min(config.batch, len(inputs)),), generator=generator)]
@@ -267,13 +271,6 @@ def _reset_dead_codes(model: RqVae, inputs: Tensor, used: Tensor, generator: tor
         dead = torch.nonzero(used[level] == 0).squeeze(1)
         chosen = torch.randperm(len(residual), generator=generator)[: len(dead)]
         model.codebooks[level, dead] = residual[chosen]
-
-
-def _refuse_not_finite(vectors: NDArray[np.float32]) -> None:
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        raise DatasetError(f"vectors: row {row} holds NaN or infinite values; mend the encoder's output")
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from features.dataset import Dataset
     from tessera.bench.result import BenchResult
 
-NAMES = ("main-job", "multiplexing", "compression", "training-speed", "resize", "cold-start")
+NAMES = ("main-job", "multiplexing", "compression", "training-speed", "resize", "cold-start", "id-churn")
 
 
 def bench(
@@ -73,6 +73,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.cold_start import cold_start
 
         return cold_start
+    if name == "id-churn":
+        from tessera.bench.id_churn import id_churn
+
+        return id_churn
     if name == "compression":
         from tessera.bench.compression import compression
 

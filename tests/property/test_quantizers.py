@@ -1,0 +1,169 @@
+"""Laws of residual k-means: a code depends on its vector alone, a codebook is what its file says, clusters fill evenly."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from features.error import BundleError, DatasetError
+from models.semantic_id import codebook, residual_kmeans
+from models.semantic_id.codebook import KINDS, Kind
+from models.semantic_id.nearest import nearest, residual_codes
+from models.semantic_id.residual_kmeans import ResidualKMeansConfig, fill
+
+DIM = 12
+
+
+def grouped(count: int, seed: int) -> NDArray[np.float32]:
+    """Vectors around two dozen centres of unequal size."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(24, DIM))
+    share = 1 / np.arange(1, 25)
+    chosen = rng.choice(24, count, p=share / share.sum())
+    return (centres[chosen] + 0.2 * rng.normal(size=(count, DIM))).astype(np.float32)
+
+
+FITTED, OTHERS = grouped(600, 1), grouped(300, 2)
+CONFIG = ResidualKMeansConfig(levels=3, codes=8, seed=3)
+PLAIN = residual_kmeans.fit(FITTED, CONFIG)
+
+
+def exact(vectors: NDArray[np.float32], books: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The slow twin of `residual_codes`: every distance, one by one, in float64."""
+    found = np.zeros((len(vectors), len(books)), dtype=np.uint16)
+    for row, vector in enumerate(vectors):
+        residual = vector
+        for level, book in enumerate(books):
+            distances = [float(((residual.astype(np.float64) - code) ** 2).sum()) for code in book.astype(np.float64)]
+            found[row, level] = int(np.argmin(distances))
+            residual = residual - book[found[row, level]]
+    return found
+
+
+def test_the_fast_codes_are_those_of_the_slow_twin() -> None:
+    assert np.array_equal(PLAIN.encode(OTHERS), exact(OTHERS, PLAIN.books))
+
+
+@given(st.lists(st.integers(0, len(OTHERS) - 1), min_size=1, max_size=50), st.sampled_from([1, 2]))
+@settings(deadline=None)
+def test_a_vectors_code_does_not_depend_on_its_batch_or_on_threads(index: list[int], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = PLAIN.encode(OTHERS[index])
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found, PLAIN.encode(OTHERS)[index])
+
+
+def test_near_ties_are_told_apart_as_in_float64() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.normal(size=(1, 64)).astype(np.float32)
+    # Codes so close to one another that a float32 product cannot tell which is nearer.
+    book = base + 3e-5 * rng.normal(size=(32, 64)).astype(np.float32)
+    vectors = 4 * rng.normal(size=(200, 64)).astype(np.float32)
+    wide = ((vectors[:, None].astype(np.float64) - book.astype(np.float64)) ** 2).sum(axis=2).argmin(axis=1)
+    assert np.array_equal(nearest(vectors, book), wide)
+    naive = ((book**2).sum(axis=1) - 2 * vectors @ book.T).argmin(axis=1)
+    assert not np.array_equal(naive, wide)
+
+
+def test_a_tie_takes_the_lowest_code() -> None:
+    book = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
+    assert nearest(np.array([[0, 1], [0.5, 0.5]], dtype=np.float32), book).tolist() == [1, 0]
+
+
+def test_no_vectors_have_no_codes() -> None:
+    assert PLAIN.encode(np.zeros((0, DIM), dtype=np.float32)).shape == (0, 3)
+    assert residual_codes(np.zeros((0, 4), dtype=np.float32), np.zeros((2, 3, 4), dtype=np.float32)).shape == (0, 2)
+
+
+def test_every_level_halves_what_is_left_at_least_a_little() -> None:
+    codes = PLAIN.encode(OTHERS)
+    cut = [residual_kmeans.ResidualKMeans(PLAIN.books[:depth], CONFIG) for depth in (1, 2, 3)]
+    left = [float(((OTHERS - made.decode(codes[:, : made.levels])) ** 2).sum()) for made in cut]
+    assert left[0] > left[1] > left[2] > 0
+
+
+def test_balanced_clusters_are_of_more_equal_size() -> None:
+    def largest(balanced: bool) -> int:
+        made = residual_kmeans.fit(FITTED, ResidualKMeansConfig(1, 8, balanced=balanced))
+        return int(np.bincount(made.encode(FITTED)[:, 0]).max())
+
+    assert largest(True) < 0.8 * largest(False)
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 99))
+@settings(deadline=None)
+def test_filling_gives_each_a_place_and_none_more_than_its_room(count: int, clusters: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, 3)).astype(np.float32)
+    book = rng.normal(size=(clusters, 3)).astype(np.float32)
+    room = -(-count // clusters)
+    owner = fill(vectors, book, room)
+    assert (owner >= 0).all()
+    assert np.bincount(owner, minlength=clusters).max() <= room
+    roomy = fill(vectors, book, count)
+    assert np.array_equal(roomy, ((vectors[:, None] - book) ** 2).sum(axis=2).argmin(axis=1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_fits_saves_and_loads_to_the_same_codes(kind: Kind, tmp_path: Path) -> None:
+    made = codebook.fit(kind, FITTED, levels=2, codes=8, seed=1)
+    again = codebook.fit(kind, FITTED, levels=2, codes=8, seed=1)
+    assert made.id == again.id
+    assert made.id.startswith(kind)
+    made.save(tmp_path)
+    loaded = codebook.load(tmp_path)
+    assert loaded.id == made.id
+    assert loaded.encode(OTHERS).tobytes() == made.encode(OTHERS).tobytes()
+    assert loaded.decode(loaded.encode(OTHERS)).tobytes() == made.decode(made.encode(OTHERS)).tobytes()
+
+
+def test_eight_levels_of_2048_codes_fit_and_code() -> None:
+    vectors = np.random.default_rng(0).normal(size=(2_100, 8)).astype(np.float32)
+    made = residual_kmeans.fit(vectors, ResidualKMeansConfig(levels=8, codes=2048, iterations=1))
+    codes = made.encode(vectors)
+    assert codes.shape == (2_100, 8)
+    assert codes.max() > 255
+    assert np.array_equal(codes[:20], exact(vectors[:20], made.books))
+
+
+def test_what_cannot_be_coded_is_refused() -> None:
+    broken = OTHERS.copy()
+    broken[7, 3] = np.nan
+    with pytest.raises(DatasetError, match="row 7 holds NaN"):
+        PLAIN.encode(broken)
+    with pytest.raises(DatasetError, match=r"expected \(N, 12\).*got \(300, 5\)"):
+        PLAIN.encode(OTHERS[:, :5])
+    with pytest.raises(DatasetError, match="8 a level need as many items, got 7"):
+        residual_kmeans.fit(FITTED[:7], CONFIG)
+    with pytest.raises(DatasetError, match="'hnsw' is unknown; there are: rqvae"):
+        codebook.fit("hnsw", FITTED, levels=1, codes=2, seed=0)  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is missing"):
+        codebook.load(tmp_path)
+    PLAIN.save(tmp_path)
+    tensors, described = tmp_path / "codebook.safetensors", tmp_path / "codebook.json"
+    whole, text = tensors.read_bytes(), described.read_text()
+    tensors.write_bytes(whole[:-9])
+    with pytest.raises(BundleError, match="does not hold a whole codebook"):
+        codebook.load(tmp_path)
+    changed = bytearray(whole)
+    changed[-1] ^= 1
+    tensors.write_bytes(changed)
+    with pytest.raises(BundleError, match="is codebook residual-kmeans-"):
+        codebook.load(tmp_path)
+    described.write_text(json.dumps(json.loads(text) | {"kind": "lsh"}))
+    with pytest.raises(BundleError, match="of kind 'lsh'; this release knows rqvae"):
+        codebook.load(tmp_path)
+    described.write_text(text[:-20])
+    with pytest.raises(BundleError, match="does not hold a whole codebook"):
+        codebook.load(tmp_path)
