@@ -23,6 +23,7 @@ from tessera.console import (
     out_console,
     print_json,
 )
+from tessera.ids import ids
 from tessera.offline import run_command
 
 app = typer.Typer(
@@ -162,6 +163,7 @@ def send(
 
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
 app.add_typer(tables, name="table")
+app.add_typer(ids, name="ids")
 
 
 @tables.command("report")

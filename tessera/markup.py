@@ -5,6 +5,22 @@ Only `content` and `drawing` are HTML already; every other argument is text, so 
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib import resources
+from pathlib import Path
+
+
+def write_page(path: Path, title: str, body: str) -> None:
+    """Writes a page whose body is HTML, in UTF-8 and in the style of all pages, and the directories above it."""
+    style = resources.files("tessera.data").joinpath("report.css").read_text(encoding="utf-8")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n",
+        encoding="utf-8",
+    )
 
 
 def section(heading: str, *content: str) -> str:

@@ -7,7 +7,6 @@ measured is said to be missing, so that no empty plot can be taken for a result.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +91,9 @@ class DemoSummary:
 
 def write_report(path: Path, summary: DemoSummary) -> None:
     """Writes the page, UTF-8, and the directories above it where they are missing."""
-    style = resources.files("tessera.data").joinpath("report.css").read_text(encoding="utf-8")
     sections = [_header, _tiles, _ranking, _new_item, _online, _semantic_ids, _background]
     body = "\n".join(section(summary) for section in sections)
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(summary.title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    markup.write_page(path, summary.title, body)
 
 
 def render_summary(console: Console, summary: DemoSummary) -> None:

@@ -27,6 +27,7 @@ from models.semantic_id.quantizer import DESCRIPTION, TENSORS, refuse_not_finite
 
 Kind = Literal["residual-kmeans", "balanced-kmeans"]
 _BALANCING = 5
+_WARM_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,28 @@ def fit(
     residual = np.ascontiguousarray(vectors, dtype=np.float32)
     books = np.zeros((config.levels, config.codes, residual.shape[1]), dtype=np.float32)
     for level in range(config.levels):
-        begin = None if start is None else start[level]
-        book = centroids(residual, config.codes, iterations=config.iterations, seed=config.seed + level, start=begin)
-        books[level] = _balanced(residual, book) if config.balanced else book
+        books[level] = _level(residual, config, seed=config.seed + level, start=None if start is None else start[level])
         residual = residual - books[level][nearest(residual, books[level])]
         progress(level + 1, config.levels)
     return ResidualKMeans(books, config)
 
 
-def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[np.float32]:
+def _level(
+    vectors: NDArray[np.float32], config: ResidualKMeansConfig, *, seed: int, start: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    if start is None:
+        found = centroids(vectors, config.codes, iterations=config.iterations, seed=seed)
+        return _balanced(vectors, found, _BALANCING) if config.balanced else found
+    # Each round moves items to other codes, and the first ones gain the most.
+    if config.balanced:
+        return _balanced(vectors, start, 1)
+    return centroids(vectors, config.codes, iterations=_WARM_ITERATIONS, seed=seed, start=start)
+
+
+def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32], rounds: int) -> NDArray[np.float32]:
     """Moves centroids to the means of clusters of at most ceil(N / K) vectors each, a few times."""
     room = math.ceil(len(vectors) / len(book))
-    for _ in range(_BALANCING):
+    for _ in range(rounds):
         owner = fill(vectors, book, room)
         count = np.bincount(owner, minlength=len(book))
         members = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(book), len(owner)))

@@ -30,8 +30,9 @@ from features.error import BundleError, DatasetError
 from models.semantic_id.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
 
 _WARM_UP = 0.2
-# Where a training that goes on from another codebook begins: behind the resets, which would rename codes.
-_WARM_START = 0.7
+# Where a training that goes on from another codebook begins: behind the resets, which would rename codes, and late,
+# since every step moves items to other codes.
+_WARM_START = 0.95
 _RESETS_UNTIL = 0.7
 _RESET_EVERY = 50
 _KMEANS_SAMPLE = 20_000

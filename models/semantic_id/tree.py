@@ -1,0 +1,106 @@
+"""The tree that Semantic IDs are: a node for each prefix, its items, and the words that tell it from its siblings.
+
+Shape letters: N items, Q levels, W words.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import CountVectorizer
+
+_WORDS = 6
+_MOST_WORDS = 20_000
+_PRIOR = 0.01
+
+
+@dataclass(frozen=True)
+class Node:
+    """A prefix.
+
+    Attributes:
+        path: its codes.
+        start, stop: its items, as a range of `Tree.order`.
+    """
+
+    path: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+class Tree:
+    """Nodes over codes (N, Q), found by sorting: a node's items stand side by side.
+
+    Args:
+        codes: (N, Q).
+        texts: N texts of the same items.
+    """
+
+    def __init__(self, codes: NDArray[np.integer], texts: Sequence[str]) -> None:
+        self.codes = np.asarray(codes)
+        self.order: NDArray[np.int64] = np.lexsort(self.codes.T[::-1]).astype(np.int64)
+        self._sorted = self.codes[self.order]
+        vectorizer = CountVectorizer(
+            binary=True, stop_words="english", max_features=_MOST_WORDS, token_pattern=r"(?u)\b[^\W\d_]{2,}\b"
+        )
+        try:
+            counted = vectorizer.fit_transform(texts)
+            self._words = vectorizer.get_feature_names_out()
+        except ValueError:  # texts without a word
+            counted, self._words = csr_array((len(self.codes), 0)), np.zeros(0, dtype=object)
+        self._counts = csr_array(counted)[self.order]
+
+    @property
+    def root(self) -> Node:
+        return Node((), 0, len(self.order))
+
+    def items(self, node: Node) -> NDArray[np.int64]:
+        """Numbers of the node's items."""
+        return self.order[node.start : node.stop]
+
+    def children(self, node: Node) -> list[Node]:
+        """The nodes one code deeper, the largest first."""
+        depth = len(node.path)
+        if depth == self.codes.shape[1]:
+            return []
+        column = self._sorted[node.start : node.stop, depth]
+        edges = np.concatenate([[0], np.flatnonzero(np.diff(column)) + 1, [len(column)]])
+        found = [
+            Node((*node.path, int(column[a])), node.start + int(a), node.start + int(b))
+            for a, b in itertools.pairwise(edges)
+        ]
+        return sorted(found, key=lambda child: (-child.size, child.path))
+
+    def find(self, path: Sequence[int]) -> Node:
+        """The node of a prefix that some item has."""
+        node = self.root
+        for code in path:
+            node = next(child for child in self.children(node) if child.path[-1] == code)
+        return node
+
+    def words(self, node: Node, siblings_of: Node) -> list[str]:
+        """Words of a node's texts that the parent's other texts lack, the most telling first.
+
+        Log odds with a Dirichlet prior of the parent's words, over their deviation (Monroe et al., 2008, eq. 22), on
+        the number of texts that hold a word.
+        """
+        if not len(self._words) or node.size == siblings_of.size:
+            return []
+        own = np.asarray(self._counts[node.start : node.stop].sum(axis=0)).ravel().astype(np.float64)
+        every = np.asarray(self._counts[siblings_of.start : siblings_of.stop].sum(axis=0)).ravel().astype(np.float64)
+        rest = every - own
+        prior = _PRIOR * every + 1e-9
+        own_total, rest_total, prior_total = own.sum(), rest.sum(), prior.sum()
+        log_odds = np.log((own + prior) / (own_total + prior_total - own - prior)) - np.log(
+            (rest + prior) / (rest_total + prior_total - rest - prior)
+        )
+        score = log_odds / np.sqrt(1 / (own + prior) + 1 / (rest + prior))
+        best = np.argsort(-score, kind="stable")[:_WORDS]
+        return [str(self._words[word]) for word in best if score[word] > 0 and own[word] > 0]
