@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from features.dataset import Dataset
     from tessera.bench.result import BenchResult
 
-NAMES = ("main-job", "multiplexing", "compression", "training-speed", "resize", "cold-start", "id-churn")
+NAMES = (
+    "main-job",
+    "multiplexing",
+    "compression",
+    "training-speed",
+    "resize",
+    "cold-start",
+    "id-churn",
+    "semantic-ids",
+)
 
 
 def bench(
@@ -55,6 +64,12 @@ def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Ca
         from tessera.bench.training_speed import training_speed
 
         return partial(training_speed, out / name)
+    if name == "semantic-ids":
+        from tessera.bench.semantic_ids import semantic_ids
+
+        # Generated vectors unless a dataset is given.
+        own = _datasets(path, [None], out)[0] if path else None
+        return partial(semantic_ids, own, out / f"{name}-{own.name if own else 'synthetic'}")
     if name == "main-job":
         from tessera.bench.main_job import main_job
 

