@@ -13,7 +13,8 @@ from features.error import BundleError
 from models.bundle import Bundle, load_bundle, write_directory
 
 CHAMPION = "champion"
-_BUNDLE_TAG = "tessera.bundle"
+_BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
+_CODEBOOK_SUFFIX = ".codebook"
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,26 @@ class Registry:
         self._client.set_terminated(run_id)
         if not known:
             self._create_model(model)
+        tags = {_BUNDLE_TAG: bundle.id}
+        if bundle.manifest.codebook is not None:
+            tags[_CODEBOOK_TAG] = bundle.manifest.codebook
+            self._register_codebook(model, bundle.manifest.codebook, run)
         version = self._client.create_model_version(
-            model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={_BUNDLE_TAG: bundle.id}
+            model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags=tags
         )
         if not self._aliases(model):
             self._client.set_registered_model_alias(model, CHAMPION, version.version)
         return self._release(model, version.version)
 
     def models(self) -> list[str]:
-        """The names of all registered models."""
-        return [found.name for found in self._client.search_registered_models()]
+        """The names of all registered models; codebooks are none."""
+        names = [found.name for found in self._client.search_registered_models()]
+        return [name for name in names if not name.endswith(_CODEBOOK_SUFFIX)]
+
+    def codebooks(self, model: str) -> dict[str, str]:
+        """The codebooks that a model's bundles need or needed: id by version, oldest first."""
+        found = self._versions(model + _CODEBOOK_SUFFIX)
+        return {str(one.version): one.tags[_CODEBOOK_TAG] for one in sorted(found, key=lambda one: int(one.version))}
 
     def resolve(self, model: str | None, alias: str = CHAMPION) -> Release:
         """Finds the version an alias stands for; without a model, the only model there is.
@@ -124,6 +135,19 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+    def _register_codebook(self, model: str, codebook: str, run: Any) -> None:
+        """Registers a codebook that no earlier bundle came with, under a name of its own."""
+        name = model + _CODEBOOK_SUFFIX
+        if codebook in self.codebooks(model).values():
+            return
+        self._create_model(name)
+        self._client.create_model_version(
+            name,
+            source=f"{run.info.artifact_uri}/bundle/codebook",
+            run_id=run.info.run_id,
+            tags={_CODEBOOK_TAG: codebook},
+        )
 
     def _versions(self, model: str) -> list[Any]:
         return list(self._client.search_model_versions(f"name = '{model}'"))

@@ -235,7 +235,10 @@ def _published(path: Path, coded: Coded) -> tuple[NDArray[np.int64], NDArray[np.
     """Codes of published IDs, each distinct token a number, and our vectors of the same items."""
     try:
         given = msgspec.json.decode(path.read_bytes())
-        rows = list(given.items()) if isinstance(given, dict) else list(enumerate(given))
+        if isinstance(given, dict) and given.keys() == {str(row) for row in range(len(coded.ids))} != set(coded.ids):
+            # Numbered from 0 where the items are not: their places in the catalogue.
+            given = [given[str(row)] for row in range(len(coded.ids))]
+        rows = list(given.items()) if isinstance(given, dict) else list(zip(coded.ids, given, strict=False))
         tokens = pl.DataFrame([list(map(str, tokens)) for _, tokens in rows], orient="row")
     except (msgspec.DecodeError, OSError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise TesseraError(f"{path}: expected JSON of item id → list of as many tokens each ({error})") from error

@@ -59,6 +59,12 @@ def test_versions_of_a_model(
     with subtests.test("what was opened is in the cache and is opened from there"):
         assert {path.name for path in (tmp_path / "cache").iterdir()} == {first.id, second.id}
         assert registry.open(two, tmp_path / "cache").directory == tmp_path / "cache" / second.id
+    with subtests.test("codebooks have versions of their own, one for each that a bundle came with"):
+        assert first.manifest.codebook is not None
+        # Both bundles are made of one catalogue, so both need one codebook.
+        assert registry.codebooks("shop") == {"1": first.manifest.codebook}
+        assert second.manifest.codebook == first.manifest.codebook
+        assert registry.models() == ["shop"]
     other = registry.publish(make("news", 100), params={}, metrics={})
     with subtests.test("models of two datasets have versions and champions of their own"):
         assert (other.model, other.version, other.aliases) == ("news", "1", (CHAMPION,))

@@ -1,4 +1,4 @@
-"""Laws of residual k-means: a code depends on its vector alone, a codebook is what its file says, clusters fill evenly."""
+"""Laws of residual k-means: a code depends on its vector alone, a codebook is what its file says, groups fill up."""
 
 import json
 from pathlib import Path

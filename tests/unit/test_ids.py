@@ -142,6 +142,13 @@ def test_published_ids_are_measured_on_our_vectors(run: Path, tmp_path: Path) ->
     published.write_text(json.dumps({f"i{row}": [f"<a_{row % 3}>", f"<b_{row}>"] for row in range(50)}))
     found = json.loads(invoke("report", str(run), "--json", "--against", str(published)))["quality"]["theirs"]
     assert (found["items"], found["unique"], found["depths"][0]["nodes"]) == (50, 1.0, 3)
+    in_order = {str(row): [f"<a_{row % 3}>", f"<b_{row}>"] for row in range(60)}
+    for written in (in_order, list(in_order.values())):
+        published.write_text(json.dumps(written))
+        found = json.loads(invoke("report", str(run), "--json", "--against", str(published)))["quality"]["theirs"]
+        coded = load_coded(run)
+        expected = id_quality(np.stack([np.arange(60) % 3, np.arange(60)], axis=1), coded.vectors)
+        assert found == json.loads(json.dumps(asdict(expected)))
     published.write_text(json.dumps({"nobody": ["a"]}))
     with pytest.raises(TesseraError, match="none of its 1 ids is an item"):
         invoke("report", str(run), "--against", str(published))
