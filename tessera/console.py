@@ -70,3 +70,14 @@ def parse_chunks(pairs: list[str] | None) -> dict[str, int]:
             raise TesseraError(f"--chunks {pair}: expected NAME=LOOKUPS, like item_id=2")
         found[name] = int(count)
     return found
+
+
+def parse_options(pairs: list[str] | None, option: str) -> tuple[tuple[str, str], ...]:
+    """Reads `NAME=VALUE`, repeated, sorted by name."""
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not name or not equals or not value:
+            raise TesseraError(f"{option} {pair}: expected NAME=VALUE")
+        found[name] = value
+    return tuple(sorted(found.items()))

@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -15,6 +15,9 @@ from rich.tree import Tree as RichTree
 
 from features.error import TesseraError
 from tessera.console import JsonOption, err_console, out_console, print_json
+
+if TYPE_CHECKING:
+    from models.semantic_id.hits import HitRate
 
 ids = typer.Typer(
     no_args_is_help=True, help="Semantic IDs: show an item's, compare two runs', report on a catalogue's."
@@ -152,6 +155,10 @@ def compare(
 @ids.command()
 def report(
     run: RunArgument,
+    new: Annotated[
+        Path | None,
+        typer.Option(help="A descriptor: how the items of it that the run has not coded fit its codebook."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with a tree to unfold.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Published IDs to measure beside: JSON, by item id or in catalogue order.")
@@ -160,7 +167,7 @@ def report(
 ) -> None:
     """Say how the codes are used, who shares them, how pure the nodes are, and what to change."""
     from models.semantic_id.quality import id_quality
-    from models.semantic_id.quantizer import default_codes
+    from models.semantic_id.quantizer import recommended_shape
     from tessera.ids_page import write_page
 
     coded = load_coded(run)
@@ -168,8 +175,18 @@ def report(
     found = {"ours": asdict(id_quality(coded.codes, coded.vectors))}
     if against is not None:
         found[against.stem] = asdict(id_quality(*_published(against, coded)))
-    advice = advise(health, found["ours"], default_codes(len(coded.ids)))
-    document = {"codebook": health, "quality": found, "advice": advice}
+    if new is not None:
+        health["drift"] = new_items_drift(run, new, coded)
+    shape = recommended_shape(len(coded.ids))
+    advice = advise(health, found["ours"], shape)
+    hits = [asdict(one) for one in hits_of(run)]
+    document = {
+        "codebook": health,
+        "recommended": {"levels": shape[0], "codes": shape[1]},
+        "quality": found,
+        "hits": hits,
+        "advice": advice,
+    }
     if html is not None:
         write_page(html, coded, document)
         err_console.print(f"page: {html}")
@@ -178,13 +195,109 @@ def report(
         return
     for name, one in found.items():
         out_console.print(depth_table(name, one))
+    if hits:
+        out_console.print(hits_table(hits))
     for line in advice:
         out_console.print(f"• {line}")
 
 
-def advise(health: dict[str, Any], quality: dict[str, Any], codes: int) -> list[str]:
-    """What to look at or to change, in sentences."""
+def hits_of(run: Path) -> "list[HitRate]":
+    """How histories lead to the next item by their codes; nothing where the run has no frame."""
+    from models.semantic_id.hits import hit_rates
+
+    if not (run / "frame" / "stage.json").is_file():
+        return []
+    items = pl.read_parquet(run / "frame" / "items.parquet", columns=["semantic_codes"])["semantic_codes"]
+    known = items.is_not_null().to_numpy()
+    codes = np.zeros((len(items), len(items.drop_nulls()[0])), dtype=np.uint16)
+    codes[known] = items.drop_nulls().to_numpy()
+    columns = ["item", "history", "label", "split"]
+    return hit_rates(codes, known, pl.read_parquet(run / "frame" / "examples.parquet", columns=columns))
+
+
+def new_items_drift(run: Path, descriptor: Path, coded: Coded) -> dict[str, Any]:
+    """Codes the items of a descriptor that the run does not know, and compares them with the run's own.
+
+    Raises:
+        TesseraError: there are too few of them.
+    """
+    from features.content.registry import load_encoder
+    from features.dataset import load_dataset
+    from features.table import read_items
+    from models.semantic_id.codebook import load
+    from models.semantic_id.drift import drift
+
+    dataset = load_dataset(descriptor)
+    items = read_items(dataset) if dataset.has_content else None
+    if items is None:
+        raise TesseraError(f"{descriptor}: --new needs [items] with text")
+    texts = items.filter(~pl.col("item_id").is_in(coded.ids))["text"].fill_null("").to_list()
+    vectors = load_encoder(run / "encode" / "encoder").encode(texts) if texts else coded.vectors[:0]
+    found = drift(load(run / "assign" / "codebook"), coded.vectors, vectors)
+    if found is None:
+        raise TesseraError(f"{descriptor}: {counted(len(texts))} are new to {run}; drift shows in 20 and more")
+    return asdict(found)
+
+
+def hits_table(hits: list[dict[str, Any]]) -> Table:
+    """A row for each group of items, a column for each depth."""
+    table = Table(title="What users like next shares codes with their history", title_justify="left")
+    table.add_column("items")
+    table.add_column("events", justify="right")
+    for depth in range(1, len(hits[0]["rate"]) + 1):
+        table.add_column(f"1–{depth} (by chance)", justify="right")
+    for one in hits:
+        cells = [f"{own:.1%} ({chance:.1%})" for own, chance in zip(one["rate"], one["by_chance"], strict=True)]
+        table.add_row(one["group"], f"{one['events']:,}", *cells)
+    table.caption = "frequent: the fifth of the items with most training events; chance: other users' histories"
+    return table
+
+
+@ids.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(help="A .parquet file: item_id, codes and, if asked, suffix.")],
+    suffix: Annotated[bool, typer.Option("--suffix", help="Number the items that share a Semantic ID.")] = False,
+    after: Annotated[
+        Path | None, typer.Option(help="An earlier export with --suffix: its items keep their numbers.")
+    ] = None,
+) -> None:
+    """Write the Semantic IDs of a run to a file, made unique by a suffix that an append does not change."""
+    from features.jobs.shard import write_parquet
+    from models.semantic_id.suffix import with_suffix
+
+    if after is not None and not suffix:
+        raise TesseraError("--after goes on numbering: give --suffix too")
+    coded = load_coded(run)
+    codes = pl.Series("codes", coded.codes, dtype=pl.Array(pl.UInt16, coded.codes.shape[1]))
+    items = pl.DataFrame({"item_id": coded.ids}).with_columns(codes.cast(pl.List(pl.UInt16)))
+    if suffix:
+        items = with_suffix(items, _exported(after) if after else None)
+        numbered = items.filter(pl.col("suffix") > 0).height
+        err_console.print(f"{counted(numbered)} of {items.height:,} ({numbered / items.height:.1%}) need a suffix")
+    write_parquet(items, out)
+
+
+def _exported(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=["item_id", "codes", "suffix"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise TesseraError(f"{path} is no export with item_id, codes and suffix: {error}") from error
+
+
+def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, int]) -> list[str]:
+    """What to look at or to change, in sentences.
+
+    Args:
+        shape: levels and codes recommended for the catalogue's size.
+    """
+    levels, codes = shape
     found = []
+    if health["codes"] > 2 * codes:
+        found.append(
+            f"{health['codes']:,} codes a level are many for {quality['items']:,} items: {levels} x {codes} "
+            f"(--levels {levels} --codes {codes}) fill their codes more evenly"
+        )
     for level, share in enumerate(health["perplexity"], 1):
         if share < 0.5:
             found.append(
@@ -198,6 +311,7 @@ def advise(health: dict[str, Any], quality: dict[str, Any], codes: int) -> list[
     if quality["sharing"] > 0.2 * quality["items"]:
         share = quality["sharing"] / quality["items"]
         found.append(f"{share:.0%} of the items share their Semantic ID: more levels or codes would tell them apart")
+    found += (health.get("drift") or {}).get("flags", ())
     errors = health["error"]
     if errors.get("held_out", 0) > 1.15 * errors.get("fitted", 1):
         found.append(

@@ -34,6 +34,7 @@ def write_page(path: Path, coded: "Coded", document: dict[str, Any]) -> None:
             "What to look at", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in document['advice'])}</ul>"
         ),
         *(_coding(name, quality) for name, quality in document["quality"].items()),
+        *([_hits(document["hits"])] if document.get("hits") else []),
         _explorer(coded),
     ]
     markup.write_page(path, "Semantic IDs", "\n".join(body))
@@ -80,6 +81,24 @@ def _coding(name: str, quality: dict[str, Any]) -> str:
             markup.figure("Purity and sharing", drawing, caption), markup.card("By depth", markup.table(columns, rows))
         ),
     )
+
+
+def _hits(hits: list[dict[str, Any]]) -> str:
+    depths = range(1, len(hits[0]["rate"]) + 1)
+    rows = [
+        [
+            one["group"],
+            f"{one['events']:,}",
+            *(f"{own:.1%} · {chance:.1%}" for own, chance in zip(one["rate"], one["by_chance"], strict=True)),
+        ]
+        for one in hits
+    ]
+    remark = (
+        "Positive test events whose item shares its first codes with an item of the user's history, and, behind the "
+        "dot, with another user's history. Frequent: the fifth of the items with most training events."
+    )
+    table = markup.table(["items", ">events", *(f">codes 1–{depth}" for depth in depths)], rows)
+    return markup.section("From history to the next item", markup.caption(remark), markup.card("Hits by depth", table))
 
 
 def _explorer(coded: "Coded") -> str:

@@ -18,6 +18,7 @@ from tessera.console import (
     out_console,
     parse_bytes,
     parse_chunks,
+    parse_options,
     print_json,
 )
 
@@ -53,7 +54,17 @@ TokensOption = Annotated[
     str, typer.Option(help="What of a Semantic ID reads rows: prefix, unigram, bigram, all-bigrams or pieces.")
 ]
 QuantizerOption = Annotated[str, typer.Option(help="rqvae, residual-kmeans or balanced-kmeans.")]
-LevelsOption = Annotated[int, typer.Option(min=1, max=16, help="Levels of a Semantic ID.")]
+QuantizerOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--quantizer-option", help="Of its kind, e.g. gradient=rotation or sinkhorn=0.003; repeatable."),
+]
+WarmStartOption = Annotated[
+    Path | None,
+    typer.Option("--warm-start", help="The --out of an earlier run: keep its encoder, its codes' names and its rows."),
+]
+LevelsOption = Annotated[
+    int | None, typer.Option(min=1, max=16, help="Levels of a Semantic ID; by default what suits the catalogue's size.")
+]
 CodesOption = Annotated[int | None, typer.Option(help="Codes per level; by default what suits the catalogue's size.")]
 
 
@@ -71,7 +82,9 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         runner_option: RunnerOptionsOption = None,
         quantizer: QuantizerOption = "rqvae",
         codes: CodesOption = None,
-        levels: LevelsOption = 3,
+        levels: LevelsOption = None,
+        quantizer_option: QuantizerOptionsOption = None,
+        warm_start: WarmStartOption = None,
         tokens: TokensOption = "prefix",
         dim: DimOption = 16,
         budget: BudgetOption = None,
@@ -105,6 +118,8 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             runner=runner,
             runner_options=tuple(runner_option or ()),
             quantizer=one_of(Kind, quantizer, "--quantizer"),
+            quantizer_options=parse_options(quantizer_option, "--quantizer-option"),
+            warm_start=warm_start,
             codes=codes,
             levels=levels,
             tokens=one_of(Scheme, tokens, "--tokens"),

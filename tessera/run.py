@@ -28,8 +28,9 @@ from models.loading import assembler, examples
 from models.registry import Registry, Release
 from models.semantic_id import codebook as codebooks
 from models.semantic_id.assign import assign_catalogue
-from models.semantic_id.health import codebook_health
-from models.semantic_id.quantizer import default_codes
+from models.semantic_id.drift import drift
+from models.semantic_id.health import codebook_health, collapse_alarm
+from models.semantic_id.quantizer import recommended_shape
 from models.semantic_id.tokens import Scheme
 from models.train import Checkpointing, TrainConfig, predict, train
 from tessera.artifact import (
@@ -43,6 +44,7 @@ from tessera.artifact import (
     with_train_positives,
     write_json,
 )
+from tessera.previous import Previous
 from tessera.stage import Advance, Stages, key_of
 
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
@@ -59,10 +61,12 @@ class RunOptions:
         encoder, encoder_model, encoder_dim: how content becomes vectors.
         runner, runner_options: where the Beam jobs run; they decide no byte of the output.
         quantizer: kind of the codebook.
-        levels, codes: of a Semantic ID, and per level; None for what suits the catalogue's size.
+        quantizer_options: other settings of its kind, as names and texts.
+        levels, codes: of a Semantic ID, and per level; None for what suits the catalogue's size, or the earlier run's.
         tokens: how a Semantic ID becomes values of the table.
         table: the unified table's size and shape.
         history_length: L.
+        warm_start: the directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
     """
 
     seed: int = 0
@@ -72,11 +76,13 @@ class RunOptions:
     runner: str = "DirectRunner"
     runner_options: tuple[str, ...] = ()
     quantizer: codebooks.Kind = "rqvae"
+    quantizer_options: tuple[tuple[str, str], ...] = ()
     codes: int | None = None
-    levels: int = 3
+    levels: int | None = None
     tokens: Scheme = "prefix"
     table: TableOptions = field(default_factory=TableOptions)
     history_length: int = DEFAULT_LENGTH
+    warm_start: Path | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -116,6 +122,9 @@ class _Run:
         self._options = options
         self._console = console
         self._registry = registry
+        if options.warm_start and options.warm_start.resolve() == out.resolve():
+            raise DatasetError(f"--warm-start {out} is this run's own --out; give the new run another directory")
+        self._previous = Previous(options.warm_start) if options.warm_start else None
         self._stages = Stages(out, console)
         self._split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
         source = dataset.model_dump(mode="json", exclude={"source", "split"})
@@ -150,7 +159,8 @@ class _Run:
             )
             return None
         choice = (options.encoder, options.encoder_model, options.encoder_dim, options.seed)
-        self._encode_key = key_of("encode", self._data_key, choice)
+        before = self._previous.key if self._previous else ()
+        self._encode_key = key_of("encode", self._data_key, choice, *before)
         kind = encoders.kind(options.encoder)
 
         def work(directory: Path, advance: Advance) -> None:
@@ -159,8 +169,12 @@ class _Run:
             texts = items.select("item_id", "text")
             fitted = directory / "encoder"
             if not fitted.exists():
-                model = kind.fit(
-                    texts["text"].to_list(), dim=options.encoder_dim, seed=options.seed, model=options.encoder_model
+                model = (
+                    encoders.load_encoder(self._previous.encoder)
+                    if self._previous
+                    else kind.fit(
+                        texts["text"].to_list(), dim=options.encoder_dim, seed=options.seed, model=options.encoder_model
+                    )
                 )
                 write_directory(fitted, model.save)
             shards = write_shards(texts, directory / "texts")
@@ -178,37 +192,46 @@ class _Run:
     def _assign(self, encoded: Path) -> Path:
         options = self._options
         self._assign_key = key_of(
-            "assign", self._encode_key, options.quantizer, options.codes, options.levels, options.seed
+            "assign",
+            self._encode_key,
+            (options.quantizer, options.quantizer_options),
+            options.codes,
+            options.levels,
+            options.seed,
         )
 
         def work(directory: Path, advance: Advance) -> None:
-            vectors = read_shards(encoded / "vectors")["vector"].to_numpy()
+            items = read_shards(encoded / "vectors")
+            vectors = items["vector"].to_numpy()
             held_out = np.random.default_rng(options.seed).random(len(vectors)) < _HELD_OUT
-            codes = min(options.codes or default_codes(len(vectors)), int((~held_out).sum()))
+            start = self._previous.codebook() if self._previous else None
+            suited = (start.levels, start.codes) if start else recommended_shape(len(vectors))
+            codes = min(options.codes or suited[1], int((~held_out).sum()))
             book = directory / "codebook"
             if not book.exists():
                 made = codebooks.fit(
                     options.quantizer,
                     vectors[~held_out],
-                    levels=options.levels,
+                    levels=options.levels or suited[0],
                     codes=codes,
                     seed=options.seed,
+                    options=dict(options.quantizer_options),
+                    start=start,
                     progress=advance,
                 )
+                if self._previous:
+                    made = self._previous.named(made, items)
                 write_directory(book, made.save)
             shards = sorted((encoded / "vectors").glob("part-*.parquet"))
             assign_catalogue(shards, book, directory / "codes", runner=options.runner, options=options.runner_options)
-            health = codebook_health(
-                codebooks.load(book),
-                read_shards(directory / "codes")["codes"].to_numpy(),
-                {"fitted": vectors[~held_out], "held_out": vectors[held_out]},
-            )
-            write_json(directory / "report.json", asdict(health))
-            if health.collapsed:
-                self._console.print(
-                    f"[yellow]assign: levels {list(health.collapsed)} use under half of their {codes} codes; "
-                    "choose fewer with --codes[/yellow]"
-                )
+            fit, new = vectors[~held_out], vectors[held_out]
+            made = codebooks.load(book)
+            codes_of_all = read_shards(directory / "codes")["codes"].to_numpy()
+            health = codebook_health(made, codes_of_all, {"fitted": fit, "held_out": new})
+            drifted = drift(made, fit, new)
+            write_json(directory / "report.json", asdict(health) | {"drift": asdict(drifted) if drifted else None})
+            for line in (*collapse_alarm(health), *(drifted.flags if drifted else ())):
+                self._console.print(f"[yellow]assign: {line}[/yellow]")
 
         return self._stages.run("assign", self._assign_key, work)
 
@@ -245,13 +268,19 @@ class _Run:
 
     def _train(self, frame_dir: Path) -> Path:
         config = self._train_config()
-        self._train_key = key_of("train", self._frame_key, asdict(config), asdict(self._options.table))
+        before = self._previous.key if self._previous else ()
+        self._train_key = key_of("train", self._frame_key, asdict(config), asdict(self._options.table), *before)
 
         def work(directory: Path, advance: Advance) -> None:
             frame = read_frame(frame_dir)
             options = self._options
             schema = default_schema(self._dataset, frame, options.table, history_length=options.history_length)
-            for number, (name, shape) in enumerate(((_RANKER, schema), (_HASHED_ID, hashed_id_schema(schema)))):
+            baseline = hashed_id_schema(schema)
+            start = None
+            if self._previous:
+                schema, start = self._previous.ranker(schema, frame, config)
+            jobs = ((_RANKER, schema, start), (_HASHED_ID, baseline, None))
+            for number, (name, shape, begin) in enumerate(jobs):
                 place = directory / name
                 if place.exists():
                     continue
@@ -260,7 +289,7 @@ class _Run:
                     advance(done + number * total, 2 * total)
 
                 halfway = Checkpointing(directory / f"{name}.checkpoint")
-                trained = train(shape, frame, config, progress=both, checkpointing=halfway)
+                trained = train(shape, frame, config, progress=both, checkpointing=halfway, start=begin)
                 write_directory(place, partial(save_ranker, schema=shape, trained=trained))
                 halfway.path.unlink(missing_ok=True)
 

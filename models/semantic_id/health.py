@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.semantic_id.quantizer import Quantizer
+from models.semantic_id.quantizer import Quantizer, default_codes
 
 _COLLAPSED = 0.5
 
@@ -75,3 +75,15 @@ def relative_error(quantizer: Quantizer, vectors: NDArray[np.float32]) -> float:
     spread = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
     lost = float(((vectors - quantizer.decode(quantizer.encode(vectors))) ** 2).sum())
     return lost / max(spread, 1e-12)
+
+
+def collapse_alarm(health: CodebookHealth) -> list[str]:
+    """For each collapsed level, what to change; nothing while all is well."""
+    fewer = default_codes(health.items)
+    remedy = f"--codes {fewer}" if fewer < health.codes else "fewer --codes, --quantizer balanced-kmeans"
+    return [
+        f"level {level} of {health.levels} collapsed: it uses {health.usage[level - 1]:.0%} of its {health.codes:,} "
+        f"codes; refit with {remedy}"
+        + (", or with --quantizer-option sinkhorn=0.003" if level == health.levels else "")
+        for level in health.collapsed
+    ]

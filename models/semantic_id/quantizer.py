@@ -3,6 +3,7 @@
 Shape letters: N items, D dim of a content vector, Q levels, K codes per level.
 """
 
+import math
 from pathlib import Path
 from typing import Protocol
 
@@ -77,6 +78,16 @@ def default_codes(items: int) -> int:
     item each, from which a ranker cannot generalise.
     """
     return int(2 ** np.clip(np.round(np.log2(max(items, 1)) / 2), 3, np.log2(MAX_CODES)))
+
+
+def recommended_shape(items: int) -> tuple[int, int]:
+    """Levels and codes for a catalogue of so many items: `default_codes`, and one level more than tells them apart.
+
+    The last level is for what the ones before do not tell; on 3,883 items it is the third of 64 codes. A quarter of a
+    level may lack: neighbours share a node then, which is what a Semantic ID is for.
+    """
+    codes = default_codes(items)
+    return 1 + max(1, math.ceil(math.log(max(items, 2)) / math.log(codes) - 0.25)), codes
 
 
 def prefix_tokens(codes: NDArray[np.uint16]) -> list[list[str]]:

@@ -4,7 +4,8 @@ What keeps it from collapsing onto a few codes, each a known trap:
 - inputs centred and scaled to unit mean variance (unit-norm text vectors otherwise train to "predict the mean");
 - reconstruction and quantisation terms with the same reduction: both summed over dimensions, averaged over the batch;
 - the autoencoder warms up unquantised, then every level's codes start from k-means on its residuals;
-- dead codes move to random residuals, and training ends with a stretch free of such resets.
+- dead codes move to random residuals, and training ends with a stretch free of such resets;
+- of that stretch, the state with the lowest error on vectors held back from training is kept.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -35,13 +37,27 @@ _WARM_UP = 0.2
 _WARM_START = 0.95
 _RESETS_UNTIL = 0.7
 _RESET_EVERY = 50
+_CHECK_EVERY = 50
+_CHECKED = 0.05  # of the vectors: what early stopping looks at
+_SINKHORN_ROUNDS = 50
 _KMEANS_SAMPLE = 20_000
 _ENCODE_ROWS = 4_096
 
 
+Gradient = Literal["straight-through", "rotation"]
+
+
 @dataclass(frozen=True)
 class RqVaeConfig:
-    """How a codebook is trained; `levels`, `codes` and `latent` also shape it."""
+    """How a codebook is trained; `levels`, `codes` and `latent` also shape it.
+
+    Attributes:
+        gradient: how the loss reaches the encoder past the codes: as if they were not there, or by the rotation and
+            scale that take the latent to its codes (Fifty et al., 2024, eq. 4.2).
+        sinkhorn: the ε of a balanced assignment on the last level in training (LC-Rec, Zheng et al., ICDE 2024: .003);
+            0 for none. A frozen codebook takes the nearest code all the same: a balanced one would depend on the batch.
+        patience: checks, every 50 steps after the last reset, without a lower validation error before it stops.
+    """
 
     levels: int = 3
     codes: int = MAX_CODES
@@ -52,6 +68,9 @@ class RqVaeConfig:
     batch: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
+    gradient: Gradient = "straight-through"
+    sinkhorn: float = 0.0
+    patience: int = 4
     seed: int = 0
 
 
@@ -96,21 +115,23 @@ class RqVae(nn.Module):
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the loss () and the codes (B, Q) of standardised inputs (B, D)."""
         latent = self.encoder(inputs)
-        quantized, codes, residuals = self._quantize(latent)
+        quantized, codes, residuals = self._quantize(latent, sinkhorn=self.config.sinkhorn)
         terms = sum(
             self.config.commitment * _squared(residual - chosen.detach()) + _squared(residual.detach() - chosen)
             for residual, chosen in residuals
         )
-        # Straight-through: forward the code vectors, backward as if the latent had passed untouched.
-        decoded = self.decoder(latent + (quantized - latent).detach())
+        passed = _rotated if self.config.gradient == "rotation" else _straight_through
+        decoded = self.decoder(passed(latent, quantized.detach()))
         return (_squared(inputs - decoded) + terms).mean(), codes
 
-    def _quantize(self, latent: Tensor) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    def _quantize(self, latent: Tensor, *, sinkhorn: float = 0.0) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         residual, total = latent, torch.zeros_like(latent)
         codes, pairs = [], []
         for level in range(self.config.levels):
             book = self.codebooks[level]
-            code = _nearest(residual.detach(), book.detach())
+            distances = _distances(residual.detach(), book.detach())
+            last = level == self.config.levels - 1
+            code = balanced_codes(distances, sinkhorn) if sinkhorn and last else distances.argmin(dim=1)
             chosen = functional.embedding(code, book)
             codes.append(code)
             pairs.append((residual, chosen))
@@ -211,27 +232,33 @@ def fit(
     refuse_not_finite(vectors)
     if len(vectors) < config.codes:
         raise DatasetError(f"codes: {config.codes} a level need as many items, got {len(vectors)}; choose fewer codes")
+    order = np.random.default_rng([config.seed, 2]).permutation(len(vectors))
+    checked, fitted = np.split(order, [min(int(len(vectors) * _CHECKED), len(vectors) - config.codes)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = RqVae(vectors.shape[1], config)
     if start is not None:
         model.load_state_dict(start.state_dict())
     else:
-        model.mean.copy_(torch.from_numpy(vectors.mean(axis=0)))
-        model.scale.copy_(torch.tensor(max(float((vectors - vectors.mean(axis=0)).std()), 1e-6)))
+        mean = vectors[fitted].mean(axis=0)
+        model.mean.copy_(torch.from_numpy(mean))
+        model.scale.copy_(torch.tensor(max(float((vectors[fitted] - mean).std()), 1e-6)))
     inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
     with one_thread():
-        _train(model, inputs, progress, begin=0.0 if start is None else _WARM_START)
+        _train(model, inputs[fitted], inputs[checked], progress, begin=0.0 if start is None else _WARM_START)
     return model.eval().requires_grad_(False)
 
 
-def _train(model: RqVae, inputs: Tensor, progress: Callable[[int, int], None], *, begin: float) -> None:
-    """Trains from the share `begin` of the steps on."""
+def _train(
+    model: RqVae, inputs: Tensor, checked: Tensor, progress: Callable[[int, int], None], *, begin: float
+) -> None:
+    """Trains from the share `begin` of the steps on, and keeps the state with the lowest error on `checked` (n, D)."""
     config = model.config
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     used = torch.zeros(config.levels, config.codes, dtype=torch.int64)
     warm_up, resets_until = int(config.steps * _WARM_UP), int(config.steps * _RESETS_UNTIL)
+    best, kept, waited = float("inf"), None, 0
     for step in range(int(config.steps * begin), config.steps):
         if step == warm_up:
             _start_codes(model, inputs, generator)
@@ -249,6 +276,23 @@ def _train(model: RqVae, inputs: Tensor, progress: Callable[[int, int], None], *
             _reset_dead_codes(model, inputs, used, generator)
             used.zero_()
         progress(step + 1, config.steps)
+        last = step + 1 == config.steps
+        if len(checked) and (last or (step >= resets_until and (step + 1) % _CHECK_EVERY == 0)):
+            error = _error(model, checked)
+            waited = 0 if error < best else waited + 1
+            if error < best:
+                best, kept = error, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            elif waited == config.patience:
+                break
+    if kept is not None:
+        model.load_state_dict(kept)
+    progress(config.steps, config.steps)
+
+
+@torch.no_grad()
+def _error(model: RqVae, inputs: Tensor) -> float:
+    """Mean squared error of standardised inputs (n, D), coded by the nearest codes."""
+    return float(_squared(inputs - model.decoder(model._quantize(model.encoder(inputs))[0])).mean())
 
 
 @torch.no_grad()
@@ -261,7 +305,7 @@ def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> No
             warnings.simplefilter("ignore", ConvergenceWarning)
             means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
         model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
-        residual = residual - model.codebooks[level][_nearest(residual, model.codebooks[level])]
+        residual = residual - model.codebooks[level][_distances(residual, model.codebooks[level]).argmin(dim=1)]
 
 
 @torch.no_grad()
@@ -285,6 +329,33 @@ def _squared(difference: Tensor) -> Tensor:
     return (difference**2).sum(dim=-1)
 
 
-def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index (B,) of the nearest code, the lowest one in a tie."""
-    return ((codebook**2).sum(dim=1) - 2 * vectors @ codebook.T).argmin(dim=1)
+def _distances(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Squared distances (B, K) but for the vectors' own lengths; argmin takes the lowest code in a tie."""
+    return (codebook**2).sum(dim=1) - 2 * vectors @ codebook.T
+
+
+def _straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
+    """Forward the code vectors, backward as if the latent had passed untouched."""
+    return latent + (quantized - latent).detach()
+
+
+def _rotated(latent: Tensor, quantized: Tensor) -> Tensor:
+    """Forward the code vectors, backward through the rotation and scale that take the latent there, held constant."""
+    length, goal = (vectors.detach().norm(dim=1, keepdim=True).clamp_min(1e-6) for vectors in (latent, quantized))
+    here, there = latent.detach() / length, quantized / goal
+    between = functional.normalize(here + there, dim=1)
+    along = (latent * between).sum(dim=1, keepdim=True)
+    turned: Tensor = latent - 2 * along * between + 2 * (latent * here).sum(dim=1, keepdim=True) * there
+    found: Tensor = goal / length * turned
+    return found
+
+
+def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
+    """Codes (B,) of distances (B, K) by Sinkhorn-Knopp: near, and each code about as often (LC-Rec, eq. 7)."""
+    wide = distances.double()
+    low, high = wide.min(), wide.max()
+    scores = -(2 * (wide - low) / (high - low).clamp_min(1e-12) - 1) / epsilon
+    for _ in range(_SINKHORN_ROUNDS):
+        scores = scores - scores.logsumexp(dim=0, keepdim=True)
+        scores = scores - scores.logsumexp(dim=1, keepdim=True)
+    return scores.argmax(dim=1)

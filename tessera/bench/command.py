@@ -22,6 +22,7 @@ NAMES = (
     "resize",
     "cold-start",
     "id-churn",
+    "codebook-change",
     "semantic-ids",
 )
 
@@ -92,6 +93,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.id_churn import id_churn
 
         return id_churn
+    if name == "codebook-change":
+        from tessera.bench.codebook_change import codebook_change
+
+        return codebook_change
     if name == "compression":
         from tessera.bench.compression import compression
 

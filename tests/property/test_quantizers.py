@@ -1,6 +1,7 @@
 """Laws of residual k-means: a code depends on its vector alone, a codebook is what its file says, groups fill up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.error import BundleError, DatasetError
-from models.semantic_id import codebook, residual_kmeans
+from models.semantic_id import codebook, reference, residual_kmeans, rqvae
 from models.semantic_id.codebook import KINDS, Kind
+from models.semantic_id.health import relative_error
 from models.semantic_id.nearest import nearest, residual_codes
 from models.semantic_id.residual_kmeans import ResidualKMeansConfig, fill
 
@@ -34,15 +36,7 @@ PLAIN = residual_kmeans.fit(FITTED, CONFIG)
 
 
 def exact(vectors: NDArray[np.float32], books: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The slow twin of `residual_codes`: every distance, one by one, in float64."""
-    found = np.zeros((len(vectors), len(books)), dtype=np.uint16)
-    for row, vector in enumerate(vectors):
-        residual = vector
-        for level, book in enumerate(books):
-            distances = [float(((residual.astype(np.float64) - code) ** 2).sum()) for code in book.astype(np.float64)]
-            found[row, level] = int(np.argmin(distances))
-            residual = residual - book[found[row, level]]
-    return found
+    return np.array([reference.residual_codes(vector, books) for vector in vectors], dtype=np.uint16)
 
 
 def test_the_fast_codes_are_those_of_the_slow_twin() -> None:
@@ -110,6 +104,88 @@ def test_filling_gives_each_a_place_and_none_more_than_its_room(count: int, clus
     assert np.bincount(owner, minlength=clusters).max() <= room
     roomy = fill(vectors, book, count)
     assert np.array_equal(roomy, ((vectors[:, None] - book) ** 2).sum(axis=2).argmin(axis=1))
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 99))
+@settings(deadline=None)
+def test_filling_is_that_of_the_slow_twin(count: int, clusters: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, 3)).astype(np.float32)
+    book = rng.normal(size=(clusters, 3)).astype(np.float32)
+    room = -(-count // clusters)
+    assert fill(vectors, book, room).tolist() == reference.fill(vectors, book, room)
+
+
+SMALL = rqvae.RqVaeConfig(levels=3, codes=8, latent=4, hidden=(16,), steps=300, batch=128, seed=1)
+
+
+@pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
+@pytest.mark.parametrize("sinkhorn", [0.0, 0.05])
+def test_an_rqvae_of_each_kind_codes_as_its_slow_twin_and_better_than_the_mean(
+    gradient: rqvae.Gradient, sinkhorn: float
+) -> None:
+    model = rqvae.fit(FITTED, replace(SMALL, gradient=gradient, sinkhorn=sinkhorn))
+    codes = model.encode(OTHERS)
+    assert codes.tolist() == [reference.rqvae_codes(model, vector) for vector in OTHERS]
+    assert relative_error(model, OTHERS) < 0.5
+
+
+def test_the_rotation_turns_the_gradient_as_it_turns_the_latent() -> None:
+    rng = np.random.default_rng(0)
+    latent = torch.from_numpy(rng.normal(size=(6, 4))).requires_grad_()
+    quantized = torch.from_numpy(rng.normal(size=(6, 4)))
+    found = rqvae._rotated(latent, quantized)
+    assert torch.allclose(found, quantized)
+    # A gradient along the code comes back along the latent, times the ratio of their lengths (eq. 4.2).
+    found.backward(quantized / quantized.norm(dim=1, keepdim=True))
+    ratio = quantized.norm(dim=1, keepdim=True) / latent.norm(dim=1, keepdim=True)
+    assert latent.grad is not None
+    assert torch.allclose(latent.grad, (ratio * latent / latent.norm(dim=1, keepdim=True)).detach())
+
+
+def test_balanced_codes_are_near_and_equally_used() -> None:
+    distances = torch.from_numpy(np.random.default_rng(0).random((64, 8)))
+    distances[:, 0] -= 0.6  # code 0 is nearest to most
+    nearest_ = torch.bincount(distances.argmin(dim=1), minlength=8)
+    codes = rqvae.balanced_codes(distances, 0.01)
+    counts = torch.bincount(codes, minlength=8)
+    assert nearest_.max() > 40
+    assert counts.max() <= 12
+    assert distances.gather(1, codes[:, None]).mean() < distances.mean()
+
+
+def test_training_stops_when_the_validation_error_no_longer_falls() -> None:
+    seen: list[int] = []
+    config = replace(SMALL, steps=4_000, learning_rate=0.05, patience=2)
+    rqvae.fit(FITTED, config, progress=lambda done, _: seen.append(done))
+    # Progress ends at the total also where training stopped before it.
+    assert seen[-1] == 4_000
+    assert seen[-2] < 4_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_codebook_goes_on_from_one_of_its_kind_and_from_no_other(kind: Kind) -> None:
+    options = {"steps": "200", "latent": "4"} if kind == "rqvae" else {}
+    first = codebook.fit(kind, FITTED, levels=2, codes=8, seed=1, options=options)
+    warm = codebook.fit(kind, FITTED, levels=2, codes=8, seed=2, options=options, start=first)
+    cold = codebook.fit(kind, FITTED, levels=2, codes=8, seed=2, options=options)
+    before = first.encode(OTHERS)[:, 0]
+    assert (warm.encode(OTHERS)[:, 0] == before).mean() > max(0.7, (cold.encode(OTHERS)[:, 0] == before).mean())
+    with pytest.raises(DatasetError, match="has 2 x 8 codes, the new one 3 x 8"):
+        codebook.fit(kind, FITTED, levels=3, codes=8, seed=2, start=first)
+    other: Kind = "residual-kmeans" if kind == "rqvae" else "rqvae"
+    with pytest.raises(DatasetError, match="cannot start from it"):
+        codebook.fit(other, FITTED, levels=2, codes=8, seed=2, start=first)
+
+
+def test_options_of_a_kind_are_read_from_text_and_unknown_ones_refused() -> None:
+    made = codebook.fit("rqvae", FITTED, levels=1, codes=8, seed=0, options={"steps": "50", "gradient": "rotation"})
+    assert isinstance(made, rqvae.RqVae)
+    assert (made.config.steps, made.config.gradient) == (50, "rotation")
+    with pytest.raises(DatasetError, match="no option 'sinkhorn'; there are: iterations"):
+        codebook.fit("residual-kmeans", FITTED, levels=1, codes=8, seed=0, options={"sinkhorn": "1"})
+    with pytest.raises(DatasetError, match="steps"):
+        codebook.fit("rqvae", FITTED, levels=1, codes=8, seed=0, options={"steps": "many"})
 
 
 @pytest.mark.parametrize("kind", KINDS)

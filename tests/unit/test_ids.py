@@ -134,7 +134,7 @@ def test_a_report_says_what_was_measured_and_what_to_change(run: Path) -> None:
     assert "level 2 collapsed" in advice
     assert "held out are coded worse" in advice
     healthy = {"codes": 4, "perplexity": [0.9], "error": {"fitted": 0.1, "held_out": 0.11}}
-    assert advise(healthy, {"sharing": 0, "items": 9}, 4) == ["nothing stands out"]
+    assert advise(healthy, {"sharing": 0, "items": 9}, (2, 4)) == ["nothing stands out"]
 
 
 def test_published_ids_are_measured_on_our_vectors(run: Path, tmp_path: Path) -> None:
