@@ -1,13 +1,17 @@
 """`semantic-ids`: how fast a codebook is fitted, how fast it codes, and what it loses, beside faiss' own quantizers.
 
-Every method fits the same vectors at several budgets, in one process with two threads, and is measured on vectors it
-has not seen. By default the vectors are generated: a thousand overlapping groups on a low-dimensional sheet, unit
-length, as sentence embeddings are. With a dataset they are its items' own, by the default encoder.
+Every method fits the same vectors at several budgets with two threads, and is measured on vectors it has not seen;
+vector-quantize-pytorch runs in an environment of its own. By default the vectors are generated: a thousand overlapping
+groups on a low-dimensional sheet, unit length, as sentence embeddings are. With a dataset they are its items' own, by
+the default encoder.
 """
 
+import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +21,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
+from scipy.stats import entropy
 
 from features.content import lsa
 from features.dataset import Dataset
-from features.error import DatasetError
+from features.error import DatasetError, TesseraError
 from features.table import read_items
 from models.semantic_id import residual_kmeans, rqvae
-from models.semantic_id.health import codebook_health
 from models.semantic_id.quantizer import Quantizer
 from tessera.bench.data import progress_bar, remembered
+from tessera.bench.peer import PEER_FOLDER, peer_python
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 
-_VERSION = 1
+_VERSION = 2
 _LEVELS, _CODES, _DIM = 3, 256, 384
 _ITEMS, _HELD_OUT = 50_000, 0.1
 _LSA_DIM = 128
@@ -49,65 +55,119 @@ class Measured:
     unique: float
 
 
-class FaissResidual:
-    """faiss' ResidualQuantizer behind our protocol, for measuring alone.
+@dataclass(frozen=True)
+class Coding:
+    """What a method made of the vectors.
 
-    Args:
-        vectors: to fit.
-        beam: codings that are followed at once.
-        iterations: of k-means on each level.
+    Attributes:
+        codes: (N, Q) of all vectors.
+        decoded: (N, D) all of them reconstructed.
+        seconds: of the fit.
+        rate: vectors coded a second.
     """
 
-    levels, codes, id = _LEVELS, _CODES, "faiss-residual"
-
-    def __init__(self, vectors: NDArray[np.float32], *, beam: int, iterations: int) -> None:
-        self._quantizer = faiss.ResidualQuantizer(vectors.shape[1], _LEVELS, 8)
-        self._quantizer.max_beam_size = beam
-        self._quantizer.cp.niter = iterations
-        self._quantizer.train(vectors)
-
-    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
-        found: NDArray[np.uint16] = self._quantizer.compute_codes(vectors).astype(np.uint16)
-        return found
-
-    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self._quantizer.decode(codes.astype(np.uint8))
-        return found
-
-    def save(self, directory: Path) -> None:
-        raise NotImplementedError
+    codes: NDArray[np.uint16]
+    decoded: NDArray[np.float32]
+    seconds: float
+    rate: float
 
 
-Fit = Callable[[NDArray[np.float32], int], Quantizer]
+# A method codes all vectors (N, D) by what it fits on those where the mask (N,) is true.
+Method = Callable[[NDArray[np.float32], NDArray[np.bool_], int], Coding]
 
 
-def _kmeans(balanced: bool) -> Callable[[int], Fit]:
-    def at(iterations: int) -> Fit:
-        return lambda vectors, seed: residual_kmeans.fit(
-            vectors, residual_kmeans.ResidualKMeansConfig(_LEVELS, _CODES, balanced, iterations, seed)
-        )
+def _timed(fit: Callable[[NDArray[np.float32], int], Quantizer]) -> Method:
+    def work(vectors: NDArray[np.float32], fitted: NDArray[np.bool_], seed: int) -> Coding:
+        start = time.perf_counter()
+        made = fit(vectors[fitted], seed)
+        seconds = time.perf_counter() - start
+        made.encode(vectors[:1_000])
+        start = time.perf_counter()
+        codes = made.encode(vectors)
+        return Coding(codes, made.decode(codes), seconds, len(vectors) / (time.perf_counter() - start))
+
+    return work
+
+
+def _faiss(beam: int) -> Callable[[int], Method]:
+    def at(iterations: int) -> Method:
+        def work(vectors: NDArray[np.float32], fitted: NDArray[np.bool_], seed: int) -> Coding:
+            quantizer = faiss.ResidualQuantizer(vectors.shape[1], _LEVELS, 8)
+            quantizer.max_beam_size = beam
+            quantizer.cp.niter = iterations
+            start = time.perf_counter()
+            quantizer.train(vectors[fitted])
+            seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            codes = quantizer.compute_codes(vectors)
+            rate = len(vectors) / (time.perf_counter() - start)
+            return Coding(codes.astype(np.uint16), quantizer.decode(codes), seconds, rate)
+
+        return work
 
     return at
 
 
-def _rqvae(steps: int) -> Fit:
-    return lambda vectors, seed: rqvae.fit(
-        vectors, rqvae.RqVaeConfig(levels=_LEVELS, codes=_CODES, steps=steps, seed=seed)
-    )
+def _vector_quantize(python: Path) -> Callable[[int], Method]:
+    def at(steps: int) -> Method:
+        def work(vectors: NDArray[np.float32], fitted: NDArray[np.bool_], seed: int) -> Coding:
+            with tempfile.TemporaryDirectory() as directory:
+                paths = [str(Path(directory, name)) for name in ("vectors.safetensors", "result.safetensors")]
+                save_file({"fitted": vectors[fitted], "all": vectors}, paths[0])
+                shape = {"levels": _LEVELS, "codes": _CODES, "steps": steps, "seed": seed}
+                options = [text for name, value in shape.items() for text in (f"--{name}", str(value))]
+                ended = subprocess.run(
+                    [str(python), str(PEER_FOLDER / "rq.py"), *paths, *options],
+                    env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                if ended.returncode:
+                    raise TesseraError(f"semantic-ids: vector-quantize-pytorch failed: {ended.stderr[-500:]}")
+                found = load_file(paths[1])
+            codes = found["codes"].astype(np.uint16)
+            return Coding(codes, found["decoded"], float(found["seconds"][0]), float(found["rate"][0]))
+
+        return work
+
+    return at
 
 
-def _faiss(beam: int) -> Callable[[int], Fit]:
-    return lambda iterations: lambda vectors, seed: FaissResidual(vectors, beam=beam, iterations=iterations)
+def _kmeans(balanced: bool) -> Callable[[int], Method]:
+    def at(iterations: int) -> Method:
+        shape = residual_kmeans.ResidualKMeansConfig(_LEVELS, _CODES, balanced, iterations)
+        return _timed(lambda vectors, seed: residual_kmeans.fit(vectors, replace(shape, seed=seed)))
+
+    return at
 
 
-# Name → how to fit at a budget, the budgets, and which of them the claims are judged at: each method's own default.
-METHODS: dict[str, tuple[Callable[[int], Fit], tuple[int, ...], int]] = {
-    _FAST: (_kmeans(False), (2, 5, 10, 20), 10),
-    "balanced-kmeans": (_kmeans(True), (10,), 10),
-    "rqvae": (_rqvae, (500, 1_500), 1_500),
-    _PEER: (_faiss(1), (5, 10, 25), 25),
-    "faiss RQ, beam 5": (_faiss(5), (10,), 10),
+def _rqvae(steps: int) -> Method:
+    shape = rqvae.RqVaeConfig(levels=_LEVELS, codes=_CODES, steps=steps)
+    return _timed(lambda vectors, seed: rqvae.fit(vectors, replace(shape, seed=seed)))
+
+
+# The budgets of each method, and the one that the claims are judged at: its own default.
+BUDGETS: dict[str, tuple[tuple[int, ...], int]] = {
+    _FAST: ((2, 5, 10, 20), 10),
+    "balanced-kmeans": ((10,), 10),
+    "rqvae": ((500, 1_500), 1_500),
+    _PEER: ((5, 10, 25), 25),
+    "faiss RQ, beam 5": ((10,), 10),
+    "vector-quantize-pytorch": ((200, 1_500), 1_500),
 }
+
+
+def methods(python: Path) -> dict[str, Callable[[int], Method]]:
+    """By name, how to fit at a budget; `python` is the interpreter that has vector-quantize-pytorch."""
+    return {
+        _FAST: _kmeans(False),
+        "balanced-kmeans": _kmeans(True),
+        "rqvae": _rqvae,
+        _PEER: _faiss(1),
+        "faiss RQ, beam 5": _faiss(5),
+        "vector-quantize-pytorch": _vector_quantize(python),
+    }
 
 
 def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Console) -> BenchResult:
@@ -123,17 +183,17 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
     name = dataset.name if dataset else f"synthetic-groups-{_ITEMS}"
     vectors = _own(dataset) if dataset else generated()
     faiss.omp_set_num_threads(2)
+    out.mkdir(parents=True, exist_ok=True)
+    made = methods(peer_python(out / "peers", PEER_FOLDER / "rq_requirements.txt", console))
     found: dict[tuple[str, int], list[Measured]] = {}
-    jobs = [
-        (method, budget, seed) for seed in range(seeds) for method, (_, all_, _) in METHODS.items() for budget in all_
-    ]
+    jobs = [(name, budget, seed) for seed in range(seeds) for name, (all_, _) in BUDGETS.items() for budget in all_]
     with progress_bar(console) as progress:
         task = progress.add_task("semantic-ids", total=len(jobs))
         for method, budget, seed in jobs:
             slug = "".join(letter if letter.isalnum() else "-" for letter in f"{method}-{budget}-{seed}")
 
             def work(method: str = method, budget: int = budget, seed: int = seed) -> dict[str, Any]:
-                return asdict(measure(METHODS[method][0](budget), vectors, seed))
+                return asdict(measure(made[method](budget), vectors, seed))
 
             decided_by = (_VERSION, name, vectors.shape, float(vectors.sum()), method, budget, seed)
             data = remembered(out / f"{slug}.json", decided_by, work)
@@ -165,26 +225,25 @@ def _own(dataset: Dataset) -> NDArray[np.float32]:
     return lsa.fit(texts, dim=_LSA_DIM, seed=0).encode(texts)
 
 
-def measure(fit: Fit, vectors: NDArray[np.float32], seed: int) -> Measured:
+def measure(method: Method, vectors: NDArray[np.float32], seed: int) -> Measured:
     """Fits nine tenths of the vectors (N, D), measures on the rest, and codes all."""
     held_out = np.random.default_rng([seed, 1]).random(len(vectors)) < _HELD_OUT
-    start = time.perf_counter()
-    made = fit(vectors[~held_out], seed)
-    seconds = time.perf_counter() - start
-    made.encode(vectors[:1_000])
-    start = time.perf_counter()
-    codes = made.encode(vectors)
-    rate = len(vectors) / (time.perf_counter() - start)
-    health = codebook_health(made, codes, {"fitted": vectors[~held_out], "held_out": vectors[held_out]})
+    coding = method(vectors, ~held_out, seed)
+    levels = [np.bincount(level, minlength=_CODES) / len(vectors) for level in coding.codes.T]
+    perplexity = [float(np.exp(entropy(share)) / _CODES) for share in levels]
     return Measured(
-        seconds=seconds,
-        encode_rate=rate,
-        error=health.error["fitted"],
-        held_out_error=health.error["held_out"],
-        usage=min(health.usage),
-        perplexity=min(health.perplexity),
-        unique=health.unique,
+        seconds=coding.seconds,
+        encode_rate=coding.rate,
+        error=_error(vectors[~held_out], coding.decoded[~held_out]),
+        held_out_error=_error(vectors[held_out], coding.decoded[held_out]),
+        usage=min(float((share > 0).mean()) for share in levels),
+        perplexity=min(perplexity),
+        unique=len(np.unique(coding.codes, axis=0)) / len(vectors),
     )
+
+
+def _error(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
+    return float(((vectors - decoded) ** 2).sum() / ((vectors - vectors.mean(axis=0)) ** 2).sum())
 
 
 def _mean(measured: list[Measured]) -> dict[str, float]:
@@ -194,10 +253,10 @@ def _mean(measured: list[Measured]) -> dict[str, float]:
 
 def claims(found: dict[tuple[str, int], list[Measured]]) -> list[Claim]:
     """The fast path beside faiss, each at its own default, in the seed that speaks most against it."""
-    ours, theirs = (found[name, METHODS[name][2]] for name in (_FAST, _PEER))
+    ours, theirs = (found[name, BUDGETS[name][1]] for name in (_FAST, _PEER))
     pairs = list(zip(ours, theirs, strict=True))
-    usage = min(one.usage for one in found["rqvae", METHODS["rqvae"][2]])
-    unique = min(one.unique for one in found["rqvae", METHODS["rqvae"][2]])
+    usage = min(one.usage for one in found["rqvae", BUDGETS["rqvae"][1]])
+    unique = min(one.unique for one in found["rqvae", BUDGETS["rqvae"][1]])
     return [
         at_most(f"{_FAST}: error over that of {_PEER}", max(a.error / b.error for a, b in pairs), 1.03),
         at_most(f"{_FAST}: fit time over that of {_PEER}", max(a.seconds / b.seconds for a, b in pairs), 0.5),
@@ -211,10 +270,10 @@ def draw(rows: list[dict[str, Any]], name: str, path: Path) -> None:
     """Error on held-out vectors against the seconds of the fit, a line for each method."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for method in METHODS:
+    for method in BUDGETS:
         own = sorted((row["seconds"], row["held_out_error"]) for row in rows if row["method"] == method)
         seconds, errors = zip(*own, strict=True)
-        style = "--" if method.startswith("faiss") else "-"
+        style = "--" if method.startswith(("faiss", "vector")) else "-"
         axes.plot(seconds, errors, marker="o", linestyle=style, label=method)
     axes.set(xscale="log", xlabel="seconds to fit", ylabel="squared error on held-out vectors, share of the spread")
     axes.set_title(f"Time to error on {name}, {_LEVELS} levels of {_CODES} codes", loc="left", fontweight="bold")

@@ -33,12 +33,12 @@ from models.loading import assembler, examples
 from models.ranker import NetworkConfig
 from models.schema import Feature, Numeric, Schema
 from models.train import Precision, TrainConfig, Trained, predict, train
+from tessera.bench.peer import PEER_FOLDER, peer_python
 from tessera.bench.peers.ctr import BATCH, DIM, HIDDEN, THREADS, Arrays, Clock, Measured, measure
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 
 OURS: dict[str, Precision] = {"tessera": "bfloat16", "tessera-float32": "float32"}
 PEERS = ("deepctr", "rechub")
-_PEER_FOLDER = Path(__file__).with_name("peers")
 _ZIPF, _BASE_RATE = 1.2, 0.25
 _CATEGORICAL_STD, _NUMERIC_STD = 1.1, 0.5
 # A part that decides nothing: with one epoch there is no other to choose.
@@ -179,7 +179,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_0
         TesseraError: the peers cannot be installed, or a run fails.
     """
     out.mkdir(parents=True, exist_ok=True)
-    python = peer_python(out / "peers", console)
+    python = peer_python(out / "peers", PEER_FOLDER / "ctr_requirements.txt", console)
     found: list[dict[str, Any]] = []
     ceilings: list[float] = []
     for seed in range(seeds):
@@ -246,35 +246,13 @@ def store(spec: Spec, directory: Path) -> float:
     return float(roc_auc_score(test.labels, probability))
 
 
-def peer_python(directory: Path, console: Console) -> Path:
-    """Builds the peers' environment where there is none and returns its interpreter."""
-    python, ready = directory / "bin" / "python", directory / "ready"
-    pins = _PEER_FOLDER / "ctr_requirements.txt"
-    if ready.exists() and ready.read_text() == pins.read_text():
-        return python
-    console.print("training-speed: installing the peers")
-    install = ["uv", "pip", "install", "--quiet", "--python", str(python), "-r", str(pins)]
-    if backend := os.environ.get("TORCH_BACKEND"):
-        install += ["--torch-backend", backend]
-    try:
-        subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(directory)], check=True)
-        subprocess.run(install, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise TesseraError(
-            f"training-speed: the peers' environment {directory} could not be built ({error}); install uv, and give it "
-            f"a package index that has what {pins.name} pins"
-        ) from error
-    ready.write_text(pins.read_text())
-    return python
-
-
 def _run(python: Path, model: str, data: Path, spec: Spec, rows: int) -> Measured:
     result, log = data / f"{model}-{rows}.json", data / f"{model}-{rows}.log"
     same = [str(data), str(result), "--rows", str(rows), "--seed", str(spec.seed)]
     if model in OURS:
         command = [sys.executable, "-m", "tessera.bench.training_speed", *same, "--precision", OURS[model]]
     else:
-        command = [str(python), str(_PEER_FOLDER / "ctr.py"), *same, "--peer", model, "--values", str(spec.values)]
+        command = [str(python), str(PEER_FOLDER / "ctr.py"), *same, "--peer", model, "--values", str(spec.values)]
     # Threads that spin while they wait starve each other on a machine that does other things as well.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     with log.open("w") as said:

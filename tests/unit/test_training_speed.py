@@ -14,8 +14,9 @@ from features.error import TesseraError
 from models.ranker import NetworkConfig
 from models.train import TrainConfig
 from tessera.bench import training_speed as bench
+from tessera.bench.peer import PEER_FOLDER, peer_python
 from tessera.bench.peers.ctr import Arrays, Measured
-from tessera.bench.training_speed import Spec, as_row, claims, generate, peer_python, schema_of, star, store, tessera
+from tessera.bench.training_speed import Spec, as_row, claims, generate, schema_of, star, store, tessera
 
 SMALL = Spec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
 QUICK = TrainConfig(
@@ -120,7 +121,7 @@ def test_where_the_peers_cannot_be_installed_the_error_names_the_remedy(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TesseraError, match=r"install uv.*package index"):
-        peer_python(tmp_path / "peers", Console(quiet=True))
+        peer_python(tmp_path / "peers", PEER_FOLDER / "ctr_requirements.txt", Console(quiet=True))
 
 
 def test_a_failed_run_tells_its_last_words(tmp_path: Path) -> None:
