@@ -46,12 +46,14 @@ def with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
     return items.join(named, on="item_id", how="left", maintain_order="left")
 
 
-def with_tokens(frame: Frame, scheme: Scheme, quantizer: Quantizer) -> tuple[Frame, Tokenizer]:
+def with_tokens(
+    frame: Frame, scheme: Scheme, quantizer: Quantizer, *, pieces: int | None = None
+) -> tuple[Frame, Tokenizer]:
     """Adds the tokens of the items' codes, which for `pieces` follow from the training part's impressions."""
     coded = frame.items["semantic_codes"].is_not_null()
     codes = frame.items["semantic_codes"].filter(coded).to_numpy().reshape(-1, quantizer.levels)
     shown = np.bincount(frame.part("train")["item"].to_numpy(), minlength=frame.items.height)[coded.to_numpy()]
-    tokenizer = fit_tokenizer(scheme, quantizer.levels, quantizer.codes, codes, shown)
+    tokenizer = fit_tokenizer(scheme, quantizer.levels, quantizer.codes, codes, shown, pieces=pieces)
     tokens = pl.DataFrame(
         {"row": coded.arg_true(), SEMANTIC_ID: pl.Series(tokenizer.tokens(codes), dtype=pl.List(pl.String))}
     )

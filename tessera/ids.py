@@ -313,7 +313,7 @@ def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, in
         found.append(f"{share:.0%} of the items share their Semantic ID: more levels or codes would tell them apart")
     found += (health.get("drift") or {}).get("flags", ())
     errors = health["error"]
-    if errors.get("held_out", 0) > 1.15 * errors.get("fitted", 1):
+    if not health.get("drift") and errors.get("held_out", 0) > 1.15 * errors.get("fitted", 1):
         found.append(
             f"items that were held out are coded worse ({errors['held_out']:.3f} of their spread is lost, "
             f"{errors['fitted']:.3f} of the others'): new items fit the codebook less well, refit when many came"

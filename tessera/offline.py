@@ -53,6 +53,10 @@ ContentOption = Annotated[
 TokensOption = Annotated[
     str, typer.Option(help="What of a Semantic ID reads rows: prefix, unigram, bigram, all-bigrams or pieces.")
 ]
+PiecesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows that --tokens pieces may claim; by default two for each code of a level."),
+]
 QuantizerOption = Annotated[str, typer.Option(help="rqvae, residual-kmeans or balanced-kmeans.")]
 QuantizerOptionsOption = Annotated[
     list[str] | None,
@@ -86,6 +90,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         quantizer_option: QuantizerOptionsOption = None,
         warm_start: WarmStartOption = None,
         tokens: TokensOption = "prefix",
+        pieces: PiecesOption = None,
         dim: DimOption = 16,
         budget: BudgetOption = None,
         chunks: ChunksOption = None,
@@ -123,6 +128,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             codes=codes,
             levels=levels,
             tokens=one_of(Scheme, tokens, "--tokens"),
+            pieces=pieces,
         )
         registry = Settings.from_environment().open_registry() if until == "publish" else None
         loaded = load_with_split(dataset, split)

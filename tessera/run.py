@@ -63,7 +63,7 @@ class RunOptions:
         quantizer: kind of the codebook.
         quantizer_options: other settings of its kind, as names and texts.
         levels, codes: of a Semantic ID, and per level; None for what suits the catalogue's size, or the earlier run's.
-        tokens: how a Semantic ID becomes values of the table.
+        tokens: how a Semantic ID becomes values of the table; pieces: most values that the scheme `pieces` makes.
         table: the unified table's size and shape.
         history_length: L.
         warm_start: the directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
@@ -80,6 +80,7 @@ class RunOptions:
     codes: int | None = None
     levels: int | None = None
     tokens: Scheme = "prefix"
+    pieces: int | None = None
     table: TableOptions = field(default_factory=TableOptions)
     history_length: int = DEFAULT_LENGTH
     warm_start: Path | None = None
@@ -237,7 +238,7 @@ class _Run:
 
     def _frame(self, encoded: Path | None, assigned: Path | None) -> Path:
         before = self._assign_key if assigned else self._data_key
-        choice = self._options.history_length, self._options.tokens
+        choice = self._options.history_length, self._options.tokens, self._options.pieces
         self._frame_key = key_of("frame", before, self._split.model_dump(mode="json"), choice)
 
         def work(directory: Path, advance: Advance) -> None:
@@ -258,7 +259,8 @@ class _Run:
                     )
             advance(2, 3)
             if assigned is not None:
-                frame, tokenizer = with_tokens(frame, self._options.tokens, codebooks.load(assigned / "codebook"))
+                made = codebooks.load(assigned / "codebook")
+                frame, tokenizer = with_tokens(frame, self._options.tokens, made, pieces=self._options.pieces)
                 write_directory(directory / "tokens", tokenizer.save)
             for name in ("users", "items", "examples"):
                 write_parquet(getattr(frame, name), directory / f"{name}.parquet")
