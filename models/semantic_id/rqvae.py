@@ -34,7 +34,7 @@ from models.semantic_id.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse
 _WARM_UP = 0.2
 # Where a training that goes on from another codebook begins: behind the resets, which would rename codes, and late,
 # since every step moves items to other codes.
-_WARM_START = 0.97
+_WARM_START = 0.98
 _RESETS_UNTIL = 0.7
 _RESET_EVERY = 50
 _CHECK_EVERY = 50

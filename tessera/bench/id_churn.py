@@ -31,7 +31,7 @@ from tessera.bench.data import progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 from tessera.stage import key_of
 
-_VERSION = 6
+_VERSION = 7
 _KINDS: tuple[Kind, ...] = ("rqvae", "residual-kmeans", "balanced-kmeans")
 # New items as a share of the old ones.
 GROWTHS = (0.1, 0.2)
