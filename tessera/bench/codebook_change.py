@@ -24,9 +24,9 @@ from rich.console import Console
 from features.content import lsa
 from features.dataset import Dataset
 from features.error import DatasetError
-from features.frame import Frame, build_frame
+from features.frame import Frame
 from features.history import DEFAULT_LENGTH
-from features.table import read_events, read_items, read_users
+from features.table import read_items
 from models.admission import Admission
 from models.evaluate import Quality, quality
 from models.feature import default_schema
@@ -40,7 +40,7 @@ from models.table.open import open_table
 from models.table.recode import recode, semantic_rows
 from models.train import TrainConfig, new_ranker, predict, train
 from tessera.artifact import with_tokens
-from tessera.bench.data import progress_bar, remembered
+from tessera.bench.data import dataset_frame, progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least
 
 _VERSION = 2
@@ -86,27 +86,17 @@ def codebook_change(
 
 
 def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any]:
-    items, users, (events, _) = read_items(dataset), read_users(dataset), read_events(dataset)
+    items = read_items(dataset)
     assert items is not None
     texts = items["text"].fill_null("").to_list()
     vectors = lsa.fit(texts, dim=_DIM, seed=seed).encode(texts)
     levels, codes = recommended_shape(len(vectors))
     known = np.random.default_rng([seed, 1]).random(len(vectors)) < 0.9
     old = codebooks.fit("rqvae", vectors[known], levels=levels, codes=codes, seed=seed)
-    split = dataset.split.model_copy(update={"seed": dataset.split.seed + seed})
 
     def coded(book: Quantizer) -> Frame:
-        own = book.encode(vectors)
-        tables = {
-            "events": events,
-            "items": items.with_columns(
-                pl.Series("content_vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
-                pl.Series("semantic_codes", own, dtype=pl.Array(pl.UInt16, own.shape[1])),
-            ),
-        }
-        if users is not None:
-            tables["users"] = users
-        frame = build_frame(dataset, tables, split=split, history_length=DEFAULT_LENGTH)
+        content = vectors, book.encode(vectors)
+        frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
         return with_tokens(frame, "prefix", book)[0]
 
     first = coded(old)

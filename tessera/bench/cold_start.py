@@ -22,9 +22,9 @@ from scipy import stats
 from features.content import lsa
 from features.dataset import Dataset
 from features.error import DatasetError
-from features.frame import Frame, build_frame
+from features.frame import Frame
 from features.history import DEFAULT_LENGTH
-from features.table import read_events, read_items, read_users
+from features.table import read_items
 from models.admission import Admission
 from models.evaluate import Quality, quality
 from models.feature import TableOptions, default_schema, hashed_id_schema
@@ -35,7 +35,7 @@ from models.semantic_id.quantizer import default_codes
 from models.semantic_id.tokens import SCHEMES, Scheme
 from models.train import TrainConfig, predict, train
 from tessera.artifact import with_tokens
-from tessera.bench.data import progress_bar, remembered
+from tessera.bench.data import dataset_frame, progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least
 from tessera.stage import key_of
 
@@ -218,7 +218,7 @@ class _World:
 
     def _make(self) -> tuple[Frame, rqvae.RqVae]:
         dataset, seed = self._dataset, self._seed
-        items, users, (events, _) = read_items(dataset), read_users(dataset), read_events(dataset)
+        items = read_items(dataset)
         assert items is not None
         new = self._new(items)
         texts = items["text"].fill_null("")
@@ -226,18 +226,8 @@ class _World:
         vectors = encoder.encode(texts.to_list())
         shape = rqvae.RqVaeConfig(levels=_LEVELS, codes=default_codes(len(vectors)), seed=seed)
         codebook = rqvae.fit(vectors[~new], shape)
-        codes = codebook.encode(vectors)
-        tables = {
-            "events": events,
-            "items": items.with_columns(
-                pl.Series("content_vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
-                pl.Series("semantic_codes", codes, dtype=pl.Array(pl.UInt16, codes.shape[1])),
-            ),
-        }
-        if users is not None:
-            tables["users"] = users
-        split = dataset.split.model_copy(update={"seed": dataset.split.seed + seed})
-        frame = build_frame(dataset, tables, split=split, history_length=DEFAULT_LENGTH)
+        content = vectors, codebook.encode(vectors)
+        frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
         return without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32)), codebook
 
     def _new(self, items: pl.DataFrame) -> NDArray[np.bool_]:

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -16,9 +19,26 @@ from tessera.artifact import write_json
 from tessera.stage import key_of
 
 
-def dataset_frame(dataset: Dataset, *, seed: int = 0, history_length: int = 1) -> Frame:
-    """The frame of a dataset without content; the seed moves a random split."""
-    read = {"events": read_events(dataset)[0], "items": read_items(dataset), "users": read_users(dataset)}
+def dataset_frame(
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    history_length: int = 1,
+    content: tuple[NDArray[np.float32], NDArray[np.uint16]] | None = None,
+) -> Frame:
+    """The frame of a dataset; the seed moves a random split.
+
+    Args:
+        content: vectors (N, D) and codes (N, Q) of its items, in the order of their table.
+    """
+    items = read_items(dataset)
+    if content is not None and items is not None:
+        vectors, codes = content
+        items = items.with_columns(
+            pl.Series("content_vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])),
+            pl.Series("semantic_codes", codes, dtype=pl.Array(pl.UInt16, codes.shape[1])),
+        )
+    read = {"events": read_events(dataset)[0], "items": items, "users": read_users(dataset)}
     tables = {name: table for name, table in read.items() if table is not None}
     split = dataset.split.model_copy(update={"seed": dataset.split.seed + seed})
     return build_frame(dataset, tables, split=split, history_length=history_length)
