@@ -176,7 +176,7 @@ def report(
     if against is not None:
         found[against.stem] = asdict(id_quality(*_published(against, coded)))
     if new is not None:
-        health["drift"] = new_items_drift(run, new, coded)
+        health["drift"] = new_items_drift(run, new, coded, health.get("seed", 0))
     shape = recommended_shape(len(coded.ids))
     advice = advise(health, found["ours"], shape)
     hits = [asdict(one) for one in hits_of(run)]
@@ -215,8 +215,10 @@ def hits_of(run: Path) -> "list[HitRate]":
     return hit_rates(codes, known, pl.read_parquet(run / "frame" / "examples.parquet", columns=columns))
 
 
-def new_items_drift(run: Path, descriptor: Path, coded: Coded) -> dict[str, Any]:
-    """Codes the items of a descriptor that the run does not know, and compares them with the run's own.
+def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dict[str, Any]:
+    """Codes the items of a descriptor that the run does not know, and compares them with those it held out.
+
+    A run that held out too few is compared as a whole.
 
     Raises:
         TesseraError: there are too few of them.
@@ -226,6 +228,7 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded) -> dict[str, Any]
     from features.table import read_items
     from models.semantic_id.codebook import load
     from models.semantic_id.drift import drift
+    from models.semantic_id.health import held_out_items
 
     dataset = load_dataset(descriptor)
     items = read_items(dataset) if dataset.has_content else None
@@ -233,7 +236,9 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded) -> dict[str, Any]
         raise TesseraError(f"{descriptor}: --new needs [items] with text")
     texts = items.filter(~pl.col("item_id").is_in(coded.ids))["text"].fill_null("").to_list()
     vectors = load_encoder(run / "encode" / "encoder").encode(texts) if texts else coded.vectors[:0]
-    found = drift(load(run / "assign" / "codebook"), coded.vectors, vectors)
+    book = load(run / "assign" / "codebook")
+    unseen = coded.vectors[held_out_items(len(coded.ids), seed)]
+    found = drift(book, unseen, vectors) or drift(book, coded.vectors, vectors)
     if found is None:
         raise TesseraError(f"{descriptor}: {counted(len(texts))} are new to {run}; drift shows in 20 and more")
     return asdict(found)

@@ -65,6 +65,8 @@ class Previous:
         """
         old = read_shards(self._directory / "assign" / "codes").select("item_id", pl.col("codes").alias("before"))
         known = items.join(old, on="item_id", maintain_order="left")
+        if not known.height:
+            raise DatasetError(f"{self._directory}: none of its items is one of this run's; train without --warm-start")
         codes = fitted.encode(known["vector"].to_numpy().astype(np.float32))
         return match(fitted, codes, known["before"].to_numpy().astype(np.uint16))
 

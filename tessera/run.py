@@ -28,8 +28,7 @@ from models.loading import assembler, examples
 from models.registry import Registry, Release
 from models.semantic_id import codebook as codebooks
 from models.semantic_id.assign import assign_catalogue
-from models.semantic_id.drift import drift
-from models.semantic_id.health import codebook_health, collapse_alarm
+from models.semantic_id.health import codebook_health, collapse_alarm, held_out_items
 from models.semantic_id.quantizer import recommended_shape
 from models.semantic_id.tokens import Scheme
 from models.train import Checkpointing, TrainConfig, predict, train
@@ -48,7 +47,6 @@ from tessera.previous import Previous
 from tessera.stage import Advance, Stages, key_of
 
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
-_HELD_OUT = 0.05
 _RANKER, _HASHED_ID = "ranker", "hashed-id"
 
 
@@ -204,7 +202,7 @@ class _Run:
         def work(directory: Path, advance: Advance) -> None:
             items = read_shards(encoded / "vectors")
             vectors = items["vector"].to_numpy()
-            held_out = np.random.default_rng(options.seed).random(len(vectors)) < _HELD_OUT
+            held_out = held_out_items(len(vectors), options.seed)
             start = self._previous.codebook() if self._previous else None
             suited = (start.levels, start.codes) if start else recommended_shape(len(vectors))
             codes = min(options.codes or suited[1], int((~held_out).sum()))
@@ -229,9 +227,8 @@ class _Run:
             made = codebooks.load(book)
             codes_of_all = read_shards(directory / "codes")["codes"].to_numpy()
             health = codebook_health(made, codes_of_all, {"fitted": fit, "held_out": new})
-            drifted = drift(made, fit, new)
-            write_json(directory / "report.json", asdict(health) | {"drift": asdict(drifted) if drifted else None})
-            for line in (*collapse_alarm(health), *(drifted.flags if drifted else ())):
+            write_json(directory / "report.json", asdict(health) | {"seed": options.seed})
+            for line in collapse_alarm(health):
                 self._console.print(f"[yellow]assign: {line}[/yellow]")
 
         return self._stages.run("assign", self._assign_key, work)

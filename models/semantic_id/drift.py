@@ -1,7 +1,7 @@
-"""Whether new items fit a frozen codebook as the items it was made from do.
+"""Whether new items fit a frozen codebook as known items do.
 
 Two signs: they are reconstructed worse (Mann-Whitney on the items' errors), or they crowd on other codes
-(Jensen-Shannon divergence of the codes in use, against what as many items drawn from the old ones show by chance).
+(Jensen-Shannon divergence of the codes in use, against what two draws of as many items show by chance).
 
 Shape letters: N vectors, D dim, Q levels, K codes.
 """
@@ -24,20 +24,20 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class Drift:
-    """New items beside fitted ones.
+    """New items beside known ones.
 
     Attributes:
         items: new ones.
-        fitted, new: the median, the .9 and the .99 quantile of the items' squared errors, each over the mean squared
-            distance of the fitted items from their mean.
+        known, new: the median, the .9 and the .99 quantile of the items' squared errors, each over the mean squared
+            distance of the known items from their mean.
         p_value: of errors as large or larger if both came from one distribution.
         divergence: per level, Jensen-Shannon divergence of the codes in use, in bits, 0 to 1.
-        by_chance: per level, what 99 of 100 draws of as many fitted items stay under.
+        by_chance: per level, what 99 of 100 draws of as many items from all together stay under.
         flags: what stands out, in sentences; empty where nothing does.
     """
 
     items: int
-    fitted: tuple[float, ...]
+    known: tuple[float, ...]
     new: tuple[float, ...]
     p_value: float
     divergence: tuple[float, ...]
@@ -45,15 +45,19 @@ class Drift:
     flags: tuple[str, ...]
 
 
-def drift(quantizer: Quantizer, fitted: NDArray[np.float32], new: NDArray[np.float32]) -> Drift | None:
-    """Compares new vectors (n, D) with those the codebook was made from (N, D); None for fewer than 20 of either."""
-    if min(len(fitted), len(new)) < _FEWEST:
+def drift(quantizer: Quantizer, known: NDArray[np.float32], new: NDArray[np.float32]) -> Drift | None:
+    """Compares new vectors (n, D) with known ones (N, D); None for fewer than 20 of either.
+
+    Any codebook fits what it was made from better than what it was not: give it known items that it was not fitted on,
+    where there are enough.
+    """
+    if min(len(known), len(new)) < _FEWEST:
         return None
-    spread = max(float(((fitted - fitted.mean(axis=0)) ** 2).sum(axis=1).mean()), 1e-12)
-    codes = [quantizer.encode(vectors) for vectors in (fitted, new)]
+    spread = max(float(((known - known.mean(axis=0)) ** 2).sum(axis=1).mean()), 1e-12)
+    codes = [quantizer.encode(vectors) for vectors in (known, new)]
     errors = [
         ((vectors - quantizer.decode(own)) ** 2).sum(axis=1) / spread
-        for vectors, own in zip((fitted, new), codes, strict=True)
+        for vectors, own in zip((known, new), codes, strict=True)
     ]
     before, after = (tuple(float(found) for found in np.quantile(error, QUANTILES)) for error in errors)
     p_value = float(mannwhitneyu(errors[1], errors[0], alternative="greater").pvalue)
@@ -61,14 +65,16 @@ def drift(quantizer: Quantizer, fitted: NDArray[np.float32], new: NDArray[np.flo
     rng = np.random.default_rng(0)
     for level in range(quantizer.levels):
         used = [np.bincount(own[:, level], minlength=quantizer.codes).astype(np.float64) for own in codes]
-        drawn = rng.multinomial(len(new), used[0] / used[0].sum(), size=_DRAWS)
-        chance = jensenshannon(np.tile(used[0], (_DRAWS, 1)), drawn, base=2, axis=1) ** 2
+        # Both are samples: what as many of each would show if all came from one distribution.
+        share = (used[0] + used[1]) / (len(known) + len(new))
+        drawn = [rng.multinomial(count, share, size=_DRAWS) for count in (len(known), len(new))]
+        chance = jensenshannon(*drawn, base=2, axis=1) ** 2
         divergence.append(float(jensenshannon(*used, base=2) ** 2))
         by_chance.append(float(np.quantile(chance, _LEVEL)))
     flags = []
     if p_value < 1 - _LEVEL and after[0] > _WORSE * before[0]:
         flags.append(
-            f"new items are coded worse: half of them lose over {after[0]:.3f} of the spread, half of the fitted ones "
+            f"new items are coded worse: half of them lose over {after[0]:.3f} of the spread, half of the known ones "
             f"over {before[0]:.3f}; refit the codebook"
         )
     flags += [

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.semantic_id.quantizer import Quantizer, default_codes
 
 _COLLAPSED = 0.5
+_HELD_OUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class CodebookHealth:
     largest_group: int
     error: dict[str, float]
     collapsed: tuple[int, ...]
+
+
+def held_out_items(items: int, seed: int) -> NDArray[np.bool_]:
+    """(N,) which items a codebook is not fitted on, so that its error can be measured on them."""
+    return np.random.default_rng(seed).random(items) < _HELD_OUT
 
 
 def codebook_health(

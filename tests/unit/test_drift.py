@@ -38,7 +38,7 @@ def test_items_that_are_coded_worse_are_flagged_by_their_errors() -> None:
     found = drift(BOOK, FITTED, drawn(200, noise=0.4))
     assert found is not None
     assert "coded worse" in found.flags[0]
-    assert found.new[0] > 2 * found.fitted[0]
+    assert found.new[0] > 2 * found.known[0]
 
 
 def test_items_that_crowd_on_few_codes_are_flagged_by_level() -> None:
