@@ -1,72 +1,27 @@
 """`tessera ids`: Semantic IDs of a run shown, compared and reported."""
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import polars as pl
 import typer
-from numpy.typing import NDArray
 from rich.table import Table
 from rich.tree import Tree as RichTree
 
 from features.error import TesseraError
+from tessera.coded import counted, load_coded, published
 from tessera.console import JsonOption, err_console, out_console, print_json
-
-if TYPE_CHECKING:
-    from models.semantic_id.hits import HitRate
+from tessera.ids_report import advise, depth_table, hits_of, hits_table, new_items_drift
 
 ids = typer.Typer(
     no_args_is_help=True, help="Semantic IDs: show an item's, compare two runs', report on a catalogue's."
 )
 RunArgument = Annotated[Path, typer.Argument(help="What `tessera run --out` wrote.")]
-_TITLE = 70
 _NEIGHBOURS = 3
-
-
-@dataclass(frozen=True)
-class Coded:
-    """The items of a run: ids, texts, vectors (N, D) and codes (N, Q)."""
-
-    ids: list[str]
-    texts: list[str]
-    vectors: NDArray[np.float32]
-    codes: NDArray[np.uint16]
-
-    def title(self, row: int) -> str:
-        """The start of an item's text."""
-        text = " ".join(self.texts[row].split())
-        return text if len(text) <= _TITLE else text[: _TITLE - 1] + "…"
-
-
-def counted(items: int) -> str:
-    """`1 item`, `2 items`."""
-    return f"{items:,} item{'' if items == 1 else 's'}"
-
-
-def load_coded(run: Path) -> Coded:
-    """Reads what the stages `encode` and `assign` left.
-
-    Raises:
-        TesseraError: the directory holds no such run.
-    """
-    from features.jobs.shard import read_shards
-
-    for stage in ("encode", "assign"):
-        if not (run / stage / "stage.json").is_file():
-            raise TesseraError(f"{run / stage} is missing: give the --out of a `tessera run` on items with text")
-    coded = read_shards(run / "assign" / "codes")
-    texts = read_shards(run / "encode" / "texts").select("item_id", "text")
-    joined = coded.join(texts, on="item_id", how="left", maintain_order="left")
-    return Coded(
-        ids=joined["item_id"].to_list(),
-        texts=joined["text"].fill_null("").to_list(),
-        vectors=joined["vector"].to_numpy().astype(np.float32),
-        codes=joined["codes"].to_numpy().astype(np.uint16),
-    )
 
 
 @ids.command()
@@ -174,7 +129,7 @@ def report(
     health = msgspec.json.decode((run / "assign" / "report.json").read_bytes())
     found = {"ours": asdict(id_quality(coded.codes, coded.vectors))}
     if against is not None:
-        found[against.stem] = asdict(id_quality(*_published(against, coded)))
+        found[against.stem] = asdict(id_quality(*published(against, coded)))
     if new is not None:
         health["drift"] = new_items_drift(run, new, coded, health.get("seed", 0))
     shape = recommended_shape(len(coded.ids))
@@ -199,63 +154,6 @@ def report(
         out_console.print(hits_table(hits))
     for line in advice:
         out_console.print(f"• {line}")
-
-
-def hits_of(run: Path) -> "list[HitRate]":
-    """How histories lead to the next item by their codes; nothing where the run has no frame."""
-    from models.semantic_id.hits import hit_rates
-
-    if not (run / "frame" / "stage.json").is_file():
-        return []
-    items = pl.read_parquet(run / "frame" / "items.parquet", columns=["semantic_codes"])["semantic_codes"]
-    known = items.is_not_null().to_numpy()
-    codes = np.zeros((len(items), len(items.drop_nulls()[0])), dtype=np.uint16)
-    codes[known] = items.drop_nulls().to_numpy()
-    columns = ["item", "history", "label", "split"]
-    return hit_rates(codes, known, pl.read_parquet(run / "frame" / "examples.parquet", columns=columns))
-
-
-def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dict[str, Any]:
-    """Codes the items of a descriptor that the run does not know, and compares them with those it held out.
-
-    A run that held out too few is compared as a whole.
-
-    Raises:
-        TesseraError: there are too few of them.
-    """
-    from features.content.registry import load_encoder
-    from features.dataset import load_dataset
-    from features.table import read_items
-    from models.semantic_id.codebook import load
-    from models.semantic_id.drift import drift
-    from models.semantic_id.health import held_out_items
-
-    dataset = load_dataset(descriptor)
-    items = read_items(dataset) if dataset.has_content else None
-    if items is None:
-        raise TesseraError(f"{descriptor}: --new needs [items] with text")
-    texts = items.filter(~pl.col("item_id").is_in(coded.ids))["text"].fill_null("").to_list()
-    vectors = load_encoder(run / "encode" / "encoder").encode(texts) if texts else coded.vectors[:0]
-    book = load(run / "assign" / "codebook")
-    unseen = coded.vectors[held_out_items(len(coded.ids), seed)]
-    found = drift(book, unseen, vectors) or drift(book, coded.vectors, vectors)
-    if found is None:
-        raise TesseraError(f"{descriptor}: {counted(len(texts))} are new to {run}; drift shows in 20 and more")
-    return asdict(found)
-
-
-def hits_table(hits: list[dict[str, Any]]) -> Table:
-    """A row for each group of items, a column for each depth."""
-    table = Table(title="What users like next shares codes with their history", title_justify="left")
-    table.add_column("items")
-    table.add_column("events", justify="right")
-    for depth in range(1, len(hits[0]["rate"]) + 1):
-        table.add_column(f"1–{depth} (by chance)", justify="right")
-    for one in hits:
-        cells = [f"{own:.1%} ({chance:.1%})" for own, chance in zip(one["rate"], one["by_chance"], strict=True)]
-        table.add_row(one["group"], f"{one['events']:,}", *cells)
-    table.caption = "frequent: the fifth of the items with most training events; chance: other users' histories"
-    return table
 
 
 @ids.command()
@@ -288,83 +186,3 @@ def _exported(path: Path) -> pl.DataFrame:
         return pl.read_parquet(path, columns=["item_id", "codes", "suffix"])
     except (OSError, pl.exceptions.PolarsError) as error:
         raise TesseraError(f"{path} is no export with item_id, codes and suffix: {error}") from error
-
-
-def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, int]) -> list[str]:
-    """What to look at or to change, in sentences.
-
-    Args:
-        shape: levels and codes recommended for the catalogue's size.
-    """
-    levels, codes = shape
-    found = []
-    if health["codes"] > 2 * codes:
-        found.append(
-            f"{health['codes']:,} codes a level are many for {quality['items']:,} items: {levels} x {codes} "
-            f"(--levels {levels} --codes {codes}) fill their codes more evenly"
-        )
-    for level, share in enumerate(health["perplexity"], 1):
-        if share < 0.5:
-            found.append(
-                f"level {level} spreads as if over {share:.0%} of its {health['codes']:,} codes: choose fewer codes "
-                f"(--codes {codes}), or balanced-kmeans"
-            )
-    found += [
-        f"level {level} collapsed: it uses under half of the codes it could; refit with fewer codes"
-        for level in health.get("collapsed") or ()
-    ]
-    if quality["sharing"] > 0.2 * quality["items"]:
-        share = quality["sharing"] / quality["items"]
-        found.append(f"{share:.0%} of the items share their Semantic ID: more levels or codes would tell them apart")
-    found += (health.get("drift") or {}).get("flags", ())
-    errors = health["error"]
-    if not health.get("drift") and errors.get("held_out", 0) > 1.15 * errors.get("fitted", 1):
-        found.append(
-            f"items that were held out are coded worse ({errors['held_out']:.3f} of their spread is lost, "
-            f"{errors['fitted']:.3f} of the others'): new items fit the codebook less well, refit when many came"
-        )
-    return found or ["nothing stands out"]
-
-
-def depth_table(name: str, quality: dict[str, Any]) -> Table:
-    """A row for each depth of a coding."""
-    distinct, crowd = f"{quality['unique']:.1%} distinct IDs", f"largest group {quality['largest_group']:,}"
-    title = f"{name}: {quality['items']:,} items, {distinct}, {crowd}"
-    table = Table(title=title, title_justify="left")
-    for column in ("depth", "used", "perplexity", "branching", "nodes", "node size", "shared", "purity"):
-        table.add_column(column, justify="right")
-    for one in quality["depths"]:
-        low, middle, high = one["sizes"]
-        purity = "–" if one["purity"] is None else f"{one['purity']:.3f}"
-        table.add_row(
-            f"1–{one['depth']}",
-            f"{one['used']:,}",
-            f"{one['perplexity']:.1f}",
-            f"{one['branching']:.1f}",
-            f"{one['nodes']:,}",
-            f"{low:.0f}·{middle:.0f}·{high:.0f}",
-            f"{one['shared']:.1%}",
-            purity,
-        )
-    table.caption = f"purity: mean cosine of items that share the codes; of all pairs {quality['cosine']:.3f}"
-    return table
-
-
-def _published(path: Path, coded: Coded) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Codes of published IDs, each distinct token a number, and our vectors of the same items."""
-    try:
-        given = msgspec.json.decode(path.read_bytes())
-        if isinstance(given, dict) and given.keys() == {str(row) for row in range(len(coded.ids))} != set(coded.ids):
-            # Numbered from 0 where the items are not: their places in the catalogue.
-            given = [given[str(row)] for row in range(len(coded.ids))]
-        rows = list(given.items()) if isinstance(given, dict) else list(zip(coded.ids, given, strict=False))
-        tokens = pl.DataFrame([list(map(str, tokens)) for _, tokens in rows], orient="row")
-    except (msgspec.DecodeError, OSError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise TesseraError(f"{path}: expected JSON of item id → list of as many tokens each ({error})") from error
-    place = {name: row for row, name in enumerate(coded.ids)}
-    known = [(number, place[str(name)]) for number, (name, _) in enumerate(rows) if str(name) in place]
-    if not known:
-        raise TesseraError(f"{path}: none of its {len(rows):,} ids is an item of the run, such as {coded.ids[0]!r}")
-    theirs, ours = np.array(known).T
-    codes = np.stack([tokens[name].cast(pl.Categorical).to_physical().to_numpy() for name in tokens.columns], axis=1)
-    return codes[theirs].astype(np.int64), coded.vectors[ours]

@@ -8,7 +8,7 @@ from models.semantic_id.tree import Node, Tree
 from tessera import markup, plot
 
 if TYPE_CHECKING:
-    from tessera.ids import Coded
+    from tessera.coded import Coded
 
 # What a page holds at most: a catalogue of a million items must not make one that no browser opens.
 _NODES = 4_000

@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from features.determinism import one_thread
 from features.error import BundleError, DatasetError
+from models.semantic_id.estimator import balanced_codes, rotated, straight_through
 from models.semantic_id.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
 
 _WARM_UP = 0.2
@@ -42,7 +43,6 @@ _CHECKED = 0.05  # of the vectors: what early stopping looks at
 # What a few vectors cannot tell from no change; of states so near the best the latest is kept, which fits the catalogue
 # itself, most of what will be coded, better.
 _NOISE = 0.01
-_SINKHORN_ROUNDS = 50
 _KMEANS_SAMPLE = 20_000
 _ENCODE_ROWS = 4_096
 
@@ -123,7 +123,7 @@ class RqVae(nn.Module):
             self.config.commitment * _squared(residual - chosen.detach()) + _squared(residual.detach() - chosen)
             for residual, chosen in residuals
         )
-        passed = _rotated if self.config.gradient == "rotation" else _straight_through
+        passed = rotated if self.config.gradient == "rotation" else straight_through
         decoded = self.decoder(passed(latent, quantized.detach()))
         return (_squared(inputs - decoded) + terms).mean(), codes
 
@@ -338,30 +338,3 @@ def _squared(difference: Tensor) -> Tensor:
 def _distances(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Squared distances (B, K) but for the vectors' own lengths; argmin takes the lowest code in a tie."""
     return (codebook**2).sum(dim=1) - 2 * vectors @ codebook.T
-
-
-def _straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
-    """Forward the code vectors, backward as if the latent had passed untouched."""
-    return latent + (quantized - latent).detach()
-
-
-def _rotated(latent: Tensor, quantized: Tensor) -> Tensor:
-    """Forward the code vectors, backward through the rotation and scale that take the latent there, held constant."""
-    length, goal = (vectors.detach().norm(dim=1, keepdim=True).clamp_min(1e-6) for vectors in (latent, quantized))
-    here, there = latent.detach() / length, quantized / goal
-    between = functional.normalize(here + there, dim=1)
-    along = (latent * between).sum(dim=1, keepdim=True)
-    turned: Tensor = latent - 2 * along * between + 2 * (latent * here).sum(dim=1, keepdim=True) * there
-    found: Tensor = goal / length * turned
-    return found
-
-
-def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
-    """Codes (B,) of distances (B, K) by Sinkhorn-Knopp: near, and each code about as often (LC-Rec, eq. 7)."""
-    wide = distances.double()
-    low, high = wide.min(), wide.max()
-    scores = -(2 * (wide - low) / (high - low).clamp_min(1e-12) - 1) / epsilon
-    for _ in range(_SINKHORN_ROUNDS):
-        scores = scores - scores.logsumexp(dim=0, keepdim=True)
-        scores = scores - scores.logsumexp(dim=1, keepdim=True)
-    return scores.argmax(dim=1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.error import BundleError, DatasetError
-from models.semantic_id import codebook, reference, residual_kmeans, rqvae
+from models.semantic_id import codebook, estimator, reference, residual_kmeans, rqvae
 from models.semantic_id.codebook import KINDS, Kind
 from models.semantic_id.health import relative_error
 from models.semantic_id.nearest import nearest, residual_codes
@@ -134,7 +134,7 @@ def test_the_rotation_turns_the_gradient_as_it_turns_the_latent() -> None:
     rng = np.random.default_rng(0)
     latent = torch.from_numpy(rng.normal(size=(6, 4))).requires_grad_()
     quantized = torch.from_numpy(rng.normal(size=(6, 4)))
-    found = rqvae._rotated(latent, quantized)
+    found = estimator.rotated(latent, quantized)
     assert torch.allclose(found, quantized)
     # A gradient along the code comes back along the latent, times the ratio of their lengths (eq. 4.2).
     found.backward(quantized / quantized.norm(dim=1, keepdim=True))
@@ -147,7 +147,7 @@ def test_balanced_codes_are_near_and_equally_used() -> None:
     distances = torch.from_numpy(np.random.default_rng(0).random((64, 8)))
     distances[:, 0] -= 0.6  # code 0 is nearest to most
     nearest_ = torch.bincount(distances.argmin(dim=1), minlength=8)
-    codes = rqvae.balanced_codes(distances, 0.01)
+    codes = estimator.balanced_codes(distances, 0.01)
     counts = torch.bincount(codes, minlength=8)
     assert nearest_.max() > 40
     assert counts.max() <= 12

@@ -18,7 +18,8 @@ from models.semantic_id.quality import id_quality
 from models.semantic_id.residual_kmeans import ResidualKMeansConfig
 from models.semantic_id.tree import Tree
 from tessera.cli import app
-from tessera.ids import advise, load_coded
+from tessera.coded import load_coded
+from tessera.ids_report import advise
 
 CODES = np.array([[0, 1], [0, 1], [0, 2], [3, 1]], dtype=np.uint16)
 VECTORS = np.array([[1, 0], [0, 1], [1, 0], [0, 2]], dtype=np.float32)
