@@ -14,7 +14,19 @@ class DatasetError(TesseraError):
 
 
 class EventError(TesseraError):
-    """A message is not a valid event or item."""
+    """A message is not a valid event or item.
+
+    Args:
+        cause: one word for the kind of fault, by which set-aside messages are counted.
+    """
+
+    def __init__(self, message: str, *, cause: str = "invalid") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class StreamError(TesseraError):
+    """The stream must stop: going on would do harm."""
 
 
 class BundleError(TesseraError):

@@ -8,7 +8,7 @@ its neighbours.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
@@ -19,8 +19,42 @@ from features.source import Table
 from features.table import shape_events, shape_items
 
 MAX_BYTES = 1 << 20
+WIRE_VERSION = 1
 _SCALAR = str | int | float | bool
 _MESSAGE = Path("message")
+# What a message may say about itself, beside the columns: name on the wire, type, default.
+_ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
+    ("_schema", int, WIRE_VERSION),
+    ("_event_id", str | int | None, None),
+    ("_version", int | None, None),
+    ("_deleted", bool, False),
+    ("_backfill", bool, False),
+)
+
+
+class Decoded(NamedTuple):
+    """A message as a row of its table, and what it says about itself.
+
+    Attributes:
+        row: values in the order of `Decoder.columns`.
+        event_id: of two events with one id the first counts; None: never a duplicate.
+        version: of an item; the highest counts, and without one the last message.
+        deleted: whether the item is gone.
+        backfill: whether the event is old on purpose, and so never late.
+    """
+
+    row: tuple[Any, ...]
+    event_id: str | int | None
+    version: int | None
+    deleted: bool
+    backfill: bool = False
+
+
+class Rows(NamedTuple):
+    """Decoded rows of one table: column names, and the values of each row in their order."""
+
+    columns: tuple[str, ...]
+    values: list[tuple[Any, ...]]
 
 
 class Decoder:
@@ -34,29 +68,40 @@ class Decoder:
 
     def __init__(self, name: str, required: Sequence[str], optional: Sequence[str]) -> None:
         self._name = name
-        self._columns = (*required, *optional)
+        self.columns = (*required, *optional)
         # Positional field names, since a column may be called anything; the JSON keys are the columns' own.
-        rename = {f"f{position}": column for position, column in enumerate(self._columns)}
+        rename = {f"f{position}": column for position, column in enumerate(self.columns)}
+        rename |= {f"e{position}": name for position, (name, _, _) in enumerate(_ENVELOPE)}
         value = _SCALAR | list[_SCALAR] | None
         fields: list[Any] = [
             (f"f{position}", _SCALAR) if column in required else (f"f{position}", value, None)
-            for position, column in enumerate(self._columns)
+            for position, column in enumerate(self.columns)
         ]
+        fields += [(f"e{position}", kind, default) for position, (_, kind, default) in enumerate(_ENVELOPE)]
         kind = msgspec.defstruct(f"{name}_message", fields, rename=rename, frozen=True)
         self._decoder = msgspec.json.Decoder(kind)
 
-    def __call__(self, data: bytes) -> dict[str, Any]:
+    def __call__(self, data: bytes) -> Decoded:
         """One message as a row.
 
         Raises:
             EventError: too large, not JSON, not an object, a field missing or of a wrong type; names the field.
         """
         if len(data) > MAX_BYTES:
-            raise EventError(f"{self._name} message: {len(data)} bytes, at most {MAX_BYTES} are read")
+            raise EventError(
+                f"{self._name} message: {len(data)} bytes, at most {MAX_BYTES} are read", cause="oversized"
+            )
         try:
-            return msgspec.to_builtins(self._decoder.decode(data))  # type: ignore[no-any-return]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            *row, schema, event_id, version, deleted, backfill = msgspec.structs.astuple(self._decoder.decode(data))
+        except msgspec.ValidationError as error:
             raise EventError(f"{self._name} message: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EventError(f"{self._name} message: {error}", cause="undecodable") from error
+        if schema != WIRE_VERSION:
+            raise EventError(
+                f"{self._name} message: _schema {schema}, this release reads {WIRE_VERSION}", cause="unknown-version"
+            )
+        return Decoded(tuple(row), event_id, version, deleted, backfill)
 
 
 def event_decoder(events: Events) -> Decoder:
@@ -71,7 +116,7 @@ def item_decoder(items: Items) -> Decoder:
     return Decoder("items", [items.id], [name for name in optional if name != items.id])
 
 
-def event_rows(rows: Sequence[dict[str, Any]], events: Events) -> tuple[pl.DataFrame, dict[int, str]]:
+def event_rows(rows: Rows, events: Events) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes decoded event messages.
 
     Returns:
@@ -86,9 +131,7 @@ def event_rows(rows: Sequence[dict[str, Any]], events: Events) -> tuple[pl.DataF
     return _shape(rows, "events", shape)
 
 
-def item_rows(
-    rows: Sequence[dict[str, Any]], items: Items, types: Mapping[str, pl.DataType]
-) -> tuple[pl.DataFrame, dict[int, str]]:
+def item_rows(rows: Rows, items: Items, types: Mapping[str, pl.DataType]) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes decoded item messages: the frame of `read_items` with `message_row`, the position in `rows`; and the bad.
 
     An id that comes twice is kept twice, in order. Columns get the types that the catalogue has; a value that does not
@@ -103,16 +146,15 @@ def item_rows(
     return _shape(rows, "items", shape)
 
 
-def _shape(
-    rows: Sequence[dict[str, Any]], name: str, shape: Callable[[Table], pl.DataFrame]
-) -> tuple[pl.DataFrame, dict[int, str]]:
+def _shape(rows: Rows, name: str, shape: Callable[[Table], pl.DataFrame]) -> tuple[pl.DataFrame, dict[int, str]]:
     good: list[pl.DataFrame] = []
     bad: dict[int, str] = {}
-    pending = [(0, len(rows))] if rows else []
+    pending = [(0, len(rows.values))] if rows.values else []
     while pending:
         start, stop = pending.pop()
         try:
-            frame = pl.DataFrame(list(rows[start:stop]), infer_schema_length=None, strict=True)
+            columns = zip(*rows.values[start:stop], strict=True)
+            frame = pl.DataFrame(dict(zip(rows.columns, map(list, columns), strict=True)), strict=True)
             shaped = shape(_table(name, frame))
         except (DatasetError, pl.exceptions.PolarsError, TypeError, OverflowError) as error:
             if stop - start == 1:

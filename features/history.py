@@ -7,10 +7,8 @@ in any order of ties leaks nothing. `tests/property/test_history.py` holds the t
 Shape letters: E events, L history length.
 """
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +46,13 @@ class EventColumns:
     time: NDArray[np.int64]
     positive: NDArray[np.bool_]
 
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The columns in their order."""
+        return self.user, self.item, self.time, self.positive
+
 
 def history_frame(events: EventColumns, *, length: int) -> Jagged:
-    """Returns every event's history as item numbers, all at once: the twin of `History.read` before each event."""
+    """Returns every event's history as item numbers, all at once: the twin of `History.advance`."""
     _, clock = np.unique(events.time, return_inverse=True)
     span = int(clock.max(initial=0)) + 1
     moment = events.user * span + clock
@@ -66,18 +68,12 @@ def history_frame(events: EventColumns, *, length: int) -> Jagged:
     return Jagged(events.item[ordered[positions]], offsets)
 
 
-class _Visit(NamedTuple):
-    time: int
-    arrival: int
-    item: int
-
-
 class History:
-    """The online twin: one user's events arrive one by one.
+    """The online twin: a ring of recent visits for each user, advanced by whole batches of events.
 
     Keeps per user the last L visits before the newest time, and the last L at that time: what is needed to answer
-    `read` exactly for every time from the newest one on. An event that arrives late, before the newest time, is
-    answered from what is kept and takes its place in time order.
+    exactly for every time from the newest one on. An event that arrives late, before the newest time, is answered from
+    what is kept and takes its place in time order.
 
     Args:
         length: L, ≥ 1.
@@ -87,32 +83,106 @@ class History:
         if length < 1:
             raise ValueError(f"length: expected at least 1, got {length}")
         self.length = length
-        self._visits: dict[int, list[_Visit]] = {}
-        self._arrivals = 0
+        # User → place in the arrays below, -1 where a user has no visit yet.
+        self._place = np.zeros(0, dtype=np.int64)
+        self._users = np.zeros(0, dtype=np.int64)
+        self._count = np.zeros(0, dtype=np.int64)
+        self._items = np.zeros((0, 2 * length), dtype=np.int64)
+        self._times = np.zeros((0, 2 * length), dtype=np.int64)
+        self._size = 0
+
+    def advance(self, events: EventColumns) -> tuple[Jagged, NDArray[np.int64]]:
+        """Returns the history before each of the events (E,), which then enter it, and the users it changed for.
+
+        The events are taken in order of arrival and see each other by the rule of this module.
+        """
+        kept = self._kept(np.unique(events.user))
+        both = EventColumns(*(np.concatenate(pair) for pair in zip(kept.arrays(), events.arrays(), strict=True)))
+        before = history_frame(both, length=self.length).take(np.arange(len(kept.user), len(both.user)))
+        changed = np.unique(events.user[events.positive])
+        entering = both.positive & np.isin(both.user, changed)
+        self._keep(both.user[entering], both.item[entering], both.time[entering])
+        return before, changed
 
     def read(self, user: int, time: int) -> list[int]:
         """The last L items with time strictly before `time`, oldest first."""
-        visits = self._visits.get(user, [])
-        stop = bisect_left(visits, time, key=lambda visit: visit.time)
-        return [visit.item for visit in visits[max(0, stop - self.length) : stop]]
+        items, times = self._of(user)
+        stop = int(np.searchsorted(times, time, side="left"))
+        return list(items[max(0, stop - self.length) : stop].tolist())
 
     def latest(self, user: int) -> list[int]:
         """The last L items up to and including the newest: what a request made now sees."""
-        return [visit.item for visit in self._visits.get(user, [])[-self.length :]]
+        return list(self._of(user)[0][-self.length :].tolist())
 
     def append(self, user: int, item: int, time: int) -> None:
-        """Records a positive event; the next `read` at a later time sees it."""
-        visits = self._visits.setdefault(user, [])
-        self._arrivals += 1
-        insort(visits, _Visit(time, self._arrivals, item))
-        newest = bisect_left(visits, visits[-1].time, key=lambda visit: visit.time)
-        keep_before, keep_newest = max(0, newest - self.length), max(newest, len(visits) - self.length)
-        self._visits[user] = visits[keep_before:newest] + visits[keep_newest:]
+        """Records one positive event."""
+        users, items, times = (np.array([value], dtype=np.int64) for value in (user, item, time))
+        self.advance(EventColumns(users, items, times, np.ones(1, dtype=np.bool_)))
 
     def visits(self, user: int) -> list[tuple[int, int]]:
-        """All that is kept of a user, as (item, time), oldest first; `append` of each restores it."""
-        return [(visit.item, visit.time) for visit in self._visits.get(user, [])]
+        """All that is kept of a user, as (item, time), oldest first."""
+        items, times = self._of(user)
+        return list(zip(items.tolist(), times.tolist(), strict=True))
 
-    def users(self) -> Iterable[int]:
-        """Users with at least one visit."""
-        return self._visits.keys()
+    def users(self) -> NDArray[np.int64]:
+        """Users with at least one visit, (U,), in order of their first."""
+        return self._users[: self._size]
+
+    def state(self) -> EventColumns:
+        """All that is kept; an empty history that is advanced by it is equal to this one."""
+        return self._kept(self.users())
+
+    def _of(self, user: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        place = self._place[user] if user < len(self._place) else -1
+        if place < 0:
+            return self._users[:0], self._users[:0]
+        return self._items[place, : self._count[place]], self._times[place, : self._count[place]]
+
+    def _kept(self, users: NDArray[np.int64]) -> EventColumns:
+        known = users[users < len(self._place)]
+        places = self._place[known]
+        places = places[places >= 0]
+        lengths = self._count[places]
+        slots = np.arange(2 * self.length) < lengths[:, None]
+        items, times = self._items[places][slots], self._times[places][slots]
+        return EventColumns(np.repeat(self._users[places], lengths), items, times, np.ones(len(items), dtype=np.bool_))
+
+    def _keep(self, user: NDArray[np.int64], item: NDArray[np.int64], time: NDArray[np.int64]) -> None:
+        """Replaces all visits of some users by the last of those given."""
+        if not len(user):
+            return
+        # Stable, so equal times stay in order of arrival.
+        order = np.lexsort((time, user))
+        user, item, time = user[order], item[order], time[order]
+        users, starts, lengths = np.unique(user, return_index=True, return_counts=True)
+        ends = np.repeat(starts + lengths, lengths)
+        from_end = ends - np.arange(len(user))
+        newest = time == time[ends - 1]
+        at_newest = np.repeat(np.add.reduceat(newest.astype(np.int64), starts), lengths)
+        kept = from_end - np.where(newest, 0, at_newest) <= self.length
+        counts = np.add.reduceat(kept.astype(np.int64), starts)
+        places = self._places(users)
+        slot = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        row = np.repeat(places, counts)
+        self._items[row, slot] = item[kept]
+        self._times[row, slot] = time[kept]
+        self._count[places] = counts
+
+    def _places(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        most = int(users.max())
+        if most >= len(self._place):
+            grown = np.full(max(most + 1, 2 * len(self._place)), -1, dtype=np.int64)
+            grown[: len(self._place)] = self._place
+            self._place = grown
+        new = users[self._place[users] < 0]
+        size = self._size + len(new)
+        if size > len(self._users):
+            more = max(size, 2 * len(self._users)) - len(self._users)
+            self._users, self._count, self._items, self._times = (
+                np.concatenate([array, np.zeros((more, *array.shape[1:]), dtype=np.int64)])
+                for array in (self._users, self._count, self._items, self._times)
+            )
+        self._place[new] = np.arange(self._size, size)
+        self._users[self._size : size] = new
+        self._size = size
+        return self._place[users]

@@ -99,6 +99,16 @@ class Admission:
         """Keys admitted since the sketch was published, sorted."""
         return self._added
 
+    @property
+    def live(self) -> NDArray[np.uint8]:
+        """Cells of the sketch with what the stream has sighted since."""
+        return self._live.cells
+
+    def restore(self, live: NDArray[np.uint8], added: NDArray[np.uint64]) -> None:
+        """Goes back to where `live` and `added` were taken."""
+        self._live = Sketch(live.copy())
+        self._added = added.copy()
+
     def admits(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of the values (N,) are admitted."""
         if not self.threshold:

@@ -180,9 +180,14 @@ class Bundle:
         network.load_state_dict(load_file(self.directory / "network.safetensors"))
         return network.eval().requires_grad_(False)
 
-    def ranker(self) -> Ranker:
-        """A ranker of its own on TorchRec's table, with the optimizer state to go on training from."""
-        table = open_table(self.schema, learning_rate=self.manifest.training.table_rate)
+    def ranker(self, *, learning_rate: float | None = None) -> Ranker:
+        """A ranker of its own on TorchRec's table, with the optimizer state to go on training from.
+
+        Args:
+            learning_rate: of the table; by default that of the training.
+        """
+        rate = self.manifest.training.table_rate if learning_rate is None else learning_rate
+        table = open_table(self.schema, learning_rate=rate)
         tensors = load_file(self.directory / "table.safetensors")
         table.weight.copy_(tensors["weight"])
         table.accumulator.copy_(tensors["accumulator"])
@@ -217,7 +222,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
             codebook=codebook,
             tokens=tokens,
             metrics=parts.metrics,
-            files=_hashes(directory),
+            files=file_hashes(directory),
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
@@ -243,7 +248,7 @@ def load_bundle(directory: Path) -> Bundle:
         raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle anew")
     if _identity(manifest) != manifest.id:
         raise BundleError(f"{path}: the manifest was altered: its content is {_identity(manifest)}, not {manifest.id}")
-    found = _hashes(directory)
+    found = file_hashes(directory)
     for name in sorted(found.keys() | manifest.files.keys()):
         if found.get(name) != manifest.files.get(name):
             problem = "is missing" if name not in found else "is not in the manifest or was altered (sha256 differs)"
@@ -269,6 +274,11 @@ def write_directory(destination: Path, fill: Callable[[Path], None]) -> None:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         aside.rename(destination)
+        parent = os.open(destination.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -279,7 +289,8 @@ def _portable(dataset: Dataset) -> dict[str, Any]:
     return dataset.model_dump(mode="json") | {"source": dataset.source.name}
 
 
-def _hashes(directory: Path) -> dict[str, str]:
+def file_hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of every file below a directory but its manifest, by relative path."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))

@@ -39,10 +39,12 @@ class Catalogue:
         self.users = Entities(bundle.schema, "user", users, self.admission)
         self.items = Entities(bundle.schema, "item", items, self.admission)
         self.user_numbers = {name: number for number, name in enumerate(users["user_id"].to_list())}
+        self.user_ids: list[str] = users["user_id"].to_list()
         self.item_ids: list[str] = items["item_id"].to_list()
         self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
         self.popularity = items["train_positives"].to_numpy().astype(np.int64)
         self._vectors = Growable(content_vectors(items))
+        self.deleted: set[str] = set()
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
@@ -63,6 +65,7 @@ class Catalogue:
         new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
         if new:
             self.users.append(self.user_frame(new))
+            self.user_ids.extend(new)
             self.user_numbers.update({name: len(self.user_numbers) + place for place, name in enumerate(new)})
         return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
 
@@ -99,13 +102,27 @@ class Catalogue:
                     )
         known = [name for name in records if name in self.item_numbers]
         new = [name for name in records if name not in self.item_numbers]
+        self.deleted.difference_update(known)
         if known:
-            index = np.array([self.item_numbers[name] for name in known], dtype=np.int64)
-            self.items.replace(index, self._frame(known, [self._features(records[name]) for name in known]))
-            self.vectors[index] = self._content([records[name] for name in known])
+            chosen = [records[name] for name in known]
+            self._replace_items(known, [self._features(record) for record in chosen], self._content(chosen))
         if new:
             chosen = [records[name] for name in new]
             self._add_items(new, [self._features(record) for record in chosen], self._content(chosen))
+
+    def remove_items(self, ids: Sequence[str]) -> None:
+        """Forgets all of some items but their ids, which histories still name; they are no candidates any more."""
+        self.number_items(ids)
+        self.deleted.update(ids)
+        distinct = list(dict.fromkeys(ids))
+        if distinct:
+            nothing = np.zeros((len(distinct), self.vectors.shape[1]), dtype=np.float32)
+            self._replace_items(distinct, [{} for _ in distinct], nothing)
+
+    def _replace_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+        index = np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
+        self.items.replace(index, self._frame(ids, features))
+        self.vectors[index] = vectors
 
     def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         self.items.append(self._frame(ids, features))

@@ -5,7 +5,9 @@
 Whoever folds the same deltas gets the same bits: a delta carries whole rows in float32 with their optimizer state,
 never increments, and a row keeps the highest sequence number it has seen, so replays and repeats change nothing.
 
-Sequence numbers: the published bundle is 0; the stream's n-th micro-batch since then is n.
+Sequence numbers: the published bundle is 0; the stream's n-th micro-batch since then is n. Every micro-batch leaves at
+least one delta, whose header names the inputs it was made of: batch boundaries change the bits, so who does the
+batches again must cut them alike.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ from torch import Tensor, from_numpy
 
 from features.error import EventError
 
-VERSION = 1
+VERSION = 2
 SNAPSHOT_SEQ = 0
 # Stores keep a sequence number, and one more, in six bytes.
 _MAX_SEQ = 2**48 - 2
@@ -34,6 +36,15 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
 
 
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """Messages `first` to `last`, both included, of one partition of an input topic."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """A part of what one micro-batch changed in one bundle.
 
@@ -47,6 +58,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
         accumulators: (n,) little-endian float32 row-wise Adagrad state.
         records: items and histories that changed.
         times_ms: when the messages behind this delta were appended to their topics, for freshness.
+        sources: the inputs of the micro-batch, with its last delta.
+        poison: positions among them, (topic, partition, offset), at which the step fails; it passes over them.
     """
 
     version: int
@@ -58,6 +71,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     accumulators: bytes
     records: list[Record]
     times_ms: list[int]
+    sources: list[Source] = []
+    poison: list[tuple[str, int, int]] = []
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -90,8 +105,8 @@ def decode(data: bytes) -> Delta:
         delta = msgspec.msgpack.decode(data, type=Delta)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"delta: {error}") from error
-    if delta.version != VERSION:
-        raise EventError(f"delta: version {delta.version}, this release reads {VERSION}")
+    if delta.version not in (1, VERSION):
+        raise EventError(f"delta: version {delta.version}, this release reads 1 to {VERSION}", cause="unknown-version")
     if delta.dim < 1 or not SNAPSHOT_SEQ < delta.seq <= _MAX_SEQ:
         raise EventError(f"delta: expected dim >= 1 and 1 <= seq <= {_MAX_SEQ}, got dim {delta.dim}, seq {delta.seq}")
     count = len(delta.rows) // 4
@@ -109,6 +124,8 @@ def changed_rows(
     *,
     records: Sequence[Record],
     times_ms: Sequence[int],
+    sources: Sequence[Source] = (),
+    poison: Sequence[tuple[str, int, int]] = (),
 ) -> Iterator[Delta]:
     """Cuts what a micro-batch changed into deltas of one sequence number, each small enough for a message.
 
@@ -116,7 +133,7 @@ def changed_rows(
         rows: (n,) distinct row numbers.
         weight, accumulator: the live table, (R, D) and (R,).
         records: what else changed; travels with the first deltas.
-        times_ms: travels with the last, which arrives when all the others have.
+        times_ms, sources, poison: travel with the last, which arrives when all the others have.
     """
     starts = range(0, max(len(rows), 1), _MAX_ROWS)
     parts = [rows[start : start + _MAX_ROWS] for start in starts]
@@ -135,6 +152,8 @@ def changed_rows(
             accumulators=accumulator[index].numpy().astype("<f4").tobytes(),
             records=groups[number] if number < len(groups) else [],
             times_ms=list(times_ms) if number == total - 1 else [],
+            sources=list(sources) if number == total - 1 else [],
+            poison=list(poison) if number == total - 1 else [],
         )
 
 

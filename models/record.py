@@ -1,5 +1,6 @@
 """What the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,11 @@ ITEM = "item"
 HISTORY = "history"
 ADMITTED = "admitted"
 """Keys of values that a micro-batch admitted, under the batch's number: little-endian uint64."""
+
+CHANGED = "changed"
+"""Ids of the items whose records a micro-batch wrote, under the batch's number: a msgpack array of strings."""
+TOMBSTONE = b""
+"""The record of an item that was deleted."""
 
 
 class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -75,6 +81,19 @@ def decode_admitted(data: bytes) -> NDArray[np.uint64]:
     if len(data) % 8:
         raise EventError(f"admitted record: expected 8 bytes a key, got {len(data)} bytes")
     return np.frombuffer(data, dtype="<u8").astype(np.uint64)
+
+
+def encode_changed(ids: Sequence[str]) -> bytes:
+    """Item ids to bytes."""
+    return msgspec.msgpack.encode(list(ids))
+
+
+def decode_changed(data: bytes) -> list[str]:
+    """Bytes to item ids; raises EventError on anything else."""
+    try:
+        return msgspec.msgpack.decode(data, type=list[str])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EventError(f"changed record: {error}") from error
 
 
 def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:

@@ -14,7 +14,7 @@ _RECORDS = 10_000
 _LOADED = "loaded"
 
 
-def load_bundle(store: OnlineStore, bundle: Bundle) -> bool:
+def load_bundle(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") -> bool:
     """Puts a bundle where servers read, unless it is there; returns whether it had to.
 
     What the stream wrote since stays: it has higher sequence numbers. A load that was cut short is done again, since
@@ -23,7 +23,7 @@ def load_bundle(store: OnlineStore, bundle: Bundle) -> bool:
     if store.read_records(bundle.id, _LOADED, ["bundle"]) != [None]:
         return False
     schema = bundle.schema
-    store.create_table(bundle.id, rows=schema.rows, dim=schema.dim)
+    store.create_table(bundle.id, rows=schema.rows, dim=schema.dim, storage=storage)
     store.load_rows(bundle.id, bundle.rows(), seq=SNAPSHOT_SEQ)
     visits = bundle.history.group_by("user_id", maintain_order=True).agg(pl.col("item_id"), pl.col("time"))
     users: Sequence[str] = visits["user_id"].to_list()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from features.error import StoreError
+from serving.page import pack, unpack
 from serving.store import (
     NEVER,
     Float32,
@@ -23,6 +24,7 @@ from serving.store import (
     check_write,
     encode_ids,
     newest_records,
+    newest_rows,
     not_loaded,
 )
 
@@ -41,26 +43,32 @@ class MemoryStore:
         self._records: dict[str, dict[str, dict[bytes, tuple[int, bytes]]]] = {}
         self._lock = threading.RLock()
 
-    def create_table(self, bundle: str, *, rows: int, dim: int) -> None:
+    def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
-        wanted = Table(rows=rows, dim=dim)
+        wanted = Table(rows=rows, dim=dim, storage=storage)
         with self._lock:
             found = self._tables.setdefault(bundle, _Rows(wanted)).table
         if found != wanted:
             raise StoreError(f"bundle {bundle!r} has a table of {found}, not {wanted}; drop it, or name another bundle")
 
-    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32) -> int:
+    def table(self, bundle: str) -> Table:
+        """See `OnlineStore.table`."""
+        return self._rows(bundle).table
+
+    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
         """See `OnlineStore.write_rows`."""
         with self._lock:
             held = self._rows(bundle)
             check_write(held.table, rows, seqs, vectors)
-            written = set()
-            for row, seq, vector in zip(rows.tolist(), seqs.tolist(), vectors, strict=True):
-                if row not in held.newest or seq > held.newest[row][0]:
-                    held.newest[row] = (seq, vector.copy())
-                    written.add(row)
-            return len(written)
+            kept = newest_rows(rows, seqs)
+            rounded = unpack(pack(held.table, vectors[kept]))
+            written = 0
+            for row, seq, vector in zip(rows[kept].tolist(), seqs[kept].tolist(), rounded, strict=True):
+                if row not in held.newest or seq + again > held.newest[row][0]:
+                    held.newest[row] = (seq, vector)
+                    written += 1
+            return written
 
     def load_rows(self, bundle: str, vectors: Float32, *, seq: int) -> None:
         """See `OnlineStore.load_rows`."""
@@ -95,7 +103,14 @@ class MemoryStore:
             return self.read_rows(bundle, every), self.read_seqs(bundle, every)
 
     def write_records(
-        self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
+        self,
+        bundle: str,
+        kind: str,
+        ids: Sequence[str],
+        seqs: Sequence[int],
+        payloads: Sequence[bytes],
+        *,
+        again: bool = False,
     ) -> int:
         """See `OnlineStore.write_records`."""
         check_name("bundle", bundle)
@@ -104,7 +119,7 @@ class MemoryStore:
         with self._lock:
             for name, seq, payload in newest_records(ids, seqs, payloads):
                 held = self._records.setdefault(bundle, {}).setdefault(kind, {})
-                if name not in held or seq > held[name][0]:
+                if name not in held or seq + again > held[name][0]:
                     held[name] = (seq, payload)
                     written += 1
         return written
@@ -127,6 +142,10 @@ class MemoryStore:
         with self._lock:
             self._tables.pop(bundle, None)
             self._records.pop(bundle, None)
+
+    def incarnation(self) -> str:
+        """See `OnlineStore.incarnation`; memory starts once."""
+        return "memory"
 
     def ping(self) -> None:
         """See `OnlineStore.ping`; memory always answers."""

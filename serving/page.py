@@ -1,14 +1,15 @@
 """The bytes and keys of pages: the one place that knows how a table is laid out in Redis.
 
 A page is one string of `PAGE_ROWS` rows, always at full size. A row is a header of six bytes, seq + 1 in big-endian
-order (0: never written), then the vector in `STORAGE`, little-endian:
+order (0: never written), then the vector as the table's storage says, little-endian:
 
     page p   | row 64 p          | row 64 p + 1      | …
              | seq + 1 |  vector | seq + 1 |  vector | …
-    bytes    |    6    |   4 D   |    6    |   4 D   | …
+    bytes    |    6    |    v    |    6    |    v    | …
 
-A narrower storage type is a change of `STORAGE` and of the two functions that convert vectors; its name is part of
-`table_mark`, so that a reader of another type refuses the table instead of misreading it.
+where v is 4 D in float32, 2 D in float16, and 4 + D in int8, with the row's scale first.
+
+The storage is part of `table_mark`, so that a reader of another one refuses the table instead of misreading it.
 """
 
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.error import StoreError
-from serving.store import Float32, Int64, Table
+from serving.store import STORAGES, Float32, Int64, Table
 
 PAGE_ROWS = 64
 SEQ_BYTES = 6
-STORAGE = np.dtype("<f4")
+_INT8_MOST = 127
 
 Call: TypeAlias = tuple[list[bytes], list[bytes | int]]
 """The keys and the arguments of one script call."""
@@ -30,7 +31,7 @@ Call: TypeAlias = tuple[list[bytes], list[bytes | int]]
 
 def table_mark(table: Table) -> bytes:
     """What the store keeps under the table's key: shape and layout, compared on every access."""
-    return b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, STORAGE.name.encode(), PAGE_ROWS)
+    return b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, table.storage.encode(), PAGE_ROWS)
 
 
 def parse_mark(mark: bytes) -> Table:
@@ -40,13 +41,13 @@ def parse_mark(mark: bytes) -> Table:
         StoreError: its layout is another version's.
     """
     fields = dict(field.partition(b"=")[::2] for field in mark.split())
-    if fields.keys() >= {b"rows", b"dim"}:
-        table = Table(rows=int(fields[b"rows"]), dim=int(fields[b"dim"]))
+    if fields.keys() >= {b"rows", b"dim"} and fields.get(b"storage", b"").decode(errors="replace") in STORAGES:
+        table = Table(rows=int(fields[b"rows"]), dim=int(fields[b"dim"]), storage=fields[b"storage"].decode())
         if table_mark(table) == mark:
             return table
     raise StoreError(
         f"the online store's table has the layout {mark.decode(errors='replace')!r}, and this version knows "
-        f"storage={STORAGE.name} page={PAGE_ROWS}; drop it with the version that wrote it, then load it again"
+        f"storage={'|'.join(STORAGES)} page={PAGE_ROWS}; drop it with the version that wrote it, then load it again"
     )
 
 
@@ -55,22 +56,52 @@ def page_count(table: Table) -> int:
     return -(-table.rows // PAGE_ROWS)
 
 
-def row_type(dim: int) -> np.dtype[np.void]:
-    """One row as a packed structured type: `seq` (6,) uint8 and `vector` (D,)."""
-    return np.dtype([("seq", np.uint8, (SEQ_BYTES,)), ("vector", STORAGE, (dim,))])
+def vector_type(table: Table) -> np.dtype[np.void]:
+    """A row's numbers as they are kept: `values` (D,), and in int8 the row's `scale`."""
+    kept = {"float32": "<f4", "float16": "<f2", "int8": "i1"}[table.storage]
+    scale = [("scale", "<f4")] if table.storage == "int8" else []
+    return np.dtype([*scale, ("values", kept, (table.dim,))])
 
 
-def encode_rows(seqs: Int64, vectors: Float32) -> NDArray[np.void]:
+def row_type(table: Table) -> np.dtype[np.void]:
+    """One row as a packed structured type: `seq` (6,) uint8 and `vector` of `vector_type`."""
+    return np.dtype([("seq", np.uint8, (SEQ_BYTES,)), ("vector", vector_type(table))])
+
+
+def pack(table: Table, vectors: Float32) -> NDArray[np.void]:
+    """Vectors (N, D) as they are kept, (N,) of `vector_type`; what float16 cannot hold becomes its largest number."""
+    packed = np.zeros(len(vectors), dtype=vector_type(table))
+    if table.storage == "int8":
+        packed["scale"] = np.abs(vectors).max(axis=1, initial=0) / _INT8_MOST
+        scale = np.where(packed["scale"] > 0, packed["scale"], np.float32(1))
+        packed["values"] = np.rint(np.clip(vectors / scale[:, None], -_INT8_MOST, _INT8_MOST))
+    elif table.storage == "float16":
+        most = np.finfo(np.float16).max
+        packed["values"] = np.clip(vectors, -most, most)
+    else:
+        packed["values"] = vectors
+    return packed
+
+
+def unpack(packed: NDArray[np.void]) -> Float32:
+    """What was kept of vectors: (N, D) float32, writable."""
+    found: Float32 = packed["values"].astype(np.float32)
+    if packed.dtype.names is not None and "scale" in packed.dtype.names:
+        found *= packed["scale"][:, None]
+    return found
+
+
+def encode_rows(table: Table, seqs: Int64, vectors: Float32) -> NDArray[np.void]:
     """Lay out (N,) sequence numbers and (N, D) vectors as (N,) rows of `row_type`."""
-    rows = np.zeros(len(seqs), dtype=row_type(vectors.shape[1]))
+    rows = np.zeros(len(seqs), dtype=row_type(table))
     rows["seq"] = (seqs + 1).astype(">u8").view(np.uint8).reshape(-1, 8)[:, -SEQ_BYTES:]
-    rows["vector"] = vectors
+    rows["vector"] = pack(table, vectors)
     return rows
 
 
-def decode_vectors(data: bytes, dim: int) -> Float32:
+def decode_vectors(table: Table, data: bytes) -> Float32:
     """Vectors that were cut out of rows, one after another: (N, D) float32, writable."""
-    return np.frombuffer(data, dtype=STORAGE).reshape(-1, dim).astype(np.float32)
+    return unpack(np.frombuffer(data, dtype=vector_type(table)))
 
 
 def decode_seqs(headers: NDArray[np.uint8]) -> Int64:
@@ -96,30 +127,30 @@ def chunks(values: Int64, size: int) -> Iterator[Int64]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def gather_call(bundle: str, mark: bytes, dim: int, rows: Int64, *, seqs: bool) -> Call:
+def gather_call(bundle: str, table: Table, rows: Int64, *, seqs: bool) -> Call:
     """The call of `gather.lua` that reads the headers of rows (N,), or else their vectors."""
-    row_size = row_type(dim).itemsize
+    row_size = row_type(table).itemsize
     skip, size = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, row_size - SEQ_BYTES)
     pages, places = np.divmod(rows, PAGE_ROWS)
     offsets = (places * row_size + skip).astype("<u4").tobytes()
-    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [mark, size, offsets]
+    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, offsets]
 
 
-def write_call(bundle: str, mark: bytes, rows: Int64, seqs: Int64, vectors: Float32) -> Call:
+def write_call(bundle: str, table: Table, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool) -> Call:
     """The call of `write_rows.lua` for distinct rows (N,)."""
-    data = encode_rows(seqs, vectors)
+    data = encode_rows(table, seqs, vectors)
     pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
     # Lua counts from 1, and the first key is the mark's.
     places = np.stack([index + 2, rows % PAGE_ROWS * data.itemsize], axis=1).astype("<u4").tobytes()
     keys = [key_of(bundle, "table"), *page_keys(bundle, pages)]
-    return keys, [mark, PAGE_ROWS * data.itemsize, data.itemsize, places, data.tobytes()]
+    return keys, [table_mark(table), PAGE_ROWS * data.itemsize, data.itemsize, places, data.tobytes(), int(again)]
 
 
-def load_call(bundle: str, mark: bytes, pages: Int64, vectors: Float32, seq: int) -> Call:
+def load_call(bundle: str, table: Table, pages: Int64, vectors: Float32, seq: int) -> Call:
     """The call of `load_pages.lua` for consecutive pages of the whole table's vectors (R, D)."""
     part = vectors[int(pages[0]) * PAGE_ROWS : (int(pages[-1]) + 1) * PAGE_ROWS]
-    data = encode_rows(np.full(len(part), seq, dtype=np.int64), part)
+    data = encode_rows(table, np.full(len(part), seq, dtype=np.int64), part)
     size = PAGE_ROWS * data.itemsize
     whole = data.tobytes().ljust(len(pages) * size, b"\0")
     cuts = [whole[start : start + size] for start in range(0, len(whole), size)]
-    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [mark, *cuts]
+    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), *cuts]

@@ -71,36 +71,42 @@ class RankService:
         self._catalogue = Catalogue(bundle)
         self._default_item = self._catalogue.add_default_item()
         self._retriever = Retriever(self._catalogue)
-        self._seen_items = self._seen_admissions = 0
+        self._seen_changes = self._seen_admissions = 0
         self._lock = threading.RLock()
         self._item_features = tuple(self._schema.of("item"))
         self._shared_features = tuple(feature for feature in self._schema.features if feature.of != "item")
         self._places = _places(self._schema.features, self._shared_features, self._item_features, self._schema)
+        # Changes are counted before the items are read: what comes between is taken in twice, not missed.
+        self._seen_changes = len(store.record_ids(bundle.id, record.CHANGED, 0))
+        self._take_in(store.record_ids(bundle.id, record.ITEM, 0))
         self.refresh()
 
     @property
     def ranks_items(self) -> bool:
         """Whether the bundle knows items at all; one trained on events alone does not."""
-        return bool(self._catalogue.item_numbers)
+        return self.items > 0
 
     @property
     def items(self) -> int:
         """How many items can be ranked."""
-        return len(self._catalogue.item_numbers)
+        return len(self._catalogue.item_numbers) - len(self._catalogue.deleted)
 
     def refresh(self) -> int:
-        """Takes in the items and admissions the stream has added since the last call; returns how many items."""
+        """Takes in what the stream has done to items and admissions since the last call; returns how many items."""
         with self._lock:
             batches = self._store.record_ids(self.bundle.id, record.ADMITTED, self._seen_admissions)
             for payload in self._store.read_records(self.bundle.id, record.ADMITTED, batches):
                 if payload is not None:
                     self._catalogue.admission.admit(record.decode_admitted(payload))
             self._seen_admissions += len(batches)
-            new = self._store.record_ids(self.bundle.id, record.ITEM, self._seen_items)
-            if new:
-                self._take_in(new)
-                self._seen_items += len(new)
-            return len(new)
+            batches = self._store.record_ids(self.bundle.id, record.CHANGED, self._seen_changes)
+            payloads = self._store.read_records(self.bundle.id, record.CHANGED, batches)
+            changed = dict.fromkeys(
+                name for data in payloads if data is not None for name in record.decode_changed(data)
+            )
+            self._take_in(list(changed))
+            self._seen_changes += len(batches)
+            return len(changed)
 
     def rank(
         self, user: str, candidates: Sequence[str] | None, k: int, context: Mapping[str, Any] | None = None
@@ -132,7 +138,7 @@ class RankService:
                 names = [self._catalogue.item_ids[number] for number in items.tolist()]
             else:
                 names = list(dict.fromkeys(candidates))
-                items = np.array([numbers.get(name, self._default_item) for name in names], dtype=np.int64)
+                items = np.array([self._number(name) for name in names], dtype=np.int64)
             known_user = stored is not None or user in self._catalogue.user_numbers
             scores = self._score(user, items, history, events)
         order = np.argsort(-scores, kind="stable")[:k]
@@ -140,7 +146,7 @@ class RankService:
             bundle=self.bundle.id,
             items=[(names[place], float(scores[place])) for place in order],
             known_user=known_user,
-            unknown_items=[name for name in names if name not in numbers],
+            unknown_items=[name for name in names if self._number(name) == self._default_item],
             retrieved=candidates is None,
         )
 
@@ -179,6 +185,11 @@ class RankService:
         found: NDArray[np.float32] = torch.sigmoid(logits).numpy()
         return found
 
+    def _number(self, item: str) -> int:
+        """The item's number; of one that nobody knows, or that was deleted, the number of the item without anything."""
+        known = item not in self._catalogue.deleted
+        return self._catalogue.item_numbers.get(item, self._default_item) if known else self._default_item
+
     def _context_frame(self, context: Mapping[str, Any]) -> pl.DataFrame:
         events = self.bundle.dataset.events
         unknown = [name for name in context if name not in (*events.categorical, *events.numeric)]
@@ -201,10 +212,14 @@ class RankService:
                 self._take_in(unknown)
 
     def _take_in(self, ids: Sequence[str]) -> None:
-        payloads = self._store.read_records(self.bundle.id, record.ITEM, ids)
-        found = {name: record.decode_item(data) for name, data in zip(ids, payloads, strict=True) if data is not None}
-        if found:
-            self._catalogue.put_items(found)
+        if not ids:
+            return
+        read = self._store.read_records(self.bundle.id, record.ITEM, ids)
+        payloads = {name: data for name, data in zip(ids, read, strict=True) if data is not None}
+        found = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
+        self._catalogue.put_items(found)
+        self._catalogue.remove_items([name for name in payloads if name not in found])
+        if payloads:
             self._retriever.refresh()
 
 

@@ -47,6 +47,7 @@ from serving.page import (
     parse_mark,
     row_type,
     table_mark,
+    unpack,
     write_call,
 )
 from serving.store import (
@@ -113,10 +114,10 @@ class RedisStore:
         self._tables: dict[str, tuple[Table, bytes]] = {}
         self._leave: weakref.finalize[..., RedisStore] | None = None
 
-    def create_table(self, bundle: str, *, rows: int, dim: int) -> None:
+    def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
-        wanted = Table(rows=rows, dim=dim)
+        wanted = Table(rows=rows, dim=dim, storage=storage)
         with self._errors():
             if self._client.exists(key_of(bundle, "dropping")):
                 self.drop(bundle)
@@ -126,26 +127,31 @@ class RedisStore:
         if found != wanted:
             raise StoreError(f"bundle {bundle!r} has a table of {found}, not {wanted}; drop it, or name another bundle")
 
-    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32) -> int:
+    def table(self, bundle: str) -> Table:
+        """See `OnlineStore.table`."""
+        return self._table(bundle)[0]
+
+    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
         """See `OnlineStore.write_rows`; up to 1,000 rows in one script call, as Redis does nothing else meanwhile."""
-        table, mark = self._table(bundle)
+        table, _ = self._table(bundle)
         check_write(table, rows, seqs, vectors)
         kept = newest_rows(rows, seqs)
         calls = (
-            write_call(bundle, mark, rows[chunk], seqs[chunk], vectors[chunk]) for chunk in chunks(kept, _WRITE_ROWS)
+            write_call(bundle, table, rows[chunk], seqs[chunk], vectors[chunk], again=again)
+            for chunk in chunks(kept, _WRITE_ROWS)
         )
         replies = self._run(_WRITE, calls)
         if None in replies:
-            return self._again(bundle).write_rows(bundle, rows, seqs, vectors)
+            return self._again(bundle).write_rows(bundle, rows, seqs, vectors, again=again)
         return sum(replies)
 
     def load_rows(self, bundle: str, vectors: Float32, *, seq: int) -> None:
         """See `OnlineStore.load_rows`; whole pages where there are none, row by row where there are."""
-        table, mark = self._table(bundle)
+        table, _ = self._table(bundle)
         check_seq("seq", seq)
         check_vectors(vectors, rows=table.rows, dim=table.dim)
         pages = list(chunks(np.arange(page_count(table)), _LOAD_PAGES))
-        replies = self._run(_LOAD, (load_call(bundle, mark, chunk, vectors, seq) for chunk in pages))
+        replies = self._run(_LOAD, (load_call(bundle, table, chunk, vectors, seq) for chunk in pages))
         if None in replies:
             self._again(bundle).load_rows(bundle, vectors, seq=seq)
             return
@@ -159,7 +165,7 @@ class RedisStore:
     def read_rows(self, bundle: str, rows: Int64) -> Float32:
         """See `OnlineStore.read_rows`."""
         table, data = self._gather(bundle, rows, seqs=False)
-        return decode_vectors(data, table.dim)
+        return decode_vectors(table, data)
 
     def read_seqs(self, bundle: str, rows: Int64) -> Int64:
         """See `OnlineStore.read_seqs`."""
@@ -169,7 +175,7 @@ class RedisStore:
     def read_table(self, bundle: str) -> tuple[Float32, Int64]:
         """See `OnlineStore.read_table`; whole pages, 1,024 in one round trip."""
         table, mark = self._table(bundle)
-        row = row_type(table.dim)
+        row = row_type(table)
         size = PAGE_ROWS * row.itemsize
         vectors = np.empty((table.rows, table.dim), dtype=np.float32)
         seqs = np.empty(table.rows, dtype=np.int64)
@@ -181,12 +187,19 @@ class RedisStore:
             held = np.frombuffer(b"".join(page or bytes(size) for page in pages), dtype=row)
             start = int(chunk[0]) * PAGE_ROWS
             held = held[: table.rows - start]  # the last page goes on beyond the table's end
-            vectors[start : start + len(held)] = held["vector"]
+            vectors[start : start + len(held)] = unpack(held["vector"])
             seqs[start : start + len(held)] = decode_seqs(held["seq"])
         return vectors, seqs
 
     def write_records(
-        self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
+        self,
+        bundle: str,
+        kind: str,
+        ids: Sequence[str],
+        seqs: Sequence[int],
+        payloads: Sequence[bytes],
+        *,
+        again: bool = False,
     ) -> int:
         """See `OnlineStore.write_records`."""
         keys = [*_record_keys(bundle, kind), key_of(bundle, "kinds")]
@@ -195,7 +208,9 @@ class RedisStore:
             for name, seq, payload in newest_records(ids, seqs, payloads)
         ]
         chunks = (values[i : i + _RECORDS] for i in range(0, len(values), _RECORDS))
-        return sum(self._run(_RECORD, ((keys, [kind.encode(), *itertools.chain(*chunk)]) for chunk in chunks)))
+        return sum(
+            self._run(_RECORD, ((keys, [kind.encode(), int(again), *itertools.chain(*chunk)]) for chunk in chunks))
+        )
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
         """See `OnlineStore.read_records`."""
@@ -230,6 +245,11 @@ class RedisStore:
                 self._client.unlink(*_record_keys(bundle, kind.decode()))
             self._client.unlink(dropping, kinds)
 
+    def incarnation(self) -> str:
+        """See `OnlineStore.incarnation`."""
+        with self._errors():
+            return str(self._client.info("server")["run_id"])
+
     def ping(self) -> None:
         """See `OnlineStore.ping`."""
         with self._errors():
@@ -259,9 +279,9 @@ class RedisStore:
         return self
 
     def _gather(self, bundle: str, rows: Int64, *, seqs: bool) -> tuple[Table, bytes]:
-        table, mark = self._table(bundle)
+        table, _ = self._table(bundle)
         check_rows(table, rows)
-        calls = (gather_call(bundle, mark, table.dim, chunk, seqs=seqs) for chunk in chunks(rows, _GATHER_ROWS))
+        calls = (gather_call(bundle, table, chunk, seqs=seqs) for chunk in chunks(rows, _GATHER_ROWS))
         replies = self._run(_GATHER, calls)
         if None in replies:
             return self._again(bundle)._gather(bundle, rows, seqs=seqs)

@@ -43,7 +43,8 @@ class Retriever:
         with self._lock:
             index = self._index
         if index is None or not query.any():
-            return self._without(self._popular, history, count)
+            gone = np.array([self._catalogue.item_numbers[name] for name in self._catalogue.deleted], dtype=np.int64)
+            return self._without(self._popular, np.concatenate([history, gone]), count)
         _, found = index.search(query[None, :].astype(np.float32), min(count + len(history), index.ntotal))
         return self._without(found[0][found[0] >= 0], history, count)
 

@@ -23,25 +23,34 @@ Float32: TypeAlias = NDArray[np.float32]
 NEVER = -1
 """What `read_seqs` says of a row that was never written; below every sequence number, 0 included."""
 
+STORAGES = ("float32", "float16", "int8")
+"""How rows may be kept, from exact to small."""
+
 MAX_SEQ = 2**48 - 2
 """The highest sequence number: stores keep seq + 1 in six bytes, where 0 means never written."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The shape of a bundle's table: `rows` (R) by `dim` (D)."""
+    """A bundle's table: `rows` (R) by `dim` (D), and how a row's numbers are kept.
+
+    `storage` float32 keeps every bit; float16 rounds to 11 bits; int8 keeps 8 bits and the row's own scale.
+    """
 
     rows: int
     dim: int
+    storage: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.storage not in STORAGES:
+            raise StoreError(f"storage must be one of {', '.join(STORAGES)}, not {self.storage!r}")
         for name in ("rows", "dim"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise StoreError(f"{name} must be a whole number of at least 1, not {value!r}")
 
     def __str__(self) -> str:
-        return f"{self.rows:,} rows of {self.dim} dimensions"
+        return f"{self.rows:,} rows of {self.dim} dimensions in {self.storage}"
 
 
 class OnlineStore(Protocol):
@@ -54,17 +63,21 @@ class OnlineStore(Protocol):
     Arguments of a wrong type, shape, dtype or range are refused with a `StoreError` before anything is written.
     """
 
-    def create_table(self, bundle: str, *, rows: int, dim: int) -> None:
+    def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
         """Make room for a table, so that its rows can be written; the same call again does nothing.
 
         Not while another process is dropping the same bundle: what it removes could be the new table's.
 
         Raises:
-            StoreError: the bundle has a table of another shape.
+            StoreError: the bundle has a table of another shape or storage.
         """
         ...
 
-    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32) -> int:
+    def table(self, bundle: str) -> Table:
+        """The bundle's table; raises StoreError when there is none."""
+        ...
+
+    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
         """Write each row whose sequence number is above the stored one; the streaming path.
 
         Args:
@@ -72,7 +85,8 @@ class OnlineStore(Protocol):
             rows: (N,) int64 in 0..R-1, in any order. Of a row that comes several times the highest sequence number
                 is taken, of equal ones the first.
             seqs: (N,) int64.
-            vectors: (N, D) float32, finite; stored bit for bit.
+            vectors: (N, D) float32, finite; kept as the table's storage says.
+            again: write also where the numbers are equal, which mends a damaged row and changes no sound one.
 
         Returns:
             How many distinct rows were written. After a connection was lost and the call was sent again this may be
@@ -124,7 +138,14 @@ class OnlineStore(Protocol):
         ...
 
     def write_records(
-        self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
+        self,
+        bundle: str,
+        kind: str,
+        ids: Sequence[str],
+        seqs: Sequence[int],
+        payloads: Sequence[bytes],
+        *,
+        again: bool = False,
     ) -> int:
         """Write each record whose sequence number is above the stored one; repeats are treated as in `write_rows`.
 
@@ -136,6 +157,7 @@ class OnlineStore(Protocol):
             ids: N ids.
             seqs: N sequence numbers.
             payloads: N times bytes, never looked into.
+            again: as in `write_rows`.
 
         Returns:
             How many distinct records were written.
@@ -156,6 +178,10 @@ class OnlineStore(Protocol):
 
     def drop(self, bundle: str) -> None:
         """Remove the bundle's table and all its records; nothing happens when there is no such bundle."""
+        ...
+
+    def incarnation(self) -> str:
+        """Which start of the server answers: what was written to another one may have been lost with it."""
         ...
 
     def ping(self) -> None:

@@ -28,7 +28,16 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from features.error import FencedError, LogError
-from streaming.log import Message, Positions, Reader, check_partitions, check_poll, unknown_partition, unknown_topic
+from streaming.log import (
+    Kept,
+    Message,
+    Positions,
+    Reader,
+    check_partitions,
+    check_poll,
+    unknown_partition,
+    unknown_topic,
+)
 
 # A message may hold 8 MiB; the client's and the broker's own limits are 1 MiB, which a batch of deltas passes.
 _MESSAGE_BYTES = 8 * 1024 * 1024
@@ -36,6 +45,7 @@ _SESSION_TIMEOUT_MS = 10_000
 _JOIN_S = 60.0
 _REQUEST_MS = 30_000
 _STALL_S = 30.0
+_COMPACTION_LAG_MS = 24 * 3_600 * 1_000
 
 
 class _Connections(KafkaNetClient):
@@ -118,6 +128,17 @@ def _check_address(address: str) -> None:
         except OSError as error:
             failures.append(f"{one.strip()}: {error}")
     raise LogError(f"address: no Kafka broker listens ({'; '.join(failures)}); start one, or set TESSERA_KAFKA")
+
+
+def _topic_config(kept: Kept) -> dict[str, str]:
+    """The broker's own settings; compaction leaves the last day whole, so that batches can be done again from it."""
+    policies = [name for name, on in (("compact", kept.newest_by_key), ("delete", kept.seconds is not None)) if on]
+    return {
+        "cleanup.policy": ",".join(policies) or "delete",
+        "retention.ms": "-1" if kept.seconds is None else str(int(1000 * kept.seconds)),
+        "min.compaction.lag.ms": str(_COMPACTION_LAG_MS),
+        "max.message.bytes": str(_MESSAGE_BYTES),
+    }
 
 
 def _message(record: Any) -> Message:
@@ -241,6 +262,28 @@ class KafkaReader:
         self._consumer.close(autocommit=False)
 
 
+class KafkaFollower:
+    """A consumer without a group; see `Follower` for the contract."""
+
+    def __init__(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
+        self._consumer = consumer
+        self._place = place
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        check_poll(max_messages, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        with _told(f"follow {self._place.topic!r}"):
+            while True:
+                left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
+                found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._place, ())
+                # A fetch of nothing but transaction markers returns early and empty.
+                if found or time.monotonic() >= deadline:
+                    return [_message(record) for record in found]
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)
+
+
 class KafkaTransaction:
     """An open transaction of a producer; see `Transaction` for the contract."""
 
@@ -351,16 +394,15 @@ class KafkaLog:
         with _told(f"address: {address} listens, but does not answer as a Kafka broker; check port, TLS and SASL"):
             self._admin = KafkaAdminClient(**self._options)
 
-    def create_topics(self, partitions: Mapping[str, int]) -> None:
+    def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
         check_partitions(partitions)
         with _told(f"create topics {', '.join(sorted(partitions))}"):
             missing = partitions.keys() - set(self._admin.list_topics())
-            config = {"retention.ms": "-1", "max.message.bytes": str(_MESSAGE_BYTES)}
             new = {
                 topic: {
                     "num_partitions": partitions[topic],
                     "replication_factor": self._replication_factor,
-                    "configs": config,
+                    "configs": _topic_config((kept or {}).get(topic, Kept())),
                 }
                 for topic in missing
             }
@@ -408,6 +450,25 @@ class KafkaLog:
                 consumer.partitions_for_topic(topic)
         return KafkaReader(consumer, group)
 
+    def follow(self, topic: str, start: int) -> KafkaFollower:
+        self._partition_count(topic)
+        place = TopicPartition(topic, 0)
+        with _told(f"follow {topic!r}"):
+            consumer = self._consumer()
+            self._seek(consumer, place, start)
+        return KafkaFollower(consumer, place)
+
+    @staticmethod
+    def _seek(consumer: KafkaConsumer, place: TopicPartition, start: int) -> None:
+        consumer.assign([place])
+        kept = consumer.beginning_offsets([place], timeout_ms=_REQUEST_MS)[place]
+        if start < kept:
+            raise LogError(
+                f"start: topic {place.topic!r} partition {place.partition} keeps messages from {kept} on, got "
+                f"{start}; start there, from a snapshot that is new enough"
+            )
+        consumer.seek(place, start)
+
     def _consumer(self, **options: Any) -> KafkaConsumer:
         return KafkaConsumer(**{**_CONSUMER, **self._options, **options})
 
@@ -450,14 +511,7 @@ class KafkaLog:
         with _told(f"read {place.topic!r} partition {place.partition}"):
             consumer = self._idle.pop() if self._idle else self._consumer()
             try:
-                consumer.assign([place])
-                kept = consumer.beginning_offsets([place], timeout_ms=_REQUEST_MS)[place]
-                if start < kept:
-                    raise LogError(
-                        f"start: topic {place.topic!r} partition {place.partition} keeps messages from {kept} on, got "
-                        f"{start}; start there, from a snapshot that is new enough"
-                    )
-                consumer.seek(place, start)
+                self._seek(consumer, place, start)
                 yield from self._until(consumer, place, stop)
             finally:
                 self._idle.append(consumer)

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from features.error import FencedError, LogError
-from streaming.log import Message, Positions, Reader, check_partitions, check_poll, unknown_partition, unknown_topic
+from streaming.log import (
+    Kept,
+    Message,
+    Positions,
+    Reader,
+    check_partitions,
+    check_poll,
+    unknown_partition,
+    unknown_topic,
+)
 
 FORMAT = 1
 
@@ -197,6 +206,32 @@ class LocalReader:
         """Nothing to let go of: the file belongs to the log."""
 
 
+class LocalFollower:
+    """Reads one partition for itself alone; see `Follower` for the contract."""
+
+    def __init__(self, file: _File, topic: str, start: int) -> None:
+        self._file = file
+        self._topic = topic
+        self._id, _ = file.partitions(topic)[0]
+        self._at = start
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        check_poll(max_messages, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            _, end = self._file.partitions(self._topic)[0]
+            found = self._file.messages(self._topic, 0, self._id, start=self._at, stop=end, limit=max_messages)
+            if found:
+                self._at = found[-1].offset + 1
+                return found
+            if time.monotonic() >= deadline:
+                return []
+            time.sleep(_SLEEP_S)
+
+    def close(self) -> None:
+        """Nothing to let go of: the file belongs to the log."""
+
+
 class LocalTransaction:
     """Messages and positions gathered until the commit; see `Transaction` for the contract."""
 
@@ -272,8 +307,11 @@ class LocalLog:
         self._file = _File(path)
         self._turn = count()
 
-    def create_topics(self, partitions: Mapping[str, int]) -> None:
+    def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
         check_partitions(partitions)
+        for topic, rule in (kept or {}).items():
+            if rule != Kept():
+                raise LogError(f"topic {topic!r}: the embedded log keeps everything; set TESSERA_KAFKA to keep less")
         with self._file.write() as connection:
             known = {topic for (topic,) in connection.execute("SELECT DISTINCT topic FROM partition")}
             for topic, number in partitions.items():
@@ -303,6 +341,9 @@ class LocalLog:
 
     def reader(self, topics: Sequence[str], *, group: str) -> LocalReader:
         return LocalReader(self._file, topics, group)
+
+    def follow(self, topic: str, start: int) -> LocalFollower:
+        return LocalFollower(self._file, topic, start)
 
     def transactor(self, transactional_id: str) -> LocalTransactor:
         return LocalTransactor(self, self._file, transactional_id)

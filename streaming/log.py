@@ -89,6 +89,25 @@ class Reader(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """Reads the one partition of a topic from a position on, for itself alone: nothing is committed or shared.
+
+    One thread uses a follower at a time.
+    """
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        """Return the next messages, at most `max_messages`: as soon as there are any, or none when the time is up.
+
+        Raises:
+            LogError: the log does not answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection. A second call does nothing."""
+        ...
+
+
 class Transaction(Protocol):
     """What becomes visible together, or not at all. Valid only inside `Transactor.begin()`."""
 
@@ -134,11 +153,26 @@ class Transactor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a topic keeps. The state is rebuilt from a snapshot and what came since, so keep more than that.
+
+    Attributes:
+        seconds: how long messages stay; None: for ever.
+        newest_by_key: also drop a message that has a newer one of its key, when it is older than a day.
+    """
+
+    seconds: float | None = None
+    newest_by_key: bool = False
+
+
 class EventLog(Protocol):
     """Topics of partitions of messages. Close readers and transactors before the log they came from."""
 
-    def create_topics(self, partitions: Mapping[str, int]) -> None:
+    def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
         """Create the topics that do not exist, {name: number of partitions}; return when they can be used.
+
+        `kept` says what each keeps, everything by default.
 
         An existing topic keeps its partition count, whatever is asked for, because a changed count would send a key
         to another partition and break its order.
@@ -158,6 +192,14 @@ class EventLog(Protocol):
 
     def reader(self, topics: Sequence[str], *, group: str) -> Reader:
         """Return a reader that starts at the group's committed positions, or at the beginning where there are none."""
+        ...
+
+    def follow(self, topic: str, start: int) -> Follower:
+        """Return a follower of a topic's partition 0 from offset `start` on.
+
+        Raises:
+            LogError: no such topic, or messages from `start` on are no longer kept.
+        """
         ...
 
     def transactor(self, transactional_id: str) -> Transactor:

@@ -1,13 +1,17 @@
 """The online step: a micro-batch of messages in, the deltas it caused and the messages that could not be used out.
 
-One step is one pass: shape → look up with the history before each event → one gradient step of the table (the network
-is frozen) → read back the rows it touched. The same lookups as offline and in serving, by the same code.
+One step is one pass: decode and shape → look up with the history before each event → one gradient step of the table
+(the network is frozen) → read back the rows it touched. The same lookups as offline and in serving, by the same code.
 
-Guarantees: the outcome depends on the state and the batch alone, batch boundaries included. A batch either changes
-the state as a whole, or its messages are named in `bad` and change nothing.
+Guarantees: the outcome depends on the state and the set of messages alone, not on the order in which partitions were
+polled; batch boundaries do matter. A message either changes the state or is named in `bad`. Should a step raise, the
+state is spoilt: go back to the one before it.
+
+Order in a batch: items, then events, each by (partition, offset).
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,42 +21,73 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from features.error import EventError
-from features.event import Decoder, event_decoder, event_rows, item_decoder, item_rows
-from features.history import History, Jagged
+from features.event import Decoded, Decoder, Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.history import EventColumns, History, Jagged
 from models import record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
-from models.delta import SNAPSHOT_SEQ, Delta, Record, changed_rows
+from models.delta import SNAPSHOT_SEQ, Delta, Record, Source, changed_rows
 from models.lookup import Assembler, Batch, Entities, Examples
+from streaming.intake import Recent, id_key
 from streaming.log import Message
 from streaming.topic import Topics
+
+LATENESS_S = 3_600
+"""How much older than the newest event of its partition an event may be, in seconds of event time."""
+# An event's clock may be ahead of the log's by this much; one far in the future would make all others late.
+_AHEAD_US = 24 * 3_600 * 1_000_000
+
+Address = tuple[str, int, int]
+"""Topic, partition and offset of a message."""
+
+
+def address(message: Message) -> Address:
+    """Where a message stands."""
+    return message.topic, message.partition, message.offset
 
 
 @dataclass(frozen=True)
 class Bad:
-    """A message that cannot be used, and why."""
+    """A message that is set aside: the kind of fault in one word, and what it is."""
 
     message: Message
+    cause: str
     reason: str
 
 
 @dataclass
 class Outcome:
-    """What one step did.
+    """What one step did. messages = events + neutral + duplicates + items + deleted + stale + bad.
 
     Attributes:
-        deltas: in order; empty when nothing changed.
+        deltas: in order; at least one.
         bad: messages for the dead letters.
-        events: applied; neutral: valid, but neither positive nor negative by the dataset's rules; items: applied.
+        events: applied; neutral: valid, but neither positive nor negative by the dataset's rules.
+        duplicates: events whose id was seen before.
+        items: applied; deleted: tombstones applied; stale: item messages with a version that is not the newest.
         unknown_items: applied events whose item was not in the catalogue.
+        labels, logits: (n,) of the examples trained on, as predicted before the update.
     """
 
     deltas: list[Delta] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     events: int = 0
     neutral: int = 0
+    duplicates: int = 0
     items: int = 0
+    deleted: int = 0
+    stale: int = 0
     unknown_items: int = 0
+    labels: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+
+
+@dataclass
+class _Inbox:
+    """The decoded messages of one topic."""
+
+    messages: list[Message] = field(default_factory=list)
+    decoded: list[Decoded] = field(default_factory=list)
 
 
 class Step:
@@ -61,53 +96,72 @@ class Step:
     Args:
         bundle: where the state starts: its table, entities and histories.
         topics: tell items from events.
+        lateness_s: how much older than the newest event of its partition an event may be, in event time; also how
+            long event ids are remembered.
+        learning_rate: of the table; the bundle's own by default.
     """
 
-    def __init__(self, bundle: Bundle, topics: Topics) -> None:
+    def __init__(
+        self, bundle: Bundle, topics: Topics, *, lateness_s: float = LATENESS_S, learning_rate: float | None = None
+    ) -> None:
         self.bundle = bundle
         self.seq = SNAPSHOT_SEQ
-        self.ranker = bundle.ranker()
+        self.ranker = bundle.ranker(learning_rate=learning_rate)
+        self.seqs = np.full(bundle.schema.rows, SNAPSHOT_SEQ, dtype=np.int64)
         self.catalogue = Catalogue(bundle)
         self.history = History(bundle.schema.history_length)
         visits = bundle.history
-        columns = (
-            self.catalogue.number_users(visits["user_id"].to_list()),
-            self.catalogue.number_items(visits["item_id"].to_list()),
+        self.history.advance(
+            EventColumns(
+                self.catalogue.number_users(visits["user_id"].to_list()),
+                self.catalogue.number_items(visits["item_id"].to_list()),
+                visits["time"].to_numpy().astype(np.int64),
+                np.ones(visits.height, dtype=np.bool_),
+            )
         )
-        for user, item, time in zip(*columns, visits["time"].to_list(), strict=True):
-            self.history.append(int(user), int(item), time)
-        self._published = bundle.items.height
+        self.published_users, self.published_items = len(self.catalogue.user_numbers), len(self.catalogue.item_ids)
+        self._candidates = bundle.items.height
         self._dataset = bundle.dataset
-        self._arrivals = 0
+        self._clock = self._dataset.events.time is not None
+        self.recent = Recent(int(lateness_s * 1_000_000), timed=self._clock)
+        self.arrivals = 0
+        # What the stream last wrote of each item, and the version it had.
+        self.item_records: dict[str, bytes] = {}
+        self.item_versions: dict[str, int] = {}
         self._topics = topics
         self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events)}
         if self._dataset.items is not None:
             self._decoders[topics.items] = item_decoder(self._dataset.items)
 
-    def apply(self, messages: Sequence[Message], *, train: bool = True) -> Outcome:
+    def apply(
+        self, messages: Sequence[Message], *, train: bool = True, poison: AbstractSet[Address] = frozenset()
+    ) -> Outcome:
         """Advances the state by a batch: first its items, then its events, each in order.
 
         Args:
             messages: of the topics `items` and `events`.
-            train: False only remembers histories and items: how they come back after a restart, when the rows
-                come from the deltas.
+            train: False leaves the table as it is: how the rest comes back after a restart, when the rows come from
+                the deltas.
+            poison: messages to set aside unseen, since the step fails at them.
         """
         outcome = Outcome()
-        items, events = self._topics.items, self._topics.events
-        rows: dict[str, list[dict[str, object]]] = {items: [], events: []}
-        sources: dict[str, list[Message]] = {items: [], events: []}
-        for message in messages:
+        ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
+        inbox = {self._topics.items: _Inbox(), self._topics.events: _Inbox()}
+        for message in ordered:
             try:
-                rows[message.topic].append(self._decoder(message.topic)(message.value))
-                sources[message.topic].append(message)
+                if address(message) in poison:
+                    raise EventError("the step failed at this message; its state was taken back", cause="poison")
+                decoded = self._decode(message)
+                inbox[message.topic].messages.append(message)
+                inbox[message.topic].decoded.append(decoded)
             except EventError as error:
-                outcome.bad.append(Bad(message, str(error)))
-        records = self._items(rows[items], sources[items], outcome)
-        touched, changes = self._events(rows[events], sources[events], outcome, train=train)
-        if train and (len(touched) or records or changes):
+                outcome.bad.append(Bad(message, error.cause, str(error)))
+        self.seq += 1
+        records = self._items(inbox[self._topics.items], outcome)
+        touched, changes = self._events(inbox[self._topics.events], outcome, train=train)
+        self.seqs[touched] = self.seq
+        if train:
             table = self.ranker.table
-            # Only a batch that changed something has a number, so that the deltas alone tell where to go on.
-            self.seq += 1
             outcome.deltas = list(
                 changed_rows(
                     self.bundle.id,
@@ -116,27 +170,68 @@ class Step:
                     table.weight,
                     table.accumulator,
                     records=[*records, *changes],
-                    times_ms=[message.timestamp_ms for message in messages],
+                    times_ms=[message.timestamp_ms for message in ordered],
+                    sources=_sources(ordered),
+                    poison=sorted(poison),
                 )
             )
         return outcome
 
-    def _decoder(self, topic: str) -> Decoder:
-        if topic not in self._decoders:
-            raise EventError(f"{topic} message: the dataset {self._dataset.name} has no [{topic}], so it takes none")
-        return self._decoders[topic]
+    def _decode(self, message: Message) -> Decoded:
+        if message.topic not in self._decoders:
+            raise EventError(
+                f"{message.topic} message: the dataset {self._dataset.name} has no [{message.topic}], so it takes none"
+            )
+        decoder = self._decoders[message.topic]
+        if message.topic == self._topics.items and not message.value and message.key:
+            # What a compacted topic holds for a key that is gone.
+            return Decoded(
+                (message.key.decode(errors="replace"), *[None] * (len(decoder.columns) - 1)), None, None, True
+            )
+        return decoder(message.value)
 
-    def _items(self, rows: list[dict[str, object]], sources: list[Message], outcome: Outcome) -> list[Record]:
-        if not rows or self._dataset.items is None:
+    # Items.
+
+    def _items(self, inbox: _Inbox, outcome: Outcome) -> list[Record]:
+        if not inbox.messages or self._dataset.items is None:
             return []
+        rows = Rows(self._decoders[self._topics.items].columns, [found.row for found in inbox.decoded])
         frame, bad = item_rows(rows, self._dataset.items, self.catalogue.item_types)
-        outcome.bad += [Bad(sources[position], reason) for position, reason in bad.items()]
+        outcome.bad += [Bad(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
         if not frame.height:
             return []
-        made = self._item_records(frame)
+        newest: dict[str, int | None] = {}
+        for place, (position, name) in enumerate(zip(frame["message_row"], frame["item_id"], strict=True)):
+            if not self._is_newest(name, inbox.decoded[position].version, inbox.messages[position].timestamp_ms):
+                outcome.stale += 1
+            elif inbox.decoded[position].deleted:
+                outcome.deleted += 1
+                newest[name] = None
+            else:
+                outcome.items += 1
+                newest[name] = place
+        gone = [name for name, place in newest.items() if place is None]
+        kept = [place for place in newest.values() if place is not None]
+        made = self._item_records(frame[kept]) if kept else {}
         self.catalogue.put_items(made)
-        outcome.items += frame.height
-        return [Record(record.ITEM, name, record.encode(item)) for name, item in made.items()]
+        self.catalogue.remove_items(gone)
+        written = {name: record.encode(item) for name, item in made.items()} | dict.fromkeys(gone, record.TOMBSTONE)
+        return self._written(written)
+
+    def _is_newest(self, name: str, version: int | None, timestamp_ms: int) -> bool:
+        """Whether a message about an item counts; without a version of its own the log's order decides."""
+        known = self.item_versions.get(name)
+        if version is not None and known is not None and version <= known:
+            return False
+        self.item_versions[name] = version if version is not None else max(timestamp_ms, known or timestamp_ms)
+        return True
+
+    def _written(self, payloads: dict[str, bytes]) -> list[Record]:
+        self.item_records |= payloads
+        if not payloads:
+            return []
+        changed = Record(record.CHANGED, str(self.seq), record.encode_changed(list(payloads)))
+        return [*(Record(record.ITEM, name, payload) for name, payload in payloads.items()), changed]
 
     def _item_records(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
         encoder, codebook = self.bundle.encoder, self.bundle.codebook
@@ -158,33 +253,74 @@ class Step:
             for row in range(count)
         }
 
-    def _events(
-        self, rows: list[dict[str, object]], sources: list[Message], outcome: Outcome, *, train: bool
-    ) -> tuple[NDArray[np.int64], list[Record]]:
+    # Events.
+
+    def _events(self, inbox: _Inbox, outcome: Outcome, *, train: bool) -> tuple[NDArray[np.int64], list[Record]]:
         nothing = np.zeros(0, dtype=np.int64)
-        if not rows:
-            return nothing, []
-        frame, bad = event_rows(rows, self._dataset.events)
-        outcome.bad += [Bad(sources[position], reason) for position, reason in bad.items()]
-        outcome.neutral += len(rows) - len(bad) - frame.height
-        outcome.events += frame.height
+        frame = self._fresh(inbox, outcome)
         if not frame.height:
             return nothing, []
+        outcome.events += frame.height
         known_items = len(self.catalogue.item_ids)
         examples, changed = self._examples(frame, outcome)
         catalogue, schema = self.catalogue, self.bundle.schema
         context = Entities(schema, "event", frame, catalogue.admission)
         assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
         admitted = catalogue.admission.sight(*assembler.sightings(examples))
-        touched = self._train(assembler.batch(self._with_negatives(examples))) if train else nothing
-        records = [self._history_record(user) for user in changed]
+        touched = self._train(assembler.batch(self._with_negatives(examples)), outcome) if train else nothing
+        records = self._history_records(changed)
         # An item that only events name is rankable too, by its id alone.
-        records += [self._bare_item(name) for name in catalogue.item_ids[known_items:]]
+        records += self._written({name: self._bare_item() for name in catalogue.item_ids[known_items:]})
         if len(admitted):
-            records.append(Record(record.ADMITTED, str(self.seq + 1), record.encode_admitted(admitted)))
+            records.append(Record(record.ADMITTED, str(self.seq), record.encode_admitted(admitted)))
         return touched, records
 
-    def _examples(self, frame: pl.DataFrame, outcome: Outcome) -> tuple[Examples, list[str]]:
+    def _fresh(self, inbox: _Inbox, outcome: Outcome) -> pl.DataFrame:
+        """The events that count, shaped: neither faulty, nor late, nor seen before."""
+        if not inbox.messages:
+            return pl.DataFrame()
+        rows = Rows(self._decoders[self._topics.events].columns, [found.row for found in inbox.decoded])
+        frame, bad = event_rows(rows, self._dataset.events)
+        outcome.bad += [Bad(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
+        outcome.neutral += len(inbox.messages) - len(bad) - frame.height
+        if not frame.height:
+            return frame
+        frame = frame.with_columns(pl.Series("time", self._times(frame)))
+        position, times = frame["event"].to_numpy(), frame["time"].to_numpy()
+        kept = np.zeros(frame.height, dtype=np.bool_)
+        chosen = [inbox.messages[place] for place in position]
+        ahead = self._ahead(chosen, times)
+        outcome.bad += [_ahead_of_its_time(chosen[place]) for place in np.flatnonzero(ahead)]
+        on_purpose = np.array([inbox.decoded[place].backfill for place in position], dtype=np.bool_)
+        keys = [None if (found := inbox.decoded[place].event_id) is None else id_key(found) for place in position]
+        partitions = np.array([message.partition for message in chosen])
+        for partition in np.unique(partitions):
+            index = np.flatnonzero((partitions == partition) & ~ahead)
+            place = (self._topics.events, int(partition))
+            live = index[~on_purpose[index]]
+            late = live[self.recent.late(place, times[live])]
+            outcome.bad += [_too_late(chosen[number]) for number in late]
+            index = np.setdiff1d(index, late)
+            repeated = self.recent.repeated(place, [keys[number] for number in index], times[index])
+            outcome.duplicates += int(repeated.sum())
+            kept[index[~repeated]] = True
+        return frame if kept.all() else frame.filter(pl.Series(kept))
+
+    def _ahead(self, messages: Sequence[Message], times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        appended = np.array([message.timestamp_ms for message in messages], dtype=np.int64)
+        ahead: NDArray[np.bool_] = (times - appended * 1_000 > _AHEAD_US) & self._clock
+        return ahead
+
+    def _times(self, frame: pl.DataFrame) -> NDArray[np.int64]:
+        """Event times; without a clock or an order, the number of events that arrived before, in any batch."""
+        times: NDArray[np.int64] = frame["time"].to_numpy()
+        if not self._clock and self._dataset.events.order is None:
+            # Beyond any position in the files, since the stream comes after them.
+            times = (1 << 40) + self.arrivals + np.arange(frame.height, dtype=np.int64)
+        self.arrivals += frame.height
+        return times
+
+    def _examples(self, frame: pl.DataFrame, outcome: Outcome) -> tuple[Examples, NDArray[np.int64]]:
         """Events with the history before each one, which then enters it; and the users whose history changed."""
         count = frame.height
         has_user, has_item = "user_id" in frame.columns, "item_id" in frame.columns
@@ -193,42 +329,23 @@ class Step:
         items = self.catalogue.number_items(frame["item_id"].to_list()) if has_item else np.zeros(count, dtype=np.int64)
         outcome.unknown_items += int((items >= known).sum())
         labels = frame["label"].to_numpy().astype(np.float32)
-        times = self._times(frame)
-        lists: list[list[int]] = [[] for _ in range(count)]
-        changed: dict[str, None] = {}
+        changed = np.zeros(0, dtype=np.int64)
+        past = Jagged(changed, np.zeros(count + 1, dtype=np.int64))
         if has_user and has_item:
-            names = frame["user_id"].to_list()
-            columns = zip(users.tolist(), items.tolist(), times, labels.tolist(), names, strict=True)
-            for position, (user, item, time, label, name) in enumerate(columns):
-                lists[position] = self.history.read(user, time)
-                if label:
-                    self.history.append(user, item, time)
-                    changed[name] = None
-        offsets = np.concatenate([[0], np.cumsum([len(found) for found in lists])]).astype(np.int64)
-        flat = np.array([item for found in lists for item in found], dtype=np.int64)
-        context = np.arange(count, dtype=np.int64)
-        return Examples(users, items, Jagged(flat, offsets), labels, context), list(changed)
-
-    def _times(self, frame: pl.DataFrame) -> list[int]:
-        """Event times; without a clock or an order, the number of events that arrived before, in any batch."""
-        times: list[int] = frame["time"].to_list()
-        if self._dataset.events.time is None and self._dataset.events.order is None:
-            # Beyond any position in the files, since the stream comes after them.
-            times = [(1 << 40) + self._arrivals + place for place in range(frame.height)]
-        self._arrivals += frame.height
-        return times
+            past, changed = self.history.advance(EventColumns(users, items, frame["time"].to_numpy(), labels > 0))
+        return Examples(users, items, past, labels, np.arange(count, dtype=np.int64)), changed
 
     def _with_negatives(self, examples: Examples) -> Examples:
         """Where every event is a positive: drawn negatives behind each, seeded by the batch's number."""
         label = self._dataset.events.label
-        if not label.implicit or self._published < 2:
+        if not label.implicit or self._candidates < 2:
             return examples
         each = label.negatives
         index = np.repeat(np.arange(len(examples)), each + 1)
         repeated = examples.take(index)
         # From the published items alone: their numbers are the same after a restart, whatever came in between.
-        drawn = np.random.default_rng(self.seq + 1).integers(0, self._published, len(index))
-        drawn = np.where(drawn == repeated.item, (drawn + 1) % self._published, drawn)
+        drawn = np.random.default_rng(self.seq).integers(0, self._candidates, len(index))
+        drawn = np.where(drawn == repeated.item, (drawn + 1) % self._candidates, drawn)
         negative = np.arange(len(index)) % (each + 1) > 0
         return Examples(
             repeated.user,
@@ -238,21 +355,44 @@ class Step:
             repeated.context,
         )
 
-    def _train(self, batch: Batch) -> NDArray[np.int64]:
-        loss = functional.binary_cross_entropy_with_logits(self.ranker(batch), batch.labels, reduction="sum")
+    def _train(self, batch: Batch, outcome: Outcome) -> NDArray[np.int64]:
+        logits = self.ranker(batch)
+        loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
         (loss / self.bundle.manifest.training.batch).backward()
         self.ranker.table.step()
+        outcome.labels, outcome.logits = batch.labels.numpy(), logits.detach().numpy()
         touched: NDArray[np.int64] = torch.unique(batch.values).numpy()
         return touched
 
-    def _bare_item(self, name: str) -> Record:
+    def _bare_item(self) -> bytes:
         zero = np.zeros(self.catalogue.vectors.shape[1], dtype="<f4").tobytes()
         bare = record.ItemRecord(encoder=self.bundle.manifest.encoder or "", vector=zero, codes=[], features={})
-        return Record(record.ITEM, name, record.encode(bare))
+        return record.encode(bare)
 
-    def _history_record(self, user: str) -> Record:
-        visits = self.history.visits(self.catalogue.user_numbers[user])
-        found = record.HistoryRecord(
-            items=[self.catalogue.item_ids[item] for item, _ in visits], times=[time for _, time in visits]
-        )
-        return Record(record.HISTORY, user, record.encode(found))
+    def _history_records(self, users: NDArray[np.int64]) -> list[Record]:
+        names = self.catalogue.user_ids
+        return [
+            Record(record.HISTORY, names[user], record.encode(self.history_record(user))) for user in users.tolist()
+        ]
+
+    def history_record(self, user: int) -> record.HistoryRecord:
+        """What the store keeps of a user's history."""
+        visits = self.history.visits(user)
+        ids = self.catalogue.item_ids
+        return record.HistoryRecord(items=[ids[item] for item, _ in visits], times=[time for _, time in visits])
+
+
+def _sources(messages: Sequence[Message]) -> list[Source]:
+    """The inputs of a batch whose messages are in order."""
+    offsets: dict[tuple[str, int], list[int]] = {}
+    for message in messages:
+        offsets.setdefault((message.topic, message.partition), []).append(message.offset)
+    return [Source(*place, found[0], found[-1]) for place, found in offsets.items()]
+
+
+def _too_late(message: Message) -> Bad:
+    return Bad(message, "late", "the event is older than the newest of its partition by more than the stated bound")
+
+
+def _ahead_of_its_time(message: Message) -> Bad:
+    return Bad(message, "future", "the event's time lies more than a day after its message was appended")

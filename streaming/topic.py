@@ -33,6 +33,17 @@ class Topics:
         """Messages that could not be used, with the reason."""
         return f"{self.prefix}deadletters"
 
+    @property
+    def impressions(self) -> str:
+        """What was shown to whom, by which bundle."""
+        return f"{self.prefix}impressions"
+
     def partitions(self, inputs: int = 1) -> dict[str, int]:
         """How many partitions each topic gets; deltas stay in one, since their order is the table's history."""
-        return {self.items: inputs, self.events: inputs, self.deltas: 1, self.dead_letters: 1}
+        return {
+            self.items: inputs,
+            self.events: inputs,
+            self.deltas: 1,
+            self.dead_letters: 1,
+            self.impressions: inputs,
+        }

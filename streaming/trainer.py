@@ -1,39 +1,83 @@
 """The trainer: reads `items` and `events`, steps, and commits deltas, dead letters and positions as one.
 
 Commit order of a micro-batch: (1) poll, (2) step in memory, (3) in one transaction append deltas and dead letters and
-move both positions, (4) count. A crash before (3) leaves nothing behind; after it, nothing is missing. On start the
-table is the bundle folded with its deltas, and histories and items come back from the inputs up to the committed
-positions, sent through the same step without training.
+move the positions, (4) count. A crash before (3) leaves nothing behind; after it, nothing is missing. On start the
+state is the newest snapshot, the table folded with the deltas since, and the rest brought back by sending the inputs
+since, cut into the same batches, through the same step without training.
 
 One trainer owns a bundle's table: a second one takes over, and the first is fenced at its next commit.
 """
 
-from dataclasses import dataclass
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
-import numpy as np
-
+from features.error import LogError, StreamError
 from models import delta
 from models.bundle import Bundle
-from models.delta import SNAPSHOT_SEQ
+from models.delta import Source
 from streaming.deadletter import encode_dead_letter
-from streaming.log import EventLog, Message, Reader
-from streaming.step import Step
+from streaming.log import EventLog, Message, Positions, Transaction
+from streaming.snapshot import Snapshot, Snapshots
+from streaming.step import LATENESS_S, Bad, Outcome, Step, address
 from streaming.topic import Topics
 
-_REPLAY = 1_024
+# A late event is no sign of a wrong topic.
+_HARMLESS = frozenset({"late"})
+_WINDOW = 1_000
+_LOGGER = logging.getLogger(__name__)
+_ENOUGH = 100
 
 
 @dataclass
 class Totals:
-    """Counts since the trainer started; messages = events + neutral + items + bad."""
+    """Counts since the trainer started; messages = events + neutral + duplicates + items + deleted + stale + bad."""
 
     messages: int = 0
     events: int = 0
     neutral: int = 0
+    duplicates: int = 0
     items: int = 0
+    deleted: int = 0
+    stale: int = 0
     bad: int = 0
     unknown_items: int = 0
     batches: int = 0
+    failed_snapshots: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, messages: int, outcome: Outcome) -> None:
+        """Counts one batch."""
+        self.batches += 1
+        self.messages += messages
+        self.bad += len(outcome.bad)
+        for name in ("events", "neutral", "duplicates", "items", "deleted", "stale", "unknown_items"):
+            setattr(self, name, getattr(self, name) + getattr(outcome, name))
+        for bad in outcome.bad:
+            self.causes[bad.cause] = self.causes.get(bad.cause, 0) + 1
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How a trainer works.
+
+    Attributes:
+        batch: messages a micro-batch takes at most.
+        wait_s: how long a micro-batch waits to fill.
+        lateness_s: see `Step`.
+        learning_rate: see `Step`.
+        most_bad: share of the last thousand messages that may be faulty; more stops the stream.
+        snapshot_every_s: between snapshots.
+    """
+
+    batch: int = 256
+    wait_s: float = 0.05
+    lateness_s: float = LATENESS_S
+    learning_rate: float | None = None
+    most_bad: float = 0.5
+    snapshot_every_s: float = 300.0
 
 
 class Trainer:
@@ -43,94 +87,255 @@ class Trainer:
         log: the topics are created where absent.
         bundle: where the table starts.
         topics: their names.
-        batch: messages a micro-batch takes at most from each topic.
-        wait_s: how long a micro-batch waits to fill.
+        snapshots: where the state is kept from time to time; without, a start reads the whole log.
+        watch: called with every committed batch.
+        failpoint: called with a place's name inside a batch's transaction; a test that raises or dies there proves
+            what a crash leaves.
     """
 
     def __init__(
-        self, log: EventLog, bundle: Bundle, *, topics: Topics, batch: int = 256, wait_s: float = 0.05
+        self,
+        log: EventLog,
+        bundle: Bundle,
+        *,
+        topics: Topics,
+        options: TrainerOptions = TrainerOptions(),
+        snapshots: Snapshots | None = None,
+        watch: Callable[[list[Message], Outcome], None] = lambda messages, outcome: None,
+        failpoint: Callable[[str], None] = lambda place: None,
     ) -> None:
         self._log = log
-        self._batch = batch
-        self._wait_s = wait_s
-        self.totals = Totals()
+        self._bundle = bundle
         self._topics = topics
+        self._options = options
+        self._snapshots = snapshots
+        self._watch = watch
+        self._failpoint = failpoint
+        self._recent_faults: deque[bool] = deque(maxlen=_WINDOW)
+        self.totals = Totals()
         log.create_topics(topics.partitions())
-        self.step = Step(bundle, topics)
         # Fencing the one before comes first: what is restored below is then final.
         self._transactor = log.transactor(f"trainer-{bundle.id}")
-        self._readers: dict[str, Reader] = {}
-        self._restore()
-        for topic in (topics.items, topics.events):
-            self._readers[topic] = log.reader([topic], group=_group(bundle, topic))
+        try:
+            self.step = self._restored()
+            # One each, so that a flood of events does not hold up items.
+            self._readers = [log.reader([topic], group=group_of(bundle, topic)) for topic in _inputs(topics)]
+        except BaseException:
+            self._transactor.close()
+            raise
+        self._snapshot_due = time.monotonic() + options.snapshot_every_s
 
     def run_once(self, *, wait_s: float | None = None) -> int:
         """Does one micro-batch and returns how many messages it took; 0 when there were none in time.
 
         Raises:
             FencedError: another trainer has taken over this bundle's table.
+            StreamError: too many of the last messages were faulty, or a batch fails as a whole.
             LogError: the log does not answer. State and log may differ now: start anew.
         """
-        messages: list[Message] = []
-        for topic, wait in (
-            (self._topics.items, 0.0),
-            (self._topics.events, self._wait_s if wait_s is None else wait_s),
-        ):
-            messages += self._readers[topic].poll(self._batch, wait)
+        waits = (0.0, self._options.wait_s if wait_s is None else wait_s)
+        read = [reader.poll(self._options.batch, wait) for reader, wait in zip(self._readers, waits, strict=True)]
+        messages = [message for part in read for message in part]
         if not messages:
             return 0
-        outcome = self.step.apply(messages)
+        outcome = self._step(messages)
+        self._judge(messages, outcome.bad)
         with self._transactor.begin() as transaction:
-            for change in outcome.deltas:
-                transaction.append(self._topics.deltas, delta.encode(change))
-            for bad in outcome.bad:
-                transaction.append(self._topics.dead_letters, encode_dead_letter(bad.message, bad.reason))
-            for reader in self._readers.values():
-                transaction.commit_offsets(reader)
-        totals = self.totals
-        totals.messages += len(messages)
-        totals.events += outcome.events
-        totals.neutral += outcome.neutral
-        totals.items += outcome.items
-        totals.bad += len(outcome.bad)
-        totals.unknown_items += outcome.unknown_items
-        totals.batches += 1
+            self._write(transaction, outcome)
+            for reader, part in zip(self._readers, read, strict=True):
+                if part:
+                    transaction.commit_offsets(reader)
+            self._failpoint("after offsets")
+        self.totals.add(len(messages), outcome)
+        self._watch(messages, outcome)
+        if self._snapshots is not None and time.monotonic() >= self._snapshot_due:
+            try:
+                self.write_snapshot()
+            except StreamError as error:
+                # The log has everything: a start takes longer, and nothing is lost.
+                self.totals.failed_snapshots += 1
+                _LOGGER.warning("%s", error)
         return len(messages)
+
+    def write_snapshot(self) -> None:
+        """Keeps the state as it stands after the last batch.
+
+        Raises:
+            StreamError: the disk did not take it; the stream may go on.
+        """
+        if self._snapshots is None:
+            return
+        self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
+        # No delta of this bundle stands behind the last batch's, so any end from then on is a good position.
+        end = self._log.end_offsets(self._topics.deltas)[0]
+        self._snapshots.write(Snapshot.of(self.step, deltas=end, inputs=self._position()))
 
     def drained(self) -> bool:
         """Whether both topics are read to their ends."""
-        return all(
-            reader.position().get((topic, partition), 0) >= end
-            for topic, reader in self._readers.items()
+        return not any(self.lag().values())
+
+    def lag(self) -> dict[tuple[str, int], int]:
+        """Offsets not yet read, by topic and partition."""
+        position = self._position()
+        return {
+            (topic, partition): max(0, end - position.get((topic, partition), 0))
+            for topic in _inputs(self._topics)
             for partition, end in self._log.end_offsets(topic).items()
-        )
+        }
 
     def close(self) -> None:
-        """Lets go of readers and transactor; what was committed stays."""
-        for reader in self._readers.values():
+        """Lets go of reader and transactor; what was committed stays."""
+        for reader in self._readers:
             reader.close()
         self._transactor.close()
 
-    def _restore(self) -> None:
-        bundle, table = self.step.bundle, self.step.ranker.table
-        seqs = np.full(bundle.schema.rows, SNAPSHOT_SEQ, dtype=np.int64)
-        last, deltas = SNAPSHOT_SEQ, self._topics.deltas
-        for message in self._log.read(deltas, 0, 0, self._log.end_offsets(deltas)[0]):
-            change = delta.decode(message.value)
-            if change.bundle == bundle.id:
-                delta.fold(change, table.weight, table.accumulator, seqs)
-                last = max(last, change.seq)
-        for topic in (self._topics.items, self._topics.events):
-            for (_, partition), stop in self._log.committed([topic], group=_group(bundle, topic)).items():
-                pending: list[Message] = []
-                for message in self._log.read(topic, partition, 0, stop):
-                    pending.append(message)
-                    if len(pending) == _REPLAY:
-                        self.step.apply(pending, train=False)
-                        pending = []
-                self.step.apply(pending, train=False)
-        self.step.seq = last
+    def _position(self) -> Positions:
+        return {place: at for reader in self._readers for place, at in reader.position().items()}
+
+    def _write(self, transaction: Transaction, outcome: Outcome) -> None:
+        for change in outcome.deltas:
+            transaction.append(self._topics.deltas, delta.encode(change))
+        for bad in outcome.bad:
+            transaction.append(self._topics.dead_letters, encode_dead_letter(bad.message, bad.cause, bad.reason))
+        self._failpoint("after produce")
+
+    def _judge(self, messages: list[Message], bad: list[Bad]) -> None:
+        """Stops before anything of the batch is committed, so that nothing is lost to the dead letters."""
+        faulty = {address(one.message) for one in bad if one.cause not in _HARMLESS}
+        self._recent_faults += [address(message) in faulty for message in messages]
+        count, of = sum(self._recent_faults), len(self._recent_faults)
+        if of >= _ENOUGH and count > self._options.most_bad * of:
+            example = next((one.reason for one in bad if address(one.message) in faulty), "")
+            raise StreamError(
+                f"{count} of the last {of} messages are faulty, such as: {example}. Is this the right topic for the "
+                f"dataset {self._bundle.dataset.name}? Mend the producer, or allow a larger share"
+            )
+
+    # Poison: a message at which the step raises.
+
+    def _step(self, messages: list[Message]) -> Outcome:
+        try:
+            return self.step.apply(messages)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return self._without_poison(messages, error)
+
+    def _without_poison(self, messages: list[Message], error: Exception) -> Outcome:
+        before = self._restored()
+        pristine = Snapshot.of(before, deltas=0, inputs={})
+        poison = frozenset(address(message) for message in self._poisonous(messages, pristine))
+        self.step = self._anew(pristine)
+        try:
+            return self.step.apply(messages, poison=poison)
+        except Exception as again:
+            raise StreamError(
+                f"the step fails at a batch of {len(messages)} messages from {address(messages[0])} on, and at none "
+                f"of them alone: {type(again).__name__}: {again}; report it with these messages"
+            ) from error
+
+    def _poisonous(self, messages: list[Message], pristine: Snapshot) -> list[Message]:
+        try:
+            self._anew(pristine).apply(messages)
+            return []
+        except Exception:
+            if len(messages) == 1:
+                return messages
+        middle = len(messages) // 2
+        return self._poisonous(messages[:middle], pristine) + self._poisonous(messages[middle:], pristine)
+
+    def _anew(self, snapshot: Snapshot | None) -> Step:
+        options = self._options
+        step = Step(self._bundle, self._topics, lateness_s=options.lateness_s, learning_rate=options.learning_rate)
+        if snapshot is not None:
+            snapshot.restore(step)
+        return step
+
+    # Restore.
+
+    def _restored(self) -> Step:
+        snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
+        return restored(self._log, self._topics, snapshot, self._anew(snapshot))
 
 
-def _group(bundle: Bundle, topic: str) -> str:
+def group_of(bundle: Bundle, topic: str) -> str:
+    """The group in whose name a bundle's trainer reads a topic."""
     return f"trainer-{bundle.id}-{topic}"
+
+
+def _inputs(topics: Topics) -> tuple[str, str]:
+    return topics.items, topics.events
+
+
+def restored(log: EventLog, topics: Topics, snapshot: Snapshot | None, step: Step) -> Step:
+    """Brings a step from a snapshot, or from its bundle, to the last committed batch.
+
+    Raises:
+        LogError: the deltas do not account for all inputs before the committed positions, or are no longer kept.
+    """
+    bundle = step.bundle
+    committed: Positions = {}
+    for topic in _inputs(topics):
+        committed |= log.committed([topic], group=group_of(bundle, topic))
+    inputs = _Inputs(log, snapshot.inputs if snapshot is not None else {}, committed)
+    start = snapshot.deltas if snapshot is not None else 0
+    table, weight_seqs = step.ranker.table, step.seqs.copy()
+    for message in log.read(topics.deltas, 0, start, log.end_offsets(topics.deltas)[0]):
+        change = delta.decode(message.value)
+        if change.bundle != bundle.id or change.seq <= (snapshot.seq if snapshot is not None else 0):
+            continue
+        delta.fold(change, table.weight, table.accumulator, weight_seqs)
+        if change.sources:
+            step.seq = change.seq - 1
+            step.apply(
+                [found for source in change.sources for found in inputs.take(source)],
+                train=False,
+                poison=frozenset(change.poison),
+            )
+    step.seqs = weight_seqs
+    inputs.check_end()
+    return step
+
+
+class _Inputs:
+    """The inputs of past batches, read once from start to end."""
+
+    def __init__(self, log: EventLog, start: Positions, committed: Positions) -> None:
+        self._log = log
+        self._at = {place: start.get(place, 0) for place in committed}
+        self._committed = committed
+        self._streams: dict[tuple[str, int], Iterator[Message]] = {}
+
+    def take(self, source: Source) -> list[Message]:
+        """The messages of one source, which must begin where the one before it ended."""
+        place = (source.topic, source.partition)
+        if source.last >= self._committed.get(place, 0):
+            raise LogError(
+                f"{source.topic} partition {source.partition}: the deltas are made of messages up to {source.last}, "
+                f"but the group's position is {self._committed.get(place, 0)}; somebody has moved it: put it back"
+            )
+        if place not in self._streams:
+            self._streams[place] = self._log.read(*place, self._at[place], self._committed[place])
+        found = []
+        for message in self._streams[place]:
+            found.append(message)
+            if message.offset >= source.last:
+                break
+        if not found or (found[0].offset, found[-1].offset) != (source.first, source.last):
+            raise LogError(
+                f"{source.topic} partition {source.partition}: expected messages {source.first} to {source.last} of a "
+                f"batch, found {found[0].offset if found else 'none'} to {found[-1].offset if found else 'none'}; "
+                "the log has lost some, or somebody has moved the group's position"
+            )
+        self._at[place] = source.last + 1
+        return found
+
+    def check_end(self) -> None:
+        """Raises LogError when there are messages before the committed positions that no batch took."""
+        for place, stop in self._committed.items():
+            left = next(iter(self._log.read(*place, self._at[place], stop)), None) if self._at[place] < stop else None
+            if left is not None:
+                raise LogError(
+                    f"{place[0]} partition {place[1]}: the group's position is {stop}, but no delta accounts for "
+                    f"message {left.offset}; the deltas were lost, or somebody has moved the position"
+                )

@@ -5,7 +5,7 @@ row and record, so doing a delta again changes nothing.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from models import delta
 from models.delta import Delta
-from streaming.log import EventLog
+from streaming.log import EventLog, Follower, Message
 from streaming.topic import Topics
 
-_POSITION = "position"
+POSITION = "position"
+"""Kind of the record that says how far a writer came."""
 
 
 class RowSink(Protocol):
@@ -32,68 +33,98 @@ class RowSink(Protocol):
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]: ...
 
+    def incarnation(self) -> str: ...
+
 
 class StoreWriter:
     """Follows the deltas of one bundle into a store.
 
     How far it came is kept in the store itself, written after the rows: a store that was emptied, or filled again by
-    a server, has no such record and gets all deltas from the first one on.
+    a server, has no such record and gets all deltas from the first one on. A store that started again meanwhile may
+    have lost the last of what it took; it is followed anew from the position that it still has.
 
     Args:
         log: where the trainer writes.
         bundle: its id; deltas of others are passed over.
         store: already loaded with the bundle.
         topics: their names.
-        name: of the store; two stores are followed by two names.
+        watch: called with the age in milliseconds of each message that has just become visible.
     """
 
-    def __init__(self, log: EventLog, bundle: str, store: RowSink, *, topics: Topics, name: str) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        bundle: str,
+        store: RowSink,
+        *,
+        topics: Topics,
+        watch: Callable[[list[float]], None] = lambda ages_ms: None,
+    ) -> None:
         self._bundle = bundle
+        self._log = log
         self._store = store
+        self._watch = watch
         self.rows = 0
-        self.freshness_ms: list[float] = []
         self._topic = topics.deltas
-        (position,) = store.read_records(bundle, _POSITION, [self._topic])
-        start, stop = int(position or 0), log.end_offsets(self._topic)[0]
-        for message in log.read(self._topic, 0, start, stop):
-            self._write(delta.decode(message.value))
-        self._advance(stop)
-        self._reader = log.reader([topics.deltas], group=f"writer-{name}-{bundle}")
+        # Read and not yet noted in the store.
+        self._pending: list[Message] = []
+        self._incarnation, self._reader = self._follow()
 
     def run_once(self, *, max_messages: int = 256, wait_s: float = 0.0) -> int:
-        """Writes the deltas that are there and returns how many; then commits how far it came."""
-        messages = self._reader.poll(max_messages, wait_s)
-        for message in messages:
-            change = delta.decode(message.value)
-            self._write(change)
-            now = time.time() * 1_000
-            self.freshness_ms += [now - appended for appended in change.times_ms if change.bundle == self._bundle]
+        """Writes the deltas that are there and returns how many; then notes in the store how far it came.
+
+        Raises:
+            StoreError: the store does not answer; the same call again goes on where this one stopped.
+            LogError: the log does not answer.
+        """
+        if self._store.incarnation() != self._incarnation:
+            self._reader.close()
+            self._pending = []
+            self._incarnation, self._reader = self._follow()
+        messages = self._pending or self._reader.poll(max_messages, wait_s)
+        self._pending = messages
         if messages:
+            changes = [delta.decode(message.value) for message in messages]
+            self._write([change for change in changes if change.bundle == self._bundle])
+            if self._store.incarnation() != self._incarnation:
+                # It may have lost what was just written: the next call follows it anew.
+                return len(messages)
             self._advance(messages[-1].offset + 1)
-            self._reader.commit()
+            now = time.time() * 1_000
+            own = [change for change in changes if change.bundle == self._bundle]
+            self._watch([now - appended for change in own for appended in change.times_ms])
+        self._pending = []
         return len(messages)
 
     def close(self) -> None:
         """Leaves the log."""
         self._reader.close()
 
+    def _follow(self) -> tuple[str, Follower]:
+        """Which store answers, and the log from the position on that it has."""
+        incarnation = self._store.incarnation()
+        (position,) = self._store.read_records(self._bundle, POSITION, [self._topic])
+        return incarnation, self._log.follow(self._topic, int(position or 0))
+
     def _advance(self, position: int) -> None:
         """Records the next offset to read; the highest one stays."""
-        self._store.write_records(self._bundle, _POSITION, [self._topic], [position], [str(position).encode()])
+        self._store.write_records(self._bundle, POSITION, [self._topic], [position], [str(position).encode()])
 
-    def _write(self, change: Delta) -> None:
-        if change.bundle != self._bundle:
-            return
-        rows = change.row_numbers
-        if len(rows):
-            seqs = np.full(len(rows), change.seq, dtype=np.int64)
-            self.rows += self._store.write_rows(self._bundle, rows, seqs, change.vectors)
-        for kind in dict.fromkeys(record.kind for record in change.records):
-            chosen = [record for record in change.records if record.kind == kind]
+    def _write(self, changes: Sequence[Delta]) -> None:
+        """Writes what many deltas changed, together: of each row and record the newest."""
+        with_rows = [change for change in changes if change.rows]
+        if with_rows:
+            rows = np.concatenate([change.row_numbers for change in with_rows])
+            seqs = np.concatenate([np.full(len(c.accumulators) // 4, c.seq, dtype=np.int64) for c in with_rows])
+            vectors = np.concatenate([change.vectors for change in with_rows])
+            self.rows += self._store.write_rows(self._bundle, rows, seqs, vectors)
+        records = [(change.seq, found) for change in changes for found in change.records]
+        for kind in dict.fromkeys(found.kind for _, found in records):
+            chosen = [(seq, found) for seq, found in records if found.kind == kind]
             self._store.write_records(
                 self._bundle,
                 kind,
-                [record.id for record in chosen],
-                [change.seq] * len(chosen),
-                [record.payload for record in chosen],
+                [found.id for _, found in chosen],
+                [seq for seq, _ in chosen],
+                [found.payload for _, found in chosen],
             )

@@ -11,20 +11,23 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from features.error import TesseraError
 from tessera.bench.command import bench
 from tessera.console import (
+    BundleOption,
     DatasetArgument,
     JsonOption,
+    ModelNameOption,
     OutOption,
     err_console,
+    one_thread,
     out_console,
     print_json,
 )
 from tessera.ids import ids
 from tessera.offline import run_command
+from tessera.streams import backfill, letters, replay, send, stream, topics, verify
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_show_locals=False, help="Feature embeddings for recommenders."
@@ -70,10 +73,6 @@ app.command("train")(run_command("evaluate", "Do the stages up to training and e
 app.command("publish")(run_command("publish", "Do what is missing, write the bundle and register it."))
 
 
-ModelNameOption = Annotated[str | None, typer.Option("--model", help="Registered model; by default the only one.")]
-BundleOption = Annotated[Path | None, typer.Option("--bundle", help="A bundle's directory instead of the champion.")]
-
-
 @app.command()
 def serve(
     model: ModelNameOption = None,
@@ -92,7 +91,7 @@ def serve(
 
     settings = Settings.from_environment()
     found = bundle_at(settings, model, bundle)
-    _one_thread()
+    one_thread()
     with contextlib.closing(settings.open_store()) as store:
         load_bundle(store, found)
         service = RankService(found, store)
@@ -100,65 +99,6 @@ def serve(
         # uvicorn raises the signal again when it has shut down; the store must still be closed then.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         uvicorn.run(create_app(service, store), host=host, port=port, log_level="warning")
-
-
-@app.command()
-def stream(
-    model: ModelNameOption = None,
-    bundle: BundleOption = None,
-    once: Annotated[bool, typer.Option("--once", help="Drain the topics and stop.")] = False,
-    batch: Annotated[int, typer.Option(min=1, max=4_096, help="Messages a micro-batch takes of each topic.")] = 256,
-    wait_ms: Annotated[int, typer.Option(min=1, help="How long a micro-batch waits to fill.")] = 50,
-    json: JsonOption = False,
-) -> None:
-    """Train the champion's table from the topics `items` and `events`, and keep the store fresh."""
-    from tessera.online import bundle_at, open_stream, refuse_shared_topics, until_stopped
-    from tessera.settings import Settings
-
-    settings = Settings.from_environment()
-    found = bundle_at(settings, model, bundle)
-    if bundle is None:
-        refuse_shared_topics(settings)
-    stop = until_stopped()
-    _one_thread()
-    with open_stream(settings, found, batch=batch, wait_s=wait_ms / 1_000) as running:
-        err_console.print(f"stream of bundle {found.id} from {settings.kafka or settings.home / 'log.db'}")
-        if once:
-            running.drain()
-        else:
-            with err_console.status("waiting for messages") as status:
-                while not stop.is_set():
-                    if running.run_once():
-                        totals = running.trainer.totals
-                        status.update(f"{totals.events:,} events, {totals.items:,} items, {totals.bad:,} dead letters")
-        totals = running.trainer.totals
-    if json:
-        print_json(totals)
-    else:
-        out_console.print(
-            f"{totals.messages:,} messages: {totals.events:,} events, {totals.items:,} items, "
-            f"{totals.neutral:,} neutral, {totals.bad:,} dead letters; {totals.batches:,} batches"
-        )
-
-
-@app.command()
-def send(
-    topic: Annotated[str, typer.Argument(help="items or events.")],
-    file: Annotated[Path, typer.Argument(help="JSON lines; one message each.")],
-) -> None:
-    """Append a file of JSON lines to a topic of the log."""
-    from tessera.settings import Settings
-
-    if topic not in ("items", "events"):
-        raise TesseraError(f"topic {topic!r}: expected items or events")
-    if not file.is_file():
-        raise TesseraError(f"{file}: no such file; give JSON lines, one message each")
-    lines = [line for line in file.read_bytes().splitlines() if line.strip()]
-    settings = Settings.from_environment()
-    with contextlib.closing(settings.open_log()) as log:
-        log.create_topics(settings.topics.partitions())
-        log.append(getattr(settings.topics, topic), [(None, line) for line in lines])
-    out_console.print(f"{len(lines):,} messages appended to {topic}")
 
 
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
@@ -190,27 +130,13 @@ def table_report(
 
 
 app.command()(bench)
-letters = typer.Typer(no_args_is_help=True, help="Messages that were set aside.")
+app.command()(stream)
+app.command()(send)
+app.command()(replay)
+app.command()(verify)
+app.command()(backfill)
 app.add_typer(letters, name="deadletters")
-
-
-@letters.command("list")
-def deadletters_list(json: JsonOption = False) -> None:
-    """List dead letters: where each message stood, and why it was set aside."""
-    from streaming.deadletter import read_dead_letters
-    from tessera.settings import Settings
-
-    settings = Settings.from_environment()
-    with contextlib.closing(settings.open_log()) as log:
-        log.create_topics(settings.topics.partitions())
-        found = read_dead_letters(log, settings.topics)
-    if json:
-        print_json(found)
-        return
-    table = Table("topic", "partition", "offset", "reason", title=f"{len(found):,} dead letters", title_justify="left")
-    for letter in found:
-        table.add_row(letter.topic, str(letter.partition), str(letter.offset), escape(letter.reason))
-    out_console.print(table)
+app.add_typer(topics, name="topics")
 
 
 @app.command()
@@ -228,13 +154,6 @@ def demo(
     settings = Settings.from_environment()
     if "TESSERA_HOME" not in os.environ:
         settings = replace(settings, home=(out / "home").absolute())
-    _one_thread()
+    one_thread()
     report = run_demo(dataset, out, settings, small=small, console=out_console)
     out_console.print(f"report   {report.absolute()}")
-
-
-def _one_thread() -> None:
-    """For a process that computes in small batches: threads would wait for each other longer than they compute."""
-    import torch
-
-    torch.set_num_threads(1)

@@ -16,6 +16,8 @@ out_console, err_console = Console(), Console(stderr=True)
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
+ModelNameOption = Annotated[str | None, typer.Option("--model", help="Registered model; by default the only one.")]
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="A bundle's directory instead of the champion.")]
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -34,6 +36,13 @@ def load_with_split(path: Path, by: str | None) -> Any:
         return Dataset.model_validate(data)
     except ValidationError as error:
         raise TesseraError(f"--split {by}: {error.errors()[0]['msg']}") from error
+
+
+def one_thread() -> None:
+    """For a process that computes in small batches: threads would wait for each other longer than they compute."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def print_json(data: Any) -> None:

@@ -32,7 +32,7 @@ from serving.rank import MAX_CANDIDATES, RankService
 from serving.store import OnlineStore
 from streaming.log import EventLog
 from tessera import synthetic
-from tessera.online import Stream, store_name
+from tessera.online import Stream
 from tessera.report import DemoSummary, NewItem, StreamFigures, render_summary, write_report
 from tessera.run import RunOptions, run
 from tessera.settings import Settings
@@ -106,7 +106,7 @@ def _go_live(
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         load_bundle(store, bundle)
         titles = _titles(dataset, chosen)
-        stream = Stream(bundle, log, store, topics=settings.topics, store_name=store_name(settings))
+        stream = Stream(bundle, log, store, topics=settings.topics)
         with contextlib.closing(stream), _serving(bundle, store) as (client, service):
             users = bundle.users["user_id"].to_list()
             before = _top(client, chosen.user, titles) if chosen else []
@@ -121,7 +121,7 @@ def _go_live(
             figures = StreamFigures(
                 totals.events, totals.items, totals.bad, seconds, totals.messages / max(seconds, 1e-9), totals.batches
             )
-            stream.writer.freshness_ms.clear()
+            stream.freshness_ms.clear()
             with console.status("streaming live, one event after another"), _running(stream):
                 _send_live(log, settings.topics.events, held_back[len(bulk) : len(bulk) + live])
                 added = (
@@ -136,7 +136,7 @@ def _go_live(
                 added = replace(added, neighbours=near)
     return {
         "stream": figures,
-        "freshness_ms": list(stream.writer.freshness_ms),
+        "freshness_ms": list(stream.freshness_ms),
         "serving_ms": serving_ms,
         "new_item": added,
         "top_before": before,

@@ -1,10 +1,9 @@
 """Wiring of the online parts: a stream's trainer and writer, and a server, each over the settings' log and store."""
 
 import contextlib
-import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from features.error import TesseraError
@@ -13,9 +12,11 @@ from models.registry import CHAMPION
 from serving.load import load_bundle
 from serving.store import OnlineStore
 from streaming.log import EventLog
+from streaming.snapshot import Snapshots
 from streaming.topic import Topics
-from streaming.trainer import Trainer
-from streaming.writer import StoreWriter
+from streaming.trainer import Trainer, TrainerOptions
+from streaming.writer import POSITION, StoreWriter
+from tessera.audit import replay
 from tessera.settings import Settings
 
 _DRAIN_WAIT_S = 0.5
@@ -34,9 +35,9 @@ class Stream:
         bundle: whose table is trained.
         log, store: open; they stay open.
         topics: their names.
-        store_name: tells stores apart, since each is followed from its own position.
-        batch: messages a micro-batch takes at most from each topic.
-        wait_s: how long a micro-batch waits to fill.
+        options: of the trainer.
+        snapshots: see `Trainer`.
+        storage: how a store that is filled for the first time keeps rows.
     """
 
     def __init__(
@@ -46,13 +47,15 @@ class Stream:
         store: OnlineStore,
         *,
         topics: Topics,
-        store_name: str,
-        batch: int = 256,
-        wait_s: float = 0.05,
+        options: TrainerOptions = TrainerOptions(),  # noqa: B008 - frozen
+        snapshots: Snapshots | None = None,
+        storage: str = "float32",
     ) -> None:
-        load_bundle(store, bundle)
-        self.trainer = Trainer(log, bundle, topics=topics, batch=batch, wait_s=wait_s)
-        self.writer = StoreWriter(log, bundle.id, store, topics=topics, name=store_name)
+        self.trainer = Trainer(log, bundle, topics=topics, options=options, snapshots=snapshots)
+        self.freshness_ms: list[float] = []
+        self.writer = open_writer(
+            bundle, log, store, topics, snapshots=snapshots, storage=storage, watch=self.freshness_ms.extend
+        )
 
     def run_once(self, *, wait_s: float | None = None) -> int:
         """One micro-batch through trainer and writer; returns how many messages it took."""
@@ -74,20 +77,39 @@ class Stream:
         self.writer.close()
 
 
+def open_writer(
+    bundle: Bundle,
+    log: EventLog,
+    store: OnlineStore,
+    topics: Topics,
+    *,
+    snapshots: Snapshots | None = None,
+    storage: str = "float32",
+    watch: Callable[[list[float]], None] = lambda ages_ms: None,
+) -> StoreWriter:
+    """A writer to a store, which is filled first where it holds nothing of the stream."""
+    log.create_topics(topics.partitions())
+    load_bundle(store, bundle, storage=storage)
+    if store.read_records(bundle.id, POSITION, [topics.deltas]) == [None]:
+        replay(log, bundle, store, topics, snapshots.newest(bundle) if snapshots is not None else None)
+    return StoreWriter(log, bundle.id, store, topics=topics, watch=watch)
+
+
 @contextlib.contextmanager
-def open_stream(settings: Settings, bundle: Bundle, *, batch: int = 256, wait_s: float = 0.05) -> Iterator[Stream]:
+def open_stream(settings: Settings, bundle: Bundle, *, options: TrainerOptions) -> Iterator[Stream]:
     """A stream over the settings' log and store, closed in order."""
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
-        name = store_name(settings)
-        with contextlib.closing(
-            Stream(bundle, log, store, topics=settings.topics, store_name=name, batch=batch, wait_s=wait_s)
-        ) as stream:
+        stream = Stream(
+            bundle,
+            log,
+            store,
+            topics=settings.topics,
+            options=options,
+            snapshots=Snapshots(settings.home / "snapshots"),
+            storage=settings.storage,
+        )
+        with contextlib.closing(stream):
             yield stream
-
-
-def store_name(settings: Settings) -> str:
-    """A short name for the store that the settings point at."""
-    return hashlib.sha256((settings.redis or str(settings.home)).encode()).hexdigest()[:8]
 
 
 def until_stopped() -> threading.Event:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streaming.topic import Topics
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from models.registry import Registry
     from serving.store import OnlineStore
     from streaming.log import EventLog
+
+
+_KAFKA_OPTION = "TESSERA_KAFKA_"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Settings:
         redis: `redis://…` (TESSERA_REDIS).
         mlflow: tracking address (MLFLOW_TRACKING_URI).
         topics: names of the topics, with a prefix of your own (TESSERA_TOPIC_PREFIX).
+        storage: how the store keeps rows: float32, float16 or int8 (TESSERA_STORAGE).
+        kafka_options: connection options of the Kafka client, from TESSERA_KAFKA_SECURITY_PROTOCOL and the like.
     """
 
     home: Path
@@ -34,6 +39,8 @@ class Settings:
     redis: str = ""
     mlflow: str = ""
     topics: Topics = field(default_factory=Topics)
+    storage: str = "float32"
+    kafka_options: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -44,6 +51,12 @@ class Settings:
             redis=environment.get("TESSERA_REDIS", ""),
             mlflow=environment.get("MLFLOW_TRACKING_URI", ""),
             topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", "")),
+            storage=environment.get("TESSERA_STORAGE", "float32"),
+            kafka_options={
+                name.removeprefix(_KAFKA_OPTION).lower(): value
+                for name, value in environment.items()
+                if name.startswith(_KAFKA_OPTION)
+            },
         )
 
     def open_log(self) -> "EventLog":
@@ -51,7 +64,7 @@ class Settings:
         if self.kafka:
             from streaming.kafka import KafkaLog
 
-            return KafkaLog(self.kafka)
+            return KafkaLog(self.kafka, **self.kafka_options)
         from streaming.local import LocalLog
 
         self.home.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,13 @@ DELTA = delta.Delta(
     times_ms=[1_700_000_000_000, 1_700_000_000_001],
 )
 
+DELTA_2 = msgspec.structs.replace(
+    DELTA,
+    version=2,
+    sources=[delta.Source("items", 0, 3, 3), delta.Source("events", 1, 2**40, 2**40 + 7)],
+    poison=[("events", 1, 2**40 + 2)],
+)
+
 
 def frozen(name: str) -> bytes:
     return (HERE / name).read_bytes()
@@ -63,11 +70,15 @@ def test_the_tokens_of_semantic_ids_stand() -> None:
     assert prefix_tokens(np.array(TOKENS["codes"], dtype=np.uint16)) == TOKENS["tokens"]
 
 
-def test_a_delta_of_version_1_is_read_and_written_the_same() -> None:
-    assert delta.VERSION == 1
-    found = delta.decode(frozen("delta-v1.bin"))
-    assert found == DELTA
-    assert delta.encode(DELTA) == frozen("delta-v1.bin")
+def test_a_delta_of_version_1_is_still_read() -> None:
+    assert delta.decode(frozen("delta-v1.bin")) == DELTA
+
+
+def test_a_delta_of_version_2_is_read_and_written_the_same() -> None:
+    assert delta.VERSION == 2
+    found = delta.decode(frozen("delta-v2.bin"))
+    assert found == DELTA_2
+    assert delta.encode(DELTA_2) == frozen("delta-v2.bin")
     assert found.row_numbers.tolist() == [0, 7, 2**32 - 2]
     assert found.vectors.tolist() == (np.arange(12).reshape(3, 4) / 8 - 0.5).tolist()
     assert found.states.tolist() == np.array([0, 1e-8, 2.5], dtype=np.float32).tolist()

@@ -19,6 +19,7 @@ from serving.memory import MemoryStore
 from serving.rank import RankService
 from streaming.local import LocalLog
 from streaming.topic import Topics
+from streaming.trainer import TrainerOptions
 from tessera.online import Stream
 from tests.build import coloured_parts
 
@@ -70,7 +71,7 @@ def online(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Online]:
     parts = coloured_parts(tmp_path, options=OPTIONS[request.param])
     bundle, store = write_bundle(parts, tmp_path / "bundle"), MemoryStore()
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
-        stream = Stream(bundle, log, store, topics=Topics(), store_name="here", batch=8)
+        stream = Stream(bundle, log, store, topics=Topics(), options=TrainerOptions(batch=8))
         with contextlib.closing(stream):
             yield Online(bundle, log, stream, RankService(bundle, store))
 
@@ -118,7 +119,7 @@ def test_a_restarted_trainer_and_a_fresh_server_admit_what_was_admitted(online: 
     added = online.stream.trainer.step.catalogue.admission.added
     store = online.service._store
     online.stream.close()
-    again = Stream(online.bundle, online.log, store, topics=Topics(), store_name="here", batch=8)
+    again = Stream(online.bundle, online.log, store, topics=Topics(), options=TrainerOptions(batch=8))
     try:
         np.testing.assert_array_equal(again.trainer.step.catalogue.admission.added, added)
         fresh = Online(online.bundle, online.log, again, RankService(online.bundle, store))

@@ -48,7 +48,7 @@ def test_send_stream_and_deadletters_work_over_the_embedded_log(tmp_path: Path, 
     assert streamed.returncode == 0, streamed.stderr
     assert json.loads(streamed.stdout)["events"] == 50
     listed = json.loads(tessera("deadletters", "list", "--json", home=tmp_path).stdout)
-    assert [(letter["topic"], letter["offset"]) for letter in listed] == [("events", 50)]
+    assert [(filed["letter"]["topic"], filed["letter"]["offset"]) for filed in listed] == [("events", 50)]
 
 
 @pytest.mark.parametrize(

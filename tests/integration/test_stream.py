@@ -23,6 +23,7 @@ from streaming.kafka import KafkaLog
 from streaming.local import LocalLog
 from streaming.log import EventLog
 from streaming.topic import Topics
+from streaming.trainer import TrainerOptions
 from tessera.online import Stream
 from tessera.synthetic import new_item
 from tests.integration.world import World
@@ -55,9 +56,8 @@ class Place:
 
     @contextlib.contextmanager
     def stream(self, world: World, *, batch: int = 64) -> Iterator[Stream]:
-        running = Stream(
-            world.bundle, self.log, self.store, topics=self.topics, store_name=self.topics.prefix, batch=batch
-        )
+        options = TrainerOptions(batch=batch, most_bad=1.0)
+        running = Stream(world.bundle, self.log, self.store, topics=self.topics, options=options)
         with contextlib.closing(running):
             yield running
 
@@ -99,10 +99,12 @@ def test_five_percent_malformed_every_good_one_applied_every_bad_one_set_aside(p
         stream.drain()
         totals = stream.trainer.totals
         expected = {value for value in mixed if value in _BAD}
-        letters = read_dead_letters(place.log, place.topics)
+        letters = [filed.letter for filed in read_dead_letters(place.log, place.topics)]
     assert (totals.events, totals.items, totals.neutral) == (len(good), 1, 0)
     assert totals.bad == len(mixed) - len(good) + len(_BAD_ITEMS) == len(letters)
-    assert totals.messages == totals.events + totals.items + totals.neutral + totals.bad
+    assert (
+        totals.messages == totals.events + totals.items + totals.neutral + totals.bad + totals.stale + totals.duplicates
+    )
     assert {letter.value for letter in letters if letter.topic == place.topics.events} == expected
     assert all(letter.reason and letter.offset >= 0 and letter.partition == 0 for letter in letters)
     reasons = {letter.value: letter.reason for letter in letters}
@@ -147,7 +149,7 @@ def _fingerprint(stream: Stream) -> str:
     step = stream.trainer.step
     table = step.ranker.table
     digest = hashlib.sha256(table.weight.numpy().tobytes() + table.accumulator.numpy().tobytes())
-    for user in sorted(step.history.users()):
+    for user in sorted(step.history.users().tolist()):
         digest.update(repr((user, step.history.visits(user))).encode())
     return digest.hexdigest()
 

@@ -56,6 +56,16 @@ def test_the_frame_is_the_online_step_before_each_event(events: list[Event], len
     assert lists(history_frame(columns(events), length=length)) == online
 
 
+@given(IN_TIME_ORDER, LENGTHS, st.integers(1, 7))
+def test_batches_of_any_size_give_what_the_frame_gives_at_once(events: list[Event], length: int, size: int) -> None:
+    history, online = History(length), []
+    for start in range(0, len(events), size):
+        before, changed = history.advance(columns(events[start : start + size]))
+        online += lists(before)
+        assert changed.tolist() == sorted({event.user for event in events[start : start + size] if event.positive})
+    assert online == lists(history_frame(columns(events), length=length))
+
+
 @given(ANY_ORDER, LENGTHS)
 def test_the_frame_is_the_rule_in_any_order_of_rows(events: list[Event], length: int) -> None:
     expected = [slow(events, event.user, event.time, length) for event in events]
@@ -100,9 +110,7 @@ def test_a_history_restored_from_its_visits_answers_as_if_never_stopped(
     history, restored = History(length), History(length)
     for event in events[:stop]:
         history.append(event.user, event.item, event.time)
-    for user in history.users():
-        for item, time in history.visits(user):
-            restored.append(user, item, time)
+    restored.advance(history.state())
     for event in events[stop:]:
         assert restored.read(event.user, event.time) == history.read(event.user, event.time)
         history.append(event.user, event.item, event.time)

@@ -32,6 +32,8 @@ def deltas(draw: st.DrawFn) -> delta.Delta:
         accumulators=numbers[len(rows) * DIM :].tobytes(),
         records=draw(RECORDS),
         times_ms=draw(st.lists(st.integers(0, 2**53), max_size=3)),
+        sources=draw(st.lists(st.builds(delta.Source, st.text(max_size=4), *[st.integers(0, 2**40)] * 3), max_size=2)),
+        poison=draw(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 9), st.integers(0, 2**40)), max_size=2)),
     )
 
 
@@ -210,8 +212,8 @@ def test_bytes_that_are_not_quite_a_delta_are_refused(what: str) -> None:
 
 
 def test_a_delta_of_another_version_is_refused() -> None:
-    with pytest.raises(EventError, match="version 2, this release reads 1"):
-        delta.decode(changed(version=2))
+    with pytest.raises(EventError, match="version 3, this release reads 1 to 2"):
+        delta.decode(changed(version=3))
 
 
 ITEM_BYTES = record.encode(record.ItemRecord("e", b"", [], {"a": 1}))
