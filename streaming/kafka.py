@@ -262,6 +262,27 @@ class KafkaReader:
         self._consumer.close(autocommit=False)
 
 
+class KafkaSoleReader(KafkaReader):
+    """Reads all partitions in a group's name without joining it; see `EventLog.reader`."""
+
+    def __init__(self, consumer: KafkaConsumer, group: str) -> None:
+        super().__init__(consumer, group)
+        self._started = False
+
+    def _moved(self) -> bool:
+        return False
+
+    def _join(self) -> None:
+        if not self._started:
+            self._seek_committed()
+            self._started = True
+
+    def position(self) -> Positions:
+        with _told(f"position of group {self.group!r}"):
+            self._join()
+        return dict(self._position)
+
+
 class KafkaFollower:
     """A consumer without a group; see `Follower` for the contract."""
 
@@ -438,9 +459,13 @@ class KafkaLog:
                 raise for_code(found["error_code"])()
             return len(found["partitions"])
 
-    def reader(self, topics: Sequence[str], *, group: str) -> KafkaReader:
-        for topic in topics:
-            self._partition_count(topic)
+    def reader(self, topics: Sequence[str], *, group: str, sole: bool = False) -> KafkaReader:
+        places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
+        if sole:
+            with _told(f"reader of group {group!r}"):
+                consumer = self._consumer(group_id=group)
+                consumer.assign(places)
+            return KafkaSoleReader(consumer, group)
         with _told(f"reader of group {group!r}"):
             # A reader that dies holds its partitions for the session's timeout; the client's default is 45 s.
             consumer = self._consumer(group_id=group, session_timeout_ms=_SESSION_TIMEOUT_MS)

@@ -339,7 +339,7 @@ class LocalLog:
         moved = [(end, id_) for id_, end in ends.items()]
         connection.executemany("UPDATE partition SET next_offset = ? WHERE id = ?", moved)
 
-    def reader(self, topics: Sequence[str], *, group: str) -> LocalReader:
+    def reader(self, topics: Sequence[str], *, group: str, sole: bool = False) -> LocalReader:
         return LocalReader(self._file, topics, group)
 
     def follow(self, topic: str, start: int) -> LocalFollower:

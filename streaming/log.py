@@ -190,8 +190,12 @@ class EventLog(Protocol):
         """
         ...
 
-    def reader(self, topics: Sequence[str], *, group: str) -> Reader:
-        """Return a reader that starts at the group's committed positions, or at the beginning where there are none."""
+    def reader(self, topics: Sequence[str], *, group: str, sole: bool = False) -> Reader:
+        """Return a reader that starts at the group's committed positions, or at the beginning where there are none.
+
+        A `sole` reader reads all partitions and does not join the group, so it waits for nobody and loses nothing to
+        others; it is for one who is fenced in another way, by a transactor that commits its positions.
+        """
         ...
 
     def follow(self, topic: str, start: int) -> Follower:

@@ -83,6 +83,7 @@ class Snapshot:
             "visit_users": visits.user.copy(),
             "visit_items": visits.item.copy(),
             "visit_times": visits.time.copy(),
+            "visitors": np.array(sorted(step.visitors), dtype=np.int64),
             "sketch": catalogue.admission.live.copy(),
             "admitted": catalogue.admission.added.copy(),
         }
@@ -112,6 +113,7 @@ class Snapshot:
         step.history = type(step.history)(step.history.length)
         users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
         step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
+        step.visitors = set(arrays["visitors"].tolist())
         step.recent.restore(memory.recent)
         step.item_records, step.item_versions = dict(memory.item_records), dict(memory.item_versions)
         step.arrivals, step.seq = memory.arrivals, self.seq
@@ -123,7 +125,7 @@ def records(step: Step) -> Iterator[Record]:
         yield Record(record.ITEM, name, payload)
     if step.item_records:
         yield Record(record.CHANGED, str(step.seq), record.encode_changed(list(step.item_records)))
-    for user in step.history.users().tolist():
+    for user in sorted(step.visitors):
         yield Record(record.HISTORY, step.catalogue.user_ids[user], record.encode(step.history_record(user)))
     if len(step.catalogue.admission.added):
         yield Record(record.ADMITTED, str(step.seq), record.encode_admitted(step.catalogue.admission.added))

@@ -125,6 +125,8 @@ class Step:
         self._clock = self._dataset.events.time is not None
         self.recent = Recent(int(lateness_s * 1_000_000), timed=self._clock)
         self.arrivals = 0
+        # Users whose history the stream has changed.
+        self.visitors: set[int] = set()
         # What the stream last wrote of each item, and the version it had.
         self.item_records: dict[str, bytes] = {}
         self.item_versions: dict[str, int] = {}
@@ -371,6 +373,7 @@ class Step:
 
     def _history_records(self, users: NDArray[np.int64]) -> list[Record]:
         names = self.catalogue.user_ids
+        self.visitors.update(users.tolist())
         return [
             Record(record.HISTORY, names[user], record.encode(self.history_record(user))) for user in users.tolist()
         ]

@@ -119,7 +119,7 @@ class Trainer:
         try:
             self.step = self._restored()
             # One each, so that a flood of events does not hold up items.
-            self._readers = [log.reader([topic], group=group_of(bundle, topic)) for topic in _inputs(topics)]
+            self._readers = [log.reader([topic], group=group_of(bundle, topic), sole=True) for topic in _inputs(topics)]
         except BaseException:
             self._transactor.close()
             raise

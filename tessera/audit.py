@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from features.error import StoreError
 from models import record
 from models.bundle import Bundle
-from serving.load import load_bundle
+from serving.load import load_bundle, require_loaded
 from serving.page import pack, unpack
 from serving.store import OnlineStore
 from streaming.fold import Fold
@@ -88,6 +88,7 @@ def verify(
     Raises:
         StoreError: the store's writer does not catch up with the log.
     """
+    require_loaded(store, bundle)
     fold = Fold(log, bundle, topics, snapshot)
     fold.advance()
     _await(store, bundle.id, topics, fold.position)
@@ -162,6 +163,13 @@ def _compare_records(store: OnlineStore, bundle: str, fold: Fold) -> tuple[int, 
             state = "is missing" if found[ids.index(wrong[0])] is None else "is another one"
             return compared, f"{kind} {wrong[0]!r}: the store's record {state} than the log's fold has"
         compared += len(ids)
+    for kind in (record.ITEM, record.HISTORY):
+        for _ in range(_TRIES):
+            unknown = [name for name in store.record_ids(bundle, kind, 0) if (kind, name) not in fold.records]
+            if not unknown or not fold.advance():
+                break
+        if unknown:
+            return compared, f"{kind} {unknown[0]!r}: the store has a record, and the log's fold has none"
     return compared, ""
 
 
