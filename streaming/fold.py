@@ -29,6 +29,7 @@ class Fold:
         weight: (R, D) float32; seqs: (R,) int64.
         records: by kind and id, the sequence number and the payload of the newest.
         position: next offset of the deltas' topic.
+        behind: the offset behind the last delta; `position` may lie further, as marks of transactions take offsets too.
         seq: of the last micro-batch.
 
     Args:
@@ -46,7 +47,7 @@ class Fold:
         self._accumulator = torch.zeros(len(self._weight))
         self.seqs: NDArray[np.int64] = np.full(len(self._weight), SNAPSHOT_SEQ, dtype=np.int64)
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
-        self.position, self.seq = 0, SNAPSHOT_SEQ
+        self.position, self.behind, self.seq = 0, 0, SNAPSHOT_SEQ
         visits = bundle.history.group_by("user_id", maintain_order=True).agg(pl.col("item_id"), pl.col("time"))
         for user, items, times in visits.iter_rows():
             payload = record.encode(record.HistoryRecord(items, times))
@@ -90,4 +91,5 @@ class Fold:
         for message in self._log.read(self._topic, 0, self.position, stop):
             change = delta.decode(message.value)
             if change.bundle == self._bundle:
+                self.behind = message.offset + 1
                 yield change

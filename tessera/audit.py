@@ -91,7 +91,7 @@ def verify(
     require_loaded(store, bundle)
     fold = Fold(log, bundle, topics, snapshot)
     fold.advance()
-    _await(store, bundle.id, topics, fold.position)
+    _await(store, bundle.id, topics, fold.behind)
     rows = np.arange(len(fold.seqs))
     if sample is not None and sample < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))

@@ -32,6 +32,7 @@ class Live:
         options: of the trainer.
         gauges: what is noted.
         roles: which of `ROLES` run here; the others may run elsewhere.
+        failpoint: see `Trainer`.
     """
 
     def __init__(
@@ -41,7 +42,10 @@ class Live:
         options: TrainerOptions,
         gauges: Gauges,
         roles: tuple[str, ...] = ROLES,
+        *,
+        failpoint: Callable[[str], None] = lambda place: None,
     ) -> None:
+        self._failpoint = failpoint
         self._settings = settings
         self._bundle = bundle
         self._options = options
@@ -103,6 +107,7 @@ class Live:
                         options=self._options,
                         snapshots=self._snapshots,
                         watch=self._gauges.batch,
+                        failpoint=self._failpoint,
                     )
                 )
             )
