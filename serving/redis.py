@@ -245,6 +245,15 @@ class RedisStore:
                 self._client.unlink(*_record_keys(bundle, kind.decode()))
             self._client.unlink(dropping, kinds)
 
+    def bytes_per_row(self, bundle: str) -> float:
+        """What the server's memory holds for a row, keys and its own overhead included, by a sample of full pages."""
+        table, _ = self._table(bundle)
+        full = max(1, table.rows // PAGE_ROWS)
+        keys = page_keys(bundle, np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
+        with self._errors():
+            sizes = [self._client.memory_usage(key, samples=0) or 0 for key in keys]
+        return float(np.mean(sizes)) / min(PAGE_ROWS, table.rows)
+
     def incarnation(self) -> str:
         """See `OnlineStore.incarnation`."""
         with self._errors():

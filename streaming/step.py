@@ -66,6 +66,7 @@ class Outcome:
         items: applied; deleted: tombstones applied; stale: item messages with a version that is not the newest.
         unknown_items: applied events whose item was not in the catalogue.
         labels, logits: (n,) of the examples trained on, as predicted before the update.
+        transaction_s: how long the transaction took that committed this.
     """
 
     deltas: list[Delta] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Outcome:
     deleted: int = 0
     stale: int = 0
     unknown_items: int = 0
+    transaction_s: float = 0.0
     labels: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 

@@ -140,12 +140,14 @@ class Trainer:
             return 0
         outcome = self._step(messages)
         self._judge(messages, outcome.bad)
+        began = time.perf_counter()
         with self._transactor.begin() as transaction:
             self._write(transaction, outcome)
             for reader, part in zip(self._readers, read, strict=True):
                 if part:
                     transaction.commit_offsets(reader)
             self._failpoint("after offsets")
+        outcome.transaction_s = time.perf_counter() - began
         self.totals.add(len(messages), outcome)
         self._watch(messages, outcome)
         if self._snapshots is not None and time.monotonic() >= self._snapshot_due:

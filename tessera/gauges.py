@@ -35,12 +35,17 @@ class Gauges:
             buckets=_SECONDS,
             registry=own,
         )
+        self._transactions = Histogram(
+            "tessera_transaction_seconds", "Of one micro-batch.", buckets=_SECONDS, registry=own
+        )
         self._lag = Gauge("tessera_lag", "Offsets not yet read.", ["topic", "partition"], registry=own)
         self._loss = Gauge("tessera_progressive_log_loss", "Of recent events, before the update.", registry=own)
         self._auc = Gauge("tessera_progressive_auc", "Of recent events, before the update.", registry=own)
         self._lock = Lock()
         self._seen: deque[tuple[float, float]] = deque(maxlen=_RECENT)
         self._ages: deque[float] = deque(maxlen=_RECENT)
+        self.transaction_ms: deque[float] = deque(maxlen=_RECENT)
+        self.made_visible = 0
         self._rate: deque[tuple[float, int]] = deque(maxlen=200)
         self.counts: dict[str, int] = dict.fromkeys((*_KINDS, "bad", "batches", "outages"), 0)
         self.causes: dict[str, int] = {}
@@ -64,6 +69,8 @@ class Gauges:
                 self._letters.labels(bad.cause).inc()
                 self.causes[bad.cause] = self.causes.get(bad.cause, 0) + 1
             self.counts["bad"] += len(outcome.bad)
+            self.transaction_ms.append(1_000 * outcome.transaction_s)
+            self._transactions.observe(outcome.transaction_s)
             self._seen.extend(zip(outcome.labels.tolist(), outcome.logits.tolist(), strict=True))
             self._rate.append((time.monotonic(), len(messages)))
 
@@ -73,6 +80,7 @@ class Gauges:
             for age in ages_ms:
                 self._fresh.labels(at).observe(age / 1_000)
             self._ages.extend(ages_ms)
+            self.made_visible += len(ages_ms)
 
     def behind(self, lag: dict[tuple[str, int], int]) -> None:
         """Notes the lag by topic and partition."""

@@ -80,7 +80,7 @@ def stream(
             live.run(stop)
         counts = {"messages": sum(gauges.counts.values()) - gauges.counts["batches"] - gauges.counts["outages"]}
         counts |= gauges.counts
-        totals = counts
+        totals = counts | {"causes": gauges.causes, "freshness_ms": gauges.freshness_ms()}
     if json:
         print_json(totals)
     else:

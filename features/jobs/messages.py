@@ -18,6 +18,17 @@ from features.table import load_events, shape_events
 _ROWS = 20_000
 
 
+def encode_rows(rows: pl.DataFrame) -> list[bytes]:
+    """Rows of the events' table as messages, without what is null."""
+    names = rows.columns
+    return [
+        msgspec.json.encode(
+            {name: value for name, value in zip(names, row, strict=True) if value is not None}, enc_hook=str
+        )
+        for row in rows.iter_rows()
+    ]
+
+
 class _Encode:
     """Rows to messages; picklable."""
 

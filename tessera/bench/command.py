@@ -24,7 +24,12 @@ NAMES = (
     "id-churn",
     "codebook-change",
     "semantic-ids",
+    "stream",
+    "freshness",
+    "online-learning",
+    "soak",
 )
+_ONLINE = NAMES[-4:]
 
 
 def bench(
@@ -38,6 +43,7 @@ def bench(
         str | None,
         typer.Option(help="cold-start: the items to hold out, in SQL, 'year >= 2000'; by default a tenth."),
     ] = None,
+    seconds: Annotated[float | None, typer.Option(min=10, help="soak: how long it runs; 60 by default.")] = None,
     out: OutOption = Path("out/bench"),
     json: JsonOption = False,
 ) -> None:
@@ -51,6 +57,10 @@ def bench(
         if name != "cold-start":
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
         chosen = partial(chosen, held_out=held_out)
+    if seconds is not None:
+        if name != "soak":
+            raise TesseraError(f"--seconds is for soak, not for {name}")
+        chosen = partial(chosen, seconds=seconds)
     result = chosen(seeds=seeds, console=err_console)
     if json:
         print_json(result.to_json())
@@ -61,6 +71,8 @@ def bench(
 
 
 def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Callable[..., BenchResult]":
+    if name in _ONLINE:
+        return _online(name, _datasets(path, ways or [None], out)[0], out / name)
     if name == "training-speed":
         from tessera.bench.training_speed import training_speed
 
@@ -111,3 +123,19 @@ def _datasets(path: Path | None, ways: Sequence[str | None], out: Path) -> "list
 
     descriptor = path or write_synthetic(out / "synthetic")
     return [load_with_split(descriptor, by) for by in ways]
+
+
+def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchResult]":
+    from tessera.bench.freshness import freshness
+    from tessera.bench.online_learning import online_learning
+    from tessera.bench.soak import soak
+    from tessera.bench.stream_rates import stream
+
+    out.mkdir(parents=True, exist_ok=True)
+    benches: dict[str, Callable[..., BenchResult]] = {
+        "stream": stream,
+        "freshness": freshness,
+        "online-learning": online_learning,
+        "soak": soak,
+    }
+    return partial(benches[name], dataset, out)

@@ -1,0 +1,68 @@
+"""`online-learning`: does learning from the stream pay? The test part, in time order, through the stream's own step.
+
+Every event is predicted before it is learnt (progressive validation; Gama, Sebastião & Rodrigues, "On evaluating
+stream learning algorithms", Machine Learning 2013), by tables with several learning rates and by the frozen one, whose
+histories and items go on all the same. The first fifth of the stream chooses the rate; the rest judges it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from sklearn.metrics import log_loss, roc_auc_score
+
+from features.dataset import Dataset
+from streaming.log import Message
+from streaming.step import Step
+from streaming.topic import Topics
+from tessera.bench.live_data import NEVER_LATE_S, LiveData, live_data
+from tessera.bench.result import BenchResult, at_least
+from tessera.console import one_thread
+
+_FACTORS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+_BATCH = 256
+_CHOOSING = 0.2
+
+
+def online_learning(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
+    """Runs once, whatever the seeds: nothing is drawn."""
+    one_thread()
+    data = live_data(dataset, out, console)
+    own = data.bundle.manifest.training.table_rate
+    rows = []
+    for factor in track(_FACTORS, "learning rates", console=console):
+        labels, logits = _progressive(data, own * factor)
+        cut = int(_CHOOSING * len(labels))
+        chance = 1 / (1 + np.exp(-logits))
+        rows.append(
+            {
+                "learning_rate": own * factor,
+                "choosing_auc": float(roc_auc_score(labels[:cut], logits[:cut])),
+                "auc": float(roc_auc_score(labels[cut:], logits[cut:])),
+                "log_loss": float(log_loss(labels[cut:], chance[cut:])),
+                "events": len(labels),
+            }
+        )
+    frozen, *learning = rows
+    chosen = max(learning, key=lambda row: row["choosing_auc"])
+    claims = [at_least("progressive AUC over the frozen table's", _gain(chosen, frozen), 0.01)]
+    return BenchResult("online-learning", dataset.name, 1, rows, claims)
+
+
+def _gain(row: dict[str, Any], frozen: dict[str, Any]) -> float:
+    return float(row["auc"] - frozen["auc"])
+
+
+def _progressive(data: LiveData, learning_rate: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    step = Step(data.bundle, Topics(), lateness_s=NEVER_LATE_S, learning_rate=learning_rate)
+    labels, logits = [], []
+    for start in range(0, len(data.messages), _BATCH):
+        part = data.messages[start : start + _BATCH]
+        messages = [Message("events", 0, start + n, None, value, 1 << 41) for n, value in enumerate(part)]
+        outcome = step.apply(messages)
+        labels.append(outcome.labels)
+        logits.append(outcome.logits)
+    return np.concatenate(labels), np.concatenate(logits)
