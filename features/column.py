@@ -115,6 +115,8 @@ def times(table: Table, time: Time) -> pl.Series:
     unit = time.unit or "s"
     if isinstance(values.dtype, pl.String):
         values = _parsed(table, name, f"a number of {unit} is expected; mend it, or the unit of time")
+        if (empty := _first(values.is_null())) is not None:
+            raise table.error(name, "the event has no time; fill it in, or remove the row", row=empty)
     elif not values.dtype.is_numeric():
         raise table.error(name, f"holds {values.dtype}, a time expected; name another column as time")
     seconds = values.cast(pl.Float64) / (1_000_000_000 if unit == "ns" else 1_000_000 // _UNIT_US[unit])

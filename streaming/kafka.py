@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.admin import KafkaAdminClient, OffsetSpec
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
 from kafka.errors import (
     InvalidTopicError,
     KafkaConnectionError,
@@ -432,6 +432,12 @@ class KafkaLog:
                 with suppress(TopicAlreadyExistsError):
                     self._admin.create_topics(new)
                 self._admin.wait_for_topics(list(new))
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """The topic's settings on the broker that are not the broker's defaults."""
+        with _told(f"settings of {topic!r}"):
+            found = self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        return {name: str(setting["value"]) for name, setting in found["topic"][topic].items()}
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
         with _told(f"append to {topic!r}"):

@@ -13,6 +13,7 @@ Delivery: reading is at least once. It is exactly once in effect when what follo
 behind them are committed by one `Transaction`.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -267,8 +268,8 @@ def check_poll(max_messages: int, timeout_s: float) -> None:
 
 
 def unknown_topic(topic: str, known: Iterable[str]) -> LogError:
-    """Return the error for a topic that does not exist, naming those that do."""
-    names = sorted(known)
+    """Return the error for a topic that does not exist, naming those that do, the nearest first."""
+    names = sorted(known, key=lambda name: (-difflib.SequenceMatcher(None, topic, name).ratio(), name))
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return LogError(f"topic {topic!r} does not exist; there is {listed or 'none yet'}. Create it with create_topics.")
 

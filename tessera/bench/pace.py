@@ -1,4 +1,4 @@
-"""Sends messages at a steady rate, as a process of its own: `python -m tessera.bench.pace FILE RATE SECONDS [COLUMN N]`.
+"""Sends messages at a steady rate: `python -m tessera.bench.pace FILE RATE SECONDS [COLUMN N]`, a process of its own.
 
 FILE holds one message a line; they are sent again from the start when they are used up. With COLUMN each gets an id of
 its own, and the present as its time, in units of N microseconds.

@@ -20,7 +20,7 @@ import pytest
 from features.error import FencedError, LogError
 from streaming.kafka import KafkaLog
 from streaming.local import LocalLog
-from streaming.log import EventLog, Message, Reader
+from streaming.log import EventLog, Kept, Message, Reader
 
 OPEN: dict[str, Callable[[pytest.FixtureRequest], EventLog]] = {
     "local": lambda request: LocalLog(request.getfixturevalue("tmp_path") / "log.sqlite"),
@@ -389,6 +389,54 @@ def test_writers_at_the_same_time_lose_nothing(open_log: Opener) -> None:
         assert [int(m.value) for m in got if m.key == f"w{number}".encode()] == list(range(20))
 
 
+def test_a_follower_reads_from_its_position_on_and_shares_nothing(open_log: Opener) -> None:
+    log, writer = open_log(), open_log()
+    topic = new_topic(log)
+    log.append(topic, [(None, str(n).encode()) for n in range(5)])
+    with closing(log.follow(topic, 2)) as one, closing(log.follow(topic, 0)) as other:
+        assert values(one.poll(10, 5)) == [b"2", b"3", b"4"]
+        assert one.poll(10, 0.05) == []
+        with closing(writer.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
+            transaction.append(topic, b"5")
+        assert values(one.poll(10, 10)) == [b"5"]
+        assert values(other.poll(3, 5)) == [b"0", b"1", b"2"]
+    with pytest.raises(LogError, match="max_messages"):
+        one.poll(0, 0)
+
+
+def test_sole_readers_wait_for_nobody_and_read_all_from_the_committed_positions(open_log: Opener) -> None:
+    log, group = open_log(), name("group")
+    topic = new_topic(log, 2)
+    log.append(topic, [(str(n).encode(), str(n).encode()) for n in range(20)])
+    with closing(log.reader([topic], group=group, sole=True)) as first:
+        assert len(take(first, 20)) == 20
+        # The first one lives on, and is not asked.
+        with closing(open_log().reader([topic], group=group, sole=True)) as second:
+            assert len(take(second, 20)) == 20
+            with closing(log.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
+                transaction.commit_offsets(first)
+            second.rewind()
+            assert second.position() == first.position() == log.committed([topic], group=group)
+            log.append(topic, [(None, b"more")])
+            assert values(take(second, 1)) == [b"more"]
+            second.commit()
+        first.rewind()
+        assert first.poll(10, 0.2) == []
+
+
+def test_a_topic_may_keep_less_on_a_broker_and_the_embedded_log_says_that_it_keeps_all(log: EventLog) -> None:
+    topic, compacted = name("topic"), name("topic")
+    kept = {topic: Kept(seconds=3_600), compacted: Kept(newest_by_key=True)}
+    if isinstance(log, LocalLog):
+        with pytest.raises(LogError, match="keeps everything"):
+            log.create_topics({topic: 1, compacted: 1}, kept)
+        return
+    log.create_topics({topic: 1, compacted: 1}, kept)
+    assert isinstance(log, KafkaLog)
+    assert log.settings(topic)["retention.ms"] == "3600000"
+    assert log.settings(compacted)["cleanup.policy"] == "compact"
+
+
 def test_creating_topics_again_changes_nothing(log: EventLog) -> None:
     topic, more = new_topic(log, 3), name("topic")
     log.append(topic, [(None, b"kept")] * 3)
@@ -417,6 +465,7 @@ def test_an_unknown_topic_is_named_with_those_that_exist(log: EventLog) -> None:
         lambda: log.committed([unknown], group="g"),
         lambda: log.end_offsets(unknown),
         lambda: log.read(unknown, 0, 0, 1),
+        lambda: log.follow(unknown, 0),
         append_in_transaction,
     ]
     for call in calls:

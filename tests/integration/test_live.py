@@ -1,0 +1,85 @@
+"""The running stream: it pauses while log or store are away and goes on by itself, and stops for what is wrong."""
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+import tessera.live
+from features.error import LogError, StoreError, StreamError
+from streaming.local import LocalLog
+from streaming.trainer import TrainerOptions
+from streaming.writer import StoreWriter
+from tessera.audit import verify
+from tessera.gauges import Gauges
+from tessera.live import Live
+from tessera.settings import Settings
+from tests.integration.world import World
+
+OPTIONS = TrainerOptions(batch=32, wait_s=0.02, lateness_s=1e9)
+
+
+def _sent(settings: Settings, messages: list[bytes]) -> None:
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        log.append(settings.topics.events, [(None, message) for message in messages])
+
+
+def _run(settings: Settings, world: World, gauges: Gauges, *, events: int) -> None:
+    """Until so many events were trained on, and a little longer, so that the store has them too."""
+    stop, ticks, after = threading.Event(), iter(range(200)), iter(range(12))
+
+    def tick() -> None:
+        done = gauges.counts["events"] >= events and next(after, None) is None
+        if done or next(ticks, None) is None:
+            stop.set()
+
+    Live(settings, world.bundle, OPTIONS, gauges).run(stop, on_tick=tick)
+
+
+def test_outages_of_log_and_store_are_waited_out(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, gauges = Settings(home=tmp_path), Gauges()
+    _sent(settings, world.messages(300))
+    append, write, calls = LocalLog.write_messages, StoreWriter._write, {"log": 0, "store": 0}
+
+    def failing_log(log: LocalLog, *arguments: object) -> None:
+        calls["log"] += 1
+        if calls["log"] in (3, 4):
+            raise LogError("the broker is away")
+        append(log, *arguments)  # type: ignore[arg-type]
+
+    def failing_store(writer: StoreWriter, *arguments: object) -> None:
+        calls["store"] += 1
+        if calls["store"] == 1:
+            raise StoreError("the store is away")
+        write(writer, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalLog, "write_messages", failing_log)
+    monkeypatch.setattr(StoreWriter, "_write", failing_store)
+    monkeypatch.setattr(tessera.live, "_FIRST_PAUSE_S", 0.01)
+    _run(settings, world, gauges, events=300)
+    assert gauges.counts["outages"] == 3
+    assert "away" in gauges.last_error
+    with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
+        assert verify(log, world.bundle, store, settings.topics).difference == ""
+    assert gauges.counts["events"] == 300
+    loss, auc = gauges.progressive()
+    assert 0 < loss < 2
+    assert 0 <= auc <= 1
+    metrics = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in gauges.registry.collect()
+        for sample in family.samples
+    }
+    assert metrics["tessera_messages_total", ("events",)] == 300
+    assert 0 < metrics["tessera_freshness_seconds_count", ("store",)] <= 300
+    assert metrics["tessera_lag", ("events", "0")] == 0
+
+
+def test_a_wrong_topic_ends_the_run_with_its_reason(world: World, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    _sent(settings, [json.dumps({"metric": n}).encode() for n in range(400)])
+    with pytest.raises(StreamError, match="Is this the right topic"):
+        _run(settings, world, Gauges(), events=400)
