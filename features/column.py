@@ -29,6 +29,11 @@ def canonical(values: pl.Series) -> pl.Series:
         values = values.arr.to_list()
     if isinstance(values.dtype, pl.List):
         return values.list.eval(_text(pl.element(), values.dtype.inner)).list.drop_nulls()
+    # The commonest columns without a query plan: a stream shapes small batches, where a plan costs more than its work.
+    if values.dtype.is_integer():
+        return values.cast(pl.String)
+    if values.dtype == pl.String and not (values == "").any():
+        return values
     return values.to_frame("value").select(_text(pl.col("value"), values.dtype)).to_series().alias(values.name)
 
 
@@ -223,6 +228,8 @@ def _scalars(table: Table, name: str) -> pl.Series:
 
 def _parsed(table: Table, name: str, remedy: str) -> pl.Series:
     """A column as Float64, its empty text null; the first text that is not a number is refused."""
+    if table.column(name).dtype.is_integer():
+        return table.column(name).cast(pl.Float64)
     values = texts(table, name)
     parsed = values.cast(pl.Float64, strict=False)
     row = _first(parsed.is_null() & values.is_not_null())

@@ -1,13 +1,17 @@
 """The command line as a user meets it: exit codes, messages, JSON."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from serving.redis import open_embedded
 from tessera.synthetic import write_synthetic
 from tests.integration.world import World
 
@@ -49,6 +53,66 @@ def test_send_stream_and_deadletters_work_over_the_embedded_log(tmp_path: Path, 
     assert json.loads(streamed.stdout)["events"] == 50
     listed = json.loads(tessera("deadletters", "list", "--json", home=tmp_path).stdout)
     assert [(filed["letter"]["topic"], filed["letter"]["offset"]) for filed in listed] == [("events", 50)]
+    assert "undecodable" in tessera("deadletters", "list", home=tmp_path).stdout
+    number = str(listed[0]["number"])
+    assert tessera("deadletters", "show", number, home=tmp_path).stdout == "oops\n"
+    mended = tmp_path / "mended.jsonl"
+    mended.write_text(json.dumps({"number": int(number), "value": json.loads(world.messages(51)[50])}))
+    back = tessera("deadletters", "replay", "--mended", str(mended), home=tmp_path)
+    assert back.stdout.startswith("1 messages put back")
+    again = tessera("deadletters", "replay", number, home=tmp_path)
+    assert again.stdout.startswith("0 messages put back")
+    bundle = ("--bundle", str(world.bundle.directory))
+    assert json.loads(tessera("stream", *bundle, "--once", "--json", home=tmp_path).stdout)["events"] == 1
+    equal = tessera("verify", *bundle, "--json", home=tmp_path)
+    assert (equal.returncode, json.loads(equal.stdout)["seq"]) == (0, 2)
+    assert tessera("verify", *bundle, "--from-snapshot", "--sample", "20", home=tmp_path).returncode == 0
+    with contextlib.closing(open_embedded(tmp_path / "redis")) as store:
+        row = np.array([3])
+        store.write_rows(world.bundle.id, row, np.array([9]), np.ones((1, world.bundle.schema.dim), dtype=np.float32))
+    differs = tessera("verify", *bundle, home=tmp_path)
+    assert differs.returncode == 1
+    assert "row 3: seq 9" in differs.stdout
+    with contextlib.closing(open_embedded(tmp_path / "redis")) as store:
+        store.drop(world.bundle.id)
+    assert "records written, up to batch 2" in tessera("replay", *bundle, home=tmp_path).stdout
+    assert tessera("verify", *bundle, home=tmp_path).returncode == 0
+
+
+def test_backfill_and_topics_over_the_embedded_log(tmp_path: Path, world: World) -> None:
+    assert tessera("topics", "create", "--partitions", "2", home=tmp_path).returncode == 0
+    refused = tessera("topics", "create", "--events-days", "7", home=tmp_path)
+    assert (refused.returncode, "keeps everything" in refused.stderr) == (2, True)
+    descriptor = str(world.dataset.source)
+    wrong = tessera("backfill", descriptor, "--from", "yesterday", home=tmp_path)
+    assert (wrong.returncode, "--from yesterday" in wrong.stderr) == (2, True)
+    sent = json.loads(tessera("backfill", descriptor, "--from", "2025-02-20", "--json", home=tmp_path).stdout)["sent"]
+    assert sent > 0
+    assert (
+        json.loads(tessera("backfill", descriptor, "--from", "2025-02-20", "--json", home=tmp_path).stdout)["sent"] == 0
+    )
+    bundle = ("--bundle", str(world.bundle.directory))
+    assert json.loads(tessera("stream", *bundle, "--once", "--json", home=tmp_path).stdout)["events"] == sent
+
+
+def test_a_stream_ends_after_the_batch_in_hand_when_it_is_told_to(tmp_path: Path, world: World) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join(world.messages(200)))
+    assert tessera("send", "events", str(file), "--key", "user_id", home=tmp_path).returncode == 0
+    command = [sys.executable, "-m", "tessera", "stream", "--bundle", str(world.bundle.directory), "--json", "--watch"]
+    environment = os.environ | {"TESSERA_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as running:
+        give_up = time.monotonic() + 60
+        while not list((tmp_path / "redis").glob("redis.sock")) and time.monotonic() < give_up:
+            time.sleep(0.1)
+        time.sleep(4)
+        running.terminate()
+        out, _ = running.communicate(timeout=30)
+    assert running.returncode == 0
+    assert json.loads(out)["events"] == 200
+    assert list((tmp_path / "snapshots" / world.bundle.id).iterdir())
 
 
 @pytest.mark.parametrize(
