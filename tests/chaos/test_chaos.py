@@ -121,9 +121,14 @@ class Place:
         until(read, seconds=120, doing="the trainer's catching up")
 
     def wake_zombies(self) -> None:
-        """One that had nothing left to do when it woke up is fenced by the next message, and ends."""
+        """One that had nothing left to do when it woke up is fenced by the next message, and ends.
+
+        One that woke up to an outage begins anew, as any trainer does, and fences the other; that one begins anew too.
+        """
 
         def ended(zombie: Process) -> bool:
+            if not self.trainer.alive():
+                self.trainer.start()
             if zombie.alive():
                 self.log.append(TOPICS.events, [(b"r", b"{broken")])
                 time.sleep(0.5)
