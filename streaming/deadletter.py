@@ -109,7 +109,8 @@ def causes(letters: Collection[Filed]) -> dict[str, int]:
 def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Mapping[int, bytes]) -> list[int]:
     """Appends letters to the topics they came from, once each; returns the numbers of those that were not before.
 
-    An item's message gets the version of its first arrival, so that it does not undo what came since.
+    An item's message gets the version of its first arrival, so that it does not undo what came since; an event is
+    marked as old on purpose, so that it is not set aside as late.
 
     Args:
         numbers: offsets in the dead-letter topic.
@@ -133,9 +134,10 @@ def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Ma
             with transactor.begin() as transaction:
                 for number in chosen:
                     letter = filed[number].letter
-                    value = mended.get(number, letter.value)
-                    if letter.topic == topics.items:
-                        value = _dated(value, letter.timestamp_ms)
+                    own: dict[str, object] = (
+                        {"_version": letter.timestamp_ms} if letter.topic == topics.items else {"_backfill": True}
+                    )
+                    value = _marked(mended.get(number, letter.value), own)
                     transaction.append(letter.topic, value, key=letter.key)
                     transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(number)))
         return chosen
@@ -143,9 +145,10 @@ def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Ma
         transactor.close()
 
 
-def _dated(value: bytes, timestamp_ms: int) -> bytes:
+def _marked(value: bytes, own: dict[str, object]) -> bytes:
+    """A message with fields that it does not have itself; what is no object stays as it is."""
     try:
         message = msgspec.json.decode(value, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return value
-    return msgspec.json.encode({"_version": timestamp_ms} | message)
+    return msgspec.json.encode(own | message)

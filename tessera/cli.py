@@ -50,8 +50,10 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
         warnings.simplefilter("ignore")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("TORCH_LOGS", "-torch.fx")
-        for name in ("root", "apache_beam", "distributed", "torch", "kafka", "alembic", "mlflow"):
+        for name in ("root", "apache_beam", "distributed", "torch", "alembic", "mlflow"):
             logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+        # What the client calls an error is mostly an outage that it gets over, or that is raised here with its remedy.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 @app.command()
