@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from features.error import FencedError, LogError, StoreError, StreamError
 from models import delta, record
@@ -178,6 +180,32 @@ def test_a_snapshot_and_the_log_since_are_the_uninterrupted_run(
         with_snapshot = bits(drained(second).step)
     with contextlib.closing(Trainer(log, world.bundle, topics=topics, options=OPTIONS)) as from_start:
         assert bits(from_start.step) == with_snapshot
+
+
+def test_deltas_before_the_oldest_snapshot_may_expire(
+    kafka_address: str, topics: Topics, world: World, tmp_path: Path
+) -> None:
+    snapshots = Snapshots(tmp_path / "snapshots", keep=1)
+    with contextlib.closing(KafkaLog(kafka_address)) as log:
+        send(log, topics, world.messages(200)[:100])
+        arguments: dict[str, Any] = {"topics": topics, "options": OPTIONS}
+        with contextlib.closing(Trainer(log, world.bundle, **arguments, snapshots=snapshots)) as trainer:
+            drained(trainer).write_snapshot()
+            send(log, topics, world.messages(200)[100:])
+            expected = bits(drained(trainer).step)
+        oldest = snapshots.oldest_position(world.bundle)
+        assert oldest is not None
+        admin = KafkaAdminClient(bootstrap_servers=kafka_address)
+        admin.delete_records({TopicPartition(topics.deltas, 0): oldest})
+        admin.close()
+        with contextlib.closing(Trainer(log, world.bundle, **arguments, snapshots=snapshots)) as again:
+            assert bits(again.step) == expected
+        with pytest.raises(LogError, match="from a snapshot that is new enough"):
+            Trainer(log, world.bundle, **arguments)
+        store = MemoryStore()
+        with contextlib.closing(Stream(world.bundle, log, store, **arguments, snapshots=snapshots)) as stream:
+            stream.drain()
+        assert verify(log, world.bundle, store, topics, snapshot=snapshots.newest(world.bundle)).difference == ""
 
 
 def test_a_damaged_snapshot_is_passed_over_and_old_ones_are_pruned(
