@@ -11,17 +11,18 @@ One trainer owns a bundle's table: a second one takes over, and the first is fen
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from features.error import LogError, StreamError
+from features.error import StreamError
 from models import delta
 from models.bundle import Bundle
-from models.delta import Source
 from streaming.deadletter import encode_dead_letter
 from streaming.log import EventLog, Message, Positions, Transaction
+from streaming.outcome import Bad, Outcome, address
+from streaming.restore import group_of, input_topics, restored
 from streaming.snapshot import Snapshot, Snapshots
-from streaming.step import LATENESS_S, Bad, Outcome, Step, address
+from streaming.step import LATENESS_S, Step
 from streaming.topic import Topics
 
 # A late event is no sign of a wrong topic.
@@ -119,7 +120,9 @@ class Trainer:
         try:
             self.step = self._restored()
             # One each, so that a flood of events does not hold up items.
-            self._readers = [log.reader([topic], group=group_of(bundle, topic), sole=True) for topic in _inputs(topics)]
+            self._readers = [
+                log.reader([topic], group=group_of(bundle, topic), sole=True) for topic in input_topics(topics)
+            ]
         except BaseException:
             self._transactor.close()
             raise
@@ -181,7 +184,7 @@ class Trainer:
         position = self._position()
         return {
             (topic, partition): max(0, end - position.get((topic, partition), 0))
-            for topic in _inputs(self._topics)
+            for topic in input_topics(self._topics)
             for partition, end in self._log.end_offsets(topic).items()
         }
 
@@ -258,86 +261,3 @@ class Trainer:
     def _restored(self) -> Step:
         snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
         return restored(self._log, self._topics, snapshot, self._anew(snapshot))
-
-
-def group_of(bundle: Bundle, topic: str) -> str:
-    """The group in whose name a bundle's trainer reads a topic."""
-    return f"trainer-{bundle.id}-{topic}"
-
-
-def _inputs(topics: Topics) -> tuple[str, str]:
-    return topics.items, topics.events
-
-
-def restored(log: EventLog, topics: Topics, snapshot: Snapshot | None, step: Step) -> Step:
-    """Brings a step from a snapshot, or from its bundle, to the last committed batch.
-
-    Raises:
-        LogError: the deltas do not account for all inputs before the committed positions, or are no longer kept.
-    """
-    bundle = step.bundle
-    committed: Positions = {}
-    for topic in _inputs(topics):
-        committed |= log.committed([topic], group=group_of(bundle, topic))
-    inputs = _Inputs(log, snapshot.inputs if snapshot is not None else {}, committed)
-    start = snapshot.deltas if snapshot is not None else 0
-    table, weight_seqs = step.ranker.table, step.seqs.copy()
-    for message in log.read(topics.deltas, 0, start, log.end_offsets(topics.deltas)[0]):
-        change = delta.decode(message.value)
-        if change.bundle != bundle.id or change.seq <= (snapshot.seq if snapshot is not None else 0):
-            continue
-        delta.fold(change, table.weight, table.accumulator, weight_seqs)
-        if change.sources:
-            step.seq = change.seq - 1
-            step.apply(
-                [found for source in change.sources for found in inputs.take(source)],
-                train=False,
-                poison=frozenset(change.poison),
-            )
-    step.seqs = weight_seqs
-    inputs.check_end()
-    return step
-
-
-class _Inputs:
-    """The inputs of past batches, read once from start to end."""
-
-    def __init__(self, log: EventLog, start: Positions, committed: Positions) -> None:
-        self._log = log
-        self._at = {place: start.get(place, 0) for place in committed}
-        self._committed = committed
-        self._streams: dict[tuple[str, int], Iterator[Message]] = {}
-
-    def take(self, source: Source) -> list[Message]:
-        """The messages of one source, which must begin where the one before it ended."""
-        place = (source.topic, source.partition)
-        if source.last >= self._committed.get(place, 0):
-            raise LogError(
-                f"{source.topic} partition {source.partition}: the deltas are made of messages up to {source.last}, "
-                f"but the group's position is {self._committed.get(place, 0)}; somebody has moved it: put it back"
-            )
-        if place not in self._streams:
-            self._streams[place] = self._log.read(*place, self._at[place], self._committed[place])
-        found = []
-        for message in self._streams[place]:
-            found.append(message)
-            if message.offset >= source.last:
-                break
-        if not found or (found[0].offset, found[-1].offset) != (source.first, source.last):
-            raise LogError(
-                f"{source.topic} partition {source.partition}: expected messages {source.first} to {source.last} of a "
-                f"batch, found {found[0].offset if found else 'none'} to {found[-1].offset if found else 'none'}; "
-                "the log has lost some, or somebody has moved the group's position"
-            )
-        self._at[place] = source.last + 1
-        return found
-
-    def check_end(self) -> None:
-        """Raises LogError when there are messages before the committed positions that no batch took."""
-        for place, stop in self._committed.items():
-            left = next(iter(self._log.read(*place, self._at[place], stop)), None) if self._at[place] < stop else None
-            if left is not None:
-                raise LogError(
-                    f"{place[0]} partition {place[1]}: the group's position is {stop}, but no delta accounts for "
-                    f"message {left.offset}; the deltas were lost, or somebody has moved the position"
-                )

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from sklearn.metrics import roc_auc_score
 
 from streaming.log import Message
-from streaming.step import Outcome
+from streaming.outcome import Outcome
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 30, 300)
 _RECENT = 20_000

@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from features.dataset import Dataset
-from streaming.trainer import group_of
+from streaming.restore import group_of
 from tessera.bench.live_data import NEVER_LATE_S, await_deltas, live_data, servers, streaming
 from tessera.bench.result import BenchResult, at_most
 from tessera.bench.stream_rates import settings_of_run

@@ -24,9 +24,9 @@ from serving.redis import RedisStore
 from streaming.fold import Fold
 from streaming.kafka import KafkaLog
 from streaming.log import Message
+from streaming.restore import group_of
 from streaming.step import Step
 from streaming.topic import Topics
-from streaming.trainer import group_of
 from streaming.writer import POSITION
 from tessera.audit import verify
 from tests.chaos.cluster import Cluster, Process, jars, until

@@ -27,10 +27,11 @@ from streaming.deadletter import causes, put_back, read_dead_letters
 from streaming.kafka import KafkaLog
 from streaming.local import LocalLog
 from streaming.log import EventLog, Message
+from streaming.restore import group_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import Step
 from streaming.topic import Topics
-from streaming.trainer import Trainer, TrainerOptions, group_of
+from streaming.trainer import Trainer, TrainerOptions
 from tessera.audit import replay, verify
 from tessera.online import Stream
 from tessera.synthetic import new_item

