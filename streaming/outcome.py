@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from models.delta import Delta
 from streaming.log import Message
 
+POISON = "poison"
+"""The cause of a message at which the step raises."""
+
 Address = tuple[str, int, int]
 """Topic, partition and offset of a message."""
 

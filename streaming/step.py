@@ -29,7 +29,7 @@ from models.delta import SNAPSHOT_SEQ, Record, Source, changed_rows
 from models.lookup import Assembler, Batch, Entities, Examples
 from streaming.intake import Recent, id_key
 from streaming.log import Message
-from streaming.outcome import Address, Bad, Outcome, address
+from streaming.outcome import POISON, Address, Bad, Outcome, address
 from streaming.topic import Topics
 
 LATENESS_S = 3_600
@@ -108,7 +108,7 @@ class Step:
         for message in ordered:
             try:
                 if address(message) in poison:
-                    raise EventError("the step failed at this message; its state was taken back", cause="poison")
+                    raise EventError("the step failed at this message; its state was taken back", cause=POISON)
                 decoded = self._decode(message)
                 inbox[message.topic].messages.append(message)
                 inbox[message.topic].decoded.append(decoded)
@@ -253,15 +253,16 @@ class Step:
         keys = [None if (found := inbox.decoded[place].event_id) is None else id_key(found) for place in position]
         partitions = np.array([message.partition for message in chosen])
         for partition in np.unique(partitions):
-            index = np.flatnonzero((partitions == partition) & ~ahead)
-            place = (self._topics.events, int(partition))
-            live = index[~on_purpose[index]]
-            late = live[self.recent.late(place, times[live])]
-            outcome.bad += [_too_late(chosen[number]) for number in late]
-            index = np.setdiff1d(index, late)
-            repeated = self.recent.repeated(place, [keys[number] for number in index], times[index])
-            outcome.duplicates += int(repeated.sum())
-            kept[index[~repeated]] = True
+            for old in (False, True):
+                index = np.flatnonzero((partitions == partition) & ~ahead & (on_purpose == old))
+                # What is old on purpose has a time of its own, which makes nothing else late.
+                place = (self._topics.events + " backfill" * old, int(partition))
+                late = self.recent.late(place, times[index]) & ~on_purpose[index]
+                outcome.bad += [_too_late(chosen[number]) for number in index[late]]
+                index = index[~late]
+                repeated = self.recent.repeated(place, [keys[number] for number in index], times[index])
+                outcome.duplicates += int(repeated.sum())
+                kept[index[~repeated]] = True
         return frame if kept.all() else frame.filter(pl.Series(kept))
 
     def _ahead(self, messages: Sequence[Message], times: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -12,14 +12,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from features.error import StreamError
 from models import delta
 from models.bundle import Bundle
 from streaming.deadletter import encode_dead_letter
 from streaming.log import EventLog, Message, Positions, Transaction
-from streaming.outcome import Bad, Outcome, address
+from streaming.outcome import POISON, Address, Bad, Outcome, address
 from streaming.restore import group_of, input_topics, restored
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import LATENESS_S, Step
@@ -229,25 +229,31 @@ class Trainer:
     def _without_poison(self, messages: list[Message], error: Exception) -> Outcome:
         before = self._restored()
         pristine = Snapshot.of(before, deltas=0, inputs={})
-        poison = frozenset(address(message) for message in self._poisonous(messages, pristine))
+        reasons = self._poisonous(messages, pristine)
         self.step = self._anew(pristine)
         try:
-            return self.step.apply(messages, poison=poison)
+            outcome = self.step.apply(messages, poison=frozenset(reasons))
         except Exception as again:
             raise StreamError(
                 f"the step fails at a batch of {len(messages)} messages from {address(messages[0])} on, and at none "
                 f"of them alone: {type(again).__name__}: {again}; report it with these messages"
             ) from error
+        outcome.bad = [
+            replace(bad, reason=f"{bad.reason} ({reasons[address(bad.message)]})") if bad.cause == POISON else bad
+            for bad in outcome.bad
+        ]
+        return outcome
 
-    def _poisonous(self, messages: list[Message], pristine: Snapshot) -> list[Message]:
+    def _poisonous(self, messages: list[Message], pristine: Snapshot) -> dict[Address, str]:
+        """Where the messages stand at which the step raises, each tried by itself, and what it raises."""
         try:
             self._anew(pristine).apply(messages)
-            return []
-        except Exception:
+            return {}
+        except Exception as error:
             if len(messages) == 1:
-                return messages
+                return {address(messages[0]): f"{type(error).__name__}: {error}"}
         middle = len(messages) // 2
-        return self._poisonous(messages[:middle], pristine) + self._poisonous(messages[middle:], pristine)
+        return self._poisonous(messages[:middle], pristine) | self._poisonous(messages[middle:], pristine)
 
     def _anew(self, snapshot: Snapshot | None) -> Step:
         options = self._options

@@ -293,6 +293,8 @@ def test_late_and_future_events_are_set_aside_and_repeats_are_applied_once(
         at("2025-03-01T10:59:59Z", _event_id=2),
         at("2999-01-01T00:00:00Z", _event_id=3),
         at("2025-03-01T10:00:00Z", _event_id=4, _backfill=True),
+        at("2025-03-01T10:00:00Z", _event_id=4, _backfill=True),
+        at("2025-03-01T10:00:00Z", _event_id=1, _backfill=True),
         at("2025-03-01T12:00:02Z"),
         at("2025-03-01T12:00:02Z"),
     ]
@@ -300,7 +302,7 @@ def test_late_and_future_events_are_set_aside_and_repeats_are_applied_once(
         send(log, topics, messages)
         with contextlib.closing(Trainer(log, world.bundle, topics=topics, options=OPTIONS)) as trainer:
             totals = drained(trainer).totals
-            assert (totals.events, totals.duplicates, totals.causes) == (5, 1, {"late": 1, "future": 1})
+            assert (totals.events, totals.duplicates, totals.causes) == (5, 3, {"late": 1, "future": 1})
             letters = read_dead_letters(log, topics)
             assert [filed.letter.offset for filed in letters] == [4, 3]
             # What is put back is old on purpose.
@@ -367,6 +369,7 @@ def test_a_message_at_which_the_step_raises_is_set_aside_alone(
         assert trainer.totals.events == 80
     letters = read_dead_letters(log, topics)
     assert [one.letter.value for one in letters] == poison
+    assert all("ZeroDivisionError: poison" in one.letter.reason for one in letters)
     with contextlib.closing(Trainer(log, world.bundle, topics=topics, options=OPTIONS)) as again:
         assert bits(again.step) == found
     assert "spoilt" not in again.step.catalogue.user_numbers
