@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from features.error import EventError, StoreError, TesseraError
 from serving.load import require_loaded
 from serving.rank import MAX_CANDIDATES, RankService
+from serving.rows import MirrorRows
 from serving.store import OnlineStore
 
 _PROBLEM = "application/problem+json"
@@ -82,6 +83,29 @@ class RankResponse(BaseModel):
     known_user: bool
     unknown_items: list[str]
     retrieved: bool
+
+
+class EmbeddingsRequest(BaseModel):
+    """Values of one feature."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"feature": "item_id", "values": ["42", "43"]}]},
+    )
+
+    feature: str = Field(description="A feature of the bundle's schema.")
+    values: list[Value] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="Values, or lists of them to be pooled."
+    )
+
+
+class EmbeddingsResponse(BaseModel):
+    """Vectors in the order of the values, and the bundle that they belong to."""
+
+    bundle: str
+    feature: str
+    width: int
+    vectors: list[list[float]]
 
 
 class Metrics:
@@ -149,14 +173,31 @@ def create_app(service: RankService, store: OnlineStore, *, refresh_s: float = 0
             retrieved=found.retrieved,
         )
 
+    @app.post("/v1/embeddings", response_model=EmbeddingsResponse)
+    def embeddings(body: EmbeddingsRequest) -> Any:
+        try:
+            width = service.embeddings.width(body.feature)
+        except EventError as error:
+            return problem(422, "Wrong input", str(error), field="feature")
+        try:
+            found = service.embeddings.lookup(body.feature, body.values)
+        except EventError as error:
+            return problem(422, "Wrong input", str(error), field="values")
+        return EmbeddingsResponse(bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist())
+
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/readyz")
-    def readyz() -> dict[str, str]:
+    def readyz() -> dict[str, Any]:
         require_loaded(store, service.bundle)
-        return {"status": "ready", "bundle": service.bundle.id}
+        ready: dict[str, Any] = {"status": "ready", "bundle": service.bundle.id}
+        if isinstance(service.rows, MirrorRows):
+            # A mirror that lags makes no server unready: the store answers meanwhile.
+            lag_s = round(service.rows.mirror.lag_s(), 3)
+            ready["mirror"] = {"lag_s": lag_s, "reads_from": "mirror" if service.rows.fresh else "store"}
+        return ready
 
     @app.get("/v1/version")
     def version() -> dict[str, str]:

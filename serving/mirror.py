@@ -5,6 +5,7 @@ row keeps the highest sequence number it has seen. What the pages say and what t
 """
 
 import threading
+import time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,15 @@ class Mirror:
         self._table = store.table(bundle)
         self._vectors, self._seqs = store.read_table(bundle)
         self._lock = threading.Lock()
+        self._caught_up = time.monotonic()
+
+    def caught_up(self) -> None:
+        """Notes that all of the log is in the mirror at this moment."""
+        self._caught_up = time.monotonic()
+
+    def lag_s(self) -> float:
+        """Seconds since the mirror last had all of the log."""
+        return time.monotonic() - self._caught_up
 
     def fold(self, delta: Delta) -> int:
         """Takes a delta in; those of other bundles are passed over. Returns how many rows were new."""

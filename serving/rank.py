@@ -27,8 +27,10 @@ from models.catalogue import Catalogue
 from models.lookup import Assembler, Batch, Entities, Examples
 from models.schema import Feature, Schema
 from models.table.reference import pool
+from serving.embeddings import EmbeddingClient
 from serving.load import require_loaded
 from serving.retrieve import Retriever
+from serving.rows import RowReader, StoreRows
 from serving.store import OnlineStore
 
 MAX_CANDIDATES = 2_000
@@ -60,17 +62,20 @@ class RankService:
     Args:
         bundle: with its network and catalogue.
         store: loaded with the bundle.
+        rows: where rows are read; the store by default.
     """
 
-    def __init__(self, bundle: Bundle, store: OnlineStore) -> None:
+    def __init__(self, bundle: Bundle, store: OnlineStore, rows: RowReader | None = None) -> None:
         require_loaded(store, bundle)
         self.bundle = bundle
         self._store = store
+        self.rows = rows or StoreRows(store, bundle.id)
         self._schema = bundle.schema
         self._network = bundle.network()
         self._catalogue = Catalogue(bundle)
         self._default_item = self._catalogue.add_default_item()
         self._retriever = Retriever(self._catalogue)
+        self.embeddings = EmbeddingClient(self._schema, self._catalogue.admission, self.rows)
         self._seen_changes = self._seen_admissions = 0
         self._lock = threading.RLock()
         self._item_features = tuple(self._schema.of("item"))
@@ -171,7 +176,7 @@ class RankService:
         shared = assembler.batch(_examples(number, items[:1], history), self._shared_features)
         own = assembler.batch(every, self._item_features)
         rows, place = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
-        vectors = torch.from_numpy(self._store.read_rows(self.bundle.id, rows))
+        vectors = torch.from_numpy(self.rows.read_rows(rows))
         local = torch.from_numpy(place)
         parts = torch.cat(
             [

@@ -81,6 +81,9 @@ def serve(
     bundle: BundleOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Keep the whole table in this process, fresh from the log.")
+    ] = False,
 ) -> None:
     """Serve rankings of the champion over HTTP."""
     import uvicorn
@@ -88,15 +91,18 @@ def serve(
     from serving.api import create_app
     from serving.load import load_bundle
     from serving.rank import RankService
+    from tessera.mirroring import mirrored
     from tessera.online import bundle_at
     from tessera.settings import Settings
 
     settings = Settings.from_environment()
     found = bundle_at(settings, model, bundle)
     one_thread()
-    with contextlib.closing(settings.open_store()) as store:
-        load_bundle(store, found)
-        service = RankService(found, store)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(settings.open_store()))
+        load_bundle(store, found, storage=settings.storage)
+        rows = stack.enter_context(mirrored(settings, store, found)) if mirror else None
+        service = RankService(found, store, rows)
         err_console.print(f"bundle {found.id}, {service.items:,} items, http://{host}:{port}/docs")
         # uvicorn raises the signal again when it has shut down; the store must still be closed then.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -1,0 +1,57 @@
+"""Where a server reads rows: the online store, or a mirror of it in this process while that is fresh enough."""
+
+from typing import Protocol
+
+from serving.mirror import Mirror
+from serving.store import Float32, Int64, OnlineStore
+
+MOST_LAG_S = 2.0
+
+
+class RowReader(Protocol):
+    """One bundle's rows."""
+
+    def read_rows(self, rows: Int64) -> Float32:
+        """Vectors (N, D) float32 of rows (N,) int64, in their order, repeated or not; the caller's own."""
+        ...
+
+
+class StoreRows:
+    """Rows from the store, one round trip a call.
+
+    Args:
+        store: loaded with the bundle.
+        bundle: its id.
+    """
+
+    def __init__(self, store: OnlineStore, bundle: str) -> None:
+        self._store = store
+        self._bundle = bundle
+
+    def read_rows(self, rows: Int64) -> Float32:
+        """See `RowReader`; raises StoreError when the store does not answer."""
+        return self._store.read_rows(self._bundle, rows)
+
+
+class MirrorRows:
+    """Rows from a mirror, or from the store while the mirror lags.
+
+    Args:
+        mirror: followed by somebody, who says when it has caught up.
+        store: read meanwhile.
+        most_lag_s: since the mirror last had all of the log; more is a lag.
+    """
+
+    def __init__(self, mirror: Mirror, store: StoreRows, *, most_lag_s: float = MOST_LAG_S) -> None:
+        self.mirror = mirror
+        self._store = store
+        self._most_lag_s = most_lag_s
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the mirror answers."""
+        return self.mirror.lag_s() <= self._most_lag_s
+
+    def read_rows(self, rows: Int64) -> Float32:
+        """See `RowReader`."""
+        return self.mirror.read_rows(rows) if self.fresh else self._store.read_rows(rows)

@@ -1,0 +1,118 @@
+"""Embeddings by feature value, and the mirror that a server reads rows from: the table's numbers, as fresh as told."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from features.error import EventError
+from features.hashing import fingerprint
+from serving.api import create_app
+from serving.load import load_bundle
+from serving.memory import MemoryStore
+from serving.rank import RankService
+from serving.rows import MirrorRows, StoreRows
+from streaming.trainer import TrainerOptions
+from tessera.mirroring import mirrored
+from tessera.online import Stream
+from tessera.settings import Settings
+from tests.integration.world import World
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+@pytest.fixture
+def mirror_of(world: World, settings: Settings) -> Iterator[tuple[MemoryStore, MirrorRows]]:
+    store = MemoryStore()
+    load_bundle(store, world.bundle)
+    with mirrored(settings, store, world.bundle) as rows:
+        yield store, rows
+
+
+def _until(ready: Any) -> None:
+    give_up = time.monotonic() + 10
+    while not ready() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    assert ready()
+
+
+def test_a_values_embedding_is_its_rows_by_the_hash_contract(world: World) -> None:
+    bundle, store = world.bundle, MemoryStore()
+    load_bundle(store, bundle)
+    client = RankService(bundle, store).embeddings
+    schema, table = bundle.schema, bundle.rows()
+    feature = next(f for f in schema.features if f.of == "item" and f.column == "item_id")
+    # The most frequent ones: all of them are admitted.
+    names = bundle.items.sort("train_positives", descending=True)["item_id"].to_list()[:7]
+    rows = schema.hash_spec.lookup(feature.salt, feature.chunks, fingerprint(names))
+    expected = table[rows].reshape(len(names), -1)
+    np.testing.assert_array_equal(client.lookup(feature.name, names), expected)
+    pooled = client.lookup(feature.name, [names[:2], [], [names[2]], None])
+    np.testing.assert_allclose(pooled[0], expected[:2].mean(axis=0), rtol=1e-6)
+    assert not pooled[1].any()
+    np.testing.assert_array_equal(pooled[2], expected[2])
+    assert not pooled[3].any()
+    assert client.lookup(feature.name, []).shape == (0, client.width(feature.name))
+    with pytest.raises(EventError, match="feature 'colour' is unknown; the bundle has"):
+        client.lookup("colour", ["red"])
+    with pytest.raises(EventError, match="values: expected values of one type"):
+        client.lookup(feature.name, ["a", 1])
+
+
+def test_embeddings_over_http(world: World) -> None:
+    store = MemoryStore()
+    load_bundle(store, world.bundle)
+    service = RankService(world.bundle, store)
+    feature = world.bundle.schema.features[0].name
+    with TestClient(create_app(service, store), raise_server_exceptions=False) as client:
+        answer = client.post("/v1/embeddings", json={"feature": feature, "values": ["a", ["a", "b"], None]})
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert (body["bundle"], body["width"], len(body["vectors"])) == (world.bundle.id, len(body["vectors"][0]), 3)
+        wrong = client.post("/v1/embeddings", json={"feature": "nothing", "values": ["a"]})
+        assert (wrong.status_code, wrong.json()["field"]) == (422, "feature")
+        mixed = client.post("/v1/embeddings", json={"feature": feature, "values": ["a", 1]})
+        assert (mixed.status_code, mixed.json()["field"]) == (422, "values")
+        assert client.post("/v1/embeddings", json={"feature": feature, "values": []}).status_code == 422
+
+
+def test_a_mirror_follows_the_stream_and_ranks_as_the_store_does(
+    world: World, settings: Settings, mirror_of: tuple[MemoryStore, MirrorRows]
+) -> None:
+    store, rows = mirror_of
+    by_store, by_mirror = RankService(world.bundle, store), RankService(world.bundle, store, rows)
+    user, every = world.bundle.users["user_id"][0], np.arange(world.bundle.schema.rows)
+    before = by_mirror.rank(user, None, 20).items
+    with contextlib.closing(settings.open_log()) as log:
+        log.append(settings.topics.events, [(None, message) for message in world.messages(200)])
+        options = TrainerOptions(batch=64, lateness_s=1e9)
+        with contextlib.closing(Stream(world.bundle, log, store, topics=settings.topics, options=options)) as stream:
+            stream.drain()
+    _until(lambda: np.array_equal(rows.mirror.seqs(), store.read_seqs(world.bundle.id, every)))
+    np.testing.assert_array_equal(rows.mirror.read_rows(every), store.read_rows(world.bundle.id, every))
+    assert by_mirror.rank(user, None, 20).items == by_store.rank(user, None, 20).items != before
+
+
+def test_a_mirror_that_lags_says_so_and_the_store_answers(
+    world: World, mirror_of: tuple[MemoryStore, MirrorRows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rows = mirror_of
+    service = RankService(world.bundle, store, rows)
+    with TestClient(create_app(service, store)) as client:
+        assert client.get("/readyz").json()["mirror"]["reads_from"] == "mirror"
+        monkeypatch.setattr(rows.mirror, "lag_s", lambda: 60.0)
+        found = client.get("/readyz")
+        assert (found.status_code, found.json()["mirror"]) == (200, {"lag_s": 60.0, "reads_from": "store"})
+    one = np.array([3])
+    store.write_rows(world.bundle.id, one, np.array([9]), np.ones((1, world.bundle.schema.dim), dtype=np.float32))
+    assert (rows.read_rows(one) == 1).all()
+    assert (StoreRows(store, world.bundle.id).read_rows(one) == 1).all()
+    assert not (rows.mirror.read_rows(one) == 1).all()
