@@ -39,12 +39,11 @@ def _trained(log: EventLog, world: World) -> Any:
         return trainer.totals.events, step.ranker.table.weight.numpy().tobytes(), visits
 
 
-@pytest.mark.parametrize("runner", ["DirectRunner", "DaskRunner"])
-def test_backfill_is_the_stream(world: World, tmp_path: Path, runner: str) -> None:
+def test_backfill_is_the_stream(world: World, tmp_path: Path) -> None:
     since = _since(world)
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         log.create_topics(TOPICS.partitions())
-        shards = event_messages(world.dataset, tmp_path / "backfill", start=since, runner=runner)
+        shards = event_messages(world.dataset, tmp_path / "backfill", start=since)
         sent = send_history(log, TOPICS.events, shards)
         by_backfill = _trained(log, world)
     rows = load_events(world.dataset).frame
