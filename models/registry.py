@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,33 @@ from typing import Any
 from features.error import BundleError
 from models.bundle import Bundle, load_bundle, write_directory
 
-CHAMPION = "champion"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+"""Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a bundle comes from.
+
+    Attributes:
+        dataset: hash of the descriptor and of every file's bytes.
+        encoder, codebook: ids, or None.
+        parent: id of the bundle that it was warm-started from, or None.
+        profile: what the data were, as `tessera check --json` has it.
+    """
+
+    dataset: str
+    encoder: str | None = None
+    codebook: str | None = None
+    parent: str | None = None
+    profile: dict[str, Any] = field(default_factory=dict)
+
+    def tags(self) -> dict[str, str]:
+        """As MLflow keeps them."""
+        named = {name: getattr(self, name) for name in ("dataset", "encoder", "codebook", "parent")}
+        return {f"tessera.{name}": value for name, value in named.items() if value}
 
 
 @dataclass(frozen=True)
@@ -45,27 +69,32 @@ class Registry:
         self._client = MlflowClient(uri, uri)
         self._artifacts = artifacts if uri.startswith("sqlite:") else None
 
-    def publish(self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float]) -> Release:
+    def publish(
+        self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float], lineage: Lineage | None = None
+    ) -> Release:
         """Registers a bundle with its metrics; the first version of a model becomes its champion.
 
         Publishing the same bundle again returns the version it has.
         """
+        origin = lineage or Lineage(dataset="", encoder=bundle.manifest.encoder, codebook=bundle.manifest.codebook)
         model = bundle.dataset.name
         known = self._versions(model)
         for version in known:
             if version.tags.get(_BUNDLE_TAG) == bundle.id:
                 return self._release(model, version.version)
-        run = self._client.create_run(self._experiment(model), tags={_BUNDLE_TAG: bundle.id}, run_name=bundle.id)
+        tags = {_BUNDLE_TAG: bundle.id} | origin.tags()
+        run = self._client.create_run(self._experiment(model), tags=tags, run_name=bundle.id)
         run_id = run.info.run_id
         for name, value in params.items():
             self._client.log_param(run_id, name, value)
         for name, metric in metrics.items():
             self._client.log_metric(run_id, name, metric)
         self._client.log_artifacts(run_id, str(bundle.directory), "bundle")
+        if origin.profile:
+            self._client.log_dict(run_id, origin.profile, "profile.json")
         self._client.set_terminated(run_id)
         if not known:
             self._create_model(model)
-        tags = {_BUNDLE_TAG: bundle.id}
         if bundle.manifest.codebook is not None:
             tags[_CODEBOOK_TAG] = bundle.manifest.codebook
             self._register_codebook(model, bundle.manifest.codebook, run)
@@ -75,6 +104,43 @@ class Registry:
         if not self._aliases(model):
             self._client.set_registered_model_alias(model, CHAMPION, version.version)
         return self._release(model, version.version)
+
+    def challenge(self, release: Release, *, verdict: dict[str, Any]) -> Release:
+        """Makes a release the challenger; `verdict`, of the gates, is kept with it."""
+        self.record(release, "gates.json", verdict)
+        self._client.set_registered_model_alias(release.model, CHALLENGER, release.version)
+        return self._release(release.model, release.version)
+
+    def record(self, release: Release, name: str, content: dict[str, Any]) -> None:
+        """Keeps a JSON document with a release's run."""
+        run_id = self._client.get_model_version(release.model, release.version).run_id
+        self._client.log_dict(run_id, content, name)
+
+    def promote(self, release: Release) -> Release:
+        """Makes a release the champion; the one before becomes `previous`.
+
+        The new champion is named last, so that whoever fails in between leaves the old one serving.
+        """
+        aliases = self._aliases(release.model)
+        before = aliases.get(CHAMPION)
+        if before is not None and str(before) != release.version:
+            self._client.set_registered_model_alias(release.model, PREVIOUS, str(before))
+        self._client.set_registered_model_alias(release.model, CHAMPION, release.version)
+        if str(aliases.get(CHALLENGER)) == release.version:
+            self._client.delete_registered_model_alias(release.model, CHALLENGER)
+        return self._release(release.model, release.version)
+
+    def release(self, model: str | None, name: str) -> Release:
+        """The release of an alias, a version's number, or a bundle's id.
+
+        Raises:
+            BundleError: there is none.
+        """
+        champion = self.resolve(model)
+        for version in self._versions(champion.model):
+            if name in (str(version.version), version.tags.get(_BUNDLE_TAG)):
+                return self._release(champion.model, str(version.version))
+        return self.resolve(champion.model, name)
 
     def models(self) -> list[str]:
         """The names of all registered models; codebooks are none."""
@@ -106,18 +172,31 @@ class Registry:
         return self._release(model, aliases[alias])
 
     def open(self, release: Release, cache: Path) -> Bundle:
-        """Fetches a release's bundle, into `cache` where it is not there yet, and checks it."""
+        """Fetches a release's bundle, into `cache` where it is not there yet, and checks it.
+
+        Raises:
+            BundleError: what the registry has is incomplete or altered.
+        """
         from mlflow.artifacts import download_artifacts
 
         destination = cache / release.bundle
-        if not destination.exists():
-            version = self._client.get_model_version(release.model, release.version)
-            uri = self._client.get_model_version_download_uri(release.model, version.version)
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as aside:
-                tracking = self._client.tracking_uri
-                source = Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking, dst_path=aside))
-                write_directory(destination, partial(shutil.copytree, source, dirs_exist_ok=True))
+        if destination.exists():
+            try:
+                return load_bundle(destination)
+            except BundleError:
+                # The copy was damaged; the registry's may be sound.
+                shutil.rmtree(destination)
+        version = self._client.get_model_version(release.model, release.version)
+        uri = self._client.get_model_version_download_uri(release.model, version.version)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as aside:
+            source = Path(download_artifacts(artifact_uri=uri, tracking_uri=self._client.tracking_uri, dst_path=aside))
+            found = load_bundle(source)
+            if found.id != release.bundle:
+                raise BundleError(
+                    f"{uri} holds bundle {found.id}, the registry names {release.bundle}; publish it anew"
+                )
+            write_directory(destination, partial(shutil.copytree, source, dirs_exist_ok=True))
         return load_bundle(destination)
 
     def _experiment(self, model: str) -> str:

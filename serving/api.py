@@ -1,221 +1,292 @@
-"""HTTP: ranking, health and metrics. Wrong input gets an RFC 9457 problem document that names the field."""
+"""HTTP: ranking, retrieval, embeddings, what comes in for the log, health and metrics.
+
+Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem document that names the field.
+"""
 
 import contextlib
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-)
 from starlette.exceptions import HTTPException
 
-from features.error import EventError, StoreError, TesseraError
-from serving.load import require_loaded
-from serving.rank import MAX_CANDIDATES, RankService
+from features.error import BundleError, EventError, LogError, StoreError, TesseraError
+from serving.access import KeyFile
+from serving.current import Current
+from serving.guard import PROBLEM, Guard, Limits, State
+from serving.intake import Intake
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.rank import RankService
 from serving.rows import MirrorRows
-from serving.store import OnlineStore
+from serving.wire import (
+    Accepted,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EventsRequest,
+    ItemResponse,
+    ItemsRequest,
+    PlanView,
+    Problem,
+    RankedItem,
+    RankRequest,
+    RankResponse,
+    ReadyResponse,
+    RetrievedItem,
+    RetrieveRequest,
+    RetrieveResponse,
+    VersionResponse,
+)
 
-_PROBLEM = "application/problem+json"
-_LATENCY_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0)
 _log = logging.getLogger(__name__)
-
-
-def _id(value: Any) -> Any:
-    """An id as JSON gives it: text, or a whole number that is the same id."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _encodable(value: str) -> str:
-    """Refuses a lone surrogate, which a JSON escape can write and UTF-8 cannot."""
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("holds half of a surrogate pair, which is not text")
-    return value
-
-
-Text = Annotated[StrictStr, AfterValidator(_encodable), Field(max_length=1_024)]
-Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
-Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
-Value = Text | Whole | StrictFloat | StrictBool | list[Text] | None
-
-
-class RankRequest(BaseModel):
-    """Rank candidates for a user; without candidates they are retrieved by vector first."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"user": "42", "candidates": ["1", "2", "3"], "k": 2}]}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": what}
+    for status, what in (
+        (400, "The body cannot be read."),
+        (401, "No API key, or an unknown one."),
+        (403, "The key's scopes do not cover this."),
+        (413, "The body is too large."),
+        (422, "The input is wrong; `field` says what of it."),
+        (429, "Too many requests."),
+        (503, "Overloaded, draining, or a server behind this one does not answer."),
     )
-
-    user: Id = Field(description="The user's id; an unknown user is served by defaults.")
-    candidates: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
-        default=None, description="Item ids; an unknown item is scored without item features."
-    )
-    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="How many items to return at most.")
-    context: dict[str, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
+}
 
 
-class RankedItem(BaseModel):
-    """One item of an answer."""
+@dataclass
+class Parts:
+    """What an app is made of, beside the bundle that answers.
 
-    item: str
-    score: float = Field(description="Probability of a positive event.")
-
-
-class RankResponse(BaseModel):
-    """Items, best first, and the bundle that ranked them."""
-
-    bundle: str
-    items: list[RankedItem]
-    known_user: bool
-    unknown_items: list[str]
-    retrieved: bool
-
-
-class EmbeddingsRequest(BaseModel):
-    """Values of one feature."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"feature": "item_id", "values": ["42", "43"]}]},
-    )
-
-    feature: str = Field(description="A feature of the bundle's schema.")
-    values: list[Value] = Field(
-        min_length=1, max_length=MAX_CANDIDATES, description="Values, or lists of them to be pooled."
-    )
-
-
-class EmbeddingsResponse(BaseModel):
-    """Vectors in the order of the values, and the bundle that they belong to."""
-
-    bundle: str
-    feature: str
-    width: int
-    vectors: list[list[float]]
-
-
-class Metrics:
-    """What `/metrics` shows; a registry of its own, so that two apps in one process do not mix."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "tessera_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "tessera_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY_S, registry=self.registry
-        )
-        self.unknown_users = Counter("tessera_unknown_users", "Users served by defaults.", registry=self.registry)
-        self.unknown_items = Counter("tessera_unknown_items", "Candidates nobody knows.", registry=self.registry)
-        self.items = Gauge("tessera_items", "Items that can be ranked.", registry=self.registry)
-        self.bundle = Gauge("tessera_bundle_info", "The bundle that answers.", ["bundle"], registry=self.registry)
-
-
-def create_app(service: RankService, store: OnlineStore, *, refresh_s: float = 0.25) -> FastAPI:
-    """Builds the application around one service.
-
-    Args:
+    Attributes:
+        metrics: counts; may be shared with whoever swaps bundles.
+        limits: what is taken.
+        keys: API keys; None lets everybody in.
+        intake: takes events and items; None where there is no log.
+        reload: looks for another bundle at once; returns the bundle's id.
+        state: says when the server drains.
         refresh_s: how often new items are taken in from the store.
     """
-    metrics = Metrics()
-    metrics.bundle.labels(service.bundle.id).set(1)
-    metrics.items.set(service.items)
+
+    metrics: Metrics = field(default_factory=Metrics)
+    limits: Limits = field(default_factory=Limits)
+    keys: KeyFile | None = None
+    intake: Intake | None = None
+    reload: Callable[[], str] | None = None
+    state: State = field(default_factory=State)
+    refresh_s: float = 0.25
+
+
+def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
+    """Builds the application around the bundle that answers."""
+    found = parts or Parts()
+    current.watch(lambda service: _note(found.metrics, service))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         stop = threading.Event()
-        follower = threading.Thread(target=_follow, args=(service, metrics, refresh_s, stop), daemon=True)
+        follower = threading.Thread(target=_follow, args=(current, found, stop), daemon=True)
         follower.start()
         yield
         stop.set()
         follower.join()
 
-    app = FastAPI(title="Tessera", version="1", lifespan=lifespan)
+    app = FastAPI(
+        title="Tessera",
+        version="1",
+        lifespan=lifespan,
+        description="Feature embeddings for recommenders. Every answer names the bundle that made it.",
+    )
+    app.add_middleware(
+        Guard,
+        metrics=found.metrics,
+        limits=found.limits,
+        keys=found.keys,
+        state=found.state,
+    )
     _add_problem_handlers(app)
+    app.include_router(_reads(current, found.metrics), responses=_REFUSED)
+    app.include_router(_writes(current, found.intake), responses=_REFUSED)
+    app.include_router(_operation(current, found), responses={503: _REFUSED[503]})
+    return app
 
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.requests.labels(route, response.status_code).inc()
-        metrics.latency.labels(route).observe(time.perf_counter() - start)
-        return response
 
-    @app.post("/v1/rank", response_model=RankResponse)
-    def rank(body: RankRequest) -> Any:
-        try:
-            found = service.rank(body.user, body.candidates, body.k, body.context)
-        except EventError as error:
-            return problem(422, "Wrong input", str(error), field="context")
+def _reads(current: Current, metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["reads"])
+
+    @router.post("/v1/rank", response_model_exclude_none=True)
+    def rank(body: RankRequest, request: Request) -> RankResponse:
+        """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
+        with current.pinned() as service, _field("context"):
+            request.state.bundle = service.bundle.id
+            if body.filter is not None:
+                body.filter.check_size()
+            found = service.rank(
+                body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
+            )
         metrics.unknown_users.inc(0 if found.known_user else 1)
         metrics.unknown_items.inc(len(found.unknown_items))
-        items = [RankedItem(item=item, score=score) for item, score in found.items]
+        metrics.stale.inc(1 if found.stale else 0)
+        reasons: list[dict[str, float] | None] = [*found.reasons] or [None] * len(found.items)
         return RankResponse(
             bundle=found.bundle,
-            items=items,
+            items=[
+                RankedItem(item=item, score=score, reasons=why)
+                for (item, score), why in zip(found.items, reasons, strict=True)
+            ],
             known_user=found.known_user,
             unknown_items=found.unknown_items,
             retrieved=found.retrieved,
+            stale=found.stale,
         )
 
-    @app.post("/v1/embeddings", response_model=EmbeddingsResponse)
-    def embeddings(body: EmbeddingsRequest) -> Any:
-        try:
-            width = service.embeddings.width(body.feature)
-        except EventError as error:
-            return problem(422, "Wrong input", str(error), field="feature")
-        try:
-            found = service.embeddings.lookup(body.feature, body.values)
-        except EventError as error:
-            return problem(422, "Wrong input", str(error), field="values")
-        return EmbeddingsResponse(bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist())
+    @router.post("/v1/retrieve")
+    def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
+        """Finds the nearest items, by content, among those that match."""
+        with current.pinned() as service, _field("filter"):
+            request.state.bundle = service.bundle.id
+            found = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
+        plan = found.plan
+        metrics.plans.labels(plan.method).inc()
+        return RetrieveResponse(
+            bundle=found.bundle,
+            items=[RetrievedItem(item=item, score=score) for item, score in found.items],
+            plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
+        )
 
-    @app.get("/healthz")
+    @router.post("/v1/embeddings")
+    def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
+        """Looks values of a feature up in the table, for rankers that run elsewhere."""
+        with current.pinned() as service:
+            request.state.bundle = service.bundle.id
+            with _field("feature"):
+                width = service.embeddings.width(body.feature)
+            with _field("values"):
+                found = service.embeddings.lookup(body.feature, body.values)
+            return EmbeddingsResponse(
+                bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist()
+            )
+
+    @router.get("/v1/items/{item_id:path}", responses={404: {"model": Problem, "description": "Nobody knows it."}})
+    def item(item_id: str, request: Request) -> ItemResponse:
+        """An item as the bundle and the stream know it."""
+        with current.pinned() as service:
+            request.state.bundle = service.bundle.id
+            found = service.item(item_id)
+        if found is None:
+            raise HTTPException(404, f"item {item_id!r} is unknown, or was deleted")
+        return ItemResponse(
+            bundle=found.bundle,
+            item=found.item,
+            encoder=found.encoder,
+            codebook=found.codebook,
+            semantic_id=found.codes,
+            vector=found.vector,
+            attributes=found.attributes,
+        )
+
+    return router
+
+
+def _writes(current: Current, intake: Intake | None) -> APIRouter:
+    router = APIRouter(tags=["writes"])
+
+    def open_intake() -> Intake:
+        if intake is None:
+            raise StoreError("this server has no log to append to; start it by `tessera serve`")
+        return intake
+
+    @router.post("/v1/events", status_code=202)
+    def events(body: EventsRequest, request: Request) -> Accepted:
+        """Appends events to the log: all of them, or none."""
+        with current.pinned() as service, _field("events"):
+            request.state.bundle = service.bundle.id
+            return Accepted(accepted=open_intake().events(service.bundle, body.events))
+
+    @router.post("/v1/items", status_code=202)
+    def items(body: ItemsRequest, request: Request) -> Accepted:
+        """Appends items to the log: all of them, or none."""
+        with current.pinned() as service, _field("items"):
+            request.state.bundle = service.bundle.id
+            return Accepted(accepted=open_intake().items(service.bundle, service.item_types, body.items))
+
+    return router
+
+
+def _operation(current: Current, parts: Parts) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/healthz")
     def healthz() -> dict[str, str]:
+        """Whether the process lives."""
         return {"status": "alive"}
 
-    @app.get("/readyz")
-    def readyz() -> dict[str, Any]:
-        require_loaded(store, service.bundle)
-        ready: dict[str, Any] = {"status": "ready", "bundle": service.bundle.id}
-        if isinstance(service.rows, MirrorRows):
-            # A mirror that lags makes no server unready: the store answers meanwhile.
+    @router.get("/readyz", response_model_exclude_none=True)
+    def readyz() -> ReadyResponse:
+        """Whether requests should be sent here."""
+        if parts.state.draining:
+            raise HTTPException(503, "the server is draining; send requests elsewhere")
+        with current.pinned() as service:
+            if not isinstance(service.rows, MirrorRows):
+                service.check_ready()
+                return ReadyResponse(status="ready", bundle=service.bundle.id)
+            # A mirror that lags makes no server unready: the store answers meanwhile, and the mirror without a store.
             lag_s = round(service.rows.mirror.lag_s(), 3)
-            ready["mirror"] = {"lag_s": lag_s, "reads_from": "mirror" if service.rows.fresh else "store"}
-        return ready
+            reads_from = "mirror" if service.rows.fresh else "store"
+            return ReadyResponse(
+                status="ready", bundle=service.bundle.id, mirror={"lag_s": lag_s, "reads_from": reads_from}
+            )
 
-    @app.get("/v1/version")
-    def version() -> dict[str, str]:
-        return {"bundle": service.bundle.id, "model": service.bundle.dataset.name}
+    @router.get("/v1/version")
+    def version() -> VersionResponse:
+        """The bundle that answers."""
+        bundle = current.service.bundle
+        manifest = bundle.manifest
+        return VersionResponse(
+            bundle=bundle.id, model=bundle.dataset.name, encoder=manifest.encoder, codebook=manifest.codebook
+        )
 
-    @app.get("/metrics")
+    @router.post("/v1/admin/reload")
+    def reload() -> VersionResponse:
+        """Looks at the registry now: the bundle that the alias names takes over before this returns."""
+        if parts.reload is None:
+            raise HTTPException(409, "this server serves one bundle; it follows no alias")
+        parts.reload()
+        return version()
+
+    @router.get("/metrics", response_class=Response)
     def prometheus() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        """Prometheus' text format."""
+        return Response(parts.metrics.page(), media_type=CONTENT_TYPE)
 
-    return app
+    return router
 
 
 def problem(status: int, title: str, detail: str, *, field: str | None = None) -> JSONResponse:
     """An RFC 9457 problem document; `field` names what is at fault."""
-    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    if field is not None:
-        body["field"] = field
-    return JSONResponse(body, status_code=status, media_type=_PROBLEM)
+    found = Problem(title=title, status=status, detail=detail, field=field)
+    headers = {"retry-after": "1"} if status == 503 else None
+    return JSONResponse(found.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM, headers=headers)
+
+
+@contextlib.contextmanager
+def _field(name: str) -> Any:
+    """Input that is found wrong inside is this field's, unless the message begins with another's name."""
+    try:
+        yield
+    except EventError as error:
+        first, colon, _ = str(error).partition(":")
+        named = first if colon and first.replace(".", "").replace("_", "").isalnum() else name
+        raise _WrongInput(named, str(error)) from error
+
+
+class _WrongInput(TesseraError):
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail)
+        self.field = field
 
 
 def _add_problem_handlers(app: FastAPI) -> None:
@@ -229,6 +300,10 @@ def _add_problem_handlers(app: FastAPI) -> None:
             field = "body"
         return problem(422, "Wrong input", f"{field}: {first['msg']}", field=field)
 
+    @app.exception_handler(_WrongInput)
+    def wrong(_: Request, error: _WrongInput) -> JSONResponse:
+        return problem(422, "Wrong input", str(error), field=error.field)
+
     @app.exception_handler(HTTPException)
     def refused(_: Request, error: HTTPException) -> JSONResponse:
         return problem(error.status_code, "Refused", str(error.detail))
@@ -237,17 +312,33 @@ def _add_problem_handlers(app: FastAPI) -> None:
     def unavailable(_: Request, error: StoreError) -> JSONResponse:
         return problem(503, "Online store unavailable", str(error))
 
+    @app.exception_handler(LogError)
+    def no_log(_: Request, error: LogError) -> JSONResponse:
+        return problem(503, "Event log unavailable", str(error))
+
+    @app.exception_handler(BundleError)
+    def disagrees(_: Request, error: BundleError) -> JSONResponse:
+        return problem(503, "Store and bundle disagree", str(error))
+
     @app.exception_handler(Exception)
     def failed(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem(500, "Internal error", "the request failed; the server's log has the cause")
 
 
-def _follow(service: RankService, metrics: Metrics, every_s: float, stop: threading.Event) -> None:
-    while not stop.wait(every_s):
+def _note(metrics: Metrics, service: RankService) -> None:
+    metrics.answers(service.bundle.id)
+    metrics.items.set(service.items)
+
+
+def _follow(current: Current, parts: Parts, stop: threading.Event) -> None:
+    while not stop.wait(parts.refresh_s):
         try:
-            service.refresh()
-            metrics.items.set(service.items)
+            with current.pinned() as service:
+                service.refresh()
+                parts.metrics.items.set(service.items)
+                if isinstance(service.rows, MirrorRows):
+                    parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())
         except TesseraError as error:
             # Readiness reports it; the next round tries again.
             _log.warning("new items could not be taken in: %s", error)

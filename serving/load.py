@@ -18,9 +18,9 @@ def load_bundle(store: OnlineStore, bundle: Bundle, *, storage: str = "float32")
     """Puts a bundle where servers read, unless it is there; returns whether it had to.
 
     What the stream wrote since stays: it has higher sequence numbers. A load that was cut short is done again, since
-    the mark that it is complete is written last.
+    the mark that it is complete is written last. One that was to expire is kept.
     """
-    if store.read_records(bundle.id, _LOADED, ["bundle"]) != [None]:
+    if store.keep(bundle.id) and store.read_records(bundle.id, _LOADED, ["bundle"]) != [None]:
         return False
     schema = bundle.schema
     store.create_table(bundle.id, rows=schema.rows, dim=schema.dim, storage=storage)

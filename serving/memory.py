@@ -5,6 +5,7 @@ process.
 """
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ from serving.store import (
     not_loaded,
 )
 
+_LEAST_LEFT_S = 30.0
+
 
 @dataclass
 class _Rows:
@@ -41,6 +44,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._tables: dict[str, _Rows] = {}
         self._records: dict[str, dict[str, dict[bytes, tuple[int, bytes]]]] = {}
+        self._until: dict[str, float] = {}
         self._lock = threading.RLock()
 
     def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
@@ -142,6 +146,26 @@ class MemoryStore:
         with self._lock:
             self._tables.pop(bundle, None)
             self._records.pop(bundle, None)
+            self._until.pop(bundle, None)
+
+    def expire(self, bundle: str, *, after_s: float) -> None:
+        """See `OnlineStore.expire`."""
+        with self._lock:
+            self._rows(bundle)
+            self._until[bundle] = time.monotonic() + after_s
+
+    def keep(self, bundle: str) -> bool:
+        """See `OnlineStore.keep`."""
+        check_name("bundle", bundle)
+        with self._lock:
+            if bundle in self._tables and self._until.get(bundle, float("inf")) - time.monotonic() < _LEAST_LEFT_S:
+                self.drop(bundle)
+            self._until.pop(bundle, None)
+            return bundle in self._tables
+
+    def _forget_expired(self, bundle: str) -> None:
+        if self._until.get(bundle, float("inf")) <= time.monotonic():
+            self.drop(bundle)
 
     def incarnation(self) -> str:
         """See `OnlineStore.incarnation`; memory starts once."""
@@ -155,6 +179,7 @@ class MemoryStore:
 
     def _rows(self, bundle: str) -> _Rows:
         check_name("bundle", bundle)
+        self._forget_expired(bundle)
         if bundle not in self._tables:
             raise not_loaded(bundle)
         return self._tables[bundle]
@@ -162,4 +187,5 @@ class MemoryStore:
     def _kind(self, bundle: str, kind: str) -> dict[bytes, tuple[int, bytes]]:
         check_name("bundle", bundle)
         check_name("kind", kind)
+        self._forget_expired(bundle)
         return self._records.get(bundle, {}).get(kind, {})

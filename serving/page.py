@@ -131,9 +131,10 @@ def gather_call(bundle: str, table: Table, rows: Int64, *, seqs: bool) -> Call:
     """The call of `gather.lua` that reads the headers of rows (N,), or else their vectors."""
     row_size = row_type(table).itemsize
     skip, size = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, row_size - SEQ_BYTES)
-    pages, places = np.divmod(rows, PAGE_ROWS)
-    offsets = (places * row_size + skip).astype("<u4").tobytes()
-    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, offsets]
+    pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
+    # Lua counts from 1, and the first key is the mark's.
+    places = np.stack([index + 2, rows % PAGE_ROWS * row_size + skip], axis=1).astype("<u4").tobytes()
+    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, places]
 
 
 def write_call(bundle: str, table: Table, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool) -> Call:

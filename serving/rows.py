@@ -1,7 +1,9 @@
 """Where a server reads rows: the online store, or a mirror of it in this process while that is fresh enough."""
 
+import contextlib
 from typing import Protocol
 
+from features.error import StoreError
 from serving.mirror import Mirror
 from serving.store import Float32, Int64, OnlineStore
 
@@ -10,6 +12,11 @@ MOST_LAG_S = 2.0
 
 class RowReader(Protocol):
     """One bundle's rows."""
+
+    @property
+    def outlasts_store(self) -> bool:
+        """Whether rows can be read while the store is away."""
+        ...
 
     def read_rows(self, rows: Int64) -> Float32:
         """Vectors (N, D) float32 of rows (N,) int64, in their order, repeated or not; the caller's own."""
@@ -28,13 +35,18 @@ class StoreRows:
         self._store = store
         self._bundle = bundle
 
+    @property
+    def outlasts_store(self) -> bool:
+        """See `RowReader`."""
+        return False
+
     def read_rows(self, rows: Int64) -> Float32:
         """See `RowReader`; raises StoreError when the store does not answer."""
         return self._store.read_rows(self._bundle, rows)
 
 
 class MirrorRows:
-    """Rows from a mirror, or from the store while the mirror lags.
+    """Rows from a mirror, or from the store while the mirror lags; old ones while the store is away too.
 
     Args:
         mirror: followed by somebody, who says when it has caught up.
@@ -52,6 +64,14 @@ class MirrorRows:
         """Whether the mirror answers."""
         return self.mirror.lag_s() <= self._most_lag_s
 
+    @property
+    def outlasts_store(self) -> bool:
+        """See `RowReader`."""
+        return True
+
     def read_rows(self, rows: Int64) -> Float32:
         """See `RowReader`."""
-        return self.mirror.read_rows(rows) if self.fresh else self._store.read_rows(rows)
+        if not self.fresh:
+            with contextlib.suppress(StoreError):
+                return self._store.read_rows(rows)
+        return self.mirror.read_rows(rows)

@@ -180,6 +180,26 @@ class OnlineStore(Protocol):
         """Remove the bundle's table and all its records; nothing happens when there is no such bundle."""
         ...
 
+    def expire(self, bundle: str, *, after_s: float) -> None:
+        """Let a bundle with a table go after a time, as `drop` would, unless it is kept; until then all works.
+
+        For one that no server answers from any more. Nobody needs to be there when the time comes.
+
+        Raises:
+            StoreError: the bundle has no table.
+        """
+        ...
+
+    def keep(self, bundle: str) -> bool:
+        """Call off `expire`; returns whether the bundle is there, whole, to stay.
+
+        One whose time has nearly come is dropped instead: it must be loaded again.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        ...
+
     def incarnation(self) -> str:
         """Which start of the server answers: what was written to another one may have been lost with it."""
         ...

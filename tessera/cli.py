@@ -1,9 +1,7 @@
 """The command line: parses, wires, prints. Everything else is in the packages."""
 
-import contextlib
 import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -15,10 +13,8 @@ from rich.markup import escape
 from features.error import TesseraError
 from tessera.bench.command import bench
 from tessera.console import (
-    BundleOption,
     DatasetArgument,
     JsonOption,
-    ModelNameOption,
     OutOption,
     err_console,
     one_thread,
@@ -27,6 +23,7 @@ from tessera.console import (
 )
 from tessera.ids import ids
 from tessera.offline import run_command
+from tessera.server import keys, serve
 from tessera.streams import backfill, letters, replay, send, stream, topics, verify
 
 app = typer.Typer(
@@ -75,40 +72,6 @@ app.command("train")(run_command("evaluate", "Do the stages up to training and e
 app.command("publish")(run_command("publish", "Do what is missing, write the bundle and register it."))
 
 
-@app.command()
-def serve(
-    model: ModelNameOption = None,
-    bundle: BundleOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="Keep the whole table in this process, fresh from the log.")
-    ] = False,
-) -> None:
-    """Serve rankings of the champion over HTTP."""
-    import uvicorn
-
-    from serving.api import create_app
-    from serving.load import load_bundle
-    from serving.rank import RankService
-    from tessera.mirroring import mirrored
-    from tessera.online import bundle_at
-    from tessera.settings import Settings
-
-    settings = Settings.from_environment()
-    found = bundle_at(settings, model, bundle)
-    one_thread()
-    with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(settings.open_store()))
-        load_bundle(store, found, storage=settings.storage)
-        rows = stack.enter_context(mirrored(settings, store, found)) if mirror else None
-        service = RankService(found, store, rows)
-        err_console.print(f"bundle {found.id}, {service.items:,} items, http://{host}:{port}/docs")
-        # uvicorn raises the signal again when it has shut down; the store must still be closed then.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        uvicorn.run(create_app(service, store), host=host, port=port, log_level="warning")
-
-
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
 app.add_typer(tables, name="table")
 app.add_typer(ids, name="ids")
@@ -137,6 +100,8 @@ def table_report(
         err_console.print(f"plot     {plot.absolute()}")
 
 
+app.command()(serve)
+app.add_typer(keys, name="keys")
 app.command()(bench)
 app.command()(stream)
 app.command()(send)

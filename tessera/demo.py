@@ -27,6 +27,7 @@ from features.profile import profile
 from features.table import read_table
 from models.bundle import Bundle
 from serving.api import create_app
+from serving.current import Current
 from serving.load import load_bundle
 from serving.rank import MAX_CANDIDATES, RankService
 from serving.store import OnlineStore
@@ -151,7 +152,7 @@ def _serving(bundle: Bundle, store: OnlineStore) -> Iterator[tuple[httpx.Client,
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     service = RankService(bundle, store)
-    app = create_app(service, store)
+    app = create_app(Current(service))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -10,9 +10,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from features.error import StoreError
 from serving.memory import MemoryStore
 from serving.redis import RedisStore, open_embedded
 from serving.store import MAX_SEQ, NEVER, OnlineStore
+from tests.servers import RedisCluster, TlsRedis
 
 ROOT = Path(__file__).parents[2]
 ROWS, DIM = 200, 3  # four pages, the last one partly beyond the end
@@ -42,7 +46,19 @@ CONSTRUCTORS: dict[str, Callable[[Path], OnlineStore]] = {
     "memory": lambda directory: MemoryStore(),
     "embedded": open_embedded,
     "redis": lambda directory: open_real(),
+    "cluster": lambda directory: _open_cluster(directory),
 }
+
+
+def only_server(store: RedisStore) -> Any:
+    return store._servers.every()[0]
+
+
+def _open_cluster(directory: Path) -> RedisStore:
+    cluster = RedisCluster(directory)
+    store = RedisStore(cluster.address)
+    store._leave = weakref.finalize(store, cluster.close)
+    return store
 
 
 @pytest.fixture(scope="module", params=CONSTRUCTORS)
@@ -406,11 +422,11 @@ def test_forgotten_scripts_are_loaded_again(redis_store: RedisStore, new_bundle:
     redis_store.create_table(bundle, rows=5000, dim=DIM)
     rows = np.arange(5000)
     for seq in range(2):
-        redis_store._client.script_flush()
+        only_server(redis_store).script_flush()
         assert redis_store.write_rows(bundle, rows, np.full(5000, seq), filled(*(rows + seq))) == 5000
-        redis_store._client.script_flush()
+        only_server(redis_store).script_flush()
         np.testing.assert_array_equal(redis_store.read_rows(bundle, rows), filled(*(rows + seq)))
-        redis_store._client.script_flush()
+        only_server(redis_store).script_flush()
         assert redis_store.write_records(bundle, "item", ["a"], [seq], [b"a"]) == 1
 
 
@@ -439,7 +455,7 @@ def test_a_drop_that_was_cut_off_is_finished_before_the_table_is_made_anew(
     bundle = new_bundle(redis_store)
     redis_store.create_table(bundle, rows=ROWS, dim=DIM)
     redis_store.write_rows(bundle, ints(1), ints(9), filled(1))
-    redis_store._client.rename(f"tessera:{{{bundle}}}:table", f"tessera:{{{bundle}}}:dropping")
+    only_server(redis_store).rename(f"tessera:{{{bundle}}}:table", f"tessera:{{{bundle}}}:dropping")
     redis_store.create_table(bundle, rows=ROWS, dim=DIM)
     assert (redis_store.read_table(bundle)[1] == NEVER).all()
 
@@ -449,9 +465,9 @@ def test_drop_leaves_no_key_behind(redis_store: RedisStore, new_bundle: Callable
     redis_store.create_table(bundle, rows=ROWS, dim=DIM)
     redis_store.load_rows(bundle, filled(*np.zeros(ROWS)), seq=0)
     redis_store.write_records(bundle, "item", ["a"], [1], [b"a"])
-    assert len(list(redis_store._client.scan_iter(f"tessera:{{{bundle}}}:*"))) == 4 + 1 + 3
+    assert len(list(only_server(redis_store).scan_iter(f"tessera:{{{bundle}}}:*"))) == 4 + 1 + 3
     redis_store.drop(bundle)
-    assert list(redis_store._client.scan_iter(f"tessera:{{{bundle}}}:*")) == []
+    assert list(only_server(redis_store).scan_iter(f"tessera:{{{bundle}}}:*")) == []
 
 
 def test_a_layout_of_another_version_is_refused(
@@ -459,10 +475,10 @@ def test_a_layout_of_another_version_is_refused(
 ) -> None:
     bundle = new_bundle(redis_store)
     key = f"tessera:{{{bundle}}}:table"
-    redis_store._client.set(key, "rows=200 dim=3 storage=float8 page=64")
+    only_server(redis_store).set(key, "rows=200 dim=3 storage=float8 page=64")
     with pytest.raises(StoreError, match="storage=float8"):
         redis_store.read_rows(bundle, ints(0))
-    redis_store._client.delete(key)
+    only_server(redis_store).delete(key)
 
 
 def test_an_address_of_no_known_scheme_is_refused_without_its_password() -> None:
@@ -555,3 +571,75 @@ def test_an_embedded_directory_too_long_for_a_socket_is_refused(tmp_path: Path) 
 
 def _address(store: RedisStore) -> str:
     return os.environ["TESSERA_TEST_REDIS"] if store._leave is None else store._address
+
+
+def test_a_bundle_that_expires_is_gone_with_all_it_had_and_one_that_is_kept_stays(
+    store: OnlineStore, new_bundle: Callable[[OnlineStore], str]
+) -> None:
+    gone, kept = new_bundle(store), new_bundle(store)
+    for bundle in (gone, kept):
+        store.create_table(bundle, rows=ROWS, dim=DIM)
+        store.load_rows(bundle, np.ones((ROWS, DIM), dtype=np.float32), seq=0)
+        store.write_records(bundle, "item", ["a"], [1], [b"x"])
+        store.expire(bundle, after_s=100)
+        assert (store.read_rows(bundle, ints(0, 199)) == 1).all()
+    assert store.keep(kept)
+    assert store.keep(kept)
+    store.expire(gone, after_s=0.05)
+    time.sleep(0.2)
+    with pytest.raises(StoreError, match="not loaded"):
+        store.read_rows(gone, ints(0))
+    assert store.read_records(gone, "item", ["a"]) == [None]
+    assert store.record_ids(gone, "item", 0) == []
+    assert not store.keep(gone)
+    assert (store.read_rows(kept, np.arange(ROWS)) == 1).all()
+    assert store.read_records(kept, "item", ["a"]) == [b"x"]
+
+
+def test_a_bundle_whose_time_has_nearly_come_is_not_kept_but_dropped(
+    store: OnlineStore, new_bundle: Callable[[OnlineStore], str]
+) -> None:
+    bundle = new_bundle(store)
+    store.create_table(bundle, rows=ROWS, dim=DIM)
+    store.expire(bundle, after_s=5)
+    assert not store.keep(bundle)
+    with pytest.raises(StoreError, match="not loaded"):
+        store.table(bundle)
+    with pytest.raises(StoreError, match="not loaded"):
+        store.expire(bundle, after_s=5)
+
+
+def test_bundles_lie_on_all_nodes_of_a_cluster_and_a_lost_node_is_an_error_until_it_is_back(tmp_path: Path) -> None:
+    with contextlib.closing(RedisCluster(tmp_path)) as cluster:
+        with contextlib.closing(RedisStore(cluster.address)) as store:
+            for number in range(12):
+                store.create_table(f"b{number}", rows=ROWS, dim=DIM)
+                store.write_rows(f"b{number}", ints(number), ints(1), np.ones((1, DIM), dtype=np.float32))
+            sizes = [server.dbsize() for server in store._servers.every()]
+            assert len(sizes) == 3
+            assert all(sizes)
+            assert sum(sizes) == 24
+            store.ping()
+            before = store.incarnation()
+            cluster.stop_node(1)
+            found = 0
+            for number in range(12):
+                with contextlib.suppress(StoreError):
+                    assert store.read_rows(f"b{number}", ints(number))[0, 0] == 1
+                    found += 1
+            assert found < 12
+            cluster.start_node(1)
+            assert [store.read_rows(f"b{number}", ints(number))[0, 0] for number in range(12)] == [1.0] * 12
+            assert store.incarnation() != before
+
+
+def test_tls_and_a_user_with_a_password_are_asked_for_and_taken(tmp_path: Path) -> None:
+    with contextlib.closing(TlsRedis(tmp_path)) as server:
+        with contextlib.closing(RedisStore(server.address)) as store:
+            store.create_table("b", rows=ROWS, dim=DIM)
+            store.write_rows("b", ints(7), ints(1), np.ones((1, DIM), dtype=np.float32))
+            assert store.read_rows("b", ints(7))[0, 0] == 1
+        for wrong, why in ((server.wrong_password, "WRONGPASS|invalid username"), (server.unknown_ca, "certificate")):
+            with contextlib.closing(RedisStore(wrong)) as store, pytest.raises(StoreError, match=why) as failed:
+                store.ping()
+            assert "secret" not in str(failed.value)

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from features.error import EventError
 from features.hashing import fingerprint
 from serving.api import create_app
+from serving.current import Current
 from serving.load import load_bundle
 from serving.memory import MemoryStore
 from serving.rank import RankService
@@ -72,7 +73,7 @@ def test_embeddings_over_http(world: World) -> None:
     load_bundle(store, world.bundle)
     service = RankService(world.bundle, store)
     feature = world.bundle.schema.features[0].name
-    with TestClient(create_app(service, store), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as client:
         answer = client.post("/v1/embeddings", json={"feature": feature, "values": ["a", ["a", "b"], None]})
         assert answer.status_code == 200, answer.text
         body = answer.json()
@@ -106,7 +107,7 @@ def test_a_mirror_that_lags_says_so_and_the_store_answers(
 ) -> None:
     store, rows = mirror_of
     service = RankService(world.bundle, store, rows)
-    with TestClient(create_app(service, store)) as client:
+    with TestClient(create_app(Current(service))) as client:
         assert client.get("/readyz").json()["mirror"]["reads_from"] == "mirror"
         monkeypatch.setattr(rows.mirror, "lag_s", lambda: 60.0)
         found = client.get("/readyz")

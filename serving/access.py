@@ -1,0 +1,124 @@
+"""API keys: made here, shown once, kept as hashes, checked at every request.
+
+A key is 256 random bits, so one round of SHA-256 keeps it as safe at rest as a slow hash would: there is nothing to
+guess. The file is read again when it changes, so a removed key ends at once.
+"""
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from features.error import TesseraError
+
+Scope = Literal["read", "write", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+_PREFIX = "tsr_"
+_LOOK_EVERY_S = 1.0
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of a key.
+
+    Attributes:
+        name: whose it is; in logs and metrics.
+        sha256: of the key, in hexadecimal.
+        scopes: what it may do; `admin` may do everything.
+        created: seconds since 1970.
+    """
+
+    name: str
+    sha256: str
+    scopes: tuple[Scope, ...]
+    created: int
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the key's scopes hold one."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class KeyFile:
+    """The keys in a file.
+
+    Args:
+        path: may not exist yet; then there are no keys.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int] | None = None
+        self._keys: dict[str, Key] = {}
+        self._look_at = 0.0
+        self._read()
+
+    def keys(self) -> list[Key]:
+        """All keys, oldest first."""
+        self._read()
+        return list(self._keys.values())
+
+    def find(self, secret: str) -> Key | None:
+        """The key that a caller shows, or None."""
+        if time.monotonic() >= self._look_at:
+            self._read()
+        return self._keys.get(_hashed(secret))
+
+    def add(self, name: str, scopes: Sequence[Scope]) -> str:
+        """Makes a key and returns it: the only time that it can be seen.
+
+        Raises:
+            TesseraError: the name is taken, or a scope is none.
+        """
+        wrong = [scope for scope in scopes if scope not in SCOPES]
+        if wrong or not scopes:
+            raise TesseraError(f"scope {', '.join(wrong) or 'missing'}: expected some of {', '.join(SCOPES)}")
+        if not name or any(key.name == name for key in self.keys()):
+            raise TesseraError(f"key {name!r}: the name is taken, or empty; remove the key, or choose another name")
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        key = Key(name, _hashed(secret), tuple(scopes), int(time.time()))
+        self._write([*self._keys.values(), key])
+        return secret
+
+    def remove(self, name: str) -> None:
+        """Ends a key; raises TesseraError where there is none of this name."""
+        kept = [key for key in self.keys() if key.name != name]
+        if len(kept) == len(self._keys):
+            raise TesseraError(f"key {name!r}: there is none; there are {', '.join(k.name for k in kept) or 'no keys'}")
+        self._write(kept)
+
+    def _write(self, keys: Sequence[Key]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(list(keys)), indent=2) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(self.path)
+        self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            try:
+                found = self.path.stat()
+            except FileNotFoundError:
+                self._stamp, self._keys = None, {}
+                return
+            stamp = (found.st_mtime_ns, found.st_ino)
+            if stamp == self._stamp:
+                return
+            try:
+                keys = msgspec.json.decode(self.path.read_bytes(), type=list[Key])
+            except (msgspec.DecodeError, OSError) as error:
+                raise TesseraError(f"{self.path}: {error}; mend the file, or remove it and make new keys") from error
+            self._stamp, self._keys = stamp, {key.sha256: key for key in keys}
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()

@@ -1,0 +1,352 @@
+"""The Python client of a Tessera server, sync and async, typed; it needs httpx and msgspec alone.
+
+    with Client("http://127.0.0.1:8000", key="tsr_…") as tessera:
+        for found in tessera.rank("42", k=5).items:
+            print(found.item, found.score)
+
+A read that meets 429 or 503, or a server that is not there, is tried again, after the time that the server asks for.
+A write is tried again only where the server has not looked at it (429): it may have been appended otherwise.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+T = TypeVar("T")
+_BACKOFF_S, _LONGEST_S = 0.1, 2.0
+
+
+class ApiError(Exception):
+    """What the server refused, from its problem document.
+
+    Attributes:
+        status: HTTP's.
+        title, detail: what is wrong, and what to do.
+        field: what of the request is at fault, or None.
+        request_id: by which the server's log knows the request.
+    """
+
+    def __init__(self, status: int, title: str, detail: str, field: str | None, request_id: str) -> None:
+        super().__init__(f"{status} {title}: {detail}")
+        self.status, self.title, self.detail, self.field, self.request_id = status, title, detail, field, request_id
+
+
+class RankedItem(msgspec.Struct, frozen=True):
+    """An item and its probability of a positive event; with `explain`, what each feature adds to its log-odds."""
+
+    item: str
+    score: float
+    reasons: dict[str, float] | None = None
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """Items, best first, and the bundle that ranked them; see `RankResponse` of the API."""
+
+    bundle: str
+    items: list[RankedItem]
+    known_user: bool
+    unknown_items: list[str]
+    retrieved: bool
+    stale: bool
+
+
+class RetrievedItem(msgspec.Struct, frozen=True):
+    """An item and its cosine similarity."""
+
+    item: str
+    score: float
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How items were found, and why so."""
+
+    method: str
+    why: str
+    share: float
+    matches: int | None = None
+
+
+class Retrieval(msgspec.Struct, frozen=True):
+    """Items, nearest first, and how they were found."""
+
+    bundle: str
+    items: list[RetrievedItem]
+    plan: Plan
+
+
+class Embeddings(msgspec.Struct, frozen=True):
+    """Vectors in the order of the values, `width` numbers each."""
+
+    bundle: str
+    feature: str
+    width: int
+    vectors: list[list[float]]
+
+
+class Item(msgspec.Struct, frozen=True):
+    """An item as the bundle and the stream know it."""
+
+    bundle: str
+    item: str
+    encoder: str
+    codebook: str
+    semantic_id: list[int]
+    vector: list[float]
+    attributes: dict[str, Any]
+
+
+class Version(msgspec.Struct, frozen=True):
+    """What answers."""
+
+    bundle: str
+    model: str
+    encoder: str | None
+    codebook: str | None
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    accepted: int
+
+
+class _Call(Generic[T]):
+    """One request and the type of its answer."""
+
+    def __init__(self, kind: type[T], method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        self.kind, self.method, self.path = kind, method, path
+        given = {name: value for name, value in (body or {}).items() if value is not None}
+        self.content = msgspec.json.encode(given) if body is not None else None
+        self.writes = path in ("/v1/events", "/v1/items")
+
+    def again_s(self, response: httpx.Response) -> float | None:
+        """After how many seconds to try again, None: not."""
+        if response.status_code == 429 or (response.status_code == 503 and not self.writes):
+            asked = response.headers.get("retry-after", "")
+            return min(float(asked) if asked.isdigit() else _BACKOFF_S, _LONGEST_S)
+        return None
+
+    def answer(self, response: httpx.Response) -> T:
+        if response.is_success:
+            return msgspec.json.decode(response.content, type=self.kind)
+        try:
+            problem = msgspec.json.decode(response.content, type=dict[str, Any])
+        except msgspec.DecodeError:
+            problem = {}
+        raise ApiError(
+            response.status_code,
+            str(problem.get("title", response.reason_phrase)),
+            str(problem.get("detail", response.text[:500])),
+            problem.get("field"),
+            response.headers.get("x-request-id", ""),
+        )
+
+
+def _rank(
+    user: str,
+    candidates: Sequence[str] | None,
+    k: int,
+    context: Mapping[str, Any] | None,
+    filter: Mapping[str, Any] | None,
+    explain: bool,
+) -> _Call[Ranking]:
+    body = {"user": user, "candidates": candidates, "k": k, "context": context, "filter": filter, "explain": explain}
+    return _Call(Ranking, "POST", "/v1/rank", body)
+
+
+def _retrieve(
+    item: str | None, user: str | None, text: str | None, k: int, filter: Mapping[str, Any] | None
+) -> _Call[Retrieval]:
+    return _Call(
+        Retrieval, "POST", "/v1/retrieve", {"item": item, "user": user, "text": text, "k": k, "filter": filter}
+    )
+
+
+def _embeddings(feature: str, values: Sequence[Any]) -> _Call[Embeddings]:
+    return _Call(Embeddings, "POST", "/v1/embeddings", {"feature": feature, "values": list(values)})
+
+
+def _send(kind: str, rows: Sequence[Mapping[str, Any]]) -> _Call[_Accepted]:
+    return _Call(_Accepted, "POST", f"/v1/{kind}", {kind: list(rows)})
+
+
+def _item(item: str) -> _Call[Item]:
+    return _Call(Item, "GET", f"/v1/items/{quote(item, safe='')}")
+
+
+_VERSION = _Call(Version, "GET", "/v1/version")
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+
+
+class Client:
+    """Calls a server, one request after another; may be shared by threads.
+
+    Args:
+        url: of the server.
+        key: API key.
+        timeout_s: of one try.
+        retries: how often a request is tried again.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 3) -> None:
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout_s)
+        self._retries = retries
+
+    def rank(
+        self,
+        user: str,
+        candidates: Sequence[str] | None = None,
+        *,
+        k: int = 10,
+        context: Mapping[str, Any] | None = None,
+        filter: Mapping[str, Any] | None = None,
+        explain: bool = False,
+    ) -> Ranking:
+        """Ranks candidates for a user, or what retrieval finds; raises ApiError."""
+        return self._do(_rank(user, candidates, k, context, filter, explain))
+
+    def retrieve(
+        self,
+        *,
+        item: str | None = None,
+        user: str | None = None,
+        text: str | None = None,
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,
+    ) -> Retrieval:
+        """Finds the items nearest to an item, to what a user liked, or to a text; raises ApiError."""
+        return self._do(_retrieve(item, user, text, k, filter))
+
+    def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
+        """Looks values of a feature up in the table; raises ApiError."""
+        return self._do(_embeddings(feature, values))
+
+    def send_events(self, events: Sequence[Mapping[str, Any]]) -> int:
+        """Appends events to the log, all or none; returns how many. Raises ApiError."""
+        return self._do(_send("events", events)).accepted
+
+    def send_items(self, items: Sequence[Mapping[str, Any]]) -> int:
+        """Appends items to the log, all or none; returns how many. Raises ApiError."""
+        return self._do(_send("items", items)).accepted
+
+    def item(self, item: str) -> Item:
+        """An item as the server knows it; raises ApiError, with status 404 where nobody knows it."""
+        return self._do(_item(item))
+
+    def version(self) -> Version:
+        """The bundle that answers; raises ApiError."""
+        return self._do(_VERSION)
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _do(self, call: _Call[T]) -> T:
+        for tried in range(self._retries + 1):
+            try:
+                response = self._http.request(call.method, call.path, content=call.content)
+            except httpx.TransportError:
+                if call.writes or tried == self._retries:
+                    raise
+                time.sleep(_BACKOFF_S * 2**tried)
+                continue
+            wait_s = call.again_s(response)
+            if wait_s is None or tried == self._retries:
+                break
+            time.sleep(wait_s)
+        return call.answer(response)
+
+
+class AsyncClient:
+    """The same for asyncio; see `Client`."""
+
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 3) -> None:
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout_s)
+        self._retries = retries
+
+    async def rank(
+        self,
+        user: str,
+        candidates: Sequence[str] | None = None,
+        *,
+        k: int = 10,
+        context: Mapping[str, Any] | None = None,
+        filter: Mapping[str, Any] | None = None,
+        explain: bool = False,
+    ) -> Ranking:
+        """See `Client.rank`."""
+        return await self._do(_rank(user, candidates, k, context, filter, explain))
+
+    async def retrieve(
+        self,
+        *,
+        item: str | None = None,
+        user: str | None = None,
+        text: str | None = None,
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,
+    ) -> Retrieval:
+        """See `Client.retrieve`."""
+        return await self._do(_retrieve(item, user, text, k, filter))
+
+    async def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
+        """See `Client.embeddings`."""
+        return await self._do(_embeddings(feature, values))
+
+    async def send_events(self, events: Sequence[Mapping[str, Any]]) -> int:
+        """See `Client.send_events`."""
+        return (await self._do(_send("events", events))).accepted
+
+    async def send_items(self, items: Sequence[Mapping[str, Any]]) -> int:
+        """See `Client.send_items`."""
+        return (await self._do(_send("items", items))).accepted
+
+    async def item(self, item: str) -> Item:
+        """See `Client.item`."""
+        return await self._do(_item(item))
+
+    async def version(self) -> Version:
+        """See `Client.version`."""
+        return await self._do(_VERSION)
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _do(self, call: _Call[T]) -> T:
+        for tried in range(self._retries + 1):
+            try:
+                response = await self._http.request(call.method, call.path, content=call.content)
+            except httpx.TransportError:
+                if call.writes or tried == self._retries:
+                    raise
+                await asyncio.sleep(_BACKOFF_S * 2**tried)
+                continue
+            wait_s = call.again_s(response)
+            if wait_s is None or tried == self._retries:
+                break
+            await asyncio.sleep(wait_s)
+        return call.answer(response)
