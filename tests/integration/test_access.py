@@ -1,0 +1,207 @@
+"""Keys, scopes and limits: who may call what, how much is taken, and what is said to those turned away."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from features.error import TesseraError
+from serving.access import KeyFile
+from serving.api import Parts, create_app
+from serving.current import Current
+from serving.guard import Limits, scope_of
+from serving.load import load_bundle
+from serving.memory import MemoryStore
+from serving.rank import RankService
+from tests.integration.world import World
+
+RANK = {"user": "1", "candidates": ["a"]}
+
+
+@pytest.fixture(scope="module")
+def service(world: World) -> RankService:
+    store = MemoryStore()
+    load_bundle(store, world.bundle)
+    return RankService(world.bundle, store)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "home" / "keys.json")
+
+
+@pytest.fixture
+def guarded(service: RankService, keys: KeyFile) -> Iterator[TestClient]:
+    with TestClient(create_app(Current(service), Parts(keys=keys)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+def is_problem(response: Any, status: int) -> bool:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == status
+    assert response.json()["detail"]
+    assert response.headers["x-request-id"]
+    return True
+
+
+def test_everything_but_health_asks_for_a_key(guarded: TestClient, keys: KeyFile) -> None:
+    keys.add("somebody", ["read"])
+    for path in ("/healthz", "/readyz"):
+        assert guarded.get(path).status_code == 200
+    for method, path in (
+        ("POST", "/v1/rank"), ("POST", "/v1/retrieve"), ("POST", "/v1/embeddings"), ("POST", "/v1/events"),
+        ("POST", "/v1/items"), ("GET", "/v1/items/a"), ("GET", "/v1/version"), ("POST", "/v1/admin/reload"),
+        ("GET", "/metrics"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"),
+    ):  # fmt: skip
+        for headers in ({}, bearer("tsr_foreign"), bearer(""), {"authorization": "Basic !!"}, {"x-api-key": "é"}):
+            encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+            assert is_problem(guarded.request(method, path, headers=encoded), 401)
+
+
+def test_a_key_may_do_what_its_scopes_say(guarded: TestClient, keys: KeyFile) -> None:
+    secrets = {scope: keys.add(scope, [scope]) for scope in ("read", "write", "admin")}
+    calls = {
+        "read": lambda headers: guarded.post("/v1/rank", json=RANK, headers=headers),
+        "write": lambda headers: guarded.post("/v1/events", json={"events": [{}]}, headers=headers),
+        "admin": lambda headers: guarded.post("/v1/admin/reload", headers=headers),
+    }
+    for held, secret in secrets.items():
+        for needed, call in calls.items():
+            response = call(bearer(secret))
+            if held in (needed, "admin"):
+                assert response.status_code not in (401, 403), response.text
+            else:
+                assert is_problem(response, 403)
+                assert needed in response.json()["detail"]
+    for headers in ({"x-api-key": secrets["read"]}, basic("", secrets["read"])):
+        assert guarded.get("/docs", headers=headers).status_code == 200
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_keys_are_kept_as_hashes_and_end_when_they_are_removed(guarded: TestClient, keys: KeyFile) -> None:
+    secret = keys.add("reader", ["read"])
+    assert secret not in keys.path.read_text()
+    assert keys.path.stat().st_mode & 0o077 == 0
+    assert guarded.get("/v1/version", headers=bearer(secret)).status_code == 200
+    elsewhere = KeyFile(keys.path)
+    elsewhere.remove("reader")
+    time.sleep(1.1)
+    assert is_problem(guarded.get("/v1/version", headers=bearer(secret)), 401)
+    for wrong in (lambda: keys.remove("reader"), lambda: keys.add("x", []), lambda: keys.add("x", ["root"])):  # type: ignore[list-item]
+        with pytest.raises(TesseraError):
+            wrong()
+    keys.add("x", ["read"])
+    with pytest.raises(TesseraError, match="the name is taken"):
+        keys.add("x", ["read"])
+
+
+def test_a_damaged_key_file_is_an_error_and_opens_nothing(keys: KeyFile) -> None:
+    keys.add("x", ["read"])
+    keys.path.write_text("[{")
+    with pytest.raises(TesseraError, match="keys.json"):
+        KeyFile(keys.path)
+
+
+def test_what_a_path_needs() -> None:
+    assert scope_of("/v1/rank", "POST") == "read"
+    assert scope_of("/v1/items", "POST") == scope_of("/v1/events", "POST") == "write"
+    assert scope_of("/v1/items/7", "GET") == "read"
+    assert scope_of("/v1/admin/reload", "POST") == "admin"
+
+
+def _client(service: RankService, **limits: Any) -> TestClient:
+    return TestClient(create_app(Current(service), Parts(limits=Limits(**limits))), raise_server_exceptions=False)
+
+
+def test_a_body_too_large_is_refused_with_or_without_its_length(service: RankService) -> None:
+    large = json.dumps({"user": "1", "candidates": ["x" * 100] * 100_000}).encode()
+    assert len(large) > 10_000_000
+    with _client(service, body_bytes=100_000) as client:
+        headers = {"content-type": "application/json"}
+        assert is_problem(client.post("/v1/rank", content=large, headers=headers), 413)
+        parts = (large[start : start + 65_536] for start in range(0, len(large), 65_536))
+        assert is_problem(client.post("/v1/rank", content=parts, headers=headers), 413)
+        assert client.post("/v1/rank", json=RANK).status_code == 200
+
+
+def test_a_key_above_its_rate_is_told_when_to_come_again(service: RankService) -> None:
+    with _client(service, per_second=2.0, burst_s=1.0) as client:
+        answers = [client.post("/v1/rank", json=RANK) for _ in range(6)]
+        assert [one.status_code for one in answers[:2]] == [200, 200]
+        assert is_problem(answers[-1], 429)
+        assert int(answers[-1].headers["retry-after"]) >= 1
+        assert client.get("/healthz").status_code == 200
+        time.sleep(0.6)
+        assert client.post("/v1/rank", json=RANK).status_code == 200
+        time.sleep(0.6)
+        assert 'tessera_refused_total{why="rate"}' in client.get("/metrics").text
+
+
+def test_more_requests_than_the_server_is_good_for_are_refused_at_once(
+    service: RankService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, began, rank = threading.Event(), threading.Semaphore(0), service.rank
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        began.release()
+        go.wait(20)
+        return rank(*arguments, **named)
+
+    monkeypatch.setattr(service, "rank", slow)
+    answers: list[Any] = []
+    with _client(service, in_flight=3) as client:
+        threads = [
+            threading.Thread(target=lambda: answers.append(client.post("/v1/rank", json=RANK))) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        assert all(began.acquire(timeout=10) for _ in threads)
+        for _ in range(5):
+            refused = client.post("/v1/rank", json=RANK)
+            assert is_problem(refused, 503)
+            assert refused.headers["retry-after"] == "1"
+        assert client.get("/healthz").status_code == 200
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert [one.status_code for one in answers] == [200, 200, 200]
+        assert 'tessera_refused_total{why="overloaded"} 5.0' in client.get("/metrics").text
+
+
+def test_a_draining_server_is_not_ready_and_still_answers(service: RankService) -> None:
+    parts = Parts()
+    with TestClient(create_app(Current(service), parts)) as client:
+        assert client.get("/readyz").status_code == 200
+        parts.state.draining = True
+        assert is_problem(client.get("/readyz"), 503)
+        assert client.post("/v1/rank", json=RANK).status_code == 200
+
+
+def test_a_request_keeps_the_id_it_came_with_where_that_is_a_plain_word(
+    service: RankService, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TestClient(create_app(Current(service))) as client, caplog.at_level("INFO", logger="tessera.access"):
+        given = client.post("/v1/rank", json=RANK, headers={"x-request-id": "order-7"})
+        assert given.headers["x-request-id"] == "order-7"
+        made = client.post("/v1/rank", json=RANK, headers={"x-request-id": "a b\tc"}).headers["x-request-id"]
+        assert made != "a b\tc"
+        assert len(made) == 32
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert [line["request_id"] for line in lines] == ["order-7", made]
+    assert lines[0]["path"] == "/v1/rank"
+    assert lines[0]["status"] == 200
+    assert lines[0]["bundle"] == service.bundle.id
