@@ -142,6 +142,17 @@ class Registry:
                 return self._release(champion.model, str(version.version))
         return self.resolve(champion.model, name)
 
+    def releases(self, model: str) -> list[Release]:
+        """All versions of a model, oldest first."""
+        numbers = sorted(int(version.version) for version in self._versions(model))
+        return [self._release(model, str(number)) for number in numbers]
+
+    def lineage(self, release: Release) -> Lineage:
+        """Where a release's bundle came from; the profile is left with its run."""
+        tags = self._client.get_model_version(release.model, release.version).tags
+        found = {name: tags.get(f"tessera.{name}") for name in ("encoder", "codebook", "parent")}
+        return Lineage(dataset=tags.get("tessera.dataset", ""), **found)
+
     def models(self) -> list[str]:
         """The names of all registered models; codebooks are none."""
         names = [found.name for found in self._client.search_registered_models()]

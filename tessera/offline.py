@@ -72,6 +72,12 @@ LevelsOption = Annotated[
 CodesOption = Annotated[int | None, typer.Option(help="Codes per level; by default what suits the catalogue's size.")]
 
 
+GateOption = Annotated[
+    list[str] | None,
+    typer.Option("--gate", help="How much worse than the champion, e.g. auc=0.005 or latency=2; repeatable."),
+]
+
+
 def run_command(until: str, help_text: str) -> Callable[..., None]:
     """The command that does the stages up to and including `until`."""
 
@@ -98,9 +104,11 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         admission: AdmissionOption = 2,
         history: HistoryOption = "mean",
         content: ContentOption = None,
+        gate: GateOption = None,
         json: JsonOption = False,
     ) -> None:
         from models.feature import Pooling, TableOptions
+        from models.gate import Gates
         from models.semantic_id.codebook import Kind
         from models.semantic_id.tokens import Scheme
         from tessera.run import RunOptions, run
@@ -129,6 +137,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             levels=levels,
             tokens=one_of(Scheme, tokens, "--tokens"),
             pieces=pieces,
+            gates=Gates.parse(gate),
         )
         registry = Settings.from_environment().open_registry() if until == "publish" else None
         loaded = load_with_split(dataset, split)
@@ -136,15 +145,21 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         if json:
             release = msgspec.to_builtins(result.release) if result.release else None
             bundle = result.bundle.id if result.bundle else None
-            print_json({"bundle": bundle, "release": release, "executed": result.executed, "metrics": result.metrics})
+            gates = result.verdict.to_json() if result.verdict else None
+            found = {"bundle": bundle, "release": release, "executed": result.executed, "metrics": result.metrics}
+            print_json(found | {"gates": gates})
         else:
             _print_result(result)
+        if result.verdict and not result.verdict.passed:
+            raise typer.Exit(1)
 
     command.__doc__ = help_text
     return command
 
 
 def _print_result(result: Any) -> None:
+    from tessera.judging import render
+
     if result.metrics:
         out_console.print(quality_table(result.metrics))
     if result.bundle:
@@ -152,6 +167,11 @@ def _print_result(result: Any) -> None:
     if result.release:
         aliases = ", ".join(result.release.aliases) or "no alias"
         out_console.print(f"release  {result.release.model} version {result.release.version} ({aliases})")
+    if result.verdict:
+        out_console.print(render(result.verdict))
+        if not result.verdict.passed:
+            worse = ", ".join(check.name for check in result.verdict.checks if not check.passed)
+            out_console.print(f"[red]refused[/red] as a challenger: worse beyond the thresholds in {worse}; see --gate")
 
 
 def quality_table(metrics: dict[str, Any]) -> Table:

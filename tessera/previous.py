@@ -48,6 +48,12 @@ class Previous:
         return [msgspec.json.decode((self._directory / name / "stage.json").read_bytes())["key"] for name in stages]
 
     @property
+    def bundle(self) -> str | None:
+        """The id of its bundle, where it went as far."""
+        manifest = self._directory / "publish" / "bundle" / "manifest.json"
+        return str(msgspec.json.decode(manifest.read_bytes())["id"]) if manifest.is_file() else None
+
+    @property
     def encoder(self) -> Path:
         """The encoder's directory; vectors of two encoders cannot be coded by one codebook."""
         return self._directory / "encode" / "encoder"

@@ -18,14 +18,16 @@ from features.frame import build_frame
 from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
+from features.profile import profile
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.admission import Admission
 from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle, write_directory
 from models.evaluate import Popularity, by_item_novelty
 from models.feature import TableOptions, default_schema, hashed_id_schema
+from models.gate import Gates, Verdict
 from models.loading import assembler, examples
-from models.registry import Registry, Release
+from models.registry import CHALLENGER, CHAMPION, Lineage, Registry, Release
 from models.semantic_id import codebook as codebooks
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.health import codebook_health, collapse_alarm, held_out_items
@@ -43,6 +45,7 @@ from tessera.artifact import (
     with_train_positives,
     write_json,
 )
+from tessera.judging import verdict
 from tessera.previous import Previous
 from tessera.stage import Advance, Stages, key_of
 
@@ -65,6 +68,7 @@ class RunOptions:
         table: the unified table's size and shape.
         history_length: L.
         warm_start: the directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
+        gates: how much worse than the champion a bundle may be that is to challenge it.
     """
 
     seed: int = 0
@@ -83,17 +87,25 @@ class RunOptions:
     history_length: int = DEFAULT_LENGTH
     warm_start: Path | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
+    gates: Gates = field(default_factory=Gates)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made; `release` only when it was published, `executed` the seconds of each stage that was done."""
+    """What a run made.
+
+    Attributes:
+        release: only when it was published.
+        executed: the seconds of each stage that was done.
+        verdict: of the gates; None where there was no champion to compare with.
+    """
 
     directory: Path
     bundle: Bundle | None
     release: Release | None
     metrics: dict[str, Any]
     executed: dict[str, float]
+    verdict: Verdict | None = None
 
 
 def run(
@@ -132,7 +144,7 @@ class _Run:
     def up_to(self, until: str) -> RunResult:
         """Does the stages and says what came of it."""
         metrics: dict[str, Any] = {}
-        bundle = release = None
+        bundle = release = judged = None
         wanted = STAGES[: STAGES.index(until) + 1]
         encoded = self._encode()
         assigned = self._assign(encoded) if encoded and "assign" in wanted else None
@@ -144,10 +156,10 @@ class _Run:
             metrics = msgspec.json.decode((self._evaluate(frame_dir, trained, assigned) / "metrics.json").read_bytes())
         if "publish" in wanted:
             bundle = self._bundle(frame_dir, trained, encoded, assigned, metrics)
-            release = self._publish(bundle)
+            release, judged = self._publish(bundle, frame_dir)
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         self._console.print(f"[dim]peak memory of this process and its largest child: {peak / 1e6:.2f} GB[/dim]")
-        return RunResult(self._out, bundle, release, metrics, self._stages.executed)
+        return RunResult(self._out, bundle, release, metrics, self._stages.executed, judged)
 
     def _encode(self) -> Path | None:
         options = self._options
@@ -358,9 +370,10 @@ class _Run:
 
         return load_bundle(self._stages.run("publish", key_of("publish", self._evaluate_key, FORMAT), work) / "bundle")
 
-    def _publish(self, bundle: Bundle) -> Release | None:
+    def _publish(self, bundle: Bundle, frame_dir: Path) -> tuple[Release | None, Verdict | None]:
+        """Registers the bundle; it challenges the champion where the gates let it."""
         if self._registry is None:
-            return None
+            return None, None
         quality = bundle.manifest.metrics["quality"][_RANKER]
         numbers = {
             f"{part}.{name}": value
@@ -369,11 +382,44 @@ class _Run:
             if value is not None
         }
         with self._console.status("publish: registering in MLflow"):
-            return self._registry.publish(
-                bundle,
-                params={"seed": self._options.seed, "split": self._split.by, "encoder": self._options.encoder},
-                metrics=numbers,
+            release = self._registry.publish(
+                bundle, params=self._params(), metrics=numbers, lineage=self._lineage(bundle)
             )
+        if {CHAMPION, CHALLENGER} & set(release.aliases):
+            return release, None
+        champion_release = self._registry.resolve(release.model)
+        with self._console.status("publish: the champion on the same test set"):
+            champion = self._registry.open(champion_release, self._out / "champion")
+            same = self._registry.lineage(champion_release).dataset == self._data_key
+            note = (
+                "" if same else "The champion was trained on other data than these: it may have seen some of the test."
+            )
+            judged = verdict(champion, bundle, read_frame(frame_dir), self._options.gates, note=note)
+        if judged.passed:
+            return self._registry.challenge(release, verdict=judged.to_json()), judged
+        self._registry.record(release, "gates.json", judged.to_json())
+        return release, judged
+
+    def _params(self) -> dict[str, Any]:
+        """The options, by dotted name."""
+        found: dict[str, Any] = {"split": self._split.by}
+        pending: list[tuple[str, Any]] = [("", asdict(self._options))]
+        while pending:
+            name, value = pending.pop()
+            if isinstance(value, dict):
+                pending += [(f"{name}.{key}".lstrip("."), below) for key, below in value.items()]
+            else:
+                found[name] = str(value)[:500]
+        return found
+
+    def _lineage(self, bundle: Bundle) -> Lineage:
+        return Lineage(
+            dataset=self._data_key,
+            encoder=bundle.manifest.encoder,
+            codebook=bundle.manifest.codebook,
+            parent=self._previous.bundle if self._previous else None,
+            profile=profile(self._dataset).to_json(),
+        )
 
     def _train_config(self) -> TrainConfig:
         return replace(self._options.train, seed=self._options.seed)

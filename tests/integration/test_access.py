@@ -112,7 +112,7 @@ def test_keys_are_kept_as_hashes_and_end_when_they_are_removed(guarded: TestClie
 def test_a_damaged_key_file_is_an_error_and_opens_nothing(keys: KeyFile) -> None:
     keys.add("x", ["read"])
     keys.path.write_text("[{")
-    with pytest.raises(TesseraError, match="keys.json"):
+    with pytest.raises(TesseraError, match=r"keys\.json"):
         KeyFile(keys.path)
 
 

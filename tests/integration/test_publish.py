@@ -1,0 +1,116 @@
+"""`tessera publish`: lineage in the registry, the champion on the same test set, and who may challenge it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from models.gate import Gates
+from models.registry import CHALLENGER, CHAMPION, PREVIOUS
+from tessera.artifact import read_frame
+from tessera.judging import predictions, storage_cost, verdict
+from tessera.run import RunOptions, RunResult, run
+from tessera.settings import Settings
+from tests.integration.world import World, quiet
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+# Small data are noisy: what is tested is the gate, not the seed.
+WIDE = Gates(auc=0.05, ne=0.2, calibration=0.1, slice_auc=0.2, latency=20.0, bytes=5.0)
+
+
+def publish(world: World, out: Path, settings: Settings, **options: Any) -> RunResult:
+    chosen = RunOptions(**({"gates": WIDE} | options))
+    return run(world.dataset, out, chosen, console=quiet(), registry=settings.open_registry(), until="publish")
+
+
+def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    settings = Settings(home=tmp_path / "home")
+    registry = settings.open_registry()
+    first = publish(world, world.directory, settings)
+    with subtests.test("the first is champion, without a verdict"):
+        assert first.release is not None
+        assert first.release.aliases == (CHAMPION,)
+        assert first.verdict is None
+    with subtests.test("the registry keeps parameters, metrics, the data's profile and the lineage"):
+        client = registry._client
+        version = client.get_model_version(first.release.model, first.release.version)
+        kept = client.get_run(version.run_id).data
+        assert kept.params["table.dim"] == "16"
+        assert kept.params["seed"] == "0"
+        assert kept.metrics["all.auc"] > 0.5
+        lineage = registry.lineage(first.release)
+        assert lineage.encoder == world.bundle.manifest.encoder
+        assert lineage.codebook == world.bundle.manifest.codebook
+        assert lineage.dataset
+        assert lineage.parent is None
+        profile = json.loads((tmp_path / "home" / "mlflow" / world.dataset.name / version.run_id / "artifacts" /
+                              "profile.json").read_text())  # fmt: skip
+        assert profile["tables"]["items"]["rows"] == world.bundle.items["listed"].sum()
+    second = publish(world, tmp_path / "second", settings, seed=1)
+    with subtests.test("one that is as good becomes challenger"):
+        assert second.release is not None
+        assert second.verdict is not None
+        assert second.verdict.passed
+        assert second.release.aliases == (CHALLENGER,)
+        assert {check.name for check in second.verdict.checks} >= {"all: AUC", "new items: AUC", "bytes"}
+        assert second.verdict.champion == first.release.bundle
+        assert second.verdict.storage.keys() == {"float32", "float16", "int8"}
+    train = replace(RunOptions().train, max_epochs=1, network_rate=1e-9, table_rate=1e-9)
+    third = publish(world, tmp_path / "third", settings, seed=2, train=train)
+    with subtests.test("one that learnt nothing is registered and refused"):
+        assert third.release is not None
+        assert third.verdict is not None
+        assert not third.verdict.passed
+        assert third.release.aliases == ()
+        assert next(check.name for check in third.verdict.checks if not check.passed) == "all: AUC"
+        assert registry.resolve(None, CHALLENGER) == second.release
+    with subtests.test("promotion moves the aliases, and back"):
+        now = registry.promote(registry.release(None, CHALLENGER))
+        assert now.aliases == (CHAMPION,)
+        assert registry.resolve(None, PREVIOUS).bundle == first.release.bundle
+        back = registry.promote(registry.release(None, PREVIOUS))
+        assert back.bundle == first.release.bundle
+        assert registry.resolve(None, PREVIOUS).bundle == now.bundle
+        assert [one.version for one in registry.releases(world.dataset.name)] == ["1", "2", "3"]
+    warm = publish(world, tmp_path / "warm", settings, warm_start=world.directory)
+    with subtests.test("a warm-started bundle names its parent"):
+        assert warm.release is not None
+        assert registry.lineage(warm.release).parent == world.bundle.id
+
+
+def test_a_champion_is_measured_as_it_was_when_it_was_made(world: World) -> None:
+    frame = read_frame(world.directory / "frame")
+    labels = frame.part("test")["label"].to_numpy()
+    found = predictions(world.bundle, frame)
+    quality = world.bundle.manifest.metrics["quality"]["ranker"]["all"]
+    same = verdict(world.bundle, world.bundle, frame, Gates(latency=100.0))
+    auc = next(check for check in same.checks if check.name == "all: AUC")
+    assert len(found) == len(labels)
+    assert auc.champion == auc.challenger == pytest.approx(quality["auc"], abs=1e-9)
+    assert same.passed
+
+
+def test_a_champion_of_another_encoder_reads_vectors_of_its_own(world: World, tmp_path: Path) -> None:
+    """Items that it does not know are encoded by its own encoder, coded by its own codebook."""
+    frame = read_frame(world.directory / "frame")
+    options = RunOptions(encoder_dim=32, levels=2)
+    other = run(world.dataset, tmp_path / "o", options, console=quiet(), registry=None, until="publish").bundle
+    assert other is not None
+    theirs = read_frame(tmp_path / "o" / "frame")
+    np.testing.assert_array_equal(predictions(other, frame), predictions(other, theirs))
+    # The same when the bundle has never heard of some items, and must make their vectors from the text.
+    known = other.items.filter(pl.int_range(pl.len()) % 3 != 0)
+    forgetful = replace(other)
+    forgetful.__dict__["items"] = known
+    assert np.allclose(predictions(forgetful, frame), predictions(other, theirs), atol=1e-5)
+
+
+def test_small_storage_costs_little_quality_and_says_how_much(world: World) -> None:
+    found = storage_cost(world.bundle, read_frame(world.directory / "frame"))
+    assert list(found) == ["float32", "float16", "int8"]
+    assert abs(found["float16"] - found["float32"]) < 1e-4
+    assert abs(found["int8"] - found["float32"]) < 5e-3
