@@ -12,6 +12,7 @@ Shape letters: N items, M chosen ones, V distinct values of a column.
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -74,6 +75,7 @@ class Filter(BaseModel):
             raise ValueError("null can be compared by eq alone")
         return self
 
+    @cached_property
     def key(self) -> str:
         """Equal texts are equal filters."""
         return self.model_dump_json(by_alias=True, exclude_unset=True)

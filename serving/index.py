@@ -121,6 +121,11 @@ class VectorIndex:
         return int(self._present.array.sum())
 
     @property
+    def rows(self) -> int:
+        """N, the numbers that there are room for."""
+        return len(self._vectors.array)
+
+    @property
     def outgrown(self) -> bool:
         """Whether so much has come since that a new index would search faster."""
         return self.size >= max(_LEAST_INDEXED, 2 * self._trained_on)

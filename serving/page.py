@@ -56,6 +56,11 @@ def page_count(table: Table) -> int:
     return -(-table.rows // PAGE_ROWS)
 
 
+def page_bytes(table: Table) -> int:
+    """The size of a page."""
+    return PAGE_ROWS * row_type(table).itemsize
+
+
 def vector_type(table: Table) -> np.dtype[np.void]:
     """A row's numbers as they are kept: `values` (D,), and in int8 the row's `scale`."""
     kept = {"float32": "<f4", "float16": "<f2", "int8": "i1"}[table.storage]

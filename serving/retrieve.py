@@ -18,70 +18,101 @@ from serving.index import Floats, Ints, Matches, Plan, VectorIndex
 _REMEMBERED = 128
 
 
-class Retriever:
-    """Finds items by vector, under their numbers.
+class Searcher:
+    """Vectors and attributes by number: the nearest of those that match a filter.
+
+    What a filter matches is remembered until something changes, since the same filters come again and again.
 
     Args:
-        catalogue: whose items are found; told to `update` when it changes.
+        vectors: (N, D) float32; a zero row is not found.
+        attributes: of the same numbers.
+    """
+
+    def __init__(self, vectors: Floats, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.index = VectorIndex(vectors)
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[str, Matches] = OrderedDict()
+        self._changes = 0
+
+    def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds numbers (M,), or changes those that are there: vectors (M, D) and attributes."""
+        self.attributes.put(numbers.tolist(), rows)
+        self.index.put(numbers, vectors)
+        if self.index.outgrown:
+            self.index = self.index.rebuilt()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets what filters match; the next search judges anew."""
+        with self._lock:
+            self._changes += 1
+            self._remembered.clear()
+
+    def search(self, query: Floats, k: int, wanted: Filter | None = None) -> tuple[Ints, Floats, Plan]:
+        """The k nearest to a query (D,), best first: numbers (≤ k,), inner products (≤ k,), and how they were found.
+
+        Raises:
+            EventError: the filter does not fit the columns.
+        """
+        index = self.index
+        if wanted is None:
+            return index.search(query, k)
+        with self._lock:
+            matches, changes = self._remembered.get(wanted.key), self._changes
+        if matches is None:
+            share = self.attributes.share(wanted)
+            found = index.search_after(query, k, share, lambda numbers: self.attributes.matches(wanted, numbers))
+            if found is not None:
+                return found
+            matches = index.matches(self.attributes.mask(wanted, index.rows))
+            with self._lock:
+                if changes == self._changes:
+                    self._remembered[wanted.key] = matches
+                    while len(self._remembered) > _REMEMBERED:
+                        self._remembered.popitem(last=False)
+        return index.search(query, k, matches)
+
+
+class Retriever:
+    """Finds a catalogue's items, under their numbers.
+
+    Args:
+        catalogue: whose items are found; tells of its changes by `update`.
         attributes: what filters judge.
     """
 
     def __init__(self, catalogue: Catalogue, attributes: Attributes) -> None:
         self._catalogue = catalogue
-        self.attributes = attributes
         self._popular = np.argsort(-catalogue.popularity, kind="stable")
-        self._index = VectorIndex(catalogue.vectors)
-        self._lock = threading.Lock()
-        self._remembered: OrderedDict[str, Matches] = OrderedDict()
-        self._changes = 0
+        self._searcher = Searcher(catalogue.vectors, attributes)
         self._deleted = np.zeros(0, dtype=np.int64)
 
     def update(self, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
         """Takes in what changed in the catalogue: items by number, and their attributes, empty where one is gone."""
         changed = np.array(numbers, dtype=np.int64)
-        self.attributes.put(numbers, rows)
-        self._index.put(changed, self._catalogue.vectors[changed])
-        self._deleted = np.array(
-            sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted), dtype=np.int64
-        )
-        if self._index.outgrown:
-            self._index = self._index.rebuilt()
-        with self._lock:
-            self._changes += 1
-            self._remembered.clear()
+        self._searcher.put(changed, self._catalogue.vectors[changed], rows)
+        gone = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
+        self._deleted = np.array(gone, dtype=np.int64)
 
     def search(
         self, query: Floats | None, k: int, wanted: Filter | None = None, *, without: Ints | None = None
     ) -> tuple[Ints, Floats, Plan]:
-        """The k nearest items to a query (D,), best first.
+        """The k nearest items to a query (D,), best first; see `Searcher.search`.
 
         Args:
             query: a unit vector; None or zero: the most popular items instead, with the score 0.
             wanted: what they must match.
             without: numbers that are not wanted.
-
-        Returns:
-            Numbers (≤ k,), inner products (≤ k,), and how they were found.
-
-        Raises:
-            EventError: the filter does not fit the columns.
         """
         gone = np.zeros(0, dtype=np.int64) if without is None else without
-        if query is None or not query.any() or not self._index.size:
+        if query is None or not query.any() or not self._searcher.index.size:
             return self._most_popular(k, wanted, gone)
-        more, index = k + len(gone), self._index
-        if wanted is None:
-            found, scores, plan = index.search(query, more)
-        else:
-            found, scores, plan = self._among(index, query, more, wanted)
+        found, scores, plan = self._searcher.search(query, k + len(gone), wanted)
         if len(gone):
             kept = ~np.isin(found, gone)
             found, scores = found[kept], scores[kept]
         return found[:k], scores[:k], plan
-
-    def nearest(self, history: Ints, count: int) -> Ints:
-        """Numbers of at most `count` items near to the mean of those in `history`, best first, without them."""
-        return self.search(self.taste(history), count, without=history)[0]
 
     def similar(self, item: int, count: int) -> list[tuple[int, float]]:
         """The `count` nearest other items of an item with content, with their cosine similarity."""
@@ -100,26 +131,9 @@ class Retriever:
         length = float(np.linalg.norm(mean))
         return mean / np.float32(length) if length > 0 else None
 
-    def _among(self, index: VectorIndex, query: Floats, k: int, wanted: Filter) -> tuple[Ints, Floats, Plan]:
-        key = wanted.key()
-        with self._lock:
-            matches, changes = self._remembered.get(key), self._changes
-        if matches is None:
-            share = self.attributes.share(wanted)
-            found = index.search_after(query, k, share, lambda numbers: self.attributes.matches(wanted, numbers))
-            if found is not None:
-                return found
-            matches = index.matches(self.attributes.mask(wanted, len(self._catalogue.vectors)))
-            with self._lock:
-                if changes == self._changes:
-                    self._remembered[key] = matches
-                    while len(self._remembered) > _REMEMBERED:
-                        self._remembered.popitem(last=False)
-        return index.search(query, k, matches)
-
     def _most_popular(self, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, Plan]:
         found = self._popular[~np.isin(self._popular, np.concatenate([gone, self._deleted]))]
         if wanted is not None:
-            found = found[self.attributes.matches(wanted, found)]
+            found = found[self._searcher.attributes.matches(wanted, found)]
         plan = Plan("popular", len(found) / max(len(self._popular), 1), len(found))
         return found[:k], np.zeros(len(found[:k]), dtype=np.float32), plan

@@ -28,8 +28,12 @@ NAMES = (
     "freshness",
     "online-learning",
     "soak",
+    "filtered",
+    "serving",
+    "swaps",
 )
-_ONLINE = NAMES[-4:]
+_ONLINE = NAMES[NAMES.index("stream") :]
+_TIMED = ("soak", "swaps")
 
 
 def bench(
@@ -43,7 +47,7 @@ def bench(
         str | None,
         typer.Option(help="cold-start: the items to hold out, in SQL, 'year >= 2000'; by default a tenth."),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=10, help="soak: how long it runs; 60 by default.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: how long it runs; 60 by default.")] = None,
     out: OutOption = Path("out/bench"),
     json: JsonOption = False,
 ) -> None:
@@ -58,8 +62,8 @@ def bench(
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
         chosen = partial(chosen, held_out=held_out)
     if seconds is not None:
-        if name != "soak":
-            raise TesseraError(f"--seconds is for soak, not for {name}")
+        if name not in _TIMED:
+            raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
         chosen = partial(chosen, seconds=seconds)
     result = chosen(seeds=seeds, console=err_console)
     if json:
@@ -126,10 +130,13 @@ def _datasets(path: Path | None, ways: Sequence[str | None], out: Path) -> "list
 
 
 def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchResult]":
+    from tessera.bench.filtered import filtered
     from tessera.bench.freshness import freshness
     from tessera.bench.online_learning import online_learning
+    from tessera.bench.serving_reads import serving
     from tessera.bench.soak import soak
     from tessera.bench.stream_rates import stream
+    from tessera.bench.swaps import swaps
 
     out.mkdir(parents=True, exist_ok=True)
     benches: dict[str, Callable[..., BenchResult]] = {
@@ -137,5 +144,8 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "freshness": freshness,
         "online-learning": online_learning,
         "soak": soak,
+        "filtered": filtered,
+        "serving": serving,
+        "swaps": swaps,
     }
     return partial(benches[name], dataset, out)

