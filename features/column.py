@@ -5,6 +5,10 @@ meet; numbers, times and labels get one type each. What cannot be converted is r
 Shape letter: R, the rows of the table.
 """
 
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
 import polars as pl
 
 from features.dataset import Categorical, Label, Time
@@ -35,6 +39,31 @@ def canonical(values: pl.Series) -> pl.Series:
     if values.dtype == pl.String and not (values == "").any():
         return values
     return values.to_frame("value").select(_text(pl.col("value"), values.dtype)).to_series().alias(values.name)
+
+
+def typed(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
+    """Python values as JSON or msgpack has them, as a column of a type; a time may be ISO-8601 text, in UTC by default.
+
+    Raises:
+        TypeError, ValueError, pl.exceptions.PolarsError: a value does not fit the type.
+    """
+    if isinstance(dtype, pl.Date | pl.Datetime):
+        values = [_moment(value, dtype) for value in values]
+    return pl.Series(name, values, dtype=dtype)
+
+
+def _moment(value: Any, dtype: pl.Date | pl.Datetime) -> date | datetime | None:
+    if value is None:
+        return None
+    found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if isinstance(found, datetime) and found.tzinfo is not None:
+        found = found.astimezone(UTC)
+    if isinstance(dtype, pl.Date):
+        return found.date() if isinstance(found, datetime) else found
+    if not isinstance(found, datetime):
+        found = datetime(found.year, found.month, found.day)
+    zoned = dtype.time_zone is not None
+    return found.replace(tzinfo=UTC if zoned else None)
 
 
 def _text(value: pl.Expr, dtype: object) -> pl.Expr:

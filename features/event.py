@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import polars as pl
 
+from features.column import typed
 from features.dataset import Events, Items
 from features.error import DatasetError, EventError
 from features.source import Table
@@ -156,7 +157,7 @@ def _shape(rows: Rows, name: str, shape: Callable[[Table], pl.DataFrame]) -> tup
             columns = zip(*rows.values[start:stop], strict=True)
             frame = pl.DataFrame(dict(zip(rows.columns, map(list, columns), strict=True)), strict=True)
             shaped = shape(_table(name, frame))
-        except (DatasetError, pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
             if stop - start == 1:
                 bad[start] = str(error)
             else:
@@ -173,11 +174,20 @@ def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
     for name, dtype in types.items():
         if name not in frame.columns:
             continue
-        if isinstance(dtype, pl.List) and not isinstance(frame.schema[name], pl.List):
-            text = frame[name].cast(dtype.inner)
-            frame = frame.with_columns(pl.Series(name, [None if v is None else [v] for v in text], dtype=dtype))
-        frame = frame.with_columns(frame[name].cast(dtype, strict=True))
+        try:
+            frame = frame.with_columns(_cast(frame[name], dtype))
+        except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+            raise DatasetError(f"column {name!r} holds {dtype}: {error}") from error
     return frame
+
+
+def _cast(values: pl.Series, dtype: Any) -> pl.Series:
+    if isinstance(dtype, pl.List) and not isinstance(values.dtype, pl.List):
+        text = values.cast(dtype.inner)
+        return pl.Series(values.name, [None if v is None else [v] for v in text], dtype=dtype)
+    if isinstance(dtype, pl.Date | pl.Datetime) and values.dtype == pl.String:
+        return typed(values.name, values.to_list(), dtype)
+    return values.cast(dtype, strict=True)
 
 
 def _table(name: str, frame: pl.DataFrame) -> Table:

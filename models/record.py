@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.column import typed
 from features.error import EventError
 
 ITEM = "item"
@@ -98,5 +99,4 @@ def decode_changed(data: bytes) -> list[str]:
 
 def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:
     """Feature values by column as a frame with the columns and types of `like`; what is missing is null."""
-    columns = {name: [row.get(name) for row in rows] for name in like.columns}
-    return pl.DataFrame(columns, schema=like.schema)
+    return pl.DataFrame([typed(name, [row.get(name) for row in rows], dtype) for name, dtype in like.schema.items()])

@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from features.error import BundleError, EventError, LogError, StoreError, TesseraError
@@ -94,9 +96,11 @@ def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
         stop.set()
         follower.join()
 
-    app = FastAPI(
+    # With the page's scripts beside it: /docs works where no browser may fetch from elsewhere.
+    app = FastAPIOffline(
         title="Tessera",
         version="1",
+        redoc_url=None,
         lifespan=lifespan,
         description="Feature embeddings for recommenders. Every answer names the bundle that made it.",
     )
@@ -108,8 +112,10 @@ def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
         state=found.state,
     )
     _add_problem_handlers(app)
-    app.include_router(_reads(current, found.metrics), responses=_REFUSED)
-    app.include_router(_writes(current, found.intake), responses=_REFUSED)
+    # The guard checks keys; this only tells the document that there are such.
+    keyed = [Depends(HTTPBearer(auto_error=False))] if found.keys is not None else []
+    app.include_router(_reads(current, found.metrics), responses=_REFUSED, dependencies=keyed)
+    app.include_router(_writes(current, found.intake), responses=_REFUSED, dependencies=keyed)
     app.include_router(_operation(current, found), responses={503: _REFUSED[503]})
     return app
 

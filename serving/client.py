@@ -5,7 +5,8 @@
             print(found.item, found.score)
 
 A read that meets 429 or 503, or a server that is not there, is tried again, after the time that the server asks for.
-A write is tried again only where the server has not looked at it (429): it may have been appended otherwise.
+A write is tried again only where the server has not looked at it (429): it may have been appended otherwise. What the
+server refuses is an `ApiError`, and a server that does not answer a `ConnectionError`.
 """
 
 import asyncio
@@ -260,9 +261,9 @@ class Client:
         for tried in range(self._retries + 1):
             try:
                 response = self._http.request(call.method, call.path, content=call.content)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 if call.writes or tried == self._retries:
-                    raise
+                    raise ConnectionError(f"no answer from {self._http.base_url}: {error}") from error
                 time.sleep(_BACKOFF_S * 2**tried)
                 continue
             wait_s = call.again_s(response)
@@ -340,9 +341,9 @@ class AsyncClient:
         for tried in range(self._retries + 1):
             try:
                 response = await self._http.request(call.method, call.path, content=call.content)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 if call.writes or tried == self._retries:
-                    raise
+                    raise ConnectionError(f"no answer from {self._http.base_url}: {error}") from error
                 await asyncio.sleep(_BACKOFF_S * 2**tried)
                 continue
             wait_s = call.again_s(response)

@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
 
-from features.column import canonical
+from features.column import canonical, typed
 from features.error import EventError
 from models.values import Growable, gather, kept
 
@@ -133,9 +133,7 @@ class Attributes:
         if most >= len(self._at.array):
             self._at.extend(np.full(most + 1 - len(self._at.array), -1, dtype=np.int64))
         for name, column in self._columns.items():
-            # As the types of the first items: what is of another one is no value.
-            values = pl.Series(name, [row.get(name) for row in rows], dtype=self._types[name], strict=False)
-            column.extend(values)
+            column.extend(typed(name, [row.get(name) for row in rows], self._types[name]))
         self._at.array[list(numbers)] = np.arange(self._versions, self._versions + len(numbers))
         self._versions += len(numbers)
         self.changes += 1
@@ -267,6 +265,8 @@ class _Numbers:
         self._name = name
         self._time = values.dtype.is_temporal()
         whole = self._time or values.dtype.is_integer()
+        # A feature is kept in float32, where 12.21 is another number.
+        self._narrow = values.dtype == pl.Float32
         self._values: Growable[Any] = Growable(np.zeros(0, dtype=np.int64 if whole else np.float64))
         self._present: Growable[np.bool_] = Growable(np.zeros(0, dtype=bool))
         self._sample: NDArray[Any] | None = None
@@ -322,7 +322,7 @@ class _Numbers:
         if isinstance(value, bool) or not isinstance(value, int | float) or self._time:
             kind = "times, as ISO 8601 text" if self._time else "numbers"
             raise EventError(f"filter: column {self._name!r} holds {kind}; {value!r} is none")
-        return value
+        return float(np.float32(value)) if self._narrow else value
 
 
 def attribute_json(value: Any) -> Any:

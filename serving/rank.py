@@ -54,7 +54,10 @@ class RankService:
         self._catalogue = Catalogue(bundle)
         self._published = len(self._catalogue.item_ids)
         self._default_item = self._catalogue.add_default_item()
-        filterable = bundle.dataset.items.filterable if bundle.dataset.items is not None else ()
+        items = bundle.dataset.items
+        filterable = items.filterable if items is not None else ()
+        featured = (*items.categorical, *items.numeric) if items is not None else ()
+        self._attributes = tuple(dict.fromkeys((*featured, *filterable)))
         self._retriever = Retriever(self._catalogue, Attributes(bundle.items, filterable))
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
@@ -216,7 +219,7 @@ class RankService:
                 found.codebook,
                 found.codes,
                 found.content().tolist(),
-                {column: attribute_json(value) for column, value in found.features.items()},
+                {name: attribute_json(found.features.get(name)) for name in self._attributes},
             )
         number = self._catalogue.item_numbers.get(name)
         if number is None or number >= self._published or name in self._catalogue.deleted:
@@ -231,7 +234,7 @@ class RankService:
             manifest.codebook or "",
             list(codes) if codes is not None else [],
             list(row.get("content_vector") or []),
-            {column: attribute_json(row[column]) for column in self._catalogue.item_types if column in row},
+            {name: attribute_json(row.get(name)) for name in self._attributes},
         )
 
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -85,7 +86,13 @@ def test_a_key_may_do_what_its_scopes_say(guarded: TestClient, keys: KeyFile) ->
                 assert is_problem(response, 403)
                 assert needed in response.json()["detail"]
     for headers in ({"x-api-key": secrets["read"]}, basic("", secrets["read"])):
-        assert guarded.get("/docs", headers=headers).status_code == 200
+        page = guarded.get("/docs", headers=headers)
+        assert page.status_code == 200
+        sources = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert sources
+        # Nothing comes from elsewhere.
+        assert all(source.startswith("/") for source in sources)
+        assert all(guarded.get(source, headers=headers).status_code == 200 for source in sources)
 
 
 def basic(user: str, password: str) -> dict[str, str]:

@@ -159,6 +159,11 @@ def test_a_read_is_tried_again_and_a_write_that_may_have_been_taken_is_not() -> 
             assert Grudging.seen[3:] == ["/v1/events"]
         server.shutdown()
         thread.join()
+    with (
+        Client(f"http://127.0.0.1:{free_port()}", retries=1) as client,
+        pytest.raises(ConnectionError, match="no answer"),
+    ):
+        client.version()
 
 
 def test_a_server_that_is_told_to_stop_answers_what_it_began_and_ends_in_order(world: World, tmp_path: Path) -> None:

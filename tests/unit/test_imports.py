@@ -37,6 +37,7 @@ IMPORTERS = {
     ),
     "sentencepiece": ("models/semantic_id/tokens.py",),
     "fastapi": ("serving/api.py",),
+    "fastapi_offline": ("serving/api.py",),
     "starlette": ("serving/api.py",),
     "uvicorn": ("tessera/",),
     "httpx": ("serving/client.py", "tessera/"),
