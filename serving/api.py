@@ -207,14 +207,14 @@ def _writes(current: Current, intake: Intake | None) -> APIRouter:
 
     @router.post("/v1/events", status_code=202)
     def events(body: EventsRequest, request: Request) -> Accepted:
-        """Appends events to the log: all of them, or none."""
+        """Appends events to the log; one that is wrong, and none is."""
         with current.pinned() as service, _field("events"):
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().events(service.bundle, body.events))
 
     @router.post("/v1/items", status_code=202)
     def items(body: ItemsRequest, request: Request) -> Accepted:
-        """Appends items to the log: all of them, or none."""
+        """Appends items to the log; one that is wrong, and none is."""
         with current.pinned() as service, _field("items"):
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().items(service.bundle, service.item_types, body.items))

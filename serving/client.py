@@ -230,11 +230,11 @@ class Client:
         return self._do(_embeddings(feature, values))
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> int:
-        """Appends events to the log, all or none; returns how many. Raises ApiError."""
+        """Appends events to the log; one that is wrong, and none is. Returns how many. Raises ApiError."""
         return self._do(_send("events", events)).accepted
 
     def send_items(self, items: Sequence[Mapping[str, Any]]) -> int:
-        """Appends items to the log, all or none; returns how many. Raises ApiError."""
+        """Appends items to the log; one that is wrong, and none is. Returns how many. Raises ApiError."""
         return self._do(_send("items", items)).accepted
 
     def item(self, item: str) -> Item:

@@ -1,6 +1,7 @@
 """What comes in over HTTP for the log: events and items, checked like any message before they are appended.
 
-All of a request is appended, or nothing.
+Every row of a request is checked before the first is appended: one that is wrong, and nothing is. Where the log itself
+fails in between, some may be in it; sent again with an `_event_id` or a `_version`, they count once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ class Sink(Protocol):
     """Where checked messages go: the log."""
 
     def append(self, kind: Kind, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Appends (key, message) to a topic, all of them or none; raises LogError when it cannot."""
+        """Appends (key, message) to a topic; raises LogError when it cannot."""
         ...
 
 

@@ -6,6 +6,7 @@ for items that came since what its own encoder, codebook and tokens make of thei
 
 import time
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -68,6 +69,7 @@ def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | Non
     if rows is not None:
         ranker.table.weight.copy_(torch.from_numpy(rows))
     test = frame.part("test").with_columns(pl.col("history").list.tail(bundle.schema.history_length))
+    test = _conformed(test, bundle.schema, "event")
     seen = _as_seen_by(bundle, frame)
     found: Floats = predict(ranker, assembler(bundle.schema, seen, test, bundle.admission()), examples(test))
     return found
@@ -99,9 +101,9 @@ def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
     return replace(frame, items=items, users=_conformed(frame.users, bundle.schema, "user"))
 
 
-def _conformed(table: pl.DataFrame, schema: Schema, of: str) -> pl.DataFrame:
+def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", "event"]) -> pl.DataFrame:
     """What a schema reads and the table has not is null."""
-    columns = schema.columns("item" if of == "item" else "user")
+    columns = schema.columns(of)
     numeric = [one.column for one in schema.numeric if one.of == of]
     missing = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in table.columns]
     missing += [pl.lit(None, dtype=pl.Float32).alias(name) for name in numeric if name not in table.columns]

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from features.dataset import Dataset
+from features.error import BundleError
 from features.frame import Frame
 from features.profile import profile
 from models.bundle import Bundle
@@ -76,7 +78,14 @@ class Publisher:
             return release, None
         before = self._registry.resolve(release.model)
         with self._console.status("publish: the champion on the same test set"):
-            champion = self._registry.open(before, self._champions)
+            try:
+                champion = self._registry.open(before, self._champions)
+            except BundleError as error:
+                self._console.print(
+                    f"[yellow]publish: the champion cannot be compared with: {escape(str(error))}; the bundle has no "
+                    f"alias, `tessera rollout promote {release.version}` makes it the champion[/yellow]"
+                )
+                return release, None
             note = "" if self._registry.lineage(before).dataset == origin.data_key else _OTHER_DATA
             judged = verdict(champion, bundle, frame(), gates, note=note)
         if judged.passed:

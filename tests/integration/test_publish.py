@@ -76,6 +76,17 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         assert back.bundle == first.release.bundle
         assert registry.resolve(None, PREVIOUS).bundle == now.bundle
         assert [one.version for one in registry.releases(world.dataset.name)] == ["1", "2", "3"]
+    with subtests.test("a champion that cannot be read stands in nobody's way"):
+        champion = next(
+            path for path in (tmp_path / "home" / "mlflow").rglob("manifest.json")
+            if json.loads(path.read_text())["id"] == first.release.bundle
+        )  # fmt: skip
+        sound = champion.read_text()
+        champion.write_text(sound.replace('"format": ', '"format": 9'))
+        other = publish(world, tmp_path / "fourth", settings, seed=3, train=train)
+        assert other.release is not None
+        assert (other.release.aliases, other.verdict) == ((), None)
+        champion.write_text(sound)
     warm = publish(world, tmp_path / "warm", settings, warm_start=world.directory)
     with subtests.test("a warm-started bundle names its parent"):
         assert warm.release is not None
