@@ -31,6 +31,7 @@ NAMES = (
     "filtered",
     "serving",
     "swaps",
+    "rollout",
 )
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
@@ -133,6 +134,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.filtered import filtered
     from tessera.bench.freshness import freshness
     from tessera.bench.online_learning import online_learning
+    from tessera.bench.rollout_rates import rollout
     from tessera.bench.serving_reads import serving
     from tessera.bench.soak import soak
     from tessera.bench.stream_rates import stream
@@ -147,5 +149,6 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "filtered": filtered,
         "serving": serving,
         "swaps": swaps,
+        "rollout": rollout,
     }
     return partial(benches[name], dataset, out)
