@@ -16,6 +16,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
+_ROLLOUTS_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollout"
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,26 @@ class Registry:
             if name in (str(version.version), version.tags.get(_BUNDLE_TAG)):
                 return self._release(champion.model, str(version.version))
         return self.resolve(champion.model, name)
+
+    def rollouts(self, model: str) -> str:
+        """The experiments that run on a model, as they were set; an empty text where none does."""
+        return str(self._client.get_registered_model(model).tags.get(_ROLLOUTS_TAG, ""))
+
+    def set_rollouts(self, model: str, text: str) -> None:
+        """Sets what `rollouts` gives; servers follow it."""
+        self._client.set_registered_model_tag(model, _ROLLOUTS_TAG, text)
+
+    def end_challenge(self, release: Release, *, why: str) -> None:
+        """Notes with a release why it is challenger no more, and takes the alias away where it has it."""
+        self._client.set_model_version_tag(release.model, release.version, _ENDED_TAG, why[:5_000])
+        run_id = self._client.get_model_version(release.model, release.version).run_id
+        self._client.set_tag(run_id, _ENDED_TAG, why[:5_000])
+        if str(self._aliases(release.model).get(CHALLENGER)) == release.version:
+            self._client.delete_registered_model_alias(release.model, CHALLENGER)
+
+    def ended(self, release: Release) -> str:
+        """Why a release is challenger no more; an empty text where nothing was noted."""
+        return str(self._client.get_model_version(release.model, release.version).tags.get(_ENDED_TAG, ""))
 
     def releases(self, model: str) -> list[Release]:
         """All versions of a model, oldest first."""

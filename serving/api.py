@@ -6,11 +6,13 @@ Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem docu
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -18,13 +20,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from features.error import BundleError, EventError, LogError, StoreError, TesseraError
+from models.impression import Impression, Outcome
 from serving.access import KeyFile
-from serving.current import Current
+from serving.current import Current, Pinned
 from serving.guard import PROBLEM, Guard, Limits, State
 from serving.intake import Intake
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.metrics import CONTENT_TYPE, Metrics, Stopwatch
 from serving.rank import RankService
+from serving.recorder import Recorder
 from serving.rows import MirrorRows
+from serving.shadow import Shadows
 from serving.wire import (
     Accepted,
     EmbeddingsRequest,
@@ -32,6 +37,7 @@ from serving.wire import (
     EventsRequest,
     ItemResponse,
     ItemsRequest,
+    OutcomesRequest,
     PlanView,
     Problem,
     RankedItem,
@@ -68,6 +74,8 @@ class Parts:
         limits: what is taken.
         keys: API keys; None lets everybody in.
         intake: takes events and items; None where there is no log.
+        recorder: takes impressions; None records none.
+        shadows: rank what was shown, where experiments ask for it.
         reload: looks for another bundle at once; returns the bundle's id.
         state: says when the server drains.
         refresh_s: how often new items are taken in from the store.
@@ -77,6 +85,8 @@ class Parts:
     limits: Limits = field(default_factory=Limits)
     keys: KeyFile | None = None
     intake: Intake | None = None
+    recorder: Recorder | None = None
+    shadows: Shadows | None = None
     reload: Callable[[], str] | None = None
     state: State = field(default_factory=State)
     refresh_s: float = 0.25
@@ -114,25 +124,39 @@ def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
     _add_problem_handlers(app)
     # The guard checks keys; this only tells the document that there are such.
     keyed = [Depends(HTTPBearer(auto_error=False))] if found.keys is not None else []
-    app.include_router(_reads(current, found.metrics), responses=_REFUSED, dependencies=keyed)
+    app.include_router(_reads(current, found), responses=_REFUSED, dependencies=keyed)
     app.include_router(_writes(current, found.intake), responses=_REFUSED, dependencies=keyed)
     app.include_router(_operation(current, found), responses={503: _REFUSED[503]})
     return app
 
 
-def _reads(current: Current, metrics: Metrics) -> APIRouter:
+def _reads(current: Current, parts: "Parts") -> APIRouter:
     router = APIRouter(tags=["reads"])
+    metrics = parts.metrics
 
     @router.post("/v1/rank", response_model_exclude_none=True)
-    def rank(body: RankRequest, request: Request) -> RankResponse:
+    def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
         """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
-        with current.pinned() as service, _field("context"):
+        watch = Stopwatch()
+        with current.pinned_for(body.user) as pinned, _field("context"):
+            service = pinned.service
             request.state.bundle = service.bundle.id
             if body.filter is not None:
                 body.filter.check_size()
-            found = service.rank(
-                body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
-            )
+            try:
+                found = service.rank(
+                    body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
+                )
+            except (StoreError, BundleError):
+                if parts.recorder is not None:
+                    parts.recorder.put(_impression(pinned, body.user, [], watch, failed=True))
+                raise
+        shown = None
+        if parts.recorder is not None:
+            shown = _impression(pinned, body.user, found.items, watch)
+            parts.recorder.put(shown)
+            if pinned.shadows and parts.shadows is not None:
+                after.add_task(parts.shadows.offer, pinned.shadows, shown)
         metrics.unknown_users.inc(0 if found.known_user else 1)
         metrics.unknown_items.inc(len(found.unknown_items))
         metrics.stale.inc(1 if found.stale else 0)
@@ -147,6 +171,7 @@ def _reads(current: Current, metrics: Metrics) -> APIRouter:
             unknown_items=found.unknown_items,
             retrieved=found.retrieved,
             stale=found.stale,
+            impression=shown.id if shown is not None else None,
         )
 
     @router.post("/v1/retrieve")
@@ -212,6 +237,16 @@ def _writes(current: Current, intake: Intake | None) -> APIRouter:
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().events(service.bundle, body.events))
 
+    @router.post("/v1/outcomes", status_code=202)
+    def outcomes(body: OutcomesRequest) -> Accepted:
+        """Appends outcomes of what was shown to the log; those that cannot be joined are set aside there."""
+        now = time.time_ns() // 1_000_000
+        made = [
+            Outcome(one.impression, one.item, now if one.time_ms is None else one.time_ms, one.what)
+            for one in body.outcomes
+        ]
+        return Accepted(accepted=open_intake().outcomes(made))
+
     @router.post("/v1/items", status_code=202)
     def items(body: ItemsRequest, request: Request) -> Accepted:
         """Appends items to the log; one that is wrong, and none is."""
@@ -269,6 +304,24 @@ def _operation(current: Current, parts: Parts) -> APIRouter:
         return Response(parts.metrics.page(), media_type=CONTENT_TYPE)
 
     return router
+
+
+def _impression(
+    pinned: Pinned, user: str, items: Sequence[tuple[str, float]], watch: Stopwatch, *, failed: bool = False
+) -> Impression:
+    bundle = pinned.service.bundle
+    return Impression(
+        id=uuid.uuid4().hex,
+        user=user,
+        time_ms=time.time_ns() // 1_000_000,
+        bundle=bundle.id,
+        model=bundle.dataset.name,
+        arms=pinned.arms,
+        items=[item for item, _ in items],
+        scores=[round(score, 6) for _, score in items],
+        ms=round(1_000 * watch.seconds(), 3),
+        failed=failed,
+    )
 
 
 def problem(status: int, title: str, detail: str, *, field: str | None = None) -> JSONResponse:
@@ -342,6 +395,8 @@ def _follow(current: Current, parts: Parts, stop: threading.Event) -> None:
         try:
             with current.pinned() as service:
                 service.refresh()
+                for challenger in current.challengers.values():
+                    challenger.refresh()
                 parts.metrics.items.set(service.items)
                 if isinstance(service.rows, MirrorRows):
                     parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())

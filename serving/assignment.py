@@ -65,6 +65,11 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         held = [step.share for step in self.ramp if self.started + step.after_s <= now]
         return held[-1] if held else 0.0
 
+    def step_began(self, now: float) -> float:
+        """Since when the share is what it is, in seconds since 1970."""
+        begun = [self.started + step.after_s for step in self.ramp if self.started + step.after_s <= now]
+        return begun[-1] if begun else float(self.started)
+
     def check(self) -> None:
         """Raises TesseraError where the shares cannot be."""
         if not self.ramp:
@@ -105,6 +110,12 @@ def arms(users: Sequence[str], experiment: Experiment, others: Sequence[Experime
     found[(place >= experiment.start) & (place < experiment.start + experiment.reserved)] = -1
     found[(place >= experiment.start) & (place < end)] = 1
     return found
+
+
+def arm(user: str, experiment: Experiment, others: Sequence[Experiment], now: float) -> str | None:
+    """The arm of one user, None in neither; see `arms`."""
+    found = int(arms([user], experiment, others, now)[0])
+    return {1: CHALLENGER, 0: CONTROL}.get(found)
 
 
 def room(layer: str, share: float, experiments: Sequence[Experiment]) -> float:

@@ -55,6 +55,7 @@ class Ranking(msgspec.Struct, frozen=True):
     unknown_items: list[str]
     retrieved: bool
     stale: bool
+    impression: str | None = None
 
 
 class RetrievedItem(msgspec.Struct, frozen=True):
@@ -122,7 +123,7 @@ class _Call(Generic[T]):
         self.kind, self.method, self.path = kind, method, path
         given = {name: value for name, value in (body or {}).items() if value is not None}
         self.content = msgspec.json.encode(given) if body is not None else None
-        self.writes = path in ("/v1/events", "/v1/items")
+        self.writes = path in ("/v1/events", "/v1/items", "/v1/outcomes")
 
     def again_s(self, response: httpx.Response) -> float | None:
         """After how many seconds to try again, None: not."""
@@ -237,6 +238,10 @@ class Client:
         """Appends items to the log; one that is wrong, and none is. Returns how many. Raises ApiError."""
         return self._do(_send("items", items)).accepted
 
+    def send_outcomes(self, outcomes: Sequence[Mapping[str, Any]]) -> int:
+        """Appends what users did with items that were shown: `impression`, `item`, and `what`. Returns how many."""
+        return self._do(_send("outcomes", outcomes)).accepted
+
     def item(self, item: str) -> Item:
         """An item as the server knows it; raises ApiError, with status 404 where nobody knows it."""
         return self._do(_item(item))
@@ -316,6 +321,10 @@ class AsyncClient:
     async def send_items(self, items: Sequence[Mapping[str, Any]]) -> int:
         """See `Client.send_items`."""
         return (await self._do(_send("items", items))).accepted
+
+    async def send_outcomes(self, outcomes: Sequence[Mapping[str, Any]]) -> int:
+        """See `Client.send_outcomes`."""
+        return (await self._do(_send("outcomes", outcomes))).accepted
 
     async def item(self, item: str) -> Item:
         """See `Client.item`."""

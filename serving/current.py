@@ -1,14 +1,32 @@
 """The bundle that answers: every request is pinned to one from its first lookup to its last, and a swap waits for none.
 
 A swap is one assignment. Requests that began on the old bundle end on it; what it holds is let go of when the last of
-them has ended.
+them has ended. While experiments run, some users' requests are pinned to a challenger instead.
 """
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+from serving.assignment import CHALLENGER, CONTROL, Experiment, arm
 from serving.rank import RankService
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What one request gets.
+
+    Attributes:
+        service: answers.
+        arms: by experiment, the arm that this answer counts for.
+        shadows: experiment and service of those that should rank it too, unseen.
+    """
+
+    service: RankService
+    arms: dict[str, str]
+    shadows: tuple[tuple[str, RankService], ...]
 
 
 class Current:
@@ -23,6 +41,8 @@ class Current:
         self._lock = threading.Lock()
         self._held = _Held(service, close)
         self._watchers: list[Callable[[RankService], None]] = []
+        self._experiments: tuple[Experiment, ...] = ()
+        self._challengers: dict[str, _Held] = {}
 
     @property
     def service(self) -> RankService:
@@ -39,6 +59,71 @@ class Current:
             yield held.service
         finally:
             self._leave(held)
+
+    @contextlib.contextmanager
+    def pinned_for(self, user: str) -> Iterator[Pinned]:
+        """One service for a user's whole request: the champion's, or a challenger's that the user is given.
+
+        An answer counts for an experiment where it is by one of the two bundles that are compared. A user who gets
+        the challenger of one experiment therefore counts for no other.
+        """
+        with self._lock:
+            experiments, champion = self._experiments, self._held
+            arms = {one.name: arm(user, one, experiments, time.time()) for one in experiments} if experiments else {}
+            given = next(
+                (
+                    one
+                    for one in experiments
+                    if arms[one.name] == CHALLENGER and not one.shadow and one.challenger in self._challengers
+                ),
+                None,
+            )
+            held = self._challengers[given.challenger] if given is not None else champion
+            held.users += 1
+            counted = (
+                {given.name: CHALLENGER}
+                if given is not None
+                else {
+                    one.name: CONTROL
+                    for one in experiments
+                    if arms[one.name] == CONTROL and not one.shadow and one.control == champion.service.bundle.id
+                }
+            )
+            shadows = tuple(
+                (one.name, self._challengers[one.challenger].service)
+                for one in experiments
+                if one.shadow and arms[one.name] == CHALLENGER and one.challenger in self._challengers
+            )
+        try:
+            yield Pinned(held.service, counted, shadows)
+        finally:
+            self._leave(held)
+
+    def follow(
+        self, experiments: Sequence[Experiment], opened: Mapping[str, tuple[RankService, Callable[[], None]]]
+    ) -> None:
+        """Runs these experiments from now on.
+
+        Args:
+            opened: services of challengers that are new, by bundle; those that no experiment names any more go when
+                their last request has ended.
+        """
+        with self._lock:
+            self._experiments = tuple(sorted(experiments, key=lambda one: one.name))
+            self._challengers |= {bundle: _Held(service, close) for bundle, (service, close) in opened.items()}
+            wanted = {one.challenger for one in experiments}
+            gone = [self._challengers.pop(bundle) for bundle in list(self._challengers) if bundle not in wanted]
+            for held in gone:
+                held.users += 1
+                held.retired = True
+        for held in gone:
+            self._leave(held)
+
+    @property
+    def challengers(self) -> dict[str, RankService]:
+        """The services of challengers, by bundle."""
+        with self._lock:
+            return {bundle: held.service for bundle, held in self._challengers.items()}
 
     def swap(self, service: RankService, *, close: Callable[[], None] = lambda: None) -> RankService:
         """Gives new requests another service; returns the one before."""
@@ -57,7 +142,8 @@ class Current:
         watcher(self.service)
 
     def close(self) -> None:
-        """Lets go of what the service holds; no request may follow."""
+        """Lets go of what the services hold; no request may follow."""
+        self.follow((), {})
         self._held.close()
 
     def _leave(self, held: "_Held") -> None:

@@ -23,7 +23,7 @@ from serving.metrics import Metrics, Stopwatch, log_request
 
 PROBLEM = "application/problem+json"
 OPEN = frozenset({"/healthz", "/readyz"})
-_WRITES = frozenset({"/v1/events", "/v1/items"})
+_WRITES = frozenset({"/v1/events", "/v1/items", "/v1/outcomes"})
 _ADMIN = "/v1/admin/"
 _MOST_KEYS = 10_000
 
@@ -69,7 +69,6 @@ class Guard:
         self._keys = keys
         self._state = state
         self._buckets = _Buckets(limits)
-        self._in_flight = 0
 
     async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -102,18 +101,18 @@ class Guard:
                 self._metrics.refused.labels(body.why).inc()
                 await body.send(send_marked)
                 return
-            if self._in_flight >= self._limits.in_flight:
+            if self._state.in_flight >= self._limits.in_flight:
                 refusal = _Refusal(503, "overloaded", "more requests than the server is good for", retry_s=1)
                 self._metrics.refused.labels(refusal.why).inc()
                 await refusal.send(send_marked)
                 return
-            self._in_flight += 1
-            self._metrics.in_flight.set(self._in_flight)
+            self._state.in_flight += 1
+            self._metrics.in_flight.set(self._state.in_flight)
             try:
                 await self._app(scope, _replayed(body, receive), send_marked)
             finally:
-                self._in_flight -= 1
-                self._metrics.in_flight.set(self._in_flight)
+                self._state.in_flight -= 1
+                self._metrics.in_flight.set(self._state.in_flight)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             seconds = watch.seconds()
@@ -177,10 +176,11 @@ class Guard:
 
 
 class State:
-    """Whether a server takes new work; `/readyz` says so."""
+    """Whether a server takes new work, which `/readyz` says, and how much it has in hand."""
 
     def __init__(self) -> None:
         self.draining = False
+        self.in_flight = 0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from features.dataset import Dataset
 from features.error import EventError
 from features.event import Rows, event_decoder, event_rows, item_decoder, item_rows
 from models.bundle import Bundle
+from models.impression import Outcome, encode
 
-Kind = Literal["events", "items"]
+Kind = Literal["events", "items", "outcomes"]
 
 
 class Sink(Protocol):
@@ -51,6 +52,11 @@ class Intake:
         keys = [str(row.get(events.user or events.item or "", "")).encode() for row in rows]
         self._sink.append("events", list(zip(keys, messages, strict=True)))
         return len(messages)
+
+    def outcomes(self, outcomes: Sequence[Outcome]) -> int:
+        """Appends outcomes, by their impression; see `events`."""
+        self._sink.append("outcomes", [(one.impression.encode(), encode(one)) for one in outcomes])
+        return len(outcomes)
 
     def items(self, bundle: Bundle, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
         """Appends items, by their id; see `events`.

@@ -36,6 +36,12 @@ class Metrics:
         self.mirror_lag = Gauge("tessera_mirror_lag_seconds", "Since the mirror had all of the log; 0 without one.",
                                 registry=self.registry)  # fmt: skip
         self.bundle = Gauge("tessera_bundle_info", "The bundle that answers.", ["bundle"], registry=self.registry)
+        self.impressions = Counter(
+            "tessera_impressions", "Impressions by what became of them.", ["what"], registry=self.registry
+        )
+        self.shadows = Counter(
+            "tessera_shadows", "Rankings in the shadow by what became of them.", ["what"], registry=self.registry
+        )
         self.swaps = Counter("tessera_swaps", "Bundles that took over.", registry=self.registry)
         self.swap_failures = Counter("tessera_swap_failures", "Bundles that could not be.", registry=self.registry)
 

@@ -97,6 +97,7 @@ class RankResponse(BaseModel):
     known_user: bool
     unknown_items: list[str]
     retrieved: bool
+    impression: str | None = Field(default=None, description="Name it when you send outcomes of these items.")
     stale: bool = Field(description="The store did not answer: rows and history are as they were last seen.")
 
 
@@ -170,6 +171,25 @@ class EventsRequest(BaseModel):
     model_config = _example(events=[{"user_id": "42", "item_id": "7", "time": 1735689600, "label": 1}])
 
     events: list[dict[Text, Cell]] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+class OutcomeRow(BaseModel):
+    """What a user did with an item that was shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    impression: Annotated[Text, Field(min_length=1)] = Field(description="`impression` of the answer that showed it.")
+    item: Id
+    what: Annotated[Text, Field(min_length=1)] = Field(default="click", description="click, or a conversion's name.")
+    time_ms: Whole | None = Field(default=None, description="Milliseconds since 1970; by default now.")
+
+
+class OutcomesRequest(BaseModel):
+    """Outcomes for the log; one that is sent again counts once."""
+
+    model_config = _example(outcomes=[{"impression": "4f1c…", "item": "7"}])
+
+    outcomes: list[OutcomeRow] = Field(min_length=1, max_length=MAX_ROWS)
 
 
 class ItemsRequest(BaseModel):

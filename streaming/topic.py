@@ -38,6 +38,11 @@ class Topics:
         """What was shown to whom, by which bundle."""
         return f"{self.prefix}impressions"
 
+    @property
+    def outcomes(self) -> str:
+        """What users did with what was shown."""
+        return f"{self.prefix}outcomes"
+
     def partitions(self, inputs: int = 1) -> dict[str, int]:
         """How many partitions each topic gets; deltas stay in one, since their order is the table's history."""
         return {
@@ -46,4 +51,5 @@ class Topics:
             self.deltas: 1,
             self.dead_letters: 1,
             self.impressions: inputs,
+            self.outcomes: inputs,
         }

@@ -15,6 +15,7 @@ from serving.metrics import Metrics
 from serving.rank import RankService
 from serving.store import OnlineStore
 from tessera.mirroring import mirrored
+from tessera.rollouts import running
 from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)
@@ -89,25 +90,47 @@ class Follower:
             TesseraError: it names one that cannot be served; the one before goes on.
         """
         with self._looking:
-            release = self._registry.resolve(self._model, self._alias)
-            before = self._current.service.bundle
-            if release.bundle == before.id:
-                return before.id
+            found = self._follow_alias()
+            self._follow_rollouts()
+            return found
+
+    def _follow_rollouts(self) -> None:
+        """Opens the challengers of the experiments that run; one that cannot be opened serves nobody."""
+        model = self._current.service.bundle.dataset.name
+        experiments = running(self._registry, model)
+        opened: dict[str, tuple[RankService, Callable[[], None]]] = {}
+        for wanted in {one.challenger for one in experiments} - self._current.challengers.keys():
+            if time.monotonic() < self._refused.get(wanted, 0.0):
+                continue
             try:
-                bundle = self._registry.open(release, self._settings.home / "bundles")
-                if bundle.id != release.bundle or bundle.dataset.name != release.model:
-                    raise BundleError(f"bundle {bundle.id} of {bundle.dataset.name} is not what {release.model} names")
-                service, close = self._opener(bundle)
-            except TesseraError:
+                release = self._registry.release(model, wanted)
+                opened[wanted] = self._opener(self._registry.open(release, self._settings.home / "bundles"))
+            except TesseraError as error:
                 self._metrics.swap_failures.inc()
-                self._refused[release.bundle] = time.monotonic() + _AGAIN_S
-                raise
-            self._current.swap(service, close=close)
-            self._metrics.swaps.inc()
-            _LOGGER.info("bundle %s took over from %s", bundle.id, before.id)
-            with contextlib.suppress(TesseraError):
-                self._store.expire(before.id, after_s=self._grace_s)
-            return bundle.id
+                self._refused[wanted] = time.monotonic() + _AGAIN_S
+                _LOGGER.warning("challenger %s serves nobody: %s", wanted, error)
+        self._current.follow(experiments, opened)
+
+    def _follow_alias(self) -> str:
+        release = self._registry.resolve(self._model, self._alias)
+        before = self._current.service.bundle
+        if release.bundle == before.id:
+            return before.id
+        try:
+            bundle = self._registry.open(release, self._settings.home / "bundles")
+            if bundle.id != release.bundle or bundle.dataset.name != release.model:
+                raise BundleError(f"bundle {bundle.id} of {bundle.dataset.name} is not what {release.model} names")
+            service, close = self._opener(bundle)
+        except TesseraError:
+            self._metrics.swap_failures.inc()
+            self._refused[release.bundle] = time.monotonic() + _AGAIN_S
+            raise
+        self._current.swap(service, close=close)
+        self._metrics.swaps.inc()
+        _LOGGER.info("bundle %s took over from %s", bundle.id, before.id)
+        with contextlib.suppress(TesseraError):
+            self._store.expire(before.id, after_s=self._grace_s)
+        return bundle.id
 
     def run(self, stop: threading.Event, *, every_s: float) -> None:
         """Looks until told to stop."""
@@ -116,6 +139,8 @@ class Follower:
                 wanted = self._registry.resolve(self._model, self._alias).bundle
                 if time.monotonic() >= self._refused.get(wanted, 0.0):
                     self.look()
+                else:
+                    self._follow_rollouts()
             except TesseraError as error:
                 _LOGGER.warning("bundle %s goes on: %s", self._current.service.bundle.id, error)
             except Exception:

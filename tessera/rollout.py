@@ -1,31 +1,98 @@
-"""`tessera rollout`: who serves. Aliases move in the registry; servers follow them within seconds."""
+"""`tessera rollout`: who serves whom. It is all in the registry; servers follow it within seconds."""
 
-from typing import TYPE_CHECKING, Annotated
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from tessera.console import JsonOption, ModelNameOption, out_console, print_json
+from tessera.console import JsonOption, ModelNameOption, err_console, out_console, print_json
 from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from models.registry import Release
+    from tessera.rollouts import Standing
 
-rollout = typer.Typer(no_args_is_help=True, help="Who serves: champion, challenger, previous.")
+rollout = typer.Typer(no_args_is_help=True, help="Who serves whom: champion, challenger, previous.")
+PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
+HarmOption = Annotated[
+    float, typer.Option(min=0, max=1, help="How much lower the challenger's rate may be, as a share of the control's.")
+]
 
 
 @rollout.command("list")
 def list_releases(model: ModelNameOption = None, json: JsonOption = False) -> None:
-    """Show a model's versions, their bundles and aliases."""
+    """Show a model's versions, their bundles, aliases, and why one is challenger no more."""
     registry = Settings.from_environment().open_registry()
     found = registry.releases(registry.resolve(model).model)
     if json:
-        print_json([{"version": one.version, "bundle": one.bundle, "aliases": one.aliases} for one in found])
+        print_json(
+            [
+                {"version": one.version, "bundle": one.bundle, "aliases": one.aliases, "ended": registry.ended(one)}
+                for one in found
+            ]
+        )
         return
-    table = Table("version", "bundle", "aliases")
+    table = Table("version", "bundle", "aliases", "ended")
     for one in found:
-        table.add_row(one.version, one.bundle, ", ".join(one.aliases))
+        table.add_row(one.version, one.bundle, ", ".join(one.aliases), registry.ended(one))
     out_console.print(table)
+
+
+@rollout.command()
+def start(
+    challenger: Annotated[str, typer.Option(help="An alias, a version, or a bundle's id.")] = "challenger",
+    share: Annotated[float, typer.Option(help="Of the layer's users, above 0 and up to 1.")] = 0.1,
+    ramp: Annotated[str | None, typer.Option(help="Instead of one share: SECONDS:SHARE,… like 0:.01,3600:.1.")] = None,
+    layer: Annotated[str, typer.Option(help="Experiments of one layer share its users without overlap.")] = "models",
+    name: Annotated[str | None, typer.Option(help="Of the experiment; by default the model and its version.")] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="It ranks, and nobody sees it.")] = False,
+    model: ModelNameOption = None,
+) -> None:
+    """Give a share of the users the challenger's rankings."""
+    from tessera.rollouts import parse_ramp, start
+
+    registry = Settings.from_environment().open_registry()
+    made = start(registry, model, challenger, parse_ramp(ramp, share), name=name, layer=layer, shadow=shadow)
+    how = "in the shadow of" if shadow else "against"
+    out_console.print(
+        f"{made.name}: {made.challenger} {how} {made.control}, {made.reserved:.1%} of layer {made.layer!r}"
+    )
+
+
+@rollout.command()
+def status(
+    model: ModelNameOption = None, planned: PlannedOption = 200_000, harm: HarmOption = 0.0, json: JsonOption = False
+) -> None:
+    """Join impressions and outcomes, and show how the experiments stand; nothing is changed."""
+    _judged(model, planned, harm, json=json, every_s=None)
+
+
+@rollout.command()
+def watch(
+    model: ModelNameOption = None,
+    planned: PlannedOption = 200_000,
+    harm: HarmOption = 0.0,
+    every_s: Annotated[float, typer.Option(min=1, help="Seconds between looks.")] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="One look, and what follows from it.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Judge again and again; roll back what breaches a guardrail, and note why."""
+    _judged(model, planned, harm, json=json, every_s=0.0 if once else every_s)
+
+
+@rollout.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="Of the experiment.")],
+    why: Annotated[str, typer.Option(help="Stands with the challenger.")] = "stopped by hand",
+    model: ModelNameOption = None,
+) -> None:
+    """End an experiment: its users get the champion."""
+    from tessera.rollouts import stop
+
+    release = stop(Settings.from_environment().open_registry(), model, name, why=why)
+    out_console.print(f"{name}: ended; {release.model} version {release.version} is no challenger any more")
 
 
 @rollout.command()
@@ -33,18 +100,79 @@ def promote(
     name: Annotated[str, typer.Argument(help="An alias, a version, or a bundle's id.")] = "challenger",
     model: ModelNameOption = None,
 ) -> None:
-    """Make a release the champion; the one before becomes `previous`."""
+    """Make a release the champion; the one before becomes `previous`, and experiments against it end."""
+    from tessera.rollouts import promoted
+
     registry = Settings.from_environment().open_registry()
-    _say(registry.promote(registry.release(model, name)))
+    _say(promoted(registry, registry.release(model, name)))
 
 
 @rollout.command()
 def rollback(model: ModelNameOption = None) -> None:
     """Make the release before the champion again."""
     from models.registry import PREVIOUS
+    from tessera.rollouts import promoted
 
     registry = Settings.from_environment().open_registry()
-    _say(registry.promote(registry.release(model, PREVIOUS)))
+    _say(promoted(registry, registry.release(model, PREVIOUS)))
+
+
+def _judged(model: str | None, planned: int, harm: float, *, json: bool, every_s: float | None) -> None:
+    """One look, or looks until stopped; acts on breaches where there is an interval between looks."""
+    import contextlib
+
+    from tessera.guardrail import Rule
+    from tessera.online import until_stopped
+    from tessera.rollouts import judging
+
+    settings = Settings.from_environment()
+    registry = settings.open_registry()
+    stopped = until_stopped() if every_s else None
+    with contextlib.closing(settings.open_log()) as log:
+        with judging(registry, log, settings.topics, model=model, rule=Rule(planned=planned, harm=harm)) as judge:
+            while True:
+                began = time.monotonic()
+                found = judge.look()
+                ended = judge.act(found) if every_s is not None else []
+                if json:
+                    print_json(
+                        {"experiments": found, "aside": judge.aside, "rolled_back": [one.bundle for one in ended]}
+                    )
+                else:
+                    _show(found, judge.aside)
+                for one in ended:
+                    err_console.print(f"[red]rolled back[/red] {one.model} version {one.version}")
+                if stopped is None or stopped.wait(max(0.0, (every_s or 0.0) - (time.monotonic() - began))):
+                    return
+
+
+def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
+    if not found:
+        out_console.print("no experiment runs")
+    for one in found:
+        title = f"{one.experiment}: {one.challenger} against {one.control}, {one.share:.1%} of the users"
+        table = Table(title=title + (", in the shadow" if one.shadow else ""), title_justify="left")
+        for column in ("arm", "requests", "users", "outcomes", "rate", "failed", "empty", "p99 ms", "calibration"):
+            table.add_column(column, justify="left" if column == "arm" else "right")
+        for name, arm in one.arms.items():
+            counts = (f"{arm.requests:,}", f"{arm.users:,}", f"{arm.outcomes:,}", f"{arm.rate:.4f}")
+            faults = (f"{arm.failed:.2%}", f"{arm.empty:.2%}", f"{arm.p99_ms:.1f}", _number(arm.calibration))
+            table.add_row(name, *counts, *faults)
+        out_console.print(table)
+        if one.shadow:
+            said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())
+            out_console.print(f"  {said}")
+        else:
+            surely = f"surely in {one.low:+.4f} to {one.high:+.4f}"
+            out_console.print(f"  difference {one.estimate:+.4f}, {surely}; split p {one.split_p:.2g}")
+        for breach in one.breaches:
+            out_console.print(f"  [red]breach[/red] {breach}")
+    if aside:
+        out_console.print("set aside: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _say(release: "Release") -> None:

@@ -42,6 +42,9 @@ def serve(
     in_flight: Annotated[int, typer.Option(min=1, help="Requests answered at a time; more get 503.")] = 64,
     per_second: Annotated[float, typer.Option(min=0, help="Requests a second of one key; more get 429. 0: all.")] = 0.0,
     body_bytes: Annotated[int, typer.Option(min=1_024, help="Bytes of a body; more get 413.")] = 1 << 20,
+    unrecorded: Annotated[
+        bool, typer.Option("--unrecorded", help="Append no impressions; experiments need them.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
 ) -> None:
     """Serve over HTTP; follow the registry's champion."""
@@ -51,6 +54,8 @@ def serve(
     from serving.current import Current
     from serving.guard import Limits
     from serving.intake import Intake
+    from serving.recorder import Recorder
+    from serving.shadow import Shadows
     from tessera.following import Follower, Opener
     from tessera.online import bundle_at, until_stopped
 
@@ -76,6 +81,12 @@ def serve(
             keys=allowed if guarded else None,
             intake=Intake(stack.enter_context(contextlib.closing(LogSink(settings)))),
         )
+        if not unrecorded:
+            recorder = stack.enter_context(
+                contextlib.closing(Recorder(stack.enter_context(contextlib.closing(LogSink(settings))), parts.metrics))
+            )
+            parts.recorder = recorder
+            parts.shadows = stack.enter_context(contextlib.closing(Shadows(recorder, parts.metrics, parts.state)))
         if bundle is None:
             follower = Follower(
                 settings, store, current, opener, model=model, grace_s=grace_s, metrics=parts.metrics, alias=alias

@@ -1,0 +1,89 @@
+"""Challengers in the shadow: they rank what the champion ranked, after it was sent, and nobody sees it.
+
+One thread and a short queue. When the server is busy, shadows are the first to go without.
+"""
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from models.impression import Impression, Shadowed
+from serving.guard import State
+from serving.metrics import Metrics
+from serving.rank import RankService
+from serving.recorder import Recorder
+
+_LOGGER = logging.getLogger(__name__)
+_MOST, _BUSY = 16, 4
+
+
+@dataclass(frozen=True)
+class _Job:
+    experiment: str
+    service: RankService
+    shown: Impression
+
+
+class Shadows:
+    """Ranks again what was shown.
+
+    Args:
+        recorder: takes what came of it.
+        state: says how many requests are being answered; above a few, nothing is ranked twice.
+    """
+
+    def __init__(self, recorder: Recorder, metrics: Metrics, state: State) -> None:
+        self._recorder = recorder
+        self._metrics = metrics
+        self._state = state
+        self._queue: queue.Queue[_Job | None] = queue.Queue(_MOST)
+        self._thread = threading.Thread(target=self._run, name="shadows", daemon=True)
+        self._thread.start()
+
+    def offer(self, shadows: tuple[tuple[str, RankService], ...], shown: Impression) -> None:
+        """Ranks in the background, where there is room; returns at once."""
+        for experiment, service in shadows:
+            try:
+                if self._state.in_flight > _BUSY:
+                    raise queue.Full
+                self._queue.put_nowait(_Job(experiment, service, shown))
+            except queue.Full:
+                self._metrics.shadows.labels("shed").inc()
+
+    def close(self) -> None:
+        """Ends after the job in hand."""
+        self._queue.put(None)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            found = _ranked(job)
+            self._metrics.shadows.labels("failed" if found.failed else "ranked").inc()
+            self._recorder.put(found)
+
+
+def _ranked(job: _Job) -> Shadowed:
+    began = time.perf_counter()
+    shown = job.shown
+    try:
+        again = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
+    except Exception as error:
+        # Whatever a challenger raises is a figure of the experiment, and no concern of anybody's request.
+        _LOGGER.warning("shadow %s: %s", job.experiment, error)
+        return Shadowed(shown.id, job.experiment, shown.time_ms, failed=True)
+    ms = 1_000 * (time.perf_counter() - began)
+    mine, theirs = np.array(shown.scores), np.array([again[item] for item in shown.items])
+    together = len(mine) > 1 and mine.std() > 0 and theirs.std() > 0
+    return Shadowed(
+        shown.id,
+        job.experiment,
+        shown.time_ms,
+        correlation=float(spearmanr(mine, theirs).statistic) if together else None,
+        drift=float((theirs - mine).mean()) if len(mine) else 0.0,
+        ms=ms,
+    )

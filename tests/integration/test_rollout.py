@@ -1,0 +1,281 @@
+"""A rollout from start to end: who is served what, what the log accounts for, and what undoes itself."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from features.error import StoreError, TesseraError
+from models.impression import Impression, Shadowed, decode_impression
+from models.registry import CHALLENGER, CHAMPION, Lineage
+from serving.api import Parts, create_app
+from serving.assignment import Step, arm
+from serving.current import Current
+from serving.intake import Intake
+from serving.memory import MemoryStore
+from serving.rank import RankService
+from serving.recorder import Recorder
+from serving.shadow import Shadows
+from tessera.following import Follower, Opener
+from tessera.guardrail import Rule
+from tessera.rollouts import judging, parse_ramp, promoted, running, start, stop
+from tessera.server import LogSink
+from tessera.settings import Settings
+from tests.integration.world import World, make_world
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+USERS = [f"visitor-{number}" for number in range(400)]
+RULE = Rule(planned=400)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("other"), seed=1)
+
+
+class Stage:
+    """A registry with a champion and a challenger, and a server that follows it."""
+
+    def __init__(self, directory: Path, world: World, other: World) -> None:
+        self.settings = Settings(home=directory)
+        self.registry = self.settings.open_registry()
+        self.champion, self.challenger = world.bundle, other.bundle
+        self.releases = [
+            self.registry.publish(one, params={}, metrics={}, lineage=Lineage(dataset="d"))
+            for one in (self.champion, self.challenger)
+        ]
+        self.registry.challenge(self.releases[1], verdict={})
+        self.items = world.bundle.items["item_id"].to_list()[:20]
+        store = MemoryStore()
+        opener = Opener(self.settings, store, mirror=False)
+        service, close = opener(self.champion)
+        self.current = Current(service, close=close)
+        self.stack = contextlib.ExitStack()
+        self.parts = Parts(intake=Intake(self.stack.enter_context(contextlib.closing(LogSink(self.settings)))))
+        sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings)))
+        self.recorder = self.stack.enter_context(contextlib.closing(Recorder(sink, self.parts.metrics)))
+        self.parts.recorder = self.recorder
+        self.parts.shadows = self.stack.enter_context(
+            contextlib.closing(Shadows(self.recorder, self.parts.metrics, self.parts.state))
+        )
+        self.follower = Follower(
+            self.settings, store, self.current, opener, model=None, grace_s=600, metrics=self.parts.metrics
+        )
+        self.client = self.stack.enter_context(TestClient(create_app(self.current, self.parts)))
+
+    def rank(self, user: str) -> dict[str, Any]:
+        answer = self.client.post("/v1/rank", json={"user": user, "candidates": self.items, "k": 5})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def click(self, answers: list[dict[str, Any]], rates: dict[str, float]) -> int:
+        rng = np.random.default_rng(0)
+        outcomes = [
+            {"impression": one["impression"], "item": one["items"][0]["item"]}
+            for one in answers
+            if rng.random() < rates[one["bundle"]]
+        ]
+        for begin in range(0, len(outcomes), 500):
+            response = self.client.post("/v1/outcomes", json={"outcomes": outcomes[begin : begin + 500]})
+            assert response.status_code == 202, response.text
+        return len(outcomes)
+
+    def logged(self, count: int) -> list[Impression | Shadowed]:
+        """The first messages of the topic `impressions`, when so many are there."""
+        give_up = time.monotonic() + 20
+        with contextlib.closing(self.settings.open_log()) as log:
+            topic = self.settings.topics.impressions
+            while log.end_offsets(topic)[0] < count:
+                assert time.monotonic() < give_up, f"{log.end_offsets(topic)[0]} of {count} impressions came"
+                time.sleep(0.05)
+            with contextlib.closing(log.follow(topic, 0)) as follower:
+                return [decode_impression(message.value) for message in follower.poll(count, 5)]
+
+
+@pytest.fixture
+def stage(world: World, other: World, tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path, world, other)
+    with made.stack:
+        yield made
+
+
+def judged(stage: Stage, *, act: bool, rule: Rule = RULE) -> Any:
+    with contextlib.closing(stage.settings.open_log()) as log:
+        with judging(stage.registry, log, stage.settings.topics, model=None, rule=rule) as judge:
+            found = judge.look()
+            return found, judge.act(found) if act else [], judge.aside
+
+
+def test_users_get_their_arm_and_the_log_accounts_for_every_request(stage: Stage) -> None:
+    made = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.3)])
+    stage.follower.look()
+    answers = {user: stage.rank(user) for user in USERS}
+    again = {user: stage.rank(user)["bundle"] for user in USERS}
+    assert again == {user: one["bundle"] for user, one in answers.items()}
+    by_hash = {user: arm(user, made, [made], time.time()) for user in USERS}
+    wanted = {"challenger": stage.challenger.id, "control": stage.champion.id}
+    assert all(answers[user]["bundle"] == wanted[str(by_hash[user])] for user in USERS)
+    shown = stage.logged(2 * len(USERS))
+    assert len({one.id for one in shown}) == 2 * len(USERS)
+    for one in shown:
+        assert isinstance(one, Impression)
+        assert one.arms == {made.name: by_hash[one.user]}
+        assert one.bundle == answers[one.user]["bundle"]
+        assert len(one.items) == len(one.scores) == 5
+    clicked = stage.click(list(answers.values()), {stage.champion.id: 0.5, stage.challenger.id: 0.5})
+    (standing,), ended, aside = judged(stage, act=True)
+    assert ended == []
+    assert aside == {}
+    assert sum(view.requests for view in standing.arms.values()) == 2 * len(USERS)
+    assert sum(view.outcomes for view in standing.arms.values()) == clicked
+    assert standing.low < 0 < standing.high
+    assert standing.breaches == ()
+    assert running(stage.registry, stage.champion.dataset.name) == [made]
+
+
+def test_a_worse_challenger_is_rolled_back_with_the_reason_and_its_users_get_the_champion(stage: Stage) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="friday")
+    stage.follower.look()
+    answers = [stage.rank(user) for user in USERS]
+    stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
+    stage.logged(len(USERS))
+    (standing,), ended, _ = judged(stage, act=True)
+    assert standing.breaches[0].startswith("rate: 0.")
+    assert [one.bundle for one in ended] == [stage.challenger.id]
+    assert stage.registry.ended(stage.releases[1]).startswith("rolled back: rate")
+    assert running(stage.registry, stage.champion.dataset.name) == []
+    with pytest.raises(TesseraError, match="has no challenger"):
+        stage.registry.resolve(None, CHALLENGER)
+    stage.follower.look()
+    assert {stage.rank(user)["bundle"] for user in USERS[:50]} == {stage.champion.id}
+    assert stage.current.challengers == {}
+
+
+def test_a_challenger_whose_requests_fail_is_rolled_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    stage.follower.look()
+    (broken,) = stage.current.challengers.values()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreError("its rows are gone")
+
+    monkeypatch.setattr(broken, "rank", refuse)
+    statuses = [
+        stage.client.post("/v1/rank", json={"user": user, "candidates": stage.items}).status_code for user in USERS
+    ]
+    assert set(statuses) == {200, 503}
+    stage.logged(len(USERS))
+    (standing,), ended, _ = judged(stage, act=True)
+    assert any(breach.startswith("requests failed: 100.00%") for breach in standing.breaches)
+    assert len(ended) == 1
+
+
+def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:
+    for path in (stage.settings.home / "mlflow").rglob("manifest.json"):
+        if json.loads(path.read_text())["id"] == stage.challenger.id:
+            (path.parent / "table.safetensors").write_bytes(b"broken")
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    stage.follower.look()
+    assert {stage.rank(user)["bundle"] for user in USERS} == {stage.champion.id}
+    stage.logged(len(USERS))
+    # Half of the users are in no arm, which is not the split that was asked for.
+    (standing,), ended, _ = judged(stage, act=True)
+    assert standing.breaches[0].startswith("sample ratio")
+    assert len(ended) == 1
+
+
+def test_a_shadow_ranks_what_was_shown_and_changes_no_answer(stage: Stage) -> None:
+    before = {user: stage.rank(user)["items"] for user in USERS[:30]}
+    made = start(stage.registry, None, CHALLENGER, [Step(0.0, 1.0)], shadow=True)
+    stage.follower.look()
+    for user in USERS[:30]:
+        answer = stage.rank(user)
+        assert (answer["bundle"], answer["items"]) == (stage.champion.id, before[user])
+    shown = stage.logged(90)
+    shadowed = [one for one in shown if isinstance(one, Shadowed)]
+    assert len(shadowed) == 30
+    assert not any(one.failed for one in shadowed)
+    service = stage.current.challengers[stage.challenger.id]
+    assert isinstance(service, RankService)
+    impressions = {one.id: one for one in shown if isinstance(one, Impression)}
+    one = shadowed[0]
+    their = dict(service.rank(impressions[one.id].user, impressions[one.id].items, 5).items)
+    drift = np.mean([their[item] for item in impressions[one.id].items]) - np.mean(impressions[one.id].scores)
+    assert one.drift == pytest.approx(drift, abs=1e-5)
+    (standing,), _, _ = judged(stage, act=True)
+    assert standing.shadow
+    assert standing.shadowed["ranked"] == 30
+    assert -1 <= standing.shadowed["rank_correlation"] <= 1
+    assert standing.experiment == made.name
+
+
+def test_a_busy_server_sheds_shadows_first(stage: Stage) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 1.0)], shadow=True)
+    stage.follower.look()
+    stage.parts.state.in_flight += 10
+    for user in USERS[:5]:
+        assert stage.rank(user)["bundle"] == stage.champion.id
+    assert not any(isinstance(one, Shadowed) for one in stage.logged(5))
+    assert stage.parts.metrics.shadows.labels("shed")._value.get() == 5
+
+
+def test_promotion_ends_the_experiment_and_its_users_keep_what_they_saw(stage: Stage) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    stage.follower.look()
+    saw = {user: stage.rank(user) for user in USERS[:60]}
+    now = promoted(stage.registry, stage.registry.release(None, CHALLENGER))
+    assert now.aliases == (CHAMPION,)
+    assert running(stage.registry, now.model) == []
+    assert stage.follower.look() == stage.challenger.id
+    for user, answer in saw.items():
+        if answer["bundle"] == stage.challenger.id:
+            assert stage.rank(user)["items"] == answer["items"]
+
+
+def test_outcomes_that_cannot_be_joined_are_counted_and_set_aside(stage: Stage) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    stage.follower.look()
+    answer = stage.rank(USERS[0])
+    good = {"impression": answer["impression"], "item": answer["items"][0]["item"]}
+    outcomes = [
+        good,
+        good,
+        good | {"item": "never shown"},
+        good | {"what": "buy", "time_ms": 5},
+        {"impression": "nobody's", "item": "x"},
+    ]
+    assert stage.client.post("/v1/outcomes", json={"outcomes": outcomes}).json() == {"accepted": 5}
+    stage.logged(1)
+    _, _, aside = judged(stage, act=False)
+    assert aside == {
+        "repeated outcome": 1, "item was not shown": 1, "before its impression": 1, "unknown impression": 1,
+    }  # fmt: skip
+    wrong = stage.client.post("/v1/outcomes", json={"outcomes": [{"impression": "", "item": "x"}]})
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "outcomes.0.impression")
+
+
+def test_what_cannot_be_started_is_refused(stage: Stage) -> None:
+    with pytest.raises(TesseraError, match="this is the champion"):
+        start(stage.registry, None, CHAMPION, [Step(0.0, 0.1)])
+    with pytest.raises(TesseraError, match="has no no-such"):
+        start(stage.registry, None, "no-such", [Step(0.0, 0.1)])
+    for share in (0.0, 1.5, -1.0):
+        with pytest.raises(TesseraError, match="above 0 and up to 1"):
+            start(stage.registry, None, CHALLENGER, [Step(0.0, share)])
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.7)], name="a")
+    with pytest.raises(TesseraError, match="'a' runs already"):
+        start(stage.registry, None, CHALLENGER, [Step(0.0, 0.1)], name="a")
+    with pytest.raises(TesseraError, match="layer 'models': 70% of it are taken"):
+        start(stage.registry, None, CHALLENGER, [Step(0.0, 0.4)], name="b")
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.4)], name="b", layer="elsewhere")
+    with pytest.raises(TesseraError, match="there is no such; there are: a, b"):
+        stop(stage.registry, None, "c", why="x")
+    assert parse_ramp("0:.01,3600:.1", 0.5) == [Step(0.0, 0.01), Step(3600.0, 0.1)]
+    with pytest.raises(TesseraError, match="expected SECONDS:SHARE"):
+        parse_ramp("soon", 0.5)

@@ -1,0 +1,98 @@
+"""The join of impressions and outcomes: each counts once, in any order, and what cannot be joined is set aside."""
+
+import itertools
+import random
+
+import pytest
+
+from features.error import EventError
+from models.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome, encode
+from serving.assignment import CHALLENGER, CONTROL
+from tessera.experiment import SKEW_MS, WINDOW_MS, Ledger
+
+DAY = 86_400_000
+
+
+def shown(number: int, user: str, arm: str, **fields: object) -> Impression:
+    made = {"id": f"r{number}", "user": user, "time_ms": number * 1_000, "bundle": "b", "model": "m",
+            "arms": {"e": arm}, "items": ["x", "y"], "scores": [0.5, 0.25], "ms": 4.0}  # fmt: skip
+    return Impression(**(made | fields))  # type: ignore[arg-type]
+
+
+MESSAGES = [
+    shown(1, "u", CONTROL),
+    shown(2, "u", CONTROL),
+    shown(3, "v", CHALLENGER, items=["x"], scores=[0.5], ms=8.0),
+    shown(4, "v", CHALLENGER, items=[], scores=[]),
+    shown(5, "w", CHALLENGER, failed=True, items=[], scores=[]),
+    Outcome("r1", "x", 2_000),
+    Outcome("r1", "x", 2_500),
+    Outcome("r1", "x", 2_500, what="buy"),
+    Outcome("r2", "z", 3_000),
+    Outcome("r3", "x", 3_000 - SKEW_MS - 1),
+    Outcome("r3", "x", 3_000 + WINDOW_MS + 1),
+    Outcome("r3", "x", 4_000),
+    Outcome("r9", "x", 4_000),
+]
+
+
+def folded(messages: list[object]) -> Ledger:
+    ledger = Ledger(["e"], rare=frozenset({"y"}))
+    for message in messages:
+        ledger.note(message) if isinstance(message, Outcome) else ledger.show(message)  # type: ignore[arg-type]
+    return ledger
+
+
+def test_what_was_shown_and_what_came_of_it_is_counted_by_arm() -> None:
+    ledger = folded(MESSAGES)
+    control, challenger = ledger.tallies["e"][CONTROL], ledger.tallies["e"][CHALLENGER]
+    assert control.users == {"u": [2, 2]}
+    assert challenger.users == {"v": [2, 1]}
+    assert (control.arm().rate, challenger.arm().rate) == (1.0, 0.5)
+    assert (challenger.requests, challenger.failed, challenger.empty) == (3, 1, 1)
+    assert control.calibration == pytest.approx(2 / 1.5)
+    assert (control.novel, control.shown) == (2, 4)
+    assert ledger.aside == {
+        "repeated outcome": 1, "item was not shown": 1, "before its impression": 1, "too late": 1,
+    }  # fmt: skip
+    assert ledger.waiting == 1
+
+
+def test_the_order_of_the_topics_does_not_matter() -> None:
+    expected = folded(MESSAGES)
+    for seed in range(20):
+        mixed = list(MESSAGES)
+        random.Random(seed).shuffle(mixed)
+        found = folded(mixed)
+        assert {arm: t.users for arm, t in found.tallies["e"].items()} == {
+            arm: t.users for arm, t in expected.tallies["e"].items()
+        }
+        assert (found.aside, found.waiting) == (expected.aside, expected.waiting)
+
+
+def test_an_impression_that_comes_again_counts_once() -> None:
+    ledger = folded([*MESSAGES, *MESSAGES[:5]])
+    assert ledger.impressions == 5
+    assert ledger.aside["repeated impression"] == 5
+    assert ledger.tallies["e"][CONTROL].users == {"u": [2, 2]}
+
+
+def test_experiments_that_are_not_asked_for_are_passed_over() -> None:
+    ledger = Ledger(["other"])
+    for message in MESSAGES:
+        ledger.note(message) if isinstance(message, Outcome) else ledger.show(message)  # type: ignore[arg-type]
+    assert ledger.tallies["other"][CONTROL].requests == 0
+    assert ledger.impressions == 5
+
+
+def test_messages_come_back_as_they_went_and_others_are_refused() -> None:
+    for message in MESSAGES[:5]:
+        assert decode_impression(encode(message)) == message
+    shadow = Shadowed("r1", "e", 1, 0.5, 0.1, 3.0)
+    assert decode_impression(encode(shadow)) == shadow
+    assert decode_outcome(encode(MESSAGES[5])) == MESSAGES[5]
+    for decode, data in itertools.product(
+        (decode_impression, decode_outcome), (b"{", b"[]", b'{"kind": "x"}', b"\xff")
+    ):
+        with pytest.raises(EventError):
+            decode(data)
