@@ -112,6 +112,8 @@ class VectorIndex:
         self._ivf: Any = None
         self._lists: dict[float, int] = {}
         self._lists_asked: dict[tuple[float, int], int] = {}
+        # What to do without a filter, by k and size.
+        self._plans: dict[tuple[int, int], Plan] = {}
         self._trained_on = 0
         self._build()
 
@@ -187,13 +189,23 @@ class VectorIndex:
         return numbers[held][:k], scores[held][:k], Plan("ivf>filter", share, None, plan.lists, plan.cost)
 
     def _unfiltered(self, query: Floats, k: int) -> tuple[Ints, Floats, Plan]:
-        lists, every = self._lists_for(1.0, k), len(self._vectors.array)
-        ivf_cost, sweep_cost = self._ivf_cost(lists, 1.0), _SWEPT * every
-        if sweep_cost <= ivf_cost:
-            numbers, scores = self._sweep(query, k)
-            return numbers, scores, Plan("exact", 1.0, every, None, sweep_cost, ivf_cost)
-        numbers, scores = self._ivf_search(query, k, lists, None)
-        return numbers, scores, Plan("ivf", 1.0, None, lists, ivf_cost, sweep_cost)
+        every = len(self._vectors.array)
+        plan = self._plans.get((k, every))
+        if plan is None:
+            if len(self._plans) > 1_000:
+                self._plans.clear()
+            lists = self._lists_for(1.0, k)
+            ivf_cost, sweep_cost = self._ivf_cost(lists, 1.0), _SWEPT * every
+            sweeps = sweep_cost <= ivf_cost
+            plan = (
+                Plan("exact", 1.0, every, None, sweep_cost, ivf_cost)
+                if sweeps
+                else Plan("ivf", 1.0, None, lists, ivf_cost, sweep_cost)
+            )
+            self._plans[k, every] = plan
+        if plan.lists is None:
+            return *self._sweep(query, k), plan
+        return *self._ivf_search(query, k, plan.lists, None), plan
 
     def _filtered(self, query: Floats, k: int, matches: Matches) -> tuple[Ints, Floats, Plan]:
         count = len(matches.numbers)
@@ -230,8 +242,7 @@ class VectorIndex:
     def _sweep(self, query: Floats, k: int) -> tuple[Ints, Floats]:
         """The nearest of all, with no index."""
         scores, numbers = faiss.knn(query.reshape(1, -1), self._vectors.array, k, faiss.METRIC_INNER_PRODUCT)
-        found = self._present.array[numbers[0]] & (numbers[0] >= 0)
-        if found.all():
+        if numbers[0, -1] >= 0 and self._present.array.take(numbers[0]).all():
             return numbers[0], scores[0]
         # Rows that are not there score 0, which may be better than what is.
         return self._exact(query, k, self._all())
