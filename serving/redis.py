@@ -257,6 +257,21 @@ class RedisStore:
         sizes = [int(self._command(bundle, "MEMORY USAGE", key, "SAMPLES", 0) or 0) for key in keys]
         return float(np.mean(sizes)) / min(PAGE_ROWS, table.rows)
 
+    def facts(self) -> list[dict[str, str]]:
+        """Of every server: version, whether it may throw keys away when its memory is full, and how it saves."""
+
+        def asked(client: redis.Redis) -> dict[str, str]:
+            about = client.info()
+            return {
+                "version": str(about["redis_version"]),
+                "maxmemory_policy": str(about.get("maxmemory_policy", "")),
+                "used_memory_human": str(about["used_memory_human"]),
+                "persistence": "aof" if about.get("aof_enabled") else "rdb",
+                "last_save": str(about.get("rdb_last_bgsave_status", "")),
+            }
+
+        return self._all(asked)
+
     def incarnation(self) -> str:
         """See `OnlineStore.incarnation`."""
         found = self._all(lambda client: str(client.info("server")["run_id"]))

@@ -23,6 +23,7 @@ from tessera.console import (
 )
 from tessera.ids import ids
 from tessera.offline import run_command
+from tessera.operation import doctor, status
 from tessera.rollout import rollout
 from tessera.server import keys, serve
 from tessera.streams import backfill, letters, replay, send, stream, topics, verify
@@ -104,6 +105,8 @@ def table_report(
 app.command()(serve)
 app.add_typer(keys, name="keys")
 app.add_typer(rollout, name="rollout")
+app.command()(doctor)
+app.command()(status)
 app.command()(bench)
 app.command()(stream)
 app.command()(send)

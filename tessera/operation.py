@@ -1,0 +1,259 @@
+"""`tessera doctor` and `tessera status`: whether everything that is needed is there, and how it stands."""
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from features.error import TesseraError
+from tessera.console import JsonOption, ModelNameOption, out_console, print_json
+from tessera.settings import Settings
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+
+_OK, _WARN, _FAIL = "ok", "warning", "fault"
+_LEAST_FREE = 2 * 10**9
+_COLOURS = {_OK: "green", _WARN: "yellow", _FAIL: "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: ok, warning or fault.
+        remedy: what to do; empty where all is well.
+    """
+
+    what: str
+    level: str
+    found: str
+    remedy: str = ""
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Check every dependency and setting, and say what to mend; exit 1 where there is a fault."""
+    findings = diagnose(Settings.from_environment())
+    if json:
+        print_json([asdict(one) for one in findings])
+    else:
+        table = Table("", "what", "found", "what to do")
+        for one in findings:
+            table.add_row(f"[{_COLOURS[one.level]}]{one.level}[/]", one.what, one.found, one.remedy)
+        out_console.print(table)
+    if any(one.level == _FAIL for one in findings):
+        raise typer.Exit(1)
+
+
+def diagnose(settings: Settings) -> list[Finding]:
+    """Looks at everything; what fails does not keep the rest from being looked at."""
+    checks: dict[str, Callable[[Settings], list[Finding]]] = {
+        "packages": _packages,
+        "home": _home,
+        "log": _log,
+        "store": _store,
+        "registry": _registry,
+        "keys": _keys,
+    }
+    found: list[Finding] = []
+    for name, check in checks.items():
+        try:
+            found += check(settings)
+        except Exception as error:
+            # Whatever a dependency raises is what the doctor is asked about.
+            found.append(Finding(name, _FAIL, f"{type(error).__name__}: {error}", _REMEDIES[name]))
+    return found
+
+
+_REMEDIES = {
+    "packages": "install what requirements.txt names: `make setup`",
+    "home": "point TESSERA_HOME at a directory that can be written",
+    "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
+    "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
+    "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
+    "keys": "mend the file, or remove it and make new keys",
+}
+
+
+def _packages(settings: Settings) -> list[Finding]:
+    import torch
+
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = [Finding("Python", _OK if python == "3.11" else _WARN, python, "" if python == "3.11" else "use 3.11")]
+    try:
+        import models.table.unified  # noqa: F401 - loads fbgemm
+    except ImportError as error:
+        remedy = "fbgemm-gpu-cpu 1.8.0 goes with torch 2.13.0; without it the plain table is used, slower"
+        found.append(Finding("torchrec, fbgemm", _WARN, str(error), remedy))
+    else:
+        found.append(Finding("torchrec, fbgemm", _OK, f"load with torch {torch.__version__.partition('+')[0]}"))
+    return found
+
+
+def _home(settings: Settings) -> list[Finding]:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    probe = settings.home / ".doctor"
+    probe.write_bytes(b"x")
+    probe.unlink()
+    free = shutil.disk_usage(settings.home).free
+    few = free < _LEAST_FREE
+    remedy = "make room: bundles, snapshots and the embedded log and store lie there" if few else ""
+    return [Finding("home", _WARN if few else _OK, f"{settings.home}, {free / 1e9:.1f} GB free", remedy)]
+
+
+def _log(settings: Settings) -> list[Finding]:
+    with contextlib.closing(settings.open_log()) as log:
+        topics = settings.topics
+        missing = []
+        for topic in topics.partitions():
+            try:
+                log.end_offsets(topic)
+            except TesseraError:
+                missing.append(topic)
+    where = settings.kafka or str(settings.home / "log.db")
+    if missing:
+        return [Finding("log", _WARN, f"{where}: no topics {', '.join(missing)}", "`tessera topics create` makes them")]
+    return [Finding("log", _OK, where)]
+
+
+def _store(settings: Settings) -> list[Finding]:
+    from serving.redis import RedisStore
+    from serving.store import STORAGES
+
+    found: list[Finding] = []
+    if settings.storage not in STORAGES:
+        remedy = f"set TESSERA_STORAGE to one of {', '.join(STORAGES)}"
+        found.append(Finding("storage", _FAIL, settings.storage, remedy))
+    with contextlib.closing(settings.open_store()) as store:
+        store.ping()
+        assert isinstance(store, RedisStore)
+        for facts in store.facts():
+            policy, saved = facts["maxmemory_policy"], facts["last_save"]
+            said = f"Redis {facts['version']}, {facts['used_memory_human']}, {policy}, {facts['persistence']}"
+            if tuple(map(int, facts["version"].split(".")[:2])) < (6, 2):
+                found.append(Finding("store", _FAIL, said, "use Redis 6.2 or later"))
+            elif policy not in ("noeviction", ""):
+                remedy = "set maxmemory-policy noeviction: a page that is thrown away reads as zeros"
+                found.append(Finding("store", _FAIL, said, remedy))
+            elif saved == "err":
+                found.append(Finding("store", _WARN, said + ", last save failed", "see its log and its disk"))
+            else:
+                found.append(Finding("store", _OK, said))
+    return found
+
+
+def _registry(settings: Settings) -> list[Finding]:
+    registry = settings.open_registry()
+    models = registry.models()
+    if not models:
+        return [Finding("registry", _WARN, "no model yet", "`tessera run DATASET.toml` makes one")]
+    found: list[Finding] = []
+    for model in models:
+        release = registry.resolve(model)
+        try:
+            bundle = registry.open(release, settings.home / "bundles")
+        except TesseraError as error:
+            found.append(
+                Finding(f"champion of {model}", _FAIL, str(error), "`tessera rollout rollback`, or publish it anew")
+            )
+            continue
+        found.append(Finding(f"champion of {model}", _OK, f"version {release.version}, {bundle.id}, every file sound"))
+        found.append(_loaded(settings, bundle))
+    if len(models) > 1 and not settings.topics.prefix:
+        remedy = "set TESSERA_TOPIC_PREFIX for each model, or give each a TESSERA_HOME"
+        found.append(Finding("topics", _WARN, f"{len(models)} models share them", remedy))
+    return found
+
+
+def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
+    from serving.load import require_loaded
+
+    with contextlib.closing(settings.open_store()) as store:
+        try:
+            require_loaded(store, bundle)
+        except TesseraError:
+            remedy = "`tessera serve` or `tessera stream` loads it"
+            return Finding("store of the champion", _WARN, f"{bundle.id} is not loaded", remedy)
+    return Finding("store of the champion", _OK, f"{bundle.id} is loaded")
+
+
+def _keys(settings: Settings) -> list[Finding]:
+    from serving.access import KeyFile
+
+    path = settings.home / "keys.json"
+    keys = KeyFile(path).keys()
+    if not keys:
+        remedy = "`tessera keys add NAME`: without keys a server serves this machine alone"
+        return [Finding("keys", _WARN, "no API keys", remedy)]
+    if path.stat().st_mode & 0o077:
+        return [Finding("keys", _FAIL, f"{path} can be read by others", f"chmod 600 {path}")]
+    return [Finding("keys", _OK, f"{len(keys)}: {', '.join(key.name for key in keys)}")]
+
+
+def status(
+    model: ModelNameOption = None,
+    json: JsonOption = False,
+    experiments: Annotated[bool, typer.Option(help="Join impressions and outcomes too.")] = True,
+) -> None:
+    """Show versions, lag and freshness of the stream, and how experiments stand."""
+    found = standing(Settings.from_environment(), model, experiments=experiments)
+    if json:
+        print_json(found)
+        return
+    table = Table(show_header=False, title=found["model"], title_justify="left")
+    for release in found["releases"]:
+        if release["aliases"]:
+            table.add_row(", ".join(release["aliases"]), f"version {release['version']}, {release['bundle']}")
+    for topic, lag in found["lag"].items():
+        table.add_row(f"lag of {topic}", "–" if lag is None else f"{lag:,} messages")
+    age = found["newest_delta_s"]
+    table.add_row("newest change of the table", "none yet" if age is None else f"{age:,.0f} s ago")
+    for one in found["experiments"]:
+        said = f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}), {one['share']:.1%} of the users"
+        table.add_row(f"experiment {one['experiment']}", said + "".join(f"; {breach}" for breach in one["breaches"]))
+    out_console.print(table)
+
+
+def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
+    """What `status` shows."""
+    from streaming.restore import group_of
+    from streaming.writer import POSITION
+    from tessera.guardrail import Rule
+    from tessera.rollouts import judging
+
+    registry = settings.open_registry()
+    champion = registry.resolve(model)
+    bundle = registry.open(champion, settings.home / "bundles")
+    topics = settings.topics
+    lag: dict[str, int | None] = {}
+    newest: float | None = None
+    judged: list[dict[str, Any]] = []
+    with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
+        log.create_topics(topics.partitions())
+        for topic in (topics.items, topics.events):
+            ends = log.end_offsets(topic)
+            at = log.committed([topic], group=group_of(bundle, topic))
+            lag[topic] = sum(end - at.get((topic, part), 0) for part, end in ends.items()) if at else None
+        end = log.end_offsets(topics.deltas)[0]
+        (position,) = store.read_records(bundle.id, POSITION, [topics.deltas])
+        lag[topics.deltas] = None if position is None else end - int(position)
+        if end:
+            with contextlib.closing(log.follow(topics.deltas, end - 1)) as follower:
+                newest = next((time.time() - one.timestamp_ms / 1_000 for one in follower.poll(1, 2.0)), None)
+        if experiments:
+            with judging(registry, log, topics, model=champion.model, rule=Rule()) as judge:
+                judged = [asdict(one) for one in judge.look()]
+    return {
+        "model": champion.model,
+        "releases": [asdict(one) for one in registry.releases(champion.model)],
+        "lag": lag,
+        "newest_delta_s": newest,
+        "experiments": judged,
+    }

@@ -1,0 +1,79 @@
+"""`doctor` names what is wrong and what to do; `status` says how things stand."""
+
+import contextlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.registry import CHAMPION
+from serving.load import load_bundle
+from streaming.trainer import TrainerOptions
+from tessera.online import Stream
+from tessera.operation import Finding, diagnose, standing
+from tessera.settings import Settings
+from tests.integration.world import World
+from tests.servers import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+
+def found(settings: Settings) -> dict[str, Finding]:
+    return {one.what: one for one in diagnose(settings)}
+
+
+def test_a_new_home_is_sound_and_says_what_is_missing(tmp_path: Path) -> None:
+    findings = found(Settings(home=tmp_path))
+    assert not [one for one in findings.values() if one.level == "fault"]
+    assert "tessera topics create" in findings["log"].remedy
+    assert "tessera run" in findings["registry"].remedy
+    assert "tessera keys add" in findings["keys"].remedy
+    assert findings["store"].found.startswith("Redis ")
+
+
+def test_what_does_not_answer_is_a_fault_with_a_remedy_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    findings = found(Settings(home=tmp_path, redis=f"redis://{nowhere}/0", storage="float8"))
+    assert findings["store"].level == "fault"
+    assert "TESSERA_REDIS" in findings["store"].remedy
+    assert findings["home"].level == "ok"
+    assert findings["log"].what == "log"
+
+
+def test_a_damaged_champion_a_key_file_for_all_and_a_wrong_storage_are_faults(world: World, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, storage="float8")
+    settings.open_registry().publish(world.bundle, params={}, metrics={})
+    (tmp_path / "keys.json").write_text("[]")
+    findings = found(settings)
+    assert "float32, float16, int8" in findings["storage"].remedy
+    assert findings[f"champion of {world.dataset.name}"].level == "ok"
+    assert findings["store of the champion"].level == "warning"
+    for path in (tmp_path / "bundles", tmp_path / "mlflow"):
+        for table in path.rglob("table.safetensors"):
+            table.write_bytes(b"broken")
+    broken = found(replace(settings, storage="float32"))
+    assert broken[f"champion of {world.dataset.name}"].level == "fault"
+    assert "rollback" in broken[f"champion of {world.dataset.name}"].remedy
+    (tmp_path / "keys.json").write_text('[{"name": "a", "sha256": "b", "scopes": ["read"], "created": 1}]')
+    os.chmod(tmp_path / "keys.json", 0o644)
+    assert found(settings)["keys"].remedy == f"chmod 600 {tmp_path / 'keys.json'}"
+
+
+def test_status_says_versions_lag_and_freshness(world: World, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    settings.open_registry().publish(world.bundle, params={}, metrics={})
+    before = standing(settings, None, experiments=True)
+    assert before["releases"][0]["aliases"] == (CHAMPION,)
+    assert before["newest_delta_s"] is None
+    assert before["experiments"] == []
+    with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
+        load_bundle(store, world.bundle)
+        log.append(settings.topics.events, [(None, message) for message in world.messages(50)])
+        options = TrainerOptions(batch=64, lateness_s=1e9)
+        with contextlib.closing(Stream(world.bundle, log, store, topics=settings.topics, options=options)) as stream:
+            stream.drain()
+        log.append(settings.topics.events, [(None, message) for message in world.messages(7)])
+        after = standing(settings, None, experiments=False)
+    assert after["lag"] == {"items": 0, "events": 7, "deltas": 0}
+    assert 0 <= after["newest_delta_s"] < 60
