@@ -16,7 +16,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
-_ROLLOUTS_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollout"
+_ROLLOUTS_TAG, _PAST_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollouts.past", "tessera.rollout"
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,19 @@ class Registry:
     def set_rollouts(self, model: str, text: str) -> None:
         """Sets what `rollouts` gives; servers follow it."""
         self._client.set_registered_model_tag(model, _ROLLOUTS_TAG, text)
+
+    def ended_rollouts(self, model: str) -> str:
+        """The experiments that ended on a model, as they were set; an empty text where none did."""
+        return str(self._client.get_registered_model(model).tags.get(_PAST_TAG, ""))
+
+    def set_ended_rollouts(self, model: str, text: str) -> None:
+        """Sets what `ended_rollouts` gives."""
+        self._client.set_registered_model_tag(model, _PAST_TAG, text)
+
+    def record_page(self, release: Release, name: str, html: str) -> None:
+        """Keeps a page with a release's run."""
+        run_id = self._client.get_model_version(release.model, release.version).run_id
+        self._client.log_text(run_id, html, name)
 
     def end_challenge(self, release: Release, *, why: str) -> None:
         """Notes with a release why it is challenger no more, and takes the alias away where it has it."""

@@ -133,6 +133,41 @@ def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> st
     return _svg(base + _AXIS, describe, parts, width=_NARROW)
 
 
+def band(points: Sequence[tuple[str, float, float, float]], *, describe: str) -> str:
+    """An estimate and its bounds over time, with the line of zero.
+
+    Args:
+        points: label, estimate, lower and upper bound, in the order of time; at least one.
+    """
+    top, base, left, right = 14.0, 150.0, 52.0, _WIDTH - 12.0
+    low = min(0.0, *(point[2] for point in points))
+    high = max(0.0, *(point[3] for point in points))
+    span = max(high - low, 1e-12)
+
+    def at(number: int, value: float) -> str:
+        x = left + (right - left) * (number / max(len(points) - 1, 1))
+        return f"{x:.1f},{base - (value - low) / span * (base - top):.1f}"
+
+    upper = [at(number, point[3]) for number, point in enumerate(points)]
+    lower = [at(number, point[2]) for number, point in enumerate(points)]
+    middle = [at(number, point[1]) for number, point in enumerate(points)]
+    zero = base - (0.0 - low) / span * (base - top)
+    parts = [
+        f'<polygon class="band" points="{" ".join([*upper, *reversed(lower)])}"/>',
+        _line(left, zero, right, zero, "axis"),
+        f'<polyline class="path" points="{" ".join(middle)}"/>',
+        _text(left - 6, zero + 4, "0", "tick end"),
+    ]
+    for value in (low, high):
+        y = base - (value - low) / span * (base - top)
+        if abs(y - zero) > 12:
+            parts.append(_text(left - 6, y + 4, f"{value:+.3f}", "tick end"))
+    parts.append(_text(left, base + 16, points[0][0], "tick start"))
+    if len(points) > 1:
+        parts.append(_text(right, base + 16, points[-1][0], "tick end"))
+    return _svg(base + _AXIS, describe, parts)
+
+
 def nice_ticks(end: float, about: int = 4) -> list[float]:
     """Round numbers from 0 up to `end`, some `about` of them."""
     rough = end / about

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -93,6 +94,48 @@ def stop(
 
     release = stop(Settings.from_environment().open_registry(), model, name, why=why)
     out_console.print(f"{name}: ended; {release.model} version {release.version} is no challenger any more")
+
+
+@rollout.command()
+def report(
+    name: Annotated[str, typer.Argument(help="Of an experiment that runs, or that ended.")],
+    html: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    model: ModelNameOption = None,
+    planned: PlannedOption = 200_000,
+    harm: HarmOption = 0.0,
+    json: JsonOption = False,
+) -> None:
+    """Say all about an experiment; the page and the figures are kept with the challenger's run in MLflow."""
+    import contextlib
+    import tempfile
+
+    from tessera.guardrail import Rule
+    from tessera.rollout_report import report, write_page
+
+    settings = Settings.from_environment()
+    registry = settings.open_registry()
+
+    def known(bundle: str) -> frozenset[str]:
+        release = registry.release(model, bundle)
+        return frozenset(registry.open(release, settings.home / "bundles").users["user_id"].to_list())
+
+    with contextlib.closing(settings.open_log()) as log:
+        rule = Rule(planned=planned, harm=harm)
+        document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known)
+    with tempfile.TemporaryDirectory() as aside:
+        page = html or Path(aside) / "rollout.html"
+        write_page(document, page)
+        release = registry.release(document["model"], document["challenger"])
+        registry.record(release, f"rollout-{name}.json", document)
+        registry.record_page(release, f"rollout-{name}.html", page.read_text(encoding="utf-8"))
+    if json:
+        print_json(document)
+    else:
+        last = document["points"][-1]
+        out_console.print(f"{name}: {document['decision']}")
+        out_console.print(f"  difference {last['estimate']:+.4f}, surely in {last['low']:+.4f} to {last['high']:+.4f}")
+        if html is not None:
+            out_console.print(f"page     {html.absolute()}")
 
 
 @rollout.command()

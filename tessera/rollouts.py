@@ -20,6 +20,23 @@ from tessera.guardrail import Look, Rule, Watch
 _BATCH, _WAIT_S = 2_000, 0.2
 
 
+_KEPT = 20
+
+
+class Past(msgspec.Struct, frozen=True):
+    """An experiment that ended: when, in seconds since 1970, and why."""
+
+    experiment: Experiment
+    ended: int
+    why: str
+
+
+def past(registry: Registry, model: str) -> list[Past]:
+    """The last experiments that ended on a model, oldest first."""
+    text = registry.ended_rollouts(model)
+    return msgspec.json.decode(text, type=list[Past]) if text else []
+
+
 def running(registry: Registry, model: str) -> list[Experiment]:
     """The experiments that run on a model."""
     text = registry.rollouts(model)
@@ -79,7 +96,7 @@ def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Relea
     if ended is None:
         known = ", ".join(one.name for one in held) or "none"
         raise TesseraError(f"rollout {name!r}: there is no such; there are: {known}")
-    _set(registry, champion.model, [one for one in held if one.name != name])
+    _end(registry, champion.model, held, [ended], why)
     release = registry.release(champion.model, ended.challenger)
     registry.end_challenge(release, why=why)
     return release
@@ -89,8 +106,9 @@ def promoted(registry: Registry, release: Release) -> Release:
     """Makes a release the champion, and ends the experiments that this decides: those against the champion before."""
     now = registry.promote(release)
     held = running(registry, release.model)
-    if held:
-        _set(registry, release.model, [one for one in held if one.control == now.bundle])
+    over = [one for one in held if one.control != now.bundle]
+    if over:
+        _end(registry, release.model, held, over, f"{now.bundle} was promoted")
     return now
 
 
@@ -262,6 +280,14 @@ def parse_ramp(text: str | None, share: float) -> list[Step]:
         return [Step(float(after), float(value)) for after, value in pairs]
     except ValueError as error:
         raise TesseraError(f"--ramp {text}: expected SECONDS:SHARE,…, like 0:.01,3600:.1") from error
+
+
+def _end(registry: Registry, model: str, held: Sequence[Experiment], ended: Sequence[Experiment], why: str) -> None:
+    """Servers stop first; what ended is noted after."""
+    _set(registry, model, [one for one in held if one not in ended])
+    moment = int(time.time())
+    kept = [*past(registry, model), *(Past(one, moment, why) for one in ended)][-_KEPT:]
+    registry.set_ended_rollouts(model, msgspec.json.encode(kept).decode())
 
 
 def _set(registry: Registry, model: str, experiments: Sequence[Experiment]) -> None:

@@ -24,6 +24,7 @@ from serving.recorder import Recorder
 from serving.shadow import Shadows
 from tessera.following import Follower, Opener
 from tessera.guardrail import Rule
+from tessera.rollout_report import report, write_page
 from tessera.rollouts import judging, parse_ramp, promoted, running, start, stop
 from tessera.server import LogSink
 from tessera.settings import Settings
@@ -155,6 +156,38 @@ def test_a_worse_challenger_is_rolled_back_with_the_reason_and_its_users_get_the
     stage.follower.look()
     assert {stage.rank(user)["bundle"] for user in USERS[:50]} == {stage.champion.id}
     assert stage.current.challengers == {}
+
+
+def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tmp_path: Path) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="<friday>")
+    stage.follower.look()
+    answers = [stage.rank(user) for user in USERS]
+    clicks = stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
+    stage.logged(len(USERS))
+    time.sleep(1.1)
+    judged(stage, act=True)
+    with contextlib.closing(stage.settings.open_log()) as log:
+        found = report(
+            stage.registry, log, stage.settings.topics, "<friday>", model=None, rule=RULE,
+            known=lambda bundle: frozenset(USERS[:100]),
+        )  # fmt: skip
+        with pytest.raises(TesseraError, match="there is no such; running: none; ended: <friday>"):
+            report(stage.registry, log, stage.settings.topics, "monday", model=None, rule=RULE)
+    assert found["decision"].startswith("rolled back: rate")
+    assert sum(arm["requests"] for arm in found["arms"].values()) == len(USERS)
+    assert sum(arm["outcomes"] for arm in found["arms"].values()) == clicks
+    assert found["points"][-1]["high"] < 0
+    segments = {one["segment"]: one for one in found["segments"]}
+    assert segments["known users"]["users"] == 100
+    assert segments["new users"]["users"] == len(USERS) - 100
+    assert found["guardrails"]
+    write_page(found, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Rollout &lt;friday&gt;" in page
+    assert "<friday>" not in page
+    assert "rolled back: rate" in page
+    assert "<polygon" in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 def test_a_challenger_whose_requests_fail_is_rolled_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

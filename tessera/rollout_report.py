@@ -1,0 +1,264 @@
+"""The report of one experiment: arms over time with their bounds, segments of users, guardrails, decision and why.
+
+Made from the log alone, by going through its impressions and outcomes in the order of their time: the same figures
+whoever makes it, and whenever.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.error import EventError, TesseraError
+from models.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
+from models.registry import CHAMPION, Registry
+from models.sequential import Arm, difference
+from serving.assignment import CHALLENGER, CONTROL, Experiment, expected_shares
+from streaming.log import EventLog
+from streaming.topic import Topics
+from tessera import markup, plot
+from tessera.experiment import Ledger, Tally
+from tessera.guardrail import Rule, Watch
+from tessera.rollouts import past, running
+
+_POINTS, _BATCH, _HEAVY = 30, 2_000, 0.9
+Message = Impression | Shadowed | Outcome
+
+
+def report(
+    registry: Registry,
+    log: EventLog,
+    topics: Topics,
+    name: str,
+    *,
+    model: str | None,
+    rule: Rule,
+    known: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+) -> dict[str, Any]:
+    """Everything about an experiment, as plain dicts, numbers and strings.
+
+    Args:
+        name: of one that runs, or that ended.
+        known: users in a bundle's training, by the bundle's id; the others are new.
+
+    Raises:
+        TesseraError: there is no such experiment.
+    """
+    champion = registry.resolve(model, CHAMPION)
+    going = running(registry, champion.model)
+    ended = {one.experiment.name: one for one in past(registry, champion.model)}
+    found = next((one for one in going if one.name == name), None)
+    if found is None and name not in ended:
+        names = ", ".join(one.name for one in going) or "none"
+        raise TesseraError(f"rollout {name!r}: there is no such; running: {names}; ended: {', '.join(ended) or 'none'}")
+    experiment = found or ended[name].experiment
+    until = time.time() if found else float(ended[name].ended)
+    messages = _ordered(log, topics, experiment.started * 1_000, until * 1_000, champion.model)
+    ledger, points, history = _walked(experiment, going if found else [*going, experiment], messages, until, rule)
+    tallies = ledger.tallies[name]
+    return {
+        "experiment": name,
+        "model": champion.model,
+        "challenger": experiment.challenger,
+        "control": experiment.control,
+        "layer": experiment.layer,
+        "ramp": [[step.after_s, step.share] for step in experiment.ramp],
+        "shadow": experiment.shadow,
+        "started": _moment(experiment.started),
+        "until": _moment(until),
+        "decision": "running" if found else ended[name].why,
+        "arms": {arm: _arm(tally) for arm, tally in tallies.items()},
+        "points": points,
+        "segments": _segments(tallies, known(experiment.control), rule),
+        "guardrails": history,
+        "aside": dict(ledger.aside) | ({"unknown impression": ledger.waiting} if ledger.waiting else {}),
+    }
+
+
+def write_page(document: dict[str, Any], path: Path) -> None:
+    """Writes a report as a page."""
+    points, arms = document["points"], document["arms"]
+    about = (
+        f"{document['challenger']} against {document['control']}, from {document['started']} to {document['until']}; "
+        f"layer {document['layer']}, shares {', '.join(f'{share:.1%}' for _, share in document['ramp'])}."
+    )
+    rows = [
+        (
+            arm,
+            f"{view['requests']:,}",
+            f"{view['users']:,}",
+            f"{view['outcomes']:,}",
+            f"{view['rate']:.4f}",
+            f"{view['failed']:.2%}",
+            f"{view['empty']:.2%}",
+            f"{view['p99_ms']:.1f}",
+        )
+        for arm, view in arms.items()
+    ]
+    columns = ("", ">requests", ">users", ">outcomes", ">rate", ">failed", ">empty", ">p99 ms")
+    drawn = [(point["at"], point["estimate"], point["low"], point["high"]) for point in points if point["users"] > 1]
+    body = [
+        f"<h1>Rollout</h1>\n{markup.caption(about)}",
+        markup.section("Decision", f"<p>{escape(document['decision'])}</p>"),
+        markup.section("Arms", markup.table(columns, rows)),
+        markup.section(
+            "The challenger's rate less the control's",
+            markup.figure(
+                "Difference over time",
+                plot.band(drawn, describe="difference of the arms' rates over time, with its bounds"),
+                "The band holds the truth at every moment at once; an experiment ends when all of it lies below zero.",
+            )
+            if drawn
+            else markup.none("Nothing was shown to both arms yet."),
+        ),
+        markup.section("Segments", _segment_table(document["segments"])),
+        markup.section("Guardrails", _history(document["guardrails"])),
+        markup.section("Set aside", _aside(document["aside"])),
+    ]
+    markup.write_page(path, f"Rollout {document['experiment']}", "\n".join(body))
+
+
+def _ordered(log: EventLog, topics: Topics, start_ms: float, end_ms: float, model: str) -> list[Message]:
+    """The experiment's messages in the order of their time."""
+    log.create_topics(topics.partitions())
+    names = (topics.impressions, topics.outcomes)
+    ends = {(topic, part): end for topic in names for part, end in log.end_offsets(topic).items()}
+    found: list[Message] = []
+    reader = log.reader(list(names), group=f"report-{time.time_ns()}", sole=True)
+    with contextlib.closing(reader):
+        while any(reader.position().get(place, 0) < end for place, end in ends.items()):
+            for message in reader.poll(_BATCH, 0.2):
+                with contextlib.suppress(EventError):
+                    one: Message = (
+                        decode_outcome(message.value)
+                        if message.topic == topics.outcomes
+                        else decode_impression(message.value)
+                    )
+                    if not isinstance(one, Impression) or one.model == model:
+                        found.append(one)
+    return sorted((one for one in found if start_ms <= one.time_ms <= end_ms), key=lambda one: one.time_ms)
+
+
+def _walked(
+    experiment: Experiment, experiments: Sequence[Experiment], messages: Sequence[Message], until: float, rule: Rule
+) -> tuple[Ledger, list[dict[str, Any]], list[dict[str, str]]]:
+    """The ledger at the end, the arms at up to 30 moments, and what breached when."""
+    name = experiment.name
+    ledger = Ledger([name])
+    points: list[dict[str, Any]] = []
+    history: list[dict[str, str]] = []
+    cuts = np.linspace(experiment.started, until, min(_POINTS, max(2, len(messages))) + 1)[1:]
+    watches: dict[tuple[float, float], Watch] = {}
+    at = 0
+    for cut in cuts.tolist():
+        while at < len(messages) and messages[at].time_ms <= 1_000 * cut:
+            one = messages[at]
+            ledger.note(one) if isinstance(one, Outcome) else ledger.show(one)
+            at += 1
+        control, challenger = ledger.tallies[name][CONTROL], ledger.tallies[name][CHALLENGER]
+        shares = expected_shares(experiment, experiments, cut)
+        interval = difference(control.arm(), challenger.arm(), alpha=rule.alpha, planned=rule.planned)
+        points.append(
+            {
+                "at": _moment(cut),
+                "users": control.arm().users + challenger.arm().users,
+                "control": control.arm().rate,
+                "challenger": challenger.arm().rate,
+                "estimate": interval.estimate,
+                "low": max(interval.low, -1.0),
+                "high": min(interval.high, 1.0),
+            }
+        )
+        if not experiment.shadow and min(shares) > 0:
+            watch = watches.setdefault(shares, Watch(rule, shares=shares))
+            since = 1_000 * experiment.step_began(cut)
+            look = watch.look(
+                control.arm(), challenger.arm(), (control.users_since(since), challenger.users_since(since))
+            )
+            breaches = [*look.breaches, *rule.operational(control, challenger)]
+            history += [{"at": _moment(cut), "breach": breach} for breach in breaches]
+    return ledger, points, history
+
+
+def _segments(tallies: dict[str, Tally], known: frozenset[str], rule: Rule) -> list[dict[str, Any]]:
+    """New and known users, and the heaviest tenth, each compared as the whole is."""
+    counts = [shown for tally in tallies.values() for shown, _ in tally.users.values()]
+    heavy = float(np.quantile(counts, _HEAVY)) if counts else 0.0
+    tests: dict[str, Callable[[str, list[int]], bool]] = {
+        "new users": lambda user, _: user not in known,
+        "known users": lambda user, _: user in known,
+        "heavy users": lambda _, sums: sums[0] >= heavy,
+    }
+    found: list[dict[str, Any]] = []
+    for name, test in tests.items():
+        arms = {
+            arm: _sum(sums for user, sums in tally.users.items() if test(user, sums)) for arm, tally in tallies.items()
+        }
+        interval = difference(arms[CONTROL], arms[CHALLENGER], alpha=rule.alpha, planned=rule.planned)
+        found.append(
+            {
+                "segment": name,
+                "users": arms[CONTROL].users + arms[CHALLENGER].users,
+                "control": arms[CONTROL].rate,
+                "challenger": arms[CHALLENGER].rate,
+                "estimate": interval.estimate,
+                "low": max(interval.low, -1.0),
+                "high": min(interval.high, 1.0),
+            }
+        )
+    return found
+
+
+def _sum(users: Iterable[list[int]]) -> Arm:
+    sums = np.array(list(users), dtype=np.float64).reshape(-1, 2)
+    i, c = sums[:, 0], sums[:, 1]
+    return Arm(len(sums), int(i.sum()), int(c.sum()), float(i @ i), float(c @ c), float(i @ c))
+
+
+def _arm(tally: Tally) -> dict[str, Any]:
+    arm, requests = tally.arm(), max(tally.requests, 1)
+    return {
+        "requests": tally.requests,
+        "users": arm.users,
+        "outcomes": arm.outcomes,
+        "rate": arm.rate,
+        "failed": tally.failed / requests,
+        "empty": tally.empty / requests,
+        "p99_ms": tally.p99_ms,
+        "calibration": tally.calibration,
+    }
+
+
+def _segment_table(segments: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            one["segment"],
+            f"{one['users']:,}",
+            f"{one['control']:.4f}",
+            f"{one['challenger']:.4f}",
+            f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})",
+        )
+        for one in segments
+    ]
+    return markup.table(("", ">users", ">control", ">challenger", ">difference"), rows)
+
+
+def _history(history: Sequence[dict[str, str]]) -> str:
+    if not history:
+        return markup.none("No guardrail was breached.")
+    return markup.table(("when", "what"), [(one["at"], one["breach"]) for one in history])
+
+
+def _aside(aside: dict[str, int]) -> str:
+    if not aside:
+        return markup.none("Every outcome was joined with its impression.")
+    return markup.table(("why", ">messages"), [(why, f"{count:,}") for why, count in aside.items()])
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
