@@ -87,34 +87,32 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         f"{document['challenger']} against {document['control']}, from {document['started']} to {document['until']}; "
         f"layer {document['layer']}, shares {', '.join(f'{share:.1%}' for _, share in document['ramp'])}."
     )
-    rows = [
-        (
-            arm,
-            f"{view['requests']:,}",
-            f"{view['users']:,}",
-            f"{view['outcomes']:,}",
-            f"{view['rate']:.4f}",
-            f"{view['failed']:.2%}",
-            f"{view['empty']:.2%}",
-            f"{view['p99_ms']:.1f}",
-        )
-        for arm, view in arms.items()
-    ]
-    columns = ("", ">requests", ">users", ">outcomes", ">rate", ">failed", ">empty", ">p99 ms")
+    measures: tuple[tuple[str, str, str], ...] = (
+        ("requests", "requests", ","),
+        ("users", "users", ","),
+        ("outcomes", "outcomes", ","),
+        ("outcomes a request", "rate", ".4f"),
+        ("failed", "failed", ".2%"),
+        ("empty", "empty", ".2%"),
+        ("p99 ms", "p99_ms", ".1f"),
+    )
+    rows = [(label, *(format(arms[arm][key], form) for arm in (CONTROL, CHALLENGER))) for label, key, form in measures]
     drawn = [(point["at"], point["estimate"], point["low"], point["high"]) for point in points if point["users"] > 1]
     body = [
         f"<h1>Rollout</h1>\n{markup.caption(about)}",
         markup.section("Decision", f"<p>{escape(document['decision'])}</p>"),
-        markup.section("Arms", markup.table(columns, rows)),
         markup.section(
-            "The challenger's rate less the control's",
-            markup.figure(
-                "Difference over time",
-                plot.band(drawn, describe="difference of the arms' rates over time, with its bounds"),
-                "The band holds the truth at every moment at once; an experiment ends when all of it lies below zero.",
-            )
-            if drawn
-            else markup.none("Nothing was shown to both arms yet."),
+            "Arms",
+            markup.cards(
+                markup.figure(
+                    "The challenger's rate less the control's",
+                    plot.band(drawn, describe="difference of the arms' rates over time, with its bounds"),
+                    "The band holds the truth at every moment at once; below zero as a whole, it ends the experiment.",
+                )
+                if drawn
+                else markup.card("The challenger's rate less the control's", markup.none("Nothing was shown yet.")),
+                markup.card("As they stand", markup.table(("", f">{CONTROL}", f">{CHALLENGER}"), rows)),
+            ),
         ),
         markup.section("Segments", _segment_table(document["segments"])),
         markup.section("Guardrails", _history(document["guardrails"])),
@@ -181,7 +179,9 @@ def _walked(
                 control.arm(), challenger.arm(), (control.users_since(since), challenger.users_since(since))
             )
             breaches = [*look.breaches, *rule.operational(control, challenger)]
-            history += [{"at": _moment(cut), "breach": breach} for breach in breaches]
+            # Of each kind the first: what was breached stays so.
+            kinds = {line["breach"].partition(":")[0] for line in history}
+            history += [{"at": _moment(cut), "breach": one} for one in breaches if one.partition(":")[0] not in kinds]
     return ledger, points, history
 
 
@@ -235,17 +235,15 @@ def _arm(tally: Tally) -> dict[str, Any]:
 
 
 def _segment_table(segments: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        (
-            one["segment"],
-            f"{one['users']:,}",
-            f"{one['control']:.4f}",
-            f"{one['challenger']:.4f}",
-            f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})",
-        )
-        for one in segments
-    ]
-    return markup.table(("", ">users", ">control", ">challenger", ">difference"), rows)
+    rows: list[Sequence[str]] = []
+    for one in segments:
+        rows += [
+            (f"{one['segment']}, {one['users']:,}",),
+            (CONTROL, f"{one['control']:.4f}"),
+            (CHALLENGER, f"{one['challenger']:.4f}"),
+            ("difference", f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"),
+        ]
+    return markup.table(("", ">outcomes a request"), rows)
 
 
 def _history(history: Sequence[dict[str, str]]) -> str:
@@ -261,4 +259,4 @@ def _aside(aside: dict[str, int]) -> str:
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
