@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from serving.memory import MemoryStore
 from serving.rank import RankService
 from serving.recorder import Recorder
 from serving.shadow import Shadows
+from streaming.topic import Topics
 from tessera.following import Follower, Opener
 from tessera.guardrail import Rule
 from tessera.rollout_report import report, write_page
@@ -43,8 +45,9 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> World:
 class Stage:
     """A registry with a champion and a challenger, and a server that follows it."""
 
-    def __init__(self, directory: Path, world: World, other: World) -> None:
-        self.settings = Settings(home=directory)
+    def __init__(self, directory: Path, world: World, other: World, kafka: str = "") -> None:
+        topics = Topics(f"test-{uuid.uuid4().hex[:8]}-" if kafka else "")
+        self.settings = Settings(home=directory, kafka=kafka, topics=topics)
         self.registry = self.settings.open_registry()
         self.champion, self.challenger = world.bundle, other.bundle
         self.releases = [
@@ -97,6 +100,13 @@ class Stage:
                 time.sleep(0.05)
             with contextlib.closing(log.follow(topic, 0)) as follower:
                 return [decode_impression(message.value) for message in follower.poll(count, 5)]
+
+
+@pytest.fixture
+def stage_on_kafka(world: World, other: World, tmp_path: Path, kafka_address: str) -> Iterator[Stage]:
+    made = Stage(tmp_path, world, other, kafka_address)
+    with made.stack:
+        yield made
 
 
 @pytest.fixture
@@ -207,6 +217,25 @@ def test_a_challenger_whose_requests_fail_is_rolled_back(stage: Stage, monkeypat
     (standing,), ended, _ = judged(stage, act=True)
     assert any(breach.startswith("requests failed: 100.00%") for breach in standing.breaches)
     assert len(ended) == 1
+
+
+def test_on_a_real_broker_a_bad_challenger_is_rolled_back_and_every_request_is_accounted_for(
+    stage_on_kafka: Stage,
+) -> None:
+    stage = stage_on_kafka
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="friday")
+    stage.follower.look()
+    answers = [stage.rank(user) for user in USERS]
+    stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
+    shown = {one.id for one in stage.logged(len(USERS))}
+    assert shown == {one["impression"] for one in answers}
+    (standing,), ended, aside = judged(stage, act=True)
+    assert sum(view.requests for view in standing.arms.values()) == len(USERS)
+    assert aside == {}
+    assert [one.bundle for one in ended] == [stage.challenger.id]
+    with contextlib.closing(stage.settings.open_log()) as log:
+        found = report(stage.registry, log, stage.settings.topics, "friday", model=None, rule=RULE)
+    assert found["decision"].startswith("rolled back: rate")
 
 
 def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:
