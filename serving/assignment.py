@@ -44,6 +44,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ramp: shares by time, ascending in both; the last is what it ends at, and what is reserved.
         started: seconds since 1970.
         shadow: the challenger ranks and nobody sees it.
+        changed: when another experiment of the layer last started or ended, in seconds since 1970: the control is
+            another one since.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ramp: list[Step]
     started: int
     shadow: bool = False
+    changed: int = 0
 
     @property
     def reserved(self) -> float:
@@ -66,9 +69,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return held[-1] if held else 0.0
 
     def step_began(self, now: float) -> float:
-        """Since when the share is what it is, in seconds since 1970."""
+        """Since when the arms are what they are, in seconds since 1970."""
         begun = [self.started + step.after_s for step in self.ramp if self.started + step.after_s <= now]
-        return begun[-1] if begun else float(self.started)
+        return max(begun[-1] if begun else float(self.started), float(self.changed))
 
     def check(self) -> None:
         """Raises TesseraError where the shares cannot be."""

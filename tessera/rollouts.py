@@ -84,7 +84,7 @@ def start(
     if any(one.name == made.name for one in held):
         raise TesseraError(f"rollout {made.name!r} runs already; end it by `tessera rollout stop`, or choose a --name")
     made = msgspec.structs.replace(made, start=room(layer, made.reserved, held))
-    _set(registry, champion.model, [*held, made])
+    _set(registry, champion.model, [*_changed(held, {layer}), made])
     return made
 
 
@@ -98,7 +98,9 @@ def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Relea
         raise TesseraError(f"rollout {name!r}: there is no such; there are: {known}")
     _end(registry, champion.model, held, [ended], why)
     release = registry.release(champion.model, ended.challenger)
-    registry.end_challenge(release, why=why)
+    # The reason stands with a challenger that no other experiment still tries.
+    if not any(one.challenger == ended.challenger for one in held if one.name != name):
+        registry.end_challenge(release, why=why)
     return release
 
 
@@ -282,9 +284,16 @@ def parse_ramp(text: str | None, share: float) -> list[Step]:
         raise TesseraError(f"--ramp {text}: expected SECONDS:SHARE,…, like 0:.01,3600:.1") from error
 
 
+def _changed(experiments: Sequence[Experiment], layers: set[str]) -> list[Experiment]:
+    """Experiments whose layer gains or loses another: from now on their control is another one."""
+    now = int(time.time())
+    return [msgspec.structs.replace(one, changed=now) if one.layer in layers else one for one in experiments]
+
+
 def _end(registry: Registry, model: str, held: Sequence[Experiment], ended: Sequence[Experiment], why: str) -> None:
     """Servers stop first; what ended is noted after."""
-    _set(registry, model, [one for one in held if one not in ended])
+    kept_on = [one for one in held if one not in ended]
+    _set(registry, model, _changed(kept_on, {one.layer for one in ended}))
     moment = int(time.time())
     kept = [*past(registry, model), *(Past(one, moment, why) for one in ended)][-_KEPT:]
     registry.set_ended_rollouts(model, msgspec.json.encode(kept).decode())

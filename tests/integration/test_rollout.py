@@ -238,6 +238,31 @@ def test_on_a_real_broker_a_bad_challenger_is_rolled_back_and_every_request_is_a
     assert found["decision"].startswith("rolled back: rate")
 
 
+def test_another_experiment_that_starts_and_ends_is_no_wrong_split(stage: Stage) -> None:
+    first = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.3)], name="first")
+    stage.follower.look()
+    half = [stage.rank(user) for user in USERS[:200]]
+    time.sleep(1.1)
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="second")
+    stage.follower.look()
+    rest = [stage.rank(user) for user in USERS[200:]]
+    stage.logged(len(half) + len(rest))
+    found, ended, _ = judged(stage, act=True)
+    assert [one.experiment for one in found] == ["first", "second"]
+    assert ended == []
+    assert all(one.split_p > 1e-3 for one in found)
+    time.sleep(1.1)
+    stop(stage.registry, None, "second", why="enough")
+    # The challenger is still tried by the first.
+    assert stage.registry.resolve(None, CHALLENGER).bundle == stage.challenger.id
+    stage.follower.look()
+    again = [stage.rank(user) for user in USERS]
+    stage.logged(len(half) + len(rest) + len(again))
+    (standing,), ended, _ = judged(stage, act=True)
+    assert (standing.experiment, ended) == (first.name, [])
+    assert standing.split_p > 1e-3
+
+
 def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:
     for path in (stage.settings.home / "mlflow").rglob("manifest.json"):
         if json.loads(path.read_text())["id"] == stage.challenger.id:
