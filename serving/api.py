@@ -13,19 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from features.error import BundleError, EventError, LogError, StoreError, TesseraError
+from features.error import BundleError, StoreError, TesseraError
 from models.impression import Impression, Outcome
 from serving.access import KeyFile
 from serving.current import Current, Pinned
-from serving.guard import PROBLEM, Guard, Limits, State
+from serving.guard import Guard, Limits, State
 from serving.intake import Intake
 from serving.metrics import CONTENT_TYPE, Metrics, Stopwatch
+from serving.problem import add_problem_handlers, blamed
 from serving.rank import RankService
 from serving.recorder import Recorder
 from serving.rows import MirrorRows
@@ -121,7 +120,7 @@ def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
         keys=found.keys,
         state=found.state,
     )
-    _add_problem_handlers(app)
+    add_problem_handlers(app)
     # The guard checks keys; this only tells the document that there are such.
     keyed = [Depends(HTTPBearer(auto_error=False))] if found.keys is not None else []
     app.include_router(_reads(current, found), responses=_REFUSED, dependencies=keyed)
@@ -138,7 +137,7 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
     def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
         """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
         watch = Stopwatch()
-        with current.pinned_for(body.user) as pinned, _field("context"):
+        with current.pinned_for(body.user) as pinned, blamed("context"):
             service = pinned.service
             request.state.bundle = service.bundle.id
             if body.filter is not None:
@@ -177,7 +176,7 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
     @router.post("/v1/retrieve")
     def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
         """Finds the nearest items, by content, among those that match."""
-        with current.pinned() as service, _field("filter"):
+        with current.pinned() as service, blamed("filter"):
             request.state.bundle = service.bundle.id
             found = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
         plan = found.plan
@@ -193,9 +192,9 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
         """Looks values of a feature up in the table, for rankers that run elsewhere."""
         with current.pinned() as service:
             request.state.bundle = service.bundle.id
-            with _field("feature"):
+            with blamed("feature"):
                 width = service.embeddings.width(body.feature)
-            with _field("values"):
+            with blamed("values"):
                 found = service.embeddings.lookup(body.feature, body.values)
             return EmbeddingsResponse(
                 bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist()
@@ -233,7 +232,7 @@ def _writes(current: Current, intake: Intake | None) -> APIRouter:
     @router.post("/v1/events", status_code=202)
     def events(body: EventsRequest, request: Request) -> Accepted:
         """Appends events to the log; one that is wrong, and none is."""
-        with current.pinned() as service, _field("events"):
+        with current.pinned() as service, blamed("events"):
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().events(service.bundle, body.events))
 
@@ -250,7 +249,7 @@ def _writes(current: Current, intake: Intake | None) -> APIRouter:
     @router.post("/v1/items", status_code=202)
     def items(body: ItemsRequest, request: Request) -> Accepted:
         """Appends items to the log; one that is wrong, and none is."""
-        with current.pinned() as service, _field("items"):
+        with current.pinned() as service, blamed("items"):
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().items(service.bundle, service.item_types, body.items))
 
@@ -322,67 +321,6 @@ def _impression(
         ms=round(1_000 * watch.seconds(), 3),
         failed=failed,
     )
-
-
-def problem(status: int, title: str, detail: str, *, field: str | None = None) -> JSONResponse:
-    """An RFC 9457 problem document; `field` names what is at fault."""
-    found = Problem(title=title, status=status, detail=detail, field=field)
-    headers = {"retry-after": "1"} if status == 503 else None
-    return JSONResponse(found.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM, headers=headers)
-
-
-@contextlib.contextmanager
-def _field(name: str) -> Any:
-    """Input that is found wrong inside is this field's, unless the message begins with another's name."""
-    try:
-        yield
-    except EventError as error:
-        first, colon, _ = str(error).partition(":")
-        named = first if colon and first.replace(".", "").replace("_", "").isalnum() else name
-        raise _WrongInput(named, str(error)) from error
-
-
-class _WrongInput(TesseraError):
-    def __init__(self, field: str, detail: str) -> None:
-        super().__init__(detail)
-        self.field = field
-
-
-def _add_problem_handlers(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        parts = [str(part) for part in first["loc"] if part != "body"]
-        # Behind a context column's name stand the types it could have had.
-        field = ".".join(parts[:2] if parts[:1] == ["context"] else parts) or "body"
-        if first["type"] == "json_invalid":
-            field = "body"
-        return problem(422, "Wrong input", f"{field}: {first['msg']}", field=field)
-
-    @app.exception_handler(_WrongInput)
-    def wrong(_: Request, error: _WrongInput) -> JSONResponse:
-        return problem(422, "Wrong input", str(error), field=error.field)
-
-    @app.exception_handler(HTTPException)
-    def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "Refused", str(error.detail))
-
-    @app.exception_handler(StoreError)
-    def unavailable(_: Request, error: StoreError) -> JSONResponse:
-        return problem(503, "Online store unavailable", str(error))
-
-    @app.exception_handler(LogError)
-    def no_log(_: Request, error: LogError) -> JSONResponse:
-        return problem(503, "Event log unavailable", str(error))
-
-    @app.exception_handler(BundleError)
-    def disagrees(_: Request, error: BundleError) -> JSONResponse:
-        return problem(503, "Store and bundle disagree", str(error))
-
-    @app.exception_handler(Exception)
-    def failed(request: Request, error: Exception) -> JSONResponse:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return problem(500, "Internal error", "the request failed; the server's log has the cause")
 
 
 def _note(metrics: Metrics, service: RankService) -> None:

@@ -36,9 +36,9 @@ IMPORTERS = {
         "tessera/bench/filtered.py",
     ),
     "sentencepiece": ("models/semantic_id/tokens.py",),
-    "fastapi": ("serving/api.py",),
+    "fastapi": ("serving/api.py", "serving/problem.py"),
     "fastapi_offline": ("serving/api.py",),
-    "starlette": ("serving/api.py",),
+    "starlette": ("serving/api.py", "serving/problem.py"),
     "uvicorn": ("tessera/",),
     "httpx": ("serving/client.py", "tessera/"),
 }
