@@ -17,7 +17,8 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         user: whose ranking it was.
         time_ms: when, since 1970.
         bundle: which ranked.
-        arms: by experiment, `control` or `challenger`; without those the user is in no arm of.
+        arms: by an experiment's id, `control` or `challenger`; without those the user is in no arm of.
+        epochs: by an experiment's id, since when its arms are what they are, in seconds since 1970.
         items: ids as shown, best first; scores: their probabilities.
         ms: time to answer.
         failed: whether there was no answer.
@@ -30,6 +31,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     bundle: str
     model: str
     arms: dict[str, str] = {}
+    epochs: dict[str, int] = {}
     items: list[str] = []
     scores: list[float] = []
     ms: float = 0.0
@@ -40,6 +42,7 @@ class Shadowed(msgspec.Struct, frozen=True, tag="shadowed", tag_field="kind", om
     """What a challenger in the shadow made of an answer's items; nobody saw it.
 
     Attributes:
+        experiment: its id.
         correlation: Spearman's, of its scores with the champion's; null below two items.
         drift: mean of its scores less the champion's.
         ms: time it took; failed: whether it raised.

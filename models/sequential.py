@@ -1,26 +1,38 @@
-"""Statistics of a running experiment, valid however often one looks.
+"""Statistics of a running experiment, valid however often one looks, and whoever looked before.
 
-- The difference of two arms' rates has a confidence sequence: an interval at every look such that all of them hold the
+- The difference of two arms' ratios has a confidence sequence: an interval at every look such that all of them hold the
   truth at once with probability 1 - α (asymptotically; Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, Annals of
   Statistics 2024, Theorem 2.2: a normal mixture over the standardised sum). Stopping at the first interval beside
   zero is then no false alarm in more than α of all experiments.
-- The split of users between arms is tested by spending α over a planned number of users (Lan & DeMets, Biometrika 1983,
-  with the spending function of O'Brien & Fleming's kind): each look may use what the function has released since the
-  look before, so that the sum over all looks is α at most.
+- The split of users between arms is tested against a boundary of O'Brien & Fleming's shape (Biometrics 1979) for looks
+  at any time up to a planned number of users: the standardised count is a Brownian motion B on [0, 1], and
+  P(max |B| ≥ c) ≤ 4 (1 - Φ(c)) by the reflection principle. Beyond the plan a mixture takes over.
+- A share of requests is surely above another where a beta mixture of likelihood ratios says so (Ville's inequality;
+  Robbins, Annals of Mathematical Statistics 1970; for splits Lindon & Malek, NeurIPS 2022): valid at any number.
 
-A rate is outcomes over impressions, and a user's impressions go together: the variance is that of users' residuals (the
-delta method; Deng et al., WWW 2018), which takes a user with a hundred impressions as one user.
+No test remembers a look: a judge that starts again comes to the same answer.
 
-Shape letters: A arms.
+A ratio is outcomes over exposure, such as clicks over impressions. A user's impressions go together: the variance is
+that of users' residuals (the delta method; Deng et al., WWW 2018), which takes one with a hundred impressions as one.
+
+Shape letters: A arms, U users.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import betaln
 from scipy.stats import chi2, norm
 
 from features.error import TesseraError
+
+# Of the split's α, what is for looks up to the plan; the rest is for those beyond.
+_PLANNED_PART = 0.8
+# How many users' worth of belief in the right split the mixture starts with.
+_CONCENTRATION = 1_000.0
 
 
 @dataclass(frozen=True)
@@ -28,40 +40,46 @@ class Arm:
     """Sums over one arm's users.
 
     Attributes:
-        users: how many were shown something.
-        impressions, outcomes: Σ i_u and Σ c_u over users u.
-        ii, cc, ic: Σ i_u², Σ c_u² and Σ i_u c_u.
+        users: how many there are.
+        exposure, outcomes: Σ e_u and Σ c_u over users u.
+        ee, cc, ec: Σ e_u², Σ c_u² and Σ e_u c_u.
     """
 
     users: int = 0
-    impressions: int = 0
-    outcomes: int = 0
-    ii: float = 0.0
+    exposure: float = 0.0
+    outcomes: float = 0.0
+    ee: float = 0.0
     cc: float = 0.0
-    ic: float = 0.0
+    ec: float = 0.0
+
+    @staticmethod
+    def of(exposure: ArrayLike, outcomes: ArrayLike) -> "Arm":
+        """The sums of users with so much exposure (U,) and so many outcomes (U,)."""
+        e, c = np.asarray(exposure, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+        return Arm(len(e), float(e.sum()), float(c.sum()), float(e @ e), float(c @ c), float(e @ c))
 
     @property
     def rate(self) -> float:
-        """Outcomes an impression; 0 without impressions."""
-        return self.outcomes / self.impressions if self.impressions else 0.0
+        """Outcomes by exposure; 0 without any."""
+        return self.outcomes / self.exposure if self.exposure else 0.0
 
     @property
     def variance(self) -> float:
-        """Of the rate: Σ (c_u - r i_u)² / (Σ i_u)²."""
-        if not self.impressions:
+        """Of the rate: Σ (c_u - r e_u)² / (Σ e_u)²."""
+        if not self.exposure:
             return math.inf
         rate = self.rate
-        residuals = self.cc - 2 * rate * self.ic + rate * rate * self.ii
-        return max(residuals, 0.0) / self.impressions**2
+        residuals = self.cc - 2 * rate * self.ec + rate * rate * self.ee
+        return max(residuals, 0.0) / self.exposure**2
 
     def __add__(self, other: "Arm") -> "Arm":
         return Arm(
             self.users + other.users,
-            self.impressions + other.impressions,
+            self.exposure + other.exposure,
             self.outcomes + other.outcomes,
-            self.ii + other.ii,
+            self.ee + other.ee,
             self.cc + other.cc,
-            self.ic + other.ic,
+            self.ec + other.ec,
         )
 
 
@@ -116,34 +134,36 @@ def split_p(counts: Sequence[int], shares: Sequence[float]) -> float:
     return float(chi2.sf(statistic, len(counts) - 1))
 
 
-class SplitTest:
-    """The sample-ratio test over many looks: rejects a right split in no more than α of all experiments.
+def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, planned: int) -> bool:
+    """Whether two arms' users are split otherwise than asked for, at a chance of α over all looks to be wrong.
 
     Args:
-        shares: (A,) what the arms were given.
-        alpha: spent over all looks.
-        planned: users until all of α is spent; looks beyond spend what looks at `planned` would.
+        counts: (2,) users of each arm.
+        shares: (2,) what the arms were given.
+        planned: users of both at which the test is at its sharpest.
     """
-
-    def __init__(self, shares: Sequence[float], *, alpha: float, planned: int) -> None:
-        self.shares = tuple(shares)
-        self._alpha = alpha
-        self._planned = planned
-        self._spent = 0.0
-        self.mismatched = False
-
-    def look(self, counts: Sequence[int]) -> float:
-        """Looks at the users of each arm (A,); returns the p-value, and notes a mismatch for good."""
-        p = split_p(counts, self.shares)
-        released = spent(min(1.0, sum(counts) / self._planned), self._alpha)
-        if p <= released - self._spent:
-            self.mismatched = True
-        self._spent = max(self._spent, released)
-        return p
+    p = split_p(counts, shares)
+    total = sum(counts)
+    z = float(norm.isf(p / 2)) if p > 0 else math.inf
+    if total <= planned and z * math.sqrt(total / planned) >= norm.isf(_PLANNED_PART * alpha / 4):
+        return True
+    share = shares[1] / sum(shares)
+    a, b = _CONCENTRATION * share, _CONCENTRATION * (1 - share)
+    return _mixture(counts[1], total, share, a, b) >= -math.log((1 - _PLANNED_PART) * alpha)
 
 
-def spent(share: float, alpha: float) -> float:
-    """What of α may be spent when a share of the planned users has come: 2 - 2 Φ(z / √share)."""
-    if share <= 0:
-        return 0.0
-    return float(2 * norm.sf(norm.isf(alpha / 2) / math.sqrt(share)))
+def surely_above(count: int, total: int, share: float, *, alpha: float) -> bool:
+    """Whether what happened `count` times in `total` has a chance above `share`, in (0, 1).
+
+    False however often one looks, but for a chance of α, where the true chance is `share` or less: all chances up to
+    `share` are then outside the confidence sequence of the mixture.
+    """
+    if not total or count <= share * total:
+        return False
+    return _mixture(count, total, share, 1.0, 1.0 / share - 1.0) >= -math.log(alpha)
+
+
+def _mixture(count: int, total: int, share: float, a: float, b: float) -> float:
+    """Log of the likelihood ratio of a beta mixture against one chance."""
+    alone = count * math.log(share) + (total - count) * math.log1p(-share)
+    return float(betaln(a + count, b + total - count) - betaln(a, b)) - alone

@@ -316,6 +316,7 @@ def _impression(
         bundle=bundle.id,
         model=bundle.dataset.name,
         arms=pinned.arms,
+        epochs=pinned.epochs,
         items=[item for item, _ in items],
         scores=[round(score, 6) for _, score in items],
         ms=round(1_000 * watch.seconds(), 3),

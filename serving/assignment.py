@@ -45,7 +45,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         started: seconds since 1970.
         shadow: the challenger ranks and nobody sees it.
         changed: when another experiment of the layer last started or ended, in seconds since 1970: the control is
-            another one since.
+            another one since. changes: how often that happened.
     """
 
     name: str
@@ -57,6 +57,12 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     started: int
     shadow: bool = False
     changed: int = 0
+    changes: int = 0
+
+    @property
+    def id(self) -> str:
+        """What impressions call it: a name may be used again, later."""
+        return f"{self.name}@{self.started}"
 
     @property
     def reserved(self) -> float:
@@ -65,13 +71,22 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def share(self, now: float) -> float:
         """What the challenger gets of the layer at a moment, in seconds since 1970."""
-        held = [step.share for step in self.ramp if self.started + step.after_s <= now]
-        return held[-1] if held else 0.0
+        step = self._step(now)
+        return self.ramp[step].share if step >= 0 else 0.0
 
-    def step_began(self, now: float) -> float:
-        """Since when the arms are what they are, in seconds since 1970."""
-        begun = [self.started + step.after_s for step in self.ramp if self.started + step.after_s <= now]
-        return max(begun[-1] if begun else float(self.started), float(self.changed))
+    def epoch(self, now: float) -> int:
+        """Since when the arms are what they are, in seconds since 1970: alike on all servers, whatever their clocks."""
+        step = self._step(now)
+        return max(self.started + int(self.ramp[max(step, 0)].after_s), self.changed)
+
+    def part(self) -> float:
+        """What one epoch may use of the chance of a false alarm: all epochs together use little more than all of it."""
+        return 0.5**self.changes / len(self.ramp)
+
+    def _step(self, now: float) -> int:
+        """The step of the ramp that holds; -1 before the first, which a first step at once never is."""
+        # A server's clock may be behind that of whoever started it.
+        return sum(step.after_s == 0 or self.started + step.after_s <= now for step in self.ramp) - 1
 
     def check(self) -> None:
         """Raises TesseraError where the shares cannot be."""

@@ -20,12 +20,13 @@ class Pinned:
 
     Attributes:
         service: answers.
-        arms: by experiment, the arm that this answer counts for.
+        arms: by an experiment's id, the arm that this answer counts for; epochs: and since when it is what it is.
         shadows: experiment and service of those that should rank it too, unseen.
     """
 
     service: RankService
     arms: dict[str, str]
+    epochs: dict[str, int]
     shadows: tuple[tuple[str, RankService], ...]
 
 
@@ -64,38 +65,30 @@ class Current:
     def pinned_for(self, user: str) -> Iterator[Pinned]:
         """One service for a user's whole request: the champion's, or a challenger's that the user is given.
 
-        An answer counts for an experiment where it is by one of the two bundles that are compared. A user who gets
-        the challenger of one experiment therefore counts for no other.
+        An answer counts for an experiment where it is by one of the two bundles that are compared, and the user is
+        given no other challenger. A user whom two layers give different challengers gets the champion and counts for
+        no experiment, so that each experiment loses the same share of both its arms.
         """
+        now = time.time()
         with self._lock:
             experiments, champion = self._experiments, self._held
-            arms = {one.name: arm(user, one, experiments, time.time()) for one in experiments} if experiments else {}
-            given = next(
-                (
-                    one
-                    for one in experiments
-                    if arms[one.name] == CHALLENGER and not one.shadow and one.challenger in self._challengers
-                ),
-                None,
-            )
-            held = self._challengers[given.challenger] if given is not None else champion
+            arms = {one.id: arm(user, one, experiments, now) for one in experiments} if experiments else {}
+            seen = [one for one in experiments if not one.shadow]
+            given = [one for one in seen if arms[one.id] == CHALLENGER and one.challenger in self._challengers]
+            held = self._challengers[given[0].challenger] if len(given) == 1 else champion
             held.users += 1
-            counted = (
-                {given.name: CHALLENGER}
-                if given is not None
-                else {
-                    one.name: CONTROL
-                    for one in experiments
-                    if arms[one.name] == CONTROL and not one.shadow and one.control == champion.service.bundle.id
-                }
-            )
+            counted = given if len(given) == 1 else []
+            if not given:
+                here = champion.service.bundle.id
+                counted = [one for one in seen if arms[one.id] == CONTROL and one.control == here]
             shadows = tuple(
-                (one.name, self._challengers[one.challenger].service)
+                (one.id, self._challengers[one.challenger].service)
                 for one in experiments
-                if one.shadow and arms[one.name] == CHALLENGER and one.challenger in self._challengers
+                if one.shadow and arms[one.id] == CHALLENGER and one.challenger in self._challengers
             )
+        counts = {one.id: str(arms[one.id]) for one in counted}
         try:
-            yield Pinned(held.service, counted, shadows)
+            yield Pinned(held.service, counts, {one.id: one.epoch(now) for one in counted}, shadows)
         finally:
             self._leave(held)
 

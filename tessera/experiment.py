@@ -3,6 +3,9 @@
 Everything is a fold over two topics, so whoever reads them from the beginning comes to the same figures. An outcome
 counts once for its impression and item; one that names no known impression or none of its items, that comes before
 what it is of, or long after, is counted and set aside.
+
+An experiment is told by its id, which holds its start, so that a name can be used again. It is counted by epochs: in
+each the arms are the same ones throughout, and only within it are they compared.
 """
 
 from collections import Counter, deque
@@ -11,113 +14,139 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.impression import Impression, Outcome, Shadowed
+from models.impression import CLICK, Impression, Outcome, Shadowed
 from models.sequential import Arm
 from serving.assignment import CHALLENGER, CONTROL
+from tessera.guardrail import Sums
 
 WINDOW_MS = 7 * 86_400_000
 # Clocks of two machines may be so far apart.
 SKEW_MS = 60_000
 _TIMES = 20_000
-_BINS = 10
+# What is summed for each user.
+_REQUESTS, _FAILED, _EMPTY, _ANSWERS, _OUTCOMES, _PREDICTED, _SHOWN, _NOVEL = range(8)
 
 
 @dataclass
 class Tally:
-    """One arm as it stands.
+    """One arm in one epoch.
 
     Attributes:
-        users: impressions and outcomes by user; last_ms: when each was last shown something.
-        failed, empty: requests without an answer, and answers without an item.
+        users: by user, the sums that the constants above name.
+        kinds: outcomes by what they are.
         ms: the last requests' times.
-        predicted: sum of the scores of items shown; shown: how many they are.
-        novel: items shown that the champion's training hardly knew; see `Ledger`.
     """
 
-    users: dict[str, list[int]] = field(default_factory=dict)
-    last_ms: dict[str, int] = field(default_factory=dict)
-    requests: int = 0
-    failed: int = 0
-    empty: int = 0
-    predicted: float = 0.0
-    shown: int = 0
-    novel: int = 0
+    users: dict[str, list[float]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
     ms: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
 
-    def arm(self) -> Arm:
-        """The sums that the statistics read."""
-        if not self.users:
-            return Arm()
-        sums = np.array(list(self.users.values()), dtype=np.float64)
-        i, c = sums[:, 0], sums[:, 1]
-        return Arm(len(sums), int(i.sum()), int(c.sum()), float(i @ i), float(c @ c), float(i @ c))
+    def show(self, message: Impression, novel: int) -> None:
+        """Takes in what a user was shown, or that they were not."""
+        sums = self.users.setdefault(message.user, [0.0] * 8)
+        sums[_REQUESTS] += 1
+        self.ms.append(message.ms)
+        if message.failed:
+            sums[_FAILED] += 1
+            return
+        sums[_ANSWERS] += 1
+        sums[_EMPTY] += not message.items
+        sums[_PREDICTED] += sum(message.scores)
+        sums[_SHOWN] += len(message.items)
+        sums[_NOVEL] += novel
 
-    def users_since(self, time_ms: float) -> int:
-        """How many users were shown something at a time or later."""
-        return sum(last >= time_ms for last in self.last_ms.values())
+    def note(self, user: str, what: str, *, counts: bool) -> None:
+        """Takes in what a user did."""
+        self.kinds[what] += 1
+        if counts:
+            self.users[user][_OUTCOMES] += 1
+
+    def sums(self, users: Iterable[str] | None = None) -> Sums:
+        """What the rule judges; of some users, or all."""
+        chosen = self.users.values() if users is None else [self.users[user] for user in users]
+        found = np.array(list(chosen), dtype=np.float64).reshape(-1, 8)
+        answered = found[found[:, _ANSWERS] > 0]
+        return Sums(
+            rate=Arm.of(answered[:, _ANSWERS], answered[:, _OUTCOMES]),
+            calibration=Arm.of(answered[:, _PREDICTED], answered[:, _OUTCOMES]),
+            novelty=Arm.of(answered[:, _SHOWN], answered[:, _NOVEL]),
+            users=len(found),
+            failed=int((found[:, _FAILED] > 0).sum()),
+            empty=int((found[:, _EMPTY] > 0).sum()),
+            ms=np.array(self.ms),
+        )
 
     @property
-    def p99_ms(self) -> float:
-        return float(np.percentile(np.array(self.ms), 99)) if self.ms else 0.0
+    def requests(self) -> int:
+        """All of them, answered or not."""
+        return int(sum(sums[_REQUESTS] for sums in self.users.values()))
 
-    @property
-    def calibration(self) -> float | None:
-        """Outcomes over what was predicted for the items shown; None before anything was."""
-        outcomes = sum(found for _, found in self.users.values())
-        return outcomes / self.predicted if self.predicted else None
+    def answers(self) -> dict[str, int]:
+        """Answers by user: who is heavy."""
+        return {user: int(sums[_ANSWERS]) for user, sums in self.users.items()}
+
+    def faults(self) -> tuple[int, int]:
+        """Requests without an answer, and answers without an item."""
+        failed = sum(sums[_FAILED] for sums in self.users.values())
+        return int(failed), int(sum(sums[_EMPTY] for sums in self.users.values()))
+
+
+Arms = dict[str, Tally]
 
 
 @dataclass(frozen=True)
 class _Shown:
     user: str
     time_ms: int
-    arms: dict[str, str]
-    items: frozenset[str]
+    tallies: tuple[Tally, ...]
+    items: tuple[str, ...]
 
 
 class Ledger:
     """The fold.
 
     Args:
-        experiments: names of those to keep.
+        outcome: which outcomes count.
         rare: ids of items that the champion's training hardly knew; how often they are shown is a guardrail.
     """
 
-    def __init__(self, experiments: Iterable[str], *, rare: frozenset[str] = frozenset()) -> None:
-        self.tallies = {name: {CONTROL: Tally(), CHALLENGER: Tally()} for name in experiments}
-        self.shadows: dict[str, list[Shadowed]] = {name: [] for name in self.tallies}
+    def __init__(self, *, outcome: str = CLICK, rare: frozenset[str] = frozenset()) -> None:
+        self.shadows: dict[str, list[Shadowed]] = {}
         self.aside: Counter[str] = Counter()
         self.impressions = 0
-        self._rare = rare
+        self.rare = rare
+        self._outcome = outcome
+        self._epochs: dict[str, dict[int, Arms]] = {}
         self._shown: dict[str, _Shown] = {}
         self._counted: set[tuple[str, str, str]] = set()
         self._early: dict[str, list[Outcome]] = {}
 
+    def arms(self, experiment: str, epoch: int) -> Arms:
+        """Both arms of an experiment's epoch; empty ones where nothing has come."""
+        return self._epochs.setdefault(experiment, {}).setdefault(epoch, {CONTROL: Tally(), CHALLENGER: Tally()})
+
+    def epochs(self, experiment: str) -> dict[int, Arms]:
+        """All epochs of an experiment in which anything came, oldest first."""
+        return dict(sorted(self._epochs.get(experiment, {}).items()))
+
     def show(self, message: Impression | Shadowed) -> None:
         """Takes an impression in; one that comes again counts once."""
         if isinstance(message, Shadowed):
-            if message.experiment in self.shadows:
-                self.shadows[message.experiment].append(message)
+            self.shadows.setdefault(message.experiment, []).append(message)
             return
         if message.id in self._shown:
             self.aside["repeated impression"] += 1
             return
         self.impressions += 1
-        arms = {name: arm for name, arm in message.arms.items() if name in self.tallies and arm in self.tallies[name]}
-        self._shown[message.id] = _Shown(message.user, message.time_ms, arms, frozenset(message.items))
-        for name, arm in arms.items():
-            tally = self.tallies[name][arm]
-            tally.requests += 1
-            tally.ms.append(message.ms)
-            if message.failed:
-                tally.failed += 1
-                continue
-            tally.empty += not message.items
-            tally.users.setdefault(message.user, [0, 0])[0] += 1
-            tally.last_ms[message.user] = max(message.time_ms, tally.last_ms.get(message.user, 0))
-            tally.predicted += sum(message.scores)
-            tally.shown += len(message.items)
-            tally.novel += sum(item in self._rare for item in message.items)
+        tallies = tuple(
+            self.arms(name, message.epochs.get(name, 0))[arm]
+            for name, arm in message.arms.items()
+            if arm in (CONTROL, CHALLENGER)
+        )
+        self._shown[message.id] = _Shown(message.user, message.time_ms, tallies, tuple(message.items))
+        novel = sum(item in self.rare for item in message.items) if self.rare and tallies else 0
+        for tally in tallies:
+            tally.show(message, novel)
         for outcome in self._early.pop(message.id, ()):
             self.note(outcome)
 
@@ -138,8 +167,8 @@ class Ledger:
             self.aside["repeated outcome"] += 1
         else:
             self._counted.add(key)
-            for name, arm in shown.arms.items():
-                self.tallies[name][arm].users[shown.user][1] += 1
+            for tally in shown.tallies:
+                tally.note(shown.user, outcome.what, counts=outcome.what == self._outcome)
 
     @property
     def waiting(self) -> int:

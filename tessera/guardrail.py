@@ -1,58 +1,49 @@
 """The rule that ends an experiment: what is looked at, how sure one must be, and what breached.
 
 The chance of a false alarm is shared out: the arms' difference, the split and the operational guardrails each have a
-part of it, and none depends on how often one looks.
+part of it, and none depends on how often one looks, or on who looked before.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from models.sequential import Arm, Interval, SplitTest, difference
-from tessera.experiment import Tally
+import numpy as np
+from numpy.typing import NDArray
 
-_LEAST_FAULTS = 5
+from models.impression import CLICK
+from models.sequential import Arm, Interval, difference, mismatched, split_p, surely_above
+
+_SLOWEST = 0.01
+
+
+def _no_times() -> NDArray[np.float64]:
+    return np.empty(0)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """When an experiment ends by itself.
+class Sums:
+    """One arm as the rule sees it: its users' sums.
 
     Attributes:
-        planned: users of both arms at which the statistics are at their sharpest.
-        alpha: of the difference of rates, over all looks.
-        split_alpha: of the split, over all looks.
-        harm: how much lower the challenger's rate may be, as a share of the control's: below it for sure is a breach.
-        most_failed, most_empty: how much more often than the control it may fail, or answer without an item.
-        slower, least_ms: its p99 may be so many times the control's, and in any case so much above.
-        least_requests: of each arm before its p99 is judged.
+        rate: outcomes by answers.
+        calibration: outcomes by what was predicted for the items shown.
+        novelty: items shown that training hardly knew, by all items shown.
+        users: how many asked for something; failed, empty: how many of them got no answer once, or one without an item.
+        ms: (n,) times of the last requests.
     """
 
-    planned: int = 200_000
-    alpha: float = 0.025
-    split_alpha: float = 0.03
-    harm: float = 0.0
-    most_failed: float = 0.01
-    most_empty: float = 0.02
-    slower: float = 1.5
-    least_ms: float = 5.0
-    least_requests: int = 500
+    rate: Arm = field(default_factory=Arm)
+    calibration: Arm = field(default_factory=Arm)
+    novelty: Arm = field(default_factory=Arm)
+    users: int = 0
+    failed: int = 0
+    empty: int = 0
+    ms: NDArray[np.float64] = field(default_factory=_no_times)
 
-    def operational(self, control: Tally, challenger: Tally) -> list[str]:
-        """What is wrong with the challenger's answers themselves, beside the control's."""
-        enough = min(control.requests, challenger.requests) >= self.least_requests
-        found: list[str] = []
-        for name, mine, theirs, most in (
-            ("requests failed", challenger.failed, control.failed, self.most_failed),
-            ("answers without an item", challenger.empty, control.empty, self.most_empty),
-        ):
-            # By the rule of three, a share that is surely above: three standard errors of a rare event away.
-            share, other = mine / max(challenger.requests, 1), theirs / max(control.requests, 1)
-            if mine >= _LEAST_FAULTS and share - 3 * math.sqrt(mine) / challenger.requests > other + most:
-                found.append(f"{name}: {share:.2%} of the challenger's, {other:.2%} of the control's")
-        slow = max(self.slower * control.p99_ms, control.p99_ms + self.least_ms)
-        if enough and challenger.p99_ms > slow:
-            found.append(f"p99: {challenger.p99_ms:.1f} ms against {control.p99_ms:.1f}")
-        return found
+    @property
+    def p99_ms(self) -> float:
+        """Of the last requests; 0 without any."""
+        return float(np.percentile(self.ms, 99)) if len(self.ms) else 0.0
 
 
 @dataclass(frozen=True)
@@ -70,38 +61,100 @@ class Look:
     breaches: tuple[str, ...]
 
 
-class Watch:
-    """Looks at one experiment, again and again.
+@dataclass(frozen=True)
+class Rule:
+    """When an experiment ends by itself.
 
-    Args:
-        shares: what control and challenger were given.
+    Attributes:
+        outcome: which outcomes count; the others are shown and judge nothing.
+        planned: users of both arms at which the statistics are at their sharpest.
+        alpha: of the difference of rates, over all looks.
+        split_alpha: of the split, over all looks.
+        fault_alpha: of each operational guardrail, over all looks.
+        harm: how much lower the challenger's rate may be, as a share of the control's: below it for sure is a breach.
+        most_failed, most_empty: how many more of its users than the control's may meet a failure, or an empty answer.
+        slower, least_ms: its p99 may be so many times the control's, and in any case so much above.
+        miscalibrated: outcomes by prediction may be so many times the control's, or the control's so many times its.
+        most_novel: how many more, or fewer, of the items it shows may be hardly known to training.
+        least_users, least_requests: of each arm before ratios, and its p99, are judged.
     """
 
-    def __init__(self, rule: Rule, *, shares: tuple[float, float]) -> None:
-        self._rule = rule
-        self.split = SplitTest(shares, alpha=rule.split_alpha, planned=rule.planned)
+    outcome: str = CLICK
+    planned: int = 200_000
+    alpha: float = 0.025
+    split_alpha: float = 0.03
+    fault_alpha: float = 0.001
+    harm: float = 0.0
+    most_failed: float = 0.01
+    most_empty: float = 0.02
+    slower: float = 1.5
+    least_ms: float = 5.0
+    miscalibrated: float = 1.5
+    most_novel: float = 0.2
+    least_users: int = 100
+    least_requests: int = 500
 
-    def look(self, control: Arm, challenger: Arm, users: tuple[int, int] | None = None) -> Look:
-        """Judges the arms as they stand now.
+    def look(self, control: Sums, challenger: Sums, *, shares: tuple[float, float], part: float = 1.0) -> Look:
+        """Judges two arms as they stand now.
 
         Args:
-            users: of each arm, those whose split is tested; by default all.
+            shares: what control and challenger were given.
+            part: of the α's that this stretch of the experiment may use.
         """
-        rule = self._rule
-        found = difference(control, challenger, alpha=rule.alpha, planned=rule.planned)
-        seen = users or (control.users, challenger.users)
-        p = self.split.look(seen)
+        interval = difference(control.rate, challenger.rate, alpha=part * self.alpha, planned=self.planned)
+        users = (control.users, challenger.users)
+        p = split_p(users, shares)
         breaches: list[str] = []
-        if self.split.mismatched:
+        if mismatched(users, shares, alpha=part * self.split_alpha, planned=self.planned):
+            wanted = f"{shares[0] / sum(shares):.1%} to {shares[1] / sum(shares):.1%}"
             breaches.append(
-                f"sample ratio: {seen[0]:,} and {seen[1]:,} users where {self._wanted()} was asked for, p {p:.2g}"
+                f"sample ratio: {users[0]:,} and {users[1]:,} users where {wanted} was asked for, p {p:.2g}"
             )
-        if found.high < -rule.harm * control.rate:
-            breaches.append(
-                f"rate: {challenger.rate:.4f} against {control.rate:.4f}, a difference of at most {found.high:+.4f}"
-            )
-        return Look(found, p, tuple(breaches))
+        if self._enough(control, challenger) and interval.high < -self.harm * control.rate.rate:
+            rates = f"{challenger.rate.rate:.4f} against {control.rate.rate:.4f}"
+            breaches.append(f"rate: {rates}, a difference of at most {interval.high:+.4f}")
+        breaches += self._faults(control, challenger, part * self.fault_alpha)
+        breaches += self._drifts(control, challenger, part * self.fault_alpha)
+        return Look(interval, p, tuple(breaches))
 
-    def _wanted(self) -> str:
-        control, challenger = self.split.shares
-        return f"{control:.3f} to {challenger:.3f}"
+    def _enough(self, control: Sums, challenger: Sums) -> bool:
+        return min(control.rate.users, challenger.rate.users) >= self.least_users
+
+    def _faults(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
+        """What is wrong with the challenger's answers themselves, beside the control's."""
+        found: list[str] = []
+        for name, mine, theirs, most in (
+            ("requests failed", challenger.failed, control.failed, self.most_failed),
+            ("answers without an item", challenger.empty, control.empty, self.most_empty),
+        ):
+            usual = theirs / max(control.users, 1)
+            # The control's own share is known no better than its users tell.
+            bound = usual + most + 2 * math.sqrt((usual * (1 - usual) + 1 / (control.users + 1)) / (control.users + 1))
+            if bound < 1 and surely_above(mine, challenger.users, bound, alpha=alpha):
+                share = mine / challenger.users
+                found.append(f"{name}: {share:.1%} of the challenger's users met it, {usual:.1%} of the control's")
+        if min(len(control.ms), len(challenger.ms)) >= self.least_requests:
+            limit = max(self.slower * control.p99_ms, control.p99_ms + self.least_ms)
+            slow = int((challenger.ms > limit).sum())
+            if surely_above(slow, len(challenger.ms), _SLOWEST, alpha=alpha):
+                found.append(f"p99: {challenger.p99_ms:.1f} ms against {control.p99_ms:.1f}")
+        return found
+
+    def _drifts(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
+        """Scores and items that are other than they were, whatever the rates say."""
+        if not self._enough(control, challenger):
+            return []
+        found: list[str] = []
+        # Faults show early, so their sequences are at their sharpest after a hundredth of the plan.
+        planned = max(self.planned // 100, 1)
+        mine, theirs = challenger.calibration.rate, control.calibration.rate
+        off = difference(control.calibration, challenger.calibration, alpha=alpha, planned=planned)
+        if off.low > (self.miscalibrated - 1) * theirs or off.high < (1 / self.miscalibrated - 1) * theirs:
+            found.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")
+        mine, theirs = challenger.novelty.rate, control.novelty.rate
+        off = difference(control.novelty, challenger.novelty, alpha=alpha, planned=planned)
+        if off.low > self.most_novel or off.high < -self.most_novel:
+            found.append(
+                f"novelty: {mine:.1%} of the items shown were hardly known to training, {theirs:.1%} with the control"
+            )
+        return found

@@ -1,6 +1,7 @@
 """`tessera doctor` and `tessera status`: whether everything that is needed is there, and how it stands."""
 
 import contextlib
+import errno
 import shutil
 import sys
 import time
@@ -17,9 +18,13 @@ from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
+    from streaming.log import EventLog
 
 _OK, _WARN, _FAIL = "ok", "warning", "fault"
 _LEAST_FREE = 2 * 10**9
+_PROBE_BYTES = 1 << 16
+# Offsets before a topic's end that may hold marks of transactions instead of messages.
+_MARKS = 64
 _COLOURS = {_OK: "green", _WARN: "yellow", _FAIL: "red"}
 
 
@@ -99,13 +104,20 @@ def _packages(settings: Settings) -> list[Finding]:
 
 def _home(settings: Settings) -> list[Finding]:
     settings.home.mkdir(parents=True, exist_ok=True)
-    probe = settings.home / ".doctor"
-    probe.write_bytes(b"x")
-    probe.unlink()
     free = shutil.disk_usage(settings.home).free
+    found = f"{settings.home}, {free / 1e9:.1f} GB free"
+    remedy = "make room: bundles, snapshots and the embedded log and store lie there"
+    probe = settings.home / ".doctor"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return [Finding("home", _FAIL, f"{found}: {error.strerror}", remedy)]
+    finally:
+        probe.unlink(missing_ok=True)
     few = free < _LEAST_FREE
-    remedy = "make room: bundles, snapshots and the embedded log and store lie there" if few else ""
-    return [Finding("home", _WARN if few else _OK, f"{settings.home}, {free / 1e9:.1f} GB free", remedy)]
+    return [Finding("home", _WARN if few else _OK, found, remedy if few else "")]
 
 
 def _log(settings: Settings) -> list[Finding]:
@@ -174,14 +186,31 @@ def _registry(settings: Settings) -> list[Finding]:
 
 def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
     from serving.load import require_loaded
+    from streaming.writer import POSITION
 
+    what = "store of the champion"
     with contextlib.closing(settings.open_store()) as store:
+        try:
+            store.ping()
+        except TesseraError:
+            return Finding(what, _WARN, "unknown: the store does not answer", "see the store")
         try:
             require_loaded(store, bundle)
         except TesseraError:
-            remedy = "`tessera serve` or `tessera stream` loads it"
-            return Finding("store of the champion", _WARN, f"{bundle.id} is not loaded", remedy)
-    return Finding("store of the champion", _OK, f"{bundle.id} is loaded")
+            remedy = "`tessera replay`, `tessera serve` or `tessera stream` loads it"
+            return Finding(what, _WARN, f"{bundle.id} is not loaded", remedy)
+        streamed = store.read_records(bundle.id, POSITION, [settings.topics.deltas]) != [None]
+    if not streamed and _has_deltas(settings):
+        remedy = "`tessera replay` writes them; start `tessera stream` for this bundle where none runs"
+        return Finding(what, _WARN, f"{bundle.id} is loaded, and nothing of the log's deltas is in it", remedy)
+    return Finding(what, _OK, f"{bundle.id} is loaded")
+
+
+def _has_deltas(settings: Settings) -> bool:
+    """Whether the stream has changed a table; no where the log does not answer, which is a finding of its own."""
+    with contextlib.suppress(TesseraError), contextlib.closing(settings.open_log()) as log:
+        return log.end_offsets(settings.topics.deltas)[0] > 0
+    return False
 
 
 def _keys(settings: Settings) -> list[Finding]:
@@ -221,12 +250,19 @@ def status(
     out_console.print(table)
 
 
+def _behind(log: "EventLog", topic: str, position: int, end: int) -> int:
+    """Messages from a position on; near the end they are counted, since marks of transactions take offsets too."""
+    if end - position > _MARKS:
+        return end - position
+    return sum(1 for _ in log.read(topic, 0, position, end))
+
+
 def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
     """What `status` shows."""
     from streaming.restore import group_of
     from streaming.writer import POSITION
     from tessera.guardrail import Rule
-    from tessera.rollouts import judging
+    from tessera.judge import judging
 
     registry = settings.open_registry()
     champion = registry.resolve(model)
@@ -243,10 +279,13 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
             lag[topic] = sum(end - at.get((topic, part), 0) for part, end in ends.items()) if at else None
         end = log.end_offsets(topics.deltas)[0]
         (position,) = store.read_records(bundle.id, POSITION, [topics.deltas])
-        lag[topics.deltas] = None if position is None else end - int(position)
-        if end:
-            with contextlib.closing(log.follow(topics.deltas, end - 1)) as follower:
-                newest = next((time.time() - one.timestamp_ms / 1_000 for one in follower.poll(1, 2.0)), None)
+        lag[topics.deltas] = None if position is None else _behind(log, topics.deltas, int(position), end)
+        for back in (_MARKS, 1):
+            # Where so many are no longer kept, the last one may be.
+            with contextlib.suppress(TesseraError):
+                for one in log.read(topics.deltas, 0, end - back, end):
+                    newest = time.time() - one.timestamp_ms / 1_000
+                break
         if experiments:
             with judging(registry, log, topics, model=champion.model, rule=Rule()) as judge:
                 judged = [asdict(one) for one in judge.look()]

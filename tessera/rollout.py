@@ -1,22 +1,29 @@
 """`tessera rollout`: who serves whom. It is all in the registry; servers follow it within seconds."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from models.impression import CLICK
 from tessera.console import JsonOption, ModelNameOption, err_console, out_console, print_json
 from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from models.registry import Release
-    from tessera.rollouts import Standing
+    from tessera.judge import Judge, Standing
 
+_COLUMNS = (
+    "arm", "requests", "users", "outcomes", "rate", "failed", "empty", "p99 ms", "calibration", "novelty", "kinds",
+)  # fmt: skip
 rollout = typer.Typer(no_args_is_help=True, help="Who serves whom: champion, challenger, previous.")
 PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
+OutcomeOption = Annotated[str, typer.Option(help="Which outcomes count: click, or what yours are called.")]
 HarmOption = Annotated[
     float, typer.Option(min=0, max=1, help="How much lower the challenger's rate may be, as a share of the control's.")
 ]
@@ -64,15 +71,22 @@ def start(
 
 @rollout.command()
 def status(
-    model: ModelNameOption = None, planned: PlannedOption = 200_000, harm: HarmOption = 0.0, json: JsonOption = False
+    model: ModelNameOption = None,
+    outcome: OutcomeOption = CLICK,
+    planned: PlannedOption = 200_000,
+    harm: HarmOption = 0.0,
+    json: JsonOption = False,
 ) -> None:
     """Join impressions and outcomes, and show how the experiments stand; nothing is changed."""
-    _judged(model, planned, harm, json=json, every_s=None)
+    settings = Settings.from_environment()
+    with _judge(settings, model, outcome, planned, harm) as judge:
+        _say_look(judge.look(), [], judge.aside, json=json)
 
 
 @rollout.command()
 def watch(
     model: ModelNameOption = None,
+    outcome: OutcomeOption = CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
     every_s: Annotated[float, typer.Option(min=1, help="Seconds between looks.")] = 60.0,
@@ -80,7 +94,26 @@ def watch(
     json: JsonOption = False,
 ) -> None:
     """Judge again and again; roll back what breaches a guardrail, and note why."""
-    _judged(model, planned, harm, json=json, every_s=0.0 if once else every_s)
+    from tessera.online import until_stopped
+
+    settings = Settings.from_environment()
+    stopped = until_stopped()
+    while not stopped.is_set():
+        try:
+            with _judge(settings, model, outcome, planned, harm) as judge:
+                while not stopped.is_set():
+                    began = time.monotonic()
+                    found = judge.look()
+                    _say_look(found, judge.act(found), judge.aside, json=json)
+                    if once:
+                        return
+                    stopped.wait(max(0.0, every_s - (time.monotonic() - began)))
+        except Exception as error:
+            # Log or registry are away, in whatever words of theirs: a judge that ended would roll nothing back.
+            if once:
+                raise
+            err_console.print(f"[yellow]no look[/yellow] {type(error).__name__}: {error}; tried again")
+            stopped.wait(every_s)
 
 
 @rollout.command()
@@ -101,15 +134,16 @@ def report(
     name: Annotated[str, typer.Argument(help="Of an experiment that runs, or that ended.")],
     html: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
     model: ModelNameOption = None,
+    outcome: OutcomeOption = CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
     json: JsonOption = False,
 ) -> None:
     """Say all about an experiment; the page and the figures are kept with the challenger's run in MLflow."""
-    import contextlib
     import tempfile
 
     from tessera.guardrail import Rule
+    from tessera.judge import hardly_known
     from tessera.rollout_report import report, write_page
 
     settings = Settings.from_environment()
@@ -120,8 +154,9 @@ def report(
         return frozenset(registry.open(release, settings.home / "bundles").users["user_id"].to_list())
 
     with contextlib.closing(settings.open_log()) as log:
-        rule = Rule(planned=planned, harm=harm)
-        document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known)
+        rule = Rule(outcome=outcome, planned=planned, harm=harm)
+        rare = hardly_known(registry, model, settings.home / "bundles")
+        document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known, rare=rare)
     with tempfile.TemporaryDirectory() as aside:
         page = html or Path(aside) / "rollout.html"
         write_page(document, page)
@@ -160,33 +195,26 @@ def rollback(model: ModelNameOption = None) -> None:
     _say(promoted(registry, registry.release(model, PREVIOUS)))
 
 
-def _judged(model: str | None, planned: int, harm: float, *, json: bool, every_s: float | None) -> None:
-    """One look, or looks until stopped; acts on breaches where there is an interval between looks."""
-    import contextlib
-
+@contextlib.contextmanager
+def _judge(settings: Settings, model: str | None, outcome: str, planned: int, harm: float) -> "Iterator[Judge]":
     from tessera.guardrail import Rule
-    from tessera.online import until_stopped
-    from tessera.rollouts import judging
+    from tessera.judge import hardly_known, judging
 
-    settings = Settings.from_environment()
     registry = settings.open_registry()
-    stopped = until_stopped() if every_s else None
+    rule = Rule(outcome=outcome, planned=planned, harm=harm)
+    rare = hardly_known(registry, model, settings.home / "bundles")
     with contextlib.closing(settings.open_log()) as log:
-        with judging(registry, log, settings.topics, model=model, rule=Rule(planned=planned, harm=harm)) as judge:
-            while True:
-                began = time.monotonic()
-                found = judge.look()
-                ended = judge.act(found) if every_s is not None else []
-                if json:
-                    print_json(
-                        {"experiments": found, "aside": judge.aside, "rolled_back": [one.bundle for one in ended]}
-                    )
-                else:
-                    _show(found, judge.aside)
-                for one in ended:
-                    err_console.print(f"[red]rolled back[/red] {one.model} version {one.version}")
-                if stopped is None or stopped.wait(max(0.0, (every_s or 0.0) - (time.monotonic() - began))):
-                    return
+        with judging(registry, log, settings.topics, model=model, rule=rule, rare=rare) as judge:
+            yield judge
+
+
+def _say_look(found: "Sequence[Standing]", ended: "Sequence[Release]", aside: dict[str, int], *, json: bool) -> None:
+    if json:
+        print_json({"experiments": found, "aside": aside, "rolled_back": [one.bundle for one in ended]})
+        return
+    _show(found, aside)
+    for one in ended:
+        err_console.print(f"[red]rolled back[/red] {one.model} version {one.version}")
 
 
 def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
@@ -195,19 +223,21 @@ def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
     for one in found:
         title = f"{one.experiment}: {one.challenger} against {one.control}, {one.share:.1%} of the users"
         table = Table(title=title + (", in the shadow" if one.shadow else ""), title_justify="left")
-        for column in ("arm", "requests", "users", "outcomes", "rate", "failed", "empty", "p99 ms", "calibration"):
-            table.add_column(column, justify="left" if column == "arm" else "right")
+        for column in _COLUMNS:
+            table.add_column(column, justify="left" if column in ("arm", "kinds") else "right")
         for name, arm in one.arms.items():
             counts = (f"{arm.requests:,}", f"{arm.users:,}", f"{arm.outcomes:,}", f"{arm.rate:.4f}")
-            faults = (f"{arm.failed:.2%}", f"{arm.empty:.2%}", f"{arm.p99_ms:.1f}", _number(arm.calibration))
-            table.add_row(name, *counts, *faults)
+            faults = (f"{arm.failed:.2%}", f"{arm.empty:.2%}", f"{arm.p99_ms:.1f}")
+            kinds = ", ".join(f"{count:,} {escape(kind)}" for kind, count in arm.kinds.items())
+            table.add_row(name, *counts, *faults, _number(arm.calibration), _number(arm.novelty), kinds)
         out_console.print(table)
         if one.shadow:
             said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())
             out_console.print(f"  {said}")
         else:
             surely = f"surely in {one.low:+.4f} to {one.high:+.4f}"
-            out_console.print(f"  difference {one.estimate:+.4f}, {surely}; split p {one.split_p:.2g}")
+            since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.since))
+            out_console.print(f"  since {since}: difference {one.estimate:+.4f}, {surely}; split p {one.split_p:.2g}")
         for breach in one.breaches:
             out_console.print(f"  [red]breach[/red] {breach}")
     if aside:

@@ -6,7 +6,8 @@ whoever makes it, and whenever.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -17,16 +18,22 @@ import numpy as np
 from features.error import EventError, TesseraError
 from models.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
 from models.registry import CHAMPION, Registry
-from models.sequential import Arm, difference
+from models.sequential import difference
 from serving.assignment import CHALLENGER, CONTROL, Experiment, expected_shares
 from streaming.log import EventLog
 from streaming.topic import Topics
 from tessera import markup, plot
-from tessera.experiment import Ledger, Tally
-from tessera.guardrail import Rule, Watch
-from tessera.rollouts import past, running
+from tessera.experiment import Arms, Ledger
+from tessera.guardrail import Rule
+from tessera.judge import view
+from tessera.rollouts import Past, past, running
 
 _POINTS, _BATCH, _HEAVY = 30, 2_000, 0.9
+_NEVER = 1 << 62
+_ABOUT_EPOCHS = (
+    "A step of the ramp, or another experiment that starts or ends on the layer, begins an epoch: within each the arms "
+    "are the same ones, and only within it are they compared."
+)
 Message = Impression | Shadowed | Outcome
 
 
@@ -39,12 +46,14 @@ def report(
     model: str | None,
     rule: Rule,
     known: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+    rare: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
 ) -> dict[str, Any]:
     """Everything about an experiment, as plain dicts, numbers and strings.
 
     Args:
         name: of one that runs, or that ended.
         known: users in a bundle's training, by the bundle's id; the others are new.
+        rare: items that its training hardly knew.
 
     Raises:
         TesseraError: there is no such experiment.
@@ -59,8 +68,12 @@ def report(
     experiment = found or ended[name].experiment
     until = time.time() if found else float(ended[name].ended)
     messages = _ordered(log, topics, experiment.started * 1_000, until * 1_000, champion.model)
-    ledger, points, history = _walked(experiment, going if found else [*going, experiment], messages, until, rule)
-    tallies = ledger.tallies[name]
+    ledger = Ledger(outcome=rule.outcome, rare=rare(experiment.control))
+    points, history = _walked(
+        experiment, [*ended.values(), *(Past(one, _NEVER, "") for one in going)], messages, until, rule, ledger
+    )
+    epochs = ledger.epochs(experiment.id)
+    last = ledger.arms(experiment.id, max(epochs, default=experiment.epoch(until)))
     return {
         "experiment": name,
         "model": champion.model,
@@ -69,12 +82,17 @@ def report(
         "layer": experiment.layer,
         "ramp": [[step.after_s, step.share] for step in experiment.ramp],
         "shadow": experiment.shadow,
+        "outcome": rule.outcome,
         "started": _moment(experiment.started),
         "until": _moment(until),
         "decision": "running" if found else ended[name].why,
-        "arms": {arm: _arm(tally) for arm, tally in tallies.items()},
+        "epochs": [
+            {"since": _moment(since)} | {arm: asdict(view(tally, tally.sums())) for arm, tally in arms.items()}
+            for since, arms in epochs.items()
+        ],
+        "arms": {arm: asdict(view(tally, tally.sums())) for arm, tally in last.items()},
         "points": points,
-        "segments": _segments(tallies, known(experiment.control), rule),
+        "segments": _segments(last, known(experiment.control), rule),
         "guardrails": history,
         "aside": dict(ledger.aside) | ({"unknown impression": ledger.waiting} if ledger.waiting else {}),
     }
@@ -91,12 +109,21 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         ("requests", "requests", ","),
         ("users", "users", ","),
         ("outcomes", "outcomes", ","),
-        ("outcomes a request", "rate", ".4f"),
+        ("outcomes an answer", "rate", ".4f"),
         ("failed", "failed", ".2%"),
         ("empty", "empty", ".2%"),
         ("p99 ms", "p99_ms", ".1f"),
+        ("outcomes by predicted", "calibration", ".3f"),
+        ("items hardly known", "novelty", ".1%"),
     )
-    rows = [(label, *(format(arms[arm][key], form) for arm in (CONTROL, CHALLENGER))) for label, key, form in measures]
+    rows = [
+        (label, *("–" if arms[arm][key] is None else format(arms[arm][key], form) for arm in (CONTROL, CHALLENGER)))
+        for label, key, form in measures
+    ]
+    kinds = sorted({kind for arm in arms.values() for kind in arm["kinds"]})
+    rows += [
+        (f"“{kind}”", *(f"{arms[arm]['kinds'].get(kind, 0):,}" for arm in (CONTROL, CHALLENGER))) for kind in kinds
+    ]
     drawn = [(point["at"], point["estimate"], point["low"], point["high"]) for point in points if point["users"] > 1]
     body = [
         f"<h1>Rollout</h1>\n{markup.caption(about)}",
@@ -111,9 +138,12 @@ def write_page(document: dict[str, Any], path: Path) -> None:
                 )
                 if drawn
                 else markup.card("The challenger's rate less the control's", markup.none("Nothing was shown yet.")),
-                markup.card("As they stand", markup.table(("", f">{CONTROL}", f">{CHALLENGER}"), rows)),
+                markup.card(
+                    "Since the arms are what they are", markup.table(("", f">{CONTROL}", f">{CHALLENGER}"), rows)
+                ),
             ),
         ),
+        markup.section("Epochs", markup.caption(_ABOUT_EPOCHS), _epoch_table(document["epochs"])),
         markup.section("Segments", _segment_table(document["segments"])),
         markup.section("Guardrails", _history(document["guardrails"])),
         markup.section("Set aside", _aside(document["aside"])),
@@ -143,95 +173,75 @@ def _ordered(log: EventLog, topics: Topics, start_ms: float, end_ms: float, mode
 
 
 def _walked(
-    experiment: Experiment, experiments: Sequence[Experiment], messages: Sequence[Message], until: float, rule: Rule
-) -> tuple[Ledger, list[dict[str, Any]], list[dict[str, str]]]:
-    """The ledger at the end, the arms at up to 30 moments, and what breached when."""
-    name = experiment.name
-    ledger = Ledger([name])
+    experiment: Experiment,
+    beside: Sequence[Past],
+    messages: Sequence[Message],
+    until: float,
+    rule: Rule,
+    ledger: Ledger,
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The arms at up to 30 moments, and what breached when; the ledger is filled on the way.
+
+    Args:
+        beside: all experiments and when they ended, this one too: who shared the layer with it at a moment.
+    """
     points: list[dict[str, Any]] = []
     history: list[dict[str, str]] = []
     cuts = np.linspace(experiment.started, until, min(_POINTS, max(2, len(messages))) + 1)[1:]
-    watches: dict[tuple[float, float], Watch] = {}
     at = 0
     for cut in cuts.tolist():
         while at < len(messages) and messages[at].time_ms <= 1_000 * cut:
             one = messages[at]
             ledger.note(one) if isinstance(one, Outcome) else ledger.show(one)
             at += 1
-        control, challenger = ledger.tallies[name][CONTROL], ledger.tallies[name][CHALLENGER]
-        shares = expected_shares(experiment, experiments, cut)
-        interval = difference(control.arm(), challenger.arm(), alpha=rule.alpha, planned=rule.planned)
-        points.append(
-            {
-                "at": _moment(cut),
-                "users": control.arm().users + challenger.arm().users,
-                "control": control.arm().rate,
-                "challenger": challenger.arm().rate,
-                "estimate": interval.estimate,
-                "low": max(interval.low, -1.0),
-                "high": min(interval.high, 1.0),
-            }
-        )
+        # What came last says which epoch it was.
+        epochs = ledger.epochs(experiment.id)
+        arms = ledger.arms(experiment.id, max(epochs, default=experiment.epoch(cut)))
+        control, challenger = arms[CONTROL].sums(), arms[CHALLENGER].sums()
+        points.append({"at": _moment(cut)} | _compared(arms, rule, part=experiment.part()))
+        there = [one.experiment for one in beside if one.experiment.started <= cut <= one.ended]
+        shares = expected_shares(experiment, there, cut)
         if not experiment.shadow and min(shares) > 0:
-            watch = watches.setdefault(shares, Watch(rule, shares=shares))
-            since = 1_000 * experiment.step_began(cut)
-            look = watch.look(
-                control.arm(), challenger.arm(), (control.users_since(since), challenger.users_since(since))
-            )
-            breaches = [*look.breaches, *rule.operational(control, challenger)]
+            look = rule.look(control, challenger, shares=shares, part=experiment.part())
             # Of each kind the first: what was breached stays so.
             kinds = {line["breach"].partition(":")[0] for line in history}
-            history += [{"at": _moment(cut), "breach": one} for one in breaches if one.partition(":")[0] not in kinds]
-    return ledger, points, history
+            history += [
+                {"at": _moment(cut), "breach": one} for one in look.breaches if one.partition(":")[0] not in kinds
+            ]
+    return points, history
 
 
-def _segments(tallies: dict[str, Tally], known: frozenset[str], rule: Rule) -> list[dict[str, Any]]:
+def _compared(
+    arms: Arms, rule: Rule, *, part: float = 1.0, users: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
+    """Rates of some users, or all, and their difference with its bounds."""
+    control, challenger = (arms[arm].sums(None if users is None else users[arm]).rate for arm in (CONTROL, CHALLENGER))
+    interval = difference(control, challenger, alpha=part * rule.alpha, planned=rule.planned)
+    return {
+        "users": control.users + challenger.users,
+        "control": control.rate,
+        "challenger": challenger.rate,
+        "estimate": interval.estimate,
+        "low": max(interval.low, -1.0),
+        "high": min(interval.high, 1.0),
+    }
+
+
+def _segments(arms: Arms, known: frozenset[str], rule: Rule) -> list[dict[str, Any]]:
     """New and known users, and the heaviest tenth, each compared as the whole is."""
-    counts = [shown for tally in tallies.values() for shown, _ in tally.users.values()]
+    answers = {arm: tally.answers() for arm, tally in arms.items()}
+    counts = [count for found in answers.values() for count in found.values()]
     heavy = float(np.quantile(counts, _HEAVY)) if counts else 0.0
-    tests: dict[str, Callable[[str, list[int]], bool]] = {
+    tests: dict[str, Callable[[str, int], bool]] = {
         "new users": lambda user, _: user not in known,
         "known users": lambda user, _: user in known,
-        "heavy users": lambda _, sums: sums[0] >= heavy,
+        "heavy users": lambda _, count: count >= heavy,
     }
     found: list[dict[str, Any]] = []
     for name, test in tests.items():
-        arms = {
-            arm: _sum(sums for user, sums in tally.users.items() if test(user, sums)) for arm, tally in tallies.items()
-        }
-        interval = difference(arms[CONTROL], arms[CHALLENGER], alpha=rule.alpha, planned=rule.planned)
-        found.append(
-            {
-                "segment": name,
-                "users": arms[CONTROL].users + arms[CHALLENGER].users,
-                "control": arms[CONTROL].rate,
-                "challenger": arms[CHALLENGER].rate,
-                "estimate": interval.estimate,
-                "low": max(interval.low, -1.0),
-                "high": min(interval.high, 1.0),
-            }
-        )
+        users = {arm: [user for user, count in of.items() if test(user, count)] for arm, of in answers.items()}
+        found.append({"segment": name} | _compared(arms, rule, users=users))
     return found
-
-
-def _sum(users: Iterable[list[int]]) -> Arm:
-    sums = np.array(list(users), dtype=np.float64).reshape(-1, 2)
-    i, c = sums[:, 0], sums[:, 1]
-    return Arm(len(sums), int(i.sum()), int(c.sum()), float(i @ i), float(c @ c), float(i @ c))
-
-
-def _arm(tally: Tally) -> dict[str, Any]:
-    arm, requests = tally.arm(), max(tally.requests, 1)
-    return {
-        "requests": tally.requests,
-        "users": arm.users,
-        "outcomes": arm.outcomes,
-        "rate": arm.rate,
-        "failed": tally.failed / requests,
-        "empty": tally.empty / requests,
-        "p99_ms": tally.p99_ms,
-        "calibration": tally.calibration,
-    }
 
 
 def _segment_table(segments: Sequence[dict[str, Any]]) -> str:
@@ -243,7 +253,17 @@ def _segment_table(segments: Sequence[dict[str, Any]]) -> str:
             (CHALLENGER, f"{one['challenger']:.4f}"),
             ("difference", f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"),
         ]
-    return markup.table(("", ">outcomes a request"), rows)
+    return markup.table(("", ">outcomes an answer"), rows)
+
+
+def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
+    if not epochs:
+        return markup.none("Nothing was shown yet.")
+    rows = [
+        (one["since"], *(f"{one[arm]['requests']:,} · {one[arm]['rate']:.4f}" for arm in (CONTROL, CHALLENGER)))
+        for one in epochs
+    ]
+    return markup.table(("since", f">{CONTROL}: requests · rate", f">{CHALLENGER}: requests · rate"), rows)
 
 
 def _history(history: Sequence[dict[str, str]]) -> str:

@@ -26,8 +26,9 @@ from serving.shadow import Shadows
 from streaming.topic import Topics
 from tessera.following import Follower, Opener
 from tessera.guardrail import Rule
+from tessera.judge import judging
 from tessera.rollout_report import report, write_page
-from tessera.rollouts import judging, parse_ramp, promoted, running, start, stop
+from tessera.rollouts import parse_ramp, promoted, running, start, stop
 from tessera.server import LogSink
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
@@ -136,7 +137,8 @@ def test_users_get_their_arm_and_the_log_accounts_for_every_request(stage: Stage
     assert len({one.id for one in shown}) == 2 * len(USERS)
     for one in shown:
         assert isinstance(one, Impression)
-        assert one.arms == {made.name: by_hash[one.user]}
+        assert one.arms == {made.id: by_hash[one.user]}
+        assert one.epochs == {made.id: made.started}
         assert one.bundle == answers[one.user]["bundle"]
         assert len(one.items) == len(one.scores) == 5
     clicked = stage.click(list(answers.values()), {stage.champion.id: 0.5, stage.challenger.id: 0.5})
@@ -215,7 +217,7 @@ def test_a_challenger_whose_requests_fail_is_rolled_back(stage: Stage, monkeypat
     assert set(statuses) == {200, 503}
     stage.logged(len(USERS))
     (standing,), ended, _ = judged(stage, act=True)
-    assert any(breach.startswith("requests failed: 100.00%") for breach in standing.breaches)
+    assert any(breach.startswith("requests failed: 100.0%") for breach in standing.breaches)
     assert len(ended) == 1
 
 
@@ -261,6 +263,46 @@ def test_another_experiment_that_starts_and_ends_is_no_wrong_split(stage: Stage)
     (standing,), ended, _ = judged(stage, act=True)
     assert (standing.experiment, ended) == (first.name, [])
     assert standing.split_p > 1e-3
+
+
+def test_experiments_of_two_layers_each_keep_the_split_they_asked_for(stage: Stage) -> None:
+    one = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.4)], name="one", layer="one")
+    two = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="two", layer="two")
+    stage.follower.look()
+    both = 0
+    for user in USERS:
+        answer = stage.rank(user)
+        given = [each for each in (one, two) if arm(user, each, [one, two], time.time()) == "challenger"]
+        both += len(given) == 2
+        # Two layers that give a user a challenger each leave them to the champion.
+        assert answer["bundle"] == (stage.challenger.id if len(given) == 1 else stage.champion.id)
+    shown = stage.logged(len(USERS))
+    assert sum(not one.arms for one in shown if isinstance(one, Impression)) == both > 0
+    found, _, _ = judged(stage, act=False)
+    assert [each.experiment for each in found] == ["one", "two"]
+    for each in found:
+        assert each.split_p > 1e-3
+        assert not each.breaches
+
+
+def test_a_judge_sees_what_starts_after_it_and_tells_a_name_that_is_used_again(stage: Stage) -> None:
+    with contextlib.closing(stage.settings.open_log()) as log:
+        with judging(stage.registry, log, stage.settings.topics, model=None, rule=RULE) as judge:
+            assert judge.look() == []
+            first = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="again")
+            stage.follower.look()
+            answers = [stage.rank(user) for user in USERS]
+            stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
+            stage.logged(len(USERS))
+            found = judge.look()
+            assert [one.bundle for one in judge.act(found)] == [stage.challenger.id]
+            # What was ended meanwhile is not ended twice.
+            assert judge.act(found) == []
+            second = start(stage.registry, None, stage.challenger.id, [Step(0.0, 0.5)], name="again")
+            assert second.id != first.id
+            (standing,) = judge.look()
+            assert standing.breaches == ()
+            assert {view.requests for view in standing.arms.values()} == {0}
 
 
 def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:

@@ -83,10 +83,22 @@ def test_a_wider_share_moves_only_those_it_must() -> None:
     assert moved.mean() == pytest.approx(0.2, abs=0.01)
 
 
-def test_before_its_start_an_experiment_has_no_challengers() -> None:
-    one = experiment(started=1_000)
-    assert not (arms(USERS, one, [one], 999.0) == 1).any()
-    assert one.share(999.0) == 0.0
+def test_a_ramp_goes_by_its_own_start_and_a_first_step_at_once_by_no_clock() -> None:
+    late = experiment(started=1_000, ramp=[Step(10.0, 0.1)])
+    assert not (arms(USERS, late, [late], 1_009.0) == 1).any()
+    assert (late.share(1_009.0), late.share(1_010.0)) == (0.0, 0.1)
+    # A server whose clock is behind gives the same arms.
+    at_once = experiment(started=1_000, ramp=[Step(0.0, 0.1), Step(10.0, 0.2)])
+    assert [at_once.share(now) for now in (900.0, 1_000.0, 1_010.0)] == [0.1, 0.1, 0.2]
+
+
+def test_an_epoch_begins_with_a_step_and_with_a_change_of_the_layer_whatever_the_clock() -> None:
+    one = experiment(started=1_000, ramp=[Step(0.0, 0.1), Step(10.0, 0.2)])
+    assert [one.epoch(now) for now in (900.0, 1_009.9, 1_010.0, 2_000.0)] == [1_000, 1_000, 1_010, 1_010]
+    changed = experiment(started=1_000, ramp=one.ramp, changed=1_500, changes=1)
+    assert [changed.epoch(now) for now in (1_009.9, 2_000.0)] == [1_500, 1_500]
+    assert (one.part(), changed.part()) == (0.5, 0.25)
+    assert one.id == "a@1000"
 
 
 def test_room_is_found_between_segments_and_refused_beyond_the_whole() -> None:
