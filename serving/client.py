@@ -10,6 +10,7 @@ server refuses is an `ApiError`, and a server that does not answer a `Connection
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -187,6 +188,20 @@ def _headers(key: str | None) -> dict[str, str]:
     return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
 
 
+def _traceparent() -> dict[str, str]:
+    """The span that is current, as W3C's headers, where the program that calls uses OpenTelemetry at all.
+
+    Looked for and not imported: this module needs it not.
+    """
+    api = sys.modules.get("opentelemetry.trace")
+    span = api.get_current_span().get_span_context() if api is not None else None
+    if span is None or not span.is_valid:
+        return {}
+    state = span.trace_state.to_header()
+    found = f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+    return {"traceparent": found} | ({"tracestate": state} if state else {})
+
+
 class Client:
     """Calls a server, one request after another; may be shared by threads.
 
@@ -265,7 +280,7 @@ class Client:
     def _do(self, call: _Call[T]) -> T:
         for tried in range(self._retries + 1):
             try:
-                response = self._http.request(call.method, call.path, content=call.content)
+                response = self._http.request(call.method, call.path, content=call.content, headers=_traceparent())
             except httpx.TransportError as error:
                 if call.writes or tried == self._retries:
                     raise ConnectionError(f"no answer from {self._http.base_url}: {error}") from error
@@ -349,7 +364,9 @@ class AsyncClient:
     async def _do(self, call: _Call[T]) -> T:
         for tried in range(self._retries + 1):
             try:
-                response = await self._http.request(call.method, call.path, content=call.content)
+                response = await self._http.request(
+                    call.method, call.path, content=call.content, headers=_traceparent()
+                )
             except httpx.TransportError as error:
                 if call.writes or tried == self._retries:
                     raise ConnectionError(f"no answer from {self._http.base_url}: {error}") from error

@@ -18,13 +18,16 @@ from typing import Any
 
 import msgspec
 
+from features import trace
 from serving.access import Key, KeyFile, Scope
 from serving.metrics import Metrics, Stopwatch, log_request
 
 PROBLEM = "application/problem+json"
 OPEN = frozenset({"/healthz", "/readyz"})
+# Asked every few seconds; their traces would only hide the others.
+_UNTRACED = OPEN | {"/metrics"}
 _WRITES = frozenset({"/v1/events", "/v1/items", "/v1/outcomes"})
-_ADMIN = "/v1/admin/"
+_ADMIN, _CONSOLE = "/v1/admin/", "/console/"
 _MOST_KEYS = 10_000
 
 Scope_ = MutableMapping[str, Any]
@@ -75,15 +78,22 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch = Stopwatch()
         headers = dict(scope["headers"])
+        with trace.OFF if scope["path"] in _UNTRACED else trace.request(scope["method"], headers) as span:
+            await self._answer(scope, receive, send, headers, span)
+
+    async def _answer(
+        self, scope: Scope_, receive: Receive, send: Send, headers: dict[bytes, bytes], span: trace.Span
+    ) -> None:
+        watch = Stopwatch()
         request_id = _request_id(headers.get(b"x-request-id"))
         answer = {"status": 500}
 
         async def send_marked(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 answer["status"] = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                own = ((b"x-request-id", request_id.encode()), *span.headers)
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         key: Key | None = None
@@ -114,8 +124,13 @@ class Guard:
                 self._state.in_flight -= 1
                 self._metrics.in_flight.set(self._state.in_flight)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            found = getattr(scope.get("route"), "path", None)
+            route = found or "other"
+            bundle = scope.get("state", {}).get("bundle")
             seconds = watch.seconds()
+            span.answered(found, answer["status"])
+            if bundle is not None:
+                span.note(bundle=bundle)
             self._metrics.requests.labels(route, answer["status"]).inc()
             self._metrics.latency.labels(route).observe(seconds)
             log_request(
@@ -125,7 +140,8 @@ class Guard:
                 status=answer["status"],
                 ms=round(1_000 * seconds, 3),
                 key=key.name if key else None,
-                bundle=scope.get("state", {}).get("bundle"),
+                bundle=bundle,
+                trace=span.trace_id,
             )
 
     def _admit(self, scope: Scope_, headers: dict[bytes, bytes]) -> "tuple[_Refusal | None, Key | None]":
@@ -134,7 +150,7 @@ class Guard:
             return None, None
         key = None
         if self._keys is not None:
-            secret = _secret(headers)
+            secret = secret_of(headers)
             key = self._keys.find(secret) if secret else None
             needed = scope_of(path, scope["method"])
             if key is None:
@@ -242,10 +258,10 @@ def scope_of(path: str, method: str) -> Scope:
     """What a key must be allowed to do for a request."""
     if path.startswith(_ADMIN):
         return "admin"
-    return "write" if method == "POST" and path in _WRITES else "read"
+    return "write" if method == "POST" and (path in _WRITES or path.startswith(_CONSOLE)) else "read"
 
 
-def _secret(headers: dict[bytes, bytes]) -> str:
+def secret_of(headers: dict[bytes, bytes]) -> str:
     """The key that a caller shows: as a bearer token, as x-api-key, or as the password of Basic."""
     if b"x-api-key" in headers:
         return headers[b"x-api-key"].decode("latin-1").strip()

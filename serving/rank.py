@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features import trace
 from features.error import DatasetError, EventError, StoreError
 from features.source import Table
 from features.table import features as shape_features
@@ -140,7 +141,8 @@ class RankService:
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
         events = Entities(self._schema, "event", self._context_frame(context or {}), self._catalogue.admission)
-        stored, stale = self._histories.read(user)
+        with trace.span("history"):
+            stored, stale = self._histories.read(user)
         if candidates is not None:
             self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
         with self._lock:
@@ -153,6 +155,7 @@ class RankService:
             else:
                 names = list(dict.fromkeys(candidates))
                 items = np.array([self._number(name) for name in names], dtype=np.int64)
+            trace.note(candidates=len(items), retrieved=candidates is None)
             known_user = stored is not None or user in self._catalogue.user_numbers
             lookups = self._scorer.lookups(user, items, history, events) if len(items) else None
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
@@ -190,7 +193,10 @@ class RankService:
         """
         if wanted is not None:
             wanted.check_size()
-        stored = self._histories.read(user)[0] if user is not None else None
+        stored = None
+        if user is not None:
+            with trace.span("history"):
+                stored = self._histories.read(user)[0]
         vector = self._encoded(text) if text is not None else None
         if item is not None and item not in self._catalogue.item_numbers:
             self._learn([item])
@@ -254,7 +260,8 @@ class RankService:
         encoder = self.bundle.encoder
         if encoder is None:
             raise EventError(f"text: bundle {self.bundle.id} has no encoder; ask by item or user")
-        found: NDArray[np.float32] = encoder.encode([text])[0]
+        with trace.span("encode"):
+            found: NDArray[np.float32] = encoder.encode([text])[0]
         return found
 
     def _number(self, item: str) -> int:

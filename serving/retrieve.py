@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from features import trace
 from models.catalogue import Catalogue
 from serving.filter import Attributes, Filter
 from serving.index import Floats, Ints, Matches, Plan, VectorIndex
@@ -105,7 +106,12 @@ class Retriever:
             wanted: what they must match.
             without: numbers that are not wanted.
         """
-        gone = np.zeros(0, dtype=np.int64) if without is None else without
+        with trace.span("retrieve", k=k) as span:
+            found, scores, plan = self._search(query, k, wanted, np.zeros(0, np.int64) if without is None else without)
+            span.note(plan=plan.method)
+            return found, scores, plan
+
+    def _search(self, query: Floats | None, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, Plan]:
         if query is None or not query.any() or not self._searcher.index.size:
             return self._most_popular(k, wanted, gone)
         found, scores, plan = self._searcher.search(query, k + len(gone), wanted)

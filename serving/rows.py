@@ -3,6 +3,7 @@
 import contextlib
 from typing import Protocol
 
+from features import trace
 from features.error import StoreError
 from serving.mirror import Mirror
 from serving.store import Float32, Int64, OnlineStore
@@ -42,7 +43,8 @@ class StoreRows:
 
     def read_rows(self, rows: Int64) -> Float32:
         """See `RowReader`; raises StoreError when the store does not answer."""
-        return self._store.read_rows(self._bundle, rows)
+        with trace.span("lookup", rows=len(rows), source="store"):
+            return self._store.read_rows(self._bundle, rows)
 
 
 class MirrorRows:
@@ -74,4 +76,5 @@ class MirrorRows:
         if not self.fresh:
             with contextlib.suppress(StoreError):
                 return self._store.read_rows(rows)
-        return self.mirror.read_rows(rows)
+        with trace.span("lookup", rows=len(rows), source="mirror"):
+            return self.mirror.read_rows(rows)

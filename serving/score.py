@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features import trace
 from features.history import Jagged
 from models.catalogue import Catalogue
 from models.lookup import Assembler, Batch, Entities, Examples
@@ -72,7 +73,7 @@ class Scorer:
 
     def score(self, lookups: Lookups, vectors: Floats) -> Floats:
         """Probabilities (n,) from the rows' vectors (M, D)."""
-        with torch.no_grad():
+        with torch.no_grad(), trace.span("network", candidates=lookups.own.size):
             logits = self._network(self._pooled(lookups, vectors), lookups.own)
         found: Floats = torch.sigmoid(logits).numpy()
         return found
@@ -101,7 +102,7 @@ class Scorer:
             taken.append((feature.name, pooled, replace(own, numeric=numeric)))
         if own.content is not None:
             taken.append(("content", pooled, replace(own, content=torch.zeros_like(own.content))))
-        with torch.no_grad():
+        with torch.no_grad(), trace.span("explain", candidates=len(chosen)):
             logits = self._network(torch.cat([rows for _, rows, _ in taken]), _stacked([batch for *_, batch in taken]))
         by_feature = logits.view(len(taken), len(chosen))
         added = (by_feature[0] - by_feature[1:]).T.tolist()

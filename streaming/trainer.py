@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from features import trace
 from features.error import StreamError
 from models import delta
 from models.bundle import Bundle
@@ -141,16 +142,20 @@ class Trainer:
         messages = [message for part in read for message in part]
         if not messages:
             return 0
-        outcome = self._step(messages)
-        self._judge(messages, outcome.bad)
-        began = time.perf_counter()
-        with self._transactor.begin() as transaction:
-            self._write(transaction, outcome)
-            for reader, part in zip(self._readers, read, strict=True):
-                if part:
-                    transaction.commit_offsets(reader)
-            self._failpoint("after offsets")
-        outcome.transaction_s = time.perf_counter() - began
+        with trace.batch(self._bundle.id, self._topics.deltas, self.step.seq + 1) as span:
+            with trace.span("step"):
+                outcome = self._step(messages)
+            inputs = [f"{one.topic}-{one.partition} {one.first}..{one.last}" for one in outcome.deltas[-1].sources]
+            span.note(messages=len(messages), bad=len(outcome.bad), inputs=inputs)
+            self._judge(messages, outcome.bad)
+            began = time.perf_counter()
+            with trace.span("commit", deltas=len(outcome.deltas)), self._transactor.begin() as transaction:
+                self._write(transaction, outcome)
+                for reader, part in zip(self._readers, read, strict=True):
+                    if part:
+                        transaction.commit_offsets(reader)
+                self._failpoint("after offsets")
+            outcome.transaction_s = time.perf_counter() - began
         self.totals.add(len(messages), outcome)
         self._watch(messages, outcome)
         if self._snapshots is not None and time.monotonic() >= self._snapshot_due:

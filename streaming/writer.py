@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from features import trace
 from models import delta
 from models.delta import Delta
 from streaming.log import EventLog, Follower, Message
@@ -85,13 +86,14 @@ class StoreWriter:
         self._pending = messages
         if messages:
             changes = [delta.decode(message.value) for message in messages]
-            self._write([change for change in changes if change.bundle == self._bundle])
+            own = [change for change in changes if change.bundle == self._bundle]
+            with self._span(own):
+                self._write(own)
             if self._store.incarnation() != self._incarnation:
                 # It may have lost what was just written: the next call follows it anew.
                 return len(messages)
             self._advance(messages[-1].offset + 1)
             now = time.time() * 1_000
-            own = [change for change in changes if change.bundle == self._bundle]
             self._watch([now - appended for change in own for appended in change.times_ms])
         self._pending = []
         return len(messages)
@@ -109,6 +111,16 @@ class StoreWriter:
     def _advance(self, position: int) -> None:
         """Records the next offset to read; the highest one stays."""
         self._store.write_records(self._bundle, POSITION, [self._topic], [position], [str(position).encode()])
+
+    def _span(self, changes: Sequence[Delta]) -> trace.Span:
+        """A span in the trace of each micro-batch of which something is written."""
+        if not trace.is_on():
+            return trace.OFF
+        batches = {change.seq: {"rows": 0, "records": 0} for change in changes}
+        for change in changes:
+            batches[change.seq]["rows"] += len(change.rows) // 4
+            batches[change.seq]["records"] += len(change.records)
+        return trace.in_batches("store", self._bundle, self._topic, batches)
 
     def _write(self, changes: Sequence[Delta]) -> None:
         """Writes what many deltas changed, together: of each row and record the newest."""

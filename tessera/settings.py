@@ -3,6 +3,7 @@
 A client library is imported when its system is opened, so that a command loads only what it uses.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ class Settings:
         topics: names of the topics, with a prefix of your own (TESSERA_TOPIC_PREFIX).
         storage: how the store keeps rows: float32, float16 or int8 (TESSERA_STORAGE).
         kafka_options: connection options of the Kafka client, from TESSERA_KAFKA_SECURITY_PROTOCOL and the like.
+        trace_file: gets finished spans as JSON lines (TESSERA_TRACES).
+        otlp: where a collector takes spans (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT with
+            `/v1/traces` behind it); empty where OTEL_TRACES_EXPORTER is `none`.
+        otlp_protocol: by which (OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, or OTEL_EXPORTER_OTLP_PROTOCOL).
     """
 
     home: Path
@@ -41,6 +46,9 @@ class Settings:
     topics: Topics = field(default_factory=Topics)
     storage: str = "float32"
     kafka_options: dict[str, Any] = field(default_factory=dict)
+    trace_file: Path | None = None
+    otlp: str = ""
+    otlp_protocol: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -57,6 +65,7 @@ class Settings:
                 for name, value in environment.items()
                 if name.startswith(_KAFKA_OPTION)
             },
+            **_traces(environment),
         )
 
     def open_log(self) -> "EventLog":
@@ -82,3 +91,27 @@ class Settings:
 
         self.home.mkdir(parents=True, exist_ok=True)
         return Registry(self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}", artifacts=self.home / "mlflow")
+
+    def traced(self, service: str) -> contextlib.AbstractContextManager[None]:
+        """Records spans while the body runs, under a service's name; does nothing where they would go nowhere."""
+        if not self.otlp and self.trace_file is None:
+            return contextlib.nullcontext()
+        from tessera.tracing import traced
+
+        return traced(service, endpoint=self.otlp, protocol=self.otlp_protocol, file=self.trace_file)
+
+
+def _traces(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Where spans go, by OpenTelemetry's own variables and one of ours."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return {}
+    found: dict[str, Any] = {}
+    if file := environment.get("TESSERA_TRACES"):
+        found["trace_file"] = Path(file)
+    if environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none":
+        base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+        shared = f"{base.rstrip('/')}/v1/traces" if base else ""
+        found["otlp"] = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "") or shared
+        names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        found["otlp_protocol"] = next((environment[name] for name in names if environment.get(name)), "")
+    return found

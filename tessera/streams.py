@@ -50,6 +50,7 @@ def stream(
     from tessera.gauges import Gauges
     from tessera.live import ROLES, Live
     from tessera.online import bundle_at, open_stream, refuse_shared_topics, until_stopped
+    from tessera.server import log_lines
     from tessera.settings import Settings
 
     if role not in (*ROLES, "both"):
@@ -63,21 +64,23 @@ def stream(
     options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
     err_console.print(f"stream of bundle {found.id} from {settings.kafka or settings.home / 'log.db'}")
     if once:
-        with open_stream(settings, found, options=options) as running:
+        with settings.traced("tessera-stream"), open_stream(settings, found, options=options) as running:
             running.drain()
             running.trainer.write_snapshot()
             totals: Any = running.trainer.totals
         counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}
     else:
+        log_lines(requests=False)
         gauges = Gauges()
         if metrics_port:
             gauges.serve(metrics_port)
         live = Live(settings, found, options, gauges, ROLES if role == "both" else (role,))
-        if watch:
-            with Screen(_view(gauges), console=err_console, auto_refresh=False) as screen:
-                live.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
-        else:
-            live.run(stop)
+        with settings.traced("tessera-stream"):
+            if watch:
+                with Screen(_view(gauges), console=err_console, auto_refresh=False) as screen:
+                    live.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
+            else:
+                live.run(stop)
         counts = {"messages": sum(gauges.counts.values()) - gauges.counts["batches"] - gauges.counts["outages"]}
         counts |= gauges.counts
         totals = counts | {"causes": gauges.causes, "freshness_ms": gauges.freshness_ms()}
