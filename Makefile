@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check bench up down lock clean
+.PHONY: help setup demo test test-browser lint check bench up down lock clean
 
 RUN := .venv/bin
 KAFKA_PORT ?= 9092
@@ -7,7 +7,7 @@ REDIS_PORT ?= 6379
 export KAFKA_PORT REDIS_PORT
 
 help: ## Show this help.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.installed ## Make .venv from the hashed lock (TORCH_BACKEND=cpu for CPU-only torch).
 
@@ -20,10 +20,13 @@ demo: setup ## Run the whole path on one machine and write a report (DATASET=fil
 test: setup ## Run the tests; Kafka and Redis servers join in after `make up`.
 	@infra/test.sh
 
+test-browser: setup ## Look at the console in a real Chromium (Debian's chromium; npm fetches axe-core once).
+	@infra/browser.sh
+
 lint: setup ## Ruff and mypy.
 	@$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
 
-check: lint test ## All that CI checks.
+check: lint test ## Lint and tests; CI runs test-browser too.
 
 bench: setup ## Quality beside the baselines in three seeds (DATASET=file.toml).
 	@$(RUN)/tessera bench main-job --seeds 3 $(if $(DATASET),--dataset $(DATASET))

@@ -11,4 +11,5 @@ fi
 if [ -z "${TESSERA_TEST_REDIS:-}" ] && answers "${REDIS_PORT:-6379}"; then
   export TESSERA_TEST_REDIS=redis://127.0.0.1:${REDIS_PORT:-6379}/0
 fi
-exec .venv/bin/python -m pytest "$@"
+# The console's tests need a browser: `make test-browser`.
+exec .venv/bin/python -m pytest --ignore=tests/browser "$@"

@@ -1,13 +1,17 @@
 """The registry of released bundles, on MLflow: versions, metrics, and the aliases that say which one serves."""
 
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from features.error import BundleError
 from models.bundle import Bundle, load_bundle, write_directory
@@ -16,7 +20,42 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
+_SAID = 300
 _ROLLOUTS_TAG, _PAST_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollouts.past", "tessera.rollout"
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What MLflow, its server or the disk raise in the body, as an error of ours."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        if getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
+            raise
+        # The client repeats itself for each file and each try; the first says enough.
+        said = " ".join(str(error).split())[:_SAID]
+        raise BundleError(f"registry {what}: {said}; see that it answers, and that the disk has room") from error
+
+
+class _Client:
+    """MLflow's client, whose failures are errors of ours."""
+
+    def __init__(self, client: Any, uri: str) -> None:
+        self._client = client
+        self._uri = uri
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+
+        def asked(*arguments: Any, **named: Any) -> Any:
+            with _told(self._uri):
+                return found(*arguments, **named)
+
+        return asked
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,25 @@ class Lineage:
         """As MLflow keeps them."""
         named = {name: getattr(self, name) for name in ("dataset", "encoder", "codebook", "parent")}
         return {f"tessera.{name}": value for name, value in named.items() if value}
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version with its history, for those who look.
+
+    Attributes:
+        created: seconds since 1970.
+        ended: why it is challenger no more; empty where nothing was noted.
+        metrics: of its run, by name.
+    """
+
+    version: str
+    bundle: str
+    aliases: tuple[str, ...]
+    created: float
+    ended: str
+    lineage: Lineage
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -67,7 +125,12 @@ class Registry:
         # Importing MLflow sets its loggers; anything but its errors would drown the progress bars.
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self._client = MlflowClient(uri, uri)
+        # The client's defaults leave a command silent for minutes where the server is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        with _told(uri):
+            self._client: Any = _Client(MlflowClient(uri, uri), uri)
         self._artifacts = artifacts if uri.startswith("sqlite:") else None
 
     def publish(
@@ -187,6 +250,38 @@ class Registry:
         found = {name: tags.get(f"tessera.{name}") for name in ("encoder", "codebook", "parent")}
         return Lineage(dataset=tags.get("tessera.dataset", ""), **found)
 
+    def versions(self, model: str) -> list[Version]:
+        """All versions of a model with their history, the newest first; the profiles are left with their runs."""
+        aliases: dict[str, list[str]] = {}
+        for alias, number in sorted(self._aliases(model).items()):
+            aliases.setdefault(str(number), []).append(alias)
+        runs = {run.info.run_id: run for run in self._client.search_runs([self._experiment(model)], max_results=1_000)}
+        found: list[Version] = []
+        for one in sorted(self._versions(model), key=lambda one: -int(one.version)):
+            origin = {name: one.tags.get(f"tessera.{name}") for name in ("encoder", "codebook", "parent")}
+            found.append(
+                Version(
+                    version=str(one.version),
+                    bundle=one.tags[_BUNDLE_TAG],
+                    aliases=tuple(aliases.get(str(one.version), ())),
+                    created=one.creation_timestamp / 1_000,
+                    ended=one.tags.get(_ENDED_TAG, ""),
+                    lineage=Lineage(dataset=one.tags.get("tessera.dataset", ""), **origin),
+                    metrics=dict(runs[one.run_id].data.metrics) if one.run_id in runs else {},
+                )
+            )
+        return found
+
+    def recorded(self, release: Release, name: str) -> dict[str, Any] | None:
+        """A JSON document that `record` kept; None where there is none."""
+        run_id = self._client.get_model_version(release.model, release.version).run_id
+        directory = name.rpartition("/")[0] or None
+        if name not in {found.path for found in self._client.list_artifacts(run_id, directory)}:
+            return None
+        with tempfile.TemporaryDirectory() as aside:
+            path = self._client.download_artifacts(run_id, name, aside)
+            return dict(msgspec.json.decode(Path(path).read_bytes()))
+
     def models(self) -> list[str]:
         """The names of all registered models; codebooks are none."""
         names = [found.name for found in self._client.search_registered_models()]
@@ -234,7 +329,7 @@ class Registry:
         version = self._client.get_model_version(release.model, release.version)
         uri = self._client.get_model_version_download_uri(release.model, version.version)
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as aside:
+        with _told(f"{uri} into {cache}"), tempfile.TemporaryDirectory(dir=cache) as aside:
             source = Path(download_artifacts(artifact_uri=uri, tracking_uri=self._client.tracking_uri, dst_path=aside))
             found = load_bundle(source)
             if found.id != release.bundle:

@@ -12,6 +12,7 @@ new. Its control are the users that no segment holds.
 Shape letter: N users.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -23,6 +24,7 @@ from features.error import TesseraError
 from features.hashing import fingerprint, splitmix64
 
 CONTROL, CHALLENGER = "control", "challenger"
+_NAME = re.compile(r"\w[\w .-]{0,79}")
 _EPS = 1e-9
 
 
@@ -90,6 +92,11 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raises TesseraError where the shares cannot be."""
+        if not _NAME.fullmatch(self.name):
+            raise TesseraError(
+                f"rollout {self.name!r}: expected a name of 1 to 80 letters, digits, spaces and . _ -, first a "
+                "letter or a digit"
+            )
         if not self.ramp:
             raise TesseraError(f"rollout {self.name!r}: give a share")
         for step in self.ramp:

@@ -87,18 +87,31 @@ def read_dead_letters(log: EventLog, topics: Topics) -> list[Filed]:
     Raises:
         EventError: the topic holds something else.
     """
-    letters: dict[int, DeadLetter] = {}
-    put_back: set[int] = set()
-    for message in log.read(topics.dead_letters, 0, 0, log.end_offsets(topics.dead_letters)[0]):
-        try:
-            found = msgspec.json.decode(message.value, type=DeadLetter | PutBack)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EventError(f"{topics.dead_letters} offset {message.offset}: {error}") from error
-        if isinstance(found, PutBack):
-            put_back.add(found.letter)
-        else:
-            letters[message.offset] = found
-    return [Filed(number, letter, number in put_back) for number, letter in letters.items()]
+    return Filing().read_on(log, topics)
+
+
+class Filing:
+    """All dead letters so far, for those who read on."""
+
+    def __init__(self) -> None:
+        self._letters: dict[int, DeadLetter] = {}
+        self._put_back: set[int] = set()
+        self._next = 0
+
+    def read_on(self, log: EventLog, topics: Topics) -> list[Filed]:
+        """Takes in what has come since the last call; returns all, oldest first. Raises as `read_dead_letters`."""
+        end = log.end_offsets(topics.dead_letters)[0]
+        for message in log.read(topics.dead_letters, 0, self._next, end) if end > self._next else ():
+            try:
+                found = msgspec.json.decode(message.value, type=DeadLetter | PutBack)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise EventError(f"{topics.dead_letters} offset {message.offset}: {error}") from error
+            if isinstance(found, PutBack):
+                self._put_back.add(found.letter)
+            else:
+                self._letters[message.offset] = found
+        self._next = end
+        return [Filed(number, letter, number in self._put_back) for number, letter in self._letters.items()]
 
 
 def causes(letters: Collection[Filed]) -> dict[str, int]:

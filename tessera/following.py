@@ -94,6 +94,14 @@ class Follower:
             self._follow_rollouts()
             return found
 
+    def catch_up(self) -> None:
+        """Looks once; what cannot be followed now is followed later, and the one that serves goes on."""
+        try:
+            self.look()
+        except Exception:
+            # The registry's client raises what its database or its server raises.
+            _LOGGER.exception("the registry could not be followed; bundle %s goes on", self._current.service.bundle.id)
+
     def _follow_rollouts(self) -> None:
         """Opens the challengers of the experiments that run; one that cannot be opened serves nobody."""
         model = self._current.service.bundle.dataset.name

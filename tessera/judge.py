@@ -95,6 +95,7 @@ class Judge:
         self._rare = rare
         self._champion = registry.resolve(model, CHAMPION)
         self._bad = 0
+        self.experiments: list[Experiment] = []
         self.ledger = Ledger(outcome=rule.outcome, rare=rare(self._champion.bundle))
         log.create_topics(topics.partitions())
         self._reader: Reader = log.reader(
@@ -113,8 +114,8 @@ class Judge:
             self._champion, self.ledger.rare = champion, self._rare(champion.bundle)
         self._read()
         moment = time.time() if now is None else now
-        experiments = running(self._registry, model)
-        return [self._stand(one, experiments, moment) for one in experiments]
+        self.experiments = running(self._registry, model)
+        return [self._stand(one, self.experiments, moment) for one in self.experiments]
 
     def act(self, standings: Sequence[Standing]) -> list[Release]:
         """Rolls back what breached and still runs; the reason goes to the registry."""

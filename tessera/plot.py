@@ -168,6 +168,40 @@ def band(points: Sequence[tuple[str, float, float, float]], *, describe: str) ->
     return _svg(base + _AXIS, describe, parts)
 
 
+def spark(values: Sequence[float], *, describe: str) -> str:
+    """A count over time without axes, from 0; the last value has a mark."""
+    top, base, right = 4.0, 44.0, _NARROW - 6.0
+    high = max(max(values, default=0.0), 1e-9)
+    step = right / max(len(values) - 1, 1)
+    points = [(step * number, base - value / high * (base - top)) for number, value in enumerate(values)]
+    parts = [_line(0, base, _NARROW, base, "axis")]
+    if points:
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polygon class="band" points="0,{base} {line} {points[-1][0]:.1f},{base}"/>')
+        parts.append(f'<polyline class="path strong" points="{line}"/>')
+        parts.append(f'<circle class="strong" cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="3"/>')
+    return _svg(base + 4, describe, parts, width=_NARROW)
+
+
+def interval(estimate: float, low: float, high: float, *, reach: float, describe: str) -> str:
+    """One estimate and its bounds on a line around zero; bounds beyond `reach` end at the edge."""
+    middle, half, y = _NARROW / 2, _NARROW / 2 - 8.0, 14.0
+
+    def x(value: float) -> float:
+        return middle + min(max(value / max(reach, 1e-12), -1.0), 1.0) * half
+
+    parts = [
+        _line(8, y, _NARROW - 8, y, "grid"),
+        _line(middle, 4, middle, y + 10, "axis"),
+        _rect(x(low), y - 4, max(x(high) - x(low), 2), 8, "strong" if low > 0 or high < 0 else "weak"),
+        f'<circle class="strong" cx="{x(estimate):.1f}" cy="{y:.1f}" r="5"/>',
+        _text(8, y + 24, f"{-reach:+.3g}", "tick start"),
+        _text(middle, y + 24, "0", "tick mid"),
+        _text(_NARROW - 8, y + 24, f"{reach:+.3g}", "tick end"),
+    ]
+    return _svg(y + 30, describe, parts, width=_NARROW)
+
+
 def nice_ticks(end: float, about: int = 4) -> list[float]:
     """Round numbers from 0 up to `end`, some `about` of them."""
     rough = end / about

@@ -94,17 +94,23 @@ def watch(
     json: JsonOption = False,
 ) -> None:
     """Judge again and again; roll back what breaches a guardrail, and note why."""
+    from tessera.looks import Looks
     from tessera.online import until_stopped
 
     settings = Settings.from_environment()
     stopped = until_stopped()
     while not stopped.is_set():
         try:
+            registry = settings.open_registry()
+            looks = Looks(registry, registry.resolve(model).model)
             with _judge(settings, model, outcome, planned, harm) as judge:
                 while not stopped.is_set():
                     began = time.monotonic()
                     found = judge.look()
-                    _say_look(found, judge.act(found), judge.aside, json=json)
+                    ended = judge.act(found)
+                    for experiment, standing in zip(judge.experiments, found, strict=True):
+                        looks.note(experiment, standing, time.time())
+                    _say_look(found, ended, judge.aside, json=json)
                     if once:
                         return
                     stopped.wait(max(0.0, every_s - (time.monotonic() - began)))

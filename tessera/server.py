@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.table import Table
 
-from features.error import TesseraError
+from features.error import LogError, TesseraError
 from tessera.console import (
     BundleOption,
     JsonOption,
@@ -24,6 +24,8 @@ from tessera.console import (
 from tessera.settings import Settings
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the server.")
+# How long a caller waits for its turn at the log, and how long nobody does once it did not answer.
+_TURN_S, _AWAY_S = 1.0, 1.0
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -45,6 +47,7 @@ def serve(
     unrecorded: Annotated[
         bool, typer.Option("--unrecorded", help="Append no impressions; experiments need them.")
     ] = False,
+    console: Annotated[bool, typer.Option(help="Pages for those who operate it, at /console.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
 ) -> None:
     """Serve over HTTP; follow the registry's champion."""
@@ -58,6 +61,7 @@ def serve(
     from serving.shadow import Shadows
     from tessera.following import Follower, Opener
     from tessera.online import bundle_at, until_stopped
+    from tessera.web.app import Console, add_console
 
     settings = Settings.from_environment()
     allowed = _key_file(settings)
@@ -70,8 +74,9 @@ def serve(
     found = bundle_at(settings, model, bundle) if bundle else _aliased(settings, registry, model, alias)
     stop = until_stopped()
     one_thread()
-    _log_lines(requests=not quiet)
+    log_lines(requests=not quiet)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(settings.traced("tessera-serve"))
         store = stack.enter_context(contextlib.closing(settings.open_store()))
         opener = Opener(settings, store, mirror=mirror)
         service, close = opener(found)
@@ -92,11 +97,18 @@ def serve(
                 settings, store, current, opener, model=model, grace_s=grace_s, metrics=parts.metrics, alias=alias
             )
             parts.reload = follower.look
+            # Before the first answer: a server that starts gives every user the arm that the others give.
+            follower.catch_up()
             stack.enter_context(_running(lambda: follower.run(stop, every_s=follow_s), stop))
         access = f"{len(allowed.keys())} API keys" if guarded else "no API keys: this machine alone"
         err_console.print(f"bundle {found.id}, {service.items:,} items, {access}, http://{host}:{port}/docs")
+        app = create_app(current, parts)
+        if console:
+            add_console(
+                app, stack.enter_context(contextlib.closing(Console(settings, current, parts.metrics, parts.keys)))
+            )
         config = uvicorn.Config(
-            create_app(current, parts), host=host, port=port, log_level="warning", access_log=False,
+            app, host=host, port=port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=30,
         )  # fmt: skip
         _serve_until(stop, uvicorn.Server(config), parts.state, drain_s)
@@ -117,21 +129,40 @@ def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float)
 
 
 class LogSink:
-    """Where events and items that came over HTTP go; see `serving.intake.Sink`."""
+    """Where events and items that came over HTTP go; see `serving.intake.Sink`.
+
+    While the log is away callers are refused at once, so that those who wait for it do not take the places of those
+    who only read; once in a while one of them finds out whether it is back.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
         self._log: Any = None
+        self._away_until = 0.0
 
     def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """One caller at a time; the log is opened by the first."""
-        with self._lock:
+        """One caller at a time; the log is opened by the first.
+
+        Raises:
+            LogError: the log does not answer, or did not a moment ago.
+        """
+        if time.monotonic() < self._away_until:
+            raise LogError(f"{kind}: the event log did not answer a moment ago; send them again")
+        if not self._lock.acquire(timeout=_TURN_S):
+            self._away_until = time.monotonic() + _AWAY_S
+            raise LogError(f"{kind}: the event log takes too long; send them again")
+        try:
             if self._log is None:
                 log = self._settings.open_log()
                 log.create_topics(self._settings.topics.partitions())
                 self._log = log
             self._log.append(getattr(self._settings.topics, kind), list(messages))
+        except LogError:
+            self._away_until = time.monotonic() + _AWAY_S
+            raise
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Lets go of the log."""
@@ -154,13 +185,13 @@ def _running(work: Any, stop: threading.Event) -> Iterator[None]:
         thread.join()
 
 
-def _log_lines(*, requests: bool) -> None:
-    """The server's own log as JSON lines on standard error."""
+def log_lines(*, requests: bool) -> None:
+    """The process's own log as JSON lines on standard error."""
     from serving.metrics import JsonLines
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("tessera", "serving"):
+    for name in ("tessera", "streaming", "serving", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

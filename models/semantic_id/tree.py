@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 _WORDS = 6
 _MOST_WORDS = 20_000
 _PRIOR = 0.01
+_WORD = r"\b[^\W\d_]{2,}\b"
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,9 @@ class Tree:
         self.codes = np.asarray(codes)
         self.order: NDArray[np.int64] = np.lexsort(self.codes.T[::-1]).astype(np.int64)
         self._sorted = self.codes[self.order]
-        vectorizer = CountVectorizer(
-            binary=True, stop_words="english", max_features=_MOST_WORDS, token_pattern=r"(?u)\b[^\W\d_]{2,}\b"
-        )
-        try:
-            counted = vectorizer.fit_transform(texts)
-            self._words = vectorizer.get_feature_names_out()
-        except ValueError:  # texts without a word
-            counted, self._words = csr_array((len(self.codes), 0)), np.zeros(0, dtype=object)
-        self._counts = csr_array(counted)[self.order]
+        counted, self._words = _counted(texts)
+        self._counts = counted[self.order]
+        self._sums: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     @property
     def root(self) -> Node:
@@ -94,7 +90,7 @@ class Tree:
         if not len(self._words) or node.size == siblings_of.size:
             return []
         own = np.asarray(self._counts[node.start : node.stop].sum(axis=0)).ravel().astype(np.float64)
-        every = np.asarray(self._counts[siblings_of.start : siblings_of.stop].sum(axis=0)).ravel().astype(np.float64)
+        every = self._sum(siblings_of)
         rest = every - own
         prior = _PRIOR * every + 1e-9
         own_total, rest_total, prior_total = own.sum(), rest.sum(), prior.sum()
@@ -104,3 +100,28 @@ class Tree:
         score = log_odds / np.sqrt(1 / (own + prior) + 1 / (rest + prior))
         best = np.argsort(-score, kind="stable")[:_WORDS]
         return [str(self._words[word]) for word in best if score[word] > 0 and own[word] > 0]
+
+    def _sum(self, node: Node) -> NDArray[np.float64]:
+        """Texts by word under a node, kept for the next of its children."""
+        place = (node.start, node.stop)
+        if place not in self._sums:
+            self._sums = {
+                place: np.asarray(self._counts[node.start : node.stop].sum(axis=0)).ravel().astype(np.float64)
+            }
+        return self._sums[place]
+
+
+def _counted(texts: Sequence[str]) -> tuple[csr_array, list[str]]:
+    """Which text (N,) holds which of the W words that most texts hold, (N, W), and the words."""
+    held = (
+        pl.DataFrame({"row": np.arange(len(texts)), "word": pl.Series(list(texts), dtype=pl.String)})
+        .with_columns(pl.col("word").str.to_lowercase().str.extract_all(_WORD))
+        .explode("word")
+        .drop_nulls()
+        .filter(~pl.col("word").is_in(list(ENGLISH_STOP_WORDS)))
+        .unique()
+    )
+    words = held.group_by("word").len().sort("len", "word", descending=[True, False])["word"].head(_MOST_WORDS)
+    numbered = held.join(pl.DataFrame({"word": words}).with_row_index("number"), on="word")
+    places = (numbered["row"].to_numpy(), numbered["number"].to_numpy())
+    return csr_array((np.ones(numbered.height), places), shape=(len(texts), len(words))), words.to_list()

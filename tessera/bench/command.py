@@ -32,6 +32,7 @@ NAMES = (
     "serving",
     "swaps",
     "rollout",
+    "operation",
 )
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
@@ -76,6 +77,11 @@ def bench(
 
 
 def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Callable[..., BenchResult]":
+    if name == "operation" and path is None:
+        # The console is judged with so many items.
+        from tessera.synthetic import write_synthetic
+
+        path = write_synthetic(out / "synthetic-100k", users=5_000, items=100_000, events=200_000)
     if name in _ONLINE:
         return _online(name, _datasets(path, ways or [None], out)[0], out / name)
     if name == "training-speed":
@@ -134,6 +140,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.filtered import filtered
     from tessera.bench.freshness import freshness
     from tessera.bench.online_learning import online_learning
+    from tessera.bench.operation import operation
     from tessera.bench.rollout_rates import rollout
     from tessera.bench.serving_reads import serving
     from tessera.bench.soak import soak
@@ -150,5 +157,6 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "serving": serving,
         "swaps": swaps,
         "rollout": rollout,
+        "operation": operation,
     }
     return partial(benches[name], dataset, out)

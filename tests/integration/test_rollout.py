@@ -171,7 +171,7 @@ def test_a_worse_challenger_is_rolled_back_with_the_reason_and_its_users_get_the
 
 
 def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tmp_path: Path) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="<friday>")
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="friday")
     stage.follower.look()
     answers = [stage.rank(user) for user in USERS]
     clicks = stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
@@ -180,10 +180,10 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     judged(stage, act=True)
     with contextlib.closing(stage.settings.open_log()) as log:
         found = report(
-            stage.registry, log, stage.settings.topics, "<friday>", model=None, rule=RULE,
+            stage.registry, log, stage.settings.topics, "friday", model=None, rule=RULE,
             known=lambda bundle: frozenset(USERS[:100]),
         )  # fmt: skip
-        with pytest.raises(TesseraError, match="there is no such; running: none; ended: <friday>"):
+        with pytest.raises(TesseraError, match="there is no such; running: none; ended: friday"):
             report(stage.registry, log, stage.settings.topics, "monday", model=None, rule=RULE)
     assert found["decision"].startswith("rolled back: rate")
     assert sum(arm["requests"] for arm in found["arms"].values()) == len(USERS)
@@ -196,7 +196,7 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     write_page(found, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "Rollout &lt;friday&gt;" in page
-    assert "<friday>" not in page
+    assert "friday" not in page
     assert "rolled back: rate" in page
     assert "<polygon" in page
     assert "http" not in page.replace("http-equiv", "")
@@ -397,6 +397,9 @@ def test_what_cannot_be_started_is_refused(stage: Stage) -> None:
     for share in (0.0, 1.5, -1.0):
         with pytest.raises(TesseraError, match="above 0 and up to 1"):
             start(stage.registry, None, CHALLENGER, [Step(0.0, share)])
+    for name in ("<b>", "a/b", "..", " ", "x" * 81):
+        with pytest.raises(TesseraError, match="expected a name of 1 to 80 letters"):
+            start(stage.registry, None, CHALLENGER, [Step(0.0, 0.1)], name=name)
     start(stage.registry, None, CHALLENGER, [Step(0.0, 0.7)], name="a")
     with pytest.raises(TesseraError, match="'a' runs already"):
         start(stage.registry, None, CHALLENGER, [Step(0.0, 0.1)], name="a")

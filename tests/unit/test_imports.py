@@ -36,11 +36,15 @@ IMPORTERS = {
         "tessera/bench/filtered.py",
     ),
     "sentencepiece": ("models/semantic_id/tokens.py",),
-    "fastapi": ("serving/api.py", "serving/problem.py"),
+    "fastapi": ("serving/api.py", "serving/problem.py", "tessera/web/"),
+    "jinja2": ("tessera/web/",),
+    "markupsafe": ("tessera/web/",),
     "fastapi_offline": ("serving/api.py",),
     "starlette": ("serving/api.py", "serving/problem.py"),
     "uvicorn": ("tessera/",),
     "httpx": ("serving/client.py", "tessera/"),
+    # The API; what records and sends is imported where it is set up.
+    "opentelemetry": ("features/trace.py", "tessera/tracing.py"),
 }
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PICKLING_CALLS = {"torch.save", "torch.load", "numpy.save", "np.save"}
@@ -109,6 +113,12 @@ def test_imports_go_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_outside_system_is_imported_where_the_table_says_and_nowhere_else(name: str) -> None:
     assert not foreign(parse(name), name), f"{name}: see IMPORTERS in this file"
+
+
+def test_what_records_spans_is_imported_where_it_is_set_up_alone() -> None:
+    recorders = ("opentelemetry.sdk", "opentelemetry.exporter")
+    found = {name for name in NAMES if any(one.startswith(recorders) for one in imported(parse(name), ""))}
+    assert found == {"tessera/tracing.py"}
 
 
 @pytest.mark.parametrize("name", NAMES)
