@@ -1,6 +1,7 @@
 """Challengers in the shadow: they rank what the champion ranked, after it was sent, and nobody sees it.
 
-One thread and a short queue. When the server is busy, shadows are the first to go without.
+One thread and a short queue. A shadow ranks while no request is being answered, since it would take its time from that
+one; where no such moment comes soon it goes without. So under load shadows are the first to be shed.
 """
 
 import logging
@@ -19,7 +20,8 @@ from serving.rank import RankService
 from serving.recorder import Recorder
 
 _LOGGER = logging.getLogger(__name__)
-_MOST, _BUSY = 16, 4
+_MOST = 16
+_PATIENCE_S, _LOOK_S = 0.05, 0.001
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Shadows:
 
     Args:
         recorder: takes what came of it.
-        state: says how many requests are being answered; above a few, nothing is ranked twice.
+        state: says how many requests are being answered.
     """
 
     def __init__(self, recorder: Recorder, metrics: Metrics, state: State) -> None:
@@ -49,8 +51,6 @@ class Shadows:
         """Ranks in the background, where there is room; returns at once."""
         for experiment, service in shadows:
             try:
-                if self._state.in_flight > _BUSY:
-                    raise queue.Full
                 self._queue.put_nowait(_Job(experiment, service, shown))
             except queue.Full:
                 self._metrics.shadows.labels("shed").inc()
@@ -62,9 +62,22 @@ class Shadows:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
+            if not self._quiet():
+                self._metrics.shadows.labels("shed").inc()
+                continue
             found = _ranked(job)
             self._metrics.shadows.labels("failed" if found.failed else "ranked").inc()
             self._recorder.put(found)
+
+
+    def _quiet(self) -> bool:
+        """Waits for a moment in which no request is being answered; says whether one came."""
+        give_up = time.monotonic() + _PATIENCE_S
+        while self._state.in_flight:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(_LOOK_S)
+        return True
 
 
 def _ranked(job: _Job) -> Shadowed:

@@ -91,6 +91,13 @@ class Stage:
             assert response.status_code == 202, response.text
         return len(outcomes)
 
+    def until_shadows(self, what: str, count: int) -> None:
+        """Waits until so many rankings in the shadow were made, or shed."""
+        give_up = time.monotonic() + 20
+        while self.parts.metrics.shadows.labels(what)._value.get() < count:
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+
     def logged(self, count: int) -> list[Impression | Shadowed]:
         """The first messages of the topic `impressions`, when so many are there."""
         give_up = time.monotonic() + 20
@@ -323,9 +330,11 @@ def test_a_shadow_ranks_what_was_shown_and_changes_no_answer(stage: Stage) -> No
     before = {user: stage.rank(user)["items"] for user in USERS[:30]}
     made = start(stage.registry, None, CHALLENGER, [Step(0.0, 1.0)], shadow=True)
     stage.follower.look()
-    for user in USERS[:30]:
+    for number, user in enumerate(USERS[:30], 1):
         answer = stage.rank(user)
         assert (answer["bundle"], answer["items"]) == (stage.champion.id, before[user])
+        # A shadow waits until nobody asks; so do we.
+        stage.until_shadows("ranked", number)
     shown = stage.logged(90)
     shadowed = [one for one in shown if isinstance(one, Shadowed)]
     assert len(shadowed) == 30
@@ -350,8 +359,11 @@ def test_a_busy_server_sheds_shadows_first(stage: Stage) -> None:
     stage.parts.state.in_flight += 10
     for user in USERS[:5]:
         assert stage.rank(user)["bundle"] == stage.champion.id
+    stage.until_shadows("shed", 5)
     assert not any(isinstance(one, Shadowed) for one in stage.logged(5))
-    assert stage.parts.metrics.shadows.labels("shed")._value.get() == 5
+    stage.parts.state.in_flight -= 10
+    stage.rank(USERS[0])
+    assert isinstance(stage.logged(7)[6], Shadowed)
 
 
 def test_promotion_ends_the_experiment_and_its_users_keep_what_they_saw(stage: Stage) -> None:
