@@ -120,6 +120,8 @@ class Registry:
 
     def __init__(self, uri: str, *, artifacts: Path) -> None:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        # Of a run on a server its client prints the address, in front of a command's JSON.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         # Importing MLflow sets its loggers; anything but its errors would drown the progress bars.

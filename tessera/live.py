@@ -4,6 +4,7 @@ What lies between the two is the log, so neither fills the other's memory. Each 
 """
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tessera.gauges import Gauges
 from tessera.online import open_writer
 from tessera.settings import Settings
 
+_LOGGER = logging.getLogger(__name__)
 ROLES = ("trainer", "writer")
 _LAG_EVERY_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
@@ -55,7 +57,7 @@ class Live:
         self._fatal: list[BaseException] = []
 
     def run(self, stop: threading.Event, *, on_tick: Callable[[], None] = lambda: None) -> None:
-        """Runs the roles until `stop` is set; calls `on_tick` four times a second.
+        """Runs the roles until `stop` is set; calls `on_tick` four times a second, and once when they have ended.
 
         Raises:
             FencedError: another trainer has taken over.
@@ -71,6 +73,7 @@ class Live:
             on_tick()
         for thread in threads:
             thread.join()
+        on_tick()
         if self._fatal:
             raise self._fatal[0]
 
@@ -85,6 +88,7 @@ class Live:
             except (LogError, StoreError) as error:
                 # An outage: what was not committed is done again from the log when it is over.
                 self._gauges.outage(role, error)
+                _LOGGER.warning("the %s waits: %s", role, error)
                 pause = _FIRST_PAUSE_S if time.monotonic() - began > _LONGEST_PAUSE_S else pause
                 stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)

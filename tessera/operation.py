@@ -280,8 +280,8 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
         end = log.end_offsets(topics.deltas)[0]
         (position,) = store.read_records(bundle.id, POSITION, [topics.deltas])
         lag[topics.deltas] = None if position is None else _behind(log, topics.deltas, int(position), end)
-        for back in (_MARKS, 1):
-            # Where so many are no longer kept, the last one may be.
+        for back in (_MARKS, 8, 2):
+            # Where so many are no longer kept, fewer may be.
             with contextlib.suppress(TesseraError):
                 for one in log.read(topics.deltas, 0, end - back, end):
                     newest = time.time() - one.timestamp_ms / 1_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
-from kafka.errors import TopicAlreadyExistsError, for_code
+from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from kafka.protocol.consumer import IsolationLevel
 
 from features.error import LogError
@@ -31,6 +31,7 @@ from streaming.kafka.transaction import KafkaTransactor
 from streaming.log import Kept, Message, Positions, check_partitions, unknown_partition, unknown_topic
 
 _STALL_S = 30.0
+_ASK_EVERY_S = 1.0
 
 
 class KafkaLog:
@@ -52,14 +53,15 @@ class KafkaLog:
         for name in sorted(client_options.keys() - KafkaAdminClient.DEFAULT_CONFIG.keys()):
             near = difflib.get_close_matches(name, KafkaAdminClient.DEFAULT_CONFIG, 1)
             raise LogError(f"client option {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if not client_options.keys() & {"proxy_url", "socks5_proxy"}:
-            check_address(address)
+        self._address = "" if client_options.keys() & {"proxy_url", "socks5_proxy"} else address
+        self._make_sure()
         self._options = {**CONNECTION, "bootstrap_servers": address.split(","), **client_options}
         self._replication_factor = replication_factor
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         self._turn = count()
         self._producer: KafkaProducer | None = None
+        self._appended = time.monotonic()
         self._idle: list[KafkaConsumer] = []
         with told(f"address: {address} listens, but does not answer as a Kafka broker; check port, TLS and SASL"):
             self._admin = KafkaAdminClient(**self._options)
@@ -89,14 +91,30 @@ class KafkaLog:
         return {name: str(setting["value"]) for name, setting in found["topic"][topic].items()}
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
+        if time.monotonic() - self._appended > _ASK_EVERY_S:
+            # The client would keep the messages for minutes before it says that nobody is there.
+            self._make_sure()
         with told(f"append to {topic!r}"):
             with self._lock:
                 if self._producer is None:
                     self._producer = KafkaProducer(**{**PRODUCER, **self._options})
-            sent = [self.send(self._producer, topic, key, value) for key, value in messages]
-            self._producer.flush()
+                producer = self._producer
+            try:
+                sent = [self.send(producer, topic, key, value) for key, value in messages]
+                producer.flush(timeout=REQUEST_MS / 1000)
+            except KafkaTimeoutError:
+                # What it still holds is given up here, or it would be written beside what the caller sends again.
+                with self._lock:
+                    self._producer = None
+                producer.close(timeout=0)
+                raise
             for one in sent:
                 one.get(timeout=0)
+        self._appended = time.monotonic()
+
+    def _make_sure(self) -> None:
+        if self._address:
+            check_address(self._address)
 
     def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any:
         """Hand one message to a producer; returns its future. A key's partition is the one Java clients choose."""

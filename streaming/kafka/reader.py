@@ -10,6 +10,8 @@ from streaming.kafka.client import REQUEST_MS, as_message, told
 from streaming.log import Message, Positions, check_poll
 
 _JOIN_S = 60.0
+# How often a follower that gets nothing makes sure that the broker answers, and how long it waits for that.
+_ASK_EVERY_S, _ANSWER_S = 1.0, 5.0
 
 
 class KafkaReader:
@@ -156,6 +158,7 @@ class KafkaFollower:
     def __init__(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
         self._consumer = consumer
         self._place = place
+        self._heard = time.monotonic()
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
@@ -164,9 +167,18 @@ class KafkaFollower:
             while True:
                 left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
                 found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._place, ())
+                if found:
+                    self._heard = time.monotonic()
                 # A fetch of nothing but transaction markers returns early and empty.
                 if found or time.monotonic() >= deadline:
+                    self._make_sure()
                     return [as_message(record) for record in found]
+
+    def _make_sure(self) -> None:
+        """Raises where the broker is away: the client's own look at it comes back empty then, as from a quiet topic."""
+        if time.monotonic() - self._heard > _ASK_EVERY_S:
+            self._consumer.end_offsets([self._place], timeout_ms=1_000 * _ANSWER_S)
+            self._heard = time.monotonic()
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from models.registry import CHAMPION
 from serving.load import load_bundle
+from streaming.topic import Topics
 from streaming.trainer import TrainerOptions
 from tessera.online import Stream
 from tessera.operation import Finding, diagnose, standing
@@ -77,3 +79,26 @@ def test_status_says_versions_lag_and_freshness(world: World, tmp_path: Path) ->
         after = standing(settings, None, experiments=False)
     assert after["lag"] == {"items": 0, "events": 7, "deltas": 0}
     assert 0 <= after["newest_delta_s"] < 60
+
+
+def test_on_a_real_broker_marks_of_transactions_are_no_lag_and_the_newest_change_has_an_age(
+    world: World, tmp_path: Path, kafka_address: str
+) -> None:
+    settings = Settings(home=tmp_path, kafka=kafka_address, topics=Topics(f"test-{uuid.uuid4().hex[:8]}-"))
+    settings.open_registry().publish(world.bundle, params={}, metrics={})
+    topics = settings.topics
+    with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
+        log.create_topics(topics.partitions())
+        log.append(topics.events, [(None, message) for message in world.messages(50)])
+        options = TrainerOptions(batch=16, lateness_s=1e9)
+        with contextlib.closing(Stream(world.bundle, log, store, topics=topics, options=options)) as stream:
+            stream.drain()
+        after = standing(settings, None, experiments=False)
+    assert after["lag"] == {topics.items: 0, topics.events: 0, topics.deltas: 0}
+    assert 0 <= after["newest_delta_s"] < 60
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_one_that_is_empty(world: World, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, redis=f"redis://127.0.0.1:{free_port()}/0")
+    settings.open_registry().publish(world.bundle, params={}, metrics={})
+    assert "does not answer" in found(settings)["store of the champion"].found

@@ -1,0 +1,304 @@
+"""The runbook's failures that need no server to die: each is caused, its page's commands are run, and all is well."""
+
+import contextlib
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from features.error import BundleError, FencedError, LogError
+from models.registry import CHALLENGER
+from models.train import TrainConfig
+from serving.access import KeyFile
+from serving.assignment import Step
+from serving.redis import open_embedded
+from streaming.snapshot import Snapshots
+from streaming.trainer import TrainerOptions
+from tessera.cli import app
+from tessera.gauges import Gauges
+from tessera.live import Live
+from tessera.rollouts import start
+from tests.integration.embedded_site import RANK, site
+from tests.integration.world import World, make_world
+from tests.mlflow_server import MlflowServer, Way
+from tests.runbook import PAGE, blocks, sections
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same data, trained for a moment from another seed."""
+    return make_world(tmp_path_factory.mktemp("other"), seed=1, train=TrainConfig(max_epochs=1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """Comes up while the other tests run."""
+    with contextlib.closing(MlflowServer(tmp_path_factory.mktemp("mlflow"))) as server:
+        yield server
+
+
+# The page.
+
+
+def test_every_failure_of_the_page_is_caused_by_a_test_and_its_commands_are_run() -> None:
+    text = "".join((HERE / name).read_text() for name in ("test_runbook.py", "test_runbook_servers.py"))
+    mended = set(re.findall(r'mends\("([a-z-]+)"', text))
+    assert len(sections()) >= 10
+    assert mended == sections().keys()
+    assert all(blocks(name) for name in sections())
+    for name, section in sections().items():
+        assert all(f"**{part}" in section for part in ("Seen.", "Meanwhile.", "Steps.", "Over")), name
+
+
+def test_every_alert_is_in_the_runbook() -> None:
+    rules = yaml.safe_load((HERE.parents[1] / "infra" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    named = set(re.findall(r"\bTessera[A-Z]\w+", PAGE.read_text(encoding="utf-8")))
+    assert alerts == named
+
+
+def test_every_command_of_the_page_exists_with_its_options() -> None:
+    for line in re.findall(r"\btessera ([a-z][^`\n]*)`|^tessera ([^#\n]*)", PAGE.read_text(), flags=re.MULTILINE):
+        words = "".join(line).split()
+        command: Any = typer.main.get_command(app)
+        while hasattr(command, "commands") and words:
+            name = words.pop(0)
+            assert name in command.commands, line
+            command = command.commands[name]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+
+
+# The failures.
+
+
+def test_a_damaged_champion_leaves_the_one_before_serving_and_a_rollback_ends_it(
+    world: World, other: World, tmp_path: Path
+) -> None:
+    with site(tmp_path, world, other) as place:
+        damaged = place.bundles[1]
+        for path in (tmp_path / "mlflow").rglob("manifest.json"):
+            if json.loads(path.read_text())["id"] == damaged.id:
+                (path.parent / "table.safetensors").write_bytes(b"broken")
+        place.operator.run(f"tessera rollout promote {damaged.id}")
+        stop = threading.Event()
+        follower = threading.Thread(target=place.follower.run, args=(stop,), kwargs={"every_s": 0.1})
+        follower.start()
+        try:
+            _until(lambda: place.parts.metrics.swap_failures._value.get() > 0)
+            assert place.serves() == place.bundles[0].id
+            assert "table.safetensors" in place.faults()[f"champion of {world.dataset.name}"]
+            place.operator.mends("bad-bundle")
+        finally:
+            stop.set()
+            follower.join()
+        assert place.follower.look() == place.serves() == place.bundles[0].id
+        assert place.faults() == {}
+
+
+def test_wrong_messages_stop_the_stream_and_are_set_aside_mended_and_counted_once(world: World, tmp_path: Path) -> None:
+    with site(tmp_path, world) as place:
+        right, wrong = world.messages(90), [json.dumps({"metric": n}).encode() for n in range(300)]
+        place.send([*right[:50], *wrong, *right[50:80]])
+        said = place.operator.run("tessera stream --once --batch 100", status=2)
+        assert "Is this the right topic" in said
+        with contextlib.closing(place.settings.open_log()) as log:
+            before = log.end_offsets(place.settings.topics.dead_letters)[0]
+        assert before == 50  # of the first batch, which half of a hundred does not stop
+        place.operator.mends("poisoned-topic")
+        letters = json.loads(place.operator.run("tessera deadletters list --json"))
+        assert len(letters) == 300
+        lines = [
+            json.dumps({"number": one["number"], "value": json.loads(message)})
+            for one, message in zip(letters, right[80:], strict=False)
+        ]
+        (tmp_path / "mended.jsonl").write_text("\n".join(lines))
+        place.operator.mends("poisoned-topic", 1)
+        again = place.operator.mends("poisoned-topic", 1)
+        assert "0 messages put back" in again
+        letters = json.loads(place.operator.run("tessera deadletters list --json"))
+        assert sum(one["put_back"] for one in letters) == 10
+        status = json.loads(place.operator.run("tessera status --json --no-experiments"))
+        assert status["lag"] == {"items": 0, "events": 0, "deltas": 0}
+        # Each right message once: those that were sent, and those that were mended.
+        with contextlib.closing(place.settings.open_log()) as log:
+            assert log.end_offsets(place.settings.topics.events)[0] == 80 + 300 + 10
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, megabytes: int) -> Iterator[None]:
+    """A volume of so many megabytes at a path; skipped where none may be mounted."""
+    path.mkdir(exist_ok=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("a small volume cannot be mounted here: it takes root")
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "-o", "remount,size=64m", str(path)], check=True)
+        if (path / "redis").is_dir():
+            # A server that could not save runs on until it can.
+            open_embedded(path / "redis").close()
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_all_goes_on_when_there_is_room(
+    world: World, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    with small_disk(home, 16), site(home, world) as place:
+        place.send(world.messages(40))
+        assert place.streamed()["events"] == 40
+        event = json.loads(world.messages(41)[40])
+        kept = Snapshots(home / "snapshots").newest(world.bundle)
+        _fill(home / "filler")
+        assert place.client.post("/v1/events", json={"events": [event]}).status_code == 503
+        assert place.serves() == world.bundle.id
+        assert "No space left" in place.faults()["home"]
+        for line in ("tessera stream --once", f"tessera send events {world.directory / 'none'}"):
+            assert "error: " in place.operator.run(line, status=2)
+        found = Snapshots(home / "snapshots").newest(world.bundle)
+        assert found is not None
+        assert kept is not None
+        assert found.seq == kept.seq
+        assert not list(home.rglob(".*.tmp"))
+        assert "filler" in place.operator.mends("disk-full")
+        subprocess.run(["mount", "-o", "remount,size=64m", str(home)], check=True)
+        _until(lambda: place.client.post("/v1/events", json={"events": [event]}).status_code == 202)
+        place.operator.mends("disk-full", 1)
+        assert place.faults() == {}
+        with contextlib.closing(place.settings.open_log()) as log:
+            assert log.end_offsets(place.settings.topics.events)[0] == 41
+
+
+def test_a_bundle_that_does_not_fit_on_the_disk_is_refused_in_one_line(world: World, tmp_path: Path) -> None:
+    with site(tmp_path / "home", world) as place, small_disk(tmp_path / "cache", 1):
+        _fill(tmp_path / "cache" / "filler")
+        with pytest.raises(BundleError, match=r"No space left on device.*has room") as caught:
+            place.registry.open(place.releases[0], tmp_path / "cache")
+        assert "\n" not in str(caught.value)
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == ["filler"]
+
+
+def _fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_of_two_streams_the_older_ends_and_every_event_counts_once(world: World, tmp_path: Path) -> None:
+    with site(tmp_path, world) as place:
+        options = TrainerOptions(batch=16, wait_s=0.02, lateness_s=1e9)
+        ended: list[BaseException] = []
+        stops = [threading.Event(), threading.Event()]
+        gauges = [Gauges(), Gauges()]
+
+        def stream(number: int) -> None:
+            try:
+                Live(place.settings, world.bundle, options, gauges[number]).run(stops[number])
+            except LogError as error:
+                ended.append(error)
+
+        threads = [threading.Thread(target=stream, args=(number,)) for number in range(2)]
+        place.send(world.messages(40))
+        threads[0].start()
+        _until(lambda: gauges[0].counts["events"] == 40)
+        threads[1].start()
+        _until(lambda: "writer" not in gauges[1].last_error and threads[1].is_alive())
+        for message in world.messages(80)[40:]:
+            place.send([message])
+            time.sleep(0.02)
+        threads[0].join(20)
+        assert isinstance(ended[0], FencedError)
+        assert "stop this writer" in str(ended[0])
+        _until(lambda: sum(one.counts["events"] for one in gauges) == 80)
+        place.operator.mends("second-stream")
+        stops[1].set()
+        threads[1].join(20)
+        assert len(ended) == 1
+        assert sum(one.counts["events"] for one in gauges) == 80
+
+
+def test_servers_go_on_while_the_registry_is_away(world: World, tmp_path: Path, mlflow_server: MlflowServer) -> None:
+    _until(mlflow_server.answers, 120)
+    with Way(mlflow_server.port) as way, site(tmp_path / "home", world, mlflow=f"http://127.0.0.1:{way.port}") as place:
+        way.close()
+        assert "registry" in place.operator.run("tessera rollout list", status=2)
+        assert "registry" in place.faults()
+        with pytest.raises(BundleError, match="see that it answers"):
+            place.follower.look()
+        assert place.serves() == world.bundle.id
+        way.open()
+        said = place.operator.mends("registry-away")
+        assert world.bundle.id in said
+        assert place.follower.look() == world.bundle.id
+        assert place.faults() == {}
+
+
+def test_a_leaked_key_ends_and_a_damaged_file_opens_nothing_until_it_is_made_anew(world: World, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    leaked = keys.add("shop", ["read"])
+    with site(tmp_path, world, keys=keys) as place:
+
+        def status(secret: str) -> int:
+            headers = {"authorization": f"Bearer {secret}"}
+            return int(place.client.post("/v1/rank", json=RANK, headers=headers).status_code)
+
+        assert status(leaked) == 200
+        secret = place.operator.mends("leaked-key", NAME="shop").split()[-1]
+        _until(lambda: status(leaked) == 401, 2)
+        assert status(secret) == 200
+        keys.path.write_text("{broken")
+        _until(lambda: status(secret) == 500, 2)
+        assert place.client.get("/readyz").status_code == 200
+        assert "keys.json" in place.faults()["keys"]
+        said = place.operator.mends("leaked-key", 1, NAME="shop")
+        anew = next(word for word in said.split() if word.startswith("tsr_"))
+        _until(lambda: status(anew) == 200, 2)
+        assert status(secret) == 401
+
+
+def test_a_challenger_that_hurts_is_stopped_by_hand_and_a_promoted_one_is_undone(
+    world: World, other: World, tmp_path: Path
+) -> None:
+    with site(tmp_path, world, other) as place:
+        champion, challenger = place.bundles
+        place.registry.challenge(place.releases[1], verdict={})
+        start(place.registry, None, CHALLENGER, [Step(0.0, 1.0)], name="friday")
+        place.follower.look()
+        place.operator.run("tessera rollout status")
+        users = [f"visitor-{number}" for number in range(40)]
+
+        def served() -> set[str]:
+            answers = [place.client.post("/v1/rank", json={"user": user, "k": 1}).json() for user in users]
+            return {answer["bundle"] for answer in answers}
+
+        assert challenger.id in served()
+        said = place.operator.mends("bad-challenger", EXPERIMENT="friday")
+        assert "complaints" in said
+        place.follower.look()
+        assert served() == {champion.id}
+        place.operator.run(f"tessera rollout promote {challenger.id}")
+        place.follower.look()
+        assert served() == {challenger.id}
+        place.operator.mends("bad-challenger", 1)
+        place.follower.look()
+        assert served() == {champion.id}
+
+
+def _until(true: Any, seconds: float = 20) -> None:
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "it did not become so in time"
+        time.sleep(0.05)
