@@ -18,7 +18,6 @@ from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from streaming.log import EventLog
 
 _OK, _WARN, _FAIL = "ok", "warning", "fault"
 _LEAST_FREE = 2 * 10**9
@@ -250,19 +249,11 @@ def status(
     out_console.print(table)
 
 
-def _behind(log: "EventLog", topic: str, position: int, end: int) -> int:
-    """Messages from a position on; near the end they are counted, since marks of transactions take offsets too."""
-    if end - position > _MARKS:
-        return end - position
-    return sum(1 for _ in log.read(topic, 0, position, end))
-
-
 def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
     """What `status` shows."""
-    from streaming.restore import group_of
-    from streaming.writer import POSITION
     from tessera.guardrail import Rule
     from tessera.judge import judging
+    from tessera.lag import deltas_behind, inputs_behind
 
     registry = settings.open_registry()
     champion = registry.resolve(model)
@@ -273,13 +264,9 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
     judged: list[dict[str, Any]] = []
     with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
         log.create_topics(topics.partitions())
-        for topic in (topics.items, topics.events):
-            ends = log.end_offsets(topic)
-            at = log.committed([topic], group=group_of(bundle, topic))
-            lag[topic] = sum(end - at.get((topic, part), 0) for part, end in ends.items()) if at else None
+        lag |= inputs_behind(log, bundle, topics)
+        lag[topics.deltas], _ = deltas_behind(log, store, bundle, topics)
         end = log.end_offsets(topics.deltas)[0]
-        (position,) = store.read_records(bundle.id, POSITION, [topics.deltas])
-        lag[topics.deltas] = None if position is None else _behind(log, topics.deltas, int(position), end)
         for back in (_MARKS, 8, 2):
             # Where so many are no longer kept, fewer may be.
             with contextlib.suppress(TesseraError):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from models.registry import Version
@@ -18,8 +18,7 @@ from serving.assignment import Experiment
 from serving.current import Current
 from serving.metrics import Metrics
 from streaming.deadletter import Filed, Filing
-from streaming.restore import group_of
-from streaming.writer import POSITION
+from tessera.lag import deltas_behind, inputs_behind
 from tessera.looks import looks_of
 from tessera.rollouts import Past, past, running
 from tessera.settings import Settings
@@ -142,33 +141,19 @@ class Sampler:
         self.seen.samples.append(sample)
 
     def _with_log(self, sample: Sample) -> Sample:
-        log, topics, bundle = self.log, self._settings.topics, self._current.service.bundle
-        ends = {topic: log.end_offsets(topic) for topic in topics.partitions()}
-        read = {topic: log.committed([topic], group=group_of(bundle, topic)) for topic in (topics.items, topics.events)}
-        ran = any(at for positions in read.values() for at in positions.values())
-        lag = {
-            topic: sum(end - at.get((topic, part), 0) for part, end in ends[topic].items()) if ran else None
-            for topic, at in read.items()
-        }
-        return Sample(
-            sample.at, sample.requests, sample.failed, {topic: sum(of.values()) for topic, of in ends.items()}, lag
-        )
+        log, topics = self.log, self._settings.topics
+        ends = {topic: sum(log.end_offsets(topic).values()) for topic in topics.partitions()}
+        return replace(sample, ends=ends, lag=inputs_behind(log, self._current.service.bundle, topics))
 
     def _with_store(self, sample: Sample) -> Sample:
         if self._store is None:
             self._store = self._settings.open_store()
-        topics, bundle = self._settings.topics, self._current.service.bundle
-        (position,) = self._store.read_records(bundle.id, POSITION, [topics.deltas])
-        end = sample.ends.get(topics.deltas)
-        if position is None or end is None:
-            return Sample(sample.at, sample.requests, sample.failed, sample.ends, sample.lag | {topics.deltas: None})
-        behind = end - int(position)
-        fresh = 0.0
-        if behind > 0:
-            oldest = next(iter(self.log.read(topics.deltas, 0, int(position), int(position) + 1)), None)
-            fresh = max(sample.at - oldest.timestamp_ms / 1_000, 0.0) if oldest is not None else 0.0
-        lag = sample.lag | {topics.deltas: behind}
-        return Sample(sample.at, sample.requests, sample.failed, sample.ends, lag, fresh)
+        topics = self._settings.topics
+        behind, oldest = deltas_behind(self.log, self._store, self._current.service.bundle, topics)
+        fresh = None if behind is None else 0.0
+        if oldest is not None:
+            fresh = max(sample.at - oldest.timestamp_ms / 1_000, 0.0)
+        return replace(sample, lag=sample.lag | {topics.deltas: behind}, fresh_s=fresh)
 
     def _follow_registry(self) -> None:
         with self._watched("registry"):
