@@ -85,7 +85,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference and the bounds that hold it, at this look and at all others."""
+    """A difference and the bounds that hold it, at this look and at all others; infinite where nothing is known."""
 
     estimate: float
     low: float
@@ -108,7 +108,7 @@ def difference(control: Arm, challenger: Arm, *, alpha: float, planned: int) -> 
     users = control.users + challenger.users
     variance = control.variance + challenger.variance
     if users < 2 or not math.isfinite(variance):
-        return Interval(estimate, -1.0, 1.0)
+        return Interval(estimate, -math.inf, math.inf)
     # ρ² that makes the bound tightest at `planned` (their equation 2.9, up to a constant).
     rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / planned
     scaled = users * rho2 + 1

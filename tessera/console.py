@@ -48,6 +48,8 @@ def one_thread() -> None:
 def print_json(data: Any) -> None:
     """Writes indented JSON to standard output."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")
+    # A command that goes on is read through a pipe as it goes.
+    sys.stdout.flush()
 
 
 def parse_bytes(text: str) -> int:

@@ -74,7 +74,8 @@ class Rule:
         harm: how much lower the challenger's rate may be, as a share of the control's: below it for sure is a breach.
         most_failed, most_empty: how many more of its users than the control's may meet a failure, or an empty answer.
         slower, least_ms: its p99 may be so many times the control's, and in any case so much above.
-        miscalibrated: outcomes by prediction may be so many times the control's, or the control's so many times its.
+        miscalibrated: outcomes by prediction may be so many times the control's, or the control's so many times its,
+            where the control's are nearer to one.
         most_novel: how many more, or fewer, of the items it shows may be hardly known to training.
         least_users, least_requests: of each arm before ratios, and its p99, are judged.
     """
@@ -149,7 +150,9 @@ class Rule:
         planned = max(self.planned // 100, 1)
         mine, theirs = challenger.calibration.rate, control.calibration.rate
         off = difference(control.calibration, challenger.calibration, alpha=alpha, planned=planned)
-        if off.low > (self.miscalibrated - 1) * theirs or off.high < (1 / self.miscalibrated - 1) * theirs:
+        other = off.low > (self.miscalibrated - 1) * theirs or off.high < (1 / self.miscalibrated - 1) * theirs
+        # One that is nearer to the truth than the control mends it.
+        if other and (not mine or not theirs or abs(math.log(mine)) > abs(math.log(theirs))):
             found.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")
         mine, theirs = challenger.novelty.rate, control.novelty.rate
         off = difference(control.novelty, challenger.novelty, alpha=alpha, planned=planned)

@@ -1,6 +1,7 @@
 """The judge of running experiments: reads what was shown and what came of it, and rolls back what breaches its rule."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ class Standing:
 
     Attributes:
         since: since when its arms are what they are, in seconds since 1970; nothing before is compared.
-        estimate, low, high: the challenger's rate less the control's, and the bounds that hold at every look.
+        estimate, low, high: the challenger's rate less the control's, and the bounds that hold at every look; None
+            where nothing is known.
         split_p: how surprising the split of users is.
         breaches: what ends it; empty where it goes on.
     """
@@ -63,8 +65,8 @@ class Standing:
     since: int
     arms: dict[str, ArmView]
     estimate: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     split_p: float
     breaches: tuple[str, ...]
     shadowed: dict[str, Any] = field(default_factory=dict)
@@ -173,8 +175,8 @@ class Judge:
             since=one.epoch(now),
             arms={name: view(tally, sums[name]) for name, tally in arms.items()},
             estimate=look.interval.estimate if look else 0.0,
-            low=max(look.interval.low, -1.0) if look else -1.0,
-            high=min(look.interval.high, 1.0) if look else 1.0,
+            low=finite(look.interval.low) if look else None,
+            high=finite(look.interval.high) if look else None,
             split_p=look.split_p if look else 1.0,
             breaches=look.breaches if look else (),
             shadowed=_shadowed(self.ledger.shadows.get(one.id, ())) if one.shadow else {},
@@ -222,6 +224,16 @@ def view(tally: Tally, sums: Sums) -> ArmView:
         novelty=sums.novelty.rate if sums.novelty.exposure else None,
         kinds=dict(tally.kinds.most_common()),
     )
+
+
+def finite(bound: float) -> float | None:
+    """A bound, or None for an infinite one, which JSON cannot say."""
+    return bound if math.isfinite(bound) else None
+
+
+def surely(low: float | None, high: float | None) -> str:
+    """Bounds in words."""
+    return "too few users for bounds" if low is None or high is None else f"surely in {low:+.4f} to {high:+.4f}"
 
 
 def _shadowed(found: Sequence[Shadowed]) -> dict[str, Any]:

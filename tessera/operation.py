@@ -231,6 +231,8 @@ def status(
     experiments: Annotated[bool, typer.Option(help="Join impressions and outcomes too.")] = True,
 ) -> None:
     """Show versions, lag and freshness of the stream, and how experiments stand."""
+    from tessera.judge import surely
+
     found = standing(Settings.from_environment(), model, experiments=experiments)
     if json:
         print_json(found)
@@ -244,7 +246,7 @@ def status(
     age = found["newest_delta_s"]
     table.add_row("newest change of the table", "none yet" if age is None else f"{age:,.0f} s ago")
     for one in found["experiments"]:
-        said = f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}), {one['share']:.1%} of the users"
+        said = f"{one['estimate']:+.4f}, {surely(one['low'], one['high'])}, {one['share']:.1%} of the users"
         table.add_row(f"experiment {one['experiment']}", said + "".join(f"; {breach}" for breach in one["breaches"]))
     out_console.print(table)
 

@@ -149,7 +149,7 @@ def report(
     import tempfile
 
     from tessera.guardrail import Rule
-    from tessera.judge import hardly_known
+    from tessera.judge import hardly_known, surely
     from tessera.rollout_report import report, write_page
 
     settings = Settings.from_environment()
@@ -174,7 +174,7 @@ def report(
     else:
         last = document["points"][-1]
         out_console.print(f"{name}: {document['decision']}")
-        out_console.print(f"  difference {last['estimate']:+.4f}, surely in {last['low']:+.4f} to {last['high']:+.4f}")
+        out_console.print(f"  difference {last['estimate']:+.4f}, {surely(last['low'], last['high'])}")
         if html is not None:
             out_console.print(f"page     {html.absolute()}")
 
@@ -224,6 +224,8 @@ def _say_look(found: "Sequence[Standing]", ended: "Sequence[Release]", aside: di
 
 
 def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
+    from tessera.judge import surely
+
     if not found:
         out_console.print("no experiment runs")
     for one in found:
@@ -241,9 +243,11 @@ def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
             said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())
             out_console.print(f"  {said}")
         else:
-            surely = f"surely in {one.low:+.4f} to {one.high:+.4f}"
             since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.since))
-            out_console.print(f"  since {since}: difference {one.estimate:+.4f}, {surely}; split p {one.split_p:.2g}")
+            out_console.print(
+                f"  since {since}: difference {one.estimate:+.4f}, {surely(one.low, one.high)}; "
+                f"split p {one.split_p:.2g}"
+            )
         for breach in one.breaches:
             out_console.print(f"  [red]breach[/red] {breach}")
     if aside:

@@ -25,7 +25,7 @@ from streaming.topic import Topics
 from tessera import markup, plot
 from tessera.experiment import Arms, Ledger
 from tessera.guardrail import Rule
-from tessera.judge import view
+from tessera.judge import finite, surely, view
 from tessera.rollouts import Past, past, running
 
 _POINTS, _BATCH, _HEAVY = 30, 2_000, 0.9
@@ -124,7 +124,9 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     rows += [
         (f"“{kind}”", *(f"{arms[arm]['kinds'].get(kind, 0):,}" for arm in (CONTROL, CHALLENGER))) for kind in kinds
     ]
-    drawn = [(point["at"], point["estimate"], point["low"], point["high"]) for point in points if point["users"] > 1]
+    drawn = [
+        (point["at"], point["estimate"], point["low"], point["high"]) for point in points if point["low"] is not None
+    ]
     body = [
         f"<h1>Rollout</h1>\n{markup.caption(about)}",
         markup.section("Decision", f"<p>{escape(document['decision'])}</p>"),
@@ -222,8 +224,8 @@ def _compared(
         "control": control.rate,
         "challenger": challenger.rate,
         "estimate": interval.estimate,
-        "low": max(interval.low, -1.0),
-        "high": min(interval.high, 1.0),
+        "low": finite(interval.low),
+        "high": finite(interval.high),
     }
 
 
@@ -251,7 +253,7 @@ def _segment_table(segments: Sequence[dict[str, Any]]) -> str:
             (f"{one['segment']}, {one['users']:,}",),
             (CONTROL, f"{one['control']:.4f}"),
             (CHALLENGER, f"{one['challenger']:.4f}"),
-            ("difference", f"{one['estimate']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"),
+            ("difference", f"{one['estimate']:+.4f}, {surely(one['low'], one['high'])}"),
         ]
     return markup.table(("", ">outcomes an answer"), rows)
 

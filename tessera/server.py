@@ -84,12 +84,10 @@ def serve(
         parts = Parts(
             limits=Limits(body_bytes=body_bytes, in_flight=in_flight, per_second=per_second),
             keys=allowed if guarded else None,
-            intake=Intake(stack.enter_context(contextlib.closing(LogSink(settings)))),
+            intake=Intake(_opened_sink(settings, stack)),
         )
         if not unrecorded:
-            recorder = stack.enter_context(
-                contextlib.closing(Recorder(stack.enter_context(contextlib.closing(LogSink(settings))), parts.metrics))
-            )
+            recorder = stack.enter_context(contextlib.closing(Recorder(_opened_sink(settings, stack), parts.metrics)))
             parts.recorder = recorder
             parts.shadows = stack.enter_context(contextlib.closing(Shadows(recorder, parts.metrics, parts.state)))
         if bundle is None:
@@ -141,8 +139,13 @@ class LogSink:
         self._log: Any = None
         self._away_until = 0.0
 
+    def open(self) -> None:
+        """Opens the log before anybody waits for it, where it answers."""
+        with self._lock, contextlib.suppress(LogError):
+            self._opened()
+
     def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """One caller at a time; the log is opened by the first.
+        """One caller at a time; a log that was away is opened by the first.
 
         Raises:
             LogError: the log does not answer, or did not a moment ago.
@@ -153,11 +156,7 @@ class LogSink:
             self._away_until = time.monotonic() + _AWAY_S
             raise LogError(f"{kind}: the event log takes too long; send them again")
         try:
-            if self._log is None:
-                log = self._settings.open_log()
-                log.create_topics(self._settings.topics.partitions())
-                self._log = log
-            self._log.append(getattr(self._settings.topics, kind), list(messages))
+            self._opened().append(getattr(self._settings.topics, kind), list(messages))
         except LogError:
             self._away_until = time.monotonic() + _AWAY_S
             raise
@@ -168,6 +167,19 @@ class LogSink:
         """Lets go of the log."""
         if self._log is not None:
             self._log.close()
+
+    def _opened(self) -> Any:
+        if self._log is None:
+            log = self._settings.open_log()
+            log.create_topics(self._settings.topics.partitions())
+            self._log = log
+        return self._log
+
+
+def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> LogSink:
+    sink = stack.enter_context(contextlib.closing(LogSink(settings)))
+    sink.open()
+    return sink
 
 
 def _aliased(settings: Settings, registry: Any, model: str | None, alias: str) -> Any:

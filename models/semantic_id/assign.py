@@ -20,7 +20,7 @@ def _codebook(directory: str, stamp: FileStamp) -> Quantizer:
 def assign_shard(shard: pl.DataFrame, *, codebook: str) -> pl.DataFrame:
     """Adds `codes`, (Q,) uint16, by the codebook saved in the directory `codebook`."""
     quantizer = _codebook(codebook, file_stamp(Path(codebook) / DESCRIPTION))
-    codes = quantizer.encode(shard["vector"].to_numpy().astype(np.float32, copy=False))
+    codes = quantizer.encode(shard["vector"].to_numpy().astype(np.float32))
     return shard.with_columns(pl.Series("codes", codes, dtype=pl.Array(pl.UInt16, quantizer.levels)))
 
 

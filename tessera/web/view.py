@@ -13,6 +13,7 @@ from serving.current import Current
 from streaming.deadletter import Filed, causes
 from streaming.topic import Topics
 from tessera import plot
+from tessera.judge import surely
 from tessera.web.sampler import Sample, Seen
 
 _SHOWN_BYTES = 2_000
@@ -117,7 +118,7 @@ def rollout(seen: Seen, name: str) -> dict[str, Any] | None:
     points = [
         (moment(look["at"], seconds=True), look["estimate"], look["low"], look["high"])
         for look in looks
-        if look["low"] > -1.0 or look["high"] < 1.0
+        if look["low"] is not None
     ]
     history: list[dict[str, str]] = []
     for look in looks:
@@ -143,9 +144,9 @@ def _experiment(seen: Seen, one: Any) -> dict[str, Any]:
     looks = _looks(seen, one)
     look = looks[-1] if looks else None
     drawn = ""
-    if look is not None and not one.shadow and (look["low"] > -1.0 or look["high"] < 1.0):
+    if look is not None and not one.shadow and look["low"] is not None:
         reach = 1.1 * max(abs(look["low"]), abs(look["high"]), 1e-9)
-        said = f"difference {look['estimate']:+.4f}, surely in {look['low']:+.4f} to {look['high']:+.4f}"
+        said = f"difference {look['estimate']:+.4f}, {surely(look['low'], look['high'])}"
         drawn = plot.interval(look["estimate"], look["low"], look["high"], reach=reach, describe=said)
     return {
         "one": one,

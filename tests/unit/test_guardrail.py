@@ -79,6 +79,12 @@ def test_each_guardrail_sees_what_it_is_for_and_nothing_else_does(fields: dict[s
     assert found.startswith(breach)
 
 
+def test_a_challenger_that_mends_the_calibration_goes_on() -> None:
+    control = shown(9, 20_000, 0.1, scores=0.3)
+    assert looked(control, shown(10, 20_000, 0.1, scores=0.11)).breaches == ()
+    assert looked(control, shown(10, 20_000, 0.1, scores=0.9)).breaches[0].startswith("calibration: 0.11")
+
+
 def test_items_that_nobody_new_sees_any_more_are_a_breach() -> None:
     control = shown(5, 20_000, 0.1, novel=0.4)
     (found,) = looked(control, shown(6, 20_000, 0.1, novel=0.02)).breaches
