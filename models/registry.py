@@ -194,6 +194,9 @@ class Registry:
         self._client.set_registered_model_alias(release.model, CHAMPION, release.version)
         if str(aliases.get(CHALLENGER)) == release.version:
             self._client.delete_registered_model_alias(release.model, CHALLENGER)
+        if self.ended(release):
+            # What once ended its challenge is past; its run keeps the note.
+            self._client.delete_model_version_tag(release.model, release.version, _ENDED_TAG)
         return self._release(release.model, release.version)
 
     def release(self, model: str | None, name: str) -> Release:
@@ -207,6 +210,11 @@ class Registry:
             if name in (str(version.version), version.tags.get(_BUNDLE_TAG)):
                 return self._release(champion.model, str(version.version))
         return self.resolve(champion.model, name)
+
+    def pulse(self, model: str) -> tuple[Any, ...]:
+        """What servers follow, to be compared with what it was: the aliases and the experiments; one question."""
+        found = self._client.get_registered_model(model)
+        return sorted(found.aliases.items()), found.tags.get(_ROLLOUTS_TAG, ""), found.tags.get(_PAST_TAG, "")
 
     def rollouts(self, model: str) -> str:
         """The experiments that run on a model, as they were set; an empty text where none does."""

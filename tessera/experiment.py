@@ -24,7 +24,7 @@ WINDOW_MS = 7 * 86_400_000
 SKEW_MS = 60_000
 _TIMES = 20_000
 # What is summed for each user.
-_REQUESTS, _FAILED, _EMPTY, _ANSWERS, _OUTCOMES, _PREDICTED, _SHOWN, _NOVEL = range(8)
+_REQUESTS, _FAILED, _EMPTY, _ANSWERS, _OUTCOMES, _PREDICTED, _SHOWN, _NOVEL, _NOVEL_OUTCOMES = range(9)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Tally:
 
     def show(self, message: Impression, novel: int) -> None:
         """Takes in what a user was shown, or that they were not."""
-        sums = self.users.setdefault(message.user, [0.0] * 8)
+        sums = self.users.setdefault(message.user, [0.0] * 9)
         sums[_REQUESTS] += 1
         self.ms.append(message.ms)
         if message.failed:
@@ -55,16 +55,17 @@ class Tally:
         sums[_SHOWN] += len(message.items)
         sums[_NOVEL] += novel
 
-    def note(self, user: str, what: str, *, counts: bool) -> None:
+    def note(self, user: str, what: str, *, counts: bool, novel: bool) -> None:
         """Takes in what a user did."""
         self.kinds[what] += 1
         if counts:
             self.users[user][_OUTCOMES] += 1
+            self.users[user][_NOVEL_OUTCOMES] += novel
 
     def sums(self, users: Iterable[str] | None = None) -> Sums:
         """What the rule judges; of some users, or all."""
         chosen = self.users.values() if users is None else [self.users[user] for user in users]
-        found = np.array(list(chosen), dtype=np.float64).reshape(-1, 8)
+        found = np.array(list(chosen), dtype=np.float64).reshape(-1, 9)
         answered = found[found[:, _ANSWERS] > 0]
         return Sums(
             rate=Arm.of(answered[:, _ANSWERS], answered[:, _OUTCOMES]),
@@ -75,6 +76,11 @@ class Tally:
             empty=int((found[:, _EMPTY] > 0).sum()),
             ms=np.array(self.ms),
         )
+
+    def of_novel_items(self) -> Arm:
+        """Outcomes by novel items shown, of the users who were shown any."""
+        found = np.array([sums for sums in self.users.values() if sums[_NOVEL]], dtype=np.float64).reshape(-1, 9)
+        return Arm.of(found[:, _NOVEL], found[:, _NOVEL_OUTCOMES])
 
     @property
     def requests(self) -> int:
@@ -107,14 +113,15 @@ class Ledger:
 
     Args:
         outcome: which outcomes count.
-        rare: ids of items that the champion's training hardly knew; how often they are shown is a guardrail.
+        familiar: ids of items that the champion's training knew well; how often others are shown is a guardrail. None
+            at all: nothing is known of items.
     """
 
-    def __init__(self, *, outcome: str = CLICK, rare: frozenset[str] = frozenset()) -> None:
+    def __init__(self, *, outcome: str = CLICK, familiar: frozenset[str] = frozenset()) -> None:
         self.shadows: dict[str, list[Shadowed]] = {}
         self.aside: Counter[str] = Counter()
         self.impressions = 0
-        self.rare = rare
+        self.familiar = familiar
         self._outcome = outcome
         self._epochs: dict[str, dict[int, Arms]] = {}
         self._shown: dict[str, _Shown] = {}
@@ -144,7 +151,7 @@ class Ledger:
             if arm in (CONTROL, CHALLENGER)
         )
         self._shown[message.id] = _Shown(message.user, message.time_ms, tallies, tuple(message.items))
-        novel = sum(item in self.rare for item in message.items) if self.rare and tallies else 0
+        novel = sum(map(self._is_novel, message.items)) if tallies else 0
         for tally in tallies:
             tally.show(message, novel)
         for outcome in self._early.pop(message.id, ()):
@@ -168,7 +175,11 @@ class Ledger:
         else:
             self._counted.add(key)
             for tally in shown.tallies:
-                tally.note(shown.user, outcome.what, counts=outcome.what == self._outcome)
+                counts = outcome.what == self._outcome
+                tally.note(shown.user, outcome.what, counts=counts, novel=self._is_novel(outcome.item))
+
+    def _is_novel(self, item: str) -> bool:
+        return bool(self.familiar) and item not in self.familiar
 
     @property
     def waiting(self) -> int:

@@ -82,6 +82,7 @@ class Follower:
         self._registry = settings.open_registry()
         self._looking = threading.Lock()
         self._refused: dict[str, float] = {}
+        self._followed: object = None
 
     def look(self) -> str:
         """Swaps where the alias names another bundle; returns the id of the one that serves.
@@ -90,8 +91,11 @@ class Follower:
             TesseraError: it names one that cannot be served; the one before goes on.
         """
         with self._looking:
+            # Asked before: what changes meanwhile is followed at the next look.
+            pulse = self._registry.pulse(self._current.service.bundle.dataset.name)
             found = self._follow_alias()
             self._follow_rollouts()
+            self._followed = pulse
             return found
 
     def catch_up(self) -> None:
@@ -118,6 +122,9 @@ class Follower:
                 self._refused[wanted] = time.monotonic() + _AGAIN_S
                 _LOGGER.warning("challenger %s serves nobody: %s", wanted, error)
         self._current.follow(experiments, opened)
+        # Of those that nobody asks for any more nothing is remembered once their time has come.
+        now, missing = time.monotonic(), {one.challenger for one in experiments} - self._current.challengers.keys()
+        self._refused = {one: until for one, until in self._refused.items() if one in missing or now < until}
 
     def _follow_alias(self) -> str:
         release = self._registry.resolve(self._model, self._alias)
@@ -144,6 +151,9 @@ class Follower:
         """Looks until told to stop."""
         while not stop.wait(every_s):
             try:
+                # A look costs requests their time, so most of the time one question is all that is asked.
+                if not self._changed():
+                    continue
                 wanted = self._registry.resolve(self._model, self._alias).bundle
                 if time.monotonic() >= self._refused.get(wanted, 0.0):
                     self.look()
@@ -154,6 +164,11 @@ class Follower:
             except Exception:
                 # The registry's client raises what its database or its server raises.
                 _LOGGER.exception("the registry could not be asked; bundle %s goes on", self._current.service.bundle.id)
+
+    def _changed(self) -> bool:
+        """Whether there is something to follow: the registry's pulse is another one, or a refused bundle is due."""
+        due = any(time.monotonic() >= until for until in self._refused.values())
+        return due or self._registry.pulse(self._current.service.bundle.dataset.name) != self._followed
 
 
 def _warm(service: RankService) -> None:

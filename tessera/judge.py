@@ -77,7 +77,7 @@ class Judge:
 
     Args:
         rule: see `Rule`.
-        rare: items that a bundle's training hardly knew, by the bundle's id; novelty is judged by them.
+        familiar: items that a bundle's training knew well, by the bundle's id; the others shown are novel.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class Judge:
         *,
         model: str | None,
         rule: Rule = Rule(),  # noqa: B008
-        rare: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+        familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
     ) -> None:
         self._registry = registry
         self._log = log
         self._topics = topics
         self._rule = rule
-        self._rare = rare
+        self._familiar = familiar
         self._champion = registry.resolve(model, CHAMPION)
         self._bad = 0
         self.experiments: list[Experiment] = []
-        self.ledger = Ledger(outcome=rule.outcome, rare=rare(self._champion.bundle))
+        self.ledger = Ledger(outcome=rule.outcome, familiar=familiar(self._champion.bundle))
         log.create_topics(topics.partitions())
         self._reader: Reader = log.reader(
             [topics.impressions, topics.outcomes], group=f"rollout-{time.time_ns()}", sole=True
@@ -113,7 +113,7 @@ class Judge:
         model = self._champion.model
         champion = self._registry.resolve(model, CHAMPION)
         if champion.bundle != self._champion.bundle:
-            self._champion, self.ledger.rare = champion, self._rare(champion.bundle)
+            self._champion, self.ledger.familiar = champion, self._familiar(champion.bundle)
         self._read()
         moment = time.time() if now is None else now
         self.experiments = running(self._registry, model)
@@ -191,20 +191,20 @@ def judging(
     *,
     model: str | None,
     rule: Rule,
-    rare: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+    familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
 ) -> Iterator[Judge]:
     """A judge, closed in order."""
-    judge = Judge(registry, log, topics, model=model, rule=rule, rare=rare)
+    judge = Judge(registry, log, topics, model=model, rule=rule, familiar=familiar)
     with contextlib.closing(judge):
         yield judge
 
 
-def hardly_known(registry: Registry, model: str | None, cache: Path) -> Callable[[str], frozenset[str]]:
-    """Items with fewer than five positive events in a bundle's training, by the bundle's id."""
+def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callable[[str], frozenset[str]]:
+    """Items with five positive events or more in a bundle's training, by the bundle's id."""
 
     def find(bundle: str) -> frozenset[str]:
         items = registry.open(registry.release(model, bundle), cache).items
-        return frozenset(items.filter(pl.col("train_positives") < _FEW)["item_id"].to_list())
+        return frozenset(items.filter(pl.col("train_positives") >= _FEW)["item_id"].to_list())
 
     return find
 

@@ -246,7 +246,8 @@ def status(
     age = found["newest_delta_s"]
     table.add_row("newest change of the table", "none yet" if age is None else f"{age:,.0f} s ago")
     for one in found["experiments"]:
-        said = f"{one['estimate']:+.4f}, {surely(one['low'], one['high'])}, {one['share']:.1%} of the users"
+        arms = "; ".join(f"{name} {arm['rate']:.4f} of {arm['requests']:,}" for name, arm in one["arms"].items())
+        said = f"{one['share']:.1%} of the users; {arms}; {one['estimate']:+.4f}, {surely(one['low'], one['high'])}"
         table.add_row(f"experiment {one['experiment']}", said + "".join(f"; {breach}" for breach in one["breaches"]))
     out_console.print(table)
 

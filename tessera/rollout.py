@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +16,20 @@ from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from models.registry import Release
-    from tessera.judge import Judge, Standing
+    from tessera.judge import ArmView, Judge, Standing
 
-_COLUMNS = (
-    "arm", "requests", "users", "outcomes", "rate", "failed", "empty", "p99 ms", "calibration", "novelty", "kinds",
-)  # fmt: skip
+_MEASURES: "dict[str, Callable[[ArmView], str]]" = {
+    "requests": lambda arm: f"{arm.requests:,}",
+    "users": lambda arm: f"{arm.users:,}",
+    "outcomes": lambda arm: f"{arm.outcomes:,}",
+    "outcomes an answer": lambda arm: f"{arm.rate:.4f}",
+    "failed": lambda arm: f"{arm.failed:.2%}",
+    "empty": lambda arm: f"{arm.empty:.2%}",
+    "p99": lambda arm: f"{arm.p99_ms:.1f} ms",
+    "outcomes by predicted": lambda arm: _number(arm.calibration),
+    "items hardly known": lambda arm: "–" if arm.novelty is None else f"{arm.novelty:.1%}",
+    "kinds": lambda arm: ", ".join(f"{count:,} {escape(kind)}" for kind, count in arm.kinds.items()),
+}
 rollout = typer.Typer(no_args_is_help=True, help="Who serves whom: champion, challenger, previous.")
 PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
 OutcomeOption = Annotated[str, typer.Option(help="Which outcomes count: click, or what yours are called.")]
@@ -129,10 +138,12 @@ def stop(
     model: ModelNameOption = None,
 ) -> None:
     """End an experiment: its users get the champion."""
+    from models.registry import CHALLENGER
     from tessera.rollouts import stop
 
     release = stop(Settings.from_environment().open_registry(), model, name, why=why)
-    out_console.print(f"{name}: ended; {release.model} version {release.version} is no challenger any more")
+    now = "stays the challenger" if CHALLENGER in release.aliases else "is no challenger any more"
+    out_console.print(f"{name}: ended; {release.model} version {release.version} {now}")
 
 
 @rollout.command()
@@ -149,7 +160,7 @@ def report(
     import tempfile
 
     from tessera.guardrail import Rule
-    from tessera.judge import hardly_known, surely
+    from tessera.judge import familiar_items, surely
     from tessera.rollout_report import report, write_page
 
     settings = Settings.from_environment()
@@ -161,8 +172,8 @@ def report(
 
     with contextlib.closing(settings.open_log()) as log:
         rule = Rule(outcome=outcome, planned=planned, harm=harm)
-        rare = hardly_known(registry, model, settings.home / "bundles")
-        document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known, rare=rare)
+        familiar = familiar_items(registry, model, settings.home / "bundles")
+        document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known, familiar=familiar)
     with tempfile.TemporaryDirectory() as aside:
         page = html or Path(aside) / "rollout.html"
         write_page(document, page)
@@ -204,13 +215,13 @@ def rollback(model: ModelNameOption = None) -> None:
 @contextlib.contextmanager
 def _judge(settings: Settings, model: str | None, outcome: str, planned: int, harm: float) -> "Iterator[Judge]":
     from tessera.guardrail import Rule
-    from tessera.judge import hardly_known, judging
+    from tessera.judge import familiar_items, judging
 
     registry = settings.open_registry()
     rule = Rule(outcome=outcome, planned=planned, harm=harm)
-    rare = hardly_known(registry, model, settings.home / "bundles")
+    familiar = familiar_items(registry, model, settings.home / "bundles")
     with contextlib.closing(settings.open_log()) as log:
-        with judging(registry, log, settings.topics, model=model, rule=rule, rare=rare) as judge:
+        with judging(registry, log, settings.topics, model=model, rule=rule, familiar=familiar) as judge:
             yield judge
 
 
@@ -230,14 +241,11 @@ def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
         out_console.print("no experiment runs")
     for one in found:
         title = f"{one.experiment}: {one.challenger} against {one.control}, {one.share:.1%} of the users"
-        table = Table(title=title + (", in the shadow" if one.shadow else ""), title_justify="left")
-        for column in _COLUMNS:
-            table.add_column(column, justify="left" if column in ("arm", "kinds") else "right")
-        for name, arm in one.arms.items():
-            counts = (f"{arm.requests:,}", f"{arm.users:,}", f"{arm.outcomes:,}", f"{arm.rate:.4f}")
-            faults = (f"{arm.failed:.2%}", f"{arm.empty:.2%}", f"{arm.p99_ms:.1f}")
-            kinds = ", ".join(f"{count:,} {escape(kind)}" for kind, count in arm.kinds.items())
-            table.add_row(name, *counts, *faults, _number(arm.calibration), _number(arm.novelty), kinds)
+        table = Table("", title=title + (", in the shadow" if one.shadow else ""), title_justify="left")
+        for name in one.arms:
+            table.add_column(name, justify="right")
+        for label, shown in _MEASURES.items():
+            table.add_row(label, *(shown(arm) for arm in one.arms.values()))
         out_console.print(table)
         if one.shadow:
             said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())

@@ -18,7 +18,7 @@ import numpy as np
 from features.error import EventError, TesseraError
 from models.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
 from models.registry import CHAMPION, Registry
-from models.sequential import difference
+from models.sequential import Arm, difference
 from serving.assignment import CHALLENGER, CONTROL, Experiment, expected_shares
 from streaming.log import EventLog
 from streaming.topic import Topics
@@ -46,14 +46,14 @@ def report(
     model: str | None,
     rule: Rule,
     known: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
-    rare: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+    familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
 ) -> dict[str, Any]:
     """Everything about an experiment, as plain dicts, numbers and strings.
 
     Args:
         name: of one that runs, or that ended.
         known: users in a bundle's training, by the bundle's id; the others are new.
-        rare: items that its training hardly knew.
+        familiar: items that its training knew well; the others are new.
 
     Raises:
         TesseraError: there is no such experiment.
@@ -68,7 +68,7 @@ def report(
     experiment = found or ended[name].experiment
     until = time.time() if found else float(ended[name].ended)
     messages = _ordered(log, topics, experiment.started * 1_000, until * 1_000, champion.model)
-    ledger = Ledger(outcome=rule.outcome, rare=rare(experiment.control))
+    ledger = Ledger(outcome=rule.outcome, familiar=familiar(experiment.control))
     points, history = _walked(
         experiment, [*ended.values(), *(Past(one, _NEVER, "") for one in going)], messages, until, rule, ledger
     )
@@ -200,7 +200,7 @@ def _walked(
         epochs = ledger.epochs(experiment.id)
         arms = ledger.arms(experiment.id, max(epochs, default=experiment.epoch(cut)))
         control, challenger = arms[CONTROL].sums(), arms[CHALLENGER].sums()
-        points.append({"at": _moment(cut)} | _compared(arms, rule, part=experiment.part()))
+        points.append({"at": _moment(cut)} | _compared(control.rate, challenger.rate, rule, part=experiment.part()))
         there = [one.experiment for one in beside if one.experiment.started <= cut <= one.ended]
         shares = expected_shares(experiment, there, cut)
         if not experiment.shadow and min(shares) > 0:
@@ -213,11 +213,8 @@ def _walked(
     return points, history
 
 
-def _compared(
-    arms: Arms, rule: Rule, *, part: float = 1.0, users: dict[str, list[str]] | None = None
-) -> dict[str, Any]:
-    """Rates of some users, or all, and their difference with its bounds."""
-    control, challenger = (arms[arm].sums(None if users is None else users[arm]).rate for arm in (CONTROL, CHALLENGER))
+def _compared(control: Arm, challenger: Arm, rule: Rule, *, part: float = 1.0) -> dict[str, Any]:
+    """Two rates, and their difference with its bounds."""
     interval = difference(control, challenger, alpha=part * rule.alpha, planned=rule.planned)
     return {
         "users": control.users + challenger.users,
@@ -230,7 +227,7 @@ def _compared(
 
 
 def _segments(arms: Arms, known: frozenset[str], rule: Rule) -> list[dict[str, Any]]:
-    """New and known users, and the heaviest tenth, each compared as the whole is."""
+    """New and known users, the heaviest tenth, and new items by what was shown of them, compared as the whole is."""
     answers = {arm: tally.answers() for arm, tally in arms.items()}
     counts = [count for found in answers.values() for count in found.values()]
     heavy = float(np.quantile(counts, _HEAVY)) if counts else 0.0
@@ -242,8 +239,10 @@ def _segments(arms: Arms, known: frozenset[str], rule: Rule) -> list[dict[str, A
     found: list[dict[str, Any]] = []
     for name, test in tests.items():
         users = {arm: [user for user, count in of.items() if test(user, count)] for arm, of in answers.items()}
-        found.append({"segment": name} | _compared(arms, rule, users=users))
-    return found
+        control, challenger = (arms[arm].sums(users[arm]).rate for arm in (CONTROL, CHALLENGER))
+        found.append({"segment": name} | _compared(control, challenger, rule))
+    new = _compared(arms[CONTROL].of_novel_items(), arms[CHALLENGER].of_novel_items(), rule)
+    return [*found, {"segment": "new items, outcomes for each that was shown"} | new]
 
 
 def _segment_table(segments: Sequence[dict[str, Any]]) -> str:

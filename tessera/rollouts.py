@@ -93,10 +93,10 @@ def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Relea
         raise TesseraError(f"rollout {name!r}: there is no such; there are: {known}")
     _end(registry, champion.model, held, [ended], why)
     release = registry.release(champion.model, ended.challenger)
-    # The reason stands with a challenger that no other experiment still tries.
-    if not any(one.challenger == ended.challenger for one in held if one.name != name):
+    # The reason stands with a challenger that no other experiment still tries; one in the shadow stays a challenger.
+    if not ended.shadow and not any(one.challenger == ended.challenger for one in held if one.name != name):
         registry.end_challenge(release, why=why)
-    return release
+    return registry.release(champion.model, release.version)
 
 
 def promoted(registry: Registry, release: Release) -> Release:

@@ -25,7 +25,7 @@ from models.bundle import Bundle
 from serving.assignment import Step
 from tessera.bench.result import BenchResult, at_least, at_most
 from tessera.bench.served import Caller, server
-from tessera.rollouts import start, stop
+from tessera.rollouts import running, start, stop
 from tessera.run import RunOptions, run
 from tessera.settings import Settings
 
@@ -76,7 +76,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def _pages(port: int, bundle: Bundle, console: Console) -> list[dict[str, Any]]:
-    item = bundle.items.drop_nulls("semantic_codes")["item_id"][0] if bundle.codebook is not None else ""
+    item = bundle.items.drop_nulls("semantic_codes")["item_id"][0] if bundle.manifest.codebook is not None else ""
     rows: list[dict[str, Any]] = []
     for what in ("idle", "ranking"):
         with ExitStack() as stack, console.status(f"pages, {what}"):
@@ -152,9 +152,10 @@ def _ratios(load: "_Load", alone: "_Load") -> dict[str, float]:
 
 def _shadow(settings: Settings, challenger: str, *, on: bool) -> None:
     registry = settings.open_registry()
-    if on:
+    runs = bool(running(registry, registry.resolve(None).model))
+    if on and not runs:
         start(registry, None, challenger, [Step(0.0, 1.0)], name="shadow", shadow=True)
-    elif registry.rollouts(registry.resolve(None).model) not in ("", "[]"):
+    elif runs and not on:
         stop(registry, None, "shadow", why="the turn is over")
 
 

@@ -4,6 +4,7 @@ They need no other site, no build and no script: the one script there is renews 
 guard's matter (`serving.guard`): a key that may read sees them, one that may write puts letters back.
 """
 
+import contextlib
 import time
 from importlib import resources
 from typing import Any
@@ -13,9 +14,8 @@ from fastapi import APIRouter, FastAPI, HTTPException, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from features.error import LogError
+from features.error import TesseraError
 from models.table.insight import insight
 from serving.access import KeyFile
 from serving.current import Current
@@ -66,7 +66,7 @@ class Console:
             loader=PackageLoader("tessera.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
-        self._pages.filters |= {"moment": view.moment, "ago": view.ago, "count": view.count, "drawn": Markup}
+        self._pages.filters |= {"moment": view.moment, "ago": view.ago, "count": view.count}
 
     def close(self) -> None:
         """Ends the looking."""
@@ -136,7 +136,7 @@ def _ids(router: APIRouter, console: Console) -> None:
         path: str = Query("", max_length=200), q: str = Query("", max_length=200), item: str = Query("", max_length=500)
     ) -> HTMLResponse:
         with console.current.pinned() as service:
-            if service.bundle.codebook is None:
+            if service.bundle.manifest.codebook is None:
                 return console.page("ids", "/ids", state="none", why="")
             items = console.items.get(service.bundle)
             if items is None:
@@ -149,7 +149,7 @@ def _ids(router: APIRouter, console: Console) -> None:
             if chosen is not None:
                 path = chosen.code
                 near = [(items.name(name), score) for name, score in service.similar(chosen.id, _NEIGHBOURS)]
-        codes = tuple(int(code) for code in path.split(".") if code.isdigit() and len(code) < 8)
+        codes = tuple(int(code) for code in path.split(".") if code.isdecimal() and len(code) < 8)
         return console.page(
             "ids", "/ids", state="ready", why="", q=q, found=items.search(q) if q else [], total=len(items),
             chosen=chosen, near=near, twins=items.same_code(chosen.id) if chosen else [], path=path,
@@ -167,7 +167,7 @@ def _letters(router: APIRouter, console: Console) -> None:
         chosen = [one for one in reversed(filed) if not cause or one.letter.cause == cause]
         return console.page(
             "letters", "/letters", causes=causes(filed), total=len(filed), cause=cause, page=page,
-            pages_of=max(1, -(-len(chosen) // _LETTERS)), done=int(done) if done.isdigit() else None,
+            pages_of=max(1, -(-len(chosen) // _LETTERS)), done=int(done) if done.isdecimal() else None,
             shown=[view.letter(one) for one in chosen[(page - 1) * _LETTERS : page * _LETTERS]],
             may_write=console.may_write(request),
         )  # fmt: skip
@@ -184,14 +184,12 @@ def _letters(router: APIRouter, console: Console) -> None:
     def put(numbers: list[str], cause: str) -> Response:
         filed = console.sampler.seen.letters
         chosen = {one.number for one in filed if one.letter.cause == cause and not one.put_back}
-        chosen |= {int(number) for number in numbers if number.isdigit()}
-        log = console.settings.open_log()
+        chosen |= {int(number) for number in numbers if number.isdecimal()}
         try:
-            done = put_back(log, console.settings.topics, chosen, {})
-        except LogError as error:
+            with contextlib.closing(console.settings.open_log()) as log:
+                done = put_back(log, console.settings.topics, chosen, {})
+        except TesseraError as error:
             return console.page("problem", "/letters", 409, title="Nothing was put back", why=str(error))
-        finally:
-            log.close()
         console.sampler.look()
         return RedirectResponse(f"/console/letters?done={len(done)}", 303)
 

@@ -24,7 +24,7 @@ from tessera.rollouts import Past, past, running
 from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)
-_EVERY_S, _REGISTRY_EVERY_S = 2.0, 10.0
+_EVERY_S, _REGISTRY_EVERY_S, _VERSIONS_EVERY_S = 2.0, 10.0, 60.0
 _KEPT = 150  # samples: five minutes
 
 
@@ -87,6 +87,8 @@ class Sampler:
         self._log: Any = None
         self._store: Any = None
         self._registry: Any = None
+        self._pulse: Any = None
+        self._versions_due = 0.0
         self._stop = threading.Event()
         self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
@@ -160,10 +162,15 @@ class Sampler:
             if self._registry is None:
                 self._registry = self._settings.open_registry()
             registry, model = self._registry, self._current.service.bundle.dataset.name
-            if model not in registry.models():
+            if not self.seen.versions and model not in registry.models():
                 return
-            self.seen.versions = registry.versions(model)
-            self.seen.running, self.seen.past = running(registry, model), past(registry, model)
+            pulse = registry.pulse(model)
+            if pulse != self._pulse or time.monotonic() >= self._versions_due:
+                self.seen.versions = registry.versions(model)
+                self.seen.running, self.seen.past = running(registry, model), past(registry, model)
+                self._pulse, self._versions_due = pulse, time.monotonic() + _VERSIONS_EVERY_S
+            elif not self.seen.running:
+                return
             ended = {one.experiment.id for one in self.seen.past}
             # What has ended does not change any more.
             looks = {name: found for name, found in self.seen.looks.items() if name in ended and found}

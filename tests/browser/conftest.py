@@ -18,7 +18,7 @@ from models.registry import CHALLENGER, Lineage
 from serving.assignment import Step
 from streaming.trainer import TrainerOptions
 from tessera.guardrail import Rule
-from tessera.judge import hardly_known, judging
+from tessera.judge import familiar_items, judging
 from tessera.looks import Looks
 from tessera.online import Stream
 from tessera.rollouts import start, stop
@@ -130,9 +130,9 @@ def _visited(url: str, settings: Settings, world: World, challenger: str) -> Non
     registry = settings.open_registry()
     model, rng = world.dataset.name, np.random.default_rng(0)
     candidates = world.bundle.items["item_id"].to_list()[:30]
-    rare, looks = hardly_known(registry, None, settings.home / "bundles"), Looks(registry, model)
+    familiar, looks = familiar_items(registry, None, settings.home / "bundles"), Looks(registry, model)
     with contextlib.closing(settings.open_log()) as log, httpx.Client(base_url=url) as client:
-        with judging(registry, log, settings.topics, model=None, rule=Rule(planned=400), rare=rare) as judge:
+        with judging(registry, log, settings.topics, model=None, rule=Rule(planned=400), familiar=familiar) as judge:
             for part in range(5):
                 outcomes = []
                 for number in range(80):

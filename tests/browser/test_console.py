@@ -200,7 +200,12 @@ def test_what_is_not_there_is_said_and_has_a_way_back(page: Page, site: Site) ->
         expect(page.get_by_role("alert")).to_contain_text(said)
         page.get_by_role("link", name="Back").click()
         expect(page.locator("h1")).to_be_visible()
-    assert httpx.get(f"{site.url}/console/ids?path=9999.x.-1").status_code == 200
+    for path in ("9999.x.-1", "²", "٣", ".", "1" * 200):
+        assert httpx.get(f"{site.url}/console/ids", params={"path": path}).status_code == 200
+    headers = {"origin": site.url}
+    refused = httpx.post(f"{site.url}/console/letters", data={"number": "99999"}, headers=headers)
+    assert refused.status_code == 409
+    assert "letter 99999: there is none" in refused.text
 
 
 def test_keys_say_who_sees_and_who_acts(browser: Browser, site: Site, tmp_path: Path) -> None:

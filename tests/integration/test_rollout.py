@@ -188,7 +188,7 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     with contextlib.closing(stage.settings.open_log()) as log:
         found = report(
             stage.registry, log, stage.settings.topics, "friday", model=None, rule=RULE,
-            known=lambda bundle: frozenset(USERS[:100]),
+            known=lambda bundle: frozenset(USERS[:100]), familiar=lambda bundle: frozenset(stage.items[:1]),
         )  # fmt: skip
         with pytest.raises(TesseraError, match="there is no such; running: none; ended: friday"):
             report(stage.registry, log, stage.settings.topics, "monday", model=None, rule=RULE)
@@ -199,6 +199,9 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     segments = {one["segment"]: one for one in found["segments"]}
     assert segments["known users"]["users"] == 100
     assert segments["new users"]["users"] == len(USERS) - 100
+    new = segments["new items, outcomes for each that was shown"]
+    assert new["users"] > 0
+    assert new["control"] > new["challenger"]
     assert found["guardrails"]
     write_page(found, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

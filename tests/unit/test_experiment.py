@@ -38,7 +38,7 @@ MESSAGES = [
 
 
 def folded(messages: list[object]) -> Ledger:
-    ledger = Ledger(rare=frozenset({"y"}))
+    ledger = Ledger(familiar=frozenset({"x"}))
     for message in messages:
         ledger.note(message) if isinstance(message, Outcome) else ledger.show(message)  # type: ignore[arg-type]
     return ledger
@@ -58,6 +58,8 @@ def test_what_was_shown_and_what_came_of_it_is_counted_by_arm() -> None:
     assert (arms[CHALLENGER].requests, arms[CHALLENGER].faults()) == (3, (1, 1))
     assert control.calibration.rate == pytest.approx(1 / 1.5)
     assert (control.novelty.outcomes, control.novelty.exposure) == (2, 4)
+    assert arms[CONTROL].of_novel_items().exposure == 2
+    assert arms[CONTROL].of_novel_items().outcomes == 0
     assert arms[CONTROL].kinds == {"click": 1, "buy": 1}
     assert challenger.p99_ms == pytest.approx(8.0, abs=0.1)
     assert ledger.aside == {
