@@ -241,12 +241,9 @@ def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
         out_console.print("no experiment runs")
     for one in found:
         title = f"{one.experiment}: {one.challenger} against {one.control}, {one.share:.1%} of the users"
-        table = Table("", title=title + (", in the shadow" if one.shadow else ""), title_justify="left")
-        for name in one.arms:
-            table.add_column(name, justify="right")
-        for label, shown in _MEASURES.items():
-            table.add_row(label, *(shown(arm) for arm in one.arms.values()))
-        out_console.print(table)
+        out_console.print(title + (", in the shadow" if one.shadow else ""), soft_wrap=True)
+        if not one.shadow:
+            out_console.print(_arms_table(one.arms))
         if one.shadow:
             said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())
             out_console.print(f"  {said}")
@@ -260,6 +257,15 @@ def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
             out_console.print(f"  [red]breach[/red] {breach}")
     if aside:
         out_console.print("set aside: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))
+
+
+def _arms_table(arms: "dict[str, ArmView]") -> Table:
+    table = Table("")
+    for name in arms:
+        table.add_column(name, justify="right")
+    for label, shown in _MEASURES.items():
+        table.add_row(label, *(shown(arm) for arm in arms.values()))
+    return table
 
 
 def _number(value: Any) -> str:

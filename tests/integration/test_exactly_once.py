@@ -35,6 +35,7 @@ from streaming.trainer import Trainer, TrainerOptions
 from tessera.audit import replay, verify
 from tessera.online import Stream
 from tessera.synthetic import new_item
+from tests.chaos.cluster import until
 from tests.integration.world import World
 
 BATCH = 32
@@ -367,6 +368,8 @@ def test_a_message_at_which_the_step_raises_is_set_aside_alone(
         found = bits(trainer.step)
         assert trainer.totals.causes == {"poison": 2}
         assert trainer.totals.events == 80
+    # A broker shows what was committed a moment after it said so.
+    until(lambda: len(read_dead_letters(log, topics)) == len(poison), seconds=10, doing="the letters' coming")
     letters = read_dead_letters(log, topics)
     assert [one.letter.value for one in letters] == poison
     assert all("ZeroDivisionError: poison" in one.letter.reason for one in letters)
@@ -380,6 +383,8 @@ def test_mended_letters_go_back_exactly_once(log: EventLog, topics: Topics, worl
     send(log, topics, [*good[:10], b"{broken", b"{}", *good[10:18]])
     with contextlib.closing(Trainer(log, world.bundle, topics=topics, options=OPTIONS)) as trainer:
         drained(trainer)
+        # A broker shows what was committed a moment after it said so.
+        until(lambda: len(read_dead_letters(log, topics)) == 2, seconds=10, doing="the letters' coming")
         letters = read_dead_letters(log, topics)
         assert causes(letters) == {"undecodable": 1, "invalid": 1}
         numbers = [one.number for one in letters]
