@@ -107,7 +107,8 @@ def difference(control: Arm, challenger: Arm, *, alpha: float, planned: int) -> 
     estimate = challenger.rate - control.rate
     users = control.users + challenger.users
     variance = control.variance + challenger.variance
-    if users < 2 or not math.isfinite(variance):
+    # Users who are all alike, such as none that clicked yet, do not tell how far the next may be off.
+    if users < 2 or not 0 < variance < math.inf:
         return Interval(estimate, -math.inf, math.inf)
     # ρ² that makes the bound tightest at `planned` (their equation 2.9, up to a constant).
     rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / planned

@@ -128,7 +128,7 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         (point["at"], point["estimate"], point["low"], point["high"]) for point in points if point["low"] is not None
     ]
     body = [
-        f"<h1>Rollout</h1>\n{markup.caption(about)}",
+        f"<h1>Rollout {escape(document['experiment'])}</h1>\n{markup.caption(about)}",
         markup.section("Decision", f"<p>{escape(document['decision'])}</p>"),
         markup.section(
             "Arms",

@@ -51,9 +51,11 @@ def test_harm_that_is_allowed_for_is_no_breach() -> None:
 
 
 def test_the_first_users_end_nothing_by_what_they_click() -> None:
-    control = Sums(rate=Arm.of([1, 1, 1], [1, 1, 1]), users=3)
-    challenger = Sums(rate=Arm.of([1, 1], [0, 0]), users=2)
-    assert looked(control, challenger).interval.high < 0
+    control = Sums(rate=Arm.of([9, 9, 9], [8, 9, 9]), users=3)
+    challenger = Sums(rate=Arm.of([9, 9], [0, 0]), users=2)
+    few = Rule(planned=5)
+    assert looked(control, challenger, few).interval.high < 0
+    assert looked(control, challenger, few).breaches == ()
     assert looked(control, challenger).breaches == ()
 
 

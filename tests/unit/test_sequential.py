@@ -56,6 +56,9 @@ def test_nothing_seen_says_nothing() -> None:
     found = difference(Arm(), Arm(), alpha=0.05, planned=1_000)
     assert (found.low, found.high) == (-np.inf, np.inf)
     assert split_p([0, 0], [0.5, 0.5]) == 1.0
+    # Nor do users who have all done nothing.
+    found = difference(Arm.of([1, 2], [0, 0]), Arm.of([1, 1], [0, 0]), alpha=0.05, planned=1_000)
+    assert (found.estimate, found.low, found.high) == (0.0, -np.inf, np.inf)
 
 
 def first_mismatch(rng: np.random.Generator, share: float, days: int, planned: int = 200_000) -> bool:
