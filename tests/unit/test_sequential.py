@@ -81,7 +81,7 @@ def test_looks_at_every_user_and_beyond_the_plan_are_no_more_often_wrong() -> No
         first = np.cumsum(np.random.default_rng(seed).integers(0, 2, 3_000))
         return any(
             mismatched((int(first[n - 1]), int(n - first[n - 1])), (0.5, 0.5), alpha=0.1, planned=1_000)
-            for n in range(1, 3_001, 3)
+            for n in range(1, 3_001, 12)
         )
 
     # The bound is close: two standard errors of 150 experiments above it.
