@@ -126,7 +126,10 @@ def test_a_guide_that_is_wrong_is_refused_with_the_line(wrong: str, words: str, 
 def test_variables_and_background_processes_last_from_block_to_block(tmp_path: Path) -> None:
     blocks = ("word=seven; sleep 60 &\n", "echo $word; kill %1; wait %1 || echo ended\n")
     shown = "```text exact\nseven\nended\n```\n"
-    run_guide("".join(f"```sh\n{one}```\n" for one in blocks) + shown, root=ROOT, tools=tmp_path, directory=tmp_path)
+    guide = "".join(f"```sh\n{one}```\n" for one in blocks) + shown
+    run_guide(guide, root=ROOT, tools=tmp_path, directory=tmp_path)
+    with pytest.raises(GuideError, match="'eight' was not printed"):
+        run_guide(guide.replace("\nseven", "\neight"), root=ROOT, tools=tmp_path, directory=tmp_path)
 
 
 def test_nothing_that_a_guide_leaves_running_outlives_it(tmp_path: Path) -> None:
