@@ -47,6 +47,7 @@ from tessera.artifact import (
 from tessera.previous import Previous
 from tessera.publishing import Origin, Publisher
 from tessera.stage import Advance, Stages, key_of
+from tessera.version import code_version
 
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
 _RANKER, _HASHED_ID = "ranker", "hashed-id"
@@ -139,6 +140,7 @@ class _Run:
         self._split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
         source = dataset.model_dump(mode="json", exclude={"source", "split"})
         self._data_key = key_of(source, file_hashes(dataset))
+        self._code = code_version(__name__)
 
     def up_to(self, until: str) -> RunResult:
         """Does the stages and says what came of it."""
@@ -170,7 +172,7 @@ class _Run:
             return None
         choice = (options.encoder, options.encoder_model, options.encoder_dim, options.seed)
         before = self._previous.key if self._previous else ()
-        self._encode_key = key_of("encode", self._data_key, choice, *before)
+        self._encode_key = key_of("encode", self._code, self._data_key, choice, *before)
         kind = encoders.kind(options.encoder)
 
         def work(directory: Path, advance: Advance) -> None:
@@ -203,6 +205,7 @@ class _Run:
         options = self._options
         self._assign_key = key_of(
             "assign",
+            self._code,
             self._encode_key,
             (options.quantizer, options.quantizer_options),
             options.codes,
@@ -247,7 +250,7 @@ class _Run:
     def _frame(self, encoded: Path | None, assigned: Path | None) -> Path:
         before = self._assign_key if assigned else self._data_key
         choice = self._options.history_length, self._options.tokens, self._options.pieces
-        self._frame_key = key_of("frame", before, self._split.model_dump(mode="json"), choice)
+        self._frame_key = key_of("frame", self._code, before, self._split.model_dump(mode="json"), choice)
 
         def work(directory: Path, advance: Advance) -> None:
             events, _ = read_events(self._dataset)
@@ -279,7 +282,9 @@ class _Run:
     def _train(self, frame_dir: Path) -> Path:
         config = self._train_config()
         before = self._previous.key if self._previous else ()
-        self._train_key = key_of("train", self._frame_key, asdict(config), asdict(self._options.table), *before)
+        self._train_key = key_of(
+            "train", self._code, self._frame_key, asdict(config), asdict(self._options.table), *before
+        )
 
         def work(directory: Path, advance: Advance) -> None:
             frame = read_frame(frame_dir)
@@ -306,7 +311,7 @@ class _Run:
         return self._stages.run("train", self._train_key, work, unit="samples")
 
     def _evaluate(self, frame_dir: Path, trained: Path, assigned: Path | None) -> Path:
-        self._evaluate_key = key_of("evaluate", self._train_key)
+        self._evaluate_key = key_of("evaluate", self._code, self._train_key)
 
         def work(directory: Path, advance: Advance) -> None:
             frame = read_frame(frame_dir)
@@ -367,7 +372,8 @@ class _Run:
                 directory / "bundle",
             )
 
-        return load_bundle(self._stages.run("publish", key_of("publish", self._evaluate_key, FORMAT), work) / "bundle")
+        key = key_of("publish", self._code, self._evaluate_key, FORMAT)
+        return load_bundle(self._stages.run("publish", key, work) / "bundle")
 
     def _publish(self, bundle: Bundle, frame_dir: Path) -> tuple[Release | None, Verdict | None]:
         if self._registry is None:
