@@ -12,9 +12,7 @@ wherever and whenever it was made.
 """
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from features.content.encoder import Encoder
 from features.content.registry import load_encoder
 from features.dataset import Dataset
+from features.durable import write_directory
 from features.error import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
@@ -195,7 +194,7 @@ class Bundle:
 
 
 def write_bundle(parts: Parts, destination: Path) -> Bundle:
-    """Writes a bundle to `destination`, which must not exist; nothing stands there before all of it is on the disk."""
+    """Writes a bundle durably to `destination`, which must not exist."""
 
     def fill(directory: Path) -> None:
         for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook), ("tokens", parts.tokens)):
@@ -258,30 +257,6 @@ def load_bundle(directory: Path) -> Bundle:
     if spec != bundle.schema.hash_spec:
         raise BundleError(f"{path}: hash contract {spec} does not fit the schema's {bundle.schema.hash_spec}")
     return bundle
-
-
-def write_directory(destination: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a directory aside, flushes it to the disk and renames it to `destination`: there whole, or not at all."""
-    if destination.exists():
-        raise BundleError(f"{destination} exists already; remove it, or choose another directory")
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        fill(aside)
-        for path in aside.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        aside.rename(destination)
-        parent = os.open(destination.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _portable(dataset: Dataset) -> dict[str, Any]:

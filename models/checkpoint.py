@@ -1,6 +1,5 @@
 """A checkpoint: all that training needs to go on to the same bits, in one file that is there whole or not at all."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from features.durable import write_file
 
 _ABOUT = "tessera"
 
@@ -31,12 +32,9 @@ class Position:
 
 
 def save(path: Path, position: Position, tensors: dict[str, Tensor]) -> None:
-    """Writes a checkpoint aside, flushes it to the disk and renames it over the one before."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, aside, metadata={_ABOUT: msgspec.json.encode(position).decode()})
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.rename(path)
+    """Writes a checkpoint durably, in place of the one before."""
+    about = {_ABOUT: msgspec.json.encode(position).decode()}
+    write_file(path, lambda aside: save_file(tensors, aside, metadata=about))
 
 
 def load(path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from features.durable import write_directory
 from features.error import BundleError
-from models.bundle import Bundle, load_bundle, write_directory
+from models.bundle import Bundle, load_bundle
 from models.registry_client import open_client, told
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"

@@ -4,13 +4,13 @@ Before each chunk the log's ends are noted beside the shards; who goes on after 
 chunk's events had arrived, and appends only the others.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import polars as pl
 
+from features.durable import write_file
 from features.error import EventError
 from streaming.log import EventLog
 
@@ -73,9 +73,4 @@ def _arrived(log: EventLog, topic: str, ends: dict[int, int]) -> set[str]:
 
 
 def _write(path: Path, note: _Note) -> None:
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
-        file.write(msgspec.json.encode(note))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    write_file(path, msgspec.json.encode(note))

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from features.durable import write_directory
 from features.error import BundleError, StreamError
 from features.history import EventColumns
 from models import record
-from models.bundle import Bundle, file_hashes, write_directory
+from models.bundle import Bundle, file_hashes
 from models.delta import Record
 from streaming.log import Positions
 from streaming.step import Step

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from features.content import lsa
 from features.dataset import Categorical, Dataset, Events, Items, Label, Split, Users
+from features.durable import write_directory
 from features.frame import Frame, build_frame
 from models.admission import Sketch
-from models.bundle import Parts, Training, write_directory
+from models.bundle import Parts, Training
 from models.feature import TableOptions, default_schema
 from models.lookup import Batch
 from models.ranker import NetworkConfig

@@ -5,7 +5,6 @@ work and of resumption: its output is written aside and renamed, and a shard who
 Since the function sees whole shards, what it writes cannot depend on the number of workers.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import apache_beam as beam
 import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from features.durable import write_file
 from features.error import TesseraError
 
 ShardFunction = Callable[[pl.DataFrame], pl.DataFrame]
@@ -43,13 +43,13 @@ def read_shards(directory: Path) -> pl.DataFrame:
 
 
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    """Writes aside, flushes to the disk, renames: the path holds a whole file or none."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        frame.write_parquet(file, compression="zstd", statistics=False)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    """Writes a frame durably: the path holds a whole file or none."""
+
+    def fill(aside: Path) -> None:
+        with aside.open("wb") as file:
+            frame.write_parquet(file, compression="zstd", statistics=False)
+
+    write_file(path, fill)
 
 
 def file_stamp(path: Path) -> FileStamp:

@@ -58,9 +58,7 @@ def remembered(path: Path, decided_by: Any, work: Callable[[], dict[str, Any]]) 
             return dict(kept["result"])
     result = work()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    write_json(aside, {"key": key, "result": result})
-    aside.replace(path)
+    write_json(path, {"key": key, "result": result})
     return result
 
 

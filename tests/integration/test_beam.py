@@ -8,10 +8,10 @@ import pytest
 
 from features.content import lsa
 from features.content.registry import load_encoder
+from features.durable import write_directory
 from features.error import TesseraError
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import map_shards, read_shards, write_shards
-from models.bundle import write_directory
 from models.semantic_id import rqvae
 from models.semantic_id.assign import assign_catalogue
 from tests.build import SMALL_CODEBOOK

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 import torch
 
-from features.error import BundleError
+from features.durable import write_directory
+from features.error import BundleError, TesseraError
 from features.frame import Frame, build_frame
 from models.admission import Admission
-from models.bundle import Bundle, Parts, load_bundle, write_bundle, write_directory
+from models.bundle import Bundle, Parts, load_bundle, write_bundle
 from models.loading import assembler, examples
 from models.ranker import Ranker
 from models.semantic_id.tokens import Tokenizer
@@ -202,7 +203,7 @@ def test_a_directory_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_what_stands_at_the_destination_is_never_written_over(parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
-    with pytest.raises(BundleError, match="exists already"):
+    with pytest.raises(TesseraError, match="exists already"):
         write_bundle(parts, tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]
 
