@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -121,6 +123,43 @@ def test_a_damaged_key_file_is_an_error_and_opens_nothing(keys: KeyFile) -> None
     keys.path.write_text("[{")
     with pytest.raises(TesseraError, match=r"keys\.json"):
         KeyFile(keys.path)
+
+
+@pytest.mark.parametrize("damage", [b"[{", b"", b"\xff\xfe", b'[{"name": "x"}]'])
+def test_a_key_file_damaged_under_a_server_changes_nothing_and_is_logged_once(
+    guarded: TestClient, keys: KeyFile, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = keys.add("reader", ["read"])
+    assert guarded.get("/v1/version", headers=bearer(secret)).status_code == 200
+    sound = keys.path.read_bytes()
+    keys.path.write_bytes(damage)
+    for _ in range(3):
+        keys._look_at = 0.0
+        assert guarded.get("/v1/version", headers=bearer(secret)).status_code == 200
+        assert is_problem(guarded.get("/v1/version", headers=bearer("tsr_foreign")), 401)
+    (said,) = [one for one in caplog.records if one.name == "serving.access"]
+    assert f"{keys.path}: " in said.getMessage()
+    assert "the 1 keys read before are accepted" in said.getMessage()
+    with pytest.raises(TesseraError, match=r"keys\.json"):
+        keys.add("another", ["read"])
+    assert keys.path.read_bytes() == damage
+    keys.path.write_bytes(sound)
+    assert keys.add("another", ["read"])
+
+
+def test_keys_added_and_removed_in_two_shells_at_once_are_all_kept(tmp_path: Path) -> None:
+    change = (
+        "import sys, pathlib; from serving.access import KeyFile\n"
+        "file = KeyFile(pathlib.Path(sys.argv[1]))\n"
+        "for n in range(20):\n"
+        "    file.add(f'{sys.argv[2]}-{n}', ['read'])\n"
+        "    n % 2 and file.remove(f'{sys.argv[2]}-{n}')\n"
+    )
+    path = tmp_path / "keys.json"
+    shells = [subprocess.Popen([sys.executable, "-c", change, str(path), who]) for who in "ab"]
+    assert [shell.wait(60) for shell in shells] == [0, 0]
+    found = KeyFile(path).keys()
+    assert {key.name for key in found} == {f"{who}-{n}" for who in "ab" for n in range(0, 20, 2)}
 
 
 def test_what_a_path_needs() -> None:
