@@ -1,6 +1,7 @@
 """What the stages of a run leave on the disk for one another."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from features.dataset import Dataset
+from features.durable import write_file
+from features.error import DatasetError
 from features.frame import Frame
 from features.jobs.shard import read_shards
 from features.source import source_files
@@ -95,17 +98,56 @@ def read_frame(directory: Path) -> Frame:
     return Frame(users, items, rows)
 
 
+class InputFiles:
+    """The files of a dataset as they are when this object is made; `check` tells whether they still are.
+
+    Attributes:
+        hashes: sha256 of each file, in the order in which they are read.
+        stamps: path, inode, size, and times of the last changes of each file.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.stamps = _stamps(dataset)
+        self.hashes = file_hashes(dataset)
+        self.check()
+
+    def check(self) -> None:
+        """Compares the files with their stamps.
+
+        Raises:
+            DatasetError: a file was changed, added or removed; names it.
+        """
+        changed = sorted({path for path, *_ in set(self.stamps) ^ set(_stamps(self._dataset))})
+        if changed:
+            raise DatasetError(
+                f"{', '.join(changed)}: changed while the run read it, so the stage was not kept; run again when the "
+                "files are complete"
+            )
+
+
 def file_hashes(dataset: Dataset) -> list[str]:
     """The sha256 of each file of the dataset, in the order in which they are read."""
-    tables = {"items": dataset.items, "users": dataset.users, "events": dataset.events}
     hashes = []
-    for table, source in tables.items():
-        for path in source_files(source, dataset.directory, table) if source is not None else ():
-            with path.open("rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    for path in _files(dataset):
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashes
 
 
+def _files(dataset: Dataset) -> Iterator[Path]:
+    tables = {"items": dataset.items, "users": dataset.users, "events": dataset.events}
+    for table, source in tables.items():
+        if source is not None:
+            yield from source_files(source, dataset.directory, table)
+
+
+def _stamps(dataset: Dataset) -> list[tuple[str, int, int, int, int]]:
+    """A file that is replaced and put back has another time of change, though its bytes are equal."""
+    found = [(str(path), path.stat()) for path in _files(dataset)]
+    return [(path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Writes indented JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")
+    """Writes indented JSON durably."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(data), indent=2) + b"\n")

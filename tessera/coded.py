@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.error import TesseraError
+from tessera.stage import finished_key
 
 _TITLE = 70
 
@@ -37,13 +38,12 @@ def load_coded(run: Path) -> Coded:
     """Reads what the stages `encode` and `assign` left.
 
     Raises:
-        TesseraError: the directory holds no such run.
+        TesseraError: the directory holds no such run, or a damaged one.
     """
     from features.jobs.shard import read_shards
 
     for stage in ("encode", "assign"):
-        if not (run / stage / "stage.json").is_file():
-            raise TesseraError(f"{run / stage} is missing: give the --out of a `tessera run` on items with text")
+        finished_key(run / stage)
     coded = read_shards(run / "assign" / "codes")
     texts = read_shards(run / "encode" / "texts").select("item_id", "text")
     joined = coded.join(texts, on="item_id", how="left", maintain_order="left")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from features.error import TesseraError
 from tessera.coded import Coded, counted
+from tessera.stage import finished_key
 
 if TYPE_CHECKING:
     from models.semantic_id.hits import HitRate
@@ -19,8 +20,9 @@ def hits_of(run: Path) -> "list[HitRate]":
     """How histories lead to the next item by their codes; nothing where the run has no frame."""
     from models.semantic_id.hits import hit_rates
 
-    if not (run / "frame" / "stage.json").is_file():
+    if not (run / "frame").is_dir():
         return []
+    finished_key(run / "frame")
     items = pl.read_parquet(run / "frame" / "items.parquet", columns=["semantic_codes"])["semantic_codes"]
     known = items.is_not_null().to_numpy()
     codes = np.zeros((len(items), len(items.drop_nulls()[0])), dtype=np.uint16)

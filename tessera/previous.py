@@ -20,6 +20,7 @@ from models.table.recode import recode
 from models.table.resize import resized
 from models.train import TrainConfig
 from tessera.artifact import load_ranker
+from tessera.stage import finished_key
 
 
 class Previous:
@@ -29,23 +30,14 @@ class Previous:
         directory: of the run.
 
     Raises:
-        DatasetError: the stages up to `train` are not all there.
+        DatasetError: the stages up to `train` are not all there and whole.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        for stage in ("encode", "assign", "frame", "train"):
-            if not (directory / stage / "stage.json").is_file():
-                raise DatasetError(
-                    f"{directory / stage} is missing: --warm-start needs the --out of a `tessera run` or `tessera "
-                    "train` on items with text"
-                )
-
-    @property
-    def key(self) -> list[str]:
+        keys = {stage: finished_key(directory / stage) for stage in ("encode", "assign", "frame", "train")}
+        self.key = [keys[stage] for stage in ("encode", "assign", "train")]
         """Decides all that is taken over."""
-        stages = ("encode", "assign", "train")
-        return [msgspec.json.decode((self._directory / name / "stage.json").read_bytes())["key"] for name in stages]
 
     @property
     def bundle(self) -> str | None:

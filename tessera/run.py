@@ -13,6 +13,7 @@ from rich.console import Console
 
 from features.content import registry as encoders
 from features.dataset import Dataset
+from features.durable import write_directory
 from features.error import DatasetError
 from features.frame import build_frame
 from features.history import DEFAULT_LENGTH
@@ -21,7 +22,7 @@ from features.jobs.shard import read_shards, write_parquet, write_shards
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.admission import Admission
-from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle, write_directory
+from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle
 from models.evaluate import Popularity, by_item_novelty
 from models.feature import TableOptions, default_schema, hashed_id_schema
 from models.gate import Gates, Verdict
@@ -34,7 +35,7 @@ from models.semantic_id.quantizer import recommended_shape
 from models.semantic_id.tokens import Scheme
 from models.train import Checkpointing, TrainConfig, predict, train
 from tessera.artifact import (
-    file_hashes,
+    InputFiles,
     kept_history,
     load_ranker,
     read_frame,
@@ -139,11 +140,16 @@ class _Run:
         self._stages = Stages(out, console)
         self._split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
         source = dataset.model_dump(mode="json", exclude={"source", "split"})
-        self._data_key = key_of(source, file_hashes(dataset))
+        self._inputs = InputFiles(dataset)
+        self._data_key = key_of(source, self._inputs.hashes)
         self._code = code_version(__name__)
 
     def up_to(self, until: str) -> RunResult:
-        """Does the stages and says what came of it."""
+        """Does the stages, and returns what they made."""
+        with self._stages.held():
+            return self._do(until)
+
+    def _do(self, until: str) -> RunResult:
         metrics: dict[str, Any] = {}
         bundle = release = judged = None
         wanted = STAGES[: STAGES.index(until) + 1]
@@ -199,7 +205,7 @@ class _Run:
                 progress=advance,
             )
 
-        return self._stages.run("encode", self._encode_key, work)
+        return self._stages.run("encode", self._encode_key, work, inputs=self._inputs)
 
     def _assign(self, encoded: Path) -> Path:
         options = self._options
@@ -277,7 +283,7 @@ class _Run:
                 write_parquet(getattr(frame, name), directory / f"{name}.parquet")
             advance(3, 3)
 
-        return self._stages.run("frame", self._frame_key, work)
+        return self._stages.run("frame", self._frame_key, work, inputs=self._inputs)
 
     def _train(self, frame_dir: Path) -> Path:
         config = self._train_config()

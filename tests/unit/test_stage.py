@@ -1,11 +1,17 @@
 """Stages finish whole or not at all, and are not done twice."""
 
+import io
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tessera.stage import Advance, Stages, key_of
+from features.durable import recover_directory
+from features.error import DatasetError, TesseraError
+from tessera.stage import Advance, Stages, finished_key, key_of
 
 
 class Work:
@@ -33,7 +39,7 @@ def stages(directory: Path) -> Stages:
 
 
 def names(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
+    return {path.name for path in directory.iterdir() if path.name != ".run.lock"}
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
@@ -111,3 +117,121 @@ def test_a_key_is_decided_by_its_parts_and_not_by_the_order_of_names() -> None:
     assert key_of("a", {"x": 1, "y": 2}) == key_of("a", {"y": 2, "x": 1})
     different = [key_of("a", 1), key_of("a", "1"), key_of("a"), key_of(("a", 1)), key_of(1, "a"), key_of("a", None)]
     assert len(set(different)) == len(different)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "1.txt is missing": lambda stage: (stage / "1.txt").unlink(),
+    "1.txt was altered": lambda stage: (stage / "1.txt").write_bytes(b""),
+    "4.txt is not of this stage": lambda stage: (stage / "4.txt").write_text("4"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_finished_stage_that_was_damaged_is_named_and_done_again(tmp_path: Path, damage: str) -> None:
+    place = stages(tmp_path).run("encode", "key", Work())
+    DAMAGES[damage](place)
+    with pytest.raises(DatasetError, match=damage):
+        finished_key(place)
+    said, work = io.StringIO(), Work()
+    Stages(tmp_path, Console(file=said)).run("encode", "key", work)
+    assert damage in said.getvalue()
+    assert work.written == [0, 1, 2]
+    assert names(place) == {"0.txt", "1.txt", "2.txt", "stage.json"}
+    assert finished_key(place) == "key"
+
+
+def test_a_stage_of_a_release_that_recorded_no_files_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "encode").mkdir()
+    (tmp_path / "encode" / "stage.json").write_text('{"key": "old"}')
+    assert finished_key(tmp_path / "encode") == "old"
+    with pytest.raises(DatasetError, match="assign is missing"):
+        finished_key(tmp_path / "assign")
+
+
+def test_a_second_run_into_one_directory_is_refused_and_takes_nothing(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(directory: Path, advance: Advance) -> None:
+        (directory / "one.txt").write_text("one")
+        begun.set()
+        assert go_on.wait(30)
+
+    first = threading.Thread(target=lambda: stages(tmp_path).run("encode", "one", slow))
+    first.start()
+    assert begun.wait(30)
+    second = Work()
+    with pytest.raises(TesseraError, match=f"in use by another process .pid {os.getpid()}"):
+        stages(tmp_path).run("encode", "two", second)
+    go_on.set()
+    first.join()
+    assert second.written == []
+    assert names(tmp_path / "encode") == {"one.txt", "stage.json"}
+
+
+def test_a_run_keeps_others_out_between_its_stages(tmp_path: Path) -> None:
+    run = stages(tmp_path)
+    with run.held():
+        run.run("encode", "a", Work())
+        with pytest.raises(TesseraError, match="in use"):
+            stages(tmp_path).run("assign", "b", Work())
+    stages(tmp_path).run("assign", "b", Work())
+    assert names(tmp_path) == {"encode", "assign"}
+
+
+@pytest.mark.parametrize("new_is_there", [True, False])
+def test_a_stop_while_a_stage_is_replaced_loses_neither(tmp_path: Path, new_is_there: bool) -> None:
+    place = stages(tmp_path).run("encode", "one", Work())
+    place.rename(tmp_path / ".encode.old")
+    if new_is_there:
+        place.mkdir()
+    recover_directory(place)
+    assert names(tmp_path) == {"encode"}
+    assert names(place) == (set() if new_is_there else {"0.txt", "1.txt", "2.txt", "stage.json"})
+
+
+class OneInput:
+    """One file that a stage reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stamps = self._now()
+
+    def _now(self) -> list[int]:
+        return [self.path.stat().st_mtime_ns, self.path.stat().st_ino]
+
+    def check(self) -> None:
+        if self._now() != self.stamps:
+            raise TesseraError(f"{self.path} changed")
+
+
+def test_an_input_that_changes_meanwhile_leaves_no_stage_and_no_half_of_it(tmp_path: Path) -> None:
+    path, good = tmp_path / "events.csv", tmp_path / "good.csv"
+    path.write_text("good")
+    run = stages(tmp_path / "out")
+
+    def reads_another(directory: Path, advance: Advance) -> None:
+        path.rename(good)
+        path.write_text("bad")
+        (directory / "read.txt").write_text(path.read_text())
+
+    with pytest.raises(TesseraError, match=r"events\.csv changed"):
+        run.run("encode", "key", reads_another, inputs=OneInput(path))
+    assert names(tmp_path / "out") == set()
+
+
+def test_what_a_stopped_stage_made_of_an_input_put_back_since_is_no_use(tmp_path: Path) -> None:
+    path, good = tmp_path / "events.csv", tmp_path / "good.csv"
+    path.write_text("good")
+    run = stages(tmp_path / "out")
+
+    def killed(directory: Path, advance: Advance) -> None:
+        path.rename(good)
+        path.write_text("bad")
+        (directory / "0.txt").write_text(path.read_text())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run("encode", "key", killed, inputs=OneInput(path))
+    path.write_bytes(good.read_bytes())
+    place = run.run("encode", "key", Work(), inputs=OneInput(path))
+    assert (place / "0.txt").read_text() == "0"
