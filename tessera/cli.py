@@ -22,6 +22,7 @@ from tessera.console import (
     print_json,
 )
 from tessera.ids import ids
+from tessera.migrate import migrate
 from tessera.offline import run_command
 from tessera.operation import doctor, status
 from tessera.rollout import rollout
@@ -107,6 +108,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(rollout, name="rollout")
 app.command()(doctor)
 app.command()(status)
+app.command()(migrate)
 app.command()(bench)
 app.command()(stream)
 app.command()(send)

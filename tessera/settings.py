@@ -88,7 +88,10 @@ class Settings:
     def open_registry(self) -> "Registry":
         """The model registry: MLflow at an address, else on SQLite in `home`."""
         from models.registry import Registry
+        from models.registry_move import check_place
 
+        if not self.mlflow:
+            check_place(self.home / "mlflow.db", self.home / "mlflow")
         self.home.mkdir(parents=True, exist_ok=True)
         return Registry(self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}", artifacts=self.home / "mlflow")
 
