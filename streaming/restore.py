@@ -6,8 +6,11 @@ batches that the deltas name, through the same step without training.
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from features.error import LogError
-from models import delta
+from models import delta, record
 from models.bundle import Bundle
 from models.delta import Source
 from streaming.log import EventLog, Message, Positions
@@ -39,17 +42,23 @@ def restored(log: EventLog, topics: Topics, snapshot: Snapshot | None, step: Ste
     inputs = _Inputs(log, snapshot.inputs if snapshot is not None else {}, committed)
     start = snapshot.deltas if snapshot is not None else 0
     table, weight_seqs = step.ranker.table, step.seqs.copy()
+    admitted: dict[int, NDArray[np.uint64]] = {}
     for message in log.read(topics.deltas, 0, start, log.end_offsets(topics.deltas)[0]):
         change = delta.decode(message.value)
         if change.bundle != bundle.id or change.seq <= (snapshot.seq if snapshot is not None else 0):
             continue
         delta.fold(change, table.weight, table.accumulator, weight_seqs)
+        for found in change.records:
+            # The log decides: an earlier release may have admitted by another count.
+            if found.kind == record.ADMITTED:
+                admitted[change.seq] = record.decode_admitted(found.payload)
         if change.sources:
             step.seq = change.seq - 1
             step.apply(
                 [found for source in change.sources for found in inputs.take(source)],
                 train=False,
                 poison=frozenset(change.poison),
+                admitted=admitted.pop(change.seq, np.zeros(0, dtype=np.uint64)),
             )
     step.seqs = weight_seqs
     inputs.check_end()

@@ -2,7 +2,7 @@
 
     <directory>/<bundle id>/<seq>/
         manifest.json          seq, positions, sha256 of the other files
-        arrays.safetensors     table, optimizer state, row numbers' seqs, histories, admission sketch
+        arrays.safetensors     table, optimizer state, row numbers' seqs, histories, admissions
         memory.msgpack         items and users that the stream added, item versions, recent event ids
 
 What a snapshot holds, the log from its positions on continues: table at offset n = snapshot ⊕ deltas[..n].
@@ -31,7 +31,8 @@ from models.delta import Record
 from streaming.log import Positions
 from streaming.step import Step
 
-FORMAT = 1
+FORMAT = 2
+"""2 keeps the sightings of values in two generations, 1 in one sketch with the published ones; both are read."""
 _ARRAYS, _MEMORY, _MANIFEST = "arrays.safetensors", "memory.msgpack", "manifest.json"
 _LOGGER = logging.getLogger(__name__)
 
@@ -85,9 +86,7 @@ class Snapshot:
             "visit_items": visits.item.copy(),
             "visit_times": visits.time.copy(),
             "visitors": np.array(sorted(step.visitors), dtype=np.int64),
-            "sketch": catalogue.admission.live.copy(),
-            "admitted": catalogue.admission.added.copy(),
-        }
+        } | catalogue.admission.state()
         memory = _Memory(
             users=catalogue.user_ids[step.published_users :],
             items=catalogue.item_ids[step.published_items :],
@@ -105,7 +104,7 @@ class Snapshot:
         table.weight.copy_(torch.from_numpy(arrays["weight"]))
         table.accumulator.copy_(torch.from_numpy(arrays["accumulator"]))
         step.seqs = arrays["seqs"].copy()
-        catalogue.admission.restore(arrays["sketch"], arrays["admitted"])
+        catalogue.admission.restore(arrays)
         catalogue.number_users(memory.users)
         catalogue.number_items(memory.items)
         written = {name: data for name, data in memory.item_records.items() if data != record.TOMBSTONE}
@@ -199,7 +198,7 @@ class Snapshots:
     def _load(directory: Path, bundle: str) -> Snapshot:
         try:
             manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Manifest)
-            if (manifest.format, manifest.bundle) != (FORMAT, bundle):
+            if not 1 <= manifest.format <= FORMAT or manifest.bundle != bundle:
                 raise BundleError(f"{directory}: made for {manifest.bundle} in format {manifest.format}; not used")
             if file_hashes(directory) != manifest.files:
                 raise BundleError(f"{directory}: altered since it was written (sha256 differs); not used")

@@ -36,6 +36,8 @@ LATENESS_S = 3_600
 """How much older than the newest event of its partition an event may be, in seconds of event time."""
 # An event's clock may be ahead of the log's by this much; one far in the future would make all others late.
 _AHEAD_US = 24 * 3_600 * 1_000_000
+# Rows of the table that can be marked and searched while one row of a batch is sorted.
+_SORT_COST = 256
 
 
 @dataclass
@@ -92,7 +94,12 @@ class Step:
             self._decoders[topics.items] = item_decoder(self._dataset.items)
 
     def apply(
-        self, messages: Sequence[Message], *, train: bool = True, poison: AbstractSet[Address] = frozenset()
+        self,
+        messages: Sequence[Message],
+        *,
+        train: bool = True,
+        poison: AbstractSet[Address] = frozenset(),
+        admitted: NDArray[np.uint64] | None = None,
     ) -> Outcome:
         """Advances the state by a batch: first its items, then its events, each in order.
 
@@ -101,6 +108,7 @@ class Step:
             train: False leaves the table as it is: how the rest comes back after a restart, when the rows come from
                 the deltas.
             poison: messages to set aside unseen, since the step fails at them.
+            admitted: keys of the values that the batch admitted, where the deltas say so.
         """
         outcome = Outcome()
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
@@ -116,7 +124,7 @@ class Step:
                 outcome.bad.append(Bad(message, error.cause, str(error)))
         self.seq += 1
         records = self._items(inbox[self._topics.items], outcome)
-        touched, changes = self._events(inbox[self._topics.events], outcome, train=train)
+        touched, changes = self._events(inbox[self._topics.events], outcome, train, admitted)
         self.seqs[touched] = self.seq
         if train:
             table = self.ranker.table
@@ -213,7 +221,9 @@ class Step:
 
     # Events.
 
-    def _events(self, inbox: _Inbox, outcome: Outcome, *, train: bool) -> tuple[NDArray[np.int64], list[Record]]:
+    def _events(
+        self, inbox: _Inbox, outcome: Outcome, train: bool, admitted: NDArray[np.uint64] | None
+    ) -> tuple[NDArray[np.int64], list[Record]]:
         nothing = np.zeros(0, dtype=np.int64)
         frame = self._fresh(inbox, outcome)
         if not frame.height:
@@ -224,7 +234,7 @@ class Step:
         catalogue, schema = self.catalogue, self.bundle.schema
         context = Entities(schema, "event", frame, catalogue.admission)
         assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
-        admitted = catalogue.admission.sight(*assembler.sightings(examples))
+        admitted = catalogue.admission.sight(*assembler.sightings(examples), admitted=admitted)
         touched = self._train(assembler.batch(self._with_negatives(examples)), outcome) if train else nothing
         records = self._history_records(changed)
         # An item that only events name is rankable too, by its id alone.
@@ -320,10 +330,7 @@ class Step:
         (loss / self.bundle.manifest.training.batch).backward()
         self.ranker.table.step()
         outcome.labels, outcome.logits = batch.labels.numpy(), logits.detach().numpy()
-        # A mark for every row costs less than sorting the rows of a batch.
-        touched = np.zeros(len(self.seqs), dtype=np.bool_)
-        touched[batch.values.numpy()] = True
-        return np.flatnonzero(touched)
+        return _distinct(batch.values.numpy(), len(self.seqs))
 
     def _bare_item(self) -> bytes:
         zero = np.zeros(self.catalogue.vectors.shape[1], dtype="<f4").tobytes()
@@ -342,6 +349,16 @@ class Step:
         visits = self.history.visits(user)
         ids = self.catalogue.item_ids
         return record.HistoryRecord(items=[ids[item] for item, _ in visits], times=[time for _, time in visits])
+
+
+def _distinct(rows: NDArray[np.int64], table_rows: int) -> NDArray[np.int64]:
+    """The distinct rows of a batch, ascending."""
+    if _SORT_COST * len(rows) < table_rows:
+        return np.unique(rows)
+    # A mark for every row of the table costs less than sorting the rows of the batch.
+    touched = np.zeros(table_rows, dtype=np.bool_)
+    touched[rows] = True
+    return np.flatnonzero(touched)
 
 
 def _sources(messages: Sequence[Message]) -> list[Source]:

@@ -1,20 +1,22 @@
 """Admission: a value reads rows only after enough sightings, counted never too low."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.error import BundleError
 from features.hashing import fingerprint
 from features.history import Jagged
-from models.admission import MOST_SIGHTINGS, Admission, Sketch, value_keys
+from models.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, Recent, Sketch, value_keys
 from models.dropout import DropoutConfig, ValueDropout
+from models.key_set import KeySet
 from models.lookup import Assembler, Entities, Examples
 from models.schema import Feature, Schema
 
@@ -42,14 +44,15 @@ def test_a_sketch_counts_exactly_in_room_and_never_too_low_without(keys: list[in
             np.testing.assert_array_equal(sketch.count(array), true)
 
 
-@given(KEYS, st.integers(0, 40))
-def test_a_sketch_of_two_halves_is_the_sketch_of_the_whole(keys: list[int], cut: int) -> None:
+@given(KEYS, st.integers(0, 40), st.sampled_from([4, 1 << 16]))
+def test_a_sketch_of_two_parts_counts_no_lower_than_their_sum(keys: list[int], cut: int, width: int) -> None:
     array = np.array(keys, dtype=np.uint64)
-    whole, halves = Sketch.sized(len(keys)), Sketch.sized(len(keys))
-    whole.add(array, ones(array))
+    halves = Sketch.wide(width)
     for part in (array[:cut], array[cut:]):
         halves.add(part, ones(part))
-    assert whole.cells.tobytes() == halves.cells.tobytes()
+    true = np.array([(array == key).sum() for key in array])
+    assert (halves.count(array) >= true).all()
+    assert width == 4 or (halves.count(array) == true).all()
 
 
 def test_few_of_many_unseen_values_are_taken_for_seen() -> None:
@@ -90,6 +93,108 @@ def test_another_one_that_is_told_the_keys_admits_the_same() -> None:
         server.admit(trainer.sight(rng.choice(every, 20), ones(every[:20])))
         np.testing.assert_array_equal(server.admits(every), trainer.admits(every))
     assert 0 < trainer.admits(every).sum() < 50
+
+
+def test_what_the_log_says_was_admitted_brings_back_the_same_state_and_so_does_a_copy_of_it() -> None:
+    rng = np.random.default_rng(1)
+    every = rng.integers(0, 2**64, 60, dtype=np.uint64)
+    first, again = Admission(Sketch.sized(10), 3), Admission(Sketch.sized(10), 3)
+    for number in range(8):
+        keys, times = rng.choice(every, 30), rng.integers(1, 2, 30)
+        told = first.sight(keys, times)
+        assert again.sight(keys, times, admitted=told).tobytes() == told.tobytes()
+        if number == 4:
+            copy = Admission(Sketch.sized(10), 3)
+            copy.restore(again.state())
+            again = copy
+    assert 0 < len(first.added) < 60
+    assert {name: found.tobytes() for name, found in first.state().items()} == {
+        name: found.tobytes() for name, found in again.state().items()
+    }
+
+
+def test_a_state_of_before_there_were_generations_keeps_what_the_stream_had_sighted() -> None:
+    published = Sketch.sized(10)
+    published.add(keys_of("trained"), np.array([1]))
+    live = Sketch(published.cells.copy())
+    live.add(keys_of("trained", "streamed"), np.array([1, 2]))
+    old = Admission(published, 3)
+    old.restore({"sketch": live.cells, "admitted": keys_of("before")})
+    assert old.admits(keys_of("before", "trained", "streamed")).tolist() == [True, False, False]
+    assert sorted(old.sight(keys_of("trained", "streamed", "new"), np.array([1, 1, 1]))) == sorted(
+        keys_of("trained", "streamed")
+    )
+
+
+def test_new_values_are_not_taken_for_seen_however_many_came_before() -> None:
+    rng = np.random.default_rng(0)
+    admission = Admission(Sketch.sized(10_000), 2)
+    shares = []
+    for _ in range(12):
+        keys = rng.integers(0, 2**64, 25_000, dtype=np.uint64)
+        shares.append(len(admission.sight(keys, ones(keys))) / len(keys))
+    assert max(shares) <= FALSE_SIGHTINGS
+    # A second sighting within the capacity is never missed.
+    assert np.isin(keys, admission.added).mean() <= FALSE_SIGHTINGS
+    admission.sight(keys[:1_000], ones(keys[:1_000]))
+    assert np.isin(keys[:1_000], admission.added).all()
+
+
+def test_forgetting_depends_on_the_sightings_not_on_how_they_are_cut() -> None:
+    keys = np.unique(np.random.default_rng(2).integers(0, 2**64, 300, dtype=np.uint64))
+    whole, parts = Recent(512), Recent(512)
+    whole.add(keys, ones(keys))
+    for part in np.array_split(keys, 7):
+        parts.add(part, ones(part))
+    assert [parts.state()[name].tobytes() for name in ("older", "newer", "held")] == [
+        whole.state()[name].tobytes() for name in ("older", "newer", "held")
+    ]
+    assert (whole.count(keys[-64:]) >= 1).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.integers(0, 20) | st.integers(0, 2**64 - 1), max_size=50), max_size=8), st.booleans())
+def test_a_key_set_is_a_set(batches: list[list[int]], big: bool) -> None:
+    true: set[int] = set(range(3_000, 6_000)) if big else set()
+    found = KeySet(np.array(sorted(true), dtype=np.uint64))
+    for batch in batches:
+        found.add(np.array(batch, dtype=np.uint64))
+        true |= set(batch)
+        asked = np.array([*batch, *range(25), 5_999], dtype=np.uint64)
+        assert found.holds(asked).tolist() == [int(key) in true for key in asked]
+    assert len(found) == len(true)
+    assert found.sorted().tolist() == sorted(true)
+
+
+def test_a_key_set_that_grows_moves_little_at_a_time_and_loses_nothing() -> None:
+    keys = np.random.default_rng(3).integers(1, 2**64, 20_000, dtype=np.uint64)
+    found, moving = KeySet(), 0
+    for start in range(0, len(keys), 100):
+        found.add(keys[start : start + 100])
+        assert found.holds(keys[: start + 100]).all()
+        moving += found._old is not None
+    assert moving > 3
+    assert not found.holds(keys ^ np.uint64(1)).any()
+    assert found.slots <= 5 * len(keys)
+    np.testing.assert_array_equal(found.sorted(), np.unique(keys))
+
+
+def test_a_question_and_an_admission_cost_the_same_whatever_was_admitted_before() -> None:
+    rng = np.random.default_rng(4)
+    few, many = Admission(Sketch.sized(10), 2), Admission(Sketch.sized(10), 2)
+    many.admit(rng.integers(0, 2**64, 400_000, dtype=np.uint64))
+
+    def least_s(admission: Admission) -> float:
+        took = []
+        for _ in range(15):
+            keys = rng.integers(0, 2**64, 64, dtype=np.uint64)
+            began = time.process_time()
+            admission.admits(keys)
+            admission.admit(keys)
+            took.append(time.process_time() - began)
+        return min(took)
+
+    assert least_s(many) < 5 * least_s(few)
 
 
 @pytest.mark.parametrize("threshold", [-1, 256])
