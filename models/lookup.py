@@ -47,26 +47,24 @@ class Entities:
             name: ColumnValues(frame[name], schema, feature, admission) for name, feature in schema.columns(of).items()
         }
         self._numeric = Growable(self._scaled(frame))
-        # Where each entity's current version lies; an update appends a version and points here.
-        self._at = Growable(np.arange(frame.height, dtype=np.int64))
 
     @property
     def size(self) -> int:
         """N, the number of entities."""
-        return len(self._at.array)
+        return len(self._numeric.array)
 
     def rows(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gathers a column of entities (M,): the rows of their values (n, c) and their value counts (M,)."""
-        return self._columns[column].rows(self._at.array[index])
+        return self._columns[column].rows(index)
 
     def sightings(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
-        return self._columns[column].sightings(self._at.array[index])
+        return self._columns[column].sightings(index)
 
     def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """(M,) float32 of one numeric feature, standardised, missing values 0."""
         position = [feature.name for feature in self._numeric_features].index(name)
-        found: NDArray[np.float32] = self._numeric.array[self._at.array[index], position]
+        found: NDArray[np.float32] = self._numeric.array[index, position]
         return found
 
     def admit(self, admission: Admission) -> None:
@@ -77,21 +75,22 @@ class Entities:
 
     def append(self, frame: pl.DataFrame) -> None:
         """Adds entities after the last one."""
-        versions = len(self._numeric.array)
-        self._add_versions(frame)
-        self._at.extend(np.arange(versions, versions + frame.height, dtype=np.int64))
+        index = np.arange(self.size, self.size + frame.height, dtype=np.int64)
+        self._numeric.extend(np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32))
+        self._put(index, frame)
 
     def replace(self, index: NDArray[np.int64], frame: pl.DataFrame) -> None:
         """Gives the entities `index` (M,) new values; of an entity that stands there twice the last ones count."""
-        versions = len(self._numeric.array)
-        self._add_versions(frame)
-        self._at.array[index] = np.arange(versions, versions + frame.height, dtype=np.int64)
+        distinct, place = np.unique(index[::-1], return_index=True)
+        if len(distinct) < len(index):
+            index, frame = distinct, frame[(len(index) - 1 - place).tolist()]
+        self._put(index, frame)
 
-    def _add_versions(self, frame: pl.DataFrame) -> None:
+    def _put(self, index: NDArray[np.int64], frame: pl.DataFrame) -> None:
         more = Entities(self._schema, self._of, frame, self.admission)
         for name, values in more._columns.items():
-            self._columns[name].extend(values)
-        self._numeric.extend(more._numeric.array)
+            self._columns[name].put(index, values)
+        self._numeric.array[index] = more._numeric.array
 
     def _scaled(self, frame: pl.DataFrame) -> NDArray[np.float32]:
         out = np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32)

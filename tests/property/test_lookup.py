@@ -271,3 +271,17 @@ def test_a_schema_survives_json() -> None:
     assert Schema.from_json(SCHEMA.to_json()) == SCHEMA
     with pytest.raises(BundleError, match="schema"):
         Schema.from_json({"rows": "many"})
+
+
+def test_what_an_update_replaces_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.values._SPARE", 10)
+    rows = [(f"i{number}", ["a"], 1.0) for number in range(40)]
+    changed = entities("item", frame("item", rows))
+    held: list[int] = []
+    for update in range(300):
+        rows = [(name, [f"t{update}", f"u{update % 3}"][: 1 + update % 2], float(update)) for name, *_ in rows]
+        changed.replace(np.arange(40), frame("item", rows))
+        held += [column.values + column._lists.room for column in changed._columns.values()]
+    # Twice what is in use, and what one update adds before it is looked at.
+    assert max(held[-100:]) == max(held[100:200]) <= (2 * 80 + 10) + (2 * 80 + 10)
+    same_entities(changed, entities("item", frame("item", rows)), "item")
