@@ -7,9 +7,12 @@ A filter is a tree: comparisons of one column at the leaves, `and`, `or` and `no
 A column of lists holds a value when one of its elements is that value. An item without a value matches no comparison
 but `"eq": null`.
 
+Attributes change in place, so whoever puts keeps searches out.
+
 Shape letters: N items, M chosen ones, V distinct values of a column.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -22,10 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, Stri
 
 from features.column import canonical, typed
 from features.error import EventError
-from models.values import Growable, gather, kept
+from models.values import CodeLists, Growable, coded, kept
 
 MOST_DEPTH, MOST_PARTS, MOST_VALUES = 16, 256, 1_000
 _SAMPLE = 2_048
+# So many values may be unused before any are dropped, however few there are.
+_SPARE = 1_024
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -95,18 +100,18 @@ class Filter(BaseModel):
 
 
 class _Column(Protocol):
-    """One attribute of all versions of all items; an item's newest version is the one that counts."""
+    """One attribute of all items, by item number, changed in place."""
 
-    def extend(self, values: pl.Series) -> None:
-        """Appends versions."""
+    def put(self, numbers: Ints, values: pl.Series) -> None:
+        """Gives distinct items (M,) new values (M,); an item beyond the last is added, those between hold none."""
         ...
 
-    def test(self, leaf: Filter) -> Callable[[Ints], Bools]:
-        """What tells for versions (M,) which hold what a comparison asks for."""
+    def test(self, leaf: Filter, items: Ints | slice) -> Bools:
+        """Which of the items (M,) hold what a comparison asks for."""
         ...
 
     def share(self, leaf: Filter) -> float:
-        """The share of versions, about, for which it would."""
+        """The share of items, about, that do."""
         ...
 
 
@@ -121,26 +126,32 @@ class Attributes:
     def __init__(self, items: pl.DataFrame, names: Sequence[str]) -> None:
         self._types = {name: items.schema[name] for name in names}
         self._columns: dict[str, _Column] = {name: _open(name, items[name]) for name in names}
-        self._at = Growable(np.arange(items.height, dtype=np.int64))
-        self._versions = items.height
-        self.changes = 0
+        # Items of which anything is known; a number between them may be nobody's.
+        self._known: Growable[np.bool_] = Growable(np.ones(items.height, dtype=bool))
 
     def put(self, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Gives items (M,) new attributes, or new items their first; a row without a column holds no value there."""
-        if not numbers:
+        """Gives items (M,) new attributes, or new items their first; a row without a column holds no value there.
+
+        Of an item that comes twice the last row counts. When a value does not fit its column, nothing is changed.
+        """
+        last = dict(zip(numbers, rows, strict=True))
+        if not last:
             return
-        most = max(numbers)
-        if most >= len(self._at.array):
-            self._at.extend(np.full(most + 1 - len(self._at.array), -1, dtype=np.int64))
+        index = np.fromiter(last, dtype=np.int64, count=len(last))
+        values = {
+            name: typed(name, [row.get(name) for row in last.values()], dtype) for name, dtype in self._types.items()
+        }
         for name, column in self._columns.items():
-            column.extend(typed(name, [row.get(name) for row in rows], self._types[name]))
-        self._at.array[list(numbers)] = np.arange(self._versions, self._versions + len(numbers))
-        self._versions += len(numbers)
-        self.changes += 1
+            column.put(index, values[name])
+        _make_room(self._known, index)
+        self._known.array[index] = True
 
     def mask(self, wanted: Filter, size: int) -> Bools:
         """Which of the items 0..size-1 match, (size,)."""
-        return self.matches(wanted, np.arange(size, dtype=np.int64))
+        found = np.zeros(size, dtype=bool)
+        inside = slice(0, min(size, len(self._known.array)))
+        found[inside] = self._judge(wanted, inside) & self._known.array[inside]
+        return found
 
     def matches(self, wanted: Filter, numbers: Ints) -> Bools:
         """Which of some items (M,) match, (M,).
@@ -148,9 +159,11 @@ class Attributes:
         Raises:
             EventError: the filter names a column that is not filterable, or compares one with a value of another kind.
         """
-        inside = numbers < len(self._at.array)
-        versions = np.where(inside, self._at.array[np.where(inside, numbers, 0)], -1) if len(numbers) else numbers
-        return self._judge(wanted, versions)
+        found = np.zeros(len(numbers), dtype=bool)
+        inside = np.flatnonzero(numbers < len(self._known.array))
+        known = inside[self._known.array[numbers[inside]]]
+        found[known] = self._judge(wanted, numbers[known])
+        return found
 
     def share(self, wanted: Filter) -> float:
         """About which share of the items matches, from counts and samples; columns are taken as independent."""
@@ -162,23 +175,17 @@ class Attributes:
             return 1.0 - self.share(wanted.none)
         return self._column(wanted).share(wanted)
 
-    def _judge(self, wanted: Filter, versions: Ints) -> Bools:
+    def _judge(self, wanted: Filter, items: Ints | slice) -> Bools:
+        """Judges items as if all were known."""
         if wanted.every:
-            every: Bools = np.logical_and.reduce([self._judge(part, versions) for part in wanted.every])
+            every: Bools = np.logical_and.reduce([self._judge(part, items) for part in wanted.every])
             return every
         if wanted.some:
-            some: Bools = np.logical_or.reduce([self._judge(part, versions) for part in wanted.some])
+            some: Bools = np.logical_or.reduce([self._judge(part, items) for part in wanted.some])
             return some
         if wanted.none:
-            # An item of which nothing is known matches nothing, negated or not.
-            return ~self._judge(wanted.none, versions) & (versions >= 0)
-        found = np.zeros(len(versions), dtype=bool)
-        known = versions >= 0
-        test = self._column(wanted).test(wanted)
-        if known.all():
-            return test(versions)
-        found[known] = test(versions[known])
-        return found
+            return ~self._judge(wanted.none, items)
+        return self._column(wanted).test(wanted, items)
 
     def _column(self, leaf: Filter) -> _Column:
         name = str(leaf.column)
@@ -196,66 +203,109 @@ class _Categories:
     def __init__(self, name: str, values: pl.Series) -> None:
         self._name = name
         self._numbers: dict[str, int] = {}
-        self._codes = Growable(np.zeros(0, dtype=np.int32))
-        self._offsets = Growable(np.zeros(1, dtype=np.int64))
-        self._single = True
-        self._counts: NDArray[np.int64] | None = None
-        self.extend(values)
+        # The values in order, and their codes: a range of text is a part of them.
+        self._sorted: list[str] = []
+        self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._lists = CodeLists()
+        self._counts: Growable[np.int64] = Growable(np.zeros(0, dtype=np.int64))
+        self._most_values = 0
+        self.put(np.arange(len(values), dtype=np.int64), values)
 
-    def extend(self, values: pl.Series) -> None:
-        found = canonical(values)
-        if found.dtype == pl.List:
-            lengths = found.list.len().fill_null(0).to_numpy().astype(np.int64)
-            flat = found.filter(found.list.len().fill_null(0) > 0).explode()
-        else:
-            lengths = found.is_not_null().to_numpy().astype(np.int64)
-            flat = found.drop_nulls()
-        distinct = flat.unique(maintain_order=True)
-        for value in distinct.to_list():
-            self._numbers.setdefault(value, len(self._numbers))
-        local = flat.cast(pl.Enum(distinct)).to_physical().to_numpy() if len(flat) else np.zeros(0, dtype=np.int32)
-        places = np.array([self._numbers[value] for value in distinct.to_list()], dtype=np.int32)
-        self._codes.extend(places[local] if len(local) else local.astype(np.int32))
-        self._offsets.extend(self._offsets.array[-1] + np.cumsum(lengths))
-        self._single = self._single and bool((lengths == 1).all())
-        self._counts = None
+    def put(self, numbers: Ints, values: pl.Series) -> None:
+        local, lengths, distinct = coded(canonical(values))
+        codes = self._number(distinct)[local].astype(np.int32)
+        replaced, _ = self._lists.take(numbers[numbers < self._lists.size])
+        np.subtract.at(self._counts.array, replaced, 1)
+        np.add.at(self._counts.array, codes, 1)
+        self._lists.put(numbers, codes, lengths)
+        if len(self._numbers) > self._most_values:
+            self._drop_unused()
 
-    def test(self, leaf: Filter) -> Callable[[Ints], Bools]:
+    def test(self, leaf: Filter, items: Ints | slice) -> Bools:
+        codes, lengths = self._lists.take(items)
         if _asks_for_none(leaf):
-            return lambda versions: np.diff(self._offsets.array)[versions] == 0
-        chosen = self._chosen(leaf)
-        if self._single:
-            return lambda versions: chosen[self._codes.array[versions]]
-        return lambda versions: self._any(chosen, versions)
+            empty: Bools = lengths == 0
+            return empty
+        chosen = self._chosen(leaf)[codes]
+        if len(codes) == len(lengths) and (lengths == 1).all():
+            return chosen
+        return kept(chosen, lengths) > 0
 
     def share(self, leaf: Filter) -> float:
-        size = max(len(self._offsets.array) - 1, 1)
+        size = max(self._lists.size, 1)
         if _asks_for_none(leaf):
-            return float((np.diff(self._offsets.array) == 0).sum()) / size
-        if self._counts is None:
-            self._counts = np.bincount(self._codes.array, minlength=len(self._numbers))
-        return min(1.0, float(self._counts[self._chosen(leaf)].sum()) / size)
+            _, lengths = self._lists.take(slice(None, None, max(1, size // _SAMPLE)))
+            return float((lengths == 0).mean()) if len(lengths) else 0.0
+        return min(1.0, float(self._counts.array[self._chosen(leaf)].sum()) / size)
 
-    def _any(self, chosen: Bools, versions: Ints) -> Bools:
-        positions, lengths = gather(self._offsets.array, versions)
-        return kept(chosen[self._codes.array[positions]], lengths) > 0
+    def _number(self, distinct: pl.Series) -> Ints:
+        """The codes of distinct values (m,); new values get the next ones."""
+        new = [value for value in distinct.to_list() if value not in self._numbers]
+        if new:
+            first = len(self._numbers)
+            self._numbers.update(zip(new, range(first, first + len(new)), strict=True))
+            self._counts.extend(np.zeros(len(new), dtype=np.int64))
+            order = pl.Series(new).arg_sort().to_numpy().astype(np.int64)
+            self._merge([new[place] for place in order.tolist()], first + order)
+        return np.array([self._numbers[value] for value in distinct.to_list()], dtype=np.int64)
+
+    def _merge(self, values: list[str], codes: Ints) -> None:
+        """Takes new values, in order, into the order."""
+        if not self._sorted:
+            self._sorted, self._order = values, codes
+            return
+        places = [bisect_left(self._sorted, value) for value in values]
+        self._order = np.insert(self._order, places, codes)
+        merged: list[str] = []
+        start = 0
+        for place, value in zip(places, values, strict=True):
+            merged += self._sorted[start:place]
+            merged.append(value)
+            start = place
+        self._sorted = merged + self._sorted[start:]
+
+    def _drop_unused(self) -> None:
+        """Forgets values that no item holds any more, once they are the larger part."""
+        used = np.flatnonzero(self._counts.array)
+        if 2 * len(used) + _SPARE < len(self._numbers):
+            used = self._lists.renumber()
+            new = np.full(len(self._numbers), -1, dtype=np.int64)
+            new[used] = np.arange(len(used))
+            order = new[self._order]
+            self._sorted = [value for value, code in zip(self._sorted, order.tolist(), strict=True) if code >= 0]
+            self._order = order[order >= 0]
+            self._numbers = dict(zip(self._sorted, self._order.tolist(), strict=True))
+            self._counts = Growable(self._counts.array[used])
+        self._most_values = 2 * len(used) + _SPARE
 
     def _chosen(self, leaf: Filter) -> Bools:
         """Which of the V values are asked for."""
         chosen = np.zeros(len(self._numbers), dtype=bool)
         if leaf.column is not None and {"gt", "gte", "lt", "lte"} & leaf.model_fields_set:
-            bounds = {name: getattr(leaf, name) for name in ("gt", "gte", "lt", "lte")}
-            wrong = next((v for v in bounds.values() if v is not None and not isinstance(v, str)), None)
-            if wrong is not None:
-                raise EventError(f"filter: column {self._name!r} holds text, which has no order beside {wrong!r}")
-            for value, number in self._numbers.items():
-                chosen[number] = _within(value, **bounds)
+            chosen[self._order[self._range(leaf)]] = True
             return chosen
         asked = leaf.one_of if leaf.one_of is not None else [leaf.eq]
         for text in (canonical(pl.Series([value]))[0] for value in asked):
             if text in self._numbers:
                 chosen[self._numbers[text]] = True
         return chosen
+
+    def _range(self, leaf: Filter) -> slice:
+        """Where the values within bounds lie in the order."""
+        bounds = {name: getattr(leaf, name) for name in ("gt", "gte", "lt", "lte")}
+        wrong = next((bound for bound in bounds.values() if bound is not None and not isinstance(bound, str)), None)
+        if wrong is not None:
+            raise EventError(f"filter: column {self._name!r} holds text, which has no order beside {wrong!r}")
+        start, stop = 0, len(self._sorted)
+        if bounds["gt"] is not None:
+            start = max(start, bisect_right(self._sorted, bounds["gt"]))
+        if bounds["gte"] is not None:
+            start = max(start, bisect_left(self._sorted, bounds["gte"]))
+        if bounds["lt"] is not None:
+            stop = min(stop, bisect_left(self._sorted, bounds["lt"]))
+        if bounds["lte"] is not None:
+            stop = min(stop, bisect_right(self._sorted, bounds["lte"]))
+        return slice(start, max(start, stop))
 
 
 class _Numbers:
@@ -269,35 +319,30 @@ class _Numbers:
         self._narrow = values.dtype == pl.Float32
         self._values: Growable[Any] = Growable(np.zeros(0, dtype=np.int64 if whole else np.float64))
         self._present: Growable[np.bool_] = Growable(np.zeros(0, dtype=bool))
-        self._sample: NDArray[Any] | None = None
-        self.extend(values)
+        self.put(np.arange(len(values), dtype=np.int64), values)
 
-    def extend(self, values: pl.Series) -> None:
+    def put(self, numbers: Ints, values: pl.Series) -> None:
         if self._time:
             values = values.cast(pl.Datetime("us")).dt.epoch("us")
         elif values.dtype.is_float():
             values = values.fill_nan(None)
         dtype = self._values.array.dtype
-        present = values.is_not_null().to_numpy()
-        self._values.extend(values.fill_null(0).cast(pl.Float64 if dtype == np.float64 else pl.Int64).to_numpy())
-        self._present.extend(present)
-        self._sample = None
+        filled = values.fill_null(0).cast(pl.Float64 if dtype == np.float64 else pl.Int64).to_numpy()
+        _make_room(self._values, numbers)
+        _make_room(self._present, numbers)
+        self._values.array[numbers] = filled
+        self._present.array[numbers] = values.is_not_null().to_numpy()
 
-    def test(self, leaf: Filter) -> Callable[[Ints], Bools]:
-        holds = self._holds(leaf)
+    def test(self, leaf: Filter, items: Ints | slice) -> Bools:
+        present = self._present.array[items]
         if _asks_for_none(leaf):
-            return lambda versions: ~self._present.array[versions]
-        return lambda versions: holds(self._values.array[versions]) & self._present.array[versions]
+            return ~present
+        held: Bools = self._holds(leaf)(self._values.array[items]) & present
+        return held
 
     def share(self, leaf: Filter) -> float:
-        present = float(self._present.array.mean()) if len(self._present.array) else 0.0
-        if _asks_for_none(leaf):
-            return 1.0 - present
-        if self._sample is None:
-            values = self._values.array[self._present.array]
-            step = max(1, len(values) // _SAMPLE)
-            self._sample = values[::step]
-        return present * float(self._holds(leaf)(self._sample).mean()) if len(self._sample) else 0.0
+        size = len(self._present.array)
+        return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
 
     def _holds(self, leaf: Filter) -> Callable[[NDArray[Any]], Bools]:
         if leaf.one_of is not None:
@@ -337,6 +382,13 @@ def _open(name: str, values: pl.Series) -> _Column:
     if dtype == pl.Null:
         values = values.cast(pl.String)
     return _Categories(name, values)
+
+
+def _make_room(column: Growable[Any], numbers: Ints) -> None:
+    """Adds items without a value up to the last of `numbers`."""
+    more = int(numbers.max(initial=-1)) + 1 - len(column.array)
+    if more > 0:
+        column.extend(np.zeros(more, dtype=column.array.dtype))
 
 
 def _asks_for_none(leaf: Filter) -> bool:

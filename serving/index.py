@@ -94,6 +94,19 @@ class Matches:
             self._selector = faiss.IDSelectorBitmap(self._bits)
         return self._selector
 
+    def changed(self, numbers: Ints, held: NDArray[np.bool_], size: int) -> "Matches":
+        """The matches after distinct items (M,), ascending, were judged again: `held` (M,) tells which match now.
+
+        Costs a copy of the numbers, and what the M items cost; the other items are not judged.
+        """
+        place = np.searchsorted(self.numbers, numbers)
+        there = np.zeros(len(numbers), dtype=bool)
+        inside = place < len(self.numbers)
+        there[inside] = self.numbers[place[inside]] == numbers[inside]
+        left = np.delete(self.numbers, place[there & ~held])
+        added = numbers[held & ~there]
+        return Matches(np.insert(left, np.searchsorted(left, added), added), size)
+
 
 class VectorIndex:
     """Vectors by number, found by inner product; numbers may be added, changed and removed while others search.
@@ -164,6 +177,12 @@ class VectorIndex:
         whole = np.zeros(size, dtype=bool)
         whole[: len(mask)] = mask[:size]
         return Matches(np.flatnonzero(whole & self._present.array), size)
+
+    def rejudged(self, matches: Matches, numbers: Ints, held: NDArray[np.bool_]) -> Matches:
+        """Matches after distinct items (M,), ascending, changed: those that `held` (M,) names and that can be found."""
+        with self._lock:
+            present = self._present.array
+            return matches.changed(numbers, held & present[numbers], len(present))
 
     def search(self, query: Floats, k: int, matches: Matches | None = None) -> tuple[Ints, Floats, Plan]:
         """The k nearest to a query (D,), best first, of `matches` or of all: numbers and inner products (≤ k,)."""

@@ -13,16 +13,20 @@ import numpy as np
 
 from features import trace
 from models.catalogue import Catalogue
+from models.values import Growable
 from serving.filter import Attributes, Filter
 from serving.index import Floats, Ints, Matches, Plan, VectorIndex
 
 _REMEMBERED = 128
+# So many changes are kept for filters to judge, or as many as there are items.
+_LEAST_CHANGES = 4_096
 
 
 class Searcher:
     """Vectors and attributes by number: the nearest of those that match a filter.
 
-    What a filter matches is remembered until something changes, since the same filters come again and again.
+    What a filter matches is remembered, since the same filters come again and again. When items change, a remembered
+    filter judges those items alone, once it is asked for again.
 
     Args:
         vectors: (N, D) float32; a zero row is not found.
@@ -33,8 +37,9 @@ class Searcher:
         self.attributes = attributes
         self.index = VectorIndex(vectors)
         self._lock = threading.Lock()
-        self._remembered: OrderedDict[str, Matches] = OrderedDict()
-        self._changes = 0
+        # By filter: what it matches, and how many of the changes that is after.
+        self._remembered: OrderedDict[str, tuple[Matches, int]] = OrderedDict()
+        self._changed = Growable(np.zeros(0, dtype=np.int64))
 
     def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds numbers (M,), or changes those that are there: vectors (M, D) and attributes."""
@@ -42,12 +47,15 @@ class Searcher:
         self.index.put(numbers, vectors)
         if self.index.outgrown:
             self.index = self.index.rebuilt()
-        self.forget()
+        with self._lock:
+            self._changed.extend(numbers)
+            if len(self._changed.array) > max(_LEAST_CHANGES, self.index.rows):
+                self._changed = Growable(np.zeros(0, dtype=np.int64))
+                self._remembered.clear()
 
     def forget(self) -> None:
-        """Forgets what filters match; the next search judges anew."""
+        """Forgets what filters match; the next search judges all items again."""
         with self._lock:
-            self._changes += 1
             self._remembered.clear()
 
     def search(self, query: Floats, k: int, wanted: Filter | None = None) -> tuple[Ints, Floats, Plan]:
@@ -59,20 +67,41 @@ class Searcher:
         index = self.index
         if wanted is None:
             return index.search(query, k)
-        with self._lock:
-            matches, changes = self._remembered.get(wanted.key), self._changes
+        matches = self._known_matches(index, wanted)
         if matches is None:
             share = self.attributes.share(wanted)
             found = index.search_after(query, k, share, lambda numbers: self.attributes.matches(wanted, numbers))
             if found is not None:
                 return found
-            matches = index.matches(self.attributes.mask(wanted, index.rows))
             with self._lock:
-                if changes == self._changes:
-                    self._remembered[wanted.key] = matches
-                    while len(self._remembered) > _REMEMBERED:
-                        self._remembered.popitem(last=False)
+                changes = self._changed
+                after = len(changes.array)
+            matches = index.matches(self.attributes.mask(wanted, index.rows))
+            self._remember(wanted, matches, changes, after)
         return index.search(query, k, matches)
+
+    def _known_matches(self, index: VectorIndex, wanted: Filter) -> Matches | None:
+        """What a filter matched when it was last asked, with the items judged again that have changed since."""
+        with self._lock:
+            known = self._remembered.get(wanted.key)
+            if known is None:
+                return None
+            self._remembered.move_to_end(wanted.key)
+            matches, after = known
+            changes = self._changed
+            changed, now = np.unique(changes.array[after:]), len(changes.array)
+        if len(changed):
+            matches = index.rejudged(matches, changed, self.attributes.matches(wanted, changed))
+            self._remember(wanted, matches, changes, now)
+        return matches
+
+    def _remember(self, wanted: Filter, matches: Matches, changes: Growable[np.int64], after: int) -> None:
+        with self._lock:
+            if changes is not self._changed:
+                return
+            self._remembered[wanted.key] = matches, after
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
 
 
 class Retriever:

@@ -1,6 +1,7 @@
 """Filters judge as their plain meaning does, whatever tree, types and missing values; before and after items change."""
 
 import datetime
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from features.error import EventError
 from serving.filter import MOST_DEPTH, Attributes, Filter
+from serving.retrieve import Searcher
 
 COLOURS, TAGS = ("red", "green", "blue"), ("new", "sale", "rare", "1")
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -159,3 +161,77 @@ def test_a_filter_too_deep_or_too_wide_is_refused() -> None:
     for wrong in ({"not": tree}, wide):
         with pytest.raises(EventError, match="at most 16 levels and 256 parts"):
             Filter.model_validate(wrong).check_size()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rows, min_size=8, max_size=12), st.data(), st.lists(trees, min_size=1, max_size=3))
+def test_a_remembered_filter_matches_what_a_new_one_does_after_items_change(
+    first: list[dict[str, Any]], data: st.DataObject, asked: list[dict[str, Any]]
+) -> None:
+    attributes = Attributes(pl.DataFrame(first, schema=SCHEMA), list(SCHEMA))
+    searcher = Searcher(np.eye(len(first), 16, dtype=np.float32), attributes)
+    query = np.ones(16, dtype=np.float32)
+    there = set(range(len(first)))
+    for _ in range(4):
+        for tree in asked:
+            wanted = Filter.model_validate(tree)
+            found, *_ = searcher.search(query, 16, wanted)
+            assert set(found.tolist()) == there & set(np.flatnonzero(attributes.mask(wanted, 16)).tolist())
+        changed = data.draw(st.lists(st.integers(0, 15), max_size=3, unique=True))
+        vectors = np.zeros((len(changed), 16), dtype=np.float32)
+        for place, number in enumerate(changed):
+            gone = data.draw(st.booleans())
+            vectors[place, number] = not gone
+            there = there - {number} if gone else there | {number}
+        searcher.put(np.array(changed, dtype=np.int64), vectors, [data.draw(rows) for _ in changed])
+
+
+def test_an_item_that_changes_is_the_only_one_that_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 500
+    attributes = Attributes(pl.DataFrame({"year": np.arange(count)}), ["year"])
+    searcher = Searcher(np.ones((count, 2), dtype=np.float32), attributes)
+    wanted, query = Filter.model_validate({"column": "year", "lt": 10}), np.ones(2, dtype=np.float32)
+    assert len(searcher.search(query, 50, wanted)[0]) == 10
+    judged: list[int] = []
+    real = attributes._judge
+    monkeypatch.setattr(attributes, "_judge", lambda leaf, at: judged.append(len(at)) or real(leaf, at))
+    for number in (3, 400, 401):
+        searcher.put(np.array([number]), np.ones((1, 2), dtype=np.float32), [{"year": 5 if number > 100 else 900}])
+    assert set(searcher.search(query, 50, wanted)[0].tolist()) == {*range(10), 400, 401} - {3}
+    searcher.search(query, 50, wanted)
+    assert judged == [3]
+
+
+def test_a_range_of_text_costs_no_more_with_more_values() -> None:
+    def least_s(values: int) -> float:
+        names = [f"s{number:07d}" for number in range(values)]
+        # The same number of items, so that only the distinct values differ.
+        attributes = Attributes(pl.DataFrame({"sku": [names[n % values] for n in range(50_000)]}), ["sku"])
+        wanted = Filter.model_validate({"column": "sku", "gte": "s0000003", "lt": f"s{values // 2:07d}"})
+        took = []
+        for _ in range(7):
+            began = time.process_time()
+            found = attributes.mask(wanted, 50_000)
+            took.append(time.process_time() - began)
+        assert found.sum() == sum(3 <= n % values < values // 2 for n in range(50_000))
+        return min(took)
+
+    assert least_s(50_000) < 6 * least_s(50)
+
+
+def test_values_that_no_item_holds_any_more_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.filter._SPARE", 5)
+    monkeypatch.setattr("models.values._SPARE", 5)
+    attributes = Attributes(pl.DataFrame({"sku": ["a"] * 20, "tags": [["x", "y"]] * 20}), ["sku", "tags"])
+    for update in range(200):
+        rows = [{"sku": f"s{update}-{item % 10}", "tags": [f"t{update}"] * (item % 3)} for item in range(20)]
+        attributes.put(range(20), rows)
+        for name, most in (("sku", 2 * 10 + 5), ("tags", 2 * 1 + 5)):
+            column: Any = attributes._columns[name]
+            assert len(column._numbers) <= most + 10
+            assert column._lists.room <= 2 * 20 + 5 + 20
+    wanted = Filter.model_validate({"column": "sku", "gte": "s199-3", "lte": "s199-5"})
+    assert np.flatnonzero(attributes.mask(wanted, 20)).tolist() == [3, 4, 5, 13, 14, 15]
+    assert attributes.share(wanted) == pytest.approx(0.3)
+    tagged = Filter.model_validate({"column": "tags", "eq": "t199"})
+    assert np.flatnonzero(attributes.mask(tagged, 20)).tolist() == [n for n in range(20) if n % 3]
