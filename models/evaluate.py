@@ -1,4 +1,7 @@
-"""Quality of predicted probabilities: on all items, on items known from training, on items never trained on."""
+"""Quality of predicted probabilities (on all items, on known items, on unseen items), and baselines that only count.
+
+Shape letter: N examples.
+"""
 
 from dataclasses import dataclass
 
@@ -6,8 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
+from features.frame import Frame
+
+RATE_BASELINES = ("popularity", "user-item", "user-item-running")
 _CLIP = 1e-7
 _BINS = 15
+_PRIOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,79 @@ class Popularity:
     """
 
     def __init__(
-        self, items: NDArray[np.int64], labels: NDArray[np.float32], *, size: int, prior: float = 10.0
+        self, items: NDArray[np.int64], labels: NDArray[np.float32], *, size: int, prior: float = _PRIOR
     ) -> None:
-        rate = float(labels.mean())
         events = np.bincount(items, minlength=size)
         positives = np.bincount(items, weights=labels, minlength=size)
-        self._rates = (positives + prior * rate) / (events + prior)
+        self._rates = _smoothed(positives, events, float(labels.mean()), prior)
 
     def __call__(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
         """Probabilities (N,) of item numbers (N,)."""
         found: NDArray[np.float64] = self._rates[items]
         return found
+
+
+def added(users: NDArray[np.float64], items: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    """Adds the rates (N,) of users and items as log-odds: logit p = logit p(user) + logit p(item) - logit rate."""
+    found: NDArray[np.float64] = 1 / (1 + np.exp(_logit(np.float64(rate)) - _logit(users) - _logit(items)))
+    return found
+
+
+def running_rates(
+    keys: NDArray[np.int64],
+    times: NDArray[np.int64],
+    labels: NDArray[np.float32],
+    *,
+    rate: float,
+    prior: float = _PRIOR,
+) -> NDArray[np.float64]:
+    """Smoothed positive rate (N,) of each example's key over all examples strictly before the example's time.
+
+    Args:
+        keys: user or item number per example; times: any unit. Examples may come in any order.
+        rate: of a key without earlier examples.
+        prior: events by which a rate is drawn towards `rate`.
+    """
+    order = np.lexsort((times, keys))
+    key, time, label = keys[order], times[order], labels[order].astype(np.float64)
+    place = np.arange(len(key))
+    new_key = np.r_[True, key[1:] != key[:-1]]
+    new_time = new_key | np.r_[True, time[1:] != time[:-1]]
+    # The first example of the same key, and the first of the same key and time: those between them came before.
+    first, tie = (np.maximum.accumulate(np.where(new, place, 0)) for new in (new_key, new_time))
+    positives = np.r_[0.0, np.cumsum(label)]
+    out = np.zeros(len(key))
+    out[order] = _smoothed(positives[tie] - positives[first], tie - first, rate, prior)
+    return out
+
+
+def rate_baselines(frame: Frame) -> dict[str, NDArray[np.float64]]:
+    """Probabilities of the test part by the baselines that only count, by name in `RATE_BASELINES`.
+
+    `popularity` is the item's rate in training. `user-item` adds the user's rate in training to it.
+    `user-item-running` adds the same two rates counted over every example strictly before the example at hand, of any
+    part: that is the knowledge that the example's history has, and no ranker that is frozen after training has it.
+    """
+    examples = frame.examples
+    train, test = ((examples["split"] == part).to_numpy() for part in ("train", "test"))
+    labels = examples["label"].to_numpy().astype(np.float32)
+    keys = {name: examples[name].to_numpy().astype(np.int64) for name in ("user", "item")}
+    sizes = {"user": max(frame.users.height, 1), "item": max(frame.items.height, 1)}
+    rate, times = float(labels[train].mean()), examples["time"].to_numpy()
+    static = {n: Popularity(key[train], labels[train], size=sizes[n])(key[test]) for n, key in keys.items()}
+    running = {name: running_rates(key, times, labels, rate=rate)[test] for name, key in keys.items()}
+    found = static["item"], added(static["user"], static["item"], rate), added(running["user"], running["item"], rate)
+    return dict(zip(RATE_BASELINES, found, strict=True))
+
+
+def _smoothed(
+    positives: NDArray[np.float64], events: NDArray[np.int64], rate: float, prior: float
+) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = (positives + prior * rate) / (events + prior)
+    return found
+
+
+def _logit(rates: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    clipped = np.clip(rates, _CLIP, 1 - _CLIP)
+    found: NDArray[np.float64] = np.log(clipped / (1 - clipped))
+    return found

@@ -23,7 +23,7 @@ from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.admission import Admission
 from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle
-from models.evaluate import Popularity, by_item_novelty
+from models.evaluate import by_item_novelty, rate_baselines
 from models.feature import TableOptions, default_schema, hashed_id_schema
 from models.gate import Gates, Verdict
 from models.loading import assembler, examples
@@ -325,12 +325,7 @@ class _Run:
             labels = test["label"].to_numpy().astype(np.float32)
             items = test["item"].to_numpy().astype(np.int64)
             known = np.isin(items, fit["item"].unique().to_numpy())
-            popularity = Popularity(
-                fit["item"].to_numpy().astype(np.int64),
-                fit["label"].to_numpy().astype(np.float32),
-                size=max(frame.items.height, 1),
-            )
-            found: dict[str, NDArray[np.floating]] = {"popularity": popularity(items)}
+            found: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
             advance(1, 3)
             for number, name in enumerate((_HASHED_ID, _RANKER)):
                 schema, model = load_ranker(trained / name, self._train_config())

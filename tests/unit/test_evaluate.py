@@ -1,9 +1,23 @@
 """Measures of predictions, against values worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+import polars as pl
 import pytest
 
-from models.evaluate import Popularity, Quality, by_item_novelty, calibration_error, quality
+from models.evaluate import (
+    RATE_BASELINES,
+    Popularity,
+    Quality,
+    added,
+    by_item_novelty,
+    calibration_error,
+    quality,
+    rate_baselines,
+    running_rates,
+)
+from tests.build import coloured_frame
 
 LABELS = np.array([1, 0, 1, 0], dtype=np.float32)
 
@@ -70,3 +84,40 @@ def test_calibration_error_is_the_mean_distance_of_bins_from_their_shares() -> N
     assert calibration_error(labels, np.clip(true + 0.1, 0, 1)) == pytest.approx(0.095, abs=0.01)
     assert calibration_error(labels, np.full(len(true), 0.5)) == pytest.approx(abs(labels.mean() - 0.5), abs=0.01)
     assert calibration_error(np.ones(1, dtype=np.float32), np.array([0.25])) == 0.75
+
+
+def test_added_rates_are_log_odds_over_those_of_the_overall_rate() -> None:
+    users, items = np.array([0.5, 0.2, 1.0]), np.array([0.8, 0.2, 1.0])
+    # Odds of 1 and 4 over a rate of a half, then a quarter and a quarter.
+    found = added(users, items, 0.5)
+    np.testing.assert_allclose(found[:2], [4 / 5, (1 / 16) / (1 + 1 / 16)])
+    assert 0.999 < found[2] < 1
+    np.testing.assert_allclose(added(users[:1], np.array([0.2]), 0.2), [0.5])
+
+
+def test_a_running_rate_counts_what_came_strictly_before_and_nothing_of_the_same_time_or_later() -> None:
+    rng = np.random.default_rng(0)
+    keys, times = rng.integers(0, 7, 400), rng.integers(0, 60, 400)
+    labels = (rng.random(400) < 0.3).astype(np.float32)
+    found = running_rates(keys, times, labels, rate=0.3, prior=5.0)
+    for n in range(400):
+        before = (keys == keys[n]) & (times < times[n])
+        assert found[n] == pytest.approx((labels[before].sum() + 5 * 0.3) / (before.sum() + 5))
+
+
+def test_the_counting_baselines_predict_the_test_part_in_its_order() -> None:
+    frame = coloured_frame(events=3_000, items=12, users=6)
+    test = frame.part("test")
+    found = rate_baselines(frame)
+    assert tuple(found) == RATE_BASELINES
+    # The label is decided by the item, so a baseline that mixes the rows up falls to a half.
+    labels = test["label"].to_numpy().astype(np.float32)
+    assert all((quality(labels, probabilities).auc or 0) > 0.99 for probabilities in found.values())
+    # A label of the test part changes the running rates of later rows, and no static ones.
+    first = pl.col("event") == test["event"][0]
+    examples = frame.examples.with_columns(label=pl.when(first).then(1 - pl.col("label")).otherwise(pl.col("label")))
+    other = rate_baselines(replace(frame, examples=examples))
+    np.testing.assert_array_equal(found["user-item"], other["user-item"])
+    changed = found["user-item-running"] != other["user-item-running"]
+    assert not changed[0]
+    assert changed.any()
