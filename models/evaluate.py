@@ -151,9 +151,9 @@ def rate_baselines(frame: Frame) -> dict[str, NDArray[np.float64]]:
 
 
 def _smoothed(
-    positives: NDArray[np.float64], events: NDArray[np.int64], rate: float, prior: float
+    positives: NDArray[np.floating | np.integer], events: NDArray[np.integer], rate: float, prior: float
 ) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = (positives + prior * rate) / (events + prior)
+    found: NDArray[np.float64] = (positives.astype(np.float64) + prior * rate) / (events + prior)
     return found
 
 

@@ -111,6 +111,27 @@ def fields(dataset: Dataset, frame: Frame) -> Fields:
     return Fields(tuple(columns), np.array(sizes), np.concatenate(prints), counts, parts)
 
 
+def with_noise(fields: Fields, values: int, *, seed: int) -> Fields:
+    """The fields and one more, `noise`, whose `values` values are drawn uniformly and say nothing of the label.
+
+    It stands for a session or request id: by its number of values it asks for most of a table.
+    """
+    rng = np.random.default_rng([seed, values])
+    parts, counts = {}, np.zeros(values, dtype=np.int64)
+    for name, part in fields.parts.items():
+        drawn = rng.integers(0, values, len(part.labels))
+        counts += np.bincount(drawn, minlength=values) if name == "train" else 0
+        codes = np.concatenate([part.codes, fields.values + drawn[:, None]], axis=1)
+        parts[name] = Part(codes, part.numeric, part.labels)
+    return Fields(
+        (*fields.names, "noise"),
+        np.append(fields.sizes, values),
+        np.concatenate([fields.fingerprints, fingerprint([str(number) for number in range(values)])]),
+        np.concatenate([fields.counts, counts]),
+        parts,
+    )
+
+
 def _columns(dataset: Dataset, frame: Frame) -> dict[str, pl.Series]:
     """By name, each field's value of every example."""
     found: dict[str, pl.Series] = {}

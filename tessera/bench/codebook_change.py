@@ -43,7 +43,6 @@ from tessera.artifact import with_tokens
 from tessera.bench.data import dataset_frame, progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least
 
-_VERSION = 2
 _DIM = 128
 CODEBOOKS = ("cold", "warm, matched")
 STARTS = ("moved", "left", "cold rows", "from nothing")
@@ -75,7 +74,7 @@ def codebook_change(
             used = replace(config or TrainConfig(max_epochs=2), seed=seed)
             described = dataset.model_dump(mode="json", exclude={"source"})
             data = remembered(
-                out / f"{seed}.json", (_VERSION, described, seed, asdict(used)), partial(_measured, dataset, seed, used)
+                out / f"{seed}.json", __name__, (described, seed, asdict(used)), partial(_measured, dataset, seed, used)
             )
             for key in found:
                 measured = data[key[0]][key[1]]

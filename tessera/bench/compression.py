@@ -28,7 +28,6 @@ from tessera.bench.result import BenchResult, Claim, at_least, at_most
 from tessera.stage import key_of
 
 BUDGETS = (1.0, 0.5, 0.25, 0.1, 0.02)
-_VERSION = 1  # of what is measured: another one measures everything anew
 _NOISE = 0.001  # AUC that is not worth paying for, however small the deviation over seeds
 _REGRET = 0.002
 _LABEL_GAP = 0.055  # of a panel's height
@@ -90,7 +89,7 @@ def compression(
         for name in methods
         for seed in range(seeds)
     ]
-    key = ("compression", _VERSION, dataset.model_dump(mode="json", exclude={"source"}), file_hashes(dataset), dim)
+    key = ("compression", dataset.model_dump(mode="json", exclude={"source"}), file_hashes(dataset), dim)
     measure = _Measure(found, dim, config or FitConfig(), out / f"compression-{dataset.name}", key)
     rows = measure.all(jobs, console)
     chosen = [_recommend(rows, share) for share in sorted(budgets, reverse=True)]
@@ -143,7 +142,7 @@ class _Measure:
         # By its size and not by the budget: a method that takes no more of a larger one is the same there.
         key = key_of(self._key, asdict(config), job.method.name, footprint(method.stored()))
         path = self._directory / f"{job.method.name}-{job.seed}-{key[:16]}.json"
-        measured = remembered(path, key, lambda: asdict(fit(method, self._fields, config, progress=advance)))
+        measured = remembered(path, __name__, key, lambda: asdict(fit(method, self._fields, config, progress=advance)))
         return msgspec.convert(measured, Fitted)
 
 

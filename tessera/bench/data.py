@@ -17,6 +17,7 @@ from features.table import read_events, read_items, read_users
 from models.table.fields import Fields, fields
 from tessera.artifact import write_json
 from tessera.stage import key_of
+from tessera.version import code_version
 
 
 def dataset_frame(
@@ -49,9 +50,16 @@ def dataset_fields(dataset: Dataset, *, seed: int = 0) -> Fields:
     return fields(dataset, dataset_frame(dataset, seed=seed))
 
 
-def remembered(path: Path, decided_by: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Does the work once: its result stands in a file, and is made anew where something else decides it."""
-    key = key_of(decided_by)
+def remembered(path: Path, module: str, decided_by: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Does the work, or returns its kept result where the same things and the same code decided it.
+
+    Args:
+        path: of the kept result.
+        module: the benchmark's `__name__`. Its code and everything it imports is part of what decides a result.
+        decided_by: everything else that decides it.
+        work: makes the result.
+    """
+    key = key_of(code_version(module), decided_by)
     if path.is_file():
         kept: dict[str, Any] = msgspec.json.decode(path.read_bytes())
         if kept["key"] == key:

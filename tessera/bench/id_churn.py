@@ -31,7 +31,6 @@ from tessera.bench.data import progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 from tessera.stage import key_of
 
-_VERSION = 7
 _KINDS: tuple[Kind, ...] = ("rqvae", "residual-kmeans", "balanced-kmeans")
 # New items as a share of the old ones.
 GROWTHS = (0.1, 0.2)
@@ -78,9 +77,9 @@ def id_churn(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Be
     with progress_bar(console) as progress:
         task = progress.add_task("id-churn", total=len(jobs))
         for kind, growth, seed in jobs:
-            decided_by = (_VERSION, key_of(vectors.tobytes().hex()), kind, growth, seed)
+            decided_by = (key_of(vectors.tobytes().hex()), kind, growth, seed)
             work = partial(_measured, vectors, kind, growth, seed)
-            data = remembered(out / f"{kind}-{growth:g}-{seed}.json", decided_by, work)
+            data = remembered(out / f"{kind}-{growth:g}-{seed}.json", __name__, decided_by, work)
             for way in WAYS:
                 found.setdefault((kind, growth, way), []).append(msgspec.convert(data[way.name], Churn))
             progress.advance(task)

@@ -1,12 +1,17 @@
-"""`multiplexing`: hashing per feature, the unified table and the collisionless one at three budgets.
+"""`multiplexing`: hashing per feature and the unified table at equal lookups, and the collisionless table.
 
 The protocol of Table 1 of Coleman et al. (NeurIPS 2023): DCN-V2 over the single-valued categorical columns, a random
 split, budgets of 1, 0.5 and 0.1 of the collisionless table. The paper's width of 30 is no multiple of 4, which
-fbgemm needs: 32. All layouts are trained alike, on TorchRec's fused table by row-wise Adagrad.
+fbgemm needs: 32. All layouts are trained alike, on TorchRec's fused table by row-wise Adagrad. A budget counts the
+bytes that training keeps, one accumulator a row included, so more lookups of narrower rows get fewer rows.
+
+Sharing and lookups are two factors: each layout has one, two and four lookups, and a gain compares equal lookups.
+A search in seed 0 alone varies what might decide whether sharing wins: smaller budgets, other widths, per-feature
+parts of equal size, and a field of noise with ten times the values of all others together.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,26 +33,71 @@ from models.evaluate import quality
 from models.lookup import Batch
 from models.ranker import Network, NetworkConfig
 from models.schema import Feature, Schema
-from models.table.fields import Fields, Part
+from models.table.fields import Fields, Part, with_noise
 from models.table.layout import Layout, rows_of
 from models.table.open import open_table
 from tessera.bench.data import dataset_fields, progress_bar, remembered
 from tessera.bench.result import BenchResult, Claim, at_least
 
 BUDGETS = (1.0, 0.5, 0.1)
+LOOKUPS = (1, 2, 4)
 WIDTH = 32
-_GAINS = {1.0: (2.3, 2.5), 0.5: (3.0, 3.5), 0.1: (3.5, 4.5)}
+# The paper's gains of one lookup over hashing per feature with one lookup, in points of AUC.
+_GAINS = {1.0: 2.3, 0.5: 3.0, 0.1: 3.5}
+_COLLISIONLESS: Layout = "collisionless"
 _HASHING: Layout = "hashing per feature"
+_EQUAL: Layout = "hashing in equal parts"
+_UNIFIED: Layout = "unified"
+_SMALL_BUDGETS = (0.03, 0.01)
+_WIDTHS = (16, 64)
+_NOISE = 10
+# A mean of seeds below this many points of AUC is a tie: one seed moves further than that.
+_TIE = 0.1
 _SCORE_ROWS = 8_192
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend a budget: a layout, and lookups of `WIDTH / lookups` each."""
+    """One way to spend a budget.
+
+    Attributes:
+        layout: which rows values read.
+        budget: share of the bytes of the collisionless table of the same width, accumulators included.
+        lookups: of each value, `width / lookups` floats each.
+        width: floats that a field gives to the network.
+        noise: whether the fields have the field of noise.
+    """
 
     layout: Layout
     budget: float
     lookups: int = 1
+    width: int = WIDTH
+    noise: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Floats of a row."""
+        return self.width // self.lookups
+
+    def rows(self, values: int) -> int:
+        """Rows that the budget buys for so many values."""
+        return int(self.budget * values * (self.width + 1) / (self.dim + 1))
+
+    def size_bytes(self, values: int) -> int:
+        """Bytes of the table: float32 rows and one float32 accumulator a row."""
+        return 4 * self.rows(values) * (self.dim + 1)
+
+
+GRID = (
+    Arm(_COLLISIONLESS, 1.0),
+    *(Arm(layout, budget, n) for budget, layout, n in product(BUDGETS, (_HASHING, _UNIFIED), LOOKUPS)),
+)
+SEARCH = (
+    *(Arm(layout, budget, n) for budget, layout, n in product(_SMALL_BUDGETS, (_HASHING, _UNIFIED), LOOKUPS)),
+    *(Arm(_EQUAL, budget, n) for budget, n in product((0.1, 0.01), LOOKUPS)),
+    *(Arm(layout, 0.1, n, width) for width, layout, n in product(_WIDTHS, (_HASHING, _UNIFIED), (1, 4))),
+    *(Arm(layout, 0.1, n, noise=True) for layout, n in product((_HASHING, _EQUAL, _UNIFIED), LOOKUPS)),
+)
 
 
 @dataclass(frozen=True)
@@ -74,68 +124,85 @@ class Outcome:
 def multiplexing(
     dataset: Dataset, out: Path, *, seeds: int, console: Console, protocol: Protocol = Protocol()
 ) -> BenchResult:
-    """Trains every arm in every seed; finished ones are kept in `out`.
+    """Trains the grid in every seed and the search in seed 0; finished arms are kept in `out`.
 
     Args:
         dataset: any with at least one single-valued categorical column.
         seeds: how many, from 0; each decides split, hash, start and order.
     """
-    arms = [Arm("collisionless", 1.0)]
-    arms += [Arm(_HASHING, budget) for budget in BUDGETS]
-    arms += [Arm("unified", budget, lookups) for budget, lookups in product(BUDGETS, (1, 2, 4))]
-    found: dict[Arm, list[Outcome]] = {arm: [] for arm in arms}
+    found: dict[Arm, list[Outcome]] = {arm: [] for arm in (*GRID, *SEARCH)}
+    sizes: dict[bool, int] = {}
     with progress_bar(console) as progress:
-        task = progress.add_task("multiplexing", total=len(arms) * seeds)
+        task = progress.add_task("multiplexing", total=len(GRID) * seeds + len(SEARCH))
         for seed in range(seeds):
-            fields = dataset_fields(dataset, seed=seed)
-            for arm in arms:
-                name = f"{arm.layout}-{arm.budget}-{arm.lookups}-{seed}".replace(" ", "-")
+            own = dataset_fields(dataset, seed=seed)
+            both = {False: own, True: with_noise(own, _NOISE * own.values, seed=seed)}
+            sizes = {noise: one.values for noise, one in both.items()}
+            for arm in (*GRID, *SEARCH) if seed == 0 else GRID:
+                fields = both[arm.noise]
+                name = f"{arm.layout}-{arm.budget}-{arm.lookups}-{arm.width}{'-noise' * arm.noise}-{seed}"
                 decided_by = (asdict(arm), asdict(protocol), seed, fields.key)
                 work = partial(_measured, fields, arm, protocol, seed=seed)
-                data = remembered(out / f"{name}.json", decided_by, work)
+                data = remembered(out / f"{name.replace(' ', '-')}.json", __name__, decided_by, work)
                 found[arm].append(msgspec.convert(data, Outcome))
                 progress.advance(task)
-    rows = [row(arm, outcomes, found[Arm(_HASHING, arm.budget)]) for arm, outcomes in found.items()]
+    rows = [row(arm, found, sizes[arm.noise]) for arm in found]
     plot = out / f"multiplexing-{dataset.name}.png"
     draw(rows, dataset.name, plot)
     return BenchResult("multiplexing", dataset.name, seeds, rows, claims(found), str(plot))
 
 
-def row(arm: Arm, outcomes: Sequence[Outcome], hashing: Sequence[Outcome]) -> dict[str, Any]:
-    """Mean and deviation of one arm, and Welch's test against hashing per feature at the same budget."""
-    aucs, base = np.array([one.auc for one in outcomes]), np.array([one.auc for one in hashing])
-    test = stats.ttest_ind(aucs, base, equal_var=False) if len(aucs) > 1 and arm.layout != _HASHING else None
+def row(arm: Arm, found: dict[Arm, list[Outcome]], values: int) -> dict[str, Any]:
+    """Mean and deviation of one arm, and Welch's test against hashing per feature at equal bytes, width and lookups."""
+    peer = replace(arm, layout=_HASHING)
+    aucs = _aucs(found[arm])
+    base = _aucs(found[peer]) if peer in found and arm.layout != _COLLISIONLESS else None
+    compared = base is not None and arm != peer
+    test = stats.ttest_ind(aucs, base, equal_var=False) if compared and len(aucs) > 1 else None
     return {
-        "layout": arm.layout,
+        "layout": arm.layout + ", noise" * arm.noise,
         "budget": arm.budget,
         "lookups": arm.lookups,
+        "width": arm.width,
+        "table_mb": arm.size_bytes(values) / 1e6,
+        "seeds": len(aucs),
         "test_auc": float(aucs.mean()),
-        "std": float(aucs.std(ddof=1)) if len(aucs) > 1 else 0.0,
-        "log_loss": float(np.mean([one.log_loss for one in outcomes])),
-        "gain_points": 100 * float(aucs.mean() - base.mean()),
+        "std": float(aucs.std(ddof=1)) if len(aucs) > 1 else None,
+        "log_loss": float(np.mean([one.log_loss for one in found[arm]])),
+        "gain_points": 100 * float(aucs.mean() - base.mean()) if compared and base is not None else None,
         "welch_p": None if test is None else float(test.pvalue),
-        "seeds": [one.auc for one in outcomes],
+        "each_seed": aucs.tolist(),
     }
+
+
+def _aucs(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+    return np.array([one.auc for one in outcomes])
 
 
 def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
     """Mean test AUC against the budget, a line for each layout and number of lookups, bars of one deviation."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    top = next(row for row in rows if row["layout"] == "collisionless")
-    axes.axhspan(top["test_auc"] - top["std"], top["test_auc"] + top["std"], color="#dddddd")
-    axes.text(max(BUDGETS), top["test_auc"] + top["std"], "collisionless", va="bottom", color="#555555")
+    top = next(row for row in rows if row["layout"] == _COLLISIONLESS)
+    spread = top["std"] or 0.0
+    axes.axhspan(top["test_auc"] - spread, top["test_auc"] + spread, color="#dddddd")
+    axes.text(max(BUDGETS), top["test_auc"] + spread, "collisionless", va="bottom", color="#555555")
     lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for one in rows:
-        if one is not top:
+        if one["layout"] in (_HASHING, _UNIFIED) and one["width"] == WIDTH:
             lines.setdefault((one["layout"], one["lookups"]), []).append(one)
+    shown: set[float] = set()
     for (layout, lookups), own in lines.items():
-        shares, aucs, spread = zip(*((one["budget"], one["test_auc"], one["std"]) for one in own), strict=True)
-        many = f", {lookups} lookups" if lookups > 1 else ", one lookup"
-        axes.errorbar(shares, aucs, yerr=spread, marker="o", capsize=3, label=layout + many * (layout == "unified"))
-    axes.set(xscale="log", xlabel="rows, as a share of the collisionless table's bytes", ylabel="test AUC")
+        points = sorted((one["budget"], one["test_auc"], one["std"] or 0.0) for one in own)
+        shares, aucs, spreads = zip(*points, strict=True)
+        shown |= set(shares)
+        axes.errorbar(
+            shares, aucs, yerr=spreads, marker="o", capsize=3, color=f"C{LOOKUPS.index(lookups)}",
+            linestyle="-" if layout == _UNIFIED else "--", label=f"{layout}, {lookups} lookup{'s' * (lookups > 1)}",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="share of the collisionless table's bytes, accumulators included", ylabel="test AUC")
     axes.set_title(f"Layouts of one table on {name}", loc="left", fontweight="bold")
-    axes.set_xticks(sorted(BUDGETS), [f"{share:g}" for share in sorted(BUDGETS)])
+    axes.set_xticks(sorted(shown), [f"{share:g}" for share in sorted(shown)])
     axes.set_xticks([], minor=True)
     axes.invert_xaxis()
     axes.grid(alpha=0.25)
@@ -146,22 +213,20 @@ def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
 
 
 def claims(found: dict[Arm, list[Outcome]]) -> list[Claim]:
-    """The order in every seed, and the mean gains over hashing per feature."""
+    """The paper's order and gain at one lookup, and that sharing costs nothing at equal lookups."""
     judged: list[Claim] = []
-    aucs = {arm: np.array([one.auc for one in outcomes]) for arm, outcomes in found.items()}
-    top = aucs[Arm("collisionless", 1.0)]
+    top = _aucs(found[Arm(_COLLISIONLESS, 1.0)])
     for budget in BUDGETS:
-        hashing = aucs[Arm(_HASHING, budget)]
-        unified = {arm.lookups: auc for arm, auc in aucs.items() if (arm.layout, arm.budget) == ("unified", budget)}
-        margin = float(np.minimum(unified[1] - hashing, top - unified[1]).min())
         name = f"budget {budget:g}"
-        order = f"{name}: hashing per feature < unified < collisionless in every seed (smallest margin)"
+        hashing, unified = (_aucs(found[Arm(layout, budget)]) for layout in (_HASHING, _UNIFIED))
+        margin = float(np.minimum(unified - hashing, top - unified).min())
+        order = f"{name}, one lookup: hashing per feature < unified < collisionless in every seed (smallest margin)"
         judged.append(Claim(order, margin, 0.0, margin > 0))
-        one, best = _GAINS[budget]
-        gains = {lookups: 100 * float((auc - hashing).mean()) for lookups, auc in unified.items()}
-        judged.append(at_least(f"{name}: gain of one lookup, points of AUC", gains[1], one))
-        lookups = max(gains, key=lambda count: gains[count])
-        judged.append(at_least(f"{name}: gain of the best, {lookups} lookups, points of AUC", gains[lookups], best))
+        for lookups in LOOKUPS:
+            ours, theirs = (_aucs(found[Arm(layout, budget, lookups)]) for layout in (_UNIFIED, _HASHING))
+            claim = f"{name}, {lookups} lookups each: unified less hashing per feature, points of AUC"
+            target = _GAINS[budget] if lookups == 1 else -_TIE
+            judged.append(at_least(claim, 100 * float((ours - theirs).mean()), target))
     return judged
 
 
@@ -191,8 +256,7 @@ class _Arm:
     """Table, network and the values' rows of one arm."""
 
     def __init__(self, fields: Fields, arm: Arm, protocol: Protocol, seed: int) -> None:
-        dim = WIDTH // arm.lookups
-        size = int(arm.budget * fields.values * arm.lookups)
+        dim, size = arm.dim, arm.rows(fields.values)
         names = tuple(Feature(name, "event", name, name, arm.lookups) for name in fields.names)
         self._rows = rows_of(fields, arm.layout, rows=size, chunks=arm.lookups, seed=seed)
         self._lookups = len(fields.names) * arm.lookups

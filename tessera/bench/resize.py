@@ -32,7 +32,6 @@ from tessera.artifact import file_hashes
 from tessera.bench.data import dataset_frame, remembered
 from tessera.bench.result import BenchResult, Claim, at_most
 
-_VERSION = 1  # of what is measured: another one measures everything anew
 FACTORS = (0.5, 2.0)
 _SHARE = 0.1  # of the steps of retraining
 _TOLERANCE = 0.003
@@ -54,9 +53,9 @@ def resize(
     for seed in range(seeds):
         console.print(f"{dataset.name}: resize, seed {seed}")
         seeded = replace(config or TrainConfig(), seed=seed)
-        key = ("resize", _VERSION, source, file_hashes(dataset), asdict(seeded))
+        key = ("resize", source, file_hashes(dataset), asdict(seeded))
         work = partial(_one_seed, dataset, seeded, console)
-        rows += remembered(out / f"resize-{dataset.name}-{seed}.json", key, work)["rows"]
+        rows += remembered(out / f"resize-{dataset.name}-{seed}.json", __name__, key, work)["rows"]
     return BenchResult("resize", dataset.name, seeds, rows, _claims(rows))
 
 

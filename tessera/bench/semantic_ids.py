@@ -34,7 +34,6 @@ from tessera.bench.data import progress_bar, remembered
 from tessera.bench.peer import PEER_FOLDER, peer_python
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 
-_VERSION = 2
 _LEVELS, _CODES, _DIM = 3, 256, 384
 _ITEMS, _HELD_OUT = 50_000, 0.1
 _LSA_DIM = 128
@@ -195,8 +194,8 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
             def work(method: str = method, budget: int = budget, seed: int = seed) -> dict[str, Any]:
                 return asdict(measure(made[method](budget), vectors, seed))
 
-            decided_by = (_VERSION, name, vectors.shape, float(vectors.sum()), method, budget, seed)
-            data = remembered(out / f"{slug}.json", decided_by, work)
+            decided_by = (name, vectors.shape, float(vectors.sum()), method, budget, seed)
+            data = remembered(out / f"{slug}.json", __name__, decided_by, work)
             found.setdefault((method, budget), []).append(msgspec.convert(data, Measured))
             progress.advance(task)
     rows = [{"method": method, "budget": budget, **_mean(all_)} for (method, budget), all_ in found.items()]

@@ -59,8 +59,17 @@ def test_claims_are_of_paired_differences() -> None:
     assert not cold_start.claims(found | {"user only": found["id + Semantic ID"]})[0].holds
 
 
+def test_semantic_ids_are_claimed_against_rankers_that_have_everything_else() -> None:
+    found = {name: [of_auc(0.7, 0.7)] * 2 for name in cold_start.VARIANTS}
+    compared = [claim.claim for claim in cold_start.claims(found)]
+    assert not any("hashed id" in claim for claim in compared)
+    ours, theirs = cold_start.VARIANTS["id + Semantic ID"], cold_start.VARIANTS["id"]
+    assert replace(ours, tokens=None) == theirs
+    assert sum("less that of id" in claim for claim in compared) >= 4
+
+
 def test_cold_start_measures_each_variant_on_known_and_new_items(descriptor: Path, tmp_path: Path) -> None:
-    chosen = ["user only", "hashed id", "id + Semantic ID"]
+    chosen = ["user only", "id", "id + Semantic ID"]
     result = cold_start.cold_start(
         load_dataset(descriptor), tmp_path, seeds=1, console=quiet(), variants=chosen, config=FAST
     )
