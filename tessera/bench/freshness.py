@@ -1,7 +1,8 @@
 """`freshness`: how old an event is when it can be read, in Redis and in a mirror, under a steady load.
 
 Producer, stream and reader are processes of their own, on a real broker and a real Redis server. Ages are counted from
-the moment a message was appended. A new item is sent now and then; the clock runs until a server ranks it.
+the moment a message was appended; `sender_late_most_ms` says how far the producer fell behind its rate. A new item
+is sent now and then; the clock runs until a server ranks it.
 """
 
 import contextlib
@@ -74,10 +75,10 @@ def _run(settings: Settings, data: LiveData, dataset: Dataset, out: Path, seed: 
             follower.start()
             environment = os.environ | {"TESSERA_TOPIC_PREFIX": settings.topics.prefix}
             command = [sys.executable, "-m", "tessera.bench.pace", str(file), str(RATE), str(SECONDS)]
-            with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as producer:
+            with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as producer:
                 time.sleep(SECONDS / 4)
                 items = _items(settings, log, service, dataset) if dataset.items is not None else []
-                producer.wait()
+                sent = producer.communicate()[0].split()
             time.sleep(1)
             stop.set()
             follower.join()
@@ -91,6 +92,7 @@ def _run(settings: Settings, data: LiveData, dataset: Dataset, out: Path, seed: 
         "redis_p99_ms": found["freshness_ms"][1],
         "mirror_p50_ms": float(p50),
         "mirror_p99_ms": float(p99),
+        "sender_late_most_ms": float(sent[1]),
         "new_item_s": max(items, default=float("nan")),
     }
 

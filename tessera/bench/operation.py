@@ -2,7 +2,8 @@
 
 - pages: each page of the console fetched again and again, while nobody ranks and while callers do.
 - shadow: callers at half of the server's peak, a challenger ranking everything in the shadow or not, turn by turn; then
-  at the peak, where shadows should be shed. Answers to the same questions are compared: a shadow changes none.
+  at the peak, where shadows should be shed. Answers to the same questions are compared: a shadow changes none. At half
+  of the peak requests are due at fixed times and timed from then.
 """
 
 import http.client
@@ -12,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from features.dataset import Dataset
 from features.error import TesseraError
 from models.bundle import Bundle
 from serving.assignment import Step
+from tessera.bench.load import Load
 from tessera.bench.result import BenchResult, at_least, at_most
 from tessera.bench.served import Caller, server
 from tessera.rollouts import running, start, stop
@@ -30,7 +31,7 @@ from tessera.run import RunOptions, run
 from tessera.settings import Settings
 
 _PAGES = ("", "/models", "/rollouts", "/ids", "/ids?q=a", "/ids?item=", "/letters", "/health")
-_FETCHES, _CALLERS, _CANDIDATES = 20, 2, 100
+_FETCHES, _PEAK_CALLERS, _CALLERS, _CANDIDATES = 20, 2, 32, 100
 _PEAK_S, _TURN_S, _TURNS = 8.0, 8.0, 6
 _QUESTIONS = 50
 
@@ -99,7 +100,7 @@ def _pages(port: int, bundle: Bundle, console: Console) -> list[dict[str, Any]]:
 
 @contextmanager
 def _calling(port: int, bundle: Bundle) -> Iterator[None]:
-    load = _Load(port, bundle, per_second=50.0)
+    load = _load(port, bundle, per_second=50.0, callers=_CALLERS)
     thread = threading.Thread(target=load.run, args=(None,))
     thread.start()
     try:
@@ -111,10 +112,10 @@ def _calling(port: int, bundle: Bundle) -> Iterator[None]:
 
 def _shadowed(port: int, bundle: Bundle, shadow: Any, console: Console) -> list[dict[str, Any]]:
     with console.status("peak"):
-        peak = _Load(port, bundle, per_second=None)
+        peak = _load(port, bundle, per_second=None, callers=_PEAK_CALLERS)
         peak.run(_PEAK_S)
-    rate = 0.5 * len(peak.ms) / _PEAK_S
-    loads = {on: _Load(port, bundle, per_second=rate) for on in (False, True)}
+    rate = 0.5 * peak.rate
+    loads = {on: _load(port, bundle, per_second=rate, callers=_CALLERS) for on in (False, True)}
     counted = {"ranked": 0.0, "shed": 0.0, "failed": 0.0}
     questions = _questions(port, bundle)
     before = _answers(port, questions)
@@ -133,7 +134,7 @@ def _shadowed(port: int, bundle: Bundle, shadow: Any, console: Console) -> list[
     shadow(True)
     _until_followed(port, questions[0], True)
     at = _shadows(port)
-    busy = _Load(port, bundle, per_second=None, callers=8)
+    busy = _load(port, bundle, per_second=None, callers=4 * _PEAK_CALLERS)
     with console.status("peak, with a shadow"):
         busy.run(_PEAK_S)
     shed = {what: _shadows(port)[what] - at[what] for what in at}
@@ -146,7 +147,7 @@ def _shadowed(port: int, bundle: Bundle, shadow: Any, console: Console) -> list[
     ]
 
 
-def _ratios(load: "_Load", alone: "_Load") -> dict[str, float]:
+def _ratios(load: Load, alone: Load) -> dict[str, float]:
     return {f"p{q}_times": float(np.percentile(load.ms, q) / np.percentile(alone.ms, q)) for q in (50, 99)}
 
 
@@ -159,49 +160,11 @@ def _shadow(settings: Settings, challenger: str, *, on: bool) -> None:
         stop(registry, None, "shadow", why="the turn is over")
 
 
-@dataclass
-class _Load:
-    """Callers at a rate, or as fast as answers come."""
+def _load(port: int, bundle: Bundle, *, per_second: float | None, callers: int) -> Load:
+    def connect(number: int) -> Caller:
+        return Caller(port, bundle, candidates=_CANDIDATES, seed=number)
 
-    port: int
-    bundle: Bundle
-    per_second: float | None
-    callers: int = _CALLERS
-    ms: list[float] = field(default_factory=list)
-    failed: int = 0
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self, seconds: float | None) -> None:
-        """Calls for a while, or until stopped."""
-        until = time.monotonic() + seconds if seconds is not None else float("inf")
-        threads = [threading.Thread(target=self._call, args=(number, until)) for number in range(self.callers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def row(self, part: str) -> dict[str, Any]:
-        p50, p99 = np.percentile(self.ms, [50, 99])
-        return {
-            "part": part, "requests": len(self.ms), "failed": self.failed, "p50_ms": float(p50), "p99_ms": float(p99),
-        }  # fmt: skip
-
-    def _call(self, number: int, until: float) -> None:
-        caller = Caller(self.port, self.bundle, candidates=_CANDIDATES, seed=number)
-        due = time.monotonic()
-        while time.monotonic() < until and not self.stop.is_set():
-            body = caller.body()
-            if self.per_second is not None:
-                due += self.callers / self.per_second
-                time.sleep(max(0.0, due - time.monotonic()))
-            began = time.perf_counter()
-            try:
-                status, _ = caller.rank(body)
-            except (OSError, http.client.HTTPException):
-                status = 0
-            self.ms.append(1_000 * (time.perf_counter() - began))
-            self.failed += status != 200
-        caller.close()
+    return Load(connect, per_second=per_second, callers=callers)
 
 
 def _questions(port: int, bundle: Bundle) -> list[bytes]:

@@ -1,7 +1,8 @@
 """Sends messages at a steady rate: `python -m tessera.bench.pace FILE RATE SECONDS [COLUMN N]`, a process of its own.
 
 FILE holds one message a line; they are sent again from the start when they are used up. With COLUMN each gets an id of
-its own, and the present as its time, in units of N microseconds.
+its own, and the present as its time, in units of N microseconds. Prints how many were sent, and by how many
+milliseconds the latest of them was overdue.
 """
 
 import contextlib
@@ -25,14 +26,15 @@ def main() -> None:
         messages = _dated(path, sys.argv[4], int(sys.argv[5]))
     settings = Settings.from_environment()
     with contextlib.closing(settings.open_log()) as log:
-        start, sent = time.monotonic(), 0
+        start, sent, overdue = time.monotonic(), 0, 0.0
         while (now := time.monotonic() - start) < seconds:
             due = int(now * rate) - sent
             if due > 0:
+                overdue = max(overdue, now - (sent + 1) / rate)
                 log.append(settings.topics.events, [(None, next(messages)) for _ in range(due)])
                 sent += due
             time.sleep(max(0.0, _TICK_S - (time.monotonic() - start - now)))
-    sys.stdout.write(f"{sent}\n")
+    sys.stdout.write(f"{sent} {1_000 * overdue:.1f}\n")
 
 
 def _dated(path: Path, column: str, microseconds: int) -> Iterator[bytes]:

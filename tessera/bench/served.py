@@ -16,6 +16,7 @@ import numpy as np
 
 from features.error import TesseraError
 from models.bundle import Bundle
+from tessera.bench.load import TIMEOUT_S
 
 _READY_S = 120.0
 
@@ -58,7 +59,7 @@ class Caller:
         self._users = bundle.users["user_id"].to_list()
         self._candidates = min(candidates, len(self._items))
         self._rng = np.random.default_rng(seed)
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
 
     def body(self) -> bytes:
         """A request."""

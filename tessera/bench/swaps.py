@@ -1,11 +1,13 @@
 """`swaps`: a server under steady load while its bundle is swapped every ten seconds and Redis restarts once.
 
-The load is 80 % of the peak that the same server gave the same callers just before. No answer may fail, and each must
-be wholly one bundle's: a few of them are compared with what that bundle says offline.
+The load is 80 % of the peak that the same server gave a few callers just before. Its requests are due at fixed times
+and timed from then, by more callers than the longest stall keeps waiting. No answer may fail, and each must be wholly
+one bundle's: a few of them are compared with what that bundle says offline.
 """
 
 import contextlib
 import http.client
+import itertools
 import json
 import shutil
 import socket
@@ -13,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,13 @@ from serving.load import load_bundle
 from serving.memory import MemoryStore
 from serving.rank import RankService
 from serving.redis import embedded_executable
+from tessera.bench.load import Load
 from tessera.bench.result import BenchResult, at_least, at_most
 from tessera.bench.served import Caller, server
 from tessera.run import RunOptions, run
 from tessera.settings import Settings
 
-_CANDIDATES, _CALLERS = 500, 4
+_CANDIDATES, _PEAK_CALLERS, _CALLERS = 500, 4, 48
 _PEAK_S, _SHARE, _SWAP_S = 10.0, 0.8, 10.0
 _COMPARED = 200
 
@@ -61,11 +64,13 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
         environment = {"TESSERA_HOME": str(settings.home), "TESSERA_REDIS": redis.address, "TESSERA_KAFKA": ""}
         options = ("--mirror", "--quiet", "--follow-s", "1")
         with server(environment | {"MLFLOW_TRACKING_URI": ""}, *options, log=place / "serve.log") as port:
+            connect = partial(_connect, port, bundles[0])
+            seen = _Seen()
             with console.status("peak"):
-                peak = _Load(port, bundles[0], per_second=None)
+                peak = Load(connect, per_second=None, callers=_PEAK_CALLERS)
                 peak.run(_PEAK_S)
-            rate = _SHARE * len(peak.ms) / _PEAK_S
-            load = _Load(port, bundles[0], per_second=rate)
+            rate = _SHARE * peak.rate
+            load = Load(connect, per_second=rate, callers=_CALLERS, note=seen)
             with console.status(f"{rate:.0f} requests a second for {seconds:.0f} s"):
                 thread = threading.Thread(target=load.run, args=(seconds,))
                 thread.start()
@@ -79,26 +84,15 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
                         restarted = True
                 thread.join()
             done = _counted(port, "tessera_swaps_total")
-    wrong = _compared(load, bundles)
-    p50, p99 = np.percentile(load.ms, [50, 99])
+    wrong = _compared(seen, bundles)
     rows: list[dict[str, Any]] = [
-        {
-            "part": "peak",
-            "requests_per_s": len(peak.ms) / _PEAK_S,
-            "p50_ms": float(np.median(peak.ms)),
-            "failed": len(peak.failed),
-        },
-        {
-            "part": "load",
-            "requests_per_s": len(load.ms) / seconds,
-            "p50_ms": float(p50),
-            "p99_ms": float(p99),
-            "failed": len(load.failed),
-            "requests": len(load.ms),
-            "stale": load.stale,
+        peak.row("peak"),
+        load.row("load")
+        | {
+            "stale": seen.stale,
             "swaps": done,
             "redis_restarts": int(restarted),
-            "compared": min(len(load.answers), _COMPARED),
+            "compared": min(len(seen.answers), _COMPARED),
             "why": "; ".join(sorted(set(load.failed))[:3]),
         },
     ]
@@ -106,57 +100,31 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
         at_most("requests that failed", float(len(load.failed)), 0),
         at_most("answers of no one bundle", float(wrong), 0),
         at_least("swaps", done, seconds / _SWAP_S - 2),
-        at_least("share of the rate that was asked for", len(load.ms) / seconds / rate, 0.98),
+        at_most("p99 from when a request was due over p99 of the peak's callers", _times(load, peak), 20),
     ]
     return BenchResult("swaps", dataset.name, 1, rows, claims)
 
 
-@dataclass
-class _Load:
-    """Callers at a rate, or as fast as they can."""
+class _Seen:
+    """Counts answers and keeps a few of them."""
 
-    port: int
-    bundle: Bundle
-    per_second: float | None
-    ms: list[float] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    answers: list[tuple[bytes, dict[str, Any]]] = field(default_factory=list)
-    stale: int = 0
+    def __init__(self) -> None:
+        self.answers: list[tuple[bytes, dict[str, Any]]] = []
+        self.stale = 0
+        self._count = itertools.count(1)
 
-    def run(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        threads = [threading.Thread(target=self._call, args=(number, end)) for number in range(_CALLERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _call(self, number: int, end: float) -> None:
-        caller = Caller(self.port, self.bundle, candidates=_CANDIDATES, seed=number)
-        every = _CALLERS / self.per_second if self.per_second else 0.0
-        due = time.monotonic() + every * number / _CALLERS
-        with contextlib.closing(caller):
-            while (now := time.monotonic()) < end:
-                if due > now:
-                    time.sleep(due - now)
-                due += every
-                body = caller.body()
-                began = time.perf_counter()
-                try:
-                    status, answer = caller.rank(body)
-                except (OSError, http.client.HTTPException) as error:
-                    self.failed.append(repr(error))
-                    continue
-                self.ms.append(1_000 * (time.perf_counter() - began))
-                if status != 200:
-                    self.failed.append(f"{status}: {answer.get('detail', '')[:200]}")
-                    continue
-                self._note(body, answer)
-
-    def _note(self, body: bytes, answer: dict[str, Any]) -> None:
+    def __call__(self, body: bytes, answer: dict[str, Any]) -> None:
         self.stale += bool(answer["stale"])
-        if len(self.ms) % 50 == 0:
+        if next(self._count) % 50 == 0:
             self.answers.append((body, answer))
+
+
+def _connect(port: int, bundle: Bundle, number: int) -> Caller:
+    return Caller(port, bundle, candidates=_CANDIDATES, seed=number)
+
+
+def _times(load: Load, peak: Load) -> float:
+    return float(np.percentile(load.ms, 99) / np.percentile(peak.ms, 99))
 
 
 class _Redis:
@@ -205,11 +173,11 @@ def _counted(port: int, name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def _compared(load: _Load, bundles: list[Bundle]) -> int:
+def _compared(seen: _Seen, bundles: list[Bundle]) -> int:
     """How many of the kept answers are not what their bundle says offline, to 1e-5."""
     services = {bundle.id: service for bundle in bundles for service in _offline(bundle)}
     wrong = 0
-    for body, answer in load.answers[:: max(1, len(load.answers) // _COMPARED)]:
+    for body, answer in seen.answers[:: max(1, len(seen.answers) // _COMPARED)]:
         asked = json.loads(body)
         if answer["bundle"] not in services:
             wrong += 1
