@@ -125,3 +125,38 @@ def test_a_coding_is_measured_on_vectors_that_were_held_out() -> None:
     assert found.unique == pytest.approx(1 / 400)
     assert found.usage == pytest.approx(1 / 256)
     assert isinstance(found, Measured)
+
+
+def fitted(seconds: float, error: float) -> Measured:
+    return Measured(seconds, 200_000, error, error, 1.0, 1.0, 1.0)
+
+
+def curves(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> dict[tuple[str, int], list[Measured]]:
+    """A seed in which each budget of the two methods took (seconds, error)."""
+    found = {}
+    for name, points in (("residual-kmeans", ours), ("faiss RQ, beam 1", theirs)):
+        found |= {(name, b): [fitted(*at)] for b, at in zip(semantic_ids.BUDGETS[name][0], points, strict=True)}
+    return found
+
+
+def test_the_time_to_an_error_lies_between_the_budgets_around_it() -> None:
+    curve = [fitted(1, 0.4), fitted(4, 0.2), fitted(8, 0.21), fitted(16, 0.1)]
+    assert semantic_ids.seconds_to(0.5, curve) == 1
+    assert semantic_ids.seconds_to(0.3, curve) == pytest.approx(2)
+    assert semantic_ids.seconds_to(0.2, curve) == pytest.approx(4)
+    assert semantic_ids.seconds_to(0.15, curve) == pytest.approx(8)
+    assert semantic_ids.seconds_to(0.05, curve) == float("inf")
+
+
+def test_codebooks_are_compared_at_equal_error_and_not_at_their_defaults() -> None:
+    theirs = [(2.0, 0.25), (4.0, 0.22), (6.0, 0.20), (10.0, 0.20), (25.0, 0.20)]
+    half = [(seconds / 2, error) for seconds, error in theirs]
+    assert all(claim.holds for claim in semantic_ids.claims(curves(half, theirs)))
+    # Fast at its default against the default of faiss, and slower than faiss for the same error.
+    slow = [(3.0, 0.25), (6.0, 0.22), (9.0, 0.20), (9.5, 0.20), (12.0, 0.20)]
+    reached, time, _ = semantic_ids.claims(curves(slow, theirs))
+    assert reached.holds
+    assert time.value == pytest.approx(1.5, rel=0.05)
+    assert not time.holds
+    worse = [(1.0, 0.3), (2.0, 0.28), (3.0, 0.26), (4.0, 0.25), (5.0, 0.24)]
+    assert [claim.holds for claim in semantic_ids.claims(curves(worse, theirs))] == [False, False, True]
