@@ -50,6 +50,10 @@ def bench(
         typer.Option(help="cold-start: the items to hold out, in SQL, 'year >= 2000'; by default a tenth."),
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: how long it runs; 60 by default.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Commit of another version, such as 310ca4f; both run in turns.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --against: turns of each version.")] = 2,
     out: OutOption = Path("out/bench"),
     json: JsonOption = False,
 ) -> None:
@@ -58,6 +62,15 @@ def bench(
 
     if name not in NAMES:
         raise TesseraError(f"benchmark {name!r} is unknown; there are: {', '.join(NAMES)}")
+    if against is not None:
+        from tessera.bench.against import against as compare
+
+        optional = {"dataset": dataset, "held-out": held_out, "seconds": seconds}
+        options = [f"--seeds={seeds}", *(f"--split={way}" for way in split or ())]
+        options += [f"--{option}={value}" for option, value in optional.items() if value is not None]
+        turns = compare(against, name, options, out / f"{name}-against", rounds=rounds, console=err_console)
+        print_json(turns.to_json()) if json else render(turns, out_console)
+        return
     chosen = _chosen(name, dataset, split or [], out)
     if held_out is not None:
         if name != "cold-start":

@@ -75,7 +75,7 @@ def test_its_keys_letters_and_experiments_are_there(migrated: Operator) -> None:
     assert letters[0]["letter"]["offset"] == 120
     status = migrated.run("tessera rollout status")
     assert f"running: {CHALLENGER} against {CHAMPION}, 25.0% of the users" in status
-    migrated.run("tessera rollout report ended --html ended.html")
+    migrated.run(f"tessera rollout report ended --html {migrated.place / 'ended.html'}")
     listed = migrated.run("tessera rollout list")
     assert "ended" in listed
     assert "seen enough" in listed
