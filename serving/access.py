@@ -20,7 +20,7 @@ from features.durable import make_directory, write_file
 from features.error import TesseraError
 from features.lock import locked
 
-Scope = Literal["read", "write", "admin"]
+Scope = Literal["read", "write", "console", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _PREFIX = "tsr_"
 _LOOK_EVERY_S = 1.0

@@ -22,6 +22,7 @@ from models.impression import Impression, Outcome
 from serving.access import KeyFile
 from serving.current import Current, Pinned
 from serving.guard import Guard, Limits, State
+from serving.hosts import Hosts
 from serving.intake import Intake
 from serving.metrics import CONTENT_TYPE, Metrics, Stopwatch
 from serving.problem import add_problem_handlers, blamed
@@ -57,6 +58,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
         (401, "No API key, or an unknown one."),
         (403, "The key's scopes do not cover this."),
         (413, "The body is too large."),
+        (421, "A server without keys is called by a name that is not its own."),
         (422, "The input is wrong; `field` says what of it."),
         (429, "Too many requests."),
         (503, "Overloaded, draining, or a server behind this one does not answer."),
@@ -71,7 +73,8 @@ class Parts:
     Attributes:
         metrics: counts; may be shared with whoever swaps bundles.
         limits: what is taken.
-        keys: API keys; None lets everybody in.
+        keys: API keys; None lets everybody in who calls the server by one of `hosts`.
+        hosts: the server's own names; those of this machine by default.
         intake: takes events and items; None where there is no log.
         recorder: takes impressions; None records none.
         shadows: rank what was shown, where experiments ask for it.
@@ -83,6 +86,7 @@ class Parts:
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
     keys: KeyFile | None = None
+    hosts: Hosts = field(default_factory=Hosts)
     intake: Intake | None = None
     recorder: Recorder | None = None
     shadows: Shadows | None = None
@@ -119,6 +123,7 @@ def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
         limits=found.limits,
         keys=found.keys,
         state=found.state,
+        hosts=found.hosts,
     )
     add_problem_handlers(app)
     # The guard checks keys; this only tells the document that there are such.

@@ -1,38 +1,39 @@
 """What stands before every route: request ids, API keys, limits of rate, size and number, and the drain at the end.
 
-An ASGI middleware. A request is turned away before its body is parsed: 401 or 403 without a key that may, 408 and 413
-for a body too slow or too large, 429 above a key's rate, and 503 with Retry-After where more are being answered than
-the server is good for. Nothing queues: what cannot be answered soon is refused at once.
+An ASGI middleware. A request is turned away before its body is parsed: 401 or 403 without a key that may, 421 where a
+server without keys is called by a name that is not its own, 408 and 413 for a body too slow or too large, 429 above a
+key's rate, and 503 with Retry-After where more are being answered than the server is good for. Nothing queues: what
+cannot be answered soon is refused at once, before more of its body is read.
 """
 
 import asyncio
 import base64
 import binascii
 import math
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from features import trace
 from serving.access import Key, KeyFile, Scope
+from serving.hosts import Hosts
 from serving.metrics import Metrics, Stopwatch, log_request
+from serving.rate import Buckets
+from serving.refusal import Refusal, Send
 
-PROBLEM = "application/problem+json"
 OPEN = frozenset({"/healthz", "/readyz"})
 # Asked every few seconds; their traces would only hide the others.
 _UNTRACED = OPEN | {"/metrics"}
 _WRITES = frozenset({"/v1/events", "/v1/items", "/v1/outcomes"})
-_ADMIN, _CONSOLE = "/v1/admin/", "/console/"
-_MOST_KEYS = 10_000
+_ADMIN, _CONSOLE = "/v1/admin/", "/console"
+_SAFE = frozenset({"GET", "HEAD"})
+_OVERLOADED = Refusal(503, "overloaded", "more requests than the server is good for", retry_s=1)
+_CROWDED = Refusal(503, "overloaded", "more bodies are being sent than the server is good for", retry_s=1, close=True)
 
 Scope_ = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope_, Receive, Send], Awaitable[None]]
 
 
@@ -43,7 +44,7 @@ class Limits:
     Attributes:
         body_bytes: of one request.
         body_s: until all of it has come.
-        in_flight: requests answered at a time.
+        in_flight: requests answered at a time; as many more may be sending a body that does not come at once.
         per_second: requests of one key, on average; 0 is without a limit.
         burst_s: how many seconds' worth may come at once.
     """
@@ -62,16 +63,28 @@ class Guard:
         app: gets what is let through.
         metrics: counts.
         limits: see `Limits`.
-        keys: None lets everybody in.
+        keys: None lets everybody in who calls the server by one of its own names.
+        state: whether the server drains, and what it has in hand.
+        hosts: the server's own names, which count where there are no keys; this machine's by default.
     """
 
-    def __init__(self, app: App, *, metrics: Metrics, limits: Limits, keys: KeyFile | None, state: "State") -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        metrics: Metrics,
+        limits: Limits,
+        keys: KeyFile | None,
+        state: "State",
+        hosts: Hosts | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._limits = limits
         self._keys = keys
         self._state = state
-        self._buckets = _Buckets(limits)
+        self._hosts = hosts or Hosts()
+        self._buckets = Buckets(limits.per_second, limits.burst_s)
 
     async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -106,15 +119,12 @@ class Guard:
             if scope["path"] in OPEN:
                 await self._app(scope, receive, send_marked)
                 return
-            body = await self._body(receive, headers)
-            if isinstance(body, _Refusal):
+            body = await self._body(receive, headers) if self._has_room() else _OVERLOADED
+            if not isinstance(body, Refusal) and not self._has_room():
+                body = _OVERLOADED
+            if isinstance(body, Refusal):
                 self._metrics.refused.labels(body.why).inc()
                 await body.send(send_marked)
-                return
-            if self._state.in_flight >= self._limits.in_flight:
-                refusal = _Refusal(503, "overloaded", "more requests than the server is good for", retry_s=1)
-                self._metrics.refused.labels(refusal.why).inc()
-                await refusal.send(send_marked)
                 return
             self._state.in_flight += 1
             self._metrics.in_flight.set(self._state.in_flight)
@@ -144,7 +154,7 @@ class Guard:
                 trace=span.trace_id,
             )
 
-    def _admit(self, scope: Scope_, headers: dict[bytes, bytes]) -> "tuple[_Refusal | None, Key | None]":
+    def _admit(self, scope: Scope_, headers: dict[bytes, bytes]) -> "tuple[Refusal | None, Key | None]":
         path = scope["path"]
         if path in OPEN:
             return None, None
@@ -152,43 +162,68 @@ class Guard:
         if self._keys is not None:
             secret = secret_of(headers)
             key = self._keys.find(secret) if secret else None
-            needed = scope_of(path, scope["method"])
+            missing = [one for one in scopes_of(path, scope["method"]) if key is not None and not key.may(one)]
             if key is None:
                 self._metrics.refused.labels("no key").inc()
                 detail = "this API key is not known" if secret else "an API key is needed: Authorization: Bearer KEY"
-                return _Refusal(401, "no key", detail, challenge=True), None
-            if not key.may(needed):
+                return Refusal(401, "no key", detail, challenge=True), None
+            if missing:
                 self._metrics.refused.labels("scope").inc()
-                return _Refusal(403, "scope", f"the key {key.name!r} has no scope {needed!r}"), key
+                detail = f"the key {key.name!r} has no scope {missing[0]!r}; give it to another key: `tessera keys add`"
+                return Refusal(403, "scope", detail), key
+        elif (host := headers.get(b"host", b"").decode("latin-1")) and not self._hosts.know(host):
+            # A browser always names a host. A caller without the header is no browser.
+            self._metrics.refused.labels("host").inc()
+            detail = (
+                f"this server has no API keys and does not answer to the host {host!r}; call it by its own name, or "
+                "start it with --allow-host NAME, or make a key: `tessera keys add NAME`"
+            )
+            return Refusal(421, "host", detail), None
         wait_s = self._buckets.take(key.name if key else _address(scope))
         if wait_s > 0:
             self._metrics.refused.labels("rate").inc()
             limit = f"at most {self._limits.per_second:g} requests a second are taken of one caller"
-            return _Refusal(429, "rate", limit, retry_s=math.ceil(wait_s)), key
+            return Refusal(429, "rate", limit, retry_s=math.ceil(wait_s)), key
         return None, key
 
-    async def _body(self, receive: Receive, headers: dict[bytes, bytes]) -> "bytes | _Refusal":
+    def _has_room(self) -> bool:
+        return self._state.in_flight < self._limits.in_flight
+
+    async def _body(self, receive: Receive, headers: dict[bytes, bytes]) -> "bytes | Refusal":
+        """Reads a body, or as much of it as decides that it is refused.
+
+        A caller whose body does not come at once keeps its parts in memory. Such callers take no place from those that
+        are answered, and there are at most as many of them.
+        """
         most = self._limits.body_bytes
-        too_large = _Refusal(413, "size", f"a body of at most {most:,} bytes is taken; send less at a time")
+        too_large = Refusal(413, "size", f"a body of at most {most:,} bytes is taken; send less at a time")
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > most:
             return too_large
         parts: list[bytes] = []
-        size = 0
+        size, receiving = 0, False
         deadline = time.monotonic() + self._limits.body_s
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
-            except TimeoutError:
-                return _Refusal(408, "slow", f"the body did not come within {self._limits.body_s:g} s")
-            if message["type"] == "http.disconnect":
-                return _Refusal(400, "gone", "the caller went away")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > most:
-                return too_large
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        try:
+            while True:
+                try:
+                    message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
+                except TimeoutError:
+                    return Refusal(408, "slow", f"the body did not come within {self._limits.body_s:g} s")
+                if message["type"] == "http.disconnect":
+                    return Refusal(400, "gone", "the caller went away")
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > most:
+                    return too_large
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+                if not receiving:
+                    if self._state.receiving >= self._limits.in_flight:
+                        return _CROWDED
+                    self._state.receiving += 1
+                    receiving = True
+        finally:
+            self._state.receiving -= receiving
 
 
 class State:
@@ -197,68 +232,20 @@ class State:
     def __init__(self) -> None:
         self.draining = False
         self.in_flight = 0
+        self.receiving = 0
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    """An answer that no route made."""
+def scopes_of(path: str, method: str) -> tuple[Scope, ...]:
+    """Returns the scopes that a request needs; a key must have all of them.
 
-    status: int
-    why: str
-    detail: str
-    retry_s: int = 0
-    challenge: bool = False
-
-    async def send(self, send: Send) -> None:
-        title = {401: "Unauthorized", 403: "Forbidden", 408: "Too slow", 413: "Too large", 429: "Too many requests"}
-        body = {
-            "type": "about:blank",
-            "title": title.get(self.status, "Refused" if self.status < 500 else "Overloaded"),
-            "status": self.status,
-            "detail": self.detail,
-        }
-        data = msgspec.json.encode(body)
-        headers = [(b"content-type", PROBLEM.encode()), (b"content-length", str(len(data)).encode())]
-        if self.retry_s:
-            headers.append((b"retry-after", str(self.retry_s).encode()))
-        if self.challenge:
-            # Basic too: a browser then asks for the key, and can show /docs.
-            headers += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="tessera"')]
-        if self.status in (408, 413):
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": data})
-
-
-class _Buckets:
-    """A bucket of tokens for each caller, filled at the rate and no deeper than the burst."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._rate = limits.per_second
-        self._depth = max(1.0, limits.per_second * limits.burst_s)
-        self._lock = threading.Lock()
-        self._held: dict[str, tuple[float, float]] = {}
-
-    def take(self, caller: str) -> float:
-        """Takes a token; returns how many seconds to wait where there is none, else 0."""
-        if not self._rate:
-            return 0.0
-        now = time.monotonic()
-        with self._lock:
-            tokens, then = self._held.pop(caller, (self._depth, now))
-            tokens = min(self._depth, tokens + (now - then) * self._rate)
-            enough = tokens >= 1
-            if len(self._held) >= _MOST_KEYS:
-                self._held.pop(next(iter(self._held)))
-            self._held[caller] = (tokens - 1 if enough else tokens, now)
-            return 0.0 if enough else (1 - tokens) / self._rate
-
-
-def scope_of(path: str, method: str) -> Scope:
-    """What a key must be allowed to do for a request."""
+    The console shows dead letters, which hold events as they came, so it has a scope of its own. Its forms append to
+    the log and need `write` as well.
+    """
     if path.startswith(_ADMIN):
-        return "admin"
-    return "write" if method == "POST" and (path in _WRITES or path.startswith(_CONSOLE)) else "read"
+        return ("admin",)
+    if path == _CONSOLE or path.startswith(_CONSOLE + "/"):
+        return ("console",) if method in _SAFE else ("console", "write")
+    return ("write",) if method not in _SAFE and path in _WRITES else ("read",)
 
 
 def secret_of(headers: dict[bytes, bytes]) -> str:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from features.error import BundleError, EventError, LogError, StoreError, TesseraError
-from serving.guard import PROBLEM
+from serving.refusal import PROBLEM
 from serving.wire import Problem
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ from tessera.settings import Settings
 keys = typer.Typer(no_args_is_help=True, help="API keys of the server.")
 # How long a caller waits for its turn at the log, and how long nobody does once it did not answer.
 _TURN_S, _AWAY_S = 1.0, 1.0
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(
@@ -48,6 +47,10 @@ def serve(
         bool, typer.Option("--unrecorded", help="Append no impressions; experiments need them.")
     ] = False,
     console: Annotated[bool, typer.Option(help="Pages for those who operate it, at /console.")] = True,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="Name that callers may use where there are no API keys; repeatable."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
 ) -> None:
     """Serve over HTTP; follow the registry's champion."""
@@ -56,6 +59,7 @@ def serve(
     from serving.api import Parts, create_app
     from serving.current import Current
     from serving.guard import Limits
+    from serving.hosts import LOOPBACK, Hosts
     from serving.intake import Intake
     from serving.recorder import Recorder
     from serving.shadow import Shadows
@@ -66,7 +70,7 @@ def serve(
     settings = Settings.from_environment()
     allowed = _key_file(settings)
     guarded = bool(allowed.keys())
-    if not guarded and host not in _LOOPBACK:
+    if not guarded and host not in LOOPBACK:
         raise TesseraError(
             f"--host {host}: without API keys only this machine is served; `tessera keys add NAME` makes one"
         )
@@ -84,6 +88,7 @@ def serve(
         parts = Parts(
             limits=Limits(body_bytes=body_bytes, in_flight=in_flight, per_second=per_second),
             keys=allowed if guarded else None,
+            hosts=Hosts([host, *LOOPBACK, *(allow_host or ())]),
             intake=Intake(_opened_sink(settings, stack)),
         )
         if not unrecorded:
@@ -221,7 +226,9 @@ def _key_file(settings: Settings) -> Any:
 @keys.command("add")
 def keys_add(
     name: Annotated[str, typer.Argument(help="Whose key it is; stands in logs.")],
-    scope: Annotated[list[str] | None, typer.Option(help="read, write or admin; repeatable. Default: read.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, write, console or admin; repeatable. Default: read.")
+    ] = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
     from serving.access import Scope

@@ -1,8 +1,13 @@
 """Fixtures that more than one kind of test needs."""
 
 import os
+from functools import partialmethod
 
 import pytest
+from starlette.testclient import TestClient
+
+# A server without keys answers to this machine's names alone, and the client's own default is none of them.
+TestClient.__init__ = partialmethod(TestClient.__init__, base_url="http://localhost")  # type: ignore[assignment,method-assign]
 
 
 @pytest.fixture(scope="session", autouse=True)

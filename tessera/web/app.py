@@ -1,7 +1,7 @@
 """The console's routes, under `/console`: pages rendered here, from what the sampler holds.
 
 They need no other site, no build and no script: the one script there is renews what is live. Who may see them is the
-guard's matter (`serving.guard`): a key that may read sees them, one that may write puts letters back.
+guard's matter (`serving.guard`): a key of scope `console` shows them, and with `write` it puts letters back.
 """
 
 import contextlib

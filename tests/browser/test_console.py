@@ -210,10 +210,12 @@ def test_what_is_not_there_is_said_and_has_a_way_back(page: Page, site: Site) ->
 
 def test_keys_say_who_sees_and_who_acts(browser: Browser, site: Site, tmp_path: Path) -> None:
     keys = KeyFile(site.home / "keys.json")
-    reader, writer = keys.add("reader", ["read"]), keys.add("writer", ["read", "write"])
+    reader, writer = keys.add("reader", ["console"]), keys.add("writer", ["console", "write"])
+    caller = keys.add("caller", ["read", "write"])
     try:
         with serving(site.home, tmp_path / "serve.log") as url:
             assert httpx.get(f"{url}/console").status_code == 401
+            assert httpx.get(f"{url}/console/letters", auth=("", caller)).status_code == 403
             for secret, buttons in ((reader, 0), (writer, 1)):
                 with browser.new_context(http_credentials={"username": "", "password": secret}) as context:
                     page = context.new_page()

@@ -1,13 +1,16 @@
 """Keys, scopes and limits: who may call what, how much is taken, and what is said to those turned away."""
 
+import asyncio
 import base64
+import contextlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,18 @@ import pytest
 from fastapi.testclient import TestClient
 
 from features.error import TesseraError
-from serving.access import KeyFile
+from serving.access import SCOPES, KeyFile, Scope
 from serving.api import Parts, create_app
 from serving.current import Current
-from serving.guard import Limits, scope_of
+from serving.guard import Guard, Limits, State, scopes_of
+from serving.hosts import LOOPBACK, Hosts
+from serving.intake import Intake
 from serving.load import load_bundle
 from serving.memory import MemoryStore
+from serving.metrics import Metrics
 from serving.rank import RankService
+from tessera.settings import Settings
+from tessera.web.app import Console, add_console
 from tests.integration.world import World
 
 RANK = {"user": "1", "candidates": ["a"]}
@@ -162,11 +170,140 @@ def test_keys_added_and_removed_in_two_shells_at_once_are_all_kept(tmp_path: Pat
     assert {key.name for key in found} == {f"{who}-{n}" for who in "ab" for n in range(0, 20, 2)}
 
 
-def test_what_a_path_needs() -> None:
-    assert scope_of("/v1/rank", "POST") == "read"
-    assert scope_of("/v1/items", "POST") == scope_of("/v1/events", "POST") == "write"
-    assert scope_of("/v1/items/7", "GET") == "read"
-    assert scope_of("/v1/admin/reload", "POST") == "admin"
+# Every route of a server with its console, and all the scopes that a key must have for it; () asks for no key.
+NEEDED: dict[tuple[str, str], tuple[Scope, ...]] = {
+    ("POST", "/v1/rank"): ("read",),
+    ("POST", "/v1/retrieve"): ("read",),
+    ("POST", "/v1/embeddings"): ("read",),
+    ("GET", "/v1/items/{item_id:path}"): ("read",),
+    ("GET", "/v1/version"): ("read",),
+    ("GET", "/metrics"): ("read",),
+    ("GET", "/docs"): ("read",),
+    ("GET", "/docs/oauth2-redirect"): ("read",),
+    ("GET", "/openapi.json"): ("read",),
+    ("GET", "/static-offline-docs"): ("read",),
+    ("POST", "/v1/events"): ("write",),
+    ("POST", "/v1/items"): ("write",),
+    ("POST", "/v1/outcomes"): ("write",),
+    ("POST", "/v1/admin/reload"): ("admin",),
+    ("GET", "/console"): ("console",),
+    ("GET", "/console/"): ("console",),
+    ("GET", "/console/live"): ("console",),
+    ("GET", "/console/models"): ("console",),
+    ("GET", "/console/rollouts"): ("console",),
+    ("GET", "/console/rollouts/{experiment}"): ("console",),
+    ("GET", "/console/ids"): ("console",),
+    ("GET", "/console/letters"): ("console",),
+    ("GET", "/console/health"): ("console",),
+    ("GET", "/console/console.css"): ("console",),
+    ("GET", "/console/console.js"): ("console",),
+    ("POST", "/console/letters"): ("console", "write"),
+    ("GET", "/healthz"): (),
+    ("GET", "/readyz"): (),
+}
+
+
+def _routes(routes: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from _routes(route.original_router.routes)
+        else:
+            yield from ((method, route.path) for method in getattr(route, "methods", None) or {"GET"})
+
+
+@pytest.fixture(scope="module")
+def whole(service: RankService, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, KeyFile]]:
+    """A server with everything that `tessera serve` adds, and its keys."""
+    settings = Settings(home=tmp_path_factory.mktemp("whole"))
+    keys = KeyFile(settings.home / "keys.json")
+    current, parts = Current(service), Parts(keys=keys)
+    app = create_app(current, parts)
+    with contextlib.closing(Console(settings, current, parts.metrics, keys)) as console:
+        add_console(app, console)
+        with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as client:
+            yield client, keys
+
+
+def test_every_route_asks_for_its_scopes_and_no_others(whole: tuple[TestClient, KeyFile]) -> None:
+    client, keys = whole
+    found = {(method, path) for method, path in _routes(client.app.routes) if method != "HEAD"}  # type: ignore[attr-defined]
+    assert found == NEEDED.keys()
+    secrets = {
+        held: keys.add(" ".join(held) or "none", held)
+        for count in range(1, len(SCOPES) + 1)
+        for held in itertools.combinations(SCOPES, count)
+    }
+    for (method, path), needed in NEEDED.items():
+        place = re.sub(r"\{[^}]*\}", "x", path)
+        for held, secret in secrets.items():
+            headers = bearer(secret) | {"origin": "http://elsewhere.example"}
+            answer = client.request(method, place, headers=headers, content=b"")
+            if "admin" in held or set(needed) <= set(held):
+                assert answer.status_code != 401
+                assert "has no scope" not in answer.text, (method, path, held)
+            else:
+                assert is_problem(answer, 403)
+                assert "has no scope" in answer.json()["detail"], (method, path, held)
+        assert (client.request(method, place).status_code == 401) == bool(needed), (method, path)
+
+
+def test_what_is_no_route_asks_for_the_scope_of_its_place() -> None:
+    assert scopes_of("/nowhere", "GET") == ("read",)
+    assert scopes_of("/v1/admin/anything", "GET") == ("admin",)
+    assert scopes_of("/console/anything", "GET") == scopes_of("/console/anything", "HEAD") == ("console",)
+    assert scopes_of("/console/anything", "DELETE") == ("console", "write")
+    assert scopes_of("/consoles", "GET") == ("read",)
+
+
+# Names of the server.
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost:8000", True),
+        ("LOCALHOST", True),
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("shop.example.:8000", True),
+        ("rebound.evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("shop.example.evil.example", False),
+        ("10.0.0.7", False),
+    ],
+)
+def test_a_server_without_keys_answers_to_its_own_names_alone(service: RankService, host: str, known: bool) -> None:
+    parts = Parts(hosts=Hosts([*LOOPBACK, "shop.example"]), intake=Intake(Nowhere()))
+    app = create_app(Current(service), parts)
+    with TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False) as client:
+        for answer in (
+            client.post("/v1/rank", json=RANK),
+            client.post("/v1/items", json={"items": [{"item_id": "i1", "_deleted": True}]}),
+            client.post("/console/letters", data={"number": "0"}, headers={"origin": f"http://{host}"}),
+            client.get("/metrics"),
+        ):
+            if known:
+                assert answer.status_code in (200, 202, 404)
+            else:
+                assert is_problem(answer, 421)
+                assert "--allow-host" in answer.json()["detail"]
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_key_counts_under_any_name(service: RankService, keys: KeyFile) -> None:
+    secret = keys.add("reader", ["read"])
+    app = create_app(Current(service), Parts(keys=keys))
+    with TestClient(app, base_url="http://shop.example") as client:
+        assert client.post("/v1/rank", json=RANK, headers=bearer(secret)).status_code == 200
+        assert client.post("/v1/rank", json=RANK).status_code == 401
+
+
+class Nowhere:
+    """Takes what comes and keeps nothing."""
+
+    def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        assert messages, kind
 
 
 def _client(service: RankService, **limits: Any) -> TestClient:
@@ -226,6 +363,53 @@ def test_more_requests_than_the_server_is_good_for_are_refused_at_once(
             thread.join()
         assert [one.status_code for one in answers] == [200, 200, 200]
         assert 'tessera_refused_total{why="overloaded"} 5.0' in client.get("/metrics").text
+
+
+def test_slow_callers_hold_little_and_take_no_place_from_others() -> None:
+    """Callers whose bodies stay unfinished: as many as may be answered keep a part, and the others are told at once."""
+    places, part, callers = 4, bytes(50_000), 40
+    state, go, answers = State(), asyncio.Event(), list[int]()
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": (await receive())["body"]})
+
+    guard = Guard(inside, metrics=Metrics(), limits=Limits(in_flight=places, body_s=20), keys=None, state=state)
+
+    async def call(*, slow: bool) -> int:
+        sent, read = list[MutableMapping[str, Any]](), 0
+
+        async def receive() -> MutableMapping[str, Any]:
+            nonlocal read
+            read += 1
+            if slow and read > 1:
+                await go.wait()
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": part, "more_body": slow}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        await guard({"type": "http", "path": "/v1/rank", "method": "POST", "headers": []}, receive, send)
+        answers.append(sent[0]["status"])
+        return int(sent[0]["status"])
+
+    async def scene() -> None:
+        slow = [asyncio.create_task(call(slow=True)) for _ in range(callers)]
+        while len(answers) < callers - places:
+            await asyncio.sleep(0)
+        assert answers == [503] * (callers - places)
+        assert (state.receiving, state.in_flight) == (places, 0)
+        assert [await call(slow=False) for _ in range(3)] == [200] * 3
+        go.set()
+        await asyncio.gather(*slow)
+        assert state.receiving == 0
+        # Where no more is answered, no body is read.
+        state.in_flight = places
+        assert await call(slow=True) == 503
+        assert state.receiving == 0
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
 
 
 def test_a_draining_server_is_not_ready_and_still_answers(service: RankService) -> None:

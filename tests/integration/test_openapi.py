@@ -13,11 +13,11 @@ from schemathesis.checks import not_a_server_error
 
 from serving.api import Parts, create_app
 from serving.current import Current
-from serving.guard import PROBLEM
 from serving.intake import Intake
 from serving.load import load_bundle
 from serving.memory import MemoryStore
 from serving.rank import RankService
+from serving.refusal import PROBLEM
 from tessera.server import LogSink
 from tessera.settings import Settings
 from tests.integration.world import World
