@@ -4,7 +4,6 @@ Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem docu
 """
 
 import contextlib
-import logging
 import threading
 import time
 import uuid
@@ -17,7 +16,7 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from features.error import BundleError, StoreError, TesseraError
+from features.error import BundleError, StoreError
 from models.impression import Impression, Outcome
 from serving.access import KeyFile
 from serving.current import Current, Pinned
@@ -28,6 +27,7 @@ from serving.metrics import CONTENT_TYPE, Metrics, Stopwatch
 from serving.problem import add_problem_handlers, blamed
 from serving.rank import RankService
 from serving.recorder import Recorder
+from serving.rounds import Rounds
 from serving.rows import MirrorRows
 from serving.shadow import Shadows
 from serving.wire import (
@@ -50,7 +50,6 @@ from serving.wire import (
     VersionResponse,
 )
 
-_log = logging.getLogger(__name__)
 _REFUSED: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": what}
     for status, what in (
@@ -81,6 +80,7 @@ class Parts:
         reload: looks for another bundle at once; returns the bundle's id.
         state: says when the server drains.
         refresh_s: how often new items are taken in from the store.
+        refreshing: how that goes.
     """
 
     metrics: Metrics = field(default_factory=Metrics)
@@ -93,6 +93,10 @@ class Parts:
     reload: Callable[[], str] | None = None
     state: State = field(default_factory=State)
     refresh_s: float = 0.25
+    refreshing: Rounds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.refreshing = Rounds("items", "new items could not be taken in", self.metrics)
 
 
 def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
@@ -275,15 +279,7 @@ def _operation(current: Current, parts: Parts) -> APIRouter:
         if parts.state.draining:
             raise HTTPException(503, "the server is draining; send requests elsewhere")
         with current.pinned() as service:
-            if not isinstance(service.rows, MirrorRows):
-                service.check_ready()
-                return ReadyResponse(status="ready", bundle=service.bundle.id)
-            # A mirror that lags makes no server unready: the store answers meanwhile, and the mirror without a store.
-            lag_s = round(service.rows.mirror.lag_s(), 3)
-            reads_from = "mirror" if service.rows.fresh else "store"
-            return ReadyResponse(
-                status="ready", bundle=service.bundle.id, mirror={"lag_s": lag_s, "reads_from": reads_from}
-            )
+            return _readiness(service, parts.refreshing)
 
     @router.get("/v1/version")
     def version() -> VersionResponse:
@@ -334,16 +330,32 @@ def _note(metrics: Metrics, service: RankService) -> None:
     metrics.items.set(service.items)
 
 
+def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
+    """Says from where a server answers; raises where it should not be asked."""
+    error = refreshing.error
+    # A mirror answers while the store is away or empty, and says why.
+    excused = service.rows.outlasts_store and isinstance(error, StoreError)
+    if error is not None and refreshing.broken and not excused:
+        raise HTTPException(503, f"new items cannot be taken in: {type(error).__name__}: {error}; see the server's log")
+    ready = ReadyResponse(status="ready", bundle=service.bundle.id, store=str(error) if excused else None)
+    if not isinstance(service.rows, MirrorRows):
+        service.check_ready()
+        return ready
+    # A mirror that lags makes no server unready: the store answers meanwhile, and the mirror without a store.
+    lag_s = round(service.rows.mirror.lag_s(), 3)
+    ready.mirror = {"lag_s": lag_s, "reads_from": "mirror" if service.rows.fresh else "store"}
+    return ready
+
+
 def _follow(current: Current, parts: Parts, stop: threading.Event) -> None:
+    trials = Rounds("challenger", "new items could not be taken in for a challenger", parts.metrics)
     while not stop.wait(parts.refresh_s):
-        try:
-            with current.pinned() as service:
+        with current.pinned() as service:
+            with parts.refreshing.round():
                 service.refresh()
-                for challenger in current.challengers.values():
-                    challenger.refresh()
                 parts.metrics.items.set(service.items)
                 if isinstance(service.rows, MirrorRows):
                     parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())
-        except TesseraError as error:
-            # Readiness reports it; the next round tries again.
-            _log.warning("new items could not be taken in: %s", error)
+        for challenger in current.challengers.values():
+            with trials.round():
+                challenger.refresh()

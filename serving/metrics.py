@@ -42,6 +42,9 @@ class Metrics:
         self.shadows = Counter(
             "tessera_shadows", "Rankings in the shadow by what became of them.", ["what"], registry=self.registry
         )
+        self.background_failures = Counter(
+            "tessera_background_failures", "Failed rounds of work behind requests.", ["part"], registry=self.registry
+        )
         self.swaps = Counter("tessera_swaps", "Bundles that took over.", registry=self.registry)
         self.swap_failures = Counter("tessera_swap_failures", "Bundles that could not be.", registry=self.registry)
 

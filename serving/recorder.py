@@ -78,5 +78,10 @@ class Recorder:
         except TesseraError as error:
             _LOGGER.warning("impressions wait: %s", error)
             return False
+        except Exception:
+            # The edge of a thread: it must outlast a batch that nothing can be done with, which is lost and counted.
+            _LOGGER.exception("%d impressions are lost", len(batch))
+            self._metrics.impressions.labels("dropped").inc(len(batch))
+            return True
         self._metrics.impressions.labels("appended").inc(len(batch))
         return True

@@ -80,14 +80,17 @@ class Shadows:
 
 
 def _ranked(job: _Job) -> Shadowed:
-    began = time.perf_counter()
-    shown = job.shown
     try:
-        again = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
+        return _compared(job, job.shown)
     except Exception as error:
         # Whatever a challenger raises is a figure of the experiment, and no concern of anybody's request.
-        _LOGGER.warning("shadow %s: %s", job.experiment, error)
-        return Shadowed(shown.id, job.experiment, shown.time_ms, failed=True)
+        _LOGGER.warning("shadow %s: %s: %s", job.experiment, type(error).__name__, error)
+        return Shadowed(job.shown.id, job.experiment, job.shown.time_ms, failed=True)
+
+
+def _compared(job: _Job, shown: Impression) -> Shadowed:
+    began = time.perf_counter()
+    again = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
     ms = 1_000 * (time.perf_counter() - began)
     mine, theirs = np.array(shown.scores), np.array([again[item] for item in shown.items])
     together = len(mine) > 1 and mine.std() > 0 and theirs.std() > 0

@@ -228,8 +228,9 @@ class VersionResponse(BaseModel):
 
 
 class ReadyResponse(BaseModel):
-    """Whether requests are answered, and from where rows are read."""
+    """Whether requests are answered, from where rows are read, and why not from the store."""
 
     status: str
     bundle: str
     mirror: dict[str, Any] | None = None
+    store: str | None = None

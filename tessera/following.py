@@ -28,9 +28,11 @@ class Opener:
 
     Args:
         mirror: keep its table in this process.
+        metrics: counts failures of the mirror.
     """
 
-    def __init__(self, settings: Settings, store: OnlineStore, *, mirror: bool) -> None:
+    def __init__(self, settings: Settings, store: OnlineStore, *, mirror: bool, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
         self._settings = settings
         self._store = store
         self._mirror = mirror
@@ -39,7 +41,11 @@ class Opener:
         """The service, ready to answer, and what lets go of it."""
         load_bundle(self._store, bundle, storage=self._settings.storage)
         with contextlib.ExitStack() as stack:
-            rows = stack.enter_context(mirrored(self._settings, self._store, bundle)) if self._mirror else None
+            rows = (
+                stack.enter_context(mirrored(self._settings, self._store, bundle, self._metrics))
+                if self._mirror
+                else None
+            )
             service = RankService(bundle, self._store, rows)
             _warm(service)
             return service, stack.pop_all().close

@@ -61,6 +61,7 @@ def serve(
     from serving.guard import Limits
     from serving.hosts import LOOPBACK, Hosts
     from serving.intake import Intake
+    from serving.metrics import Metrics
     from serving.recorder import Recorder
     from serving.shadow import Shadows
     from tessera.following import Follower, Opener
@@ -82,10 +83,12 @@ def serve(
     with contextlib.ExitStack() as stack:
         stack.enter_context(settings.traced("tessera-serve"))
         store = stack.enter_context(contextlib.closing(settings.open_store()))
-        opener = Opener(settings, store, mirror=mirror)
+        metrics = Metrics()
+        opener = Opener(settings, store, mirror=mirror, metrics=metrics)
         service, close = opener(found)
         current = stack.enter_context(contextlib.closing(Current(service, close=close)))
         parts = Parts(
+            metrics=metrics,
             limits=Limits(body_bytes=body_bytes, in_flight=in_flight, per_second=per_second),
             keys=allowed if guarded else None,
             hosts=Hosts([host, *LOOPBACK, *(allow_host or ())]),

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from features.error import EventError, StoreError
 from features.hashing import fingerprint
+from models import delta
 from serving.api import create_app
 from serving.current import Current
 from serving.load import load_bundle
@@ -147,3 +149,27 @@ def test_with_a_mirror_rankings_go_on_while_the_store_is_away_and_say_that_they_
         time.sleep(0.6)
         assert not client.post("/v1/rank", json=body).json()["stale"]
         assert "tessera_stale_answers_total 2.0" in client.get("/metrics").text
+
+
+def test_a_mirror_outlasts_an_error_and_goes_on_from_the_same_delta(
+    world: World, settings: Settings, mirror_of: tuple[MemoryStore, MirrorRows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, rows = mirror_of
+    fold, calls = rows.mirror.fold, list[int]()
+
+    def faulty(change: delta.Delta) -> int:
+        calls.append(change.seq)
+        if len(calls) == 1:
+            raise ValueError("operands could not be broadcast together")
+        return fold(change)
+
+    monkeypatch.setattr(rows.mirror, "fold", faulty)
+    size = (1, world.bundle.schema.dim)
+    for seq in (5, 6):
+        change = delta.changed_rows(
+            world.bundle.id, seq, np.array([0]), torch.full(size, seq), torch.ones(1), records=[], times_ms=[]
+        )
+        with contextlib.closing(settings.open_log()) as log:
+            log.append(settings.topics.deltas, [(None, delta.encode(next(change)))])
+    _until(lambda: rows.mirror.seqs()[0] == 6)
+    assert calls == [5, 5, 6]

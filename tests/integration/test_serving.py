@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +17,14 @@ from features.history import Jagged
 from models.catalogue import Catalogue
 from models.lookup import Assembler, Entities, Examples
 from models.train import predict
-from serving.api import create_app
+from serving.api import Parts, create_app
 from serving.current import Current
 from serving.load import load_bundle
 from serving.memory import MemoryStore
 from serving.rank import RankService
+from serving.rounds import MOST_MISSES
 from tests.integration.world import World
+from tests.servers import until
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,41 @@ def test_an_unreachable_store_is_not_ready_and_never_an_internal_error(
             assert response.status_code == 503
             assert response.headers["content-type"] == "application/problem+json"
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_server_outlasts_every_error_behind_requests_and_is_not_ready_while_it_learns_nothing(
+    service: RankService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = RankService(service.bundle, service._store)
+    refresh, fault = service.refresh, threading.Event()
+
+    def faulty() -> int:
+        if fault.is_set():
+            raise pl.exceptions.ComputeError("expected a duration, got str")
+        return refresh()
+
+    monkeypatch.setattr(service, "refresh", faulty)
+    parts = Parts(refresh_s=0.02)
+    with TestClient(create_app(Current(service), parts)) as client:
+
+        def status() -> int:
+            return client.get("/readyz").status_code
+
+        fault.set()
+        until(lambda: parts.refreshing.error is not None)
+        fault.clear()
+        until(lambda: parts.refreshing.error is None)
+        assert status() == 200
+        fault.set()
+        until(lambda: status() == 503)
+        assert "ComputeError: expected a duration" in client.get("/readyz").json()["detail"]
+        assert client.post("/v1/rank", json={"user": "1", "k": 1}).status_code == 200
+        failures = re.search(r'tessera_background_failures_total\{part="items"\} (\d+)', client.get("/metrics").text)
+        assert failures is not None
+        assert int(failures[1]) > MOST_MISSES
+        fault.clear()
+        until(lambda: status() == 200)
+    assert sum("could not be taken in" in record.message for record in caplog.records) == 2
 
 
 def test_a_service_refuses_a_store_that_does_not_hold_its_bundle(world: World) -> None:
