@@ -82,8 +82,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(self.started + int(self.ramp[max(step, 0)].after_s), self.changed)
 
     def part(self) -> float:
-        """What one epoch may use of the chance of a false alarm: all epochs together use little more than all of it."""
-        return 0.5**self.changes / len(self.ramp)
+        """What one epoch may use of the chance of a false alarm: all epochs together never use more than all of it."""
+        return 0.5 ** (self.changes + 1) / len(self.ramp)
 
     def _step(self, now: float) -> int:
         """The step of the ramp that holds; -1 before the first, which a first step at once never is."""

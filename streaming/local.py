@@ -157,7 +157,7 @@ class _File:
 class LocalReader:
     """Reads for a group that has no other active reader; see `Reader` for the contract."""
 
-    def __init__(self, file: _File, topics: Sequence[str], group: str) -> None:
+    def __init__(self, file: _File, topics: Sequence[str], group: str, start: Positions | None = None) -> None:
         self.group = group
         self._file = file
         self._ids = {(topic, n): id_ for topic in topics for n, (id_, _) in file.partitions(topic).items()}
@@ -165,6 +165,7 @@ class LocalReader:
         self._turn = 0
         self._position: Positions = {}
         self.rewind()
+        self._position |= start or {}
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
@@ -339,8 +340,10 @@ class LocalLog:
         moved = [(end, id_) for id_, end in ends.items()]
         connection.executemany("UPDATE partition SET next_offset = ? WHERE id = ?", moved)
 
-    def reader(self, topics: Sequence[str], *, group: str, sole: bool = False) -> LocalReader:
-        return LocalReader(self._file, topics, group)
+    def reader(
+        self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
+    ) -> LocalReader:
+        return LocalReader(self._file, topics, group, start)
 
     def follow(self, topic: str, start: int) -> LocalFollower:
         return LocalFollower(self._file, topic, start)

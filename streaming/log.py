@@ -191,8 +191,13 @@ class EventLog(Protocol):
         """
         ...
 
-    def reader(self, topics: Sequence[str], *, group: str, sole: bool = False) -> Reader:
+    def reader(
+        self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
+    ) -> Reader:
         """Return a reader that starts at the group's committed positions, or at the beginning where there are none.
+
+        `start` says where a sole reader begins instead, for those that keep their positions with what they made of the
+        messages; a position that is no longer kept means the oldest message that is.
 
         A `sole` reader reads all partitions and does not join the group, so it waits for nobody and loses nothing to
         others; it is for one who is fenced in another way, by a transactor that commits its positions.

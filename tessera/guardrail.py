@@ -7,17 +7,8 @@ part of it, and none depends on how often one looks, or on who looked before.
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.impression import CLICK
-from models.sequential import Arm, Interval, difference, mismatched, split_p, surely_above
-
-_SLOWEST = 0.01
-
-
-def _no_times() -> NDArray[np.float64]:
-    return np.empty(0)
+from models.sequential import Arm, Interval, Slower, difference, mismatched, split_p, surely_above
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,8 @@ class Sums:
         calibration: outcomes by what was predicted for the items shown.
         novelty: items shown that training hardly knew, by all items shown.
         users: how many asked for something; failed, empty: how many of them got no answer once, or one without an item.
-        ms: (n,) times of the last requests.
+        slow: how many of them were among the slowest of a slice of time, see `tessera.slices`.
+        requests: how many were timed; p99_ms: of their times, 0 without any.
     """
 
     rate: Arm = field(default_factory=Arm)
@@ -38,12 +30,9 @@ class Sums:
     users: int = 0
     failed: int = 0
     empty: int = 0
-    ms: NDArray[np.float64] = field(default_factory=_no_times)
-
-    @property
-    def p99_ms(self) -> float:
-        """Of the last requests; 0 without any."""
-        return float(np.percentile(self.ms, 99)) if len(self.ms) else 0.0
+    slow: int = 0
+    requests: int = 0
+    p99_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,17 +56,20 @@ class Rule:
 
     Attributes:
         outcome: which outcomes count; the others are shown and judge nothing.
-        planned: users of both arms at which the statistics are at their sharpest.
+        planned: users of both arms at which the statistics are at their sharpest, where each is answered once and has
+            outcomes independent of any other's.
         alpha: of the difference of rates, over all looks.
         split_alpha: of the split, over all looks.
         fault_alpha: of each operational guardrail, over all looks.
         harm: how much lower the challenger's rate may be, as a share of the control's: below it for sure is a breach.
         most_failed, most_empty: how many more of its users than the control's may meet a failure, or an empty answer.
-        slower, least_ms: its p99 may be so many times the control's, and in any case so much above.
+        slower, least_ms: its slowest answers may take so many times what the control's take in the same minutes, and in
+            any case so much longer.
         miscalibrated: outcomes by prediction may be so many times the control's, or the control's so many times its,
             where the control's are nearer to one.
         most_novel: how many more, or fewer, of the items it shows may be hardly known to training.
         least_users, least_requests: of each arm before ratios, and its p99, are judged.
+        least_slow: users of the challenger who met a slow answer before its p99 is judged: one user is no arm.
     """
 
     outcome: str = CLICK
@@ -94,13 +86,23 @@ class Rule:
     most_novel: float = 0.2
     least_users: int = 100
     least_requests: int = 500
+    least_slow: int = 10
 
-    def look(self, control: Sums, challenger: Sums, *, shares: tuple[float, float], part: float = 1.0) -> Look:
+    def look(
+        self,
+        control: Sums,
+        challenger: Sums,
+        *,
+        shares: tuple[float, float],
+        part: float = 1.0,
+        slower: Slower = Slower(),  # noqa: B008 - frozen
+    ) -> Look:
         """Judges two arms as they stand now.
 
         Args:
             shares: what control and challenger were given.
             part: of the α's that this stretch of the experiment may use.
+            slower: evidence that the challenger's answers take longer.
         """
         interval = difference(control.rate, challenger.rate, alpha=part * self.alpha, planned=self.planned)
         users = (control.users, challenger.users)
@@ -111,10 +113,16 @@ class Rule:
             breaches.append(
                 f"sample ratio: {users[0]:,} and {users[1]:,} users where {wanted} was asked for, p {p:.2g}"
             )
-        if self._enough(control, challenger) and interval.high < -self.harm * control.rate.rate:
+        harmed = difference(
+            control.rate.times(1 - self.harm), challenger.rate, alpha=part * self.alpha, planned=self.planned
+        )
+        if self._enough(control, challenger) and harmed.high < 0:
             rates = f"{challenger.rate.rate:.4f} against {control.rate.rate:.4f}"
             breaches.append(f"rate: {rates}, a difference of at most {interval.high:+.4f}")
         breaches += self._faults(control, challenger, part * self.fault_alpha)
+        enough = min(control.requests, challenger.requests) >= self.least_requests
+        if enough and challenger.slow >= self.least_slow and slower.surely(part * self.fault_alpha):
+            breaches.append(f"p99: {challenger.p99_ms:.1f} ms against {control.p99_ms:.1f}")
         breaches += self._drifts(control, challenger, part * self.fault_alpha)
         return Look(interval, p, tuple(breaches))
 
@@ -128,17 +136,10 @@ class Rule:
             ("requests failed", challenger.failed, control.failed, self.most_failed),
             ("answers without an item", challenger.empty, control.empty, self.most_empty),
         ):
-            usual = theirs / max(control.users, 1)
-            # The control's own share is known no better than its users tell.
-            bound = usual + most + 2 * math.sqrt((usual * (1 - usual) + 1 / (control.users + 1)) / (control.users + 1))
-            if bound < 1 and surely_above(mine, challenger.users, bound, alpha=alpha):
-                share = mine / challenger.users
-                found.append(f"{name}: {share:.1%} of the challenger's users met it, {usual:.1%} of the control's")
-        if min(len(control.ms), len(challenger.ms)) >= self.least_requests:
-            limit = max(self.slower * control.p99_ms, control.p99_ms + self.least_ms)
-            slow = int((challenger.ms > limit).sum())
-            if surely_above(slow, len(challenger.ms), _SLOWEST, alpha=alpha):
-                found.append(f"p99: {challenger.p99_ms:.1f} ms against {control.p99_ms:.1f}")
+            users = (control.users, challenger.users)
+            if surely_above((theirs, mine), users, margin=most, alpha=alpha):
+                shares = f"{mine / users[1]:.1%} of the challenger's users met it, {theirs / users[0]:.1%}"
+                found.append(f"{name}: {shares} of the control's")
         return found
 
     def _drifts(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
@@ -149,8 +150,11 @@ class Rule:
         # Faults show early, so their sequences are at their sharpest after a hundredth of the plan.
         planned = max(self.planned // 100, 1)
         mine, theirs = challenger.calibration.rate, control.calibration.rate
-        off = difference(control.calibration, challenger.calibration, alpha=alpha, planned=planned)
-        other = off.low > (self.miscalibrated - 1) * theirs or off.high < (1 / self.miscalibrated - 1) * theirs
+        above, below = (
+            difference(control.calibration.times(most), challenger.calibration, alpha=alpha, planned=planned)
+            for most in (self.miscalibrated, 1 / self.miscalibrated)
+        )
+        other = above.low > 0 or below.high < 0
         # One that is nearer to the truth than the control mends it.
         if other and (not mine or not theirs or abs(math.log(mine)) > abs(math.log(theirs))):
             found.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")

@@ -1,6 +1,7 @@
 """The judge of running experiments: reads what was shown and what came of it, and rolls back what breaches its rule."""
 
 import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +12,19 @@ from typing import Any
 import polars as pl
 
 from features.error import EventError
+from features.lock import locked
 from models.impression import Impression, Shadowed, decode_impression, decode_outcome
 from models.registry import CHAMPION, Registry, Release
 from serving.assignment import CHALLENGER, CONTROL, Experiment, expected_shares
-from streaming.log import EventLog, Reader
+from streaming.log import EventLog, Positions, Reader
 from streaming.topic import Topics
-from tessera.experiment import Ledger, Tally
+from tessera.experiment import Ledger
 from tessera.guardrail import Rule, Sums
 from tessera.rollouts import running, stop
+from tessera.slices import Allowed
+from tessera.tally import Tally
 
-_BATCH, _WAIT_S = 2_000, 0.2
+_BATCH, _WAIT_S, _TURN_S = 2_000, 0.2, 5.0
 _FEW = 5
 
 
@@ -73,11 +77,13 @@ class Standing:
 
 
 class Judge:
-    """Reads impressions and outcomes from their beginning, and goes on; says how experiments stand.
+    """Reads impressions and outcomes from where its ledger stands, and goes on; says how experiments stand.
 
     Args:
         rule: see `Rule`.
         familiar: items that a bundle's training knew well, by the bundle's id; the others shown are novel.
+        ledger: file of what was read before; locked while this judges. None reads both topics from their beginning.
+        copy: start from what the ledger holds and change nothing of it.
     """
 
     def __init__(
@@ -89,6 +95,8 @@ class Judge:
         model: str | None,
         rule: Rule = Rule(),  # noqa: B008
         familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+        ledger: Path | None = None,
+        copy: bool = False,
     ) -> None:
         self._registry = registry
         self._log = log
@@ -98,15 +106,28 @@ class Judge:
         self._champion = registry.resolve(model, CHAMPION)
         self._bad = 0
         self.experiments: list[Experiment] = []
-        self.ledger = Ledger(outcome=rule.outcome, familiar=familiar(self._champion.bundle))
         log.create_topics(topics.partitions())
-        self._reader: Reader = log.reader(
-            [topics.impressions, topics.outcomes], group=f"rollout-{time.time_ns()}", sole=True
-        )
+        with contextlib.ExitStack() as held:
+            if ledger is not None and not copy:
+                held.enter_context(locked(ledger, wait_s=_TURN_S))
+            allowed = Allowed(rule.slower, rule.least_ms)
+            known = familiar(self._champion.bundle)
+            self.ledger = Ledger(ledger, copy=copy, outcome=rule.outcome, familiar=known, allowed=allowed)
+            held.callback(self.ledger.close)
+            ends, start = self._ends(), self.ledger.positions
+            if any(position > ends.get(place, 0) for place, position in start.items()):
+                # Another log, or one that was begun again: what was folded is none of it.
+                self.ledger.restart()
+                start = {}
+            self._reader: Reader = log.reader(
+                [topics.impressions, topics.outcomes], group=f"rollout-{time.time_ns()}", sole=True, start=start
+            )
+            held.callback(self._reader.close)
+            self._held = held.pop_all()
 
     def close(self) -> None:
-        """Lets go of the log."""
-        self._reader.close()
+        """Closes the ledger and the connection to the log."""
+        self._held.close()
 
     def look(self, *, now: float | None = None) -> list[Standing]:
         """Takes in what has come, and judges every experiment that runs."""
@@ -116,7 +137,11 @@ class Judge:
             self._champion, self.ledger.familiar = champion, self._familiar(champion.bundle)
         self._read()
         moment = time.time() if now is None else now
+        # Asked behind the reading: an experiment of which anything was read has been started by now, or has ended.
         self.experiments = running(self._registry, model)
+        self.ledger.close_slices(int(1_000 * moment))
+        self.ledger.forget(int(1_000 * moment), [one.id for one in self.experiments])
+        self.ledger.keep(self._reader.position())
         return [self._stand(one, self.experiments, moment) for one in self.experiments]
 
     def act(self, standings: Sequence[Standing]) -> list[Release]:
@@ -139,12 +164,15 @@ class Judge:
             found["undecodable"] = self._bad
         return found
 
-    def _read(self) -> None:
-        ends = {
+    def _ends(self) -> Positions:
+        return {
             (topic, part): end
             for topic in (self._topics.impressions, self._topics.outcomes)
             for part, end in self._log.end_offsets(topic).items()
         }
+
+    def _read(self) -> None:
+        ends = self._ends()
         while any(self._reader.position().get(place, 0) < end for place, end in ends.items()):
             for message in self._reader.poll(_BATCH, _WAIT_S):
                 try:
@@ -154,6 +182,7 @@ class Judge:
                         self._show(decode_impression(message.value))
                 except EventError:
                     self._bad += 1
+            self.ledger.keep(self._reader.position())
 
     def _show(self, message: Impression | Shadowed) -> None:
         if isinstance(message, Shadowed) or message.model == self._champion.model:
@@ -163,9 +192,10 @@ class Judge:
         shares = expected_shares(one, experiments, now)
         arms = self.ledger.arms(one.id, one.epoch(now))
         sums = {name: tally.sums() for name, tally in arms.items()}
+        slower = self.ledger.slower(one.id, one.epoch(now))
         look = None
         if not one.shadow and min(shares) > 0:
-            look = self._rule.look(sums[CONTROL], sums[CHALLENGER], shares=shares, part=one.part())
+            look = self._rule.look(sums[CONTROL], sums[CHALLENGER], shares=shares, part=one.part(), slower=slower)
         return Standing(
             experiment=one.name,
             challenger=one.challenger,
@@ -179,7 +209,7 @@ class Judge:
             high=finite(look.interval.high) if look else None,
             split_p=look.split_p if look else 1.0,
             breaches=look.breaches if look else (),
-            shadowed=_shadowed(self.ledger.shadows.get(one.id, ())) if one.shadow else {},
+            shadowed=self.ledger.shadowed(one.id) if one.shadow else {},
         )
 
 
@@ -192,11 +222,19 @@ def judging(
     model: str | None,
     rule: Rule,
     familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+    ledger: Path | None = None,
+    copy: bool = False,
 ) -> Iterator[Judge]:
     """A judge, closed in order."""
-    judge = Judge(registry, log, topics, model=model, rule=rule, familiar=familiar)
+    judge = Judge(registry, log, topics, model=model, rule=rule, familiar=familiar, ledger=ledger, copy=copy)
     with contextlib.closing(judge):
         yield judge
+
+
+def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Rule) -> Path:
+    """The file of the ledger of a model's experiments on a log, by what counts in it."""
+    made_of = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
+    return home / "judge" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.sqlite"
 
 
 def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callable[[str], frozenset[str]]:
@@ -234,18 +272,3 @@ def finite(bound: float) -> float | None:
 def surely(low: float | None, high: float | None) -> str:
     """Bounds in words."""
     return "too few users for bounds" if low is None or high is None else f"surely in {low:+.4f} to {high:+.4f}"
-
-
-def _shadowed(found: Sequence[Shadowed]) -> dict[str, Any]:
-    """What the shadow's rankings say: how many, how alike, how far off, how slow, how often broken."""
-    sound = [one for one in found if not one.failed]
-    alike = [one.correlation for one in sound if one.correlation is not None]
-    times = sorted(one.ms for one in sound)
-    return {
-        "ranked": len(sound),
-        "failed": len(found) - len(sound),
-        "rank_correlation": sum(alike) / len(alike) if alike else None,
-        "score_drift": sum(one.drift for one in sound) / len(sound) if sound else None,
-        "p50_ms": times[len(times) // 2] if times else None,
-        "p99_ms": times[int(0.99 * (len(times) - 1))] if times else None,
-    }

@@ -255,7 +255,7 @@ def status(
 def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
     """What `status` shows."""
     from tessera.guardrail import Rule
-    from tessera.judge import judging
+    from tessera.judge import judging, ledger_path
     from tessera.lag import deltas_behind, inputs_behind
 
     registry = settings.open_registry()
@@ -277,7 +277,8 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
                     newest = time.time() - one.timestamp_ms / 1_000
                 break
         if experiments:
-            with judging(registry, log, topics, model=champion.model, rule=Rule()) as judge:
+            path = ledger_path(settings.home, settings.kafka, topics, champion.model, Rule())
+            with judging(registry, log, topics, model=champion.model, rule=Rule(), ledger=path, copy=True) as judge:
                 judged = [asdict(one) for one in judge.look()]
     return {
         "model": champion.model,

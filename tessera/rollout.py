@@ -88,7 +88,7 @@ def status(
 ) -> None:
     """Join impressions and outcomes, and show how the experiments stand; nothing is changed."""
     settings = Settings.from_environment()
-    with _judge(settings, model, outcome, planned, harm) as judge:
+    with _judge(settings, model, outcome, planned, harm, copy=True) as judge:
         _say_look(judge.look(), [], judge.aside, json=json)
 
 
@@ -166,9 +166,11 @@ def report(
     settings = Settings.from_environment()
     registry = settings.open_registry()
 
-    def known(bundle: str) -> frozenset[str]:
-        release = registry.release(model, bundle)
-        return frozenset(registry.open(release, settings.home / "bundles").users["user_id"].to_list())
+    def known(bundle: str) -> dict[str, int]:
+        opened = registry.open(registry.release(model, bundle), settings.home / "bundles")
+        counts = opened.history.group_by("user_id").len()
+        visits = dict(zip(counts["user_id"].to_list(), counts["len"].to_list(), strict=True))
+        return dict.fromkeys(opened.users["user_id"].to_list(), 0) | visits
 
     with contextlib.closing(settings.open_log()) as log:
         rule = Rule(outcome=outcome, planned=planned, harm=harm)
@@ -213,15 +215,19 @@ def rollback(model: ModelNameOption = None) -> None:
 
 
 @contextlib.contextmanager
-def _judge(settings: Settings, model: str | None, outcome: str, planned: int, harm: float) -> "Iterator[Judge]":
+def _judge(
+    settings: Settings, model: str | None, outcome: str, planned: int, harm: float, *, copy: bool = False
+) -> "Iterator[Judge]":
     from tessera.guardrail import Rule
-    from tessera.judge import familiar_items, judging
+    from tessera.judge import familiar_items, judging, ledger_path
 
     registry = settings.open_registry()
     rule = Rule(outcome=outcome, planned=planned, harm=harm)
     familiar = familiar_items(registry, model, settings.home / "bundles")
+    topics = settings.topics
+    path = ledger_path(settings.home, settings.kafka, topics, registry.resolve(model).model, rule)
     with contextlib.closing(settings.open_log()) as log:
-        with judging(registry, log, settings.topics, model=model, rule=rule, familiar=familiar) as judge:
+        with judging(registry, log, topics, model=model, rule=rule, familiar=familiar, ledger=path, copy=copy) as judge:
             yield judge
 
 

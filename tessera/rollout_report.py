@@ -5,8 +5,9 @@ whoever makes it, and whenever.
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.error import EventError, TesseraError
 from models.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
@@ -27,6 +29,8 @@ from tessera.experiment import Arms, Ledger
 from tessera.guardrail import Rule
 from tessera.judge import finite, surely, view
 from tessera.rollouts import Past, past, running
+from tessera.slices import Allowed
+from tessera.tally import ANSWERS, OUTCOMES
 
 _POINTS, _BATCH, _HEAVY = 30, 2_000, 0.9
 _NEVER = 1 << 62
@@ -45,14 +49,14 @@ def report(
     *,
     model: str | None,
     rule: Rule,
-    known: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+    known: Callable[[str], Mapping[str, int]] = lambda bundle: {},
     familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
 ) -> dict[str, Any]:
     """Everything about an experiment, as plain dicts, numbers and strings.
 
     Args:
         name: of one that runs, or that ended.
-        known: users in a bundle's training, by the bundle's id; the others are new.
+        known: users in a bundle's training and the visits that it kept of each, by the bundle's id; the others are new.
         familiar: items that its training knew well; the others are new.
 
     Raises:
@@ -68,7 +72,8 @@ def report(
     experiment = found or ended[name].experiment
     until = time.time() if found else float(ended[name].ended)
     messages = _ordered(log, topics, experiment.started * 1_000, until * 1_000, champion.model)
-    ledger = Ledger(outcome=rule.outcome, familiar=familiar(experiment.control))
+    allowed = Allowed(rule.slower, rule.least_ms)
+    ledger = Ledger(outcome=rule.outcome, familiar=familiar(experiment.control), allowed=allowed)
     points, history = _walked(
         experiment, [*ended.values(), *(Past(one, _NEVER, "") for one in going)], messages, until, rule, ledger
     )
@@ -92,7 +97,7 @@ def report(
         ],
         "arms": {arm: asdict(view(tally, tally.sums())) for arm, tally in last.items()},
         "points": points,
-        "segments": _segments(last, known(experiment.control), rule),
+        "segments": _segments(last, known(experiment.control), rule, part=experiment.part()),
         "guardrails": history,
         "aside": dict(ledger.aside) | ({"unknown impression": ledger.waiting} if ledger.waiting else {}),
     }
@@ -197,14 +202,15 @@ def _walked(
             ledger.note(one) if isinstance(one, Outcome) else ledger.show(one)
             at += 1
         # What came last says which epoch it was.
-        epochs = ledger.epochs(experiment.id)
-        arms = ledger.arms(experiment.id, max(epochs, default=experiment.epoch(cut)))
+        ledger.close_slices(int(1_000 * cut))
+        epoch = max(ledger.epochs(experiment.id), default=experiment.epoch(cut))
+        arms, slower = ledger.arms(experiment.id, epoch), ledger.slower(experiment.id, epoch)
         control, challenger = arms[CONTROL].sums(), arms[CHALLENGER].sums()
         points.append({"at": _moment(cut)} | _compared(control.rate, challenger.rate, rule, part=experiment.part()))
         there = [one.experiment for one in beside if one.experiment.started <= cut <= one.ended]
         shares = expected_shares(experiment, there, cut)
         if not experiment.shadow and min(shares) > 0:
-            look = rule.look(control, challenger, shares=shares, part=experiment.part())
+            look = rule.look(control, challenger, shares=shares, part=experiment.part(), slower=slower)
             # Of each kind the first: what was breached stays so.
             kinds = {line["breach"].partition(":")[0] for line in history}
             history += [
@@ -226,23 +232,34 @@ def _compared(control: Arm, challenger: Arm, rule: Rule, *, part: float = 1.0) -
     }
 
 
-def _segments(arms: Arms, known: frozenset[str], rule: Rule) -> list[dict[str, Any]]:
-    """New and known users, the heaviest tenth, and new items by what was shown of them, compared as the whole is."""
-    answers = {arm: tally.answers() for arm, tally in arms.items()}
-    counts = [count for found in answers.values() for count in found.values()]
-    heavy = float(np.quantile(counts, _HEAVY)) if counts else 0.0
-    tests: dict[str, Callable[[str, int], bool]] = {
-        "new users": lambda user, _: user not in known,
-        "known users": lambda user, _: user in known,
-        "heavy users": lambda _, count: count >= heavy,
+def _segments(arms: Arms, known: Mapping[str, int], rule: Rule, *, part: float) -> list[dict[str, Any]]:
+    """New and known users, the heaviest tenth, and new items by what was shown of them, compared as the whole is.
+
+    A segment is chosen by what was known before the experiment: what it changes, such as how often users come, would
+    choose other users in each arm. The segments share the chance of a miss.
+    """
+    visits = np.array(list(known.values()))
+    heavy = float(np.quantile(visits, _HEAVY)) if len(visits) else math.inf
+    tests: dict[str, Callable[[str], bool]] = {
+        "new users": lambda user: user not in known,
+        "known users": lambda user: user in known,
+        "heavy users, by their visits before": lambda user: known.get(user, -1) >= heavy,
     }
+    by_user = {arm: tally.by_user() for arm, tally in arms.items()}
+    alpha = part / (len(tests) + 1)
     found: list[dict[str, Any]] = []
     for name, test in tests.items():
-        users = {arm: [user for user, count in of.items() if test(user, count)] for arm, of in answers.items()}
-        control, challenger = (arms[arm].sums(users[arm]).rate for arm in (CONTROL, CHALLENGER))
-        found.append({"segment": name} | _compared(control, challenger, rule))
-    new = _compared(arms[CONTROL].of_novel_items(), arms[CHALLENGER].of_novel_items(), rule)
+        control, challenger = (_rate(*by_user[arm], test) for arm in (CONTROL, CHALLENGER))
+        found.append({"segment": name} | _compared(control, challenger, rule, part=alpha))
+    new = _compared(arms[CONTROL].of_novel_items(), arms[CHALLENGER].of_novel_items(), rule, part=alpha)
     return [*found, {"segment": "new items, outcomes for each that was shown"} | new]
+
+
+def _rate(users: Sequence[str], sums: NDArray[np.float64], test: Callable[[str], bool]) -> Arm:
+    """Outcomes by answers of some users who got any."""
+    chosen = sums[[test(user) for user in users]].reshape(-1, sums.shape[1]) if users else sums
+    answered = chosen[chosen[:, ANSWERS] > 0]
+    return Arm.of(answered[:, ANSWERS], answered[:, OUTCOMES])
 
 
 def _segment_table(segments: Sequence[dict[str, Any]]) -> str:

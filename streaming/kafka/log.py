@@ -132,13 +132,15 @@ class KafkaLog:
                 raise for_code(found["error_code"])()
             return len(found["partitions"])
 
-    def reader(self, topics: Sequence[str], *, group: str, sole: bool = False) -> KafkaReader:
+    def reader(
+        self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
+    ) -> KafkaReader:
         places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
         if sole:
             with told(f"reader of group {group!r}"):
                 consumer = self._consumer(group_id=group)
                 consumer.assign(places)
-            return KafkaSoleReader(consumer, group)
+            return KafkaSoleReader(consumer, group, start)
         with told(f"reader of group {group!r}"):
             # A reader that dies holds its partitions for the session's timeout; the client's default is 45 s.
             consumer = self._consumer(group_id=group, session_timeout_ms=SESSION_TIMEOUT_MS)

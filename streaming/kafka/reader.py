@@ -134,9 +134,10 @@ class KafkaReader:
 class KafkaSoleReader(KafkaReader):
     """Reads all partitions in a group's name without joining it; see `EventLog.reader`."""
 
-    def __init__(self, consumer: KafkaConsumer, group: str) -> None:
+    def __init__(self, consumer: KafkaConsumer, group: str, start: Positions | None = None) -> None:
         super().__init__(consumer, group)
         self._started = False
+        self._start = start or {}
 
     def _moved(self) -> bool:
         return False
@@ -144,7 +145,15 @@ class KafkaSoleReader(KafkaReader):
     def _join(self) -> None:
         if not self._started:
             self._seek_committed()
+            self._seek_start()
             self._started = True
+
+    def _seek_start(self) -> None:
+        places = [TopicPartition(*place) for place in self._start]
+        kept = self._consumer.beginning_offsets(places, timeout_ms=REQUEST_MS) if places else {}
+        for place in places:
+            self._consumer.seek(place, max(kept[place], self._start[place.topic, place.partition]))
+        self._note_position()
 
     def position(self) -> Positions:
         with told(f"position of group {self.group!r}"):

@@ -1,37 +1,45 @@
-"""`rollout`: simulated experiments, judged daily by the rule that serves: how often it is right.
+"""`rollout`: simulated experiments, judged by the rule that serves: how often it is right.
 
-Users come once in two weeks with one impression or more, and click at a rate of their own around the arm's; some meet a
-failure, or an empty answer, and every answer has scores, novel items and a time. Every day the whole rule looks.
+Two weeks of users with one impression or more, who click at a rate of their own around the arm's; some meet a failure,
+or an empty answer, and every answer has scores, novel items and a time. The whole rule judges.
 
-- A/A: both arms alike; an alarm of any kind is false.
-- worse: the challenger's click rate is 5 % lower; it should be rolled back within 400,000 impressions an arm.
-- failing: three in a hundred of the challenger's users meet a failure; how soon it is rolled back.
+- A/A, watched: users come again and again, by day more than by night, everybody is slow for a while every few hours, the
+  challenger has .01, .1 or .5 of the users, and there is a look each minute, as `watch` takes them; an alarm of any kind
+  is false.
+- A/A, worse, failing: users come once, halves, a look a day. The challenger is alike; or its click rate is 5 % lower, and
+  it should be rolled back within 400,000 impressions an arm; or three in a hundred of its users meet a failure.
 - split: 50.5 / 49.5 of 200,000 users where half was asked for; it should be caught.
 - assignment: real ids through the real hash: balance, independence of two layers, and who moves when a share grows.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from scipy.stats import chi2_contingency, chisquare
 
 from features.dataset import Dataset
-from models.sequential import Arm, mismatched
+from models.sequential import Arm, Slower, mismatched
 from serving.assignment import Experiment, Step, arms, places
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 from tessera.guardrail import Rule, Sums
+from tessera.slices import Allowed
 
 _EXPERIMENTS, _DAYS = 2_000, 14
 _IMPRESSIONS, _PER_USER = 400_000, 4
 _SPLIT_USERS, _SPLIT = 200_000, 0.505
 # Of a user's own rate around the arm's, as a beta distribution's weight.
 _SPREAD = 20.0
-_SHOWN, _TIMES = 10, 1_000
+_SHOWN = 10
 _USERS = 400_000
+# A/A, watched: users of the layer, requests a minute on average, experiments for each share and seed.
+_REGULARS, _A_MINUTE, _WATCHED = 20_000, 60, 7
+_SHARES = (0.01, 0.1, 0.5)
+_MINUTES = 1_440
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,13 @@ def rollout(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Ben
             days = [day for day in found if day > 0]
             row = {"part": name, "experiments": len(found), "stopped": len(days) / len(found)}
             rows.append(row | {"day_p50": float(np.median(days)) if days else None})
+        for share in _SHARES:
+            count = _WATCHED * seeds
+            name = f"A/A, watched, {share:g}"
+            found = [_watched(seed, share) for seed in bar.track(range(count), description=name)]
+            rows.append(
+                {"part": name, "experiments": count, "stopped": float(np.mean([minute > 0 for minute in found]))}
+            )
     caught = [_caught(np.random.default_rng(number)) for number in range(_EXPERIMENTS)]
     rows.append({"part": "split 50.5 / 49.5", "experiments": len(caught), "stopped": float(np.mean(caught))})
     rows += _assignment()
@@ -76,8 +91,13 @@ def rollout(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Ben
 
 def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
     by = {row["part"]: row for row in rows}
+    watched = [row for row in rows if row["part"].startswith("A/A, watched")]
+    count = sum(row["experiments"] for row in watched)
+    alarms = sum(row["stopped"] * row["experiments"] for row in watched) / count
     return [
         at_most("A/A, false alarms of any guardrail", by["A/A"]["stopped"], 0.05),
+        # Two standard errors of so few experiments: each takes 20,160 looks.
+        at_most("A/A, watched, false alarms of any guardrail", alarms, 0.05 + 2 * (0.05 * 0.95 / count) ** 0.5),
         at_least("worse by 5 %, rolled back", by["worse by 5 %"]["stopped"], 0.95),
         at_least("failing for 3 % of the users, rolled back", by["failing"]["stopped"], 0.95),
         at_least("split of 50.5 / 49.5, caught", by["split 50.5 / 49.5"]["stopped"], 0.95),
@@ -115,9 +135,80 @@ def _grown(before: Sums, rng: np.random.Generator, users: int, arm: Arms) -> Sum
         users=before.users + count,
         failed=before.failed + int(rng.binomial(count, arm.failed)),
         empty=before.empty + int(rng.binomial(count, arm.empty)),
-        # Of the last requests, as the judge keeps them; a fresh draw is what a day's traffic leaves of the day before.
-        ms=rng.lognormal(1.5, 0.6, _TIMES),
     )
+
+
+class _Side:
+    """One arm of users who keep coming: each user's sums, and the arm's."""
+
+    def __init__(self, rng: np.random.Generator, users: int) -> None:
+        self._chance = rng.beta(_SPREAD * _ALIKE.rate, _SPREAD * (1 - _ALIKE.rate), users)
+        # Answers, outcomes, predictions, items shown, novel items, failures, empty answers.
+        self._sums = np.zeros((7, users))
+        self._seen = np.zeros(users, dtype=bool)
+        self._slow = np.zeros(users, dtype=bool)
+        self._total = Sums()
+
+    def come(self, rng: np.random.Generator, users: NDArray[np.int64]) -> Sums:
+        """The arm after some of its users, each of them once, have come again."""
+        before, was = self._parts(users), self._seen[users].copy()
+        faulty = self._sums[5:, users] > 0
+        failed, empty = rng.random((2, len(users))) < np.array([[1e-3], [2e-3]])
+        answered = ~failed
+        self._seen[users] = True
+        self._sums[0, users] += answered
+        self._sums[1, users] += answered & (rng.random(len(users)) < self._chance[users])
+        self._sums[2, users] += answered * _ALIKE.rate * rng.gamma(4.0, 0.25, len(users))
+        self._sums[3, users] += answered * _SHOWN
+        self._sums[4, users] += answered * rng.binomial(_SHOWN, _ALIKE.novel, len(users))
+        self._sums[5, users] += failed
+        self._sums[6, users] += answered & empty
+        more = (self._sums[5:, users] > 0) & ~faulty
+        arms = [old + Arm(*(np.subtract(astuple(after), astuple(gone)))) for old, gone, after in zip(
+            (self._total.rate, self._total.calibration, self._total.novelty), before, self._parts(users), strict=True
+        )]  # fmt: skip
+        self._total = Sums(
+            *arms,
+            users=self._total.users + int((~was).sum()),
+            failed=self._total.failed + int(more[0].sum()),
+            empty=self._total.empty + int(more[1].sum()),
+            slow=int(self._slow.sum()),
+            requests=self._total.requests + len(users),
+        )
+        return self._total
+
+    def mark(self, users: NDArray[np.int64]) -> None:
+        """Notes who was among the slowest."""
+        self._slow[users] = True
+
+    def _parts(self, users: NDArray[np.int64]) -> tuple[Arm, Arm, Arm]:
+        answers, outcomes, predicted, shown, novel, *_ = self._sums[:, users[self._sums[0, users] > 0]]
+        return Arm.of(answers, outcomes), Arm.of(predicted, outcomes), Arm.of(shown, novel)
+
+
+def _watched(seed: int, share: float) -> int:
+    """The minute in which an A/A experiment is stopped, 0 where it never is."""
+    rng = np.random.default_rng([seed, int(1_000 * share)])
+    rule, slower = Rule(planned=_REGULARS), Slower()
+    mine = rng.random(_REGULARS) < share
+    number = np.where(mine, np.cumsum(mine), np.cumsum(~mine)) - 1
+    sides = _Side(rng, int((~mine).sum())), _Side(rng, int(mine.sum()))
+    for minute in range(1, _DAYS * _MINUTES + 1):
+        by_day = 1 + 0.8 * np.sin(2 * np.pi * minute / _MINUTES)
+        users = np.unique(rng.integers(0, _REGULARS, rng.poisson(_A_MINUTE * by_day)))
+        # For two minutes in five hours everybody waits long, for as long again three in ten do.
+        stall = 300 * ((minute % 300 < 2) | ((minute % 300 < 4) & (rng.random(len(users)) < 0.3)))
+        ms = rng.lognormal(1.5, 0.4, len(users)) + stall
+        compared = np.where(mine[users], Allowed().less(ms), ms)
+        top = users[np.argsort(-compared)[: -(-len(users) // 100)]]
+        slower = slower.with_slice(
+            int(mine[top].sum()), len(top), int(mine[users].sum()), len(users) - int(mine[users].sum())
+        )
+        sides[1].mark(number[top[mine[top]]])
+        found = [side.come(rng, number[users[mine[users] == arm]]) for arm, side in enumerate(sides)]
+        if rule.look(*found, shares=(1 - share, share), slower=slower).breaches:
+            return minute
+    return 0
 
 
 def _caught(rng: np.random.Generator) -> bool:

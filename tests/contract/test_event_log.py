@@ -424,6 +424,22 @@ def test_sole_readers_wait_for_nobody_and_read_all_from_the_committed_positions(
         assert first.poll(10, 0.2) == []
 
 
+def test_a_sole_reader_may_start_where_it_says(open_log: Opener) -> None:
+    log, group = open_log(), name("group")
+    topic = new_topic(log, 2)
+    log.append(topic, [(str(n).encode(), str(n).encode()) for n in range(20)])
+    ends = log.end_offsets(topic)
+    start = {(topic, part): end - 1 for part, end in ends.items()}
+    with closing(log.reader([topic], group=group, sole=True, start=start)) as reader:
+        assert reader.position() == start
+        found = take(reader, 2)
+        assert {(one.partition, one.offset) for one in found} == {(part, end - 1) for part, end in ends.items()}
+        assert reader.position() == {(topic, part): end for part, end in ends.items()}
+    # A partition that is not named starts where the group stands: at the beginning.
+    with closing(log.reader([topic], group=group, sole=True, start={(topic, 0): ends[0]})) as reader:
+        assert {one.partition for one in take(reader, ends[1])} == {1}
+
+
 def test_a_topic_may_keep_less_on_a_broker_and_the_embedded_log_says_that_it_keeps_all(log: EventLog) -> None:
     topic, compacted = name("topic"), name("topic")
     kept = {topic: Kept(seconds=3_600), compacted: Kept(newest_by_key=True)}

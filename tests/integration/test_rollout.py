@@ -24,9 +24,10 @@ from serving.rank import RankService
 from serving.recorder import Recorder
 from serving.shadow import Shadows
 from streaming.topic import Topics
+from tessera.experiment import Ledger
 from tessera.following import Follower, Opener
 from tessera.guardrail import Rule
-from tessera.judge import judging
+from tessera.judge import Judge, judging
 from tessera.rollout_report import report, write_page
 from tessera.rollouts import parse_ramp, promoted, running, start, stop
 from tessera.server import LogSink
@@ -188,7 +189,8 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     with contextlib.closing(stage.settings.open_log()) as log:
         found = report(
             stage.registry, log, stage.settings.topics, "friday", model=None, rule=RULE,
-            known=lambda bundle: frozenset(USERS[:100]), familiar=lambda bundle: frozenset(stage.items[:1]),
+            known=lambda bundle: dict.fromkeys(USERS[:100], 1) | {USERS[0]: 9},
+            familiar=lambda bundle: frozenset(stage.items[:1]),
         )  # fmt: skip
         with pytest.raises(TesseraError, match="there is no such; running: none; ended: friday"):
             report(stage.registry, log, stage.settings.topics, "monday", model=None, rule=RULE)
@@ -199,6 +201,8 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     segments = {one["segment"]: one for one in found["segments"]}
     assert segments["known users"]["users"] == 100
     assert segments["new users"]["users"] == len(USERS) - 100
+    # The heaviest by their visits before the experiment, whatever it made of them.
+    assert segments["heavy users, by their visits before"]["users"] == 100
     new = segments["new items, outcomes for each that was shown"]
     assert new["users"] > 0
     assert new["control"] > new["challenger"]
@@ -312,6 +316,45 @@ def test_a_judge_sees_what_starts_after_it_and_tells_a_name_that_is_used_again(s
             (standing,) = judge.look()
             assert standing.breaches == ()
             assert {view.requests for view in standing.arms.values()} == {0}
+
+
+def test_a_judge_that_starts_again_reads_only_what_came_since_and_one_that_only_asks_changes_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    stage.follower.look()
+    path, topics = stage.settings.home / "judge" / "ledger.sqlite", stage.settings.topics
+    read: list[int] = []
+    show = Ledger.show
+
+    def counted(ledger: Ledger, message: Any) -> None:
+        read[-1] += 1
+        show(ledger, message)
+
+    monkeypatch.setattr(Ledger, "show", counted)
+
+    def look(*, copy: bool) -> int:
+        read.append(0)
+        with contextlib.closing(stage.settings.open_log()) as log:
+            with judging(stage.registry, log, topics, model=None, rule=RULE, ledger=path, copy=copy) as judge:
+                (found,) = judge.look()
+        return sum(view.requests for view in found.arms.values())
+
+    for part in range(3):
+        answers = [stage.rank(user) for user in USERS[100 * part : 100 * part + 100]]
+        stage.click(answers, {stage.champion.id: 0.5, stage.challenger.id: 0.5})
+        stage.logged(100 * part + 100)
+        assert [look(copy=True), look(copy=True), look(copy=False)] == [100 * part + 100] * 3
+    assert read == [100] * 9
+    # Another log under the same name: what was folded is none of it.
+    with contextlib.closing(Ledger(path)) as ledger:
+        ledger.keep({(topics.impressions, 0): 10**6})
+    assert look(copy=False) == 300
+    with contextlib.closing(stage.settings.open_log()) as log:
+        monkeypatch.setattr("tessera.judge._TURN_S", 0.0)
+        with judging(stage.registry, log, topics, model=None, rule=RULE, ledger=path):
+            with pytest.raises(TesseraError, match="in use by another process"):
+                Judge(stage.registry, log, topics, model=None, rule=RULE, ledger=path)
 
 
 def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:

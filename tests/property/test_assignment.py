@@ -97,8 +97,21 @@ def test_an_epoch_begins_with_a_step_and_with_a_change_of_the_layer_whatever_the
     assert [one.epoch(now) for now in (900.0, 1_009.9, 1_010.0, 2_000.0)] == [1_000, 1_000, 1_010, 1_010]
     changed = experiment(started=1_000, ramp=one.ramp, changed=1_500, changes=1)
     assert [changed.epoch(now) for now in (1_009.9, 2_000.0)] == [1_500, 1_500]
-    assert (one.part(), changed.part()) == (0.5, 0.25)
+    assert (one.part(), changed.part()) == (0.25, 0.125)
     assert one.id == "a@1000"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("changes", [0, 1, 5, 60])
+def test_all_epochs_together_use_no_more_than_the_whole_chance_of_a_false_alarm(steps: int, changes: int) -> None:
+    ramp = [Step(10.0 * number, 0.01 * (number + 1)) for number in range(steps)]
+    epochs = [(step, 0) for step in range(steps)]
+    # Changes of the layer come at the step that makes the sum largest: each in turn.
+    for at in range(steps):
+        path = epochs[: at + 1] + [(at, n) for n in range(1, changes + 1)]
+        path += [(step, changes) for step in range(at + 1, steps)]
+        spent = sum(experiment(ramp=ramp, changes=number).part() for _, number in path)
+        assert spent <= 1.0
 
 
 def test_room_is_found_between_segments_and_refused_beyond_the_whole() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.sequential import Arm
+from models.sequential import Arm, Slower
 from tessera.guardrail import Look, Rule, Sums
 
 RULE = Rule(planned=40_000)
@@ -22,7 +22,8 @@ def shown(seed: int, users: int, rate: float, *, scores: float = 0.1, novel: flo
         calibration=Arm.of(impressions * scores, clicks),
         novelty=Arm.of(10 * impressions, rng.binomial(10 * impressions, novel)),
         users=users,
-        ms=rng.lognormal(1.5, 0.5, 2_000),
+        requests=int(impressions.sum()),
+        p99_ms=12.0,
     )
     return replace(made, **fields)
 
@@ -70,7 +71,6 @@ def test_a_wrong_split_is_a_breach_whatever_the_rates() -> None:
     [
         ({"failed": 700}, "requests failed: 3.5% of the challenger's users met it, 0.0% of the control's"),
         ({"empty": 900}, "answers without an item: 4.5% of the challenger's users met it"),
-        ({"ms": np.random.default_rng(3).lognormal(2.5, 0.5, 2_000)}, "p99: "),
         ({"scores": 0.3}, "calibration: 0.32"),
         ({"scores": 0.04}, "calibration: 2.4"),
         ({"novel": 0.4}, "novelty: 39.9%"),
@@ -79,6 +79,16 @@ def test_a_wrong_split_is_a_breach_whatever_the_rates() -> None:
 def test_each_guardrail_sees_what_it_is_for_and_nothing_else_does(fields: dict[str, Any], breach: str) -> None:
     (found,) = looked(CONTROL, shown(4, 20_000, 0.1, **fields)).breaches
     assert found.startswith(breach)
+
+
+def test_answers_that_take_longer_are_a_breach_where_more_than_one_user_waits_and_enough_were_timed() -> None:
+    slower = Slower().with_slice(10, 10, 500, 500).with_slice(10, 10, 500, 500)
+    found = shown(4, 20_000, 0.1, slow=20, p99_ms=40.0)
+    (breach,) = RULE.look(CONTROL, found, shares=HALVES, slower=slower).breaches
+    assert breach == "p99: 40.0 ms against 12.0"
+    for other in (replace(found, slow=1), replace(found, requests=100)):
+        assert RULE.look(CONTROL, other, shares=HALVES, slower=slower).breaches == ()
+    assert RULE.look(CONTROL, found, shares=HALVES, slower=Slower().with_slice(5, 10, 500, 500)).breaches == ()
 
 
 def test_a_challenger_that_mends_the_calibration_goes_on() -> None:
