@@ -3,16 +3,16 @@
 Two weeks of users with one impression or more, who click at a rate of their own around the arm's; some meet a failure,
 or an empty answer, and every answer has scores, novel items and a time. The whole rule judges.
 
-- A/A, watched: users come again and again, by day more than by night, everybody is slow for a while every few hours, the
-  challenger has .01, .1 or .5 of the users, and there is a look each minute, as `watch` takes them; an alarm of any kind
-  is false.
-- A/A, worse, failing: users come once, halves, a look a day. The challenger is alike; or its click rate is 5 % lower, and
-  it should be rolled back within 400,000 impressions an arm; or three in a hundred of its users meet a failure.
+- A/A, watched: users come again, by day more than by night. Everybody is slow for a while every few hours. The
+  challenger has .01, .1 or .5 of the users, and there is a look each minute, as `watch` takes them. An alarm of any
+  kind is false.
+- A/A, worse, failing: users come once, halves, a look a day. The challenger is alike; or its click rate is 5 % lower,
+  and it should be rolled back within 400,000 impressions an arm; or three in a hundred of its users meet a failure.
 - split: 50.5 / 49.5 of 200,000 users where half was asked for; it should be caught.
 - assignment: real ids through the real hash: balance, independence of two layers, and who moves when a share grows.
 """
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ _SPREAD = 20.0
 _SHOWN = 10
 _USERS = 400_000
 # A/A, watched: users of the layer, requests a minute on average, experiments for each share and seed.
-_REGULARS, _A_MINUTE, _WATCHED = 20_000, 60, 7
+_REGULARS, _A_MINUTE, _WATCHED = 20_000, 60, 2
 _SHARES = (0.01, 0.1, 0.5)
 _MINUTES = 1_440
 
@@ -164,11 +164,14 @@ class _Side:
         self._sums[5, users] += failed
         self._sums[6, users] += answered & empty
         more = (self._sums[5:, users] > 0) & ~faulty
-        arms = [old + Arm(*(np.subtract(astuple(after), astuple(gone)))) for old, gone, after in zip(
-            (self._total.rate, self._total.calibration, self._total.novelty), before, self._parts(users), strict=True
-        )]  # fmt: skip
+        total = (self._total.rate, self._total.calibration, self._total.novelty)
+        rate, calibration, novelty = (
+            _less(old + after, gone) for old, gone, after in zip(total, before, self._parts(users), strict=True)
+        )
         self._total = Sums(
-            *arms,
+            rate,
+            calibration,
+            novelty,
             users=self._total.users + int((~was).sum()),
             failed=self._total.failed + int(more[0].sum()),
             empty=self._total.empty + int(more[1].sum()),
@@ -184,6 +187,18 @@ class _Side:
     def _parts(self, users: NDArray[np.int64]) -> tuple[Arm, Arm, Arm]:
         answers, outcomes, predicted, shown, novel, *_ = self._sums[:, users[self._sums[0, users] > 0]]
         return Arm.of(answers, outcomes), Arm.of(predicted, outcomes), Arm.of(shown, novel)
+
+
+def _less(arm: Arm, other: Arm) -> Arm:
+    """The sums of the users of an arm who are not another's."""
+    return Arm(
+        arm.users - other.users,
+        arm.exposure - other.exposure,
+        arm.outcomes - other.outcomes,
+        arm.ee - other.ee,
+        arm.cc - other.cc,
+        arm.ec - other.ec,
+    )
 
 
 def _watched(seed: int, share: float) -> int:
