@@ -238,7 +238,7 @@ def load_bundle(directory: Path) -> Bundle:
     """
     path = directory / _MANIFEST
     if not path.is_file():
-        raise BundleError(f"{path} is missing: {directory} is not a bundle")
+        raise BundleError(f"{path} is missing: {directory} is not a bundle; name a directory like out/publish/bundle")
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -2,6 +2,8 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from features.durable import write_directory
+from features.durable import make_directory, write_directory
 from features.error import BundleError
+from features.lock import locked
 from models.bundle import Bundle, load_bundle
 from models.registry_client import open_client, told
 
@@ -18,6 +21,8 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
+_PAGE = 100
+_WAIT_S, _FETCH_S = 60.0, 600.0
 _ROLLOUTS_TAG, _PAST_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollouts.past", "tessera.rollout"
 
 
@@ -83,7 +88,20 @@ class Registry:
 
     def __init__(self, uri: str, *, artifacts: Path) -> None:
         self._client: Any = open_client(uri)
-        self._artifacts = artifacts if uri.startswith("sqlite:") else None
+        local = uri.startswith("sqlite:")
+        self._artifacts = artifacts if local else None
+        self._lock = artifacts.with_name("registry")
+        self._place = str(artifacts.parent) if local else uri
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Excludes other processes of one home from a change that reads first; not reentrant.
+
+        Raises:
+            TesseraError: another process is still changing the registry.
+        """
+        with locked(self._lock, wait_s=_WAIT_S):
+            yield
 
     def publish(
         self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float], lineage: Lineage | None = None
@@ -92,6 +110,12 @@ class Registry:
 
         Publishing the same bundle again returns the version it has.
         """
+        with self.changing():
+            return self._publish(bundle, params=params, metrics=metrics, lineage=lineage)
+
+    def _publish(
+        self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float], lineage: Lineage | None
+    ) -> Release:
         origin = lineage or Lineage(dataset="", encoder=bundle.manifest.encoder, codebook=bundle.manifest.codebook)
         model = bundle.dataset.name
         known = self._versions(model)
@@ -215,7 +239,7 @@ class Registry:
         aliases: dict[str, list[str]] = {}
         for alias, number in sorted(self._aliases(model).items()):
             aliases.setdefault(str(number), []).append(alias)
-        runs = {run.info.run_id: run for run in self._client.search_runs([self._experiment(model)], max_results=1_000)}
+        runs = {run.info.run_id: run for run in _all(self._client.search_runs, [self._experiment(model)])}
         found: list[Version] = []
         for one in sorted(self._versions(model), key=lambda one: -int(one.version)):
             origin = {name: one.tags.get(f"tessera.{name}") for name in ("encoder", "codebook", "parent")}
@@ -244,7 +268,7 @@ class Registry:
 
     def models(self) -> list[str]:
         """The names of all registered models; codebooks are none."""
-        names = [found.name for found in self._client.search_registered_models()]
+        names = [found.name for found in _all(self._client.search_registered_models)]
         return [name for name in names if not name.endswith(_CODEBOOK_SUFFIX)]
 
     def codebooks(self, model: str) -> dict[str, str]:
@@ -263,8 +287,9 @@ class Registry:
             model = models[0]
         if model is None or model not in models:
             raise BundleError(
-                f"model {model!r}: expected one of {models or 'none yet'}; `tessera run DATASET.toml` makes one, "
-                "--model NAME chooses one"
+                f"model {model!r}: expected one of {models or 'none yet'} in the registry {self._place}; "
+                "`tessera run DATASET.toml` makes one, --model NAME chooses one, TESSERA_HOME or MLFLOW_TRACKING_URI "
+                "names another registry"
             )
         aliases = self._aliases(model)
         if alias not in aliases:
@@ -277,18 +302,24 @@ class Registry:
         Raises:
             BundleError: what the registry has is incomplete or altered.
         """
+        destination = cache / release.bundle
+        with suppress(BundleError):
+            return load_bundle(destination)
+        make_directory(cache)
+        with locked(destination, wait_s=_FETCH_S):
+            # Another process may have fetched it meanwhile. A damaged copy is replaced: the registry's may be sound.
+            with suppress(BundleError):
+                return load_bundle(destination)
+            shutil.rmtree(destination, ignore_errors=True)
+            self._fetch(release, destination)
+        return load_bundle(destination)
+
+    def _fetch(self, release: Release, destination: Path) -> None:
         from mlflow.artifacts import download_artifacts
 
-        destination = cache / release.bundle
-        if destination.exists():
-            try:
-                return load_bundle(destination)
-            except BundleError:
-                # The copy was damaged; the registry's may be sound.
-                shutil.rmtree(destination)
+        cache = destination.parent
         version = self._client.get_model_version(release.model, release.version)
         uri = self._client.get_model_version_download_uri(release.model, version.version)
-        cache.mkdir(parents=True, exist_ok=True)
         with told(f"{uri} into {cache}"), tempfile.TemporaryDirectory(dir=cache) as aside:
             source = Path(download_artifacts(artifact_uri=uri, tracking_uri=self._client.tracking_uri, dst_path=aside))
             found = load_bundle(source)
@@ -297,7 +328,6 @@ class Registry:
                     f"{uri} holds bundle {found.id}, the registry names {release.bundle}; publish it anew"
                 )
             write_directory(destination, partial(shutil.copytree, source, dirs_exist_ok=True))
-        return load_bundle(destination)
 
     def _experiment(self, model: str) -> str:
         found = self._client.get_experiment_by_name(model)
@@ -329,7 +359,8 @@ class Registry:
         )
 
     def _versions(self, model: str) -> list[Any]:
-        return list(self._client.search_model_versions(f"name = '{model}'"))
+        quote = '"' if "'" in model else "'"
+        return _all(self._client.search_model_versions, f"name = {quote}{model}{quote}")
 
     def _aliases(self, model: str) -> dict[str, str]:
         return dict(self._client.get_registered_model(model).aliases)
@@ -338,3 +369,15 @@ class Registry:
         found = self._client.get_model_version(model, version)
         names = tuple(sorted(alias for alias, number in self._aliases(model).items() if str(number) == str(version)))
         return Release(model, str(version), found.tags[_BUNDLE_TAG], names)
+
+
+def _all(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """All results of a search, page by page: MLflow gives so many at a time."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(*arguments, max_results=_PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from features.error import BundleError
+from features.fault import explain
 
 _SAID = 300
 
@@ -31,14 +32,18 @@ def open_client(uri: str) -> Any:
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
-    """What MLflow, its server or the disk raise in the body, as an error of ours."""
+    """What MLflow, its database, its server or the disk raise in the body, as an error of ours."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         if getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS":
             raise
+        fault = explain(error)
+        if fault is not None:
+            raise BundleError(f"registry {what}: {fault}") from error
         # The client repeats itself for each file and each try; the first says enough.
         said = " ".join(str(error).split())[:_SAID]
         raise BundleError(f"registry {what}: {said}; see that it answers, and that the disk has room") from error

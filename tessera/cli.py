@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from features.error import TesseraError
 from tessera.bench.command import bench
 from tessera.console import (
     DatasetArgument,
@@ -21,6 +19,7 @@ from tessera.console import (
     out_console,
     print_json,
 )
+from tessera.edge import print_anything, tell
 from tessera.ids import ids
 from tessera.migrate import migrate
 from tessera.offline import run_command
@@ -29,18 +28,18 @@ from tessera.rollout import rollout
 from tessera.server import keys, serve
 from tessera.streams import backfill, letters, replay, send, stream, topics, verify
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_show_locals=False, help="Feature embeddings for recommenders."
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Feature embeddings for recommenders.")
 
 
 def main() -> None:
-    """Entry point: errors the user can mend are one line, exit status 2."""
+    """Entry point: an error is one line, with exit status 2 where the user can help."""
+    print_anything()
     try:
         app(standalone_mode=True)
-    except TesseraError as error:
-        err_console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-        sys.exit(2)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        sys.exit(tell(error, verbose="--verbose" in sys.argv[1:2]))
 
 
 @app.callback()
@@ -50,10 +49,11 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
         warnings.simplefilter("ignore")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("TORCH_LOGS", "-torch.fx")
-        for name in ("root", "apache_beam", "distributed", "torch", "alembic", "mlflow"):
+        for name in ("root", "distributed", "torch", "alembic", "mlflow"):
             logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
-        # What the client calls an error is mostly an outage that it gets over, or that is raised here with its remedy.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+        # Their errors are mostly outages that the client outlasts, or are raised here with their remedy.
+        for name in ("apache_beam", "kafka"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @app.command()

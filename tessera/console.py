@@ -11,7 +11,8 @@ from rich.console import Console
 
 from features.error import TesseraError
 
-out_console, err_console = Console(), Console(stderr=True)
+# Titles, ids, columns and reasons are printed as they are: what is styled is a `Text`, never a markup of rich.
+out_console, err_console = (Console(stderr=stderr, markup=False, emoji=False) for stderr in (False, True))
 
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
 OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 import uvicorn
 from rich.console import Console
+from rich.text import Text
 
 from features.dataset import Dataset, load_dataset
 from features.profile import profile
@@ -66,7 +67,7 @@ def demo(descriptor: Path | None, out: Path, settings: Settings, *, small: bool,
     if descriptor is None:
         size = {"users": 300, "items": 400, "events": 15_000} if small else {}
         descriptor = synthetic.write_synthetic(out / "synthetic", **size)
-        console.print(f"[dim]a synthetic dataset, generated: {descriptor}[/dim]")
+        console.print(Text(f"a synthetic dataset, generated: {descriptor}", "dim"))
     dataset = load_dataset(descriptor)
     found = profile(dataset)
     registry = settings.open_registry()

@@ -85,7 +85,7 @@ class Follower:
         self._alias = alias
         self._grace_s = grace_s
         self._metrics = metrics
-        self._registry = settings.open_registry()
+        self._registry = settings.open_registry(create=False)
         self._looking = threading.Lock()
         self._refused: dict[str, float] = {}
         self._followed: object = None

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import typer
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree as RichTree
 
 from features.error import TesseraError
@@ -63,13 +64,14 @@ def show(
     if json:
         print_json(found)
         return
-    drawn = RichTree(f"[bold]{item}[/bold]  {coded.title(row)}")
+    drawn = RichTree(Text.assemble((item, "bold"), f"  {coded.title(row)}"))
     branch = drawn
     for step in steps:
         words = ", ".join(step["words"]) or "no word tells it from its siblings"
-        branch = branch.add(f"[bold]{'.'.join(map(str, step['prefix']))}[/bold]  {counted(step['items'])}: {words}")
+        prefix = (".".join(map(str, step["prefix"])), "bold")
+        branch = branch.add(Text.assemble(prefix, f"  {counted(step['items'])}: {words}"))
         for one in step["neighbours"]:
-            branch.add(f"[dim]{one['distance']:.3f}[/dim]  {one['item']}  {one['text']}")
+            branch.add(Text.assemble((f"{one['distance']:.3f}", "dim"), f"  {one['item']}  {one['text']}"))
     out_console.print(drawn, highlight=False)
 
 

@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from features.frame import Frame
 from models.bundle import Bundle
@@ -84,7 +85,8 @@ def render(found: Verdict) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
     for check in found.checks:
-        mark = "[red]worse[/red]" if not check.passed else "" if check.limit is None else "[green]passed[/green]"
+        passed = Text("passed", "green") if check.limit is not None else ""
+        mark = passed if check.passed else Text("worse", "red")
         table.add_row(check.name, *map(_number, (check.champion, check.challenger, check.limit)), mark)
     exact = found.storage.get("float32")
     for storage, auc in found.storage.items():

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from tessera.console import (
     DatasetArgument,
@@ -171,7 +172,8 @@ def _print_result(result: Any) -> None:
         out_console.print(render(result.verdict))
         if not result.verdict.passed:
             worse = ", ".join(check.name for check in result.verdict.checks if not check.passed)
-            out_console.print(f"[red]refused[/red] as a challenger: worse beyond the thresholds in {worse}; see --gate")
+            said = f" as a challenger: worse beyond the thresholds in {worse}; see --gate"
+            out_console.print(Text.assemble(("refused", "red"), said))
 
 
 def quality_table(metrics: dict[str, Any]) -> Table:

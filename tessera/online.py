@@ -24,7 +24,7 @@ _DRAIN_WAIT_S = 0.5
 
 def champion(settings: Settings, model: str | None) -> Bundle:
     """The bundle that serves."""
-    registry = settings.open_registry()
+    registry = settings.open_registry(create=False)
     return registry.open(registry.resolve(model, CHAMPION), settings.home / "bundles")
 
 
@@ -122,7 +122,7 @@ def until_stopped() -> threading.Event:
 
 def refuse_shared_topics(settings: Settings) -> None:
     """Raises where two models would train on each other's events: several models, and topics of no model's own."""
-    models = settings.open_registry().models()
+    models = settings.open_registry().models() if settings.has_registry else []
     if len(models) > 1 and not settings.topics.prefix:
         raise TesseraError(
             f"the registry holds several models ({', '.join(models)}), and the topics items and events belong to none; "

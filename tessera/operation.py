@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from features.error import TesseraError
 from tessera.console import JsonOption, ModelNameOption, out_console, print_json
@@ -50,7 +51,7 @@ def doctor(json: JsonOption = False) -> None:
     else:
         table = Table("", "what", "found", "what to do")
         for one in findings:
-            table.add_row(f"[{_COLOURS[one.level]}]{one.level}[/]", one.what, one.found, one.remedy)
+            table.add_row(Text(one.level, _COLOURS[one.level]), one.what, one.found, one.remedy)
         out_console.print(table)
     if any(one.level == _FAIL for one in findings):
         raise typer.Exit(1)
@@ -161,10 +162,11 @@ def _store(settings: Settings) -> list[Finding]:
 
 
 def _registry(settings: Settings) -> list[Finding]:
-    registry = settings.open_registry()
-    models = registry.models()
-    if not models:
-        return [Finding("registry", _WARN, "no model yet", "`tessera run DATASET.toml` makes one")]
+    registry = settings.open_registry() if settings.has_registry else None
+    models = registry.models() if registry is not None else []
+    if registry is None or not models:
+        where = settings.mlflow or f"TESSERA_HOME {settings.home}"
+        return [Finding("registry", _WARN, f"no model yet in {where}", "`tessera run DATASET.toml` makes one")]
     found: list[Finding] = []
     for model in models:
         release = registry.resolve(model)
@@ -258,7 +260,7 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
     from tessera.judge import judging, ledger_path
     from tessera.lag import deltas_behind, inputs_behind
 
-    registry = settings.open_registry()
+    registry = settings.open_registry(create=False)
     champion = registry.resolve(model)
     bundle = registry.open(champion, settings.home / "bundles")
     topics = settings.topics

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from features.dataset import Dataset
 from features.error import BundleError
@@ -81,10 +81,11 @@ class Publisher:
             try:
                 champion = self._registry.open(before, self._champions)
             except BundleError as error:
-                self._console.print(
-                    f"[yellow]publish: the champion cannot be compared with: {escape(str(error))}; the bundle has no "
-                    f"alias, `tessera rollout promote {release.version}` makes it the champion[/yellow]"
+                said = (
+                    f"publish: the champion cannot be compared with: {error}; the bundle has no alias, "
+                    f"`tessera rollout promote {release.version}` makes it the champion"
                 )
+                self._console.print(Text(said, "yellow"))
                 return release, None
             note = "" if self._registry.lineage(before).dataset == origin.data_key else _OTHER_DATA
             judged = verdict(champion, bundle, frame(), gates, note=note)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from models.impression import CLICK
 from tessera.console import JsonOption, ModelNameOption, err_console, out_console, print_json
@@ -28,7 +28,7 @@ _MEASURES: "dict[str, Callable[[ArmView], str]]" = {
     "p99": lambda arm: f"{arm.p99_ms:.1f} ms",
     "outcomes by predicted": lambda arm: _number(arm.calibration),
     "items hardly known": lambda arm: "–" if arm.novelty is None else f"{arm.novelty:.1%}",
-    "kinds": lambda arm: ", ".join(f"{count:,} {escape(kind)}" for kind, count in arm.kinds.items()),
+    "kinds": lambda arm: ", ".join(f"{count:,} {kind}" for kind, count in arm.kinds.items()),
 }
 rollout = typer.Typer(no_args_is_help=True, help="Who serves whom: champion, challenger, previous.")
 PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
@@ -41,7 +41,7 @@ HarmOption = Annotated[
 @rollout.command("list")
 def list_releases(model: ModelNameOption = None, json: JsonOption = False) -> None:
     """Show a model's versions, their bundles, aliases, and why one is challenger no more."""
-    registry = Settings.from_environment().open_registry()
+    registry = Settings.from_environment().open_registry(create=False)
     found = registry.releases(registry.resolve(model).model)
     if json:
         print_json(
@@ -70,7 +70,7 @@ def start(
     """Give a share of the users the challenger's rankings."""
     from tessera.rollouts import parse_ramp, start
 
-    registry = Settings.from_environment().open_registry()
+    registry = Settings.from_environment().open_registry(create=False)
     made = start(registry, model, challenger, parse_ramp(ramp, share), name=name, layer=layer, shadow=shadow)
     how = "in the shadow of" if shadow else "against"
     out_console.print(
@@ -110,7 +110,7 @@ def watch(
     stopped = until_stopped()
     while not stopped.is_set():
         try:
-            registry = settings.open_registry()
+            registry = settings.open_registry(create=False)
             looks = Looks(registry, registry.resolve(model).model)
             with _judge(settings, model, outcome, planned, harm) as judge:
                 while not stopped.is_set():
@@ -127,7 +127,8 @@ def watch(
             # Log or registry are away, in whatever words of theirs: a judge that ended would roll nothing back.
             if once:
                 raise
-            err_console.print(f"[yellow]no look[/yellow] {type(error).__name__}: {error}; tried again")
+            said = f" {type(error).__name__}: {error}; tried again"
+            err_console.print(Text.assemble(("no look", "yellow"), said), soft_wrap=True)
             stopped.wait(every_s)
 
 
@@ -141,7 +142,7 @@ def stop(
     from models.registry import CHALLENGER
     from tessera.rollouts import stop
 
-    release = stop(Settings.from_environment().open_registry(), model, name, why=why)
+    release = stop(Settings.from_environment().open_registry(create=False), model, name, why=why)
     now = "stays the challenger" if CHALLENGER in release.aliases else "is no challenger any more"
     out_console.print(f"{name}: ended; {release.model} version {release.version} {now}")
 
@@ -164,7 +165,7 @@ def report(
     from tessera.rollout_report import report, write_page
 
     settings = Settings.from_environment()
-    registry = settings.open_registry()
+    registry = settings.open_registry(create=False)
 
     def known(bundle: str) -> dict[str, int]:
         opened = registry.open(registry.release(model, bundle), settings.home / "bundles")
@@ -200,7 +201,7 @@ def promote(
     """Make a release the champion; the one before becomes `previous`, and experiments against it end."""
     from tessera.rollouts import promoted
 
-    registry = Settings.from_environment().open_registry()
+    registry = Settings.from_environment().open_registry(create=False)
     _say(promoted(registry, registry.release(model, name)))
 
 
@@ -210,7 +211,7 @@ def rollback(model: ModelNameOption = None) -> None:
     from models.registry import PREVIOUS
     from tessera.rollouts import promoted
 
-    registry = Settings.from_environment().open_registry()
+    registry = Settings.from_environment().open_registry(create=False)
     _say(promoted(registry, registry.release(model, PREVIOUS)))
 
 
@@ -221,7 +222,7 @@ def _judge(
     from tessera.guardrail import Rule
     from tessera.judge import familiar_items, judging, ledger_path
 
-    registry = settings.open_registry()
+    registry = settings.open_registry(create=False)
     rule = Rule(outcome=outcome, planned=planned, harm=harm)
     familiar = familiar_items(registry, model, settings.home / "bundles")
     topics = settings.topics
@@ -237,7 +238,7 @@ def _say_look(found: "Sequence[Standing]", ended: "Sequence[Release]", aside: di
         return
     _show(found, aside)
     for one in ended:
-        err_console.print(f"[red]rolled back[/red] {one.model} version {one.version}")
+        err_console.print(Text.assemble(("rolled back", "red"), f" {one.model} version {one.version}"))
 
 
 def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
@@ -260,7 +261,7 @@ def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
                 f"split p {one.split_p:.2g}"
             )
         for breach in one.breaches:
-            out_console.print(f"  [red]breach[/red] {breach}")
+            out_console.print(Text.assemble("  ", ("breach", "red"), f" {breach}"))
     if aside:
         out_console.print("set aside: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))
 

@@ -57,6 +57,19 @@ def start(
     Raises:
         TesseraError: no such release, it is the champion, or the layer has no room.
     """
+    with registry.changing():
+        return _start(registry, model, challenger, ramp, name, layer, shadow)
+
+
+def _start(
+    registry: Registry,
+    model: str | None,
+    challenger: str,
+    ramp: Sequence[Step],
+    name: str | None,
+    layer: str,
+    shadow: bool,
+) -> Experiment:
     champion = registry.resolve(model, CHAMPION)
     release = registry.release(champion.model, challenger)
     if release.bundle == champion.bundle:
@@ -85,6 +98,11 @@ def start(
 
 def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Release:
     """Ends an experiment: its users get the champion, and the reason stands with the challenger."""
+    with registry.changing():
+        return _stop(registry, model, name, why)
+
+
+def _stop(registry: Registry, model: str | None, name: str, why: str) -> Release:
     champion = registry.resolve(model, CHAMPION)
     held = running(registry, champion.model)
     ended = next((one for one in held if one.name == name), None)
@@ -101,12 +119,13 @@ def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Relea
 
 def promoted(registry: Registry, release: Release) -> Release:
     """Makes a release the champion, and ends the experiments that this decides: those against the champion before."""
-    now = registry.promote(release)
-    held = running(registry, release.model)
-    over = [one for one in held if one.control != now.bundle]
-    if over:
-        _end(registry, release.model, held, over, f"{now.bundle} was promoted")
-    return now
+    with registry.changing():
+        now = registry.promote(release)
+        held = running(registry, release.model)
+        over = [one for one in held if one.control != now.bundle]
+        if over:
+            _end(registry, release.model, held, over, f"{now.bundle} was promoted")
+        return now
 
 
 def parse_ramp(text: str | None, share: float) -> list[Step]:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.text import Text
 
 from features.content import registry as encoders
 from features.dataset import Dataset
@@ -165,7 +166,8 @@ class _Run:
             bundle = self._bundle(frame_dir, trained, encoded, assigned, metrics)
             release, judged = self._publish(bundle, frame_dir)
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        self._console.print(f"[dim]peak memory of this process and its largest child: {peak / 1e6:.2f} GB[/dim]")
+        said = f"peak memory of this process and its largest child: {peak / 1e6:.2f} GB"
+        self._console.print(Text(said, "dim"))
         return RunResult(self._out, bundle, release, metrics, self._stages.executed, judged)
 
     def _encode(self) -> Path | None:
@@ -249,7 +251,7 @@ class _Run:
             health = codebook_health(made, codes_of_all, {"fitted": fit, "held_out": new})
             write_json(directory / "report.json", asdict(health) | {"seed": options.seed})
             for line in collapse_alarm(health):
-                self._console.print(f"[yellow]assign: {line}[/yellow]")
+                self._console.print(Text(f"assign: {line}", "yellow"))
 
         return self._stages.run("assign", self._assign_key, work)
 

@@ -75,8 +75,7 @@ def serve(
         raise TesseraError(
             f"--host {host}: without API keys only this machine is served; `tessera keys add NAME` makes one"
         )
-    registry = settings.open_registry()
-    found = bundle_at(settings, model, bundle) if bundle else _aliased(settings, registry, model, alias)
+    found = bundle_at(settings, model, bundle) if bundle else _aliased(settings, model, alias)
     stop = until_stopped()
     one_thread()
     log_lines(requests=not quiet)
@@ -190,7 +189,8 @@ def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> LogSink:
     return sink
 
 
-def _aliased(settings: Settings, registry: Any, model: str | None, alias: str) -> Any:
+def _aliased(settings: Settings, model: str | None, alias: str) -> Any:
+    registry = settings.open_registry(create=False)
     return registry.open(registry.resolve(model, alias), settings.home / "bundles")
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.durable import make_directory
+from features.error import BundleError
+from features.lock import locked
 from streaming.topic import Topics
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from streaming.log import EventLog
 
 
+_DATABASE = "mlflow.db"
+_MIGRATION_S = 120.0
 _KAFKA_OPTION = "TESSERA_KAFKA_"
 
 
@@ -85,15 +90,42 @@ class Settings:
 
         return RedisStore(self.redis) if self.redis else open_embedded(self.home / "redis")
 
-    def open_registry(self) -> "Registry":
-        """The model registry: MLflow at an address, else on SQLite in `home`."""
+    @property
+    def has_registry(self) -> bool:
+        """Whether there is a registry to open: an address, or a database in `home`."""
+        return bool(self.mlflow) or (self.home / _DATABASE).exists()
+
+    def open_registry(self, *, create: bool = True) -> "Registry":
+        """The model registry: MLflow at an address, else on SQLite in `home`.
+
+        Args:
+            create: makes the database in `home` if there is none.
+
+        Raises:
+            BundleError: there is none, and `create` is false; or it cannot be opened.
+        """
         from models.registry import Registry
         from models.registry_move import check_place
 
-        if not self.mlflow:
-            check_place(self.home / "mlflow.db", self.home / "mlflow")
-        self.home.mkdir(parents=True, exist_ok=True)
-        return Registry(self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}", artifacts=self.home / "mlflow")
+        artifacts = self.home / "mlflow"
+        if self.mlflow:
+            return Registry(self.mlflow, artifacts=artifacts)
+        database = self.home / _DATABASE
+        if not create and not self.has_registry:
+            raise BundleError(
+                f"no model in TESSERA_HOME {self.home} (there is no {_DATABASE}); `tessera run DATASET.toml` makes "
+                "one there, TESSERA_HOME=DIRECTORY names the home of another"
+            )
+        check_place(database, artifacts)
+        if database.exists() and not os.access(self.home, os.W_OK):
+            return Registry(_sqlite(database), artifacts=artifacts)
+        make_directory(self.home)
+        # The first to open a database makes its tables, which takes seconds; others must find all of them.
+        with locked(database, wait_s=_MIGRATION_S):
+            opened = Registry(_sqlite(database), artifacts=artifacts)
+        if not database.exists():
+            raise BundleError(f"TESSERA_HOME {self.home}: the registry cannot use this path; choose a plainer one")
+        return opened
 
     def traced(self, service: str) -> contextlib.AbstractContextManager[None]:
         """Records spans while the body runs, under a service's name; does nothing where they would go nowhere."""
@@ -102,6 +134,11 @@ class Settings:
         from tessera.tracing import traced
 
         return traced(service, endpoint=self.otlp, protocol=self.otlp_protocol, file=self.trace_file)
+
+
+def _sqlite(database: Path) -> str:
+    """The address of a SQLite file; in addresses `?` and `%` mean something else than themselves."""
+    return "sqlite:///" + str(database).replace("%", "%25").replace("?", "%3F")
 
 
 def _traces(environment: Mapping[str, str]) -> dict[str, Any]:

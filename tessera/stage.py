@@ -163,7 +163,7 @@ class Stages:
     @contextmanager
     def _bar(self, name: str, unit: str) -> Iterator[Advance]:
         columns = (
-            TextColumn(f"[bold]{name:<9}"),
+            TextColumn(f"{name:<9}", style="bold", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             MofNCompleteColumn(),

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.live import Live as Screen
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from features.error import TesseraError
 from tessera.console import (
@@ -107,7 +107,7 @@ def _view(gauges: Any) -> Table:
         "lag": ", ".join(f"{topic}-{part} {lag:,}" for (topic, part), lag in gauges.lag.items()) or "-",
         "fresh in the store": f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms" if p50 == p50 else "-",
         "before the update": f"log loss {loss:.4f}, AUC {auc:.4f}" if loss == loss else "-",
-        "outages": f"{gauges.counts['outages']:,} {escape(gauges.last_error)}",
+        "outages": f"{gauges.counts['outages']:,} {gauges.last_error}",
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -240,7 +240,7 @@ def verify(
     if json:
         print_json(done)
     elif done.difference:
-        out_console.print(f"[red]differs[/red] {escape(done.difference)}", soft_wrap=True)
+        out_console.print(Text.assemble(("differs", "red"), f" {done.difference}"), soft_wrap=True)
     else:
         out_console.print(f"equal: {done.rows:,} rows and {done.records:,} records, up to batch {done.seq:,}")
     if done.difference:
@@ -292,7 +292,7 @@ def letters_list(json: JsonOption = False) -> None:
     for filed in found:
         letter = filed.letter
         place = (str(filed.number), letter.topic, str(letter.partition), str(letter.offset))
-        table.add_row(*place, letter.cause, escape(letter.reason), "yes" if filed.put_back else "")
+        table.add_row(*place, letter.cause, letter.reason, "yes" if filed.put_back else "")
     out_console.print(table)
 
 
@@ -311,7 +311,7 @@ def letters_show(number: Annotated[int, typer.Argument(help="As `list` numbers t
     if number not in found:
         raise TesseraError(f"letter {number}: there is none; `tessera deadletters list` shows them")
     letter = found[number]
-    err_console.print(f"{letter.topic} partition {letter.partition} offset {letter.offset}: {escape(letter.reason)}")
+    err_console.print(f"{letter.topic} partition {letter.partition} offset {letter.offset}: {letter.reason}")
     sys.stdout.buffer.write(letter.value + b"\n")
 
 

@@ -72,5 +72,5 @@ def remembered(path: Path, module: str, decided_by: Any, work: Callable[[], dict
 
 def progress_bar(console: Console) -> Progress:
     """A bar that counts, with the time it took and the time it will take."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console)

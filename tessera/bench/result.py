@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def render(result: BenchResult, console: Console) -> None:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     console.print(table)
     for claim in result.claims:
-        mark = "[green]holds[/green]" if claim.holds else "[red]does not hold[/red]"
-        console.print(f"{mark}  {claim.claim}: {claim.value:.4g} (target {claim.target:g})")
+        mark = ("holds", "green") if claim.holds else ("does not hold", "red")
+        console.print(Text.assemble(mark, f"  {claim.claim}: {claim.value:.4g} (target {claim.target:g})"))
     if result.plot:
         console.print(f"plot: {result.plot}")
 

@@ -160,7 +160,7 @@ class Sampler:
     def _follow_registry(self) -> None:
         with self._watched("registry"):
             if self._registry is None:
-                self._registry = self._settings.open_registry()
+                self._registry = self._settings.open_registry(create=False)
             registry, model = self._registry, self._current.service.bundle.dataset.name
             if not self.seen.versions and model not in registry.models():
                 return

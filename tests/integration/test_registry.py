@@ -1,13 +1,20 @@
 """The registry on MLflow: versions, the champion, and bundles that come back as they were."""
 
+import multiprocessing
+import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from features.error import BundleError
 from models.bundle import Bundle, write_bundle
-from models.registry import CHAMPION, Registry
+from models.registry import CHAMPION, Registry, Release
+from serving.assignment import Step
+from tessera import rollouts
 from tests.build import coloured_parts
 
 # MLflow asks SQLAlchemy for a loader strategy that the next SQLAlchemy drops.
@@ -57,7 +64,7 @@ def test_versions_of_a_model(
         assert found.id == second.id
         assert found.rows().tobytes() == second.rows().tobytes()
     with subtests.test("what was opened is in the cache and is opened from there"):
-        assert {path.name for path in (tmp_path / "cache").iterdir()} == {first.id, second.id}
+        assert {path.name for path in (tmp_path / "cache").glob("[!.]*")} == {first.id, second.id}
         assert registry.open(two, tmp_path / "cache").directory == tmp_path / "cache" / second.id
     with subtests.test("codebooks have versions of their own, one for each that a bundle came with"):
         assert first.manifest.codebook is not None
@@ -89,3 +96,60 @@ def test_another_client_of_the_same_database_sees_what_was_published(
     later = Registry(uri, artifacts=artifacts)
     assert later.resolve(None) == published
     assert later.open(published, tmp_path / "cache").id == bundle.id
+
+
+def test_more_models_versions_and_runs_than_one_page_are_all_seen(
+    registry: Registry, make: Callable[[str, int], Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.registry._PAGE", 1)
+    for number in range(3):
+        registry.publish(make("pages", 100 + number), params={}, metrics={"auc": 0.5})
+        registry._create_model(f"page-{number}")
+    assert {"pages", "page-0", "page-1", "page-2"} <= set(registry.models())
+    assert [(one.version, one.metrics["auc"]) for one in registry.versions("pages")] == [(n, 0.5) for n in "321"]
+
+
+def _open(address: str, release: Release, home: Path, barrier: Any, told: Any) -> None:
+    opened = Registry(address, artifacts=home / "artifacts")
+    barrier.wait()
+    try:
+        told.put(opened.open(release, home / "bundles").id)
+    except BaseException as error:
+        told.put(f"{type(error).__name__}: {error}")
+
+
+def test_two_servers_that_start_together_both_open_the_bundle(
+    registry: Registry, make: Callable[[str, int], Bundle], tmp_path: Path
+) -> None:
+    bundle = make("together", 100)
+    release = registry.publish(bundle, params={}, metrics={})
+    context = multiprocessing.get_context("fork")
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "bundles", ignore_errors=True)
+        barrier, told = context.Barrier(2), context.Queue()
+        given = (registry._client._uri, release, tmp_path, barrier, told)
+        servers = [context.Process(target=_open, args=given) for _ in range(2)]
+        for server in servers:
+            server.start()
+        assert [told.get(timeout=60) for _ in servers] == [bundle.id, bundle.id]
+        for server in servers:
+            server.join()
+
+
+def test_experiments_started_at_once_by_two_operators_both_run(
+    registry: Registry, make: Callable[[str, int], Bundle]
+) -> None:
+    for number in range(4):
+        registry.publish(make("at-once", 100 + number), params={}, metrics={})
+    together = threading.Barrier(3)
+
+    def begin(number: int) -> None:
+        operator = Registry(registry._client._uri, artifacts=Path(registry._place) / "artifacts")
+        together.wait()
+        rollouts.start(operator, "at-once", str(number + 2), [Step(0.0, 0.2)])
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(begin, range(3)))
+    held = rollouts.running(registry, "at-once")
+    assert {one.name for one in held} == {"at-once-2", "at-once-3", "at-once-4"}
+    assert len({one.start for one in held}) == 3
