@@ -116,12 +116,13 @@ class Settings:
                 f"no model in TESSERA_HOME {self.home} (there is no {_DATABASE}); `tessera run DATASET.toml` makes "
                 "one there, TESSERA_HOME=DIRECTORY names the home of another"
             )
-        check_place(database, artifacts)
         if database.exists() and not os.access(self.home, os.W_OK):
+            check_place(database, artifacts)
             return Registry(_sqlite(database), artifacts=artifacts)
         make_directory(self.home)
         # The first to open a database makes its tables, which takes seconds; others must find all of them.
         with locked(database, wait_s=_MIGRATION_S):
+            check_place(database, artifacts)
             opened = Registry(_sqlite(database), artifacts=artifacts)
         if not database.exists():
             raise BundleError(f"TESSERA_HOME {self.home}: the registry cannot use this path; choose a plainer one")

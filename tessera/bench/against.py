@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from features.error import TesseraError
 from tessera.bench.result import BenchResult
@@ -43,7 +44,7 @@ def against(commit: str, name: str, options: Sequence[str], out: Path, *, rounds
     found: dict[str, list[Rows]] = {commit: [], _THIS: []}
     for number in range(rounds):
         for version in sorted(commands, reverse=bool(number % 2), key=lambda one: one == _THIS):
-            console.print(f"[dim]round {number + 1} of {rounds}: {name} of {version}[/dim]")
+            console.print(Text(f"round {number + 1} of {rounds}: {name} of {version}", "dim"))
             place = out / f"{version}-{number}"
             place.mkdir(parents=True, exist_ok=True)
             found[version].append(_turn([*commands[version], "bench", name, *options, "--out", str(place)], place))

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "serve": "",
     "doctor": "",
     "status": "",
+    "migrate": "",
     "bench": "main-job --out {out}",
     "stream": "",
     "send": "events {base}/events.csv",
@@ -60,7 +61,7 @@ ARGUMENTS = {
     "topics create": "",
 }
 # What needs nothing of the place works.
-WORK = {"check", "doctor", "ids show", "ids compare", "keys list"}
+WORK = {"check", "doctor", "migrate", "ids show", "ids compare", "keys list"}
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
