@@ -1,23 +1,25 @@
 """Messages on the wire: a row of the dataset's own tables as one JSON object.
 
 A team sends what its files hold, under the same column names, so the descriptor that shaped the training frame shapes
-the stream too: the same ids, times, labels and features come out. Types are checked as JSON is decoded; what only
-shows when columns are converted is found by halving the batch, so one bad message costs a few conversions and never
-its neighbours.
+the stream too: the same ids, times, labels and features come out. Types are checked as JSON is decoded. Each value gets
+its canonical form before there is a column, so it never depends on its neighbours. What only shows when columns are
+converted is found by halving the batch, so one bad message costs a few conversions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
 
-from features.column import typed
+from features.attribute import fit, listed, typed
+from features.canonical import VERSION, canonical_values, cell
 from features.dataset import Events, Items
 from features.error import DatasetError, EventError
+from features.mixed import column_of
 from features.source import Table
-from features.table import shape_events, shape_items
+from features.table import features, shape_events, shape_items
 
 MAX_BYTES = 1 << 20
 WIRE_VERSION = 1
@@ -117,78 +119,174 @@ def item_decoder(items: Items) -> Decoder:
     return Decoder("items", [items.id], [name for name in optional if name != items.id])
 
 
-def event_rows(rows: Rows, events: Events) -> tuple[pl.DataFrame, dict[int, str]]:
+def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes decoded event messages.
+
+    Args:
+        rows: decoded by `event_decoder`.
+        events: the table that they are rows of.
+        version: of the canonical form, the bundle's.
 
     Returns:
         The frame of `features.table.read_events`, its categorical columns all lists; `event` is the position in `rows`.
         A row whose label is neither positive nor negative is left out. And by position the reason of each row that
         cannot be used.
     """
+    clock = events.time.column if events.time else events.order
+    form = _Form(version, events.kind == "csv")
+    readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
+    readers |= dict.fromkeys([events.user, events.item, *events.categorical], form.text)
+    readers |= dict.fromkeys([clock, events.label.column], form.as_is)
+    many = dict.fromkeys(events.categorical, pl.List(pl.String))
 
-    def shape(table: Table) -> pl.DataFrame:
-        return _conform(shape_events(table, events)[0], dict.fromkeys(events.categorical, pl.List(pl.String)))
+    def shape(places: Sequence[int]) -> pl.DataFrame:
+        return _conform(shape_events(form.table("events", rows, places, readers), events)[0], many)
 
-    return _shape(rows, "events", shape)
+    return _shape(_alike(rows, exact=(clock, events.label.column), lists=events.categorical), shape)
 
 
-def item_rows(rows: Rows, items: Items, types: Mapping[str, pl.DataType]) -> tuple[pl.DataFrame, dict[int, str]]:
+def context_row(values: Mapping[str, Any], events: Events, *, version: int = VERSION) -> pl.DataFrame:
+    """Shapes the context of one request: a row of the events' categorical and numeric columns, null where absent.
+
+    Raises:
+        DatasetError, TypeError, ValueError, OverflowError: a value does not fit its column.
+    """
+    form = _Form(version, events.kind == "csv")
+    readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
+    readers |= dict.fromkeys(events.categorical, form.text)
+    names = (*events.categorical, *events.numeric)
+    row = Rows(names, [tuple(values.get(name) for name in names)])
+    return pl.DataFrame(features(form.table("context", row, [0], readers), events))
+
+
+def item_rows(
+    rows: Rows, items: Items, types: Mapping[str, pl.DataType], *, version: int = VERSION
+) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes decoded item messages: the frame of `read_items` with `message_row`, the position in `rows`; and the bad.
 
-    An id that comes twice is kept twice, in order. Columns get the types that the catalogue has; a value that does not
-    fit makes its message a bad one.
+    An id that comes twice is kept twice, in order. Features get the types that the catalogue has, and so does an
+    attribute unless that would change its value (see `features.attribute`). A value that does not fit makes its message
+    a bad one.
+
+    Args:
+        rows: decoded by `item_decoder`.
+        items: the table that they are rows of.
+        types: of the catalogue's columns.
+        version: of the canonical form, the bundle's.
     """
+    form = _Form(version, items.kind == "csv")
+    readers: dict[str | None, _Reader] = dict.fromkeys(items.numeric, form.number)
+    readers |= dict.fromkeys([items.id, *items.text, *items.categorical], form.text)
+    featured = {*items.categorical, *items.numeric}
+    feature_types = {name: dtype for name, dtype in types.items() if name in featured}
+    attributes = [name for name in items.filterable if name not in featured]
+    featuring = items.model_copy(update={"filterable": ()})
 
-    def shape(table: Table) -> pl.DataFrame:
-        # One by one: an id may come again, which the files' check for duplicates would refuse.
-        shaped = [shape_items(_table("items", table.frame[row]), items) for row in range(table.frame.height)]
-        return pl.concat([_conform(row, types) for row in shaped]).with_row_index("message_row")
+    def attribute(place: int, name: str) -> Any:
+        value = rows.values[place][rows.columns.index(name)]
+        try:
+            return form.attribute(value, types[name]) if name in types else value
+        except ValueError as error:
+            raise DatasetError(f"column {name!r} holds {types[name]}: {error}") from error
 
-    return _shape(rows, "items", shape)
+    def shape(places: Sequence[int]) -> pl.DataFrame:
+        for place in places:
+            for name in attributes:
+                attribute(place, name)
+        shaped = shape_items(form.table("items", rows, places, readers), featuring, unique=False)
+        return _conform(shaped, feature_types).with_row_index("message_row")
+
+    frame, bad = _shape(_alike(rows, lists=(*items.text, *items.categorical)), shape)
+    if not frame.height:
+        return frame, bad
+    kept = {name: [attribute(place, name) for place in frame["message_row"]] for name in attributes}
+    own = [typed(name, found, types[name]) if name in types else column_of(name, found) for name, found in kept.items()]
+    return frame.with_columns(own), bad
 
 
-def _shape(rows: Rows, name: str, shape: Callable[[Table], pl.DataFrame]) -> tuple[pl.DataFrame, dict[int, str]]:
+_Reader = Callable[[str, list[Any]], pl.Series]
+
+
+class _Form(NamedTuple):
+    """Reads values of messages; a reader takes the name and the values of a column."""
+
+    version: int
+    of_csv: bool
+
+    def text(self, name: str, values: list[Any]) -> pl.Series:
+        """Canonical text, (R,) String or List(String)."""
+        return canonical_values(name, values, version=self.version, of_csv=self.of_csv)
+
+    def number(self, name: str, values: list[Any]) -> pl.Series:
+        """Numbers, (R,) Float64; beside text, all of them as text."""
+        if set(map(type, values)) <= {int, float, bool, type(None)}:
+            return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
+        return self.text(name, values)
+
+    def as_is(self, name: str, values: list[Any]) -> pl.Series:
+        """Values of one type in that type."""
+        return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
+
+    def attribute(self, value: Any, dtype: pl.DataType) -> Any:
+        """The value of a filterable column; see `features.attribute.fit`."""
+        return fit(listed(value, dtype), dtype, of_csv=self.of_csv)
+
+    def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> Table:
+        """Rows as a table; a column without a reader is left out."""
+        columns = zip(rows.columns, zip(*[rows.values[place] for place in places], strict=True), strict=True)
+        frame = pl.DataFrame([readers[column](column, list(values)) for column, values in columns if column in readers])
+        return Table(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
+
+
+def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[list[int]]:
+    """Positions of the rows in groups, whose values have one type in some columns, and are all lists or none in others.
+
+    Rules and clocks read text and numbers differently, and a column holds lists or scalars.
+    """
+    chosen = [rows.columns.index(name) for name in exact if name is not None]
+    listed_in = [rows.columns.index(name) for name in lists]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows.values):
+        key = (*(type(row[number]) for number in chosen), *(type(row[number]) is list for number in listed_in))
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def _shape(
+    groups: Sequence[list[int]], shape: Callable[[Sequence[int]], pl.DataFrame]
+) -> tuple[pl.DataFrame, dict[int, str]]:
+    """Shapes groups of rows, halving one that cannot be shaped; the frame's first column is the position, in order."""
     good: list[pl.DataFrame] = []
     bad: dict[int, str] = {}
-    pending = [(0, len(rows.values))] if rows.values else []
+    pending = list(groups)
     while pending:
-        start, stop = pending.pop()
+        places = pending.pop()
         try:
-            columns = zip(*rows.values[start:stop], strict=True)
-            frame = pl.DataFrame(dict(zip(rows.columns, map(list, columns), strict=True)), strict=True)
-            shaped = shape(_table(name, frame))
+            shaped = shape(places)
         except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-            if stop - start == 1:
-                bad[start] = str(error)
+            if len(places) == 1:
+                bad[places[0]] = str(error)
             else:
-                middle = (start + stop) // 2
-                pending += [(middle, stop), (start, middle)]
+                middle = len(places) // 2
+                pending += [places[:middle], places[middle:]]
             continue
         position = shaped.columns[0]
-        good.append(shaped.with_columns(pl.col(position) + pl.lit(start, dtype=pl.UInt32)))
-    return (pl.concat(good, how="vertical_relaxed") if good else pl.DataFrame()), bad
+        own = pl.Series(position, places, dtype=pl.UInt32)[shaped[position]]
+        good.append(shaped.with_columns(own))
+    if not good:
+        return pl.DataFrame(), bad
+    return pl.concat(good, how="vertical_relaxed").sort(good[0].columns[0], maintain_order=True), bad
 
 
 def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
-    """Gives columns their types, whatever one message holds: a lone value of a list column is a list of one."""
-    for name, dtype in types.items():
-        if name not in frame.columns:
-            continue
-        try:
-            frame = frame.with_columns(_cast(frame[name], dtype))
-        except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-            raise DatasetError(f"column {name!r} holds {dtype}: {error}") from error
-    return frame
+    """Gives features their types, whatever one message holds: a lone value of a list column is a list of one."""
+    return frame.with_columns(_cast(frame[name], dtype) for name, dtype in types.items() if name in frame.columns)
 
 
 def _cast(values: pl.Series, dtype: Any) -> pl.Series:
     if isinstance(dtype, pl.List) and not isinstance(values.dtype, pl.List):
-        text = values.cast(dtype.inner)
-        return pl.Series(values.name, [None if v is None else [v] for v in text], dtype=dtype)
-    if isinstance(dtype, pl.Date | pl.Datetime) and values.dtype == pl.String:
-        return typed(values.name, values.to_list(), dtype)
+        lists = [None if value is None else [value] for value in values.cast(dtype.inner)]
+        return pl.Series(values.name, lists, dtype=dtype)
+    if isinstance(values.dtype, pl.List) and not isinstance(dtype, pl.List):
+        raise DatasetError(f"column {values.name!r} holds one value, got a list: {values[0].to_list()}")
     return values.cast(dtype, strict=True)
-
-
-def _table(name: str, frame: pl.DataFrame) -> Table:
-    return Table(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,))

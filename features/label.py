@@ -23,16 +23,29 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A comparison with a number, or with a string where the value is not one; `raw` is the value as written."""
+    """A comparison with a number, or with a string where the value is not one.
+
+    Attributes:
+        op: the operator as written.
+        value: what is compared with.
+        raw: the value as written, without quotes.
+        quoted: whether it stood in quotes.
+    """
 
     op: str
     value: float | str
     raw: str
+    quoted: bool = False
 
     @property
     def compare(self) -> Callable[[Any, Any], Any]:
         """The operator as a function; works on polars expressions."""
         return _OPERATORS[self.op]
+
+    @property
+    def boolean(self) -> str | None:
+        """The value as "true" or "false" if it spells a boolean and has no quotes: == True; else None."""
+        return self.raw.lower() if not self.quoted and self.raw.lower() in ("true", "false") else None
 
 
 def parse_rule(text: str) -> Rule:
@@ -48,7 +61,7 @@ def parse_rule(text: str) -> Rule:
         )
     op, value = match.groups()
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return Rule(op, value[1:-1], value[1:-1])
+        return Rule(op, value[1:-1], value[1:-1], quoted=True)
     try:
         return Rule(op, float(value), value)
     except ValueError:

@@ -2,24 +2,27 @@
 
 Everything a reader can trip over on disk is refused here, by file and row: a glob without a match, bytes that are not
 text, a csv row with too few or too many fields, a line that is not JSON, parts that do not share their columns.
-A csv's types are inferred over the whole table, and only where nothing is lost: 02460 stays text.
+A csv's values stay text here; what they mean is said by `features.canonical.cell` and by the columns' readers.
 """
 
 import glob
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
-from features.dataset import TableSource, nearest
+from features.canonical import VERSION, cells
+from features.dataset import Format, TableSource, nearest
 from features.error import DatasetError
+from features.jsonl import read_jsonl
+from features.mixed import joined
 
 _INTEGER = r"^-?(0|[1-9][0-9]*)$"
 # An exponent needs its sign, else hexadecimal identifiers such as 12e4 would pass for numbers.
@@ -38,6 +41,8 @@ class Table:
         names: every column there is, read or not.
         files: in sorted order, which is the order of the rows.
         heights: rows per file.
+        kind: format of the files; "message" for rows that came by themselves.
+        version: of the canonical form of its ids and categories.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Table:
     names: tuple[str, ...]
     files: tuple[Path, ...]
     heights: tuple[int, ...]
+    kind: Format | Literal["message"] = "message"
+    version: int = VERSION
 
     def place(self, row: int) -> tuple[Path, int]:
         """The file of a 0-based row of the frame, and its 1-based data row there."""
@@ -86,25 +93,29 @@ def load(source: TableSource, directory: Path, *, table: str, wanted: Collection
     parts = [_read(source, file, table, wanted) for file in files]
     names, frames = parts[0][0], [part[1] for part in parts]
     for file, (found, _) in zip(files, parts, strict=True):
-        if set(found) != set(names):
-            odd = min(set(found) ^ set(names))
+        # What nothing declares may be in some files alone.
+        if set(found) != set(names) and (odd := _odd({*found} ^ {*names}, wanted)) is not None:
             holder = "this file lacks" if odd in names else "only this file has"
             raise DatasetError(
                 f"{file}: [{table}] column '{odd}': {holder} it, compared with {files[0].name}; "
                 "all files of a table need the same columns"
             )
     try:
-        frame = pl.concat([f.select(frames[0].columns) for f in frames], how="vertical_relaxed")
-    except pl.exceptions.PolarsError as error:
+        frame = pl.DataFrame([joined([f[name] for f in frames]) for name in frames[0].columns])
+    except (pl.exceptions.PolarsError, TypeError) as error:
         raise DatasetError(
             f"{files[0]} and {len(files) - 1} more: [{table}] the files do not agree on a column's type "
             f"({_first_line(error)}); write all of them with one schema"
         ) from error
     if source.kind == "csv":
-        frame = frame.with_columns(infer(frame[name]) for name in frame.columns)
+        frame = frame.with_columns(cells(frame[name]) for name in frame.columns)
     if frame.height == 0:
         raise DatasetError(f"{files[0]}: [{table}] holds no rows; point path at a file with data")
-    return Table(table, frame, names, files, tuple(f.height for f in frames))
+    return Table(table, frame, names, files, tuple(f.height for f in frames), source.kind)
+
+
+def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:
+    return min((name for name in names if wanted is None or name in wanted), default=None)
 
 
 def infer(texts: pl.Series) -> pl.Series:
@@ -148,8 +159,13 @@ def _read(
             # Without any column a frame has no rows, and would pass for an empty file.
             return names, pl.read_parquet(file, columns=chosen or None)
         data = _text(source, file, table)
-        frame = _csv(source, data, f"{file}: [{table}]") if source.kind == "csv" else _jsonl(data, f"{file}: [{table}]")
-        return tuple(frame.columns), frame.select(n for n in frame.columns if wanted is None or n in wanted)
+        if source.kind == "jsonl":
+            splits = {name: options.split for name, options in source.categorical.items()}
+            return read_jsonl(data, f"{file}: [{table}]", wanted=wanted, splits=splits)
+        frame = _csv(source, data, f"{file}: [{table}]")
+        chosen = [name for name in frame.columns if wanted is None or name in wanted]
+        # A frame without any column has no rows, and would pass for an empty file.
+        return tuple(frame.columns), frame.select(chosen or frame.columns[:1])
     except (OSError, EOFError, zlib.error, pl.exceptions.PolarsError) as error:
         raise DatasetError(
             f"{file}: [{table}] cannot be read as {source.kind} ({_first_line(error)}); "
@@ -228,19 +244,6 @@ def _ragged(source: TableSource, data: bytes, separator: bytes, where: str, widt
         f"{where} {place}: holds {fields[odd[0]]} fields, {width} expected; "
         "mend the row, or separator and columns in the descriptor"
     )
-
-
-def _jsonl(data: bytes, where: str) -> pl.DataFrame:
-    try:
-        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        for row, line in enumerate((line for line in data.splitlines() if line.strip()), start=1):
-            try:
-                if not isinstance(json.loads(line), dict):
-                    raise DatasetError(f"{where} row {row}: is not a JSON object; write one {{...}} per line")
-            except ValueError as bad:
-                raise DatasetError(f"{where} row {row}: is not JSON ({bad}); write one object per line") from error
-        raise
 
 
 def _first_line(error: BaseException) -> str:

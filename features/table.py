@@ -9,13 +9,13 @@ from pathlib import Path
 
 import polars as pl
 
-from features import column
+from features import clock, column
 from features.dataset import Dataset, Events, Items, TableSource, Users
-from features.source import Table, load
+from features.source import Table, infer, load
 
 
 def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFrame:
-    """All columns of a table's files as they are, one file after another in sorted order.
+    """All columns of a table's files, one file after another in sorted order; see `infer` for those of a csv.
 
     Args:
         source: where the files are and how to read them.
@@ -25,7 +25,8 @@ def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFr
     Raises:
         DatasetError: a file is missing or cannot be read; names it, and the row where there is one.
     """
-    return load(source, directory, table=table).frame
+    found = load(source, directory, table=table)
+    return found.frame if found.kind != "csv" else found.frame.select(infer(values) for values in found.frame)
 
 
 def read_items(dataset: Dataset) -> pl.DataFrame | None:
@@ -92,15 +93,15 @@ def load_events(dataset: Dataset) -> Table:
     return load(events, dataset.directory, table="events", wanted=wanted)
 
 
-def shape_items(table: Table, items: Items) -> pl.DataFrame:
-    """The frame of `read_items`."""
+def shape_items(table: Table, items: Items, *, unique: bool = True) -> pl.DataFrame:
+    """The frame of `read_items`; without `unique` an id may come again."""
     featured = {*items.categorical, *items.numeric}
     return pl.DataFrame(
         [
-            column.unique_ids(table, items.id).alias("item_id"),
+            (column.unique_ids if unique else column.ids)(table, items.id).alias("item_id"),
             _joined_text(table, items),
             *features(table, items),
-            *(table.column(name) for name in items.filterable if name not in featured),
+            *(column.attribute(table, name) for name in items.filterable if name not in featured),
         ]
     )
 
@@ -114,9 +115,9 @@ def shape_events(table: Table, events: Events) -> tuple[pl.DataFrame, int]:
     if events.item is not None:
         columns.append(column.ids(table, events.item).alias("item_id"))
     if events.time is not None:
-        time = column.times(table, events.time)
+        time = clock.times(table, events.time)
     elif events.order is not None:
-        time = column.positions(table, events.order)
+        time = clock.positions(table, events.order)
     else:
         time = event.cast(pl.Int64)
     columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events)]

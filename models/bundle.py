@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from features import canonical
 from features.content.encoder import Encoder
 from features.content.registry import load_encoder
 from features.dataset import Dataset
@@ -87,8 +88,12 @@ class Parts:
     tokens: Path | None
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `manifest.json` holds; `id` is the hash of all the rest."""
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What `manifest.json` holds; `id` is the hash of all the rest.
+
+    `canonical` is the version of the canonical form of ids and categories; see `features.canonical`. A field that has
+    its default is not written, so the bundles that were made before there was such a field keep their ids.
+    """
 
     id: str
     format: int
@@ -102,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: str | None
     metrics: dict[str, Any]
     files: dict[str, str]
+    canonical: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,11 @@ class Bundle:
     @property
     def id(self) -> str:
         return self.manifest.id
+
+    @property
+    def canonical(self) -> int:
+        """Version of the canonical form of its ids and categories."""
+        return self.manifest.canonical
 
     @cached_property
     def schema(self) -> Schema:
@@ -222,6 +233,7 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
             tokens=tokens,
             metrics=parts.metrics,
             files=file_hashes(directory),
+            canonical=canonical.VERSION,
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
@@ -245,6 +257,11 @@ def load_bundle(directory: Path) -> Bundle:
         raise BundleError(f"{path}: {error}") from error
     if manifest.format != FORMAT:
         raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle anew")
+    if not 1 <= manifest.canonical <= canonical.VERSION:
+        known = f"this release reads 1 to {canonical.VERSION}"
+        raise BundleError(
+            f"{path}: canonical form {manifest.canonical}, {known}; open it with the release that wrote it"
+        )
     if _identity(manifest) != manifest.id:
         raise BundleError(f"{path}: the manifest was altered: its content is {_identity(manifest)}, not {manifest.id}")
     found = file_hashes(directory)

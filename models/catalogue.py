@@ -35,6 +35,9 @@ class Catalogue:
         users, items = bundle.users, bundle.items
         self._user_columns = users.drop("listed").clear()
         self._item_columns = items.drop(name for name in _NOT_FEATURES if name in items.columns).clear()
+        read = {"item_id", *bundle.schema.columns("item")}
+        read |= {numeric.column for numeric in bundle.schema.numeric if numeric.of == "item"}
+        self._read_columns = self._item_columns.select(name for name in self._item_columns.columns if name in read)
         self.admission = bundle.admission()
         self.users = Entities(bundle.schema, "user", users, self.admission)
         self.items = Entities(bundle.schema, "item", items, self.admission)
@@ -79,7 +82,7 @@ class Catalogue:
     def add_default_item(self) -> int:
         """Adds an item of which nothing is known, not even an id: it reads no row. Returns its number."""
         number = len(self.item_ids)
-        self.items.append(entity_frame([{}], self._item_columns))
+        self.items.append(entity_frame([{}], self._read_columns))
         self._vectors.extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
         self.item_ids.append("")
         return number
@@ -132,7 +135,7 @@ class Catalogue:
 
     def _frame(self, ids: Sequence[str], features: list[dict[str, Any]]) -> pl.DataFrame:
         rows = [row | {"item_id": name} for name, row in zip(ids, features, strict=True)]
-        return entity_frame(rows, self._item_columns)
+        return entity_frame(rows, self._read_columns)
 
     def _features(self, record: ItemRecord) -> dict[str, Any]:
         if not record.codes or self._tokenizer is None:

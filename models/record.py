@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.column import typed
+from features.attribute import typed
 from features.error import EventError
 
 ITEM = "item"

@@ -3,16 +3,15 @@
 Shape letters: B values, c lookups of the feature, D dimension of the table.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import polars as pl
 
-from features.column import canonical
+from features.canonical import VERSION, canonical_values
 from features.error import EventError
 from models.admission import Admission
-from models.schema import Feature, Schema
+from models.schema import Feature, Schema, Source
 from models.values import ColumnValues
 from serving.rows import RowReader
 from serving.store import Float32
@@ -27,12 +26,24 @@ class EmbeddingClient:
         schema: of the bundle.
         admission: which values read rows; shared with whoever takes new admissions in.
         rows: where rows are read.
+        version: of the canonical form, the bundle's.
+        of_csv: sources of features whose table is csv; see `features.canonical.cell`.
     """
 
-    def __init__(self, schema: Schema, admission: Admission, rows: RowReader) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        admission: Admission,
+        rows: RowReader,
+        *,
+        version: int = VERSION,
+        of_csv: Collection[Source] = (),
+    ) -> None:
         self._schema = schema
         self._admission = admission
         self._rows = rows
+        self._version = version
+        self._of_csv = of_csv
         self._features = {feature.name: feature for feature in schema.features}
 
     def width(self, feature: str) -> int:
@@ -50,14 +61,14 @@ class EmbeddingClient:
         feature that the network weighs by the candidate has no embedding of its own; its values are averaged.
 
         Raises:
-            EventError: the bundle has no such feature, or values are of mixed or wrong types.
+            EventError: the bundle has no such feature, or a value is neither scalar nor a list of scalars.
             StoreError: the store does not answer.
         """
         found = self._feature(feature)
         try:
-            column = canonical(pl.Series("values", _even(values), strict=True))
-        except (TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-            raise EventError(f"values: expected values of one type, or lists of them: {error}") from error
+            column = _even(values, version=self._version, of_csv=found.of in self._of_csv)
+        except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+            raise EventError(f"values: expected text, numbers, booleans or lists of them: {error}") from error
         looked_up = ColumnValues(column, self._schema, found, self._admission)
         rows, lengths = looked_up.rows(np.arange(len(column)))
         distinct, place = np.unique(rows, return_inverse=True)
@@ -75,8 +86,7 @@ class EmbeddingClient:
         return self._features[name]
 
 
-def _even(values: Sequence[Value | Sequence[Value]]) -> list[Any]:
-    """Values as they are, or all of them as lists where one is."""
-    if not any(isinstance(value, (list, tuple)) for value in values):
-        return list(values)
-    return [list(v) if isinstance(v, (list, tuple)) else [] if v is None else [v] for v in values]
+def _even(values: Sequence[Value | Sequence[Value]], *, version: int = VERSION, of_csv: bool = False) -> pl.Series:
+    """Canonical text of values, or lists of it if one of the values is a list."""
+    lists = [list(value) if isinstance(value, tuple) else value for value in values]
+    return canonical_values("values", lists, version=version, of_csv=of_csv)

@@ -23,7 +23,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
 
-from features.column import canonical, typed
+from features.attribute import typed
+from features.canonical import canonical
 from features.error import EventError
 from models.values import CodeLists, Growable, coded, kept
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from features.canonical import scalar
 from features.dataset import Dataset
 from features.error import EventError
 from features.event import Rows, event_decoder, event_rows, item_decoder, item_rows
@@ -47,9 +48,9 @@ class Intake:
         decode = event_decoder(events)
         messages = [_encoded(row, "events", place) for place, row in enumerate(rows)]
         decoded = [_decoded(decode, message, "events", place) for place, message in enumerate(messages)]
-        _, bad = event_rows(Rows(decode.columns, [found.row for found in decoded]), events)
+        _, bad = event_rows(Rows(decode.columns, [found.row for found in decoded]), events, version=bundle.canonical)
         _refuse(bad, "events")
-        keys = [str(row.get(events.user or events.item or "", "")).encode() for row in rows]
+        keys = [_key(row.get(events.user or events.item or "", "")) for row in rows]
         self._sink.append("events", list(zip(keys, messages, strict=True)))
         return len(messages)
 
@@ -69,9 +70,10 @@ class Intake:
         messages = [_encoded(row, "items", place) for place, row in enumerate(rows)]
         decoded = [_decoded(decode, message, "items", place) for place, message in enumerate(messages)]
         kept = [place for place, found in enumerate(decoded) if not found.deleted]
-        _, bad = item_rows(Rows(decode.columns, [decoded[place].row for place in kept]), items, types)
+        chosen = Rows(decode.columns, [decoded[place].row for place in kept])
+        _, bad = item_rows(chosen, items, types, version=bundle.canonical)
         _refuse({kept[place]: why for place, why in bad.items()}, "items")
-        keys = [str(row[items.id]).encode() for row in rows]
+        keys = [_key(row[items.id]) for row in rows]
         self._sink.append("items", list(zip(keys, messages, strict=True)))
         return len(messages)
 
@@ -80,6 +82,11 @@ def _items_of(dataset: Dataset) -> Any:
     if dataset.items is None:
         raise EventError(f"items: dataset {dataset.name!r} has no items")
     return dataset.items
+
+
+def _key(value: Any) -> bytes:
+    """The canonical form, so that one id has one partition however it is written."""
+    return (scalar(value) or "").encode()
 
 
 def _encoded(row: Mapping[str, Any], kind: Kind, place: int) -> bytes:

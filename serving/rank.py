@@ -8,7 +8,6 @@ Shape letters: n candidates, M rows, D dim.
 
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import trace
+from features.dataset import Dataset, TableSource
 from features.error import DatasetError, EventError, StoreError
-from features.source import Table
-from features.table import features as shape_features
+from features.event import context_row
 from models import record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
 from models.lookup import Entities
+from models.schema import Source
 from serving.answer import Found, ItemView, Ranking
 from serving.embeddings import EmbeddingClient
 from serving.filter import Attributes, Filter, attribute_json
@@ -62,7 +62,13 @@ class RankService:
         self._retriever = Retriever(self._catalogue, Attributes(bundle.items, filterable))
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
-        self.embeddings = EmbeddingClient(self._schema, self._catalogue.admission, self.rows)
+        self.embeddings = EmbeddingClient(
+            self._schema,
+            self._catalogue.admission,
+            self.rows,
+            version=bundle.canonical,
+            of_csv=_of_csv(bundle.dataset),
+        )
         # What refresh has read; one refresh at a time.
         self._seen_changes = self._seen_admissions = 0
         self._refreshing = threading.Lock()
@@ -275,13 +281,11 @@ class RankService:
         if unknown:
             valid = ", ".join((*events.categorical, *events.numeric)) or "none"
             raise EventError(f"context: unknown column {unknown[0]!r}; the dataset's event columns are: {valid}")
-        row: dict[str, Any] = {name: [context.get(name)] for name in (*events.categorical, *events.numeric)}
-        if not row:
+        if not (events.categorical or events.numeric):
             return pl.DataFrame({"nothing": [0]})
         try:
-            frame = pl.DataFrame(row)
-            return pl.DataFrame(shape_features(Table("context", frame, tuple(row), (Path("request"),), (1,)), events))
-        except (DatasetError, pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+            return context_row(context, events, version=self.bundle.canonical)
+        except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
             raise EventError(f"context: {error}") from error
 
     def _learn(self, unknown: Sequence[str]) -> None:
@@ -307,3 +311,11 @@ class RankService:
             self._catalogue.remove_items([name for name in payloads if name not in found])
             numbers = [self._catalogue.item_numbers[name] for name in payloads]
             self._retriever.update(numbers, [found[name].features if name in found else {} for name in payloads])
+
+
+def _of_csv(dataset: Dataset) -> set[Source]:
+    """Sources of features whose table is csv. An id of a user is in the events too, and follows their table."""
+    tables: dict[Source, TableSource] = {"event": dataset.events}
+    tables |= {"user": dataset.users or dataset.events, "item": dataset.items or dataset.events}
+    found = {source for source, table in tables.items() if table.kind == "csv"}
+    return found | ({"history"} if "item" in found else set())

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from features.canonical import scalar
 from serving.filter import Filter
 from serving.rank import MAX_CANDIDATES, MAX_EXPLAINED
 
@@ -22,8 +23,8 @@ MAX_ROWS = 1_000
 
 
 def _id(value: Any) -> Any:
-    """An id as JSON gives it: text, or a whole number that is the same id."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """An id as JSON gives it: text, or a number or boolean in its canonical form."""
+    return scalar(value) if isinstance(value, bool | int | float) else value
 
 
 def _encodable(value: str) -> str:
@@ -36,7 +37,9 @@ def _encodable(value: str) -> str:
 LongText = Annotated[StrictStr, AfterValidator(_encodable)]
 Text = Annotated[LongText, Field(max_length=1_024)]
 Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
-Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Int64 = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+# Of any size: beyond 64 bits an integer would be read as a float, which is another id.
+Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
 Float = Annotated[FiniteFloat, Field(strict=True)]
 Value = Text | Whole | Float | StrictBool | list[Text] | None
 Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool] | None
@@ -181,7 +184,7 @@ class OutcomeRow(BaseModel):
     impression: Annotated[Text, Field(min_length=1)] = Field(description="`impression` of the answer that showed it.")
     item: Id
     what: Annotated[Text, Field(min_length=1)] = Field(default="click", description="click, or a conversion's name.")
-    time_ms: Whole | None = Field(default=None, description="Milliseconds since 1970; by default now.")
+    time_ms: Int64 | None = Field(default=None, description="Milliseconds since 1970; by default now.")
 
 
 class OutcomesRequest(BaseModel):

@@ -162,7 +162,7 @@ class Step:
         if not inbox.messages or self._dataset.items is None:
             return []
         rows = Rows(self._decoders[self._topics.items].columns, [found.row for found in inbox.decoded])
-        frame, bad = item_rows(rows, self._dataset.items, self.catalogue.item_types)
+        frame, bad = item_rows(rows, self._dataset.items, self.catalogue.item_types, version=self.bundle.canonical)
         outcome.bad += [Bad(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
         if not frame.height:
             return []
@@ -248,7 +248,7 @@ class Step:
         if not inbox.messages:
             return pl.DataFrame()
         rows = Rows(self._decoders[self._topics.events].columns, [found.row for found in inbox.decoded])
-        frame, bad = event_rows(rows, self._dataset.events)
+        frame, bad = event_rows(rows, self._dataset.events, version=self.bundle.canonical)
         outcome.bad += [Bad(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
         outcome.neutral += len(inbox.messages) - len(bad) - frame.height
         if not frame.height:

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.column import typed
+from features.attribute import typed
 from features.dataset import Items
 from features.event import Rows, item_decoder, item_rows
 from models import record
