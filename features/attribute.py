@@ -156,7 +156,15 @@ def _number(value: Any, dtype: pl.DataType) -> Any:
         raise ValueError("not finite")
     if dtype.is_float():
         return float(value) if float(value) == value else value
-    return int(value) if value == int(value) else value
+    if value != int(value):
+        return value
+    whole = int(value)
+    if -(2**63) <= whole < 2**64:
+        return whole
+    # A record holds 64 bits; a float holds some of the larger ones.
+    if float(whole) != whole:
+        raise ValueError("beyond 64 bits")
+    return float(whole)
 
 
 def _boolean(value: Any) -> bool:

@@ -114,6 +114,8 @@ def canonical(values: pl.Series, *, version: int = VERSION) -> pl.Series:
         values = values.arr.to_list()
     if isinstance(values.dtype, pl.List):
         return _lists(values, version)
+    if values.dtype == pl.Object:
+        return canonical_values(values.name, values.to_list(), version=version)
     # The commonest columns without a query plan: a stream shapes small batches, where a plan costs more than its work.
     if values.dtype.is_integer():
         return values.cast(pl.String)

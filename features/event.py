@@ -200,7 +200,9 @@ def item_rows(
     if not frame.height:
         return frame, bad
     kept = {name: [attribute(place, name) for place in frame["message_row"]] for name in attributes}
-    own = [typed(name, found, types[name]) if name in types else column_of(name, found) for name, found in kept.items()]
+    # A message's number is not cut to 32 bits.
+    wide = {name: pl.Float64() if dtype == pl.Float32 else dtype for name, dtype in types.items()}
+    own = [typed(name, found, wide[name]) if name in types else column_of(name, found) for name, found in kept.items()]
     return frame.with_columns(own), bad
 
 

@@ -13,8 +13,9 @@ Shape letters: N items, M chosen ones, V distinct values of a column.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Protocol
 
@@ -23,10 +24,11 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr, model_validator
 
-from features.attribute import typed
-from features.canonical import canonical
+from features.attribute import fit, typed
+from features.canonical import canonical, scalar
 from features.error import EventError
 from models.values import CodeLists, Growable, coded, kept
+from serving.quantity import Quantities, make_room
 
 MOST_DEPTH, MOST_PARTS, MOST_VALUES = 16, 256, 1_000
 _SAMPLE = 2_048
@@ -122,11 +124,12 @@ class Attributes:
     Args:
         items: one row an item, in the order of their numbers.
         names: the filterable columns.
+        of_csv: whether the items' table is csv; see `features.canonical.cell`.
     """
 
-    def __init__(self, items: pl.DataFrame, names: Sequence[str]) -> None:
+    def __init__(self, items: pl.DataFrame, names: Sequence[str], *, of_csv: bool = False) -> None:
         self._types = {name: items.schema[name] for name in names}
-        self._columns: dict[str, _Column] = {name: _open(name, items[name]) for name in names}
+        self._columns: dict[str, _Column] = {name: _open(name, items[name], of_csv=of_csv) for name in names}
         # Items of which anything is known; a number between them may be nobody's.
         self._known: Growable[np.bool_] = Growable(np.ones(items.height, dtype=bool))
 
@@ -144,7 +147,7 @@ class Attributes:
         }
         for name, column in self._columns.items():
             column.put(index, values[name])
-        _make_room(self._known, index)
+        make_room(self._known, index)
         self._known.array[index] = True
 
     def mask(self, wanted: Filter, size: int) -> Bools:
@@ -201,8 +204,11 @@ class Attributes:
 class _Categories:
     """Strings, booleans, or lists of scalars, by code."""
 
-    def __init__(self, name: str, values: pl.Series) -> None:
+    def __init__(self, name: str, values: pl.Series, *, of_csv: bool) -> None:
         self._name = name
+        inner: Any = values.dtype.inner if isinstance(values.dtype, pl.List | pl.Array) else values.dtype
+        self._dtype: pl.DataType = inner
+        self._of_csv = of_csv
         self._numbers: dict[str, int] = {}
         # The values in order, and their codes: a range of text is a part of them.
         self._sorted: list[str] = []
@@ -286,10 +292,17 @@ class _Categories:
             chosen[self._order[self._range(leaf)]] = True
             return chosen
         asked = leaf.one_of if leaf.one_of is not None else [leaf.eq]
-        for text in (canonical(pl.Series([value]))[0] for value in asked):
+        for text in map(self._text, asked):
             if text in self._numbers:
                 chosen[self._numbers[text]] = True
         return chosen
+
+    def _text(self, value: Any) -> str | None:
+        """The canonical form of what is asked for: that of the column's type if it is one of its values."""
+        try:
+            return scalar(fit(value, self._dtype, of_csv=self._of_csv))
+        except ValueError:
+            return scalar(value)
 
     def _range(self, leaf: Filter) -> slice:
         """Where the values within bounds lie in the order."""
@@ -309,104 +322,26 @@ class _Categories:
         return slice(start, max(start, stop))
 
 
-class _Numbers:
-    """Numbers, and times as microseconds since 1970."""
-
-    def __init__(self, name: str, values: pl.Series) -> None:
-        self._name = name
-        self._time = values.dtype.is_temporal()
-        whole = self._time or values.dtype.is_integer()
-        # A feature is kept in float32, where 12.21 is another number.
-        self._narrow = values.dtype == pl.Float32
-        self._values: Growable[Any] = Growable(np.zeros(0, dtype=np.int64 if whole else np.float64))
-        self._present: Growable[np.bool_] = Growable(np.zeros(0, dtype=bool))
-        self.put(np.arange(len(values), dtype=np.int64), values)
-
-    def put(self, numbers: Ints, values: pl.Series) -> None:
-        if self._time:
-            values = values.cast(pl.Datetime("us")).dt.epoch("us")
-        elif values.dtype.is_float():
-            values = values.fill_nan(None)
-        dtype = self._values.array.dtype
-        filled = values.fill_null(0).cast(pl.Float64 if dtype == np.float64 else pl.Int64).to_numpy()
-        _make_room(self._values, numbers)
-        _make_room(self._present, numbers)
-        self._values.array[numbers] = filled
-        self._present.array[numbers] = values.is_not_null().to_numpy()
-
-    def test(self, leaf: Filter, items: Ints | slice) -> Bools:
-        present = self._present.array[items]
-        if _asks_for_none(leaf):
-            return ~present
-        held: Bools = self._holds(leaf)(self._values.array[items]) & present
-        return held
-
-    def share(self, leaf: Filter) -> float:
-        size = len(self._present.array)
-        return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
-
-    def _holds(self, leaf: Filter) -> Callable[[NDArray[Any]], Bools]:
-        if leaf.one_of is not None:
-            asked = [self._number(value) for value in leaf.one_of]
-            return lambda values: np.isin(values, asked)
-        if leaf.eq is not None:
-            equal = self._number(leaf.eq)
-            return lambda values: values == equal
-        bounds = {
-            name: None if getattr(leaf, name) is None else self._number(getattr(leaf, name))
-            for name in ("gt", "gte", "lt", "lte")
-        }
-        return lambda values: _within(values, **bounds)
-
-    def _number(self, value: Any) -> int | float:
-        if self._time and isinstance(value, str):
-            try:
-                found = datetime.fromisoformat(value)
-                return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1_000_000)
-            except (ValueError, OverflowError) as error:
-                raise EventError(f"filter: column {self._name!r} holds times; {value!r} is not ISO 8601") from error
-        if isinstance(value, bool) or not isinstance(value, int | float) or self._time:
-            kind = "times, as ISO 8601 text" if self._time else "numbers"
-            raise EventError(f"filter: column {self._name!r} holds {kind}; {value!r} is none")
-        return float(np.float32(value)) if self._narrow else value
-
-
 def attribute_json(value: Any) -> Any:
-    """An attribute's value as JSON has it: a time as ISO 8601."""
-    return value.isoformat() if isinstance(value, date | datetime) else value
+    """An attribute's value as JSON has it: dates, times and durations as ISO 8601, a decimal as a number."""
+    if isinstance(value, list):
+        return [attribute_json(part) for part in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return scalar(value) if isinstance(value, date | time | timedelta) else value
 
 
-def _open(name: str, values: pl.Series) -> _Column:
+def _open(name: str, values: pl.Series, *, of_csv: bool) -> _Column:
     dtype = values.dtype
-    if (dtype.is_numeric() and dtype != pl.Boolean) or isinstance(dtype, pl.Date | pl.Datetime):
-        return _Numbers(name, values)
+    if dtype.is_numeric() or dtype.is_temporal():
+        return Quantities(name, values)
     if dtype == pl.Null:
         values = values.cast(pl.String)
-    return _Categories(name, values)
-
-
-def _make_room(column: Growable[Any], numbers: Ints) -> None:
-    """Adds items without a value up to the last of `numbers`."""
-    more = int(numbers.max(initial=-1)) + 1 - len(column.array)
-    if more > 0:
-        column.extend(np.zeros(more, dtype=column.array.dtype))
+    return _Categories(name, values, of_csv=of_csv)
 
 
 def _asks_for_none(leaf: Filter) -> bool:
     return "eq" in leaf.model_fields_set and leaf.eq is None
-
-
-def _within(values: Any, gt: Any = None, gte: Any = None, lt: Any = None, lte: Any = None) -> Any:
-    found: Any = True
-    if gt is not None:
-        found = found & (values > gt)
-    if gte is not None:
-        found = found & (values >= gte)
-    if lt is not None:
-        found = found & (values < lt)
-    if lte is not None:
-        found = found & (values <= lte)
-    return found
 
 
 def _wire(name: str) -> str:

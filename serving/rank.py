@@ -59,7 +59,9 @@ class RankService:
         filterable = items.filterable if items is not None else ()
         featured = (*items.categorical, *items.numeric) if items is not None else ()
         self._attributes = tuple(dict.fromkeys((*featured, *filterable)))
-        self._retriever = Retriever(self._catalogue, Attributes(bundle.items, filterable))
+        of_csv = _of_csv(bundle.dataset)
+        attributes = Attributes(bundle.items, filterable, of_csv="item" in of_csv)
+        self._retriever = Retriever(self._catalogue, attributes)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
         self.embeddings = EmbeddingClient(
@@ -67,7 +69,7 @@ class RankService:
             self._catalogue.admission,
             self.rows,
             version=bundle.canonical,
-            of_csv=_of_csv(bundle.dataset),
+            of_csv=of_csv,
         )
         # What refresh has read; one refresh at a time.
         self._seen_changes = self._seen_admissions = 0
