@@ -33,6 +33,9 @@ from models.table.open import open_table
 
 _SCORE_ROWS = 8_192
 Precision = Literal["float32", "bfloat16"]
+# What `auto` must save to leave float32: less is within the noise of a few steps.
+_WORTH_IT = 0.9
+_TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ class TrainConfig:
         table_rate: learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
         dropout: what it hides, so that the network knows how to do without new values; only under admission.
         threads: torch's; part of what decides the bits.
-        precision: of the dense part's products in training; weights, table and loss stay float32. bfloat16 halves
-            the time where the processor multiplies it (AVX-512 BF16, AMX), and loses time where it does not.
+        precision: of the dense part's products in training; weights, table and loss stay float32. bfloat16 saves time
+            where the processor multiplies it (AVX-512 BF16, AMX), and takes several times as long where it does not.
+            `auto` times a few steps of both on the first batch and takes the faster; which bits come out then depends
+            on the machine.
     """
 
     batch: int = 512
@@ -55,7 +60,7 @@ class TrainConfig:
     network_rate: float = 1e-3
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     threads: int = 1
-    precision: Precision = "float32"
+    precision: Precision | Literal["auto"] = "float32"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
 
@@ -68,11 +73,13 @@ class Trained:
         ranker: as of the best epoch.
         sketch: of the values' sightings in training.
         epochs: validation log loss after each epoch.
+        precision: of the dense part's products; the one that `auto` took.
     """
 
     ranker: Ranker
     sketch: Sketch
     epochs: tuple[float, ...]
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def train(
         if checkpointing:
             training.go_on(checkpointing.path)
         training.run(check, progress, checkpointing)
-        return Trained(training.ranker.eval(), source.admission.published, training.losses)
+        return Trained(training.ranker.eval(), source.admission.published, training.losses, training.precision)
 
 
 class _Training:
@@ -134,6 +141,11 @@ class _Training:
         self._hidden = ValueDropout(schema, config.dropout)
         decided_by = (schema.to_json(), asdict(config), len(rows), float(rows.labels.sum()))
         self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
+        if config.precision == "auto":
+            first = source.batch(rows.take(np.arange(min(config.batch, len(rows)))))
+            self.precision = faster_precision(ranker, first)
+        else:
+            self.precision = config.precision
 
     def run(
         self,
@@ -193,14 +205,7 @@ class _Training:
         self.ranker.table.step()
 
     def _logits(self, batch: Batch) -> Tensor:
-        if self._config.precision == "float32":
-            found: Tensor = self.ranker(batch)
-            return found
-        # Not autocast: it mixes dtypes in the cross net's products, which costs more than it saves.
-        network = self.ranker.network
-        narrow = {name: parameter.bfloat16() for name, parameter in network.named_parameters()}
-        logits: Tensor = functional_call(network, narrow, (self.ranker.table(batch), batch))
-        return logits.float()
+        return dense_logits(self.ranker, self.ranker.table(batch), batch, self.precision)
 
     def _finish_epoch(self, check: tuple[Assembler, Examples]) -> None:
         found = predict(self.ranker, *check)
@@ -225,6 +230,39 @@ class _Training:
             f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer_tensors(self._optimizer).items()
         }
         checkpoint.save(path, Position(self._key, self._epoch, self._batches, self.losses), tensors)
+
+
+def dense_logits(ranker: Ranker, pooled: Tensor, batch: Batch, precision: Precision) -> Tensor:
+    """Logits (B,) float32 of the table's output (B, K · D), by products of a precision."""
+    if precision == "float32":
+        found: Tensor = ranker.network(pooled, batch)
+        return found
+    # Not autocast: it mixes dtypes in the cross net's products, which costs more than it saves.
+    network = ranker.network
+    narrow = {name: parameter.bfloat16() for name, parameter in network.named_parameters()}
+    logits: Tensor = functional_call(network, narrow, (pooled, batch))
+    return logits.float()
+
+
+def faster_precision(ranker: Ranker, batch: Batch) -> Precision:
+    """Times forward and backward passes of the dense part in both precisions; bfloat16 must save a tenth.
+
+    The ranker is left as it was: the table is only read, and no optimizer steps.
+    """
+    with torch.no_grad():
+        start = ranker.table(batch)
+    times: dict[Precision, float] = {"float32": float("inf"), "bfloat16": float("inf")}
+    # The first round warms up.
+    for counted in (False, *([True] * _TIMED_STEPS)):
+        for precision in times:
+            pooled = start.clone().requires_grad_()
+            began = time.perf_counter()
+            logits = dense_logits(ranker, pooled, batch, precision)
+            functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            if counted:
+                times[precision] = min(times[precision], time.perf_counter() - began)
+    ranker.network.zero_grad(set_to_none=True)
+    return "bfloat16" if times["bfloat16"] < _WORTH_IT * times["float32"] else "float32"
 
 
 def new_ranker(schema: Schema, config: TrainConfig) -> Ranker:

@@ -1,6 +1,7 @@
 """Environments of the peers that cannot or need not live in Tessera's own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from rich.console import Console
 from features.error import TesseraError
 
 PEER_FOLDER = Path(__file__).with_name("peers")
+# Where `make setup` puts uv on a machine that has none.
+_OWN_UV = Path(__file__).parents[2] / ".uv" / "bin" / "uv"
 
 
 def peer_python(directory: Path, pins: Path, console: Console) -> Path:
@@ -22,11 +25,12 @@ def peer_python(directory: Path, pins: Path, console: Console) -> Path:
     if ready.exists() and ready.read_text() == pins.read_text():
         return python
     console.print(f"installing the peers of {pins.name}")
-    install = ["uv", "pip", "install", "--quiet", "--python", str(python), "-r", str(pins)]
+    uv = shutil.which("uv") or str(_OWN_UV)
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), "-r", str(pins)]
     if backend := os.environ.get("TORCH_BACKEND"):
         install += ["--torch-backend", backend]
     try:
-        subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(directory)], check=True)
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(directory)], check=True)
         subprocess.run(install, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise TesseraError(

@@ -23,7 +23,8 @@ IMPORTERS = {
     "dask": ("features/jobs/shard.py",),
     "distributed": ("features/jobs/shard.py",),
     "torchrec": ("models/table/unified.py", "models/dcn.py"),
-    "fbgemm_gpu": ("models/table/unified.py",),
+    # The benchmark measures fbgemm's bare table as a floor.
+    "fbgemm_gpu": ("models/table/unified.py", "tessera/bench/training_speed.py"),
     "mlflow": ("models/registry.py", "models/registry_client.py"),
     "kafka": ("streaming/kafka/",),
     "redis": ("serving/redis.py", "serving/servers.py", "serving/scripts.py"),

@@ -1,8 +1,10 @@
 """Training on a frame whose right answer is known by construction: an item's colour decides the label."""
 
 import contextlib
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +24,9 @@ from tests.build import COLOURS, LIKED, SMALL_TRAIN, coloured_dataset, coloured_
 FRAME = coloured_frame()
 SCHEMA = coloured_schema(FRAME)
 TRAIN, TEST = FRAME.part("train"), FRAME.part("test")
-ADMISSION = sighted(SCHEMA, FRAME, TRAIN, examples(TRAIN)).admission
+SIGHTED = sighted(SCHEMA, FRAME, TRAIN, examples(TRAIN))
+ADMISSION = SIGHTED.admission
+BATCH = SIGHTED.batch(examples(TRAIN.head(64)))
 
 
 def scores(ranker: Ranker, part: pl.DataFrame, frame: Frame = FRAME) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -83,6 +87,35 @@ def test_narrow_products_learn_as_much_and_leave_float32_weights_of_the_same_bit
     assert all(torch.equal(found[name], tensor) for name, tensor in snapshot(second.ranker).items())
     assert not torch.equal(found["table.weight"], snapshot(trained.ranker)["table.weight"])
     assert first.epochs[-1] == pytest.approx(trained.epochs[-1], abs=0.01)
+
+
+@pytest.mark.parametrize("taken", ["float32", "bfloat16"])
+def test_auto_trains_to_the_bits_of_the_precision_that_it_says_it_took(
+    taken: training.Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if taken != training.faster_precision(training.new_ranker(SCHEMA, SMALL_TRAIN), BATCH):
+        monkeypatch.setattr(training, "faster_precision", lambda ranker, batch: taken)
+    auto = train(SCHEMA, FRAME, replace(SMALL_TRAIN, precision="auto"))
+    fixed = train(SCHEMA, FRAME, replace(SMALL_TRAIN, precision=taken))
+    assert auto.precision == fixed.precision == taken
+    found = snapshot(fixed.ranker)
+    assert all(torch.equal(found[name], tensor) for name, tensor in snapshot(auto.ranker).items())
+
+
+def test_the_precision_that_takes_less_time_is_taken_where_it_saves_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = training.new_ranker(SCHEMA, SMALL_TRAIN)
+    usual = training.dense_logits
+
+    def chosen(slow: str, seconds: float) -> str:
+        def logits(*given: Any) -> Any:
+            time.sleep(seconds if given[-1] == slow else 0.02)
+            return usual(*given)
+
+        monkeypatch.setattr(training, "dense_logits", logits)
+        return training.faster_precision(ranker, BATCH)
+
+    assert chosen("bfloat16", 0.08) == "float32"
+    assert chosen("float32", 0.08) == "bfloat16"
 
 
 def test_the_best_epoch_is_kept() -> None:

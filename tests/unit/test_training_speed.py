@@ -13,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 from features.error import TesseraError
 from models.ranker import NetworkConfig
 from models.train import TrainConfig
+from tessera.bench import peer
 from tessera.bench import training_speed as bench
 from tessera.bench.peer import PEER_FOLDER, peer_python
-from tessera.bench.peers.ctr import Arrays, Measured
+from tessera.bench.peers.ctr import Arrays, Measured, label_encoded
 from tessera.bench.training_speed import Spec, as_row, claims, generate, schema_of, star, store, tessera
 
 SMALL = Spec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
@@ -79,47 +80,85 @@ def test_the_worker_trains_on_as_many_rows_as_asked_and_leaves_its_figures(
 ) -> None:
     store(SMALL, tmp_path)
     monkeypatch.setattr(bench, "_TRAIN", QUICK)
-    bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "bfloat16")
+    bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "tessera-auto")
     found = Measured(**json.loads((tmp_path / "result.json").read_text()))
     assert found.rows == 1_000
+    assert found.precision in ("float32", "bfloat16")
     assert as_row(found)["samples_per_second"] == 1_000 / found.seconds
 
 
-def made_up(model: str, seed: int, speed: float, auc: float, peak: float, fit: float) -> dict[str, Any]:
-    measured = Measured(100_000, 100_000 / speed, 1.0, None, peak, fit, auc)
-    return {"model": model, "seed": seed, **as_row(measured), "equal_time_auc": auc - 0.1 * (model != "tessera")}
+def made_up(model: str, seed: int, speed: float, auc: float = 0.74, fit: float = 0.3) -> dict[str, Any]:
+    measured = Measured(100_000, 100_000 / speed, 1.0, None, 1.0, fit, auc)
+    return {"model": model, "seed": seed, **as_row(measured), "equal_time_auc": auc - 0.01 * (model != "tessera")}
 
 
 GOOD = [
-    made_up("tessera", 0, 100_000, 0.74, 0.9, 0.3),
-    made_up("deepctr", 0, 18_000, 0.73, 2.0, 0.8),
-    made_up("rechub", 0, 1e9, 0.99, 0.1, 0.1),
+    made_up("floor", 0, 110_000),
+    made_up("tessera", 0, 100_000),
+    made_up("tessera-auto", 0, 150_000),
+    made_up("deepctr", 0, 30_000, 0.73, 0.8),
+    made_up("rechub", 0, 25_000, 0.73, 0.8),
 ]
 
 
-def test_all_claims_hold_where_tessera_is_better_than_deepctr_and_rechub_is_not_asked() -> None:
-    assert all(claim.holds for claim in claims(GOOD))
+def test_all_claims_hold_where_tessera_is_near_the_floor_and_better_than_both_peers() -> None:
+    found = claims(GOOD)
+    assert len(found) == 10
+    assert all(claim.holds for claim in found)
 
 
 @pytest.mark.parametrize(
     ("row", "fails"),
     [
-        (made_up("tessera", 1, 71_000, 0.74, 0.9, 0.3), 0),
-        (made_up("tessera", 1, 69_000, 0.74, 0.9, 0.3), 1),
-        (made_up("tessera", 1, 100_000, 0.72, 0.9, 0.3), 2),
-        (made_up("tessera", 1, 100_000, 0.62, 0.9, 0.3), 3),
-        (made_up("tessera", 1, 100_000, 0.74, 1.1, 0.3), 4),
-        (made_up("tessera", 1, 100_000, 0.74, 0.9, 0.5), 5),
+        (made_up("floor", 1, 130_000), [0]),
+        (made_up("tessera-auto", 1, 80_000), [1]),
+        (made_up("deepctr", 1, 34_000, 0.73, 0.8), [2]),
+        (made_up("deepctr", 1, 30_000, 0.745, 0.8), [3]),
+        (made_up("deepctr", 1, 30_000, 0.76, 0.8), [3, 4]),
+        (made_up("deepctr", 1, 30_000, 0.73, 0.5), [5]),
+        (made_up("rechub", 1, 34_000, 0.73, 0.5), [6, 9]),
     ],
 )
-def test_a_claim_fails_by_the_seed_that_speaks_most_against_it(row: dict[str, Any], fails: int) -> None:
-    assert not claims([*GOOD, row, {**GOOD[1], "seed": 1}])[fails].holds
+def test_a_claim_fails_by_the_seed_that_speaks_most_against_it(row: dict[str, Any], fails: list[int]) -> None:
+    second = [{**one, "seed": 1} for one in GOOD if one["model"] != row["model"]]
+    assert [n for n, claim in enumerate(claims([*GOOD, *second, row])) if not claim.holds] == fails
+
+
+def test_the_fast_precision_is_claimed_over_nothing_but_our_own_float32() -> None:
+    faster = [made_up("tessera-auto", 0, 1e9) if row["model"] == "tessera-auto" else row for row in GOOD]
+    changed = [n for n, (a, b) in enumerate(zip(claims(GOOD), claims(faster), strict=True)) if a != b]
+    assert changed == [1]
+
+
+def test_peers_get_tables_of_the_values_there_are() -> None:
+    training, test, _ = generate(SMALL)
+    ours, held_out, sizes = label_encoded(training, test)
+    assert sum(sizes) == schema_of(star(training, test)).rows + SMALL.features
+    for number, size in enumerate(sizes):
+        column, known = training.values[:, number], np.unique(training.values[:, number])
+        assert np.array_equal(known[ours.values[:, number] - 1], column)
+        assert ours.values[:, number].min() == 1
+        assert ours.values[:, number].max() == size - 1
+        assert np.array_equal(held_out.values[:, number] == 0, ~np.isin(test.values[:, number], known))
+    assert np.array_equal(ours.labels, training.labels)
+
+
+def test_the_floor_learns_the_same_from_ready_tensors() -> None:
+    training, test, probability = generate(SMALL)
+    found = bench.floor(training, test, 0, QUICK)
+    assert found.rows == len(training.labels)
+    assert 0.55 < found.test_auc < roc_auc_score(test.labels, probability) + 0.01
+
+
+def test_the_processor_says_what_it_multiplies_fast() -> None:
+    assert set(bench.processor().replace("none of ", "").split()) <= set(bench._MARKS)
 
 
 def test_where_the_peers_cannot_be_installed_the_error_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(peer, "_OWN_UV", tmp_path / "uv")
     with pytest.raises(TesseraError, match=r"install uv.*package index"):
         peer_python(tmp_path / "peers", PEER_FOLDER / "ctr_requirements.txt", Console(quiet=True))
 

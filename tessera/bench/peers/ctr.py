@@ -1,7 +1,9 @@
-"""One epoch of a peer's DeepFM on `training-speed`'s arrays: run in the peers' environment, where Tessera is not.
+"""One epoch of a peer's DCN-V2 on `training-speed`'s arrays: run in the peers' environment, where Tessera is not.
 
-    python ctr.py --peer deepctr|rechub DATA RESULT --rows N --values V --seed S
+    python ctr.py --peer deepctr|rechub DATA RESULT --rows N --seed S
 
+The network is Tessera's: one low-rank cross layer beside an MLP. Both libraries have it as a mixture of experts, here
+of one. Values are label-encoded, so that their tables have the rows there are.
 What measures here measures Tessera's worker too, so that the figures mean the same.
 """
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 DIM, HIDDEN, BATCH, THREADS = 16, (256, 128), 4_096, 2
+CROSS_LAYERS, CROSS_RANK = 1, 16
 # Of 1e-3 (both libraries' default), 3e-3 and 1e-2 the one with DeepCTR-Torch's best AUC after an epoch of 400,000 rows.
 RATE = 3e-3
 
@@ -40,9 +43,10 @@ class Measured:
         seconds: of the training alone, its loader included, evaluation and imports not.
         cpu_seconds: processor time of all threads meanwhile; on a busy machine steadier than `seconds`.
         setup_seconds: the share of `seconds` until the first batch was done, where the model tells.
-        peak_gb: most memory that was resident in the process's life (VmHWM), 1e9 bytes.
+        peak_gb: most memory that was resident from the start of the training on (VmHWM), 1e9 bytes.
         fit_gb: the peak less what was resident when the training began, the data in memory by then.
         test_auc: on all test rows.
+        precision: of the dense part's products.
     """
 
     rows: int
@@ -52,6 +56,7 @@ class Measured:
     peak_gb: float
     fit_gb: float
     test_auc: float
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,24 @@ class Arrays:
         return found | {f"I{number}": np.ascontiguousarray(column) for number, column in enumerate(self.numeric.T)}
 
 
+def label_encoded(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays, list[int]]:
+    """Numbers each feature's values by those of the training part, from 1; 0 is a value that it lacks.
+
+    Returns:
+        Both parts, and the rows (F,) that a table of each feature needs.
+    """
+    known = [np.unique(column) for column in train.values.T]
+
+    def encode(part: Arrays) -> Arrays:
+        columns = []
+        for values, column in zip(known, part.values.T, strict=True):
+            place = np.minimum(np.searchsorted(values, column), len(values) - 1)
+            columns.append(np.where(values[place] == column, place + 1, 0))
+        return Arrays(np.stack(columns, axis=1).astype(np.int32), part.numeric, part.labels)
+
+    return encode(train), encode(test), [len(values) + 1 for values in known]
+
+
 def resident_gb(field: str) -> float:
     """`VmRSS`, resident now, or `VmHWM`, the most ever. Unlike ru_maxrss they know nothing of the parent process."""
     status = Path("/proc/self/status").read_text()
@@ -98,6 +121,8 @@ def measure(
     rows: int, fit: Callable[[], Clock], score: Callable[[], NDArray[np.floating]], labels: NDArray[np.float32]
 ) -> Measured:
     """Notes the memory and the time that `fit` takes, and only then scores the test rows."""
+    # Preparing the data is over: the peak is counted from here.
+    Path("/proc/self/clear_refs").write_text("5")
     before = resident_gb("VmRSS")
     clock = fit()
     peak = resident_gb("VmHWM")
@@ -112,16 +137,17 @@ def timed(fit: Callable[[], object]) -> Clock:
     return Clock(time.perf_counter() - start, time.process_time() - cpu)
 
 
-def deepctr(train: Arrays, test: Arrays, values: int, seed: int, rate: float = RATE) -> Measured:
-    """DeepCTR-Torch's DeepFM, by its own `fit`."""
+def deepctr(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> Measured:
+    """DeepCTR-Torch's DCN-Mix, by its own `fit`."""
     from deepctr_torch.inputs import DenseFeat, SparseFeat  # type: ignore[import-not-found]
-    from deepctr_torch.models import DeepFM  # type: ignore[import-not-found]
+    from deepctr_torch.models import DCNMix  # type: ignore[import-not-found]
 
-    columns = [SparseFeat(f"C{number}", values, DIM) for number in range(train.values.shape[1])]
+    columns = [SparseFeat(f"C{number}", size, DIM) for number, size in enumerate(sizes)]
     columns += [DenseFeat(f"I{number}", 1) for number in range(train.numeric.shape[1])]
-    model = DeepFM(
-        columns, columns, dnn_hidden_units=HIDDEN, l2_reg_embedding=0, l2_reg_linear=0, seed=seed, device="cpu"
-    )
+    model = DCNMix(
+        [], columns, cross_num=CROSS_LAYERS, low_rank=CROSS_RANK, num_experts=1, dnn_hidden_units=HIDDEN,
+        l2_reg_linear=0, l2_reg_embedding=0, l2_reg_cross=0, l2_reg_dnn=0, seed=seed, device="cpu",
+    )  # fmt: skip
     model.compile(torch.optim.Adam(model.parameters(), lr=rate), "binary_crossentropy", metrics=[])
     inputs, held_out = train.columns(), test.columns()
     return measure(
@@ -132,18 +158,18 @@ def deepctr(train: Arrays, test: Arrays, values: int, seed: int, rate: float = R
     )
 
 
-def rechub(train: Arrays, test: Arrays, values: int, seed: int, rate: float = RATE) -> Measured:
-    """torch-rechub's DeepFM, by its own loader and trainer."""
+def rechub(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> Measured:
+    """torch-rechub's DCN-V2, by its own loader and trainer."""
     from torch_rechub.basic.features import DenseFeature, SparseFeature  # type: ignore[import-not-found]
-    from torch_rechub.models.ranking import DeepFM  # type: ignore[import-not-found]
+    from torch_rechub.models.ranking import DCNv2  # type: ignore[import-not-found]
     from torch_rechub.trainers import CTRTrainer  # type: ignore[import-not-found]
     from torch_rechub.utils.data import DataGenerator  # type: ignore[import-not-found]
 
     torch.manual_seed(seed)
-    sparse = [SparseFeature(f"C{number}", values, DIM) for number in range(train.values.shape[1])]
+    sparse = [SparseFeature(f"C{number}", size, DIM) for number, size in enumerate(sizes)]
     dense = [DenseFeature(f"I{number}") for number in range(train.numeric.shape[1])]
     mlp = {"dims": list(HIDDEN), "dropout": 0.0, "activation": "relu"}
-    model = DeepFM(deep_features=dense + sparse, fm_features=sparse, mlp_params=mlp)
+    model = DCNv2(dense + sparse, CROSS_LAYERS, mlp, use_low_rank_mixture=True, low_rank=CROSS_RANK, num_experts=1)
     trainer = CTRTrainer(model, optimizer_params={"lr": rate}, n_epoch=1, device="cpu")
     held_out = test.columns()
     train_loader, _, test_loader = DataGenerator(train.columns(), train.labels).generate_dataloader(
@@ -164,14 +190,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("result", type=Path)
     parser.add_argument("--rows", type=int, required=True)
-    parser.add_argument("--values", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rate", type=float, default=RATE)
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
-    train, test = Arrays.load(args.data / "train", args.rows), Arrays.load(args.data / "test")
+    train, test, sizes = label_encoded(Arrays.load(args.data / "train", args.rows), Arrays.load(args.data / "test"))
     run = {"deepctr": deepctr, "rechub": rechub}[args.peer]
-    args.result.write_text(json.dumps(asdict(run(train, test, args.values, args.seed, args.rate))))
+    args.result.write_text(json.dumps(asdict(run(train, test, sizes, args.seed, args.rate))))
 
 
 if __name__ == "__main__":
