@@ -1,6 +1,6 @@
-"""Cross net and MLP of DCN-V2: TorchRec's, or plain ones of the same parameters where fbgemm cannot be had.
+"""Cross net and MLP of DCN-V2: TorchRec's, or plain twins where TorchRec is not installed.
 
-TorchRec does not load without fbgemm. The plain twins have the same parameter names, shapes and order of
+TorchRec does not load without fbgemm. The twins have the same parameter names, shapes and order of
 initialisation, so that a bundle trained with one is served by the other.
 """
 
@@ -11,11 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-try:
-    from torchrec.modules.crossnet import LowRankCrossNet as _CrossNet
-    from torchrec.modules.mlp import MLP as _Mlp
-except ImportError:
-    _CrossNet = _Mlp = None
+from models.fused import fused
 
 
 class PlainCrossNet(nn.Module):
@@ -59,11 +55,13 @@ class PlainMlp(nn.Module):
 
 def cross_net(width: int, layers: int, rank: int) -> nn.Module:
     """A low-rank cross net: (B, width) float32 in and out."""
-    found: nn.Module = (_CrossNet or PlainCrossNet)(width, layers, rank)
-    return found
+    module = fused("torchrec.modules.crossnet")
+    kind: type[nn.Module] = module.LowRankCrossNet if module else PlainCrossNet
+    return kind(width, layers, rank)
 
 
 def mlp(width: int, hidden: Sequence[int]) -> nn.Module:
     """A multi-layer perceptron with ReLU: (B, width) float32 in, (B, hidden[-1]) out."""
-    found: nn.Module = (_Mlp or PlainMlp)(width, list(hidden))
-    return found
+    module = fused("torchrec.modules.mlp")
+    kind: type[nn.Module] = module.MLP if module else PlainMlp
+    return kind(width, list(hidden))

@@ -21,6 +21,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 """Who serves, who wants to, and who served before: what a rollback goes back to."""
 _BUNDLE_TAG, _CODEBOOK_TAG = "tessera.bundle", "tessera.codebook"
 _CODEBOOK_SUFFIX = ".codebook"
+_ORIGIN = ("encoder", "codebook", "parent", "code", "engine")
 _PAGE = 100
 _WAIT_S, _FETCH_S = 60.0, 600.0
 _ROLLOUTS_TAG, _PAST_TAG, _ENDED_TAG = "tessera.rollouts", "tessera.rollouts.past", "tessera.rollout"
@@ -34,6 +35,8 @@ class Lineage:
         dataset: hash of the descriptor and of every file's bytes.
         encoder, codebook: ids, or None.
         parent: id of the bundle that it was warm-started from, or None.
+        code: version of the code and libraries that made it, see `tessera.version`; None of earlier releases.
+        engine: of the table in training, `torchrec` or `plain`; None of earlier releases.
         profile: what the data were, as `tessera check --json` has it.
     """
 
@@ -41,11 +44,13 @@ class Lineage:
     encoder: str | None = None
     codebook: str | None = None
     parent: str | None = None
+    code: str | None = None
+    engine: str | None = None
     profile: dict[str, Any] = field(default_factory=dict)
 
     def tags(self) -> dict[str, str]:
         """As MLflow keeps them."""
-        named = {name: getattr(self, name) for name in ("dataset", "encoder", "codebook", "parent")}
+        named = {name: getattr(self, name) for name in ("dataset", *_ORIGIN)}
         return {f"tessera.{name}": value for name, value in named.items() if value}
 
 
@@ -231,7 +236,7 @@ class Registry:
     def lineage(self, release: Release) -> Lineage:
         """Where a release's bundle came from; the profile is left with its run."""
         tags = self._client.get_model_version(release.model, release.version).tags
-        found = {name: tags.get(f"tessera.{name}") for name in ("encoder", "codebook", "parent")}
+        found = {name: tags.get(f"tessera.{name}") for name in _ORIGIN}
         return Lineage(dataset=tags.get("tessera.dataset", ""), **found)
 
     def versions(self, model: str) -> list[Version]:
@@ -242,7 +247,7 @@ class Registry:
         runs = {run.info.run_id: run for run in _all(self._client.search_runs, [self._experiment(model)])}
         found: list[Version] = []
         for one in sorted(self._versions(model), key=lambda one: -int(one.version)):
-            origin = {name: one.tags.get(f"tessera.{name}") for name in ("encoder", "codebook", "parent")}
+            origin = {name: one.tags.get(f"tessera.{name}") for name in _ORIGIN}
             found.append(
                 Version(
                     version=str(one.version),

@@ -51,6 +51,8 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
         os.environ.setdefault("TORCH_LOGS", "-torch.fx")
         for name in ("root", "distributed", "torch", "alembic", "mlflow"):
             logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+        # An engine that is missing is said once: training takes many times as long.
+        logging.getLogger("models").setLevel(logging.WARNING)
         # Their errors are mostly outages that the client outlasts, or are raised here with their remedy.
         for name in ("apache_beam", "kafka"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -148,7 +148,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             bundle = result.bundle.id if result.bundle else None
             gates = result.verdict.to_json() if result.verdict else None
             found = {"bundle": bundle, "release": release, "executed": result.executed, "metrics": result.metrics}
-            print_json(found | {"gates": gates})
+            print_json(found | {"gates": gates, "engine": result.engine})
         else:
             _print_result(result)
         if result.verdict and not result.verdict.passed:
@@ -163,6 +163,8 @@ def _print_result(result: Any) -> None:
 
     if result.metrics:
         out_console.print(quality_table(result.metrics))
+    if result.engine == "plain":
+        out_console.print(Text("engine   plain: TorchRec is not installed; training is many times slower", "yellow"))
     if result.bundle:
         out_console.print(f"bundle   {result.bundle.id}  ({result.bundle.directory})")
     if result.release:

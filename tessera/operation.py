@@ -90,15 +90,19 @@ _REMEDIES = {
 def _packages(settings: Settings) -> list[Finding]:
     import torch
 
+    from models.fused import engine
+
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = [Finding("Python", _OK if python == "3.11" else _WARN, python, "" if python == "3.11" else "use 3.11")]
+    remedy = "fbgemm-gpu-cpu 1.8.0 goes with torch 2.13.0; without it the plain table is used, slower"
     try:
-        import models.table.unified  # noqa: F401 - loads fbgemm
-    except ImportError as error:
-        remedy = "fbgemm-gpu-cpu 1.8.0 goes with torch 2.13.0; without it the plain table is used, slower"
-        found.append(Finding("torchrec, fbgemm", _WARN, str(error), remedy))
+        plain = engine() == "plain"
+    except TesseraError as error:
+        found.append(Finding("torchrec, fbgemm", _FAIL, str(error), remedy))
     else:
-        found.append(Finding("torchrec, fbgemm", _OK, f"load with torch {torch.__version__.partition('+')[0]}"))
+        said = f"load with torch {torch.__version__.partition('+')[0]}"
+        missing = Finding("torchrec, fbgemm", _WARN, "not installed", remedy)
+        found.append(missing if plain else Finding("torchrec, fbgemm", _OK, said))
     return found
 
 

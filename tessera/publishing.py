@@ -29,6 +29,8 @@ class Origin:
         split: how the test part was chosen.
         options: of the run, nested.
         parent: id of the bundle that it was warm-started from, or None.
+        code: version of the code that made it.
+        engine: of the table in training.
     """
 
     dataset: Dataset
@@ -36,6 +38,8 @@ class Origin:
     split: str
     options: dict[str, Any]
     parent: str | None
+    code: str
+    engine: str
 
 
 class Publisher:
@@ -71,6 +75,8 @@ class Publisher:
                     encoder=bundle.manifest.encoder,
                     codebook=bundle.manifest.codebook,
                     parent=origin.parent,
+                    code=origin.code,
+                    engine=origin.engine,
                     profile=profile(origin.dataset).to_json(),
                 ),
             )

@@ -26,6 +26,7 @@ from models.admission import Admission
 from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle
 from models.evaluate import by_item_novelty, rate_baselines
 from models.feature import TableOptions, default_schema, hashed_id_schema
+from models.fused import engine
 from models.gate import Gates, Verdict
 from models.loading import assembler, examples
 from models.registry import Registry, Release
@@ -100,6 +101,7 @@ class RunResult:
         release: only when it was published.
         executed: the seconds of each stage that was done.
         verdict: of the gates; None where there was no champion to compare with.
+        engine: of the tables that this process trains; empty where nothing is trained.
     """
 
     directory: Path
@@ -108,6 +110,7 @@ class RunResult:
     metrics: dict[str, Any]
     executed: dict[str, float]
     verdict: Verdict | None = None
+    engine: str = ""
 
 
 def run(
@@ -168,7 +171,9 @@ class _Run:
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         said = f"peak memory of this process and its largest child: {peak / 1e6:.2f} GB"
         self._console.print(Text(said, "dim"))
-        return RunResult(self._out, bundle, release, metrics, self._stages.executed, judged)
+        return RunResult(
+            self._out, bundle, release, metrics, self._stages.executed, judged, engine() if "train" in wanted else ""
+        )
 
     def _encode(self) -> Path | None:
         options = self._options
@@ -387,6 +392,8 @@ class _Run:
             split=self._split.by,
             options=asdict(self._options),
             parent=self._previous.bundle if self._previous else None,
+            code=self._code,
+            engine=engine(),
         )
         publisher = Publisher(self._registry, self._console, self._out / "champion")
         return publisher.publish(bundle, origin, lambda: read_frame(frame_dir), self._options.gates)

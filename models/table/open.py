@@ -1,14 +1,21 @@
-"""Which table trains here: TorchRec's fused one, or its plain twin where fbgemm cannot be had."""
+"""Opens the table that trains here: TorchRec's fused table, or its plain twin where TorchRec is not installed."""
 
+from typing import TYPE_CHECKING
+
+from models.fused import fused
 from models.schema import Schema
 from models.table.reference import ReferenceTable
 
-try:
-    from models.table.unified import UnifiedTable as _Table
-except ImportError:
-    _Table = ReferenceTable  # type: ignore[assignment, misc]
+if TYPE_CHECKING:
+    from models.table.unified import UnifiedTable
 
 
-def open_table(schema: Schema, *, learning_rate: float, seed: int = 0) -> "ReferenceTable | _Table":
-    """An untrained table; both kinds give the same numbers, the fused one much faster."""
-    return _Table(schema, learning_rate=learning_rate, seed=seed)
+def open_table(schema: Schema, *, learning_rate: float, seed: int = 0) -> "ReferenceTable | UnifiedTable":
+    """An untrained table; both kinds give the same numbers, the fused one much faster.
+
+    Raises:
+        TesseraError: TorchRec is installed, but does not load.
+    """
+    module = fused("models.table.unified")
+    kind: type[ReferenceTable | UnifiedTable] = module.UnifiedTable if module else ReferenceTable
+    return kind(schema, learning_rate=learning_rate, seed=seed)

@@ -15,6 +15,7 @@ from tessera.artifact import read_frame
 from tessera.judging import predictions, storage_cost, verdict
 from tessera.run import RunOptions, RunResult, run
 from tessera.settings import Settings
+from tessera.version import code_version
 from tests.integration.world import World, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -47,6 +48,8 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         assert lineage.codebook == world.bundle.manifest.codebook
         assert lineage.dataset
         assert lineage.parent is None
+        assert lineage.engine == "torchrec"
+        assert lineage.code == code_version("tessera.run")
         profile = json.loads((tmp_path / "home" / "mlflow" / world.dataset.name / version.run_id / "artifacts" /
                               "profile.json").read_text())  # fmt: skip
         assert profile["tables"]["items"]["rows"] == world.bundle.items["listed"].sum()
