@@ -1,5 +1,6 @@
 """No command ends in a traceback: not on a home that cannot be used, not on brackets in any text."""
 
+import os
 import resource
 import shutil
 import subprocess
@@ -8,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import typer
 
 import tessera.cli
+import tessera.run
+from features.lock import locked
 from streaming.deadletter import encode_dead_letter
 from streaming.log import Message
 from tessera.settings import Settings
@@ -224,3 +228,35 @@ def test_a_file_that_may_not_grow_ends_a_run_in_one_line_and_the_next_goes_on(sh
     assert "File too large; raise the limit of a file's size" in said
     assert shell.run(*features) == 0
     assert (tmp_path / "out" / "frame" / "stage.json").is_file()
+
+
+def test_an_input_that_changes_while_it_is_read_leaves_no_frame_of_it(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(BASE, tmp_path / "data")
+    events, good = data / "events.csv", (data / "events.csv").read_bytes()
+    header, *rows = good.decode().splitlines()
+    flipped = "\n".join([header, *(f"{row[:-1]}{1 - int(row[-1])}" for row in rows)]) + "\n"
+    features = ("features", str(data / "base.toml"), "--out", str(tmp_path / "out"), "--quantizer", "residual-kmeans")
+    read = tessera.run.read_events
+
+    def changed_meanwhile(*arguments: Any) -> Any:
+        events.write_text(flipped)
+        return read(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tessera.run, "read_events", changed_meanwhile)
+        assert shell.run(*features) == 2
+    assert f"error: {events}: changed while the run read it" in shell.err
+    events.write_bytes(good)
+    assert shell.run(*features) == 0
+    positives = pl.read_parquet(tmp_path / "out" / "frame" / "examples.parquet")["label"].sum()
+    assert positives == pl.read_csv(events)["label"].sum()
+
+
+def test_two_runs_into_one_directory_end_in_one_result_and_one_refusal(shell: Shell, run: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(run, tmp_path / "out")
+    with locked(out / "run", wait_s=0):
+        assert shell.run("features", str(BASE / "base.toml"), "--out", str(out)) == 2
+    assert f"error: {out / 'run'}: in use by another process (pid {os.getpid()})" in shell.err
+    assert shell.run("ids", "show", str(out), "i003") == 0
