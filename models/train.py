@@ -33,6 +33,7 @@ from models.table.open import open_table
 
 _SCORE_ROWS = 8_192
 Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["float32", "bfloat16", "auto"]
 # What `auto` must save to leave float32: less is within the noise of a few steps.
 _WORTH_IT = 0.9
 _TIMED_STEPS = 3
@@ -60,7 +61,7 @@ class TrainConfig:
     network_rate: float = 1e-3
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     threads: int = 1
-    precision: Precision | Literal["auto"] = "float32"
+    precision: PrecisionChoice = "float32"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
 

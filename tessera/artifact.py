@@ -30,7 +30,7 @@ def save_ranker(directory: Path, schema: Schema, trained: Trained) -> None:
     save_file(snapshot(trained.ranker), directory / "ranker.safetensors")
     save_file({"cells": torch.from_numpy(trained.sketch.cells)}, directory / "admission.safetensors")
     write_json(directory / "schema.json", schema.to_json())
-    write_json(directory / "epochs.json", {"validation_log_loss": list(trained.epochs)})
+    write_json(directory / "epochs.json", {"validation_log_loss": list(trained.epochs), "precision": trained.precision})
 
 
 def load_ranker(directory: Path, config: TrainConfig) -> tuple[Schema, Trained]:

@@ -51,6 +51,9 @@ HistoryOption = Annotated[str, typer.Option("--history", help="How a history is 
 ContentOption = Annotated[
     bool | None, typer.Option("--content/--no-content", help="Let the network read content vectors; by default if any.")
 ]
+PrecisionOption = Annotated[
+    str, typer.Option(help="Products of the network in training: float32, bfloat16, or auto, which times both.")
+]
 TokensOption = Annotated[
     str, typer.Option(help="What of a Semantic ID reads rows: prefix, unigram, bigram, all-bigrams or pieces.")
 ]
@@ -105,6 +108,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         admission: AdmissionOption = 2,
         history: HistoryOption = "mean",
         content: ContentOption = None,
+        precision: PrecisionOption = "float32",
         gate: GateOption = None,
         json: JsonOption = False,
     ) -> None:
@@ -112,6 +116,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         from models.gate import Gates
         from models.semantic_id.codebook import Kind
         from models.semantic_id.tokens import Scheme
+        from models.train import PrecisionChoice, TrainConfig
         from tessera.run import RunOptions, run
         from tessera.settings import Settings
 
@@ -138,6 +143,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             levels=levels,
             tokens=one_of(Scheme, tokens, "--tokens"),
             pieces=pieces,
+            train=TrainConfig(precision=one_of(PrecisionChoice, precision, "--precision")),
             gates=Gates.parse(gate),
         )
         registry = Settings.from_environment().open_registry() if until == "publish" else None

@@ -320,6 +320,8 @@ class _Run:
                 trained = train(shape, frame, config, progress=both, checkpointing=halfway, start=begin)
                 write_directory(place, partial(save_ranker, schema=shape, trained=trained))
                 halfway.path.unlink(missing_ok=True)
+                if config.precision == "auto":
+                    self._console.print(f"train: {name} multiplied in {trained.precision}, the faster precision here")
 
         return self._stages.run("train", self._train_key, work, unit="samples")
 

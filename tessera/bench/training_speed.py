@@ -42,7 +42,7 @@ from models.lookup import Batch
 from models.ranker import Network, NetworkConfig
 from models.schema import Feature, Numeric, Schema
 from models.table.reference import EPSILON, start_rows
-from models.train import TrainConfig, Trained, predict, train
+from models.train import PrecisionChoice, TrainConfig, Trained, predict, train
 from tessera.bench.peer import PEER_FOLDER, peer_python
 from tessera.bench.peers.ctr import (
     BATCH,
@@ -60,7 +60,7 @@ from tessera.bench.peers.ctr import (
 from tessera.bench.result import BenchResult, Claim, at_least, at_most
 
 FLOOR = "floor"
-OURS = {"tessera": "float32", "tessera-auto": "auto"}
+OURS: dict[str, PrecisionChoice] = {"tessera": "float32", "tessera-auto": "auto"}
 PEERS = ("deepctr", "rechub")
 _MARKS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
 _ZIPF, _BASE_RATE = 1.2, 0.25
@@ -248,8 +248,7 @@ def worker(directory: Path, result: Path, rows: int, seed: int, model: str) -> N
     if model == FLOOR:
         measured = floor(training, test, seed)
     else:
-        precision: Any = OURS[model]
-        measured = tessera(training, test, seed, replace(_TRAIN, precision=precision))
+        measured = tessera(training, test, seed, replace(_TRAIN, precision=OURS[model]))
     result.write_text(json.dumps(asdict(measured)))
 
 

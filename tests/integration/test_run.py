@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from features.dataset import load_dataset
 from features.frame import Frame
 from models.bundle import load_bundle
 from models.loading import assembler, examples
 from models.registry import Registry
-from models.train import predict
+from models.train import TrainConfig, predict
 from tessera.run import STAGES, RunOptions, run
 from tessera.synthetic import write_synthetic
 from tests.integration.world import World, quiet
@@ -152,3 +154,17 @@ def test_killed_in_any_stage_the_next_run_gives_the_bundle_of_an_undisturbed_one
         found.append(json.loads(answer)["bundle"])
     assert found[0] == found[1]
     assert load_bundle(killed / "publish" / "bundle").id == found[0]
+
+
+def test_a_run_in_auto_says_which_precision_it_took(tmp_path: Path) -> None:
+    visits = {"user": ["a", "b"] * 50, "item": ["1", "2", "3", "4"] * 25, "label": [0, 1] * 50}
+    pl.DataFrame(visits).write_parquet(tmp_path / "e.parquet")
+    (tmp_path / "s.toml").write_text(
+        'name = "s"\n[events]\npath = "e.parquet"\nuser = "user"\nitem = "item"\nlabel = {column = "label"}\n'
+        '[split]\nby = "random"\n'
+    )
+    console, options = Console(file=io.StringIO()), RunOptions(train=TrainConfig(precision="auto", max_epochs=1))
+    run(load_dataset(tmp_path / "s.toml"), tmp_path / "out", options, console=console, registry=None, until="train")
+    taken = json.loads((tmp_path / "out" / "train" / "ranker" / "epochs.json").read_bytes())["precision"]
+    assert taken in ("float32", "bfloat16")
+    assert f"ranker multiplied in {taken}" in console.file.getvalue()  # type: ignore[attr-defined]
