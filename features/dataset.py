@@ -76,6 +76,8 @@ class TableSource(Config):
     """Where a table's files are, how to read them, and which columns are features.
 
     `columns` names the fields of a csv in order; with a header row it replaces the names found there.
+    `quote` encloses fields of a csv, `escape` takes its meaning from the character behind it; "" is none. Without them
+    both are found: `"` encloses a field only if another one ends it, and a backslash escapes if all rows fit then.
     A separator of more than one character switches quoting off: formats that use one do not quote.
     """
 
@@ -84,6 +86,8 @@ class TableSource(Config):
     path: str = Field(min_length=1)
     format: Format | None = None
     separator: str = Field(",", min_length=1)
+    quote: str | None = Field(None, max_length=1)
+    escape: str | None = Field(None, max_length=1)
     header: bool = True
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     columns: tuple[str, ...] | None = None
@@ -98,8 +102,17 @@ class TableSource(Config):
             return {name: {} for name in value}
         return value
 
+    @field_validator("quote", "escape")
+    @classmethod
+    def _one_byte(cls, value: str | None) -> str | None:
+        if value and (not value.isascii() or not value.isprintable()):
+            raise ValueError(f"must be a printable ASCII character or empty, got {value!r}")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.kind == "csv" and self.quote and self.quote in (self.separator, self.escape):
+            raise ValueError(f"quote = {self.quote!r} is separator or escape too; choose another character")
         if self.kind == "csv" and not self.header and self.columns is None:
             raise ValueError("header = false needs columns = [...], the fields' names in the file's order")
         if self.kind != "csv" and self.columns is not None:
@@ -289,7 +302,7 @@ def load_dataset(path: Path) -> Dataset:
     """
     path = Path(path).absolute()
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); give the path of a dataset's TOML") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

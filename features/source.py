@@ -1,15 +1,12 @@
 """Files of a table → one polars frame that still knows which file each row came from.
 
-Everything a reader can trip over on disk is refused here, by file and row: a glob without a match, bytes that are not
-text, a csv row with too few or too many fields, a line that is not JSON, parts that do not share their columns.
+Everything a reader can trip over on disk is refused, by file and row: a glob without a match, a file of another format,
+a csv row with too few or too many fields, a line that is not JSON, parts that do not share their columns. Columns that
+are not wanted are not read.
 A csv's values stay text here; what they mean is said by `features.canonical.cell` and by the columns' readers.
 """
 
 import glob
-import gzip
-import io
-import re
-import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,15 +17,15 @@ import polars as pl
 
 from features.canonical import VERSION, cells
 from features.dataset import Format, TableSource, nearest
+from features.delimited import advice, read_delimited
 from features.error import DatasetError
-from features.jsonl import read_jsonl
+from features.jsonl import nested_advice, read_jsonl
 from features.mixed import joined
+from features.plaintext import read_plain
 
 _INTEGER = r"^-?(0|[1-9][0-9]*)$"
 # An exponent needs its sign, else hexadecimal identifiers such as 12e4 would pass for numbers.
 _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?$"
-# Not \x01: a file that starts with x\x01 would pass for a zlib stream.
-_UNUSED = [bytes([code]) for code in (0x1F, 0x1E, 0x1D, 0x1C, *range(0x02, 0x09), *range(0x0E, 0x1C))]
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Table:
         heights: rows per file.
         kind: format of the files; "message" for rows that came by themselves.
         version: of the canonical form of its ids and categories.
+        hint: why a column may be missing, with the remedy.
     """
 
     name: str
@@ -52,6 +50,7 @@ class Table:
     heights: tuple[int, ...]
     kind: Format | Literal["message"] = "message"
     version: int = VERSION
+    hint: str = ""
 
     def place(self, row: int) -> tuple[Path, int]:
         """The file of a 0-based row of the frame, and its 1-based data row there."""
@@ -79,19 +78,28 @@ class Table:
         raise self.error(
             name,
             f"does not exist; the nearest existing column is '{nearest(name, self.names)}' "
-            f"(there are: {', '.join(self.names)}); mend the name in the descriptor",
+            f"(there are: {', '.join(self.names)}); {self.hint or 'mend the name in the descriptor'}",
         )
 
 
-def load(source: TableSource, directory: Path, *, table: str, wanted: Collection[str] | None = None) -> Table:
-    """Reads the files of a source, all columns or the wanted ones that exist.
+def load(
+    source: TableSource,
+    directory: Path,
+    *,
+    table: str,
+    wanted: Collection[str] | None = None,
+    many: Collection[str] | None = None,
+) -> Table:
+    """Reads the files of a source, all columns or the wanted ones that exist; `many` names those that may hold lists.
 
     Raises:
         DatasetError: no file, or one that cannot be read; names it, and the row where there is one.
     """
     files = source_files(source, directory, table)
-    parts = [_read(source, file, table, wanted) for file in files]
+    parts = [_read(source, file, table, wanted, many) for file in files]
     names, frames = parts[0][0], [part[1] for part in parts]
+    missing = wanted is not None and set(wanted) - set(names)
+    hint = _refuse_strangers(source, files[0], table, names, wanted or ()) if missing else ""
     for file, (found, _) in zip(files, parts, strict=True):
         # What nothing declares may be in some files alone.
         if set(found) != set(names) and (odd := _odd({*found} ^ {*names}, wanted)) is not None:
@@ -110,8 +118,9 @@ def load(source: TableSource, directory: Path, *, table: str, wanted: Collection
     if source.kind == "csv":
         frame = frame.with_columns(cells(frame[name]) for name in frame.columns)
     if frame.height == 0:
-        raise DatasetError(f"{files[0]}: [{table}] holds no rows; point path at a file with data")
-    return Table(table, frame, names, files, tuple(f.height for f in frames), source.kind)
+        held = "holds a header and no rows" if source.kind == "csv" and source.header else "holds no rows"
+        raise DatasetError(f"{files[0]}: [{table}] {held}; point path at a file with data")
+    return Table(table, frame, names, files, tuple(f.height for f in frames), source.kind, hint=hint)
 
 
 def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:
@@ -149,100 +158,43 @@ def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path
 
 
 def _read(
-    source: TableSource, file: Path, table: str, wanted: Collection[str] | None
+    source: TableSource, file: Path, table: str, wanted: Collection[str] | None, many: Collection[str] | None
 ) -> tuple[tuple[str, ...], pl.DataFrame]:
     """One file: the names of all its columns, and those that are wanted."""
+    where = f"{file}: [{table}]"
     try:
         if source.kind == "parquet":
             names = tuple(pl.read_parquet_schema(file))
             chosen = [name for name in names if wanted is None or name in wanted]
-            # Without any column a frame has no rows, and would pass for an empty file.
+            # A frame without any column has no rows, and would pass for an empty file.
             return names, pl.read_parquet(file, columns=chosen or None)
-        data = _text(source, file, table)
-        if source.kind == "jsonl":
-            splits = {name: options.split for name, options in source.categorical.items()}
-            return read_jsonl(data, f"{file}: [{table}]", wanted=wanted, splits=splits)
-        frame = _csv(source, data, f"{file}: [{table}]")
-        chosen = [name for name in frame.columns if wanted is None or name in wanted]
-        # A frame without any column has no rows, and would pass for an empty file.
-        return tuple(frame.columns), frame.select(chosen or frame.columns[:1])
-    except (OSError, EOFError, zlib.error, pl.exceptions.PolarsError) as error:
+        data = read_plain(file, where, latin_1=source.encoding == "latin-1")
+        if source.kind == "csv":
+            return read_delimited(data, source, where, wanted)
+        splits = {name: options.split for name, options in source.categorical.items()}
+        return read_jsonl(data, where, wanted=wanted, many=many, splits=splits)
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise DatasetError(
-            f"{file}: [{table}] cannot be read as {source.kind} ({_first_line(error)}); "
+            f"{where} cannot be read as {source.kind} ({_first_line(error)}); "
             "check the file, and format in the descriptor"
         ) from error
 
 
-def _text(source: TableSource, file: Path, table: str) -> bytes:
-    """The file's bytes as UTF-8, unzipped, without blank lines at the end."""
-    data = file.read_bytes()
-    if data.startswith(b"\x1f\x8b"):
-        data = gzip.decompress(data)
-    data = data.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-    if not data:
-        raise DatasetError(f"{file}: [{table}] is empty; point path at a file with data")
-    if source.encoding == "latin-1":
-        return data.decode("latin-1").encode()
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + (0 if source.kind == "csv" and source.header else 1)
-        raise DatasetError(
-            f"{file}: [{table}] row {row}: byte 0x{data[error.start]:02x} is not UTF-8; "
-            'add encoding = "latin-1" if the file is that, or save it as UTF-8'
-        ) from error
-    return data
-
-
-def _csv(source: TableSource, data: bytes, where: str) -> pl.DataFrame:
-    """A csv with every field as text; an empty field is null, quoted or not."""
-    separator, quoted = source.separator.encode(), len(source.separator) == 1
-    if len(separator) > 1:
-        unused = next((byte for byte in _UNUSED if byte not in data), None)
-        if unused is None:
-            raise DatasetError(f"{where} uses every control character; a separator of several needs a spare one")
-        data, separator = data.replace(separator, unused), unused
-    width = len(source.columns) if source.columns else None
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(data),
-            separator=separator.decode(),
-            quote_char='"' if quoted else None,
-            has_header=source.header,
-            infer_schema=False,
-        )
-    except pl.exceptions.PolarsError as error:
-        raise _ragged(source, data, separator, where, width) or error from error
-    # A row that is too short leaves its last field empty, so whole rows need no second look.
-    if (width or frame.width) != frame.width or (frame.width > 1 and frame[:, -1].null_count()):
-        ragged = _ragged(source, data, separator, where, width or frame.width)
-        if ragged:
-            raise ragged
-    if quoted and b'""' in data:
-        frame = frame.select(pl.when(pl.all() != "").then(pl.all()))
-    return frame.rename(dict(zip(frame.columns, source.columns or frame.columns, strict=True)))
-
-
-def _ragged(source: TableSource, data: bytes, separator: bytes, where: str, width: int | None) -> DatasetError | None:
-    """What is wrong with the shape of a csv: the first row without `width` fields (by default, the first row's)."""
-    if len(source.separator) == 1 and b'"' in data:
-        mark = re.escape(separator)
-        data = re.sub(rb'(?m)(^|%s)"(?:[^"]|"")*"' % mark, rb"\1", data)
-        stray = re.search(rb'(?m)(^|%s)"' % mark, data)
-        if stray:
-            row = data.count(b"\n", 0, stray.start()) + (0 if source.header else 1)
-            return DatasetError(f"{where} row {row}: a quote is opened and never closed; close it")
-    lines = pl.Series([data]).cast(pl.String).str.split("\n").explode()
-    fields = lines.str.count_matches(separator.decode(), literal=True) + 1
-    width = width or int(fields[0])
-    odd = (fields != width).arg_true()
-    if not len(odd):
-        return None
-    row = int(odd[0]) + (0 if source.header else 1)
-    place = f"row {row}" if row else "the header"
-    return DatasetError(
-        f"{where} {place}: holds {fields[odd[0]]} fields, {width} expected; "
-        "mend the row, or separator and columns in the descriptor"
+def _refuse_strangers(
+    source: TableSource, file: Path, table: str, names: tuple[str, ...], wanted: Collection[str]
+) -> str:
+    """Refuses a file that has none of the wanted columns; returns advice where it lacks some."""
+    where = f"{file}: [{table}]"
+    found = ""
+    if source.kind == "csv":
+        found = advice(names, source, wanted)
+    elif source.kind == "jsonl":
+        found = nested_advice(read_plain(file, where, latin_1=source.encoding == "latin-1"))
+    if set(names) & set(wanted):
+        return found
+    raise DatasetError(
+        f"{where} has none of the columns that the descriptor names ({', '.join(sorted(wanted))}); there are: "
+        f"{', '.join(names)[:300]}; {found or 'mend the names in the descriptor'}"
     )
 
 

@@ -56,7 +56,8 @@ def read_users(dataset: Dataset) -> pl.DataFrame | None:
     if dataset.users is None:
         return None
     users = dataset.users
-    table = load(users, dataset.directory, table="users", wanted={users.id, *users.categorical, *users.numeric})
+    wanted = {users.id, *users.categorical, *users.numeric}
+    table = load(users, dataset.directory, table="users", wanted=wanted, many=users.categorical)
     return pl.DataFrame([column.unique_ids(table, users.id).alias("user_id"), *features(table, users)])
 
 
@@ -81,7 +82,8 @@ def load_items(dataset: Dataset) -> Table | None:
         return None
     items = dataset.items
     wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.filterable}
-    return load(items, dataset.directory, table="items", wanted=wanted)
+    many = {*items.text, *items.categorical, *items.filterable}
+    return load(items, dataset.directory, table="items", wanted=wanted, many=many)
 
 
 def load_events(dataset: Dataset) -> Table:
@@ -90,7 +92,7 @@ def load_events(dataset: Dataset) -> Table:
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
     wanted = keys | {*events.categorical, *events.numeric}
-    return load(events, dataset.directory, table="events", wanted=wanted)
+    return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical)
 
 
 def shape_items(table: Table, items: Items, *, unique: bool = True) -> pl.DataFrame:
