@@ -12,8 +12,12 @@ from features.canonical import canonical
 from features.dataset import Categorical, Label
 from features.label import Rule, parse_rule
 from features.source import Table, infer
+from features.written import WrittenListError, written_lists
 
 __all__ = ["canonical", "typed"]
+_WRITTEN = {"value": pl.String(), "list": pl.List(pl.String)}
+# Bundles whose ids and categories have an earlier canonical form take each text as it is.
+_WRITTEN_FROM = 2
 
 
 def texts(table: Table, name: str) -> pl.Series:
@@ -65,13 +69,26 @@ def unique_ids(table: Table, name: str) -> pl.Series:
 def categories(table: Table, name: str, options: Categorical) -> pl.Series:
     """A categorical feature: (R,) String, or (R,) List(String) where it is multi-valued; null stays null.
 
-    Splitting trims each value and drops the empty ones; a list column is multi-valued with or without `split`.
+    Splitting trims each value and drops the empty ones; a list column is multi-valued with or without `split`, and so
+    is one in which a list is written as text.
     """
     values = texts(table, name)
-    if options.split is None or isinstance(values.dtype, pl.List):
+    if isinstance(values.dtype, pl.List):
+        return values
+    try:
+        written = written_lists(values, options.split) if table.version >= _WRITTEN_FROM else {}
+    except WrittenListError as error:
+        remedy = "write it as JSON, or give the values with split between them"
+        raise table.error(name, f"{error}; {remedy}", row=(values == error.text).arg_max()) from error
+    if options.split is None and not written:
         return values
     part = pl.element().str.strip_chars()
-    return values.str.split(options.split).list.eval(part.filter(part != ""))
+    split = pl.col("value").str.split(options.split) if options.split else pl.concat_list("value")
+    lists = split.list.eval(part.filter(part != "")) if options.split else split
+    known = pl.DataFrame({"value": [*written], "list": [*written.values()]}, schema_overrides=_WRITTEN)
+    found = values.to_frame("value").join(known, on="value", how="left", maintain_order="left")
+    chosen = pl.when(pl.col("value").is_not_null()).then(pl.coalesce("list", lists))
+    return found.select(chosen.alias(name)).to_series()
 
 
 def numbers(table: Table, name: str) -> pl.Series:
