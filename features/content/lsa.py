@@ -1,11 +1,13 @@
 """Latent semantic analysis: TF-IDF and a truncated SVD, fitted on the catalogue itself.
 
-The default encoder: it needs no download, trains in seconds, and its vectors carry what Semantic IDs need.
+The default encoder: it needs no download, trains in seconds, and its vectors carry what Semantic IDs need. Its terms
+are those of `features.content.token`; an encoder that was saved before those existed keeps the words it was fitted on.
 Deerwester et al., "Indexing by Latent Semantic Analysis" (1990); randomised SVD by Halko et al. (2011).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +17,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd, svd_flip
 
+from features.content import token
 from features.content.encoder import DESCRIPTION, content_id, unit
 from features.determinism import one_thread
 from features.error import BundleError, DatasetError
@@ -30,17 +33,26 @@ class LsaEncoder:
         terms: (T,) the vocabulary in column order.
         idf: (T,) float64 inverse document frequencies.
         components: (D, T) float32 right singular vectors.
+        version: of the rule that makes terms of a text; 1 knows only words between spaces.
     """
 
-    def __init__(self, terms: Sequence[str], idf: NDArray[np.float64], components: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        terms: Sequence[str],
+        idf: NDArray[np.float64],
+        components: NDArray[np.float32],
+        version: int = token.VERSION,
+    ) -> None:
+        self._version = version
         self._terms = list(terms)
         self._idf = idf
         self._components = components
         self._projection = np.ascontiguousarray(components.T.astype(np.float64))
-        self._tfidf = _vectorizer(min_df=1)
+        self._tfidf = _vectorizer(min_df=1, version=version)
         self._tfidf.vocabulary = {term: column for column, term in enumerate(self._terms)}
         self._tfidf.idf_ = idf
-        self._id = content_id("lsa", "\n".join(self._terms).encode(), idf.tobytes(), components.tobytes())
+        rule = [] if version == 1 else [f"tokens-{version}".encode()]
+        self._id = content_id("lsa", "\n".join(self._terms).encode(), idf.tobytes(), components.tobytes(), *rule)
 
     @property
     def id(self) -> str:
@@ -58,13 +70,15 @@ class LsaEncoder:
 
     def save(self, directory: Path) -> None:
         save_file({"idf": self._idf, "components": self._components}, directory / "lsa.safetensors")
+        rule = {} if self._version == 1 else {"tokens": self._version}
         (directory / DESCRIPTION).write_bytes(
-            msgspec.json.encode({"kind": "lsa", "id": self._id, "terms": self._terms})
+            msgspec.json.encode({"kind": "lsa", "id": self._id, "terms": self._terms} | rule)
         )
 
 
-def _vectorizer(*, min_df: int) -> TfidfVectorizer:
-    return TfidfVectorizer(sublinear_tf=True, stop_words="english", max_features=_MAX_TERMS, min_df=min_df)
+def _vectorizer(*, min_df: int, version: int) -> TfidfVectorizer:
+    rule: dict[str, Any] = {"stop_words": "english"} if version == 1 else {"analyzer": token.tokens}
+    return TfidfVectorizer(sublinear_tf=True, max_features=_MAX_TERMS, min_df=min_df, **rule)
 
 
 def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> LsaEncoder:
@@ -75,11 +89,15 @@ def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) 
     """
     if model is not None:
         raise DatasetError(f"encoder model {model!r}: the lsa encoder is fitted on the catalogue and takes no model")
-    vectorizer = _vectorizer(min_df=1 if len(texts) < _SMALL_CATALOGUE else 2)
+    if not any(map(token.tokens, texts)):
+        raise DatasetError(f"[items] text: the {len(texts)} texts hold no usable word; name other columns as text")
+    vectorizer = _vectorizer(min_df=1 if len(texts) < _SMALL_CATALOGUE else 2, version=token.VERSION)
     try:
         matrix = vectorizer.fit_transform(texts)
-    except ValueError as error:
-        raise DatasetError(f"[items] text: the {len(texts)} texts hold no usable word ({error})") from error
+    except ValueError:
+        # No two texts share a term.
+        vectorizer = _vectorizer(min_df=1, version=token.VERSION)
+        matrix = vectorizer.fit_transform(texts)
     width = max(1, min(dim, min(matrix.shape) - 1))
     with one_thread():
         left, _, right = randomized_svd(matrix, width, n_iter=5, flip_sign=False, random_state=seed)
@@ -94,7 +112,12 @@ def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) 
 def load(directory: Path) -> LsaEncoder:
     description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
     tensors = load_file(directory / "lsa.safetensors")
-    encoder = LsaEncoder(description["terms"], tensors["idf"], tensors["components"])
+    version = description.get("tokens", 1)
+    if version not in (1, token.VERSION):
+        raise BundleError(
+            f"{directory}: terms of version {version}, this release knows 1 to {token.VERSION}; update it"
+        )
+    encoder = LsaEncoder(description["terms"], tensors["idf"], tensors["components"], version)
     if encoder.id != description["id"]:
         raise BundleError(
             f"{directory}: holds encoder {encoder.id}, expected {description['id']}; fetch or fit it again"

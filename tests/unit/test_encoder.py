@@ -1,6 +1,7 @@
 """Item encoders: unit vectors that do not depend on the batch, kept under the id of what computes them."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from features.content import lsa
 from features.content.encoder import Encoder, content_id, unit
@@ -68,6 +70,32 @@ def test_a_loaded_encoder_is_the_saved_one_bit_for_bit(encoder: lsa.LsaEncoder, 
     again.mkdir()
     loaded.save(again)
     assert all((again / name.name).read_bytes() == name.read_bytes() for name in tmp_path.iterdir() if name.is_file())
+
+
+def test_an_encoder_from_before_other_scripts_keeps_its_id_its_file_and_its_vectors(tmp_path: Path) -> None:
+    terms, idf = ["space", "robot", "茶杯"], np.array([1.0, 2.0, 3.0])
+    components = np.eye(3, dtype=np.float32)
+    first = lsa.LsaEncoder(terms, idf, components, 1)
+    first.save(tmp_path)
+    assert first.id == content_id("lsa", "\n".join(terms).encode(), idf.tobytes(), components.tobytes())
+    assert set(json.loads((tmp_path / "encoder.json").read_bytes())) == {"kind", "id", "terms"}
+    loaded = load_encoder(tmp_path)
+    assert loaded.id == first.id
+    assert np.flatnonzero(loaded.encode(["茶杯"])[0]).tolist() == [2]
+    assert not loaded.encode(["绿茶杯", "wifi茶杯"]).any()
+    description = json.loads((tmp_path / "encoder.json").read_bytes()) | {"tokens": 3}
+    (tmp_path / "encoder.json").write_text(json.dumps(description))
+    with pytest.raises(BundleError, match="terms of version 3"):
+        load_encoder(tmp_path)
+
+
+def test_texts_of_spaced_words_have_the_terms_and_weights_that_they_had(encoder: lsa.LsaEncoder) -> None:
+    old = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    weights = old.fit_transform(TEXTS)
+    new = lsa.fit(TEXTS, dim=64, seed=0)
+    projected = unit(weights.toarray() @ new._components.T.astype(np.float64))
+    assert list(old.get_feature_names_out()) == new._terms
+    np.testing.assert_allclose(new.encode(TEXTS), projected, atol=1e-6)
 
 
 def test_an_encoder_with_other_weights_than_its_id_says_is_refused(encoder: lsa.LsaEncoder, tmp_path: Path) -> None:

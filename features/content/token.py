@@ -1,0 +1,80 @@
+"""Texts → the terms that LSA weighs, in any script.
+
+Words are what white space and punctuation leave, with their vowel signs and accents (Hindi, Arabic, Hebrew). Chinese,
+Japanese, Thai, Lao, Khmer, Burmese and Tibetan are written without spaces: a run of them gives its character n-grams,
+as Lucene's CJKAnalyzer does (bigrams), and trigrams, and each ideograph by itself since one is often a word.
+"""
+
+import re
+import sys
+import unicodedata
+from functools import cache
+
+import polars as pl
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+VERSION = 2
+# Scripts without spaces between words; what of these blocks is neither letter nor mark ends a run.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_ASCII_WORD = re.compile(r"\w\w+")
+_GRAMS = (2, 3)
+
+
+def tokens(text: str) -> list[str]:
+    """The terms of a text, in order and with repeats: words of two characters and more, without English stop words.
+
+    A text without any gives its words of one character: a title "7" or "차" is better than none.
+    """
+    lower = text.lower()
+    if lower.isascii():
+        words = _ASCII_WORD.findall(lower)
+    else:
+        words = [term for run in _runs().findall(lower) for term in _terms(run)]
+    found = [word for word in words if word not in ENGLISH_STOP_WORDS]
+    if found or not lower.strip():
+        return found
+    return [word for word in _runs().findall(lower) if len(word) == 1 and word not in ENGLISH_STOP_WORDS]
+
+
+def without_tokens(texts: pl.Series) -> pl.Series:
+    """Where a text has no term: (R,) Boolean of (R,) String."""
+    # Nearly every text holds a word of ASCII; the others are looked at one by one.
+    pieces = texts.str.to_lowercase().str.extract_all(r"[a-z0-9_]{2,}")
+    doubtful = ~pieces.list.eval(~pl.element().is_in(sorted(ENGLISH_STOP_WORDS))).list.any().fill_null(value=False)
+    found = [not tokens(text) for text in texts.filter(doubtful)]
+    return doubtful.scatter(doubtful.arg_true(), pl.Series(found, dtype=pl.Boolean)) if found else doubtful
+
+
+def _terms(run: str) -> list[str]:
+    if not _unspaced().match(run):
+        return [run] if len(run) > 1 else []
+    grams = [run[start : start + size] for size in _GRAMS for start in range(len(run) - size + 1)]
+    return _IDEOGRAPH.findall(run) + grams
+
+
+@cache
+def _runs() -> re.Pattern[str]:
+    """A run of letters, digits and marks, all of scripts without spaces or none of them."""
+    marks = _marks()
+    return re.compile(rf"(?:(?=[{_UNSPACED}])[\w{marks}])+|(?:(?![{_UNSPACED}])[\w{marks}])+")
+
+
+@cache
+def _unspaced() -> re.Pattern[str]:
+    return re.compile(f"[{_UNSPACED}]")
+
+
+def _marks() -> str:
+    """Every combining mark, as ranges of a character class; Python's \\w leaves them out."""
+    places = [code for code in range(0x300, min(0x11FFF, sys.maxunicode)) if unicodedata.category(chr(code))[0] == "M"]
+    ranges: list[list[int]] = []
+    for code in places:
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
