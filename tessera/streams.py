@@ -116,19 +116,21 @@ def _view(gauges: Any) -> Table:
 
 def send(
     topic: Annotated[str, typer.Argument(help="items or events.")],
-    file: Annotated[Path, typer.Argument(help="JSON lines; one message each.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines, plain or gzip; one message each.")],
     key: Annotated[str | None, typer.Option(help="Field whose value chooses the partition.")] = None,
 ) -> None:
-    """Append a file of JSON lines to a topic of the log."""
+    """Append a file of JSON lines to a topic of the log: all of it, or nothing of a file with a line that is none."""
     import msgspec
 
+    from features.jsonl import strict_lines
+    from features.plaintext import read_plain
     from tessera.settings import Settings
 
     if topic not in ("items", "events"):
         raise TesseraError(f"topic {topic!r}: expected items or events")
     if not file.is_file():
         raise TesseraError(f"{file}: no such file; give JSON lines, one message each")
-    lines = [line for line in file.read_bytes().splitlines() if line.strip()]
+    lines = strict_lines(read_plain(file, f"{file}:"), f"{file}:")
     keys: list[bytes | None] = [None] * len(lines)
     if key is not None:
         for number, line in enumerate(lines):
@@ -326,13 +328,15 @@ def letters_replay(
     """Put dead letters back into their topics, each exactly once."""
     import msgspec
 
+    from features.jsonl import strict_lines
+    from features.plaintext import read_plain
     from streaming.deadletter import put_back, read_dead_letters
     from tessera.settings import Settings
 
     replaced: dict[int, bytes] = {}
     if mended is not None:
         try:
-            for line in mended.read_bytes().splitlines():
+            for line in strict_lines(read_plain(mended, f"{mended}:"), f"{mended}:"):
                 found = msgspec.json.decode(line, type=dict[str, Any])
                 replaced[int(found["number"])] = msgspec.json.encode(found["value"])
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:

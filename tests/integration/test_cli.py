@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from serving.redis import open_embedded
+from tessera.settings import Settings
 from tessera.synthetic import write_synthetic
 from tests.integration.world import World
 
@@ -45,9 +46,11 @@ def test_check_prints_json_and_refuses_with_status_2(tmp_path: Path) -> None:
 
 def test_send_stream_and_deadletters_work_over_the_embedded_log(tmp_path: Path, world: World) -> None:
     file = tmp_path / "events.jsonl"
-    file.write_bytes(b"\n".join([*world.messages(50), b"oops"]))
+    file.write_bytes(b"\n".join(world.messages(50)))
     sent = tessera("send", "events", str(file), home=tmp_path)
     assert sent.returncode == 0, sent.stderr
+    with contextlib.closing(Settings.from_environment({"TESSERA_HOME": str(tmp_path)}).open_log()) as log:
+        log.append("events", [(None, b"oops")])
     streamed = tessera("stream", "--bundle", str(world.bundle.directory), "--once", "--json", home=tmp_path)
     assert streamed.returncode == 0, streamed.stderr
     assert json.loads(streamed.stdout)["events"] == 50
