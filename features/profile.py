@@ -11,9 +11,11 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from features.column import texts
+from features.content.token import without_tokens
 from features.dataset import Dataset, Items, Users
 from features.error import DatasetError
 from features.source import Table
@@ -32,12 +34,18 @@ class TableProfile:
 
 @dataclass(frozen=True)
 class TextProfile:
-    """The lengths, in characters, of what the encoder sees of an item, and how many items have nothing."""
+    """The lengths, in characters, of what the encoder sees of an item.
+
+    Attributes:
+        empty: items without text.
+        unusable: items with text but without a word or character that the default encoder can use.
+    """
 
     p50: int
     p90: int
     max: int
     empty: int
+    unusable: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Profile:
         unknown_items: labelled events whose item is not in the catalogue.
         unknown_users: labelled events whose user is not in the users table.
         split: labelled events per part.
+        warnings: what can be used, but is hardly meant.
     """
 
     name: str
@@ -84,6 +93,7 @@ class Profile:
     unknown_items: int
     unknown_users: int
     split: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The profile as plain dicts, numbers and strings."""
@@ -102,7 +112,7 @@ def profile(dataset: Dataset) -> Profile:
     if catalogue is not None and dataset.items is not None:
         items = shape_items(catalogue, dataset.items)
         tables["items"] = _table_profile(items, dataset.items, catalogue)
-        text = _text_profile(items["text"]) if dataset.has_content else None
+        text = _text_profile(items["text"], str(catalogue.files[0])) if dataset.has_content else None
     if dataset.users is not None and (users := read_users(dataset)) is not None:
         tables["users"] = _table_profile(users, dataset.users)
     raw = load_events(dataset)
@@ -127,7 +137,30 @@ def profile(dataset: Dataset) -> Profile:
         unknown_items=_unknown(events, items, "item_id"),
         unknown_users=_unknown(events, users, "user_id"),
         split=_split_sizes(dataset, events),
+        warnings=(*few_known(events, items, "item"), *few_known(events, users, "user")),
     )
+
+
+def few_known(events: pl.DataFrame, table: pl.DataFrame | None, kind: str) -> list[str]:
+    """A warning where under half of the events name an item or user that is in its table.
+
+    Args:
+        events: one row an event, with `item_id` or `user_id`.
+        table: the catalogue or the users, with the same; None where there is none.
+        kind: item or user.
+    """
+    name, place = f"{kind}_id", {"item": "the catalogue", "user": "the users table"}[kind]
+    if table is None or name not in events.columns or not events.height:
+        return []
+    unknown = events.join(table, on=name, how="anti", maintain_order="left")
+    if 2 * unknown.height <= events.height:
+        return []
+    share = f"{100 * (1 - unknown.height / events.height):.1f}%"
+    example = f"; '{table[name][0]}' is in it" if table.height else ""
+    named = f"{'an' if kind == 'item' else 'a'} {kind} that is in {place}"
+    return [
+        f"only {share} of the events name {named}: '{unknown[name][0]}' is not{example}; write ids alike in all files"
+    ]
 
 
 def render(profile: Profile, console: Console) -> None:
@@ -146,6 +179,9 @@ def render(profile: Profile, console: Console) -> None:
     if features.row_count:
         console.print()
         console.print(features)
+    for warning in profile.warnings:
+        console.print()
+        console.print(f"[yellow]warning: {escape(warning)}[/yellow]", soft_wrap=True)
 
 
 def _overview(profile: Profile) -> Grid:
@@ -155,6 +191,7 @@ def _overview(profile: Profile) -> Grid:
         note = ""
         if name == "items" and text:
             note = f"text p50 {text.p50:,}, p90 {text.p90:,}, max {text.max:,} characters; {text.empty:,} empty"
+            note += f"; {text.unusable:,} without a usable word" if text.unusable else ""
         elif name == "events":
             counts = [(profile.users, "users"), (profile.items, "items")]
             notes = [f"{count:,} {what}" for count, what in counts if count is not None]
@@ -213,10 +250,17 @@ def _cardinality(values: pl.Series) -> int:
     return flat.drop_nulls().n_unique()
 
 
-def _text_profile(text: pl.Series) -> TextProfile:
+def _text_profile(text: pl.Series, file: str) -> TextProfile:
     lengths = text.str.len_chars()
+    unusable = without_tokens(text)
+    if unusable.all():
+        raise DatasetError(
+            f"{file}: [items] text: the {len(text)} texts hold no usable word; name other columns as text, or none"
+        )
     p50, p90 = (int(lengths.quantile(q, "nearest") or 0) for q in (0.5, 0.9))
-    return TextProfile(p50, p90, int(str(lengths.max())), int((lengths == 0).sum()))
+    return TextProfile(
+        p50, p90, int(str(lengths.max())), int((lengths == 0).sum()), int((unusable & (lengths > 0)).sum())
+    )
 
 
 def _distinct(events: pl.DataFrame, name: str) -> int | None:

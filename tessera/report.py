@@ -260,6 +260,7 @@ def _semantic_ids(summary: DemoSummary) -> str:
     body = [
         ["items", f"{report['items']:,}"],
         ["codes a level × levels", f"{report['codes']:,} × {report['levels']:,}"],
+        *([["items with a zero content vector", f"{n:,}"]] if (n := report.get("zero_vectors")) is not None else []),
         ["distinct Semantic IDs over items", f"{100 * report['unique']:.1f} %"],
         ["most items with one Semantic ID", f"{report['largest_group']:,}"],
         *([f"reconstruction error, {n.replace('_', ' ')}", f"{v:.4f}"] for n, v in report["error"].items()),

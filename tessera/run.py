@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
@@ -20,6 +21,7 @@ from features.frame import build_frame
 from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
+from features.profile import few_known
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.admission import Admission
@@ -161,6 +163,7 @@ class _Run:
         assigned = self._assign(encoded) if encoded and "assign" in wanted else None
         if "frame" in wanted:
             frame_dir = self._frame(encoded, assigned)
+            self._warn(frame_dir)
         if "train" in wanted:
             trained = self._train(frame_dir)
         if "evaluate" in wanted:
@@ -254,7 +257,12 @@ class _Run:
             made = codebooks.load(book)
             codes_of_all = read_shards(directory / "codes")["codes"].to_numpy()
             health = codebook_health(made, codes_of_all, {"fitted": fit, "held_out": new})
-            write_json(directory / "report.json", asdict(health) | {"seed": options.seed})
+            zeros = items["item_id"].filter(pl.Series(~vectors.any(axis=1)))
+            write_json(directory / "report.json", asdict(health) | {"seed": options.seed, "zero_vectors": len(zeros)})
+            if len(zeros):
+                counted = f"{len(zeros):,} of {len(vectors):,} items have a zero content vector"
+                why = f"the encoder can use none of their text, e.g. {zeros[0]}"
+                self._console.print(Text(f"encode: {counted}, since {why}", "yellow"))
             for line in collapse_alarm(health):
                 self._console.print(Text(f"assign: {line}", "yellow"))
 
@@ -291,6 +299,20 @@ class _Run:
             advance(3, 3)
 
         return self._stages.run("frame", self._frame_key, work, inputs=self._inputs)
+
+    def _warn(self, frame_dir: Path) -> None:
+        """Says, in each run, what `tessera check` warns of."""
+        frame = read_frame(frame_dir)
+        # The first row of an event is the event; drawn negatives stand behind it.
+        events = frame.examples.unique("event", keep="first", maintain_order=True)
+        for kind, table, declared in (
+            ("item", frame.items, self._dataset.items),
+            ("user", frame.users, self._dataset.users),
+        ):
+            if declared is not None:
+                named = table[f"{kind}_id"].gather(events[kind]).to_frame()
+                for line in few_known(named, table.filter("listed"), kind):
+                    self._console.print(Text(f"frame: {line}", "yellow"))
 
     def _train(self, frame_dir: Path) -> Path:
         config = self._train_config()

@@ -1,6 +1,7 @@
 """Files that people really have, one folder a kind in tests/realfiles: read as they are meant, or refused by name."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -11,11 +12,16 @@ from typing import Any
 
 import polars as pl
 import pytest
+from rich.console import Console
 
-from features.dataset import Events, Items, Label, load_dataset
-from features.error import DatasetError
+from features.content import lsa
+from features.dataset import Categorical, Events, Items, Label, load_dataset
+from features.error import DatasetError, TesseraError
 from features.profile import Profile, profile
 from features.table import read_events, read_items
+from tessera.run import RunOptions, run
+from tessera.settings import Settings
+from tessera.streams import send
 from tests.unit.test_table import bare
 
 FILES = Path(__file__).parents[1] / "realfiles"
@@ -207,3 +213,160 @@ def test_bom_cr_and_gzip_are_read_in_json_lines_too(tmp_path: Path) -> None:
             items = read_items(bare(tmp_path, items=Items(path="i.jsonl", id="id")))
             assert items is not None
             assert items["item_id"].to_list() == ["1", "2"]
+
+
+def test_31_lists_as_text_are_read() -> None:
+    assert catalogue("31-list-as-text/d.toml")["genres"].to_list() == [["Drama", "Action"], ["War", "Action"]] * 5
+
+
+@pytest.mark.parametrize("split", [None, ",", "|"])
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("['Drama', 'Action']", ["Drama", "Action"]),
+        ('["Drama", "It\'s, well"]', ["Drama", "It's, well"]),
+        ("['Drama']", ["Drama"]),
+        ("[]", []),
+        (" [1, 2.0, 0.5, true, null] ", ["1", "2", "0.5", "true"]),
+        ("[1, None, 'x']", ["1", "x"]),
+        ("('a', 'b')", ["a", "b"]),
+        ("{'b', 'a'}", ["b", "a"]),
+    ],
+)
+def test_each_written_list_is_its_values(tmp_path: Path, split: str | None, text: str, values: list[str]) -> None:
+    lines = [{"id": 1, "x": text}, {"id": 2, "x": "tea"}, {"id": 3}]
+    found = shop(tmp_path, lines, categorical={"x": Categorical(split=split)})
+    assert found["x"].to_list() == [values, ["tea"], None]
+
+
+@pytest.mark.parametrize("text", ["[Drama", "(tea), leaf", "a [b]", "[tea],[cup]", "{'a': 1}", "{x}", "[x]", "(a, b)"])
+def test_a_text_that_is_no_list_stays_text(tmp_path: Path, text: str) -> None:
+    lines = [{"id": 1, "x": "tea"}, {"id": 2, "x": text}]
+    assert shop(tmp_path, lines, categorical={"x": {}})["x"].to_list() == ["tea", text]
+
+
+@pytest.mark.parametrize("text", ["[{'id': 16, 'name': 'Animation'}]", "['Drama' 'Action']", "['a', ['b']]", "['a']]"])
+def test_a_written_list_that_cannot_be_read_is_refused_by_row(tmp_path: Path, text: str) -> None:
+    lines = [{"id": 1, "x": "tea"}, {"id": 2, "x": text}]
+    for split in (None, ","):
+        said = shop_refusal(tmp_path, lines, categorical={"x": Categorical(split=split)})
+        assert "column 'x', row 2: holds a list written as text that cannot be read" in said
+
+
+@pytest.mark.parametrize("text", ["[Drama, Action]", "{Drama,Action}"])
+def test_a_bracket_that_splitting_would_cut_is_refused_by_row(tmp_path: Path, text: str) -> None:
+    lines = [{"id": 1, "x": "tea"}, {"id": 2, "x": text}]
+    said = shop_refusal(tmp_path, lines, categorical={"x": Categorical(split=",")})
+    assert "column 'x', row 2: holds a list written as text" in said
+    assert shop(tmp_path, lines, categorical={"x": {}})["x"].to_list() == ["tea", text]
+
+
+def test_27_ids_that_miss_the_catalogue_are_warned_of_by_check() -> None:
+    said = checked("27-leading-zeros-lost/d.toml").warnings
+    assert len(said) == 1
+    assert "only 0.0% of the events name an item that is in the catalogue" in said[0]
+    assert "'108775015' is not; '0108775015' is in it" in said[0]
+    assert checked("09-json-nan/d.toml").warnings == ()
+
+
+def test_27_and_by_the_run_and_again_by_the_next(tmp_path: Path) -> None:
+    dataset = load_dataset(FILES / "27-leading-zeros-lost" / "d.toml")
+    for _ in range(2):
+        out = io.StringIO()
+        console = Console(file=out, width=1_000)
+        run(
+            dataset,
+            tmp_path / "out",
+            RunOptions(quantizer="residual-kmeans"),
+            console=console,
+            registry=None,
+            until="frame",
+        )
+        assert "frame: only 0.0% of the events name an item that is in the catalogue" in out.getvalue()
+
+
+TEA = {
+    "Chinese": ["绿茶叶", "深色咖啡", "石头茶杯", "绿茶杯", "咖啡豆"],
+    "Japanese": ["緑茶の葉", "濃いコーヒー", "石のカップ", "緑のカップ", "コーヒー豆"],
+    "Thai": ["ใบชาเขียว", "กาแฟเข้ม", "ถ้วยหิน", "ถ้วยชา", "เมล็ดกาแฟ"],
+    "Hindi": ["हरी चाय", "गहरी कॉफी", "पत्थर के कप", "चाय का कप", "कॉफी बीन्स"],
+    "Korean": ["차 잎", "진한 커피", "돌 컵", "차 컵", "커피 콩"],
+    "Burmese": ["လက်ဖက်ခြောက်", "ကော်ဖီ", "ခွက်", "လက်ဖက်ရည်ခွက်", "ကော်ဖီစေ့"],
+}
+
+
+@pytest.mark.parametrize("language", TEA)
+@pytest.mark.parametrize("copies", [1, 60])
+def test_texts_of_every_language_have_features(language: str, copies: int) -> None:
+    texts = [f"{text} {number}" for number in range(copies) for text in TEA[language]]
+    vectors = lsa.fit(texts, dim=16, seed=0).encode(TEA[language])
+    assert vectors.any(axis=1).all()
+    assert vectors[1] @ vectors[4] > 0.2 > vectors[1] @ vectors[2]
+
+
+def test_a_catalogue_of_which_no_text_can_be_used_is_refused_and_a_part_of_it_counted(tmp_path: Path) -> None:
+    descriptor = (FILES / "10-unused-mixed-column" / "d.toml").read_text()
+    (tmp_path / "d.toml").write_text(descriptor)
+    (tmp_path / "events.csv").write_bytes((FILES / "10-unused-mixed-column" / "events.csv").read_bytes())
+
+    def titled(titles: list[str]) -> Path:
+        rows = [json.dumps({"item": f"i{number:03}", "title": title}) for number, title in enumerate(titles)]
+        (tmp_path / "items.jsonl").write_text("\n".join(rows))
+        return tmp_path / "d.toml"
+
+    with pytest.raises(DatasetError, match="the 3 texts hold no usable word"):
+        profile(load_dataset(titled(["🎬", "the of", "--"])))
+    dataset = load_dataset(titled(["🎬", "the of", "", *["绿茶叶", "green tea", "7"] * 2, "stone cup"]))
+    found = profile(dataset).text
+    assert found is not None
+    assert (found.empty, found.unusable) == (1, 2)
+    out = io.StringIO()
+    options = RunOptions(quantizer="residual-kmeans")
+    run(dataset, tmp_path / "out", options, console=Console(file=out, width=1_000), registry=None, until="assign")
+    assert "encode: 3 of 10 items have a zero content vector" in out.getvalue()
+    assert json.loads((tmp_path / "out" / "assign" / "report.json").read_text())["zero_vectors"] == 3
+
+
+SEND = FILES / "33-send-wrong-files"
+
+
+def sent(home: Path, file: Path) -> list[bytes]:
+    """What `tessera send events` appends, or its refusal."""
+    environment = {"TESSERA_HOME": str(home)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TESSERA_HOME", str(home))
+        send("events", file, None)
+    with contextlib.closing(Settings.from_environment(environment).open_log()) as log:
+        return [record.value for record in log.read("events", 0, 0, 100)]
+
+
+def test_33_send_reads_gzip_and_a_byte_order_mark(tmp_path: Path) -> None:
+    assert [json.loads(value)["user"] for value in sent(tmp_path / "a", SEND / "bom.jsonl")] == ["u004", "u005"]
+    assert len(sent(tmp_path / "b", SEND / "gz.jsonl.gz")) == 2
+    odd = tmp_path / "odd.jsonl"
+    odd.write_bytes(b'{"user": "u", "x": NaN}\r\r{"user": "v", "x": 1}')
+    assert sent(tmp_path / "c", odd) == [b'{"user":"u","x":null}', b'{"user": "v", "x": 1}']
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ((SEND / "rows.csv").read_bytes(), "row 1: is not JSON"),
+        ((SEND / "array.json").read_bytes(), "is a JSON array"),
+        (b'{"user": 1}\noops\n', "row 2: is not JSON"),
+        (b'{"user": 1}\n[2]\n', "row 2: is not a JSON object"),
+        (b'{"user": "\\ud83d"}', "half of a character"),
+        (b'{"user": "\xe9"}', "byte 0xe9 is not UTF-8"),
+        (b'{\n"user": 1\n}', "is JSON over several lines"),
+        (bz2.compress(b"{}"), "is compressed with bzip2"),
+        ('{"user": 1}\n'.encode("utf-16"), "is UTF-16"),
+        (b"", "is empty"),
+    ],
+)
+def test_33_and_appends_nothing_of_a_file_that_it_refuses(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "f.jsonl").write_bytes(data)
+    with pytest.raises(TesseraError) as refused:
+        sent(tmp_path / "home", tmp_path / "f.jsonl")
+    assert "f.jsonl: " in str(refused.value)
+    assert said in str(refused.value)
+    assert not (tmp_path / "home").exists()
