@@ -153,7 +153,7 @@ def test_09_nan_in_json_is_null() -> None:
 def test_the_infinities_are_null_and_other_damage_is_refused_by_row(tmp_path: Path) -> None:
     lines = ['{"id": 1, "x": Infinity}', '{"id": 2, "x": -Infinity, "y": NaN}', '{"id": 3, "x": 1, "y": "\\ud83d"}']
     assert shop(tmp_path, lines, numeric=("x",))["x"].to_list() == [None, None, 1]
-    assert "column 'y', row 3: half of a character" in shop_refusal(tmp_path, lines, categorical={"y": {}})
+    assert "row 3: column 'y' holds half of a surrogate pair" in shop_refusal(tmp_path, lines, categorical={"y": {}})
     assert "row 2: is not JSON" in shop_refusal(tmp_path, [lines[0], '{"id": 2, "x": nan}'])
     assert "row 2: is nested too deeply" in shop_refusal(tmp_path, [lines[0], '{"id": 2, "y": ' + "[" * 9**6])
 
@@ -355,7 +355,7 @@ def test_33_send_reads_gzip_and_a_byte_order_mark(tmp_path: Path) -> None:
         ((SEND / "array.json").read_bytes(), "is a JSON array"),
         (b'{"user": 1}\noops\n', "row 2: is not JSON"),
         (b'{"user": 1}\n[2]\n', "row 2: is not a JSON object"),
-        (b'{"user": "\\ud83d"}', "half of a character"),
+        (b'{"user": "\\ud83d"}', "half of a surrogate pair"),
         (b'{"user": "\xe9"}', "byte 0xe9 is not UTF-8"),
         (b'{\n"user": 1\n}', "is JSON over several lines"),
         (bz2.compress(b"{}"), "is compressed with bzip2"),
