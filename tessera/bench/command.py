@@ -33,6 +33,7 @@ NAMES = (
     "swaps",
     "rollout",
     "operation",
+    "growth",
 )
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
@@ -152,6 +153,7 @@ def _datasets(path: Path | None, ways: Sequence[str | None], out: Path) -> "list
 def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchResult]":
     from tessera.bench.filtered import filtered
     from tessera.bench.freshness import freshness
+    from tessera.bench.growth import growth
     from tessera.bench.online_learning import online_learning
     from tessera.bench.operation import operation
     from tessera.bench.rollout_rates import rollout
@@ -171,5 +173,6 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "swaps": swaps,
         "rollout": rollout,
         "operation": operation,
+        "growth": growth,
     }
     return partial(benches[name], dataset, out)
