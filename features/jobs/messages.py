@@ -97,10 +97,7 @@ def event_messages(
     prefix = f"{dataset.name}-{identity[:12]}"
     place = directory / prefix
     sources = place / "rows"
-    if not (place / "cut").exists():
-        write_shards(rows, sources, rows=_ROWS)
-        (place / "cut").touch()
-    shards = sorted(sources.glob("part-*.parquet"))
+    shards = write_shards(rows, sources, rows=_ROWS)
     out = place / "messages"
     map_shards(
         _Encode(dataset.events.user, prefix),

@@ -1,6 +1,7 @@
 """The one Beam job: map a function over parquet shards, any runner, the same bytes.
 
-The pipeline starts from the list of shards (Create, then ParDo), which every runner supports. A shard is the unit of
+The pipeline starts from the list of shards (Create, then ParDo), which every runner supports; between the two the list
+is reshuffled, or all shards would be one element of one worker. A shard is the unit of
 work and of resumption: its output is written aside and renamed, and a shard whose output is in place is not redone.
 Since the function sees whole shards, what it writes cannot depend on the number of workers.
 """
@@ -22,19 +23,55 @@ Progress = Callable[[int, int], None]
 FileStamp = tuple[int, int]
 
 SHARD_ROWS = 1_024
+SHARD_BYTES = 8 << 20
+"""Largest shard, about, in bytes of its values; a worker holds a whole shard."""
+_CUT = "cut"
 RUNNERS = ("DirectRunner", "DaskRunner", "PrismRunner", "FlinkRunner", "SparkRunner", "PortableRunner")
 _POLL_S = 0.2
 
 
-def write_shards(frame: pl.DataFrame, directory: Path, *, rows: int = SHARD_ROWS) -> list[Path]:
-    """Cuts a frame, in its order, into `part-00000.parquet`, … of `rows` rows; an empty frame is one empty shard."""
+def write_shards(
+    frame: pl.DataFrame, directory: Path, *, rows: int = SHARD_ROWS, size_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """Cuts a frame, in its order, into `part-00000.parquet`, …; an empty frame is one empty shard.
+
+    Shards that an earlier call with the same frame has written stay as they are, once it has written all.
+
+    Args:
+        frame: cut where a shard has `rows` rows, or about `size_bytes` bytes of values; a longer row is a shard alone.
+        directory: existing or new; holds the shards of this frame alone.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number, start in enumerate(range(0, max(frame.height, 1), rows)):
-        path = directory / f"part-{number:05d}.parquet"
-        write_parquet(frame.slice(start, rows), path)
-        paths.append(path)
+    starts = _cuts(_row_bytes(frame), rows, size_bytes)
+    paths = [directory / f"part-{number:05d}.parquet" for number in range(len(starts))]
+    if (directory / _CUT).exists():
+        return paths
+    for path, start, stop in zip(paths, starts, [*starts[1:], frame.height], strict=True):
+        write_parquet(frame.slice(start, stop - start), path)
+    write_file(directory / _CUT, lambda aside: aside.touch())
     return paths
+
+
+def _row_bytes(frame: pl.DataFrame) -> list[int]:
+    """The bytes of each row's values, about: texts by their length, anything else as eight."""
+    sizes = [pl.repeat(8 * frame.width, frame.height, dtype=pl.Int64)]
+    for name, dtype in frame.schema.items():
+        if dtype == pl.String:
+            sizes.append(pl.col(name).str.len_bytes().fill_null(0).cast(pl.Int64))
+        elif dtype == pl.List(pl.String):
+            sizes.append(pl.col(name).list.eval(pl.element().str.len_bytes()).list.sum().fill_null(0).cast(pl.Int64))
+    found: list[int] = frame.select(pl.sum_horizontal(sizes).alias("size"))["size"].to_list()
+    return found
+
+
+def _cuts(sizes: Sequence[int], rows: int, size_bytes: int) -> list[int]:
+    starts, held = [0], 0
+    for row, size in enumerate(sizes):
+        if row > starts[-1] and (row - starts[-1] == rows or held + size > size_bytes):
+            starts.append(row)
+            held = 0
+        held += size
+    return starts
 
 
 def read_shards(directory: Path) -> pl.DataFrame:
@@ -103,10 +140,10 @@ def map_shards(
     watcher = threading.Thread(target=_watch, args=(out, len(shards), progress, stop), daemon=True)
     watcher.start()
     try:
-        pipeline = beam.Pipeline(runner=_runner(runner), options=PipelineOptions([*options]))
+        pipeline = beam.Pipeline(runner=_runner(runner), options=PipelineOptions(_spread(runner, options)))
         (
             pipeline
-            | f"{label}: shards" >> beam.Create([str(path) for path in shards], reshuffle=False)
+            | f"{label}: shards" >> beam.Create([str(path) for path in shards], reshuffle=True)
             | f"{label}: map" >> beam.ParDo(_MapShard(function, str(out)))
         )
         pipeline.run().wait_until_finish()
@@ -114,6 +151,13 @@ def map_shards(
         stop.set()
         watcher.join()
     progress(len(shards), len(shards))
+
+
+def _spread(runner: str, options: Sequence[str]) -> list[str]:
+    """The options, and what makes each shard a piece of work of its own: Dask puts 128 of them into one by default."""
+    if runner == "DaskRunner" and not any("partition" in option for option in options):
+        return [*options, "--dask_partition_size=1"]
+    return [*options]
 
 
 def _runner(name: str) -> Any:

@@ -1,5 +1,8 @@
 """The Beam job gives the same bytes whatever runs it, and does no shard twice."""
 
+import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ ITEMS = pl.DataFrame({"item_id": [f"i{number}" for number in range(len(TEXTS))],
     text=pl.when(pl.col("item_id") == "i7").then(pl.lit("")).otherwise("text")
 )
 ROWS = 20
+_WORK_S = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,43 @@ def test_every_shard_has_the_same_bytes_whatever_runs_the_job(
 ) -> None:
     encode_catalogue(shards, encoder, tmp_path, runner=runner, options=options)
     assert contents(tmp_path) == contents(one_worker)
+
+
+def _signed(shard: pl.DataFrame) -> pl.DataFrame:
+    began = time.monotonic()
+    time.sleep(_WORK_S)
+    worker = os.getpid() * 10_000_000 + threading.get_ident() % 10_000_000
+    return shard.with_columns(process=os.getpid(), worker=worker, began=began, ended=time.monotonic())
+
+
+@pytest.mark.parametrize(
+    ("runner", "options", "counted"),
+    [
+        pytest.param(
+            "DirectRunner", ("--direct_num_workers=2", "--direct_running_mode=multi_threading"), "worker", id="threads"
+        ),
+        pytest.param(
+            "DirectRunner",
+            ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
+            "process",
+            marks=pytest.mark.slow,
+            id="processes",
+        ),
+        pytest.param("DaskRunner", (), "process", marks=pytest.mark.slow, id="dask"),
+    ],
+)
+def test_shards_are_spread_over_the_workers(
+    tmp_path: Path, runner: str, options: tuple[str, ...], counted: str
+) -> None:
+    paths = write_shards(pl.DataFrame({"number": range(8)}), tmp_path / "in", rows=1)
+    map_shards(_signed, paths, tmp_path / "out", label="signed", runner=runner, options=options)
+    found = read_shards(tmp_path / "out")
+    assert found["number"].to_list() == list(range(8))
+    assert found[counted].n_unique() >= 2
+    if counted == "worker":
+        # Processes take turns where there are more of them than processors; what sleeps in a thread does not.
+        one_by_one = (found["ended"] - found["began"]).sum()
+        assert found["ended"].max() - found["began"].min() < 0.8 * one_by_one
 
 
 def test_a_finished_shard_is_not_done_again(
@@ -136,6 +177,20 @@ def test_a_catalogue_is_cut_into_shards_in_its_order(tmp_path: Path) -> None:
     paths = write_shards(ITEMS, tmp_path, rows=ROWS)
     assert [pl.read_parquet(path).height for path in paths] == [20, 20, 20, 20, 10]
     assert read_shards(tmp_path).equals(ITEMS)
+
+
+def test_shards_are_cut_by_bytes_and_a_finished_cut_is_kept(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"text": ["x" * 100] * 5 + ["y" * 900] + ["", "z"], "tags": [["ab"] * 20, None] * 4})
+    paths = write_shards(frame, tmp_path, rows=4, size_bytes=400)
+    assert [pl.read_parquet(path).height for path in paths] == [2, 2, 1, 1, 2]
+    assert read_shards(tmp_path).equals(frame)
+    before = [path.stat().st_ino for path in paths]
+    assert write_shards(frame, tmp_path, rows=4, size_bytes=400) == paths
+    assert [path.stat().st_ino for path in paths] == before
+    (tmp_path / "cut").unlink()
+    paths[3].write_bytes(b"half a file")
+    write_shards(frame, tmp_path, rows=4, size_bytes=400)
+    assert read_shards(tmp_path).equals(frame)
 
 
 def test_an_empty_catalogue_is_one_empty_shard(encoder: Path, tmp_path: Path) -> None:
