@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as Grid
+from rich.text import Text
 
 from features.column import texts
 from features.content.token import without_tokens
@@ -181,7 +181,7 @@ def render(profile: Profile, console: Console) -> None:
         console.print(features)
     for warning in profile.warnings:
         console.print()
-        console.print(f"[yellow]warning: {escape(warning)}[/yellow]", soft_wrap=True)
+        console.print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
 
 
 def _overview(profile: Profile) -> Grid:
