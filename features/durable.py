@@ -7,7 +7,8 @@ so every function here does that.
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from features.error import TesseraError
@@ -28,13 +29,14 @@ def write_file(path: Path, content: bytes | Callable[[Path], None], *, mode: int
     """
     aside = _aside(path)
     try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-        if not isinstance(content, bytes):
-            content(aside)
-        _flush(aside)
-        rename(aside, path)
+        with _named(path):
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+            if not isinstance(content, bytes):
+                content(aside)
+            _flush(aside)
+            rename(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -112,6 +114,17 @@ def flush_tree(directory: Path) -> None:
             elif name in files:
                 _flush(path)
         _flush(Path(place))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the path in a disk's error, which from an open file names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _aside(path: Path) -> Path:

@@ -62,8 +62,9 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_aside(tmp_path: Path) 
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         write_file(tmp_path / "kept", fails)
+    assert caught.value.filename == str(tmp_path / "kept")
     with pytest.raises(OSError, match="No space"):
         write_directory(tmp_path / "new", fails_in(fails))
     assert (tmp_path / "kept").read_bytes() == b"old"
