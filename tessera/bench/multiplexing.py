@@ -224,7 +224,9 @@ def claims(found: dict[Arm, list[Outcome]]) -> list[Claim]:
         judged.append(Claim(order, margin, 0.0, margin > 0))
         for lookups in LOOKUPS:
             ours, theirs = (_aucs(found[Arm(layout, budget, lookups)]) for layout in (_UNIFIED, _HASHING))
-            claim = f"{name}, {lookups} lookups each: unified less hashing per feature, points of AUC"
+            claim = (
+                f"{name}, {lookups} lookup{'s' * (lookups > 1)} each: unified less hashing per feature, points of AUC"
+            )
             target = _GAINS[budget] if lookups == 1 else -_TIE
             judged.append(at_least(claim, 100 * float((ours - theirs).mean()), target))
     return judged
