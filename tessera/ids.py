@@ -167,7 +167,10 @@ def export(
         Path | None, typer.Option(help="An earlier export with --suffix: its items keep their numbers.")
     ] = None,
 ) -> None:
-    """Write the Semantic IDs of a run to a file, made unique by a suffix that an append does not change."""
+    """Write the Semantic IDs of a run to a file, made unique by a suffix that an append does not change.
+
+    With --after, rows without an item_id at the end hold the numbers of items that are gone, for the next --after.
+    """
     from features.jobs.shard import write_parquet
     from models.semantic_id.suffix import with_suffix
 
@@ -177,9 +180,10 @@ def export(
     codes = pl.Series("codes", coded.codes, dtype=pl.Array(pl.UInt16, coded.codes.shape[1]))
     items = pl.DataFrame({"item_id": coded.ids}).with_columns(codes.cast(pl.List(pl.UInt16)))
     if suffix:
+        count = items.height
         items = with_suffix(items, _exported(after) if after else None)
-        numbered = items.filter(pl.col("suffix") > 0).height
-        err_console.print(f"{counted(numbered)} of {items.height:,} ({numbered / items.height:.1%}) need a suffix")
+        numbered = items[:count].filter(pl.col("suffix") > 0).height
+        err_console.print(f"{counted(numbered)} of {count:,} ({numbered / count:.1%}) need a suffix")
     write_parquet(items, out)
 
 

@@ -1,7 +1,8 @@
 """A suffix for items that share a Semantic ID: a number inside each group, as TIGER's fourth code.
 
-Whoever has a suffix keeps it: numbers follow the order of arrival and are not handed out twice, so an append changes no
-identifier. The suffix says nothing of the content; a ranker has the item's id for that.
+An item keeps its suffix: numbers follow the order of arrival and are not handed out twice, so an append changes no
+identifier. Rows without an item remember the numbers of items that are gone, from one export to the next. The suffix
+says nothing of the content; a ranker has the item's id for that.
 
 Shape letters: N items, Q levels.
 """
@@ -31,13 +32,17 @@ def with_suffix(items: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.D
         before: an earlier result. Its items keep their suffix while they keep their codes, and count on also when they
             are gone from the catalogue: a number is not handed out again.
 
+    Returns:
+        The items in their order. Behind them, for each group of codes whose highest number is no item's any more, a
+        row with a null `item_id` and that number.
+
     Raises:
         DatasetError: an item is there twice, or `before` is of codes of another width.
     """
     for name, table in (("items", items), ("earlier items", before)):
-        if table is not None and table["item_id"].is_duplicated().any():
-            twice = table["item_id"].filter(table["item_id"].is_duplicated())[0]
-            raise DatasetError(f"{name}: item {twice!r} is there twice; give each item once")
+        ids = pl.Series(dtype=pl.String) if table is None else table["item_id"].drop_nulls()
+        if ids.is_duplicated().any():
+            raise DatasetError(f"{name}: item {ids.filter(ids.is_duplicated())[0]!r} is there twice; give each once")
     if before is None:
         return items.with_columns(suffix=pl.Series(suffixes(_codes(items)), dtype=pl.UInt32))
     if before.height and items.height and _codes(before).shape[1] != _codes(items).shape[1]:
@@ -46,17 +51,24 @@ def with_suffix(items: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.D
             "within one codebook"
         )
     named = pl.col("codes").cast(pl.List(pl.String)).list.join(".").alias("code")
-    own = items.with_columns(named)
-    old = before.with_columns(named).select("item_id", "code", "suffix")
+    own, old = items.with_columns(named), before.with_columns(named)
     next_ = old.group_by("code").agg((pl.col("suffix").max() + 1).alias("next"))
-    joined = own.join(old, on=["item_id", "code"], how="left", maintain_order="left")
+    kept = old.filter(pl.col("item_id").is_not_null()).select("item_id", "code", "suffix")
+    joined = own.join(kept, on=["item_id", "code"], how="left", maintain_order="left")
     joined = joined.join(next_, on="code", how="left", maintain_order="left")
     # Newcomers number on from the last suffix of their group, in the order of arrival.
     place = pl.col("suffix").is_null().cast(pl.UInt32).cum_sum().over("code") - 1
     number = pl.coalesce("suffix", pl.col("next").fill_null(0) + place)
-    return joined.with_columns(suffix=number.cast(pl.UInt32)).select(*items.columns, "suffix")
+    numbered = joined.with_columns(suffix=number.cast(pl.UInt32))
+    highest = numbered.group_by("code").agg(pl.col("suffix").max().alias("highest"))
+    last = old.sort("suffix", maintain_order=True).unique("code", keep="last", maintain_order=True)
+    retired = last.join(highest, on="code", how="left", maintain_order="left").filter(
+        pl.col("highest").is_null() | (pl.col("highest") < pl.col("suffix"))
+    )
+    rows = retired.select(pl.lit(None, dtype=items.schema["item_id"]).alias("item_id"), "codes", "suffix")
+    return pl.concat([numbered.select(*items.columns, "suffix"), rows], how="diagonal_relaxed")
 
 
 def _codes(items: pl.DataFrame) -> NDArray[np.uint16]:
-    found: NDArray[np.uint16] = np.array(items["codes"].to_list(), dtype=np.uint16).reshape(items.height, -1)
-    return found
+    found: NDArray[np.uint16] = np.array(items["codes"].to_list(), dtype=np.uint16)
+    return found.reshape(items.height, -1 if items.height else 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.error import DatasetError
@@ -19,15 +19,18 @@ def table(codes: Codes, start: int = 0) -> pl.DataFrame:
 
 
 def identifiers(numbered: pl.DataFrame) -> dict[str, tuple[int, ...]]:
-    return {row["item_id"]: (*row["codes"], row["suffix"]) for row in numbered.iter_rows(named=True)}
+    kept = numbered.filter(pl.col("item_id").is_not_null())
+    return {row["item_id"]: (*row["codes"], row["suffix"]) for row in kept.iter_rows(named=True)}
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CODES)
 def test_a_suffix_counts_the_earlier_items_of_the_same_codes(codes: Codes) -> None:
     found = suffixes(np.array(codes, dtype=np.uint16))
     assert found.tolist() == [codes[:row].count(codes[row]) for row in range(len(codes))]
 
 
+@settings(deadline=None)
 @given(CODES, CODES, st.sets(st.integers(0, 39)), st.randoms())
 def test_an_append_keeps_every_identifier_and_adds_unique_ones(old: Codes, new: Codes, gone: set[int], random) -> None:  # type: ignore[no-untyped-def]
     before = with_suffix(table(old))
@@ -41,6 +44,28 @@ def test_an_append_keeps_every_identifier_and_adds_unique_ones(old: Codes, new: 
     newcomers = {value for name, value in found.items() if name not in kept}
     assert len(newcomers) == len(new)
     assert not newcomers & set(kept.values())
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.integers(0, 12), st.tuples(st.integers(0, 1), st.integers(0, 1))), max_size=6))
+def test_over_any_exports_an_identifier_means_one_item(days: list[dict[int, tuple[int, int]]]) -> None:
+    owners: dict[tuple[int, ...], str] = {}
+    before = None
+    for day in days:
+        codes = pl.Series([list(code) for code in day.values()], dtype=pl.List(pl.UInt16))
+        today = pl.DataFrame({"item_id": pl.Series([f"i{n}" for n in day], dtype=pl.String), "codes": codes})
+        before = with_suffix(today, before)
+        assert before["item_id"][: today.height].to_list() == today["item_id"].to_list()
+        assert before["item_id"][today.height :].null_count() == before.height - today.height
+        for name, identifier in identifiers(before).items():
+            assert owners.setdefault(identifier, name) == name
+
+
+def test_the_number_of_an_item_that_left_long_ago_is_not_handed_out_again() -> None:
+    first = with_suffix(table([(1, 2), (1, 2)]))
+    second = with_suffix(table([(1, 2)]), first)
+    third = with_suffix(pl.concat([table([(1, 2)]), table([(1, 2)], 7)]), second)
+    assert identifiers(third) == {"i0": (1, 2, 0), "i7": (1, 2, 2)}
 
 
 def test_an_item_of_other_codes_joins_the_other_group() -> None:
