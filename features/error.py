@@ -47,3 +47,17 @@ class FencedError(LogError):
 
 class StoreError(TesseraError):
     """The online store cannot do what was asked."""
+
+
+class OversizedError(LogError):
+    """A message is larger than the log, or its topic, takes; sending it again cannot succeed."""
+
+
+def is_fault(error: BaseException) -> bool:
+    """Returns whether an error is a fault of code or data, not a request to end or a lack of memory.
+
+    A panic of a Rust library is a fault, although its class derives from BaseException and not from Exception.
+    """
+    if isinstance(error, MemoryError):
+        return False
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

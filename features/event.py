@@ -8,7 +8,7 @@ converted is found by halving the batch, so one bad message costs a few conversi
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import polars as pl
@@ -24,12 +24,16 @@ from features.table import features, shape_events, shape_items
 MAX_BYTES = 1 << 20
 WIRE_VERSION = 1
 _SCALAR = str | int | float | bool
+_MISFITS = (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError)
 _MESSAGE = Path("message")
+# Deltas and snapshots hold integers in 64 bits: a larger number is refused here, where its message is at fault alone.
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_EVENT_IDS = range(-(2**63), 2**64)
 # What a message may say about itself, beside the columns: name on the wire, type, default.
 _ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
-    ("_schema", int, WIRE_VERSION),
+    ("_schema", _Int64, WIRE_VERSION),
     ("_event_id", str | int | None, None),
-    ("_version", int | None, None),
+    ("_version", _Int64 | None, None),
     ("_deleted", bool, False),
     ("_backfill", bool, False),
 )
@@ -104,6 +108,8 @@ class Decoder:
             raise EventError(
                 f"{self._name} message: _schema {schema}, this release reads {WIRE_VERSION}", cause="unknown-version"
             )
+        if isinstance(event_id, int) and event_id not in _EVENT_IDS:
+            raise EventError(f"{self._name} message: _event_id of more than 64 bits; send longer ids as text")
         return Decoded(tuple(row), event_id, version, deleted, backfill)
 
 
@@ -265,7 +271,7 @@ def _shape(
         places = pending.pop()
         try:
             shaped = shape(places)
-        except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        except (*_MISFITS, pl.exceptions.PanicException) as error:
             if len(places) == 1:
                 bad[places[0]] = str(error)
             else:

@@ -13,6 +13,7 @@ wherever and whenever it was made.
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,7 @@ class Parts:
         history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
         metrics: what was measured on the test part.
         encoder, codebook, tokens: directories to copy, or None.
+        trained_until, positions: see `Manifest`.
     """
 
     dataset: Dataset
@@ -86,13 +88,34 @@ class Parts:
     encoder: Path | None
     codebook: Path | None
     tokens: Path | None
+    trained_until: int | None = None
+    positions: Sequence["LogPosition"] = ()
+
+
+class LogPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The first message of a partition that a bundle's files did not hold.
+
+    Attributes:
+        topic, partition, offset: its place.
+        identity: of the topic, as `EventLog.identity` returns it; on another topic the position means nothing.
+    """
+
+    topic: str
+    identity: str
+    partition: int
+    offset: int
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What `manifest.json` holds; `id` is the hash of all the rest.
 
-    `canonical` is the version of the canonical form of ids and categories; see `features.canonical`. A field that has
-    its default is not written, so the bundles that were made before there was such a field keep their ids.
+    A field that is added has a default that means what a manifest without it meant, and is left out where it has that
+    value, so that ids hold.
+
+    Attributes:
+        canonical: version of the canonical form of ids and categories; see `features.canonical`.
+        trained_until: event time of the newest event outside the test part, in microseconds since 1970; None: unknown.
+        positions: up to where the topics were in the files that the bundle was made of; empty: unknown.
     """
 
     id: str
@@ -108,6 +131,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     metrics: dict[str, Any]
     files: dict[str, str]
     canonical: int = 1
+    trained_until: int | None = None
+    positions: list[LogPosition] = []
 
 
 @dataclass(frozen=True)
@@ -234,6 +259,8 @@ def write_bundle(parts: Parts, destination: Path) -> Bundle:
             metrics=parts.metrics,
             files=file_hashes(directory),
             canonical=canonical.VERSION,
+            trained_until=parts.trained_until,
+            positions=list(parts.positions),
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")

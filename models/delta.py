@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from features.error import EventError
+from features.error import EventError, OversizedError
 
 VERSION = 2
 SNAPSHOT_SEQ = 0
@@ -26,6 +26,15 @@ _MAX_SEQ = 2**48 - 2
 # A message stays well below Kafka's 1 MiB with any table dimension up to 64.
 _MAX_ROWS = 2_048
 _MAX_RECORDS = 512
+DELTA_BYTES = 4 << 20
+"""Size of a delta in bytes that `changed_rows` stays below: half of what a topic takes by default."""
+# What msgpack adds to a record: the heads of an array, of two texts and of bytes.
+_RECORD_HEADS = 16
+
+
+def record_bytes(limit: int) -> int:
+    """Returns the size in bytes that one record may have in deltas of at most `limit` bytes."""
+    return limit // 2
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -126,6 +135,7 @@ def changed_rows(
     times_ms: Sequence[int],
     sources: Sequence[Source] = (),
     poison: Sequence[tuple[str, int, int]] = (),
+    limit: int = DELTA_BYTES,
 ) -> Iterator[Delta]:
     """Cuts what a micro-batch changed into deltas of one sequence number, each small enough for a message.
 
@@ -134,10 +144,15 @@ def changed_rows(
         weight, accumulator: the live table, (R, D) and (R,).
         records: what else changed; travels with the first deltas.
         times_ms, sources, poison: travel with the last, which arrives when all the others have.
+        limit: size of an encoded delta in bytes. A quarter is for rows, half for records, a quarter for the rest.
+
+    Raises:
+        OversizedError: a record is larger than `record_bytes(limit)`.
     """
-    starts = range(0, max(len(rows), 1), _MAX_ROWS)
-    parts = [rows[start : start + _MAX_ROWS] for start in starts]
-    groups = [list(records[start : start + _MAX_RECORDS]) for start in range(0, len(records), _MAX_RECORDS)]
+    dim = weight.shape[1]
+    height = max(1, min(_MAX_ROWS, limit // 4 // (4 * dim + 8)))
+    parts = [rows[start : start + height] for start in range(0, max(len(rows), 1), height)]
+    groups = _groups(records, record_bytes(limit))
     total = max(len(parts), len(groups))
     for number in range(total):
         part = parts[number] if number < len(parts) else rows[:0]
@@ -146,7 +161,7 @@ def changed_rows(
             version=VERSION,
             bundle=bundle,
             seq=seq,
-            dim=weight.shape[1],
+            dim=dim,
             rows=part.astype("<u4").tobytes(),
             weights=weight[index].numpy().astype("<f4").tobytes(),
             accumulators=accumulator[index].numpy().astype("<f4").tobytes(),
@@ -155,6 +170,27 @@ def changed_rows(
             sources=list(sources) if number == total - 1 else [],
             poison=list(poison) if number == total - 1 else [],
         )
+
+
+def encoded_bytes(record: Record) -> int:
+    """Returns the size in bytes of a record in a delta, at most a few bytes too many."""
+    return len(record.kind) + len(record.id.encode()) + len(record.payload) + _RECORD_HEADS
+
+
+def _groups(records: Sequence[Record], limit: int) -> list[list[Record]]:
+    """Cuts records, in order, into groups of at most `limit` bytes and `_MAX_RECORDS` records."""
+    groups: list[list[Record]] = []
+    size = 0
+    for record in records:
+        own = encoded_bytes(record)
+        if own > limit:
+            raise OversizedError(f"{record.kind} {record.id[:80]!r}: {own} bytes, a delta takes records of {limit}")
+        if not groups or size + own > limit or len(groups[-1]) == _MAX_RECORDS:
+            groups.append([])
+            size = 0
+        groups[-1].append(record)
+        size += own
+    return groups
 
 
 def fold(delta: Delta, weight: Tensor, accumulator: Tensor, seqs: NDArray[np.int64]) -> None:

@@ -1,6 +1,6 @@
 """What the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -87,6 +87,19 @@ def decode_admitted(data: bytes) -> NDArray[np.uint64]:
 def encode_changed(ids: Sequence[str]) -> bytes:
     """Item ids to bytes."""
     return msgspec.msgpack.encode(list(ids))
+
+
+def cut(ids: Sequence[str], limit: int) -> Iterator[Sequence[str]]:
+    """Cuts ids, in order, into parts of at most `limit` bytes of text; an id that is longer is a part by itself."""
+    start = size = 0
+    for place, name in enumerate(ids):
+        own = len(name.encode()) + 5
+        if place > start and size + own > limit:
+            yield ids[start:place]
+            start, size = place, 0
+        size += own
+    if start < len(ids):
+        yield ids[start:]
 
 
 def decode_changed(data: bytes) -> list[str]:

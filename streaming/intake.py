@@ -1,7 +1,8 @@
 """What the stream remembers of recent time: how late an event may be, and which ids it has seen.
 
 Event time runs on its own in every partition, since partitions are read at different speeds: an event is late when it
-is older than the newest one of ITS partition by more than the bound. An id is remembered as long as an event beside it
+is older than the newest one of ITS partition by more than the bound. The log's own clock limits how far one event moves
+that time. An id is remembered as long as an event beside it
 would not be late, so a repeat within the bound is told from a new event wherever it arrives.
 """
 
@@ -49,13 +50,23 @@ class Recent:
         self._seen: set[int] = set()
         self._partitions: dict[Place, _Partition] = {}
 
-    def late(self, place: Place, times: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which events (E,) of a partition, in order of arrival, come too late; the others move its time on."""
+    def late(
+        self, place: Place, times: NDArray[np.int64], *, at_most: NDArray[np.int64] | None = None
+    ) -> NDArray[np.bool_]:
+        """Returns which events (E,) of a partition, in order of arrival, come too late; the others move its time on.
+
+        Args:
+            place: the partition.
+            times: (E,) event times, in the unit of the bound.
+            at_most: (E,) how far each event may move the partition's time, so that a clock that runs ahead does not
+                make all others late; by default to its own time.
+        """
         partition = self._partitions.setdefault(place, _Partition())
         if not len(times):
             return np.zeros(0, dtype=np.bool_)
-        start = times[0] if partition.newest is None else partition.newest
-        running = np.maximum.accumulate(np.concatenate([[start], times]))
+        moves = times if at_most is None else np.minimum(times, at_most)
+        start = moves[0] if partition.newest is None else partition.newest
+        running = np.maximum.accumulate(np.concatenate([[start], moves]))
         # Oldest first: what was late for its predecessor cannot have moved the time on, as it lies behind it.
         late: NDArray[np.bool_] = times < running[:-1] - self._bound
         partition.newest = int(running[-1])

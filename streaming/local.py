@@ -12,6 +12,7 @@ Nothing is ever deleted: the log is what all other state is rebuilt from.
 import sqlite3
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from streaming.log import (
     Reader,
     check_partitions,
     check_poll,
+    check_size,
     unknown_partition,
     unknown_topic,
 )
@@ -96,8 +98,13 @@ class _File:
                     raise LogError(f"{self.path}: expected an event log, got another program's database; name another")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-            elif found != FORMAT:
+                found = FORMAT
+            if found != FORMAT:
                 raise LogError(f"{self.path}: expected log format {FORMAT}, got {found}; use the release that wrote it")
+            # Beside the format, which earlier releases still read.
+            connection.execute("CREATE TABLE IF NOT EXISTS incarnation (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
+            if not connection.execute("SELECT count(*) FROM incarnation").fetchone()[0]:
+                connection.execute("INSERT INTO incarnation VALUES (?)", (uuid.uuid4().hex,))
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -144,14 +151,17 @@ class _File:
         )
         return [Message(topic, number, row - base, key, value, at_ms) for row, key, value, at_ms in found]
 
+    def first_since(self, id_: int, end: int, timestamp_ms: int) -> int:
+        """Return the offset of a partition's first message of a time or after it, or its end."""
+        base = id_ << _OFFSET_BITS
+        query = "SELECT id FROM message WHERE id >= ? AND id < ? AND timestamp_ms >= ? ORDER BY id LIMIT 1"
+        found = self.rows(query, base, base + end, timestamp_ms)
+        return found[0][0] - base if found else end
+
     def committed(self, topics: Sequence[str], group: str) -> Positions:
-        positions = {(topic, number): 0 for topic in topics for number in self.partitions(topic)}
-        for topic, number, position in self.rows(
-            "SELECT topic, number, position FROM committed WHERE group_id = ?", group
-        ):
-            if (topic, number) in positions:
-                positions[topic, number] = position
-        return positions
+        known = {(topic, number) for topic in topics for number in self.partitions(topic)}
+        found = self.rows("SELECT topic, number, position FROM committed WHERE group_id = ?", group)
+        return {(topic, number): position for topic, number, position in found if (topic, number) in known}
 
 
 class LocalReader:
@@ -159,13 +169,13 @@ class LocalReader:
 
     def __init__(self, file: _File, topics: Sequence[str], group: str, start: Positions | None = None) -> None:
         self.group = group
+        self._start = start or {}
         self._file = file
         self._ids = {(topic, n): id_ for topic in topics for n, (id_, _) in file.partitions(topic).items()}
         self._topics = tuple(topics)
         self._turn = 0
-        self._position: Positions = {}
-        self.rewind()
-        self._position |= start or {}
+        self._position: Positions = dict.fromkeys(self._ids, 0) | self._file.committed(self._topics, group)
+        self._position |= {place: at for place, at in self._start.items() if place in self._ids}
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
@@ -197,7 +207,8 @@ class LocalReader:
         return dict(self._position)
 
     def rewind(self) -> None:
-        self._position = self._file.committed(self._topics, self.group)
+        at = dict.fromkeys(self._ids, 0) | self._file.committed(self._topics, self.group)
+        self._position = {place: max(offset, self._start.get(place, 0)) for place, offset in at.items()}
 
     def commit(self) -> None:
         with self._file.write() as connection:
@@ -246,6 +257,7 @@ class LocalTransaction:
         if topic not in self._known:
             self._file.partitions(topic)
             self._known.add(topic)
+        check_size(topic, key, value)
         self.messages.append((topic, key, value))
 
     def commit_offsets(self, reader: Reader) -> None:
@@ -322,6 +334,8 @@ class LocalLog:
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
         self._file.partitions(topic)
+        for key, value in messages:
+            check_size(topic, key, value)
         with self._file.write() as connection:
             self.write_messages(connection, [(topic, key, value) for key, value in messages])
 
@@ -356,6 +370,17 @@ class LocalLog:
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         return {number: end for number, (_, end) in self._file.partitions(topic).items()}
+
+    def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
+        return {
+            number: self._file.first_since(id_, end, timestamp_ms)
+            for number, (id_, end) in self._file.partitions(topic).items()
+        }
+
+    def identity(self, topic: str) -> str:
+        self._file.partitions(topic)
+        ((found,),) = self._file.rows("SELECT id FROM incarnation")
+        return str(found)
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
         table = self._file.partitions(topic)

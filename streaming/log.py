@@ -20,10 +20,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from features.error import LogError
+from features.error import LogError, OversizedError
 
 Positions = dict[tuple[str, int], int]
 """Next offset to read per (topic, partition)."""
+
+MESSAGE_BYTES = 8 * 1024 * 1024
+"""Size in bytes of a message with its key that a log takes; a topic on Kafka may be set to take less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ class Reader(Protocol):
         ...
 
     def rewind(self) -> None:
-        """Go back to the group's committed positions, so that what an aborted transaction had read comes again."""
+        """Go back to the group's committed positions, so that what an aborted transaction had read comes again.
+
+        A reader with a `start` does not go back before it.
+        """
         ...
 
     def commit(self) -> None:
@@ -117,6 +123,7 @@ class Transaction(Protocol):
 
         Raises:
             LogError: the topic does not exist.
+            OversizedError: the message is larger than the log takes.
             FencedError: a newer transactor has the same id.
         """
         ...
@@ -143,6 +150,7 @@ class Transactor(Protocol):
         what it read: call `rewind()` to get that again.
 
         Raises:
+            OversizedError: a message is larger than its topic takes; make a new transactor, this one cannot go on.
             FencedError: a newer transactor has the same id. On Kafka this shows at the first exchange with the broker,
                 so a transaction in which nothing was written may end without it.
             LogError: a transaction is open already, or the log does not answer.
@@ -187,6 +195,7 @@ class EventLog(Protocol):
         raises, some of them may have been written: appending again delivers at least once.
 
         Raises:
+            OversizedError: a message is larger than the log, or the topic, takes.
             LogError: the topic does not exist, or the log did not take the messages.
         """
         ...
@@ -196,11 +205,12 @@ class EventLog(Protocol):
     ) -> Reader:
         """Return a reader that starts at the group's committed positions, or at the beginning where there are none.
 
-        `start` says where a sole reader begins instead, for those that keep their positions with what they made of the
-        messages; a position that is no longer kept means the oldest message that is.
-
         A `sole` reader reads all partitions and does not join the group, so it waits for nobody and loses nothing to
         others; it is for one who is fenced in another way, by a transactor that commits its positions.
+
+        `start` says where a sole reader begins instead, for those that keep their positions with what they made of the
+        messages; a position that is no longer kept means the oldest message that is. Other partitions begin where the
+        group stands.
         """
         ...
 
@@ -217,7 +227,22 @@ class EventLog(Protocol):
         ...
 
     def committed(self, topics: Sequence[str], *, group: str) -> Positions:
-        """Return the group's committed position in every partition of the topics; 0 where it never committed."""
+        """Return the group's committed position in the partitions of the topics where there is one.
+
+        There is none where the group never committed, and none where the log has forgotten it: Kafka does so when a
+        group has had no member for `offsets.retention.minutes`, a week by default.
+        """
+        ...
+
+    def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
+        """Return per partition the offset of the first kept message that was appended at a time or after it.
+
+        The end offset where there is no such message; the first message that is kept for time 0.
+        """
+        ...
+
+    def identity(self, topic: str) -> str:
+        """Return what tells this topic from any other, also from one of its name on another log or made after it."""
         ...
 
     def end_offsets(self, topic: str) -> dict[int, int]:
@@ -270,6 +295,16 @@ def check_poll(max_messages: int, timeout_s: float) -> None:
         raise LogError(f"max_messages: expected 1 or more, got {max_messages}")
     if timeout_s < 0:
         raise LogError(f"timeout_s: expected 0 or more seconds, got {timeout_s}")
+
+
+def check_size(topic: str, key: bytes | None, value: bytes) -> None:
+    """Refuse a message that not every implementation can take.
+
+    Raises:
+        OversizedError: key and value are larger than `MESSAGE_BYTES`.
+    """
+    if (size := len(key or b"") + len(value)) > MESSAGE_BYTES:
+        raise OversizedError(f"topic {topic!r}: a message of {size} bytes, at most {MESSAGE_BYTES} are taken")
 
 
 def unknown_topic(topic: str, known: Iterable[str]) -> LogError:

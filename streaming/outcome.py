@@ -35,6 +35,7 @@ class Outcome:
 
     Attributes:
         deltas: in order; at least one.
+        payloads: the deltas as bytes for the log; none where nothing was trained.
         bad: messages for the dead letters.
         events: applied; neutral: valid, but neither positive nor negative by the dataset's rules.
         duplicates: events whose id was seen before.
@@ -45,6 +46,7 @@ class Outcome:
     """
 
     deltas: list[Delta] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     events: int = 0
     neutral: int = 0

@@ -171,6 +171,8 @@ class Snapshots:
                 write_directory(destination, fill)
             except (OSError, SafetensorError) as error:
                 raise StreamError(f"{destination}: the snapshot was not written: {error}; make room") from error
+            except (OverflowError, TypeError, ValueError) as error:
+                raise StreamError(f"{destination}: the state cannot be encoded: {error}; report this") from error
         for old in self._found(snapshot.bundle)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return destination

@@ -22,10 +22,10 @@ from torch.nn import functional
 from features.error import EventError
 from features.event import Decoded, Decoder, Rows, event_decoder, event_rows, item_decoder, item_rows
 from features.history import EventColumns, History, Jagged
-from models import record
+from models import delta, record
 from models.bundle import Bundle
 from models.catalogue import Catalogue
-from models.delta import SNAPSHOT_SEQ, Record, Source, changed_rows
+from models.delta import SNAPSHOT_SEQ, Record, Source
 from models.lookup import Assembler, Batch, Entities, Examples
 from streaming.intake import Recent, id_key
 from streaming.log import Message
@@ -34,10 +34,13 @@ from streaming.topic import Topics
 
 LATENESS_S = 3_600
 """How much older than the newest event of its partition an event may be, in seconds of event time."""
-# An event's clock may be ahead of the log's by this much; one far in the future would make all others late.
+# An event is refused when its clock is ahead of the log's by more than a day. One that is ahead by more than a few
+# minutes counts, but moves its partition's time no further than that: the wrong clock of one device makes nobody late.
 _AHEAD_US = 24 * 3_600 * 1_000_000
 # Rows of the table that can be marked and searched while one row of a batch is sorted.
 _SORT_COST = 256
+_CLOCK_SLACK_US = 5 * 60 * 1_000_000
+_LAST_MS = 2**52
 
 
 @dataclass
@@ -57,10 +60,20 @@ class Step:
         lateness_s: how much older than the newest event of its partition an event may be, in event time; also how
             long event ids are remembered.
         learning_rate: of the table; the bundle's own by default.
+        limit_bytes: size of a delta that the log takes.
+        trained_until: event time in microseconds up to which the bundle was trained. An event that was appended before
+            that time, and is no newer, was in the bundle's files: it is skipped like a repeat.
     """
 
     def __init__(
-        self, bundle: Bundle, topics: Topics, *, lateness_s: float = LATENESS_S, learning_rate: float | None = None
+        self,
+        bundle: Bundle,
+        topics: Topics,
+        *,
+        lateness_s: float = LATENESS_S,
+        learning_rate: float | None = None,
+        limit_bytes: int = delta.DELTA_BYTES,
+        trained_until: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.seq = SNAPSHOT_SEQ
@@ -89,6 +102,10 @@ class Step:
         self.item_records: dict[str, bytes] = {}
         self.item_versions: dict[str, int] = {}
         self._topics = topics
+        self._limit_bytes = limit_bytes
+        self._trained_until = trained_until
+        # A user's record holds so many item ids, and must fit into a delta.
+        self._most_id_bytes = delta.record_bytes(limit_bytes) // (bundle.schema.history_length + 2)
         self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events)}
         if self._dataset.items is not None:
             self._decoders[topics.items] = item_decoder(self._dataset.items)
@@ -109,8 +126,12 @@ class Step:
                 the deltas.
             poison: messages to set aside unseen, since the step fails at them.
             admitted: keys of the values that the batch admitted, where the deltas say so.
+
+        Raises:
+            OversizedError: a record that a message caused does not fit into a delta of `limit_bytes`.
         """
         outcome = Outcome()
+        unusable = set(poison)
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
         inbox = {self._topics.items: _Inbox(), self._topics.events: _Inbox()}
         for message in ordered:
@@ -118,6 +139,10 @@ class Step:
                 if address(message) in poison:
                     raise EventError("the step failed at this message; its state was taken back", cause=POISON)
                 decoded = self._decode(message)
+                if self._oversized(message, decoded):
+                    # Named in the delta like poison: the limit may be another one when the batch is done again.
+                    unusable.add(address(message))
+                    raise EventError(f"an id of more than {self._most_id_bytes} bytes", cause="oversized")
                 inbox[message.topic].messages.append(message)
                 inbox[message.topic].decoded.append(decoded)
             except EventError as error:
@@ -129,7 +154,7 @@ class Step:
         if train:
             table = self.ranker.table
             outcome.deltas = list(
-                changed_rows(
+                delta.changed_rows(
                     self.bundle.id,
                     self.seq,
                     touched,
@@ -138,10 +163,21 @@ class Step:
                     records=[*records, *changes],
                     times_ms=[message.timestamp_ms for message in ordered],
                     sources=_sources(ordered),
-                    poison=sorted(poison),
+                    poison=sorted(unusable),
+                    limit=self._limit_bytes,
                 )
             )
+            # Before anything is committed, so that a value that no delta can hold is its message's fault.
+            outcome.payloads = [delta.encode(change) for change in outcome.deltas]
         return outcome
+
+    def _oversized(self, message: Message, decoded: Decoded) -> bool:
+        """Returns whether a message carries an id too long for the records that it would enter."""
+        if message.topic != self._topics.events or len(message.value) <= self._most_id_bytes:
+            return False
+        row = dict(zip(self._decoders[message.topic].columns, decoded.row, strict=True))
+        ids = (row.get(name) for name in (self._dataset.events.user, self._dataset.events.item) if name)
+        return any(len(str(value).encode(errors="replace")) > self._most_id_bytes for value in ids)
 
     def _decode(self, message: Message) -> Decoded:
         if message.topic not in self._decoders:
@@ -196,8 +232,16 @@ class Step:
         self.item_records |= payloads
         if not payloads:
             return []
-        changed = Record(record.CHANGED, str(self.seq), record.encode_changed(list(payloads)))
-        return [*(Record(record.ITEM, name, payload) for name, payload in payloads.items()), changed]
+        own = [Record(record.ITEM, name, payload) for name, payload in payloads.items()]
+        limit = delta.record_bytes(self._limit_bytes) // 2
+        return own + self._numbered(record.CHANGED, [*map(record.encode_changed, record.cut(list(payloads), limit))])
+
+    def _numbered(self, kind: str, payloads: Sequence[bytes]) -> list[Record]:
+        """Records under the batch's number, of which a very large batch has several."""
+        return [
+            Record(kind, f"{self.seq}.{part}" if part else str(self.seq), payload)
+            for part, payload in enumerate(payloads)
+        ]
 
     def _item_records(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
         encoder, codebook = self.bundle.encoder, self.bundle.codebook
@@ -240,7 +284,9 @@ class Step:
         # An item that only events name is rankable too, by its id alone.
         records += self._written({name: self._bare_item() for name in catalogue.item_ids[known_items:]})
         if len(admitted):
-            records.append(Record(record.ADMITTED, str(self.seq), record.encode_admitted(admitted)))
+            most = delta.record_bytes(self._limit_bytes) // 16
+            parts = [admitted[start : start + most] for start in range(0, len(admitted), most)]
+            records += self._numbered(record.ADMITTED, [record.encode_admitted(part) for part in parts])
         return touched, records
 
     def _fresh(self, inbox: _Inbox, outcome: Outcome) -> pl.DataFrame:
@@ -257,17 +303,21 @@ class Step:
         position, times = frame["event"].to_numpy(), frame["time"].to_numpy()
         kept = np.zeros(frame.height, dtype=np.bool_)
         chosen = [inbox.messages[place] for place in position]
-        ahead = self._ahead(chosen, times)
+        appended = _appended_us(chosen)
+        ahead: NDArray[np.bool_] = (times - appended > _AHEAD_US) & self._clock
         outcome.bad += [_ahead_of_its_time(chosen[place]) for place in np.flatnonzero(ahead)]
+        trained = self._trained(times, appended)
+        outcome.duplicates += int(trained.sum())
         on_purpose = np.array([inbox.decoded[place].backfill for place in position], dtype=np.bool_)
         keys = [None if (found := inbox.decoded[place].event_id) is None else id_key(found) for place in position]
         partitions = np.array([message.partition for message in chosen])
         for partition in np.unique(partitions):
             for old in (False, True):
-                index = np.flatnonzero((partitions == partition) & ~ahead & (on_purpose == old))
+                index = np.flatnonzero((partitions == partition) & ~ahead & ~trained & (on_purpose == old))
                 # What is old on purpose has a time of its own, which makes nothing else late.
                 place = (self._topics.events + " backfill" * old, int(partition))
-                late = self.recent.late(place, times[index]) & ~on_purpose[index]
+                at_most = appended[index] + _CLOCK_SLACK_US if self._clock and not old else None
+                late = self.recent.late(place, times[index], at_most=at_most) & ~on_purpose[index]
                 outcome.bad += [_too_late(chosen[number]) for number in index[late]]
                 index = index[~late]
                 repeated = self.recent.repeated(place, [keys[number] for number in index], times[index])
@@ -275,10 +325,11 @@ class Step:
                 kept[index[~repeated]] = True
         return frame if kept.all() else frame.filter(pl.Series(kept))
 
-    def _ahead(self, messages: Sequence[Message], times: NDArray[np.int64]) -> NDArray[np.bool_]:
-        appended = np.array([message.timestamp_ms for message in messages], dtype=np.int64)
-        ahead: NDArray[np.bool_] = (times - appended * 1_000 > _AHEAD_US) & self._clock
-        return ahead
+    def _trained(self, times: NDArray[np.int64], appended: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which events (E,) the bundle was trained on."""
+        if self._trained_until is None:
+            return np.zeros(len(times), dtype=np.bool_)
+        return np.maximum(times, appended) <= self._trained_until
 
     def _times(self, frame: pl.DataFrame) -> NDArray[np.int64]:
         """Event times; without a clock or an order, the number of events that arrived before, in any batch."""
@@ -367,6 +418,11 @@ def _sources(messages: Sequence[Message]) -> list[Source]:
     for message in messages:
         offsets.setdefault((message.topic, message.partition), []).append(message.offset)
     return [Source(*place, found[0], found[-1]) for place, found in offsets.items()]
+
+
+def _appended_us(messages: Sequence[Message]) -> NDArray[np.int64]:
+    """When messages (E,) were appended, in microseconds; a producer may have written any number as its time."""
+    return np.array([min(max(message.timestamp_ms, 0), _LAST_MS) * 1_000 for message in messages], dtype=np.int64)
 
 
 def _too_late(message: Message) -> Bad:

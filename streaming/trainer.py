@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from features import trace
-from features.error import StreamError
+from features.error import LogError, OversizedError, StreamError, is_fault
 from models import delta
 from models.bundle import Bundle
-from streaming.deadletter import encode_dead_letter
+from streaming.deadletter import KEPT_BYTES, encode_dead_letter
 from streaming.log import EventLog, Message, Positions, Transaction
 from streaming.outcome import POISON, Address, Bad, Outcome, address
-from streaming.restore import group_of, input_topics, restored
+from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import LATENESS_S, Step
 from streaming.topic import Topics
@@ -29,6 +29,9 @@ from streaming.topic import Topics
 # A late event is no sign of a wrong topic.
 _HARMLESS = frozenset({"late"})
 _WINDOW = 1_000
+# Deltas are not cut smaller than this when the log refuses them.
+_LEAST_BYTES = 128 * 1024
+_GROUP_EVERY_S = 3_600.0
 _LOGGER = logging.getLogger(__name__)
 _ENOUGH = 100
 
@@ -114,20 +117,27 @@ class Trainer:
         self._watch = watch
         self._failpoint = failpoint
         self._recent_faults: deque[bool] = deque(maxlen=_WINDOW)
+        self._limit_bytes = delta.DELTA_BYTES
+        self._group_due = time.monotonic() + _GROUP_EVERY_S
         self.totals = Totals()
         log.create_topics(topics.partitions())
+        self._start = start_of(log, bundle, topics)
+        self._open()
+        self._snapshot_due = time.monotonic() + options.snapshot_every_s
+
+    def _open(self) -> None:
         # Fencing the one before comes first: what is restored below is then final.
-        self._transactor = log.transactor(f"trainer-{bundle.id}")
+        self._transactor = self._log.transactor(f"trainer-{self._bundle.id}")
         try:
-            self.step = self._restored()
+            self.step, positions = self._restored()
             # One each, so that a flood of events does not hold up items.
             self._readers = [
-                log.reader([topic], group=group_of(bundle, topic), sole=True) for topic in input_topics(topics)
+                self._log.reader([topic], group=group_of(self._bundle, topic), sole=True, start=positions)
+                for topic in input_topics(self._topics)
             ]
         except BaseException:
             self._transactor.close()
             raise
-        self._snapshot_due = time.monotonic() + options.snapshot_every_s
 
     def run_once(self, *, wait_s: float | None = None) -> int:
         """Does one micro-batch and returns how many messages it took; 0 when there were none in time.
@@ -149,22 +159,26 @@ class Trainer:
             span.note(messages=len(messages), bad=len(outcome.bad), inputs=inputs)
             self._judge(messages, outcome.bad)
             began = time.perf_counter()
-            with trace.span("commit", deltas=len(outcome.deltas)), self._transactor.begin() as transaction:
-                self._write(transaction, outcome)
-                for reader, part in zip(self._readers, read, strict=True):
-                    if part:
-                        transaction.commit_offsets(reader)
-                self._failpoint("after offsets")
+            try:
+                with trace.span("commit", deltas=len(outcome.deltas)), self._transactor.begin() as transaction:
+                    self._write(transaction, outcome)
+                    # A topic without messages too, now and then, or the log forgets where the group stands in it.
+                    every = time.monotonic() >= self._group_due
+                    for reader, part in zip(self._readers, read, strict=True):
+                        if part or every:
+                            transaction.commit_offsets(reader)
+                    self._failpoint("after offsets")
+            except OversizedError as error:
+                self._cut_smaller(error)
+                return self.run_once(wait_s=wait_s)
             outcome.transaction_s = time.perf_counter() - began
+        if every:
+            self._group_due = time.monotonic() + _GROUP_EVERY_S
         self.totals.add(len(messages), outcome)
         self._watch(messages, outcome)
         if self._snapshots is not None and time.monotonic() >= self._snapshot_due:
-            try:
-                self.write_snapshot()
-            except StreamError as error:
-                # The log has everything: a start takes longer, and nothing is lost.
-                self.totals.failed_snapshots += 1
-                _LOGGER.warning("%s", error)
+            self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
+            self._keep(self._snapshot())
         return len(messages)
 
     def write_snapshot(self) -> None:
@@ -176,9 +190,22 @@ class Trainer:
         if self._snapshots is None:
             return
         self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
+        self._snapshots.write(self._snapshot())
+
+    def _snapshot(self) -> Snapshot:
         # No delta of this bundle stands behind the last batch's, so any end from then on is a good position.
         end = self._log.end_offsets(self._topics.deltas)[0]
-        self._snapshots.write(Snapshot.of(self.step, deltas=end, inputs=self._position()))
+        return Snapshot.of(self.step, deltas=end, inputs=self._position())
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        """Writes a snapshot where that is possible: the log has everything, so a start takes longer without it."""
+        if self._snapshots is None:
+            return
+        try:
+            self._snapshots.write(snapshot)
+        except StreamError as error:
+            self.totals.failed_snapshots += 1
+            _LOGGER.warning("%s", error)
 
     def drained(self) -> bool:
         """Whether both topics are read to their ends."""
@@ -203,11 +230,29 @@ class Trainer:
         return {place: at for reader in self._readers for place, at in reader.position().items()}
 
     def _write(self, transaction: Transaction, outcome: Outcome) -> None:
-        for change in outcome.deltas:
-            transaction.append(self._topics.deltas, delta.encode(change))
+        for payload in outcome.payloads:
+            transaction.append(self._topics.deltas, payload)
+        kept = min(KEPT_BYTES, self._limit_bytes // 4)
         for bad in outcome.bad:
-            transaction.append(self._topics.dead_letters, encode_dead_letter(bad.message, bad.cause, bad.reason))
+            letter = encode_dead_letter(bad.message, bad.cause, bad.reason, kept_bytes=kept)
+            transaction.append(self._topics.dead_letters, letter)
         self._failpoint("after produce")
+
+    def _cut_smaller(self, error: OversizedError) -> None:
+        """Goes back to the last commit and cuts deltas to half the size from there on.
+
+        The topic takes less than is usual. A record that no smaller delta can hold becomes a dead letter.
+        """
+        if self._limit_bytes // 2 < _LEAST_BYTES:
+            topics = f"{self._topics.deltas} or {self._topics.dead_letters}"
+            raise LogError(
+                f"{topics}: refuses messages of {self._limit_bytes} bytes; set max.message.bytes of these topics to "
+                f"{2 * _LEAST_BYTES} or more"
+            ) from error
+        self._limit_bytes //= 2
+        _LOGGER.warning("%s; deltas are cut to %d bytes from here on", error, self._limit_bytes)
+        self.close()
+        self._open()
 
     def _judge(self, messages: list[Message], bad: list[Bad]) -> None:
         """Stops before anything of the batch is committed, so that nothing is lost to the dead letters."""
@@ -226,19 +271,23 @@ class Trainer:
     def _step(self, messages: list[Message]) -> Outcome:
         try:
             return self.step.apply(messages)
-        except MemoryError:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             return self._without_poison(messages, error)
 
-    def _without_poison(self, messages: list[Message], error: Exception) -> Outcome:
-        before = self._restored()
-        pristine = Snapshot.of(before, deltas=0, inputs={})
+    def _without_poison(self, messages: list[Message], error: BaseException) -> Outcome:
+        before, positions = self._restored()
+        # Kept, so that the next poison costs no more than this one: what a restart reads is what a search reads.
+        pristine = Snapshot.of(before, deltas=self._log.end_offsets(self._topics.deltas)[0], inputs=positions)
+        self._keep(pristine)
         reasons = self._poisonous(messages, pristine)
         self.step = self._anew(pristine)
         try:
             outcome = self.step.apply(messages, poison=frozenset(reasons))
-        except Exception as again:
+        except BaseException as again:
+            if not is_fault(again):
+                raise
             raise StreamError(
                 f"the step fails at a batch of {len(messages)} messages from {address(messages[0])} on, and at none "
                 f"of them alone: {type(again).__name__}: {again}; report it with these messages"
@@ -254,7 +303,9 @@ class Trainer:
         try:
             self._anew(pristine).apply(messages)
             return {}
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             if len(messages) == 1:
                 return {address(messages[0]): f"{type(error).__name__}: {error}"}
         middle = len(messages) // 2
@@ -262,13 +313,20 @@ class Trainer:
 
     def _anew(self, snapshot: Snapshot | None) -> Step:
         options = self._options
-        step = Step(self._bundle, self._topics, lateness_s=options.lateness_s, learning_rate=options.learning_rate)
+        step = Step(
+            self._bundle,
+            self._topics,
+            lateness_s=options.lateness_s,
+            learning_rate=options.learning_rate,
+            limit_bytes=self._limit_bytes,
+            trained_until=self._start.trained_until,
+        )
         if snapshot is not None:
             snapshot.restore(step)
         return step
 
     # Restore.
 
-    def _restored(self) -> Step:
+    def _restored(self) -> tuple[Step, Positions]:
         snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
-        return restored(self._log, self._topics, snapshot, self._anew(snapshot))
+        return restored(self._log, self._topics, snapshot, self._anew(snapshot), self._start.positions)

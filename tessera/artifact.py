@@ -1,6 +1,7 @@
 """What the stages of a run leave on the disk for one another."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,16 @@ def kept_history(frame: Frame, length: int) -> pl.DataFrame:
             "time": visits["time"],
         }
     )
+
+
+def trained_until(frame: Frame, dataset: Dataset) -> int | None:
+    """Returns the time of the newest event that a bundle is made of, in microseconds since 1970.
+
+    None where events have no clock, and where that time has not come yet: such a clock says nothing of the log's.
+    """
+    times = frame.examples.filter(pl.col("split") != "test")["time"]
+    newest = times.max() if dataset.events.time is not None else None
+    return newest if isinstance(newest, int) and newest <= time.time_ns() // 1_000 else None
 
 
 def read_frame(directory: Path) -> Frame:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from features.error import TesseraError
 from tessera.console import (
     DatasetArgument,
     JsonOption,
@@ -80,6 +81,24 @@ GateOption = Annotated[
     list[str] | None,
     typer.Option("--gate", help="How much worse than the champion, e.g. auc=0.005 or latency=2; repeatable."),
 ]
+PositionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--positions", help="Where the topics stood when the files were made, from `tessera topics positions`."
+    ),
+]
+
+
+def read_positions(path: Path | None) -> tuple[Any, ...]:
+    """Reads what `tessera topics positions` printed; nothing without a path."""
+    from models.bundle import LogPosition
+
+    if path is None:
+        return ()
+    try:
+        return tuple(msgspec.json.decode(path.read_bytes(), type=list[LogPosition]))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TesseraError(f"{path}: expected what `tessera topics positions` prints ({error})") from error
 
 
 def run_command(until: str, help_text: str) -> Callable[..., None]:
@@ -110,6 +129,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         content: ContentOption = None,
         precision: PrecisionOption = "float32",
         gate: GateOption = None,
+        positions: PositionsOption = None,
         json: JsonOption = False,
     ) -> None:
         from models.feature import Pooling, TableOptions
@@ -145,6 +165,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             pieces=pieces,
             train=TrainConfig(precision=one_of(PrecisionChoice, precision, "--precision")),
             gates=Gates.parse(gate),
+            positions=read_positions(positions),
         )
         registry = Settings.from_environment().open_registry() if until == "publish" else None
         loaded = load_with_split(dataset, split)

@@ -25,7 +25,7 @@ from features.profile import few_known
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
 from models.admission import Admission
-from models.bundle import FORMAT, Bundle, Parts, Training, load_bundle, write_bundle
+from models.bundle import FORMAT, Bundle, LogPosition, Parts, Training, load_bundle, write_bundle
 from models.evaluate import by_item_novelty, rate_baselines
 from models.feature import TableOptions, default_schema, hashed_id_schema
 from models.fused import engine
@@ -44,6 +44,7 @@ from tessera.artifact import (
     load_ranker,
     read_frame,
     save_ranker,
+    trained_until,
     with_content,
     with_tokens,
     with_train_positives,
@@ -74,6 +75,7 @@ class RunOptions:
         history_length: L.
         warm_start: the directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
         gates: how much worse than the champion a bundle may be that is to challenge it.
+        positions: where the log's topics stood when the dataset's files were made; the bundle's stream starts there.
     """
 
     seed: int = 0
@@ -93,6 +95,7 @@ class RunOptions:
     warm_start: Path | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     gates: Gates = field(default_factory=Gates)
+    positions: tuple[LogPosition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -400,11 +403,14 @@ class _Run:
                     encoder=encoded / "encoder" if encoded else None,
                     codebook=assigned / "codebook" if assigned else None,
                     tokens=frame_dir / "tokens" if assigned else None,
+                    trained_until=trained_until(frame, self._dataset),
+                    positions=self._options.positions,
                 ),
                 directory / "bundle",
             )
 
-        key = key_of("publish", self._code, self._evaluate_key, FORMAT)
+        positions = [msgspec.to_builtins(place) for place in self._options.positions]
+        key = key_of("publish", self._code, self._evaluate_key, FORMAT, *positions)
         return load_bundle(self._stages.run("publish", key, work) / "bundle")
 
     def _publish(self, bundle: Bundle, frame_dir: Path) -> tuple[Release | None, Verdict | None]:

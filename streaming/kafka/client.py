@@ -9,11 +9,9 @@ from typing import Any
 from kafka.errors import InvalidTopicError, KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
 from kafka.net.compat import KafkaNetClient
 
-from features.error import FencedError, LogError
-from streaming.log import Kept, Message
+from features.error import FencedError, LogError, OversizedError
+from streaming.log import MESSAGE_BYTES, Kept, Message
 
-# A message may hold 8 MiB; the client's and the broker's own limits are 1 MiB, which a batch of deltas passes.
-MESSAGE_BYTES = 8 * 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
 REQUEST_MS = 30_000
 _COMPACTION_LAG_MS = 24 * 3_600 * 1_000
@@ -56,13 +54,17 @@ PRODUCER: dict[str, Any] = {
     "enable_idempotence": True,
     "acks": "all",
     "allow_auto_create_topics": False,
-    "max_request_size": MESSAGE_BYTES,
+    # The client's and the broker's own limits are 1 MiB, which a batch of deltas passes. The client counts its heads.
+    "max_request_size": MESSAGE_BYTES + 1_024,
     "batch_size": 512 * 1024,
     # A transaction often meets the tail of the one before; waiting the default 100 ms would be most of its time.
     "retry_backoff_ms": 5,
     "metrics_enabled": False,
 }
+# Of a transaction: a topic that takes little refuses a batch of messages that would each fit.
+TRANSACTION_BATCH_BYTES = 64 * 1024
 NO_SUCH_TOPIC = (UnknownTopicOrPartitionError.errno, InvalidTopicError.errno)
+_OVERSIZED = ("MessageSizeTooLargeError", "RecordListTooLargeError", "RecordTooLargeError")
 _FENCED = ("ProducerFencedError", "InvalidProducerEpochError")
 
 
@@ -75,6 +77,8 @@ def client_error(doing: str, error: BaseException) -> LogError:
             f"{doing}: another writer with this transactional id has taken over, or the transaction outlived its "
             f"timeout; stop this writer ({text})"
         )
+    if any(name in text for name in _OVERSIZED):
+        return OversizedError(f"{doing}: a message is larger than its topic takes ({text})")
     return LogError(f"{doing}: {text}")
 
 
@@ -109,7 +113,7 @@ def topic_config(kept: Kept) -> dict[str, str]:
         "cleanup.policy": ",".join(policies) or "delete",
         "retention.ms": "-1" if kept.seconds is None else str(int(1000 * kept.seconds)),
         "min.compaction.lag.ms": str(_COMPACTION_LAG_MS),
-        "max.message.bytes": str(MESSAGE_BYTES),
+        "max.message.bytes": str(MESSAGE_BYTES + 1_024),
     }
 
 

@@ -21,6 +21,7 @@ from streaming.kafka.client import (
     PRODUCER,
     REQUEST_MS,
     SESSION_TIMEOUT_MS,
+    TRANSACTION_BATCH_BYTES,
     as_message,
     check_address,
     told,
@@ -28,7 +29,7 @@ from streaming.kafka.client import (
 )
 from streaming.kafka.reader import KafkaFollower, KafkaReader, KafkaSoleReader
 from streaming.kafka.transaction import KafkaTransactor
-from streaming.log import Kept, Message, Positions, check_partitions, unknown_partition, unknown_topic
+from streaming.log import Kept, Message, Positions, check_partitions, check_size, unknown_partition, unknown_topic
 
 _STALL_S = 30.0
 _ASK_EVERY_S = 1.0
@@ -118,6 +119,7 @@ class KafkaLog:
 
     def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any:
         """Hand one message to a producer; returns its future. A key's partition is the one Java clients choose."""
+        check_size(topic, key, value)
         if topic not in self._counts:
             self._counts[topic] = self._partition_count(topic)
         partition = next(self._turn) % self._counts[topic] if key is None else None
@@ -173,8 +175,9 @@ class KafkaLog:
         return KafkaConsumer(**{**CONSUMER, **self._options, **options})
 
     def transactor(self, transactional_id: str) -> KafkaTransactor:
+        own = {"transactional_id": transactional_id, "batch_size": TRANSACTION_BATCH_BYTES}
         with told(f"transactor {transactional_id!r}"):
-            producer = KafkaProducer(**{**PRODUCER, **self._options}, transactional_id=transactional_id)
+            producer = KafkaProducer(**{**PRODUCER, **self._options, **own})
             try:
                 producer.init_transactions()
             except BaseException:
@@ -188,7 +191,8 @@ class KafkaLog:
             # A consumer that never joins, not the admin client: it waits for a transaction that is being settled.
             consumer = self._consumer(group_id=group)
             try:
-                return {tuple(place): consumer.committed(place, timeout_ms=REQUEST_MS) or 0 for place in places}
+                found = {tuple(place): consumer.committed(place, timeout_ms=REQUEST_MS) for place in places}
+                return {place: at for place, at in found.items() if at is not None}
             finally:
                 consumer.close(autocommit=False)
 
@@ -198,6 +202,30 @@ class KafkaLog:
             # With READ_COMMITTED the broker answers with the last stable offset.
             found = self._admin.list_partition_offsets(places, isolation_level=IsolationLevel.READ_COMMITTED)
         return {place.partition: found[place].offset for place in sorted(found)}
+
+    def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
+        places = [TopicPartition(topic, n) for n in range(self._partition_count(topic))]
+        ends = self.end_offsets(topic)
+        with told(f"offsets of {topic!r} at {timestamp_ms}"):
+            consumer = self._idle.pop() if self._idle else self._consumer()
+            try:
+                # Not by time where all are wanted: what follows the last message counts as kept.
+                if timestamp_ms <= 0:
+                    kept = consumer.beginning_offsets(places, timeout_ms=REQUEST_MS)
+                    return {place.partition: min(at, ends[place.partition]) for place, at in kept.items()}
+                found = consumer.offsets_for_times(dict.fromkeys(places, timestamp_ms), timeout_ms=REQUEST_MS)
+            finally:
+                self._idle.append(consumer)
+        return {
+            place.partition: min(at.offset, ends[place.partition]) if at is not None else ends[place.partition]
+            for place, at in found.items()
+        }
+
+    def identity(self, topic: str) -> str:
+        with told(f"topic {topic!r}"):
+            self._partition_count(topic)
+            (found,) = self._admin.describe_topics([topic])
+        return str(found["topic_id"])
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
         ends = self.end_offsets(topic)

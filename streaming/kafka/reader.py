@@ -78,8 +78,12 @@ class KafkaReader:
         start = self._consumer.beginning_offsets(held, timeout_ms=REQUEST_MS) if held else {}
         for place in held:
             position = self._consumer.committed(place, timeout_ms=REQUEST_MS)
-            self._consumer.seek(place, start[place] if position is None else position)
+            self._consumer.seek(place, max(self._first(place, position or 0), start[place]))
         self._note_position()
+
+    def _first(self, place: TopicPartition, position: int) -> int:
+        """Where reading goes on in a partition."""
+        return position
 
     def _note_position(self) -> None:
         self._position = {
@@ -136,8 +140,14 @@ class KafkaSoleReader(KafkaReader):
 
     def __init__(self, consumer: KafkaConsumer, group: str, start: Positions | None = None) -> None:
         super().__init__(consumer, group)
-        self._started = False
         self._start = start or {}
+        self._started = False
+
+    def _first(self, place: TopicPartition, position: int) -> int:
+        start = self._start.get((place.topic, place.partition))
+        if start is None:
+            return position
+        return max(position, start) if self._started else start
 
     def _moved(self) -> bool:
         return False
@@ -145,15 +155,7 @@ class KafkaSoleReader(KafkaReader):
     def _join(self) -> None:
         if not self._started:
             self._seek_committed()
-            self._seek_start()
             self._started = True
-
-    def _seek_start(self) -> None:
-        places = [TopicPartition(*place) for place in self._start]
-        kept = self._consumer.beginning_offsets(places, timeout_ms=REQUEST_MS) if places else {}
-        for place in places:
-            self._consumer.seek(place, max(kept[place], self._start[place.topic, place.partition]))
-        self._note_position()
 
     def position(self) -> Positions:
         with told(f"position of group {self.group!r}"):

@@ -52,7 +52,7 @@ def soak(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds: 
                     time.sleep(seconds / _SAMPLES)
                     end = log.end_offsets(settings.topics.events)[0]
                     group = group_of(bundle, settings.topics.events)
-                    (at,) = log.committed([settings.topics.events], group=group).values()
+                    at = sum(log.committed([settings.topics.events], group=group).values())
                     rows.append(
                         {"second": time.monotonic() - began, "memory_mb": _memory_mb(process.pid), "lag": end - at}
                     )

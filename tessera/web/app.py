@@ -21,7 +21,7 @@ from serving.access import KeyFile
 from serving.current import Current
 from serving.guard import secret_of
 from serving.metrics import Metrics
-from streaming.deadletter import causes, put_back
+from streaming.deadletter import put_back, waiting
 from tessera.settings import Settings
 from tessera.web import view
 from tessera.web.catalogue import CodedItems
@@ -163,11 +163,11 @@ def _letters(router: APIRouter, console: Console) -> None:
         request: Request, cause: str = Query("", max_length=80), page: int = Query(1, ge=1, le=1_000_000),
         done: str = Query("", max_length=20),
     ) -> HTMLResponse:  # fmt: skip
-        filed = console.sampler.seen.letters
-        chosen = [one for one in reversed(filed) if not cause or one.letter.cause == cause]
+        letters = console.sampler.seen.letters
+        chosen = [one for one in reversed(letters.newest) if not cause or one.letter.cause == cause]
         return console.page(
-            "letters", "/letters", causes=causes(filed), total=len(filed), cause=cause, page=page,
-            pages_of=max(1, -(-len(chosen) // _LETTERS)), done=int(done) if done.isdecimal() else None,
+            "letters", "/letters", causes=letters.waiting, total=letters.total, held=len(letters.newest), cause=cause,
+            page=page, pages_of=max(1, -(-len(chosen) // _LETTERS)), done=int(done) if done.isdecimal() else None,
             shown=[view.letter(one) for one in chosen[(page - 1) * _LETTERS : page * _LETTERS]],
             may_write=console.may_write(request),
         )  # fmt: skip
@@ -182,11 +182,11 @@ def _letters(router: APIRouter, console: Console) -> None:
         return await run_in_threadpool(put, form.get("number", []), form.get("cause", [""])[0])
 
     def put(numbers: list[str], cause: str) -> Response:
-        filed = console.sampler.seen.letters
-        chosen = {one.number for one in filed if one.letter.cause == cause and not one.put_back}
-        chosen |= {int(number) for number in numbers if number.isdecimal()}
+        chosen = {int(number) for number in numbers if number.isdecimal()}
         try:
             with contextlib.closing(console.settings.open_log()) as log:
+                if cause:
+                    chosen |= waiting(log, console.settings.topics, cause)
                 done = put_back(log, console.settings.topics, chosen, {})
         except TesseraError as error:
             return console.page("problem", "/letters", 409, title="Nothing was put back", why=str(error))

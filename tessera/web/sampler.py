@@ -17,7 +17,7 @@ from models.registry import Version
 from serving.assignment import Experiment
 from serving.current import Current
 from serving.metrics import Metrics
-from streaming.deadletter import Filed, Filing
+from streaming.deadletter import Filing, Letters
 from tessera.lag import deltas_behind, inputs_behind
 from tessera.looks import looks_of
 from tessera.rollouts import Past, past, running
@@ -53,7 +53,7 @@ class Seen:
     """All that pages are made of; replaced part by part, never changed."""
 
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_KEPT))
-    letters: list[Filed] = field(default_factory=list)
+    letters: Letters = field(default_factory=Letters)
     versions: list[Version] = field(default_factory=list)
     running: list[Experiment] = field(default_factory=list)
     past: list[Past] = field(default_factory=list)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from models.registry import Version
 from serving.assignment import CHALLENGER, CONTROL
 from serving.current import Current
-from streaming.deadletter import Filed, causes
+from streaming.deadletter import Filed
 from streaming.topic import Topics
 from tessera import plot
 from tessera.judge import surely
@@ -63,7 +63,7 @@ def overview(seen: Seen, topics: Topics, current: Current) -> dict[str, Any]:
         "items": current.service.items,
         "champion": next((one for one in seen.versions if "champion" in one.aliases), None),
         "running": [_experiment(seen, one) for one in seen.running],
-        "letters": causes(seen.letters),
+        "letters": seen.letters.waiting,
         "span_s": seen.samples[-1].at - seen.samples[0].at if len(seen.samples) > 1 else 0.0,
     }
 
@@ -170,6 +170,7 @@ def letter(filed: Filed) -> dict[str, Any]:
         "number": filed.number,
         "letter": filed.letter,
         "put_back": filed.put_back,
+        "readable": filed.waits or filed.put_back,
         "text": text,
         "cut": filed.letter.size_bytes > _SHOWN_BYTES,
     }

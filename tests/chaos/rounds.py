@@ -100,7 +100,10 @@ class Place:
             at = self.log.committed([TOPICS.events], group=group)
             if not self.trainer.alive():
                 self.trainer.start()
-            return all(at[TOPICS.events, partition] >= end - 3 for partition, end in ends.items()) and not self._left()
+            return (
+                all(at.get((TOPICS.events, partition), 0) >= end - 3 for partition, end in ends.items())
+                and not self._left()
+            )
 
         until(read, seconds=120, doing="the trainer's catching up")
 
@@ -134,7 +137,8 @@ class Place:
         """Whether messages, not mere marks of transactions, stand behind the group's positions."""
         at = self.log.committed([TOPICS.events], group=group_of(self.world.bundle, TOPICS.events))
         ends = self.log.end_offsets(TOPICS.events)
-        return any(True for (topic, n), start in at.items() for _ in self.log.read(topic, n, start, ends[n]))
+        starts = {n: at.get((TOPICS.events, n), 0) for n in ends}
+        return any(True for n, end in ends.items() for _ in self.log.read(TOPICS.events, n, starts[n], end))
 
     def close(self) -> None:
         for process in (self.trainer, *self.writers, *self.zombies):

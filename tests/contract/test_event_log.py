@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from features.error import FencedError, LogError
+from features.error import FencedError, LogError, OversizedError
 from streaming.kafka import KafkaLog
 from streaming.local import LocalLog
-from streaming.log import EventLog, Kept, Message, Reader
+from streaming.log import MESSAGE_BYTES, EventLog, Kept, Message, Reader
 
 OPEN: dict[str, Callable[[pytest.FixtureRequest], EventLog]] = {
     "local": lambda request: LocalLog(request.getfixturevalue("tmp_path") / "log.sqlite"),
@@ -127,7 +127,7 @@ def test_a_position_is_the_next_offset_to_read(log: EventLog) -> None:
         first = reader.poll(4, 20.0)
         assert [message.offset for message in first] == [0, 1, 2, 3]
         assert reader.position() == {(topic, 0): 4}
-        assert log.committed([topic], group=group) == {(topic, 0): 0}
+        assert log.committed([topic], group=group) == {}
         reader.commit()
         assert log.committed([topic], group=group) == {(topic, 0): 4}
         assert [message.offset for message in take(reader, 6)] == [4, 5, 6, 7, 8, 9]
@@ -158,7 +158,7 @@ def test_groups_do_not_see_each_other(log: EventLog) -> None:
     with closing(log.reader([topic], group=other)) as reader:
         assert values(take(reader, 2)) == [b"a", b"b"]
     assert log.committed([topic], group=one) == {(topic, 0): 2}
-    assert log.committed([topic], group=other) == {(topic, 0): 0}
+    assert log.committed([topic], group=other) == {}
 
 
 def test_one_reader_reads_several_topics(log: EventLog) -> None:
@@ -218,7 +218,7 @@ def test_an_abort_leaves_nothing_and_rewind_brings_the_messages_again(log: Event
         with pytest.raises(BodyError):
             attempt(fail=True)
         assert reader.position() == {(source, 0): 2}
-        assert log.committed([source], group=group) == {(source, 0): 0}
+        assert log.committed([source], group=group) == {}
         reader.rewind()
         assert take(reader, 2) == first
         attempt(fail=False)
@@ -299,7 +299,7 @@ def test_a_transactor_fenced_inside_its_transaction_commits_nothing_of_it(open_l
             transaction.append(sink, b"newest")
     with closing(log.reader([sink], group=name("group"))) as watcher:
         assert values(take(watcher, 1)) == [b"newest"]
-    assert log.committed([source], group=group) == {(source, 0): 0}
+    assert log.committed([source], group=group) == {}
 
 
 def test_a_second_transaction_cannot_open_inside_the_first(log: EventLog) -> None:
@@ -545,3 +545,63 @@ def test_a_file_that_is_no_event_log_is_refused(tmp_path: Path) -> None:
     for path, reason in ((text, "not a database"), (other, "another program"), (newer, "format 1, got 99")):
         with pytest.raises(LogError, match=reason):
             LocalLog(path)
+
+
+def test_a_sole_reader_begins_where_it_is_told_and_does_not_go_back_before(open_log: Opener) -> None:
+    log, group = open_log(), name("group")
+    topic = new_topic(log)
+    log.append(topic, [(None, str(n).encode()) for n in range(10)])
+    with closing(log.reader([topic], group=group, sole=True)) as other:
+        take(other, 10)
+        other.commit()
+    with closing(log.reader([topic], group=group, sole=True, start={(topic, 0): 4})) as reader:
+        assert reader.position() == {(topic, 0): 4}
+        assert values(take(reader, 6)) == [str(n).encode() for n in range(4, 10)]
+    with closing(log.reader([topic], group=name("group"), sole=True, start={(topic, 0): 4})) as reader:
+        assert values(take(reader, 6)) == [str(n).encode() for n in range(4, 10)]
+        reader.rewind()
+        assert reader.position() == {(topic, 0): 4}
+        take(reader, 6)
+        reader.commit()
+        reader.rewind()
+        assert reader.position() == {(topic, 0): 10}
+
+
+def test_a_time_is_found_by_when_messages_were_appended(log: EventLog) -> None:
+    topic = new_topic(log, 2)
+    assert log.offsets_at(topic, 0) == log.offsets_at(topic, 10**15) == {0: 0, 1: 0}
+    log.append(topic, [(None, b"old")] * 4)
+    time.sleep(0.05)
+    log.append(topic, [(None, b"new")] * 2)
+    first_new = min(message.timestamp_ms for message in log.read(topic, 0, 2, 3))
+    assert log.offsets_at(topic, 0) == {0: 0, 1: 0}
+    assert log.offsets_at(topic, first_new) == {0: 2, 1: 2}
+    assert log.offsets_at(topic, 10**15) == {0: 3, 1: 3}
+
+
+def test_a_topic_keeps_its_identity_and_shares_it_with_none_of_its_name(
+    open_log: Opener, request: pytest.FixtureRequest
+) -> None:
+    log = open_log()
+    topic = new_topic(log)
+    assert log.identity(topic) == open_log().identity(topic)
+    if isinstance(log, LocalLog):
+        with closing(LocalLog(request.getfixturevalue("tmp_path") / "another.sqlite")) as another:
+            another.create_topics({topic: 1})
+            assert another.identity(topic) != log.identity(topic)
+    else:
+        assert log.identity(new_topic(log)) != log.identity(topic)
+
+
+def test_a_message_that_is_too_large_is_refused_by_name_and_the_log_goes_on(log: EventLog) -> None:
+    topic, largest = new_topic(log), b"x" * (MESSAGE_BYTES - 8)
+    with pytest.raises(OversizedError, match=f"at most {MESSAGE_BYTES}"):
+        log.append(topic, [(None, b"small"), (None, largest + b"x" * 9)])
+    log.append(topic, [(b"12345678", largest)])
+    with closing(log.transactor(name("txn"))) as transactor:
+        with pytest.raises(OversizedError), transactor.begin() as transaction:
+            transaction.append(topic, largest + b"x" * 9)
+        with transactor.begin() as transaction:
+            transaction.append(topic, b"small")
+    settled(log, topic, 2)
+    assert b"small" in [message.value for message in log.read(topic, 0, 0, 10)]
