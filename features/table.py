@@ -13,6 +13,9 @@ from features import clock, column
 from features.dataset import Dataset, Events, Items, TableSource, Users
 from features.source import Table, infer, load
 
+EVENT_ID = "_event_id"
+"""An event's id: a column of the files that have it, and a field of messages. Of two events with one id one counts."""
+
 
 def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFrame:
     """All columns of a table's files, one file after another in sorted order; see `infer` for those of a csv.
@@ -91,7 +94,7 @@ def load_events(dataset: Dataset) -> Table:
     events = dataset.events
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
-    wanted = keys | {*events.categorical, *events.numeric}
+    wanted = keys | {*events.categorical, *events.numeric, EVENT_ID}
     return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical)
 
 

@@ -1,76 +1,131 @@
-"""Backfill: history from files into the log, once, so that the very same step takes it in.
+"""Backfill: history from files into the log, once, so that the very same step applies it.
 
-Before each chunk the log's ends are noted beside the shards; who goes on after a crash reads from there which of the
-chunk's events had arrived, and appends only the others.
+The log itself says which events it has: their ids are read from it, and only the others are appended. So a call that
+was cut short, a range that overlaps an earlier one, or files that have grown since repeat nothing. What was read is
+kept beside the shards, so that the next call reads on from there.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from features.durable import write_file
-from features.error import EventError
+from features.durable import make_directory, write_file
+from features.lock import locked
+from streaming.intake import id_key
 from streaming.log import EventLog
 
 _CHUNK = 2_000
+_FORMAT = 1
 
 
-class _Note(msgspec.Struct, frozen=True):
-    """The chunk in hand: its number, and the topic's ends before it."""
+class _Kept(msgspec.Struct, frozen=True):
+    """What is known of a topic's ids: the keys of all, up to the position of each partition."""
 
-    chunk: int
-    ends: dict[int, int]
+    format: int
+    topic: str
+    identity: str
+    positions: dict[int, int]
+    keys: bytes
 
 
 class _Id(msgspec.Struct, frozen=True, rename={"event_id": "_event_id"}):
     event_id: str | int | None = None
 
 
+class _Sent:
+    """Keys (64 bits) of the ids in a topic; one of 10^8 ids is confused with another with a chance of 3e-4."""
+
+    def __init__(self, log: EventLog, topic: str, path: Path) -> None:
+        self._log = log
+        self._topic = topic
+        self._path = path
+        self._identity = log.identity(topic)
+        kept = self._read()
+        self._positions = dict(kept.positions) if kept else {}
+        self._keys: NDArray[np.uint64] = np.frombuffer(kept.keys if kept else b"", dtype="<u8").astype(np.uint64)
+        self._new: set[int] = set()
+
+    def _read(self) -> _Kept | None:
+        try:
+            kept = msgspec.msgpack.decode(self._path.read_bytes(), type=_Kept)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            # The log has it all.
+            return None
+        here = (_FORMAT, self._topic, self._identity)
+        return kept if (kept.format, kept.topic, kept.identity) == here else None
+
+    def follow(self) -> None:
+        """Reads the ids that have come since, and keeps all on the disk."""
+        ends, kept = self._log.end_offsets(self._topic), self._log.offsets_at(self._topic, 0)
+        for partition, end in ends.items():
+            start = max(self._positions.get(partition, 0), kept[partition])
+            for message in self._log.read(self._topic, partition, start, end) if start < end else ():
+                try:
+                    found = msgspec.json.decode(message.value, type=_Id).event_id
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    continue
+                if found is not None:
+                    self._new.add(id_key(found))
+            self._positions[partition] = max(start, end)
+        self._keys = np.union1d(self._keys, np.fromiter(self._new, dtype=np.uint64, count=len(self._new)))
+        self._new.clear()
+        known = _Kept(_FORMAT, self._topic, self._identity, self._positions, self._keys.astype("<u8").tobytes())
+        write_file(self._path, msgspec.msgpack.encode(known))
+
+    def fresh(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Returns which ids (N,) the topic does not have, each the first time; they count as sent from now on."""
+        keys = np.array([id_key(name) for name in ids], dtype=np.uint64)
+        place = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
+        known = self._keys[place] == keys if len(self._keys) else np.zeros(len(keys), dtype=np.bool_)
+        fresh = np.zeros(len(keys), dtype=np.bool_)
+        for position in np.flatnonzero(~known):
+            key = int(keys[position])
+            fresh[position] = key not in self._new
+            self._new.add(key)
+        return fresh
+
+
 def send_history(
-    log: EventLog, topic: str, shards: Sequence[Path], *, progress: Callable[[int], None] = lambda sent: None
+    log: EventLog,
+    topic: str,
+    shards: Sequence[Path],
+    *,
+    sent: Path,
+    progress: Callable[[int], None] = lambda sent: None,
 ) -> int:
-    """Appends the messages of shards in their order, each exactly once over any number of calls that were cut short.
+    """Appends the messages of shards in their order, each once over any number of calls.
 
     Args:
-        topic: exists.
-        shards: parquet with `event_id`, `key` and `value`; `sent.json` beside them says how far an earlier call came.
-        progress: called with how many messages are in the log.
+        log, topic: where to; the topic exists.
+        shards: parquet with `event_id`, `key` and `value`.
+        sent: a file of what is known of the topic; where it is missing, the topic is read from its start.
+        progress: called with how many messages of the shards are in the log.
 
     Returns:
         How many messages this call appended.
+
+    Raises:
+        TesseraError: another backfill is under way.
+        LogError: the log does not answer; the same call again goes on where this one stopped.
     """
-    messages = pl.concat([pl.read_parquet(shard) for shard in shards])
-    path = shards[0].with_name("sent.json")
-    note = msgspec.json.decode(path.read_bytes(), type=_Note) if path.exists() else None
-    appended = 0
-    for chunk, start in enumerate(range(0, messages.height, _CHUNK)):
-        if note is not None and chunk < note.chunk:
-            continue
-        part = messages[start : start + _CHUNK]
-        if note is not None and chunk == note.chunk:
-            part = part.filter(~pl.col("event_id").is_in(list(_arrived(log, topic, note.ends))))
-        else:
-            _write(path, _Note(chunk, log.end_offsets(topic)))
-        log.append(topic, list(zip(part["key"].to_list(), part["value"].to_list(), strict=True)))
-        appended += part.height
-        progress(min(start + _CHUNK, messages.height))
-    _write(path, _Note(-(-messages.height // _CHUNK), log.end_offsets(topic)))
+    make_directory(sent.parent)
+    appended = seen = 0
+    with locked(sent, wait_s=0):
+        known = _Sent(log, topic, sent)
+        known.follow()
+        for shard in shards:
+            messages = pl.read_parquet(shard)
+            for start in range(0, messages.height, _CHUNK):
+                part = messages[start : start + _CHUNK]
+                seen += part.height
+                part = part.filter(pl.Series(known.fresh(part["event_id"].to_list())))
+                if part.height:
+                    log.append(topic, list(zip(part["key"].to_list(), part["value"].to_list(), strict=True)))
+                appended += part.height
+                progress(seen)
+        known.follow()
     return appended
-
-
-def _arrived(log: EventLog, topic: str, ends: dict[int, int]) -> set[str]:
-    found = set()
-    now = log.end_offsets(topic)
-    for partition, end in ends.items():
-        for message in log.read(topic, partition, end, now[partition]):
-            try:
-                found.add(str(msgspec.json.decode(message.value, type=_Id).event_id))
-            except (msgspec.DecodeError, UnicodeDecodeError, EventError):
-                continue
-    return found
-
-
-def _write(path: Path, note: _Note) -> None:
-    write_file(path, msgspec.json.encode(note))

@@ -173,7 +173,11 @@ def backfill(
         )
         log.create_topics(settings.topics.partitions())
         sent = send_history(
-            log, settings.topics.events, shards, progress=lambda done: bar.update(sending, completed=done, total=None)
+            log,
+            settings.topics.events,
+            shards,
+            sent=settings.home / "backfill" / "sent.msgpack",
+            progress=lambda done: bar.update(sending, completed=done, total=None),
         )
     if json:
         print_json({"sent": sent})
@@ -275,6 +279,23 @@ def topics_create(
     out_console.print(f"topics: {', '.join(names.partitions(partitions))}")
 
 
+@topics.command("positions")
+def topics_positions() -> None:
+    """Print where items and events end, for `tessera run --positions` on files that hold all messages before."""
+    from models.bundle import LogPosition
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        found = [
+            LogPosition(topic, log.identity(topic), partition, offset)
+            for topic in (settings.topics.items, settings.topics.events)
+            for partition, offset in log.end_offsets(topic).items()
+        ]
+    print_json(found)
+
+
 @letters.command("list")
 def letters_list(json: JsonOption = False) -> None:
     """List dead letters: where each message stood, and why it was set aside."""
@@ -330,7 +351,7 @@ def letters_replay(
 
     from features.jsonl import strict_lines
     from features.plaintext import read_plain
-    from streaming.deadletter import put_back, read_dead_letters
+    from streaming.deadletter import put_back, waiting
     from tessera.settings import Settings
 
     replaced: dict[int, bytes] = {}
@@ -344,8 +365,7 @@ def letters_replay(
     settings = Settings.from_environment()
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        filed = read_dead_letters(log, settings.topics)
-        chosen = set(numbers or ()) | {one.number for one in filed if one.letter.cause == cause and not one.put_back}
+        chosen = set(numbers or ()) | (waiting(log, settings.topics, cause) if cause else set())
         if not chosen and not replaced:
             raise TesseraError("no letters chosen; name their numbers, a --cause, or a file of --mended ones")
         done = put_back(log, settings.topics, chosen, replaced)

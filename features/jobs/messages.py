@@ -1,6 +1,9 @@
 """History as messages: the rows of a dataset's events, in time order, as the bytes that the stream reads.
 
 Rows are parsed and ordered once, then cut into shards that Beam encodes; a shard done is not redone.
+
+An event's id is its row's own `_event_id`, or a function of the event alone: of what the stream makes of the row, and
+of how many equal rows there are. So an event has one id however its file is named, touched or extended.
 """
 
 import hashlib
@@ -9,13 +12,17 @@ from pathlib import Path
 
 import msgspec
 import polars as pl
+from xxhash import xxh3_128_hexdigest
 
+from features import column
 from features.dataset import Dataset
 from features.error import DatasetError
 from features.jobs.shard import Progress, map_shards, write_shards
-from features.table import load_events, shape_events
+from features.table import EVENT_ID, load_events, shape_events
 
 _ROWS = 20_000
+# Of the shards; another release's are not used.
+_FORMAT = 2
 
 
 def encode_rows(rows: pl.DataFrame) -> list[bytes]:
@@ -32,29 +39,44 @@ def encode_rows(rows: pl.DataFrame) -> list[bytes]:
 class _Encode:
     """Rows to messages; picklable."""
 
-    def __init__(self, user: str | None, prefix: str) -> None:
+    def __init__(self, user: str | None) -> None:
         self._user = user
-        self._prefix = prefix
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         keys: Sequence[object] = frame[self._user].to_list() if self._user else [None] * frame.height
-        own = frame.drop("_event", "_time")
         values = [
             msgspec.json.encode(
-                {name: value for name, value in row.items() if value is not None}
-                | {"_event_id": f"{self._prefix}:{event}", "_backfill": True},
-                enc_hook=str,
+                {name: value for name, value in row.items() if value is not None} | {"_backfill": True}, enc_hook=str
             )
-            for row, event in zip(own.iter_rows(named=True), frame["_event"].to_list(), strict=True)
+            for row in frame.iter_rows(named=True)
         ]
         return pl.DataFrame(
             {
-                "event_id": [f"{self._prefix}:{event}" for event in frame["_event"].to_list()],
+                "event_id": frame[EVENT_ID],
                 "key": [None if key is None else str(key).encode() for key in keys],
                 "value": values,
             },
             schema={"event_id": pl.String, "key": pl.Binary, "value": pl.Binary},
         )
+
+
+def event_ids(shaped: pl.DataFrame, own: pl.Series | None = None) -> pl.Series:
+    """Returns an id for each event.
+
+    Args:
+        shaped: (R, …) the frame of `features.table.read_events`.
+        own: (R,) String, ids that the rows have themselves; a null is filled in.
+
+    Returns:
+        (R,) String. Equal rows are numbered, so that each counts; the others have the hash of their content.
+    """
+    content = shaped.drop("event")
+    hashes = [xxh3_128_hexdigest(msgspec.json.encode(row)) for row in content.iter_rows()]
+    frame = pl.DataFrame({"hash": pl.Series(hashes, dtype=pl.String)})
+    ordinal = pl.col("hash").cum_count().over("hash") - 1
+    made = pl.when(ordinal > 0).then(pl.format("{}-{}", "hash", ordinal)).otherwise("hash")
+    found = frame.select(made.alias(EVENT_ID)).to_series()
+    return found if own is None else own.zip_with(own.is_not_null(), found)
 
 
 def event_messages(
@@ -83,7 +105,10 @@ def event_messages(
     """
     table = load_events(dataset)
     shaped, _ = shape_events(table, dataset.events)
-    times = shaped.select(pl.col("event").alias("_event"), pl.col("time").alias("_time"))
+    own = column.texts(table, EVENT_ID)[shaped["event"].to_numpy()] if EVENT_ID in table.frame.columns else None
+    times = shaped.select(
+        pl.col("event").alias("_event"), pl.col("time").alias("_time"), event_ids(shaped, own).alias(EVENT_ID)
+    )
     if start is not None:
         times = times.filter(pl.col("_time") >= start)
     if stop is not None:
@@ -91,16 +116,16 @@ def event_messages(
     if not times.height:
         raise DatasetError(f"{dataset.source}: no event lies in the range; widen --from and --to")
     times = times.sort("_time", "_event", maintain_order=True)
-    rows = table.frame[times["_event"].to_numpy()].with_columns(times["_event"], times["_time"])
+    rows = table.frame[times["_event"].to_numpy()].with_columns(times[EVENT_ID])
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in table.files]
-    identity = hashlib.sha256(repr((files, start, stop)).encode()).hexdigest()
-    prefix = f"{dataset.name}-{identity[:12]}"
-    place = directory / prefix
+    # Of the shards alone, which are made again for another call; nothing of it is in a message.
+    identity = hashlib.sha256(repr((_FORMAT, files, start, stop)).encode()).hexdigest()
+    place = directory / f"{dataset.name}-{identity[:12]}"
     sources = place / "rows"
     shards = write_shards(rows, sources, rows=_ROWS)
     out = place / "messages"
     map_shards(
-        _Encode(dataset.events.user, prefix),
+        _Encode(dataset.events.user),
         shards,
         out,
         label="backfill",
