@@ -55,13 +55,15 @@ def fit(value: Any, dtype: pl.DataType, *, of_csv: bool = False) -> Any:
 def typed(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
     """Returns values, each as `fit` takes it, as a column of a type.
 
-    If a number does not fit the type exactly, the column is of Python objects; text beyond the categories of an Enum
-    makes it String.
+    If a number does not fit the type exactly, the column is of Python objects. Text beyond the categories of an Enum
+    makes it String, and a column of nulls takes text.
 
     Raises:
         ValueError: a value is none of the type.
     """
     fitted = [fit(value, dtype) for value in values]
+    if dtype == pl.Null:
+        return pl.Series(name, fitted, dtype=pl.String)
     if isinstance(dtype, pl.Decimal):
         fitted = [None if value is None else Decimal(value) for value in fitted]
         if all(value is None or -value.as_tuple().exponent <= dtype.scale for value in fitted):

@@ -7,7 +7,7 @@ A value alone decides its text, never its column, its batch or its file, so that
     a boolean                                "true" or "false"
     a date, time, datetime or duration       one ISO 8601 form; a datetime with a zone is in UTC and ends in Z
     text                                     itself, to the character: "5.10", "0108775015" and "1e3" stay
-    null, NaN and ""                         no value
+    null, NaN, infinity and ""               no value
 
 Text is not normalised: "é" as one code point (NFC) and as two (NFD) are two values, and so are " x" and "x".
 A float32 that is not whole has the text of the shortest decimal that reads back as it: 0.1, not 0.10000000149011612.
@@ -17,6 +17,7 @@ see `cell`. Version 1 of the form, which older bundles keep, is in `features.can
 Shape letter: R, rows.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -49,7 +50,7 @@ def scalar(value: Any) -> str | None:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        if value != value:
+        if not math.isfinite(value):
             return None
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, Decimal):
@@ -210,7 +211,7 @@ def _floats(values: pl.Series) -> pl.Series:
     if isinstance(values.dtype, pl.Float32):
         exact = exact.zip_with(whole, values.cast(pl.String).cast(pl.Float64))
     small = whole & (exact.abs() < _INT64)
-    texts = exact.fill_nan(None).cast(pl.String)
+    texts = exact.set(~exact.is_finite(), None).cast(pl.String)
     texts = exact.set(~small, None).cast(pl.Int64).cast(pl.String).zip_with(small, texts)
     size = exact.abs()
     odd = exact.is_finite() & ~small & ((size < _PLAIN_FROM) | (size >= _PLAIN_TO))

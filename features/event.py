@@ -79,7 +79,7 @@ class Decoder:
         # Positional field names, since a column may be called anything; the JSON keys are the columns' own.
         rename = {f"f{position}": column for position, column in enumerate(self.columns)}
         rename |= {f"e{position}": name for position, (name, _, _) in enumerate(_ENVELOPE)}
-        value = _SCALAR | list[_SCALAR] | None
+        value = _SCALAR | list[_SCALAR | None] | None
         fields: list[Any] = [
             (f"f{position}", _SCALAR) if column in required else (f"f{position}", value, None)
             for position, column in enumerate(self.columns)
@@ -148,7 +148,10 @@ def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[p
     def shape(places: Sequence[int]) -> pl.DataFrame:
         return _conform(shape_events(form.table("events", rows, places, readers), events)[0], many)
 
-    return _shape(_alike(rows, exact=(clock, events.label.column), lists=events.categorical), shape)
+    frame, bad = _shape(_alike(rows, exact=(clock, events.label.column), lists=events.categorical), shape)
+    if clock is None and frame.height:
+        frame = frame.with_columns(time=pl.col("event").cast(pl.Int64))
+    return frame, bad
 
 
 def context_row(values: Mapping[str, Any], events: Events, *, version: int = VERSION) -> pl.DataFrame:

@@ -11,6 +11,7 @@ import polars as pl
 
 from features import clock, column
 from features.dataset import Dataset, Events, Items, TableSource, Users
+from features.mixed import wire
 from features.source import Table, infer, load
 
 EVENT_ID = "_event_id"
@@ -96,6 +97,13 @@ def load_events(dataset: Dataset) -> Table:
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
     wanted = keys | {*events.categorical, *events.numeric, EVENT_ID}
     return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical)
+
+
+def message_columns(table: Table, events: Events) -> pl.DataFrame:
+    """The events' columns (R rows) as messages carry them, so that a message means what its row in the files does."""
+    texts = {EVENT_ID, events.user, events.item, *events.categorical}
+    parsed = [infer(own) if table.kind == "csv" and own.name not in texts else own for own in table.frame]
+    return pl.DataFrame([wire(own) for own in parsed])
 
 
 def shape_items(table: Table, items: Items, *, unique: bool = True) -> pl.DataFrame:

@@ -38,7 +38,8 @@ _SPARE = 1_024
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Text = Annotated[StrictStr, Field(max_length=1_024)]
-Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+# Beyond 64 bits an integer would be read as a float, which is another number.
+Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
 Number = Whole | Annotated[FiniteFloat, Field(strict=True)]
 Scalar = StrictBool | Number | Text
 

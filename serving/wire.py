@@ -41,8 +41,8 @@ Int64 = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 # Of any size: beyond 64 bits an integer would be read as a float, which is another id.
 Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
 Float = Annotated[FiniteFloat, Field(strict=True)]
-Value = Text | Whole | Float | StrictBool | list[Text] | None
-Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool] | None
+Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
+Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool | None] | None
 
 
 def _example(**body: Any) -> ConfigDict:

@@ -15,10 +15,11 @@ import polars as pl
 from xxhash import xxh3_128_hexdigest
 
 from features import column
+from features.canonical import canonical
 from features.dataset import Dataset
 from features.error import DatasetError
 from features.jobs.shard import Progress, map_shards, write_shards
-from features.table import EVENT_ID, load_events, shape_events
+from features.table import EVENT_ID, load_events, message_columns, shape_events
 
 _ROWS = 20_000
 # Of the shards; another release's are not used.
@@ -26,12 +27,10 @@ _FORMAT = 2
 
 
 def encode_rows(rows: pl.DataFrame) -> list[bytes]:
-    """Rows of the events' table as messages, without what is null."""
+    """Rows of `features.table.message_columns` as messages, without what is null."""
     names = rows.columns
     return [
-        msgspec.json.encode(
-            {name: value for name, value in zip(names, row, strict=True) if value is not None}, enc_hook=str
-        )
+        msgspec.json.encode({name: value for name, value in zip(names, row, strict=True) if value is not None})
         for row in rows.iter_rows()
     ]
 
@@ -43,17 +42,15 @@ class _Encode:
         self._user = user
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        keys: Sequence[object] = frame[self._user].to_list() if self._user else [None] * frame.height
+        keys: Sequence[str | None] = canonical(frame[self._user]).to_list() if self._user else [None] * frame.height
         values = [
-            msgspec.json.encode(
-                {name: value for name, value in row.items() if value is not None} | {"_backfill": True}, enc_hook=str
-            )
+            msgspec.json.encode({name: value for name, value in row.items() if value is not None} | {"_backfill": True})
             for row in frame.iter_rows(named=True)
         ]
         return pl.DataFrame(
             {
                 "event_id": frame[EVENT_ID],
-                "key": [None if key is None else str(key).encode() for key in keys],
+                "key": [None if key is None else key.encode() for key in keys],
                 "value": values,
             },
             schema={"event_id": pl.String, "key": pl.Binary, "value": pl.Binary},
@@ -116,7 +113,7 @@ def event_messages(
     if not times.height:
         raise DatasetError(f"{dataset.source}: no event lies in the range; widen --from and --to")
     times = times.sort("_time", "_event", maintain_order=True)
-    rows = table.frame[times["_event"].to_numpy()].with_columns(times[EVENT_ID])
+    rows = message_columns(table, dataset.events)[times["_event"].to_numpy()].with_columns(times[EVENT_ID])
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in table.files]
     # Of the shards alone, which are made again for another call; nothing of it is in a message.
     identity = hashlib.sha256(repr((_FORMAT, files, start, stop)).encode()).hexdigest()

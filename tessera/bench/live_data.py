@@ -15,7 +15,7 @@ from rich.console import Console
 from features.dataset import Dataset
 from features.error import TesseraError
 from features.jobs.messages import encode_rows
-from features.table import load_events
+from features.table import load_events, message_columns
 from models.bundle import Bundle
 from streaming.log import EventLog
 from streaming.topic import Topics
@@ -40,7 +40,7 @@ def live_data(dataset: Dataset, out: Path, console: Console) -> LiveData:
     assert result.bundle is not None
     examples = pl.read_parquet(out / dataset.name / "frame" / "examples.parquet")
     test = examples.filter(pl.col("split") == "test").sort("time", "event", maintain_order=True)
-    rows = load_events(dataset).frame[test["event"].to_numpy()]
+    rows = message_columns(load_events(dataset), dataset.events)[test["event"].to_numpy()]
     return LiveData(result.bundle, encode_rows(rows))
 
 

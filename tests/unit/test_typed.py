@@ -1,8 +1,10 @@
 """Values of every column type come through a message, a record and a filter as they went in."""
 
 import datetime
+import decimal
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -10,7 +12,7 @@ from features.attribute import typed
 from features.dataset import Items
 from features.event import Rows, item_decoder, item_rows
 from models import record
-from serving.filter import Attributes, Filter
+from serving.filter import Attributes, Filter, attribute_json
 
 UTC = datetime.UTC
 ITEMS = Items(path="items.parquet", id="sku", filterable=("since", "seen", "stock", "shops", "price", "size"))
@@ -91,3 +93,99 @@ def test_a_number_that_a_feature_keeps_in_float32_is_found_by_the_number_that_wa
     attributes = Attributes(pl.DataFrame({"price": pl.Series([12.21, 3.5], dtype=pl.Float32)}), ["price"])
     assert attributes.mask(Filter.model_validate({"column": "price", "eq": 12.21}), 2).tolist() == [True, False]
     assert attributes.mask(Filter.model_validate({"column": "price", "in": [12.21, 3.5]}), 2).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wire", "expected", "asked"),
+    [
+        (pl.Decimal(10, 2), 12.5, decimal.Decimal("12.5"), 12.5),
+        (pl.Decimal(10, 2), 12.345, decimal.Decimal("12.345"), 12.345),
+        (pl.Date(), "2026-01-31", datetime.date(2026, 1, 31), "2026-01-31"),
+        (pl.Date(), 1_769_817_600, datetime.date(2026, 1, 31), "2026-01-31"),
+        (pl.Date(), 1_769_817_600_000, datetime.date(2026, 1, 31), "2026-01-31"),
+        (pl.Date(), 20260131, datetime.date(2026, 1, 31), "2026-01-31"),
+        (pl.Datetime("us"), 1_769_846_400, datetime.datetime(2026, 1, 31, 8), "2026-01-31T08:00:00"),
+        (pl.Datetime("ms"), "2026-01-31T08:00:00", datetime.datetime(2026, 1, 31, 8), "2026-01-31T08:00:00Z"),
+        (
+            pl.Datetime("ns", "Europe/Berlin"),
+            "2026-01-31T08:00:00Z",
+            datetime.datetime(2026, 1, 31, 8, tzinfo=UTC),
+            "2026-01-31T09:00:00+01:00",
+        ),
+        (pl.Time(), "08:00:00", datetime.time(8), "08:00"),
+        (pl.Duration("us"), 5, datetime.timedelta(seconds=5), "PT5S"),
+        (pl.Duration("ms"), "PT1H", datetime.timedelta(hours=1), 3600),
+        (pl.Int32(), 5, 5, 5),
+        (pl.UInt8(), 300, 300, 300),
+        (pl.Int64(), 12.99, 12.99, 12.99),
+        (pl.Int64(), 9_007_199_254_740_993, 9_007_199_254_740_993, 9_007_199_254_740_993),
+        (pl.UInt64(), 2**64 - 1, 2**64 - 1, 2**64 - 1),
+        (pl.Float32(), 0.1, 0.1, 0.1),
+        (pl.Float64(), "7.5", 7.5, 7.5),
+        (pl.Boolean(), True, True, True),
+        (pl.Boolean(), "False", False, False),
+        (pl.Enum(["a"]), "b", "b", "b"),
+        (pl.Categorical(), "a", "a", "a"),
+        (pl.List(pl.Int64()), [1, 2.5], [1, 2.5], 2.5),
+        (pl.List(pl.String()), "lone", ["lone"], "lone"),
+        (pl.Null(), 5, "5", 5),
+    ],
+    ids=str,
+)
+def test_every_column_type_goes_from_a_message_through_a_record_into_a_server(
+    dtype: pl.DataType, wire: Any, expected: Any, asked: Any
+) -> None:
+    items = Items(path="items.parquet", id="sku", filterable=("x",))
+    decode = item_decoder(items)
+    rows = [decode(msgspec.json.encode({"sku": "a", "x": value})).row for value in (wire, None)]
+    frame, bad = item_rows(Rows(decode.columns, rows), items, {"item_id": pl.String(), "x": dtype})
+    assert (bad, frame["x"].to_list()) == ({}, [expected, None])
+    kept = [
+        record.decode_item(record.encode(record.ItemRecord("", b"", [], own))).features
+        for own in frame.drop("message_row", "text", "item_id").to_dicts()
+    ]
+    attributes = Attributes(pl.DataFrame(schema={"x": dtype}), ["x"])
+    attributes.put([0, 1], kept)
+    assert attributes.mask(Filter.model_validate({"column": "x", "eq": asked}), 2).tolist() == [True, False]
+    assert attributes.mask(Filter.model_validate({"column": "x", "eq": None}), 2).tolist() == [False, True]
+    msgspec.json.encode([attribute_json(value) for value in frame["x"].to_list()])
+    read = record.entity_frame(kept, pl.DataFrame(schema={"x": dtype}))["x"].to_list()
+    assert read == [pytest.approx(expected, rel=1e-6) if dtype == pl.Float32 else expected, None]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wire", "expected"),
+    [
+        (pl.Int64(), "many", "a number"),
+        (pl.Int64(), True, "a number"),
+        (pl.Int64(), 2**64 + 1, "a number"),
+        (pl.Boolean(), 5, "true or false"),
+        (pl.Date(), "soon", "a date"),
+        (pl.Time(), "noon", "a time of day"),
+        (pl.Duration("us"), "long", "a duration"),
+        (pl.String(), ["a"], "one value"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_kind_is_refused_with_its_column_and_the_expected_type(
+    dtype: pl.DataType, wire: Any, expected: str
+) -> None:
+    items = Items(path="items.parquet", id="sku", filterable=("x",))
+    decode = item_decoder(items)
+    row = decode(msgspec.json.encode({"sku": "a", "x": wire})).row
+    _, bad = item_rows(Rows(decode.columns, [row]), items, {"x": dtype})
+    assert f"column 'x' holds {dtype}: expected {expected}" in bad[0]
+
+
+def test_integers_and_fractions_are_compared_exactly_beside_each_other() -> None:
+    big = 9_007_199_254_740_993
+    attributes = Attributes(pl.DataFrame({"x": [big, big + 1, 5]}), ["x"])
+    attributes.put([3], [{"x": 0.5}])
+
+    def mask(**tree: Any) -> list[bool]:
+        return attributes.mask(Filter.model_validate({"column": "x", **tree}), 4).tolist()
+
+    assert mask(eq=big) == [True, False, False, False]
+    assert mask(gt=big) == [False, True, False, False]
+    assert mask(lt=big + 1, gte=0.5) == [True, False, True, True]
+    assert mask(**{"in": [big + 1, 0.5]}) == [False, True, False, True]
