@@ -1,6 +1,7 @@
 """What the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,13 +12,17 @@ from numpy.typing import NDArray
 from features.attribute import typed
 from features.error import EventError
 
+_ADMITTED_KEYS = 16_384
 ITEM = "item"
 HISTORY = "history"
 ADMITTED = "admitted"
-"""Keys of values that a micro-batch admitted, under the batch's number: little-endian uint64."""
+"""Keys of values that were admitted: little-endian uint64, under a micro-batch's number or a hash of the keys."""
 
 CHANGED = "changed"
-"""Ids of the items whose records a micro-batch wrote, under the batch's number: a msgpack array of strings."""
+"""Ids of changed items in deltas of releases before 0.2, which stores need no more."""
+LOADED = "loaded"
+"""Says, under the id "bundle", that a published bundle is in the store, whole; the payload names this filling of it."""
+
 TOMBSTONE = b""
 """The record of an item that was deleted."""
 
@@ -84,30 +89,16 @@ def decode_admitted(data: bytes) -> NDArray[np.uint64]:
     return np.frombuffer(data, dtype="<u8").astype(np.uint64)
 
 
-def encode_changed(ids: Sequence[str]) -> bytes:
-    """Item ids to bytes."""
-    return msgspec.msgpack.encode(list(ids))
+def admitted_records(keys: NDArray[np.uint64]) -> Iterator[tuple[str, bytes]]:
+    """Cuts keys (N,), sorted, into records of bounded size; yields ids, which are hashes of the keys, and payloads."""
+    for start in range(0, len(keys), _ADMITTED_KEYS):
+        payload = encode_admitted(keys[start : start + _ADMITTED_KEYS])
+        yield hashlib.sha256(payload).hexdigest()[:32], payload
 
 
-def cut(ids: Sequence[str], limit: int) -> Iterator[Sequence[str]]:
-    """Cuts ids, in order, into parts of at most `limit` bytes of text; an id that is longer is a part by itself."""
-    start = size = 0
-    for place, name in enumerate(ids):
-        own = len(name.encode()) + 5
-        if place > start and size + own > limit:
-            yield ids[start:place]
-            start, size = place, 0
-        size += own
-    if start < len(ids):
-        yield ids[start:]
-
-
-def decode_changed(data: bytes) -> list[str]:
-    """Bytes to item ids; raises EventError on anything else."""
-    try:
-        return msgspec.msgpack.decode(data, type=list[str])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EventError(f"changed record: {error}") from error
+def is_full_admitted(data: bytes) -> bool:
+    """Returns whether an admitted record is as large as `admitted_records` makes them."""
+    return len(data) >= 8 * _ADMITTED_KEYS
 
 
 def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:

@@ -354,6 +354,7 @@ def _follow(current: Current, parts: Parts, stop: threading.Event) -> None:
             with parts.refreshing.round():
                 service.refresh()
                 parts.metrics.items.set(service.items)
+                parts.metrics.unreadable.set(len(service.unreadable))
                 if isinstance(service.rows, MirrorRows):
                     parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())
         for challenger in current.challengers.values():

@@ -30,6 +30,8 @@ class Histories:
         self._lock = threading.Lock()
         self._seen: dict[str, bytes | None] = {}
         self._away_until = 0.0
+        # The store answers and has lost the bundle; whoever follows it says so.
+        self.emptied = False
 
     @property
     def away(self) -> bool:
@@ -44,7 +46,7 @@ class Histories:
         """
         if not self._outlasts:
             return self._store.read_records(self._bundle.id, record.HISTORY, [user])[0], False
-        if self._may_ask():
+        if not self.emptied and self._may_ask():
             try:
                 found = self._store.read_records(self._bundle.id, record.HISTORY, [user])[0]
             except StoreError:

@@ -1,5 +1,6 @@
 """A published bundle into the online store: its rows and histories at sequence number 0."""
 
+import uuid
 from collections.abc import Sequence
 
 import polars as pl
@@ -11,7 +12,6 @@ from models.delta import SNAPSHOT_SEQ
 from serving.store import OnlineStore
 
 _RECORDS = 10_000
-_LOADED = "loaded"
 
 
 def load_bundle(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") -> bool:
@@ -20,7 +20,7 @@ def load_bundle(store: OnlineStore, bundle: Bundle, *, storage: str = "float32")
     What the stream wrote since stays: it has higher sequence numbers. A load that was cut short is done again, since
     the mark that it is complete is written last. One that was to expire is kept.
     """
-    if store.keep(bundle.id) and store.read_records(bundle.id, _LOADED, ["bundle"]) != [None]:
+    if store.keep(bundle.id) and store.read_records(bundle.id, record.LOADED, ["bundle"]) != [None]:
         return False
     schema = bundle.schema
     store.create_table(bundle.id, rows=schema.rows, dim=schema.dim, storage=storage)
@@ -35,11 +35,11 @@ def load_bundle(store: OnlineStore, bundle: Bundle, *, storage: str = "float32")
         part = slice(start, start + _RECORDS)
         seqs = [SNAPSHOT_SEQ] * len(users[part])
         store.write_records(bundle.id, record.HISTORY, users[part], seqs, payloads[part])
-    store.write_records(bundle.id, _LOADED, ["bundle"], [SNAPSHOT_SEQ], [b"1"])
+    store.write_records(bundle.id, record.LOADED, ["bundle"], [SNAPSHOT_SEQ], [uuid.uuid4().hex.encode()])
     return True
 
 
 def require_loaded(store: OnlineStore, bundle: Bundle) -> None:
     """Raises StoreError when the store does not hold the bundle."""
-    if store.read_records(bundle.id, _LOADED, ["bundle"]) == [None]:
+    if store.read_records(bundle.id, record.LOADED, ["bundle"]) == [None]:
         raise StoreError(f"bundle {bundle.id} is not loaded in the online store; start `tessera serve` or `stream`")

@@ -6,7 +6,8 @@ process.
 
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +15,13 @@ import numpy as np
 from features.error import StoreError
 from serving.page import pack, unpack
 from serving.store import (
+    FOLLOWED,
     NEVER,
+    Changes,
     Float32,
     Int64,
     Table,
+    check_followed,
     check_name,
     check_rows,
     check_seq,
@@ -30,6 +34,8 @@ from serving.store import (
 )
 
 _LEAST_LEFT_S = 30.0
+_CHUNK = 500
+_MOST_WRITES = 100_000
 
 
 @dataclass
@@ -38,12 +44,36 @@ class _Rows:
     newest: dict[int, tuple[int, Float32]] = field(default_factory=dict)
 
 
+class _Writes:
+    """The last writes to a kind of records; a cursor is this list's own name and a position in it."""
+
+    def __init__(self) -> None:
+        self._name = uuid.uuid4().hex
+        self._first = 0
+        self._ids: list[str] = []
+
+    def add(self, ids: list[str]) -> None:
+        self._ids += ids
+        surplus = len(self._ids) - _MOST_WRITES
+        if surplus > _MOST_WRITES:
+            self._ids = self._ids[surplus:]
+            self._first += surplus
+
+    def since(self, cursor: str) -> Changes:
+        name, _, position = cursor.partition(" ")
+        end = self._first + len(self._ids)
+        if name != self._name or int(position) < self._first:
+            return Changes([], f"{self._name} {end}", True)
+        return Changes(self._ids[int(position) - self._first :], f"{self._name} {end}", False)
+
+
 class MemoryStore:
     """See `OnlineStore`; the reference implementation."""
 
     def __init__(self) -> None:
         self._tables: dict[str, _Rows] = {}
         self._records: dict[str, dict[str, dict[bytes, tuple[int, bytes]]]] = {}
+        self._writes: dict[tuple[str, str], _Writes] = {}
         self._until: dict[str, float] = {}
         self._lock = threading.RLock()
 
@@ -119,14 +149,16 @@ class MemoryStore:
         """See `OnlineStore.write_records`."""
         check_name("bundle", bundle)
         check_name("kind", kind)
-        written = 0
+        written: list[str] = []
         with self._lock:
             for name, seq, payload in newest_records(ids, seqs, payloads):
                 held = self._records.setdefault(bundle, {}).setdefault(kind, {})
                 if name not in held or seq + again > held[name][0]:
                     held[name] = (seq, payload)
-                    written += 1
-        return written
+                    written.append(name.decode())
+            if written and kind in FOLLOWED:
+                self._writes.setdefault((bundle, kind), _Writes()).add(written)
+        return len(written)
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
         """See `OnlineStore.read_records`."""
@@ -134,11 +166,31 @@ class MemoryStore:
             held = self._kind(bundle, kind)
             return [held[name][1] if name in held else None for name in encode_ids(ids)]
 
-    def record_ids(self, bundle: str, kind: str, start: int) -> list[str]:
-        """See `OnlineStore.record_ids`; a dictionary keeps the order of first insertion."""
-        check_seq("start", start)
+    def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
+        """See `OnlineStore.scan_records`; all of one moment."""
         with self._lock:
-            return [name.decode() for name in list(self._kind(bundle, kind))[start:]]
+            held = list(self._kind(bundle, kind).items())
+        for start in range(0, len(held), _CHUNK):
+            yield [(name.decode(), payload) for name, (_, payload) in held[start : start + _CHUNK]]
+
+    def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
+        """See `OnlineStore.changes`."""
+        check_followed(kind)
+        with self._lock:
+            self._kind(bundle, kind)  # forgets what has expired
+            writes = self._writes.get((bundle, kind))
+            if writes is None:
+                if bundle not in self._tables:
+                    return Changes([], "", True)
+                writes = self._writes.setdefault((bundle, kind), _Writes())
+            return writes.since(cursor)
+
+    def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
+        """See `OnlineStore.remove_records`."""
+        with self._lock:
+            held = self._kind(bundle, kind)
+            for name in encode_ids(ids):
+                held.pop(name, None)
 
     def drop(self, bundle: str) -> None:
         """See `OnlineStore.drop`."""
@@ -147,6 +199,8 @@ class MemoryStore:
             self._tables.pop(bundle, None)
             self._records.pop(bundle, None)
             self._until.pop(bundle, None)
+            for kind in FOLLOWED:
+                self._writes.pop((bundle, kind), None)
 
     def expire(self, bundle: str, *, after_s: float) -> None:
         """See `OnlineStore.expire`."""
@@ -162,6 +216,14 @@ class MemoryStore:
                 self.drop(bundle)
             self._until.pop(bundle, None)
             return bundle in self._tables
+
+    def renew(self, bundle: str, *, least_s: float) -> None:
+        """See `OnlineStore.renew`."""
+        check_name("bundle", bundle)
+        with self._lock:
+            self._forget_expired(bundle)
+            if self._until.get(bundle, float("inf")) - time.monotonic() < least_s:
+                self._until[bundle] = time.monotonic() + 2 * least_s
 
     def _forget_expired(self, bundle: str) -> None:
         if self._until.get(bundle, float("inf")) <= time.monotonic():

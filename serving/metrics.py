@@ -33,6 +33,9 @@ class Metrics:
         self.stale = Counter("tessera_stale_answers", "Answers made while the store was away.", registry=self.registry)
         self.plans = Counter("tessera_retrievals", "Retrievals by method.", ["method"], registry=self.registry)
         self.items = Gauge("tessera_items", "Items that can be ranked.", registry=self.registry)
+        self.unreadable = Gauge(
+            "tessera_items_unreadable", "Items left out, since their records cannot be read.", registry=self.registry
+        )
         self.mirror_lag = Gauge("tessera_mirror_lag_seconds", "Since the mirror had all of the log; 0 without one.",
                                 registry=self.registry)  # fmt: skip
         self.bundle = Gauge("tessera_bundle_info", "The bundle that answers.", ["bundle"], registry=self.registry)

@@ -6,7 +6,9 @@ bundle's id, and the answer names it.
 Shape letters: n candidates, M rows, D dim.
 """
 
+import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from features import trace
 from features.dataset import Dataset, TableSource
-from features.error import DatasetError, EventError, StoreError
+from features.error import BundleError, DatasetError, EventError, StoreError
 from features.event import context_row
 from models import record
 from models.bundle import Bundle
@@ -25,6 +27,7 @@ from models.lookup import Entities
 from models.schema import Source
 from serving.answer import Found, ItemView, Ranking
 from serving.embeddings import EmbeddingClient
+from serving.feed import Feed
 from serving.filter import Attributes, Filter, attribute_json
 from serving.histories import Histories
 from serving.load import require_loaded
@@ -35,6 +38,11 @@ from serving.store import OnlineStore
 
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 _RETRIEVED = 200
+# Items that are taken in while rankings wait.
+_AT_ONCE = 64
+# How long a bundle that another server lets go of stays after the last server that answers from it.
+_LEASE_S = 60.0
+_LOGGER = logging.getLogger(__name__)
 
 
 class RankService:
@@ -72,13 +80,13 @@ class RankService:
             of_csv=of_csv,
         )
         # What refresh has read; one refresh at a time.
-        self._seen_changes = self._seen_admissions = 0
+        self._items = Feed(store, bundle.id, record.ITEM)
+        self._admissions = Feed(store, bundle.id, record.ADMITTED)
         self._refreshing = threading.Lock()
+        self._renew_at = 0.0
+        self.unreadable: set[str] = set()
         # Over catalogue and index; nothing waits for the network under it.
         self._lock = threading.RLock()
-        # Changes are counted before the items are read: what comes between is taken in twice, not missed.
-        self._seen_changes = len(store.record_ids(bundle.id, record.CHANGED, 0))
-        self._take_in(store.record_ids(bundle.id, record.ITEM, 0))
         self.refresh()
 
     @property
@@ -105,23 +113,36 @@ class RankService:
         require_loaded(self._store, self.bundle)
 
     def refresh(self) -> int:
-        """Takes in what the stream has done to items and admissions since the last call; returns how many items."""
+        """Takes in what the stream has done to items and admissions since the last call; returns how many items.
+
+        Raises:
+            StoreError: the store does not answer, or no longer holds the bundle.
+        """
         with self._refreshing:
-            batches = self._store.record_ids(self.bundle.id, record.ADMITTED, self._seen_admissions)
-            admitted = self._store.read_records(self.bundle.id, record.ADMITTED, batches)
-            with self._lock:
-                for payload in admitted:
-                    if payload is not None:
-                        self._catalogue.admission.admit(record.decode_admitted(payload))
-            self._seen_admissions += len(batches)
-            batches = self._store.record_ids(self.bundle.id, record.CHANGED, self._seen_changes)
-            payloads = self._store.read_records(self.bundle.id, record.CHANGED, batches)
-            changed = dict.fromkeys(
-                name for data in payloads if data is not None for name in record.decode_changed(data)
-            )
-            self._take_in(list(changed))
-            self._seen_changes += len(batches)
-            return len(changed)
+            self._require_loaded()
+            for chunk in self._admissions.read():
+                for _, payload in chunk:
+                    keys = record.decode_admitted(payload)
+                    with self._lock:
+                        self._catalogue.admission.admit(keys)
+            count = 0
+            for chunk in self._items.read():
+                count += len(chunk)
+                for start in range(0, len(chunk), _AT_ONCE):
+                    self._take_in(dict(chunk[start : start + _AT_ONCE]))
+            return count
+
+    def _require_loaded(self) -> None:
+        """Notices that the store was emptied, and keeps the bundle where another server lets go of it."""
+        try:
+            require_loaded(self._store, self.bundle)
+        except StoreError:
+            self._histories.emptied = True
+            raise
+        self._histories.emptied = False
+        if time.monotonic() >= self._renew_at:
+            self._store.renew(self.bundle.id, least_s=_LEASE_S)
+            self._renew_at = time.monotonic() + _LEASE_S / 6
 
     def rank(
         self,
@@ -295,18 +316,32 @@ class RankService:
         if not unknown or self._histories.away:
             return
         try:
-            self._take_in(unknown)
+            read = self._store.read_records(self.bundle.id, record.ITEM, unknown)
+            self._take_in({name: data for name, data in zip(unknown, read, strict=True) if data is not None})
         except StoreError:
             if not self.rows.outlasts_store:
                 raise
 
-    def _take_in(self, ids: Sequence[str]) -> None:
-        if not ids:
-            return
-        read = self._store.read_records(self.bundle.id, record.ITEM, ids)
-        payloads = {name: data for name, data in zip(ids, read, strict=True) if data is not None}
-        if not payloads:
-            return
+    def _take_in(self, payloads: Mapping[str, bytes]) -> None:
+        """Takes in items by their records; one that cannot be read is left out, and the others are not."""
+        try:
+            self._put(payloads)
+        except (StoreError, BundleError):
+            raise
+        except Exception as error:
+            # What a library makes of a value that another process wrote is not known beforehand.
+            if len(payloads) > 1:
+                for name, data in payloads.items():
+                    self._take_in({name: data})
+                return
+            (name,) = payloads
+            if name not in self.unreadable:
+                self.unreadable.add(name)
+                _LOGGER.error("item %r is left out, its record cannot be read: %s", name, error)
+        else:
+            self.unreadable.difference_update(payloads)
+
+    def _put(self, payloads: Mapping[str, bytes]) -> None:
         found = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
         with self._lock:
             self._catalogue.put_items(found)

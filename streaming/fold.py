@@ -75,6 +75,8 @@ class Fold:
         for change in self._deltas(stop):
             delta.fold(change, self._weight, self._accumulator, self.seqs)
             for found in change.records:
+                if found.kind == record.CHANGED:
+                    continue
                 if change.seq >= self.records.get((found.kind, found.id), (SNAPSHOT_SEQ, b""))[0]:
                     self.records[found.kind, found.id] = (change.seq, found.payload)
             self.seq = max(self.seq, change.seq)

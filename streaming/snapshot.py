@@ -123,12 +123,10 @@ def records(step: Step) -> Iterator[Record]:
     """What a store holds beside the rows, for a store that has lost it: what the stream wrote, at its latest."""
     for name, payload in step.item_records.items():
         yield Record(record.ITEM, name, payload)
-    if step.item_records:
-        yield Record(record.CHANGED, str(step.seq), record.encode_changed(list(step.item_records)))
     for user in sorted(step.visitors):
         yield Record(record.HISTORY, step.catalogue.user_ids[user], record.encode(step.history_record(user)))
-    if len(step.catalogue.admission.added):
-        yield Record(record.ADMITTED, str(step.seq), record.encode_admitted(step.catalogue.admission.added))
+    for name, payload in record.admitted_records(step.catalogue.admission.added):
+        yield Record(record.ADMITTED, name, payload)
 
 
 class Snapshots:

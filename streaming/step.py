@@ -230,11 +230,7 @@ class Step:
 
     def _written(self, payloads: dict[str, bytes]) -> list[Record]:
         self.item_records |= payloads
-        if not payloads:
-            return []
-        own = [Record(record.ITEM, name, payload) for name, payload in payloads.items()]
-        limit = delta.record_bytes(self._limit_bytes) // 2
-        return own + self._numbered(record.CHANGED, [*map(record.encode_changed, record.cut(list(payloads), limit))])
+        return [Record(record.ITEM, name, payload) for name, payload in payloads.items()]
 
     def _numbered(self, kind: str, payloads: Sequence[bytes]) -> list[Record]:
         """Records under the batch's number, of which a very large batch has several."""

@@ -17,13 +17,13 @@ from streaming.fold import Fold
 from streaming.log import EventLog
 from streaming.snapshot import Snapshot
 from streaming.topic import Topics
-from streaming.writer import POSITION
+from streaming.writer import filling_of, note_position, position_of
 
 _CHUNK = 10_000
 _CATCH_UP_S = 30.0
 _TRIES = 20
 # Records that follow from the way a store was filled; what they say is in the items and the sketch.
-_DERIVED = frozenset({record.CHANGED, record.ADMITTED})
+_DERIVED = frozenset({record.ADMITTED})
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ def replay(
         store.write_rows(bundle.id, rows, fold.seqs[rows], fold.weight[rows], again=True)
     for kind, ids, seqs, payloads in _by_kind(fold):
         store.write_records(bundle.id, kind, ids, seqs, payloads, again=True)
-    position = str(fold.position).encode()
-    store.write_records(bundle.id, POSITION, [topics.deltas], [fold.position], [position])
+    note_position(store, bundle.id, topics.deltas, filling_of(store, bundle.id), fold.position)
     return Verified(fold.seq, len(fold.seqs), len(fold.records), "")
 
 
@@ -114,8 +113,7 @@ def _await(store: OnlineStore, bundle: str, topics: Topics, position: int) -> No
     give_up = time.monotonic() + _CATCH_UP_S
     at = -1
     while at < position:
-        (found,) = store.read_records(bundle, POSITION, [topics.deltas])
-        at = int(found or 0)
+        at = position_of(store, bundle, topics.deltas) or 0
         if at < position:
             if time.monotonic() > give_up:
                 raise StoreError(
@@ -165,7 +163,8 @@ def _compare_records(store: OnlineStore, bundle: str, fold: Fold) -> tuple[int, 
         compared += len(ids)
     for kind in (record.ITEM, record.HISTORY):
         for _ in range(_TRIES):
-            unknown = [name for name in store.record_ids(bundle, kind, 0) if (kind, name) not in fold.records]
+            held = (name for chunk in store.scan_records(bundle, kind) for name, _ in chunk)
+            unknown = [name for name in held if (kind, name) not in fold.records]
             if not unknown or not fold.advance():
                 break
         if unknown:

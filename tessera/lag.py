@@ -8,7 +8,7 @@ from serving.store import OnlineStore
 from streaming.log import EventLog, Message
 from streaming.restore import group_of
 from streaming.topic import Topics
-from streaming.writer import POSITION
+from streaming.writer import position_of
 
 # So near to the end messages are counted: marks of transactions take offsets too, and are no messages.
 _MARKS = 64
@@ -32,10 +32,10 @@ def deltas_behind(
     log: EventLog, store: OnlineStore, bundle: Bundle, topics: Topics
 ) -> tuple[int | None, Message | None]:
     """Changes that are not in the store, and the oldest of them; None where no writer has run."""
-    (position,) = store.read_records(bundle.id, POSITION, [topics.deltas])
-    if position is None:
+    start = position_of(store, bundle.id, topics.deltas)
+    if start is None:
         return None, None
-    start, end = int(position), log.end_offsets(topics.deltas)[0]
+    end = log.end_offsets(topics.deltas)[0]
     missing: Iterator[Message] = iter(log.read(topics.deltas, 0, start, end)) if end > start else iter(())
     oldest = next(missing, None)
     if oldest is None:

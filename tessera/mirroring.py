@@ -11,7 +11,7 @@ from serving.mirror import Mirror
 from serving.rounds import Rounds
 from serving.rows import MirrorRows, StoreRows
 from serving.store import OnlineStore
-from streaming.writer import POSITION
+from streaming.writer import position_of
 from tessera.settings import Settings
 
 _BATCH = 256
@@ -26,12 +26,9 @@ def mirrored(
     """A bundle's rows from a mirror that is kept fresh from the settings' log; failures are counted."""
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        position = log.end_offsets(settings.topics.deltas)[0]
-        if (found := store.read_records(bundle.id, POSITION, [settings.topics.deltas])) != [None]:
-            # What a writer has not written yet is folded from here.
-            position = min(position, int(found[0] or 0))
-        else:
-            position = 0
+        # What a writer has not written yet is folded from here.
+        position = position_of(store, bundle.id, settings.topics.deltas) or 0
+        position = min(position, log.end_offsets(settings.topics.deltas)[0])
     mirror = Mirror(store, bundle.id)
     with following(settings, mirror, position, Rounds("mirror", "mirror", metrics or Metrics())):
         yield MirrorRows(mirror, StoreRows(store, bundle.id))

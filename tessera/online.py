@@ -15,7 +15,7 @@ from streaming.log import EventLog
 from streaming.snapshot import Snapshots
 from streaming.topic import Topics
 from streaming.trainer import Trainer, TrainerOptions
-from streaming.writer import POSITION, StoreWriter
+from streaming.writer import StoreWriter, position_of
 from tessera.audit import replay
 from tessera.settings import Settings
 
@@ -87,12 +87,16 @@ def open_writer(
     storage: str = "float32",
     watch: Callable[[list[float]], None] = lambda ages_ms: None,
 ) -> StoreWriter:
-    """A writer to a store, which is filled first where it holds nothing of the stream."""
+    """A writer to a store, which is filled first, and whenever it was emptied, from snapshot and log."""
     log.create_topics(topics.partitions())
-    load_bundle(store, bundle, storage=storage)
-    if store.read_records(bundle.id, POSITION, [topics.deltas]) == [None]:
-        replay(log, bundle, store, topics, snapshots.newest(bundle) if snapshots is not None else None)
-    return StoreWriter(log, bundle.id, store, topics=topics, watch=watch)
+
+    def refill() -> None:
+        load_bundle(store, bundle, storage=storage)
+        if position_of(store, bundle.id, topics.deltas) is None:
+            replay(log, bundle, store, topics, snapshots.newest(bundle) if snapshots is not None else None)
+
+    refill()
+    return StoreWriter(log, bundle.id, store, topics=topics, refill=refill, watch=watch)
 
 
 @contextlib.contextmanager

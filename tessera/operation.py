@@ -191,7 +191,7 @@ def _registry(settings: Settings) -> list[Finding]:
 
 def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
     from serving.load import require_loaded
-    from streaming.writer import POSITION
+    from streaming.writer import position_of
 
     what = "store of the champion"
     with contextlib.closing(settings.open_store()) as store:
@@ -204,7 +204,7 @@ def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
         except TesseraError:
             remedy = "`tessera replay`, `tessera serve` or `tessera stream` loads it"
             return Finding(what, _WARN, f"{bundle.id} is not loaded", remedy)
-        streamed = store.read_records(bundle.id, POSITION, [settings.topics.deltas]) != [None]
+        streamed = position_of(store, bundle.id, settings.topics.deltas) is not None
     if not streamed and _has_deltas(settings):
         remedy = "`tessera replay` writes them; start `tessera stream` for this bundle where none runs"
         return Finding(what, _WARN, f"{bundle.id} is loaded, and nothing of the log's deltas is in it", remedy)

@@ -29,7 +29,7 @@ from streaming.log import Message
 from streaming.restore import group_of
 from streaming.step import Step
 from streaming.topic import Topics
-from streaming.writer import POSITION
+from streaming.writer import position_of
 from tessera.audit import verify
 from tessera.console import one_thread
 from tests.chaos.cluster import Cluster, Process, until
@@ -253,7 +253,7 @@ def _check(place: Place) -> None:
             for writer in place.writers:
                 if not writer.alive():
                     writer.start()
-            (found,) = store.read_records(bundle.id, POSITION, [TOPICS.deltas])
+            found = position_of(store, bundle.id, TOPICS.deltas)
             return int(found or 0) >= end - 3
 
         until(written, seconds=60, doing="the writers' catching up")

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from features.error import StoreError
 from serving.memory import MemoryStore
 from serving.redis import RedisStore, open_embedded
+from serving.scripts import Script
 from serving.store import MAX_SEQ, NEVER, OnlineStore
 from tests.servers import RedisCluster, TlsRedis
 
@@ -150,7 +151,7 @@ def test_nothing_asked_for_is_nothing_read_or_written(store: OnlineStore, bundle
     assert store.write_rows(bundle, ints(), ints(), np.zeros((0, DIM), np.float32)) == 0
     assert store.write_records(bundle, "item", [], [], []) == 0
     assert store.read_records(bundle, "item", []) == []
-    assert store.record_ids(bundle, "item", 0) == []
+    assert scanned(store, bundle) == {}
 
 
 def test_sequence_numbers_compare_as_numbers_over_their_whole_range(store: OnlineStore, bundle: str) -> None:
@@ -221,8 +222,8 @@ def test_records_equal_the_reference(store: OnlineStore, calls: list[list[tuple[
         payloads = [b"%d of %d" % (i, position) for i in range(len(call))]
         counts = [each.write_records(bundle, "item", ids, seqs, payloads) for each in (store, reference)]
         assert counts[0] == counts[1]
-    listed = store.record_ids(bundle, "item", 0)
-    assert listed == list(dict.fromkeys(name for call in calls for name, _ in call))
+    assert scanned(store, bundle) == scanned(reference, bundle)
+    listed = list(dict.fromkeys(name for call in calls for name, _ in call))
     assert store.read_records(bundle, "item", listed) == reference.read_records(bundle, "item", listed)
     store.drop(bundle)
 
@@ -360,16 +361,72 @@ def test_the_newest_record_wins_and_a_missing_one_is_none(store: OnlineStore, bu
     assert store.read_records(bundle, "user", ["a"]) == [None]
 
 
-def test_ids_are_listed_once_in_order_of_first_writing_from_any_position(store: OnlineStore, bundle: str) -> None:
-    first = [f"i{n}" for n in range(1200)]
-    store.write_records(bundle, "item", first, [1] * 1200, [b""] * 1200)
-    store.write_records(bundle, "item", ["i7", "ü", "i3", "z"], [2] * 4, [b""] * 4)
+def scanned(store: OnlineStore, bundle: str, kind: str = "item") -> dict[str, bytes]:
+    return {name: data for chunk in store.scan_records(bundle, kind) for name, data in chunk}
+
+
+def test_all_records_are_scanned_some_at_a_time(store: OnlineStore, bundle: str) -> None:
+    first = [f"i{n}" for n in range(1_700)]
+    store.write_records(bundle, "item", first, [1] * 1_700, [b"x"] * 1_700)
+    store.write_records(bundle, "item", ["i7", "ü"], [2, 2], [b"new", b""])
     store.write_records(bundle, "user", ["u"], [0], [b""])
-    assert store.record_ids(bundle, "item", 0) == [*first, "ü", "z"]
-    assert store.record_ids(bundle, "item", 1201) == ["z"]
-    assert store.record_ids(bundle, "item", 1202) == []
-    with pytest.raises(StoreError, match=r"^start"):
-        store.record_ids(bundle, "item", -1)
+    assert scanned(store, bundle) == dict.fromkeys(first, b"x") | {"i7": b"new", "ü": b""}
+    assert scanned(store, bundle, "user") == {"u": b""}
+    assert max(len(chunk) for chunk in store.scan_records(bundle, "item")) <= 1_000
+    assert store.read_records(bundle, "item", [*first, "none"]) == [b"x"] * 7 + [b"new"] + [b"x"] * 1_692 + [None]
+    store.remove_records(bundle, "item", [*first[1:], "none"])
+    assert scanned(store, bundle) == {"i0": b"x", "ü": b""}
+
+
+def test_a_follower_learns_of_every_write_that_changed_something_in_order(store: OnlineStore, bundle: str) -> None:
+    start = store.changes(bundle, "item", "")
+    assert (start.ids, start.lost) == ([], True)
+    store.write_records(bundle, "item", ["a", "b"], [5, 5], [b"", b""])
+    store.write_records(bundle, "item", ["c", "a", "b"], [1, 4, 6], [b"", b"", b""])
+    store.write_records(bundle, "item", ["c"], [1], [b""])
+    found = store.changes(bundle, "item", start.cursor)
+    assert (found.ids, found.lost) == (["a", "b", "c", "b"], False)
+    # A sequence number below those that were seen is a change all the same.
+    store.write_records(bundle, "item", ["late"], [0], [b""])
+    assert store.changes(bundle, "item", found.cursor).ids == ["late"]
+    assert store.changes(bundle, "item", start.cursor).ids == ["a", "b", "c", "b", "late"]
+    with pytest.raises(StoreError, match="kind must be one of admitted, item"):
+        store.changes(bundle, "user", "")
+
+
+def test_a_follower_of_a_store_that_was_dropped_and_filled_again_is_told_to_read_everything(
+    store: OnlineStore, bundle: str
+) -> None:
+    before = [f"a{n}" for n in range(30)]
+    for name in before:
+        store.write_records(bundle, "item", [name], [1], [b""])
+    cursor = store.changes(bundle, "item", "").cursor
+    assert not store.changes(bundle, "item", cursor).lost
+    store.drop(bundle)
+    store.create_table(bundle, rows=ROWS, dim=DIM)
+    # As many writes as before, or fewer, or more: their number says nothing.
+    for name in [*before, "b"]:
+        store.write_records(bundle, "item", [name], [1], [b""])
+        assert store.changes(bundle, "item", cursor).lost
+    found = store.changes(bundle, "item", cursor)
+    store.write_records(bundle, "item", ["c"], [1], [b""])
+    assert store.changes(bundle, "item", found.cursor).ids == ["c"]
+
+
+def test_the_writes_that_are_listed_are_bounded_and_who_asks_too_late_is_told(store: OnlineStore, bundle: str) -> None:
+    start = store.changes(bundle, "item", "").cursor
+    ids, writes = [f"i{n}" for n in range(500)], 410 if isinstance(store, MemoryStore) else 0
+    for seq in range(writes):
+        store.write_records(bundle, "item", ids, [seq] * 500, [b""] * 500)
+    if isinstance(store, RedisStore):
+        one = [(f"{n}", bytes(5) + b"\x01") for n in range(5_000)]
+        keys = [f"tessera:{{{bundle}}}:{name}".encode() for name in ("record:item", "kinds", "table", "changes:item")]
+        store._run(bundle, Script("write_records"), ((keys, [b"item", 0, b"mark", *pair]) for pair in one))
+        held = store._ask(bundle, lambda client: client.xlen(f"tessera:{{{bundle}}}:changes:item"))
+        assert 4_096 <= held < 4_300
+    late = store.changes(bundle, "item", start)
+    assert (late.ids, late.lost) == ([], True)
+    assert not store.changes(bundle, "item", late.cursor).lost
 
 
 @pytest.mark.parametrize(
@@ -388,7 +445,7 @@ def test_records_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(StoreError, match=f"^{named}"):
         store.write_records(bundle, "item", ids, seqs, payloads)
-    assert store.record_ids(bundle, "item", 0) == []
+    assert scanned(store, bundle) == {}
 
 
 def test_drop_removes_one_bundle_and_no_other(
@@ -406,9 +463,9 @@ def test_drop_removes_one_bundle_and_no_other(
     with pytest.raises(StoreError, match="is not loaded"):
         store.write_rows(bundle, ints(1), ints(2), filled(1))
     assert store.read_records(bundle, "item", ["a"]) == [None]
-    assert store.record_ids(bundle, "item", 0) == []
+    assert scanned(store, bundle) == {}
     np.testing.assert_array_equal(store.read_rows(other, ints(1)), filled(1))
-    assert store.record_ids(other, "item", 0) == ["a"]
+    assert scanned(store, other) == {"a": b"a"}
     store.create_table(bundle, rows=ROWS, dim=DIM + 1)
     assert (store.read_table(bundle)[1] == NEVER).all()
 
@@ -465,9 +522,30 @@ def test_drop_leaves_no_key_behind(redis_store: RedisStore, new_bundle: Callable
     redis_store.create_table(bundle, rows=ROWS, dim=DIM)
     redis_store.load_rows(bundle, filled(*np.zeros(ROWS)), seq=0)
     redis_store.write_records(bundle, "item", ["a"], [1], [b"a"])
-    assert len(list(only_server(redis_store).scan_iter(f"tessera:{{{bundle}}}:*"))) == 4 + 1 + 3
+    only_server(redis_store).rpush(f"tessera:{{{bundle}}}:order:item", "a")  # of an older release
+    assert len(list(only_server(redis_store).scan_iter(f"tessera:{{{bundle}}}:*"))) == 4 + 1 + 4
     redis_store.drop(bundle)
     assert list(only_server(redis_store).scan_iter(f"tessera:{{{bundle}}}:*")) == []
+
+
+def test_a_writer_of_an_older_release_is_noticed_by_its_lists(
+    redis_store: RedisStore, new_bundle: Callable[[OnlineStore], str]
+) -> None:
+    bundle = new_bundle(redis_store)
+    redis_store.create_table(bundle, rows=ROWS, dim=DIM)
+    server, place = only_server(redis_store), f"tessera:{{{bundle}}}:"
+    cursors = [""]
+    for number in range(2):
+        # What commit 310ca4f wrote: the record, its id at its first time, and the batch's changes.
+        server.sadd(place + "kinds", "item", "changed")
+        server.hset(place + "record:item", f"i{number}", bytes(5) + b"\x02" + b"x")
+        server.rpush(place + "order:item" if number else place + "order:changed", f"i{number}")
+        first, second = (redis_store.changes(bundle, "item", cursors[-1]) for _ in range(2))
+        assert first.lost
+        assert number == 0 or second.lost
+        assert not redis_store.changes(bundle, "item", first.cursor).lost
+        assert len(scanned(redis_store, bundle)) == number + 1
+        cursors.append(first.cursor)
 
 
 def test_a_layout_of_another_version_is_refused(
@@ -506,7 +584,7 @@ def test_an_embedded_store_finds_its_data_when_opened_again(tmp_path: Path) -> N
         store.close()
     assert not (tmp_path / "with space" / "redis.sock").exists()
     store = open_embedded(tmp_path / "with space")
-    assert store.record_ids("b", "item", 0) == ["0", "1", "2"]
+    assert scanned(store, "b").keys() == {"0", "1", "2"}
     store.close()
 
 
@@ -590,10 +668,36 @@ def test_a_bundle_that_expires_is_gone_with_all_it_had_and_one_that_is_kept_stay
     with pytest.raises(StoreError, match="not loaded"):
         store.read_rows(gone, ints(0))
     assert store.read_records(gone, "item", ["a"]) == [None]
-    assert store.record_ids(gone, "item", 0) == []
+    assert scanned(store, gone) == {}
     assert not store.keep(gone)
     assert (store.read_rows(kept, np.arange(ROWS)) == 1).all()
     assert store.read_records(kept, "item", ["a"]) == [b"x"]
+
+
+def test_a_bundle_that_somebody_still_answers_from_is_put_off_and_one_that_stays_is_left_alone(
+    store: OnlineStore, new_bundle: Callable[[OnlineStore], str]
+) -> None:
+    going, staying = new_bundle(store), new_bundle(store)
+    for bundle in (going, staying):
+        store.create_table(bundle, rows=ROWS, dim=DIM)
+        store.write_records(bundle, "item", ["a"], [1], [b"x"])
+        store.changes(bundle, "admitted", "")
+    store.expire(going, after_s=0.3)
+    store.renew(going, least_s=60)
+    store.renew(staying, least_s=60)
+    store.write_records(going, "late", ["a"], [1], [b"x"])
+    time.sleep(0.4)
+    assert store.read_records(going, "item", ["a"]) == [b"x"]
+    store.expire(going, after_s=0.2)
+    store.renew(going, least_s=0.1)
+    time.sleep(0.3)
+    assert store.read_records(going, "item", ["a"]) == store.read_records(going, "late", ["a"]) == [None]
+    assert store.keep(staying)
+    if isinstance(store, RedisStore):
+        store.expire(staying, after_s=60)
+        for client in store._servers.every():
+            left = [client.pttl(key) for key in client.scan_iter(f"tessera:{{{staying}}}:*")]
+            assert all(0 < one <= 60_000 for one in left)
 
 
 def test_a_bundle_whose_time_has_nearly_come_is_not_kept_but_dropped(

@@ -139,7 +139,7 @@ def test_with_a_mirror_rankings_go_on_while_the_store_is_away_and_say_that_they_
     with TestClient(create_app(Current(service))) as client:
         before = client.post("/v1/rank", json=body).json()
         with monkeypatch.context() as away:
-            for name in ("read_records", "read_rows", "record_ids", "table"):
+            for name in ("read_records", "read_rows", "changes", "scan_records", "table"):
                 away.setattr(store, name, refuse)
             during = client.post("/v1/rank", json=body).json()
             assert client.get("/readyz").status_code == 200

@@ -136,7 +136,7 @@ def test_an_unreachable_store_is_not_ready_and_never_an_internal_error(
         raise StoreError("the store at redis://nowhere does not answer")
 
     with TestClient(create_app(Current(service)), raise_server_exceptions=False) as client:
-        for name in ("ping", "read_records", "read_rows", "record_ids"):
+        for name in ("ping", "read_records", "read_rows", "changes", "scan_records"):
             monkeypatch.setattr(service._store, name, refuse)
         for response in (client.get("/readyz"), client.post("/v1/rank", json={"user": "1"})):
             assert response.status_code == 503
