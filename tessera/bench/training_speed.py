@@ -42,7 +42,7 @@ from models.lookup import Batch
 from models.ranker import Network, NetworkConfig
 from models.schema import Feature, Numeric, Schema
 from models.table.reference import EPSILON, start_rows
-from models.train import PrecisionChoice, TrainConfig, Trained, predict, train
+from models.train import PrecisionChoice, TrainConfig, Trained, new_ranker, predict, train
 from tessera.bench.peer import PEER_FOLDER, peer_python
 from tessera.bench.peers.ctr import (
     BATCH,
@@ -164,6 +164,8 @@ def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TR
     schema = schema_of(frame)
     config = replace(config, seed=seed)
     left: list[Trained] = []
+    # Torch and fbgemm import parts of themselves at first use, and imports are in nobody's time.
+    torch.optim.Adam(new_ranker(schema, config).network.parameters(), fused=True)
 
     def fit() -> Clock:
         marks: list[tuple[float, float]] = []
