@@ -36,6 +36,7 @@ _MOST_SCORES = 100_000_000  # held while it is measured
 _SCANNED, _PASSED, _SWEPT, _GATHERED = 1.0, 0.25, 0.5, 2.0
 _POST_FILTER = 0.8
 _SPARE = 1.15
+_COPIED = 10_000  # vectors at a time
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,23 @@ class VectorIndex:
         return self.size >= max(_LEAST_INDEXED, 2 * self._trained_on)
 
     def rebuilt(self) -> "VectorIndex":
-        """A new index of what is here now."""
+        """A new index of what is here, built without a lock and on one thread, for a thread of its own.
+
+        Of what is put meanwhile it may hold the old vector, the new one, or a part of each: put it again.
+        """
+        # The number of threads is a setting of the thread that asks.
+        faiss.omp_set_num_threads(1)
+        vectors, present = self._vectors.array, self._present.array
+        copy = np.zeros((min(len(vectors), len(present)), vectors.shape[1]), dtype=np.float32)
+        for start in range(0, len(copy), _COPIED):
+            part = slice(start, min(start + _COPIED, len(copy)))
+            copy[part] = np.where(present[part, None], vectors[part], np.float32(0))
+        return VectorIndex(copy, seed=self._seed)
+
+    def vectors(self, numbers: Ints) -> Floats:
+        """Vectors (M, D) of numbers (M,), zero where there is none."""
         with self._lock:
-            vectors = np.where(self._present.array[:, None], self._vectors.array, np.float32(0))
-        return VectorIndex(vectors, seed=self._seed)
+            return np.where(self._present.array[numbers, None], self._vectors.array[numbers], np.float32(0))
 
     def put(self, numbers: Ints, vectors: Floats) -> None:
         """Adds vectors (M, D), or changes those that are there; a zero row removes."""
@@ -350,10 +364,9 @@ class VectorIndex:
         while lists < self._ivf.nlist:
             parameters = faiss.SearchParametersIVF(nprobe=lists, sel=matches.selector())
             _, found = self._ivf.search(queries, k + 1, params=parameters)
-            hits = sum(
-                len(set(row) & set(right) - {me})
-                for row, right, me in zip(found.tolist(), truth.tolist(), own.tolist(), strict=True)
-            )
+            # As arrays: a loop in Python would keep the interpreter from those who search.
+            wanted = np.where(truth == own[:, None], -1, truth)
+            hits = sum(int(np.isin(right[right >= 0], row).sum()) for row, right in zip(found, wanted, strict=True))
             if hits >= _RECALL * truth.size:
                 return lists
             lists = max(lists + 1, int(lists * 1.5))

@@ -4,6 +4,7 @@ Follows the catalogue: new items, changed ones and deletions are found, or not f
 anything to search by, the most popular items of training stand in.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,10 @@ from models.values import Growable
 from serving.filter import Attributes, Filter
 from serving.index import Floats, Ints, Matches, Plan, VectorIndex
 
+_LOGGER = logging.getLogger(__name__)
 _REMEMBERED = 128
+# Vectors that a new index takes over while nothing can be put.
+_AT_ONCE = 64
 # So many changes are kept for filters to judge, or as many as there are items.
 _LEAST_CHANGES = 4_096
 
@@ -40,18 +44,53 @@ class Searcher:
         # By filter: what it matches, and how many of the changes that is after.
         self._remembered: OrderedDict[str, tuple[Matches, int]] = OrderedDict()
         self._changed = Growable(np.zeros(0, dtype=np.int64))
+        self._putting = threading.Lock()
+        # While a new index is built beside this one: what was put meanwhile.
+        self._meanwhile: list[Ints] | None = None
+        self._builder: threading.Thread | None = None
 
     def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds numbers (M,), or changes those that are there: vectors (M, D) and attributes."""
         self.attributes.put(numbers.tolist(), rows)
-        self.index.put(numbers, vectors)
-        if self.index.outgrown:
-            self.index = self.index.rebuilt()
+        with self._putting:
+            self.index.put(numbers, vectors)
+            if self._meanwhile is not None:
+                self._meanwhile.append(numbers)
+            elif self.index.outgrown:
+                self._meanwhile = []
+                self._builder = threading.Thread(target=self._rebuild, args=(self.index,), name="index", daemon=True)
+                self._builder.start()
         with self._lock:
             self._changed.extend(numbers)
             if len(self._changed.array) > max(_LEAST_CHANGES, self.index.rows):
                 self._changed = Growable(np.zeros(0, dtype=np.int64))
                 self._remembered.clear()
+
+    def settle(self) -> None:
+        """Waits for an index that is being built."""
+        if (builder := self._builder) is not None:
+            builder.join()
+
+    def _rebuild(self, index: VectorIndex) -> None:
+        """Builds an index of what is here beside the one that answers, brings it up to date, and swaps."""
+        try:
+            fresh = index.rebuilt()
+            while True:
+                with self._putting:
+                    changed = np.unique(np.concatenate([np.zeros(0, np.int64), *(self._meanwhile or ())]))
+                    self._meanwhile = []
+                    if len(changed) <= _AT_ONCE:
+                        fresh.put(changed, index.vectors(changed))
+                        self.index, self._meanwhile = fresh, None
+                        return
+                for start in range(0, len(changed), _AT_ONCE):
+                    part = changed[start : start + _AT_ONCE]
+                    fresh.put(part, index.vectors(part))
+        except Exception:
+            # The edge of a thread: the index that is there goes on, and the next put tries again.
+            _LOGGER.exception("a new index could not be built")
+            with self._putting:
+                self._meanwhile = None
 
     def forget(self) -> None:
         """Forgets what filters match; the next search judges all items again."""

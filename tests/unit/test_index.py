@@ -1,9 +1,15 @@
 """The index finds what an exact scan does, within its recall, under filters and while vectors come and go."""
 
-import numpy as np
-import pytest
+import time
 
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+
+from serving.filter import Attributes
 from serving.index import VectorIndex
+from serving.retrieve import Searcher
 
 SIZE, DIM = 6_000, 16
 
@@ -114,3 +120,40 @@ def test_an_index_that_doubled_says_so_and_is_built_anew(vectors: np.ndarray) ->
     index.put(np.arange(1_000, SIZE), vectors[1_000:])
     assert index.outgrown
     assert not index.rebuilt().outgrown
+
+
+def test_an_index_is_built_beside_the_one_that_answers() -> None:
+    """The put that doubles the catalogue waits for no build, and nothing of what is put meanwhile is lost."""
+    count = 8_000
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((count, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    began = time.perf_counter()
+    VectorIndex(vectors)
+    build_s = time.perf_counter() - began
+    searcher = Searcher(vectors[: count // 2], Attributes(pl.DataFrame({"p": np.arange(count // 2)}), ["p"]))
+    before = searcher.index
+    rows = [{"p": 1}] * (count // 2)
+    searcher.put(np.arange(count // 2, count - 1), vectors[count // 2 : -1], rows[1:])
+    assert not before.outgrown
+    waits: list[float] = []
+
+    def put(number: int, vector: NDArray[np.float32]) -> None:
+        began = time.perf_counter()
+        searcher.put(np.array([number]), vector[None], rows[:1])
+        found, _, _ = searcher.search(vector, 1)
+        waits.append(time.perf_counter() - began)
+        assert found.tolist() == [number]
+
+    put(count - 1, vectors[-1])
+    turned = -vectors[:50]
+    for number in range(50):
+        put(number, turned[number])
+    searcher.settle()
+    assert searcher.index is not before
+    assert waits[0] < build_s / 2
+    assert np.quantile(waits, 0.9) < build_s / 4
+    vectors[:50] = turned
+    for number in (*range(50), 100, count // 2, count - 2, count - 1):
+        assert searcher.search(vectors[number], 1)[0].tolist() == [number]
+    assert searcher._meanwhile is None
