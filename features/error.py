@@ -49,6 +49,10 @@ class StoreError(TesseraError):
     """The online store cannot do what was asked."""
 
 
+class AnswerError(TesseraError):
+    """A bundle made no ranking: its scores are no numbers, it did not answer in time, or too many wait for it."""
+
+
 class OversizedError(LogError):
     """A message is larger than the log, or its topic, takes; sending it again cannot succeed."""
 

@@ -6,8 +6,7 @@ Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem docu
 import contextlib
 import threading
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +15,16 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from features.error import BundleError, StoreError
-from models.impression import Impression, Outcome
+from features.error import StoreError
+from models.impression import Outcome
 from serving.access import KeyFile
-from serving.current import Current, Pinned
+from serving.accounting import accounted
+from serving.answer import Ranking
+from serving.current import Current
 from serving.guard import Guard, Limits, State
 from serving.hosts import Hosts
 from serving.intake import Intake
-from serving.metrics import CONTENT_TYPE, Metrics, Stopwatch
+from serving.metrics import CONTENT_TYPE, Metrics
 from serving.problem import add_problem_handlers, blamed
 from serving.rank import RankService
 from serving.recorder import Recorder
@@ -145,26 +146,19 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
     @router.post("/v1/rank", response_model_exclude_none=True)
     def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
         """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
-        watch = Stopwatch()
-        with current.pinned_for(body.user) as pinned, blamed("context"):
-            service = pinned.service
-            request.state.bundle = service.bundle.id
+
+        def ask(service: RankService) -> Ranking:
             if body.filter is not None:
                 body.filter.check_size()
-            try:
-                found = service.rank(
-                    body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
-                )
-            except (StoreError, BundleError):
-                if parts.recorder is not None:
-                    parts.recorder.put(_impression(pinned, body.user, [], watch, failed=True))
-                raise
-        shown = None
-        if parts.recorder is not None:
-            shown = _impression(pinned, body.user, found.items, watch)
-            parts.recorder.put(shown)
-            if pinned.shadows and parts.shadows is not None:
-                after.add_task(parts.shadows.offer, pinned.shadows, shown)
+            return service.rank(
+                body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
+            )
+
+        with current.pinned_for(body.user) as pinned, blamed("context"):
+            request.state.bundle = pinned.service.bundle.id
+            found, shown = accounted(current, pinned, body.user, parts.recorder, ask)
+        if shown is not None and pinned.shadows and parts.shadows is not None:
+            after.add_task(parts.shadows.offer, pinned.shadows, shown)
         metrics.unknown_users.inc(0 if found.known_user else 1)
         metrics.unknown_items.inc(len(found.unknown_items))
         metrics.stale.inc(1 if found.stale else 0)
@@ -304,25 +298,6 @@ def _operation(current: Current, parts: Parts) -> APIRouter:
         return Response(parts.metrics.page(), media_type=CONTENT_TYPE)
 
     return router
-
-
-def _impression(
-    pinned: Pinned, user: str, items: Sequence[tuple[str, float]], watch: Stopwatch, *, failed: bool = False
-) -> Impression:
-    bundle = pinned.service.bundle
-    return Impression(
-        id=uuid.uuid4().hex,
-        user=user,
-        time_ms=time.time_ns() // 1_000_000,
-        bundle=bundle.id,
-        model=bundle.dataset.name,
-        arms=pinned.arms,
-        epochs=pinned.epochs,
-        items=[item for item, _ in items],
-        scores=[round(score, 6) for _, score in items],
-        ms=round(1_000 * watch.seconds(), 3),
-        failed=failed,
-    )
 
 
 def _note(metrics: Metrics, service: RankService) -> None:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from serving.answer import Ranking
 from serving.assignment import CHALLENGER, CONTROL, Experiment, arm
+from serving.bulkhead import Bulkhead
 from serving.rank import RankService
 
 
@@ -20,6 +22,8 @@ class Pinned:
 
     Attributes:
         service: answers.
+        run: runs a call of the service: here where it is the champion's, on threads of its own where a challenger's.
+        challenger: whether the service is a challenger's.
         arms: by an experiment's id, the arm that this answer counts for; epochs: and since when it is what it is.
         shadows: experiment and service of those that should rank it too, unseen.
     """
@@ -28,6 +32,8 @@ class Pinned:
     arms: dict[str, str]
     epochs: dict[str, int]
     shadows: tuple[tuple[str, RankService], ...]
+    run: Callable[[Callable[[], Ranking]], Ranking]
+    challenger: bool
 
 
 class Current:
@@ -36,9 +42,13 @@ class Current:
     Args:
         service: the first.
         close: lets go of what the first holds beside itself, such as a mirror.
+        answer_s: seconds until a challenger that has not answered counts as hanging.
     """
 
-    def __init__(self, service: RankService, *, close: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, service: RankService, *, close: Callable[[], None] = lambda: None, answer_s: float = 5.0
+    ) -> None:
+        self._answer_s = answer_s
         self._lock = threading.Lock()
         self._held = _Held(service, close)
         self._watchers: list[Callable[[RankService], None]] = []
@@ -88,7 +98,9 @@ class Current:
             )
         counts = {one.id: str(arms[one.id]) for one in counted}
         try:
-            yield Pinned(held.service, counts, {one.id: one.epoch(now) for one in counted}, shadows)
+            epochs = {one.id: one.epoch(now) for one in counted}
+            run = held.bulkhead.run if held.bulkhead is not None else _here
+            yield Pinned(held.service, counts, epochs, shadows, run, held.bulkhead is not None)
         finally:
             self._leave(held)
 
@@ -103,7 +115,10 @@ class Current:
         """
         with self._lock:
             self._experiments = tuple(sorted(experiments, key=lambda one: one.name))
-            self._challengers |= {bundle: _Held(service, close) for bundle, (service, close) in opened.items()}
+            self._challengers |= {
+                bundle: _Held(service, close, Bulkhead(f"challenger {bundle}", answer_s=self._answer_s))
+                for bundle, (service, close) in opened.items()
+            }
             wanted = {one.challenger for one in experiments}
             gone = [self._challengers.pop(bundle) for bundle in list(self._challengers) if bundle not in wanted]
             for held in gone:
@@ -147,9 +162,19 @@ class Current:
             held.close()
 
 
+def _here(call: Callable[[], Ranking]) -> Ranking:
+    return call()
+
+
 class _Held:
-    def __init__(self, service: RankService, close: Callable[[], None]) -> None:
+    def __init__(self, service: RankService, close: Callable[[], None], bulkhead: Bulkhead | None = None) -> None:
         self.service = service
-        self.close = close
+        self._close = close
+        self.bulkhead = bulkhead
         self.users = 0
         self.retired = False
+
+    def close(self) -> None:
+        self._close()
+        if self.bulkhead is not None:
+            self.bulkhead.close()

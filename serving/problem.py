@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from features.error import BundleError, EventError, LogError, StoreError, TesseraError
+from features.error import AnswerError, BundleError, EventError, LogError, StoreError, TesseraError
 from serving.refusal import PROBLEM
 from serving.wire import Problem
 
@@ -64,6 +64,10 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(StoreError)
     def unavailable(_: Request, error: StoreError) -> JSONResponse:
         return problem(503, "Online store unavailable", str(error))
+
+    @app.exception_handler(AnswerError)
+    def no_answer(_: Request, error: AnswerError) -> JSONResponse:
+        return problem(503, "No ranking", str(error))
 
     @app.exception_handler(LogError)
     def no_log(_: Request, error: LogError) -> JSONResponse:

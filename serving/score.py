@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features import trace
+from features.error import AnswerError
 from features.history import Jagged
 from models.catalogue import Catalogue
 from models.lookup import Assembler, Batch, Entities, Examples
@@ -72,10 +73,15 @@ class Scorer:
         )
 
     def score(self, lookups: Lookups, vectors: Floats) -> Floats:
-        """Probabilities (n,) from the rows' vectors (M, D)."""
+        """Probabilities (n,) from the rows' vectors (M, D).
+
+        Raises:
+            AnswerError: one of them is no number.
+        """
         with torch.no_grad(), trace.span("network", candidates=lookups.own.size):
             logits = self._network(self._pooled(lookups, vectors), lookups.own)
         found: Floats = torch.sigmoid(logits).numpy()
+        _check_numbers(found)
         return found
 
     def explain(self, lookups: Lookups, vectors: Floats, chosen: Ints) -> list[dict[str, float]]:
@@ -104,6 +110,7 @@ class Scorer:
             taken.append(("content", pooled, replace(own, content=torch.zeros_like(own.content))))
         with torch.no_grad(), trace.span("explain", candidates=len(chosen)):
             logits = self._network(torch.cat([rows for _, rows, _ in taken]), _stacked([batch for *_, batch in taken]))
+        _check_numbers(logits.numpy())
         by_feature = logits.view(len(taken), len(chosen))
         added = (by_feature[0] - by_feature[1:]).T.tolist()
         names = [name for name, *_ in taken[1:]]
@@ -115,6 +122,13 @@ class Scorer:
         rows = torch.from_numpy(vectors)
         parts = [pool(rows, lookups.shared).expand(lookups.own.size, -1), pool(rows, lookups.own)]
         return torch.cat(parts, dim=1)[:, self._places]
+
+
+def _check_numbers(found: Floats) -> None:
+    """Raises AnswerError where the network made no numbers: JSON has none such, and an order by them means nothing."""
+    wrong = int((~np.isfinite(found)).sum())
+    if wrong:
+        raise AnswerError(f"the network made {wrong:,} of {found.size:,} scores no numbers; train it again")
 
 
 def _examples(user: int, items: Ints, history: Ints) -> Examples:

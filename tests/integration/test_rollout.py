@@ -4,15 +4,16 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
-from features.error import StoreError, TesseraError
+from features.error import EventError, StoreError, TesseraError
 from models.impression import Impression, Shadowed, decode_impression
 from models.registry import CHALLENGER, CHAMPION, Lineage
 from serving.api import Parts, create_app
@@ -215,23 +216,71 @@ def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tm
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_a_challenger_whose_requests_fail_is_rolled_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+def raises(error: BaseException) -> Callable[..., Any]:
+    def network(*_: object) -> torch.Tensor:
+        raise error
+
+    return network
+
+
+def hangs(*_: object) -> torch.Tensor:
+    time.sleep(60)
+    raise AssertionError("nobody waits so long")
+
+
+def gives_no_numbers(pooled: torch.Tensor, batch: Any) -> torch.Tensor:
+    return torch.full((batch.size,), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("network", "status"),
+    [
+        (raises(StoreError("its rows are gone")), 503),
+        (raises(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 500),
+        (raises(KeyError("weight")), 500),
+        (raises(MemoryError()), 500),
+        (raises(EventError("context: unknown column 'hour'")), 422),
+        (gives_no_numbers, 503),
+        (hangs, 503),
+    ],
+    ids=["store", "shapes", "key", "memory", "lost column", "no numbers", "hangs"],
+)
+def test_whatever_leaves_the_pin_without_an_answer_is_a_failed_impression_and_rolls_the_challenger_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, network: Callable[..., Any], status: int
+) -> None:
+    made = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    monkeypatch.setattr(stage.current, "_answer_s", 0.5)
+    monkeypatch.setattr("serving.bulkhead._TURN_S", 0.01)
     stage.follower.look()
     (broken,) = stage.current.challengers.values()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise StoreError("its rows are gone")
-
-    monkeypatch.setattr(broken, "rank", refuse)
-    statuses = [
-        stage.client.post("/v1/rank", json={"user": user, "candidates": stage.items}).status_code for user in USERS
-    ]
-    assert set(statuses) == {200, 503}
-    stage.logged(len(USERS))
+    monkeypatch.setattr(broken._scorer, "_network", network)
+    client = TestClient(stage.client.app, raise_server_exceptions=False)
+    users = USERS[:120]
+    statuses = {
+        user: client.post("/v1/rank", json={"user": user, "candidates": stage.items}).status_code for user in users
+    }
+    given = {user: str(arm(user, made, [made], time.time())) for user in users}
+    assert statuses == {user: status if given[user] == CHALLENGER else 200 for user in users}
+    found = [one for one in stage.logged(len(users)) if isinstance(one, Impression)]
+    # Each request once, and the failed ones with their arm.
+    assert {one.user: (one.failed, one.arms[made.id]) for one in found} == {
+        user: (given[user] == CHALLENGER, given[user]) for user in users
+    }
     (standing,), ended, _ = judged(stage, act=True)
     assert any(breach.startswith("requests failed: 100.0%") for breach in standing.breaches)
     assert len(ended) == 1
+
+
+def test_a_callers_own_fault_is_no_impression_of_either_arm(stage: Stage) -> None:
+    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    stage.follower.look()
+    for user in USERS[:20]:
+        body = {"user": user, "candidates": stage.items, "context": {"no such": 1}}
+        assert stage.client.post("/v1/rank", json=body).status_code == 422
+    stage.rank(USERS[0])
+    (shown,) = stage.logged(1)
+    assert isinstance(shown, Impression)
+    assert not shown.failed
 
 
 def test_on_a_real_broker_a_bad_challenger_is_rolled_back_and_every_request_is_accounted_for(

@@ -127,6 +127,8 @@ def _answer(caller: socket.socket) -> NoReturn:
     os.environ.clear()
     os.environ.update(asked.environment)
     sys.argv = ["tessera", *asked.arguments]
+    if faults := os.environ.get("TESSERA_REHEARSAL_FAULTS"):
+        importlib.import_module("tests.rehearsal.faults").install(faults)
     os._exit(_status())
 
 

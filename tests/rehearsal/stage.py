@@ -28,11 +28,14 @@ from tessera.looks import looks_of
 from tessera.rollouts import past, promoted, running, stop
 from tessera.settings import Settings
 from tests.chaos.cluster import Process, until
+from tests.rehearsal import faults
 from tests.rehearsal.process import MlflowServer, Server
 from tests.rehearsal.truth import CANDIDATES, Bundles, Truth
 
 PLANNED, EVERY_S = 2_000, 2
 _SHOWN, _AT_ONCE = 5, 12
+# What requests that failed are answered with; 422 by a challenger that refuses what the champion takes.
+_FAILED = (422, 500, 503)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class Stage:
             "TESSERA_REDIS": redis,
             "TESSERA_TOPIC_PREFIX": self.topics.prefix,
             "MLFLOW_TRACKING_URI": mlflow.address,
+            faults.VARIABLE: str(directory / "faults.json"),
         }
+        self.breaks({})
         self.settings = Settings(
             home=directory / "operator", kafka=kafka, redis=redis, mlflow=mlflow.address, topics=self.topics
         )
@@ -126,6 +131,12 @@ class Stage:
 
     def experiments(self) -> list[Experiment]:
         return running(self.registry, self.model)
+
+    def breaks(self, kinds: dict[str, str]) -> None:
+        """Says how the networks of bundles break from now on, by bundle; see `faults`."""
+        made = self.directory / "faults.new"
+        made.write_text(json.dumps(kinds))
+        made.replace(self.directory / "faults.json")
 
     def crown(self, bundle: Bundle) -> None:
         """Begins a scene: a champion, no experiment, and all servers know."""
@@ -283,7 +294,7 @@ class Stage:
             The topic.
         """
         answered = [one for one in self._asked if one.status == 200]
-        failed = [one for one in self._asked if one.status == 503]
+        failed = [one for one in self._asked if one.status in _FAILED]
         assert len(answered) + len(failed) == len(self._asked), Counter(one.status for one in self._asked)
         topic = self.topics.impressions
         with contextlib.closing(self.settings.open_log()) as log:

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from serving.assignment import CHALLENGER, CONTROL, arm
 from tests.chaos.cluster import until
+from tests.rehearsal.faults import KINDS
 from tests.rehearsal.stage import PLANNED, Stage
 from tests.rehearsal.truth import USERS
 
@@ -128,6 +129,31 @@ def test_a_challenger_whose_rows_are_lost_fails_requests_that_are_accounted_for_
     assert {one.why for one in seen.answers if one.status != 200} == {"Online store unavailable"}
     assert "requests failed: " in why
     assert {one.status for one in stage.visit(USERS).answers} == {200}
+    stage.account()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_challenger_whose_network_breaks_is_rolled_back_and_holds_up_nobody_else(stage: Stage, kind: str) -> None:
+    good, weak = stage.bundles.good, stage.bundles.weak
+    stage.crown(good)
+    made = stage.begin(weak, f"breaks-{kind.replace(' ', '-')}")
+    given = {user: arm(user, made, [made], time.time()) for user in USERS}
+    stage.until_served([user for user in USERS if given[user] == CHALLENGER][:1], weak)
+    stage.breaks({weak.id: kind})
+    try:
+        with stage.watched():
+            seen = stage.visit(USERS[:80])
+            why = stage.until_ended(made)
+            stage.until_served(USERS[:10], good)
+    finally:
+        stage.breaks({})
+    status = {"raises": 500, "lost column": 422}.get(kind, 503)
+    before_the_end = [one for one in seen.answers if one.status != 200]
+    assert {one.status for one in before_the_end} == {status}
+    assert {given[one.user] for one in before_the_end} == {CHALLENGER}
+    assert all(one.status == 200 for one in seen.answers if given[one.user] == CONTROL)
+    assert "requests failed: " in why
+    assert {one.status for one in stage.visit(USERS[:20]).answers} == {200}
     stage.account()
 
 
