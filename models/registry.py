@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from features.durable import make_directory, write_directory
 from features.error import BundleError
 from features.lock import locked
+from features.trained import TRAINED, read_trained
 from models.bundle import Bundle, load_bundle
 from models.registry_client import open_client, told
 
@@ -109,17 +112,31 @@ class Registry:
             yield
 
     def publish(
-        self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float], lineage: Lineage | None = None
+        self,
+        bundle: Bundle,
+        *,
+        params: dict[str, Any],
+        metrics: dict[str, float],
+        lineage: Lineage | None = None,
+        trained: Path | None = None,
     ) -> Release:
         """Registers a bundle with its metrics; the first version of a model becomes its champion.
+
+        `trained` is the file of the events that it was trained on, see `features.trained`.
 
         Publishing the same bundle again returns the version it has.
         """
         with self.changing():
-            return self._publish(bundle, params=params, metrics=metrics, lineage=lineage)
+            return self._publish(bundle, params=params, metrics=metrics, lineage=lineage, trained=trained)
 
     def _publish(
-        self, bundle: Bundle, *, params: dict[str, Any], metrics: dict[str, float], lineage: Lineage | None
+        self,
+        bundle: Bundle,
+        *,
+        params: dict[str, Any],
+        metrics: dict[str, float],
+        lineage: Lineage | None,
+        trained: Path | None,
     ) -> Release:
         origin = lineage or Lineage(dataset="", encoder=bundle.manifest.encoder, codebook=bundle.manifest.codebook)
         model = bundle.dataset.name
@@ -135,6 +152,8 @@ class Registry:
         for name, metric in metrics.items():
             self._client.log_metric(run_id, name, metric)
         self._client.log_artifacts(run_id, str(bundle.directory), "bundle")
+        if trained is not None:
+            self._client.log_artifact(run_id, str(trained))
         if origin.profile:
             self._client.log_dict(run_id, origin.profile, "profile.json")
         self._client.set_terminated(run_id)
@@ -270,6 +289,14 @@ class Registry:
         with tempfile.TemporaryDirectory() as aside:
             path = self._client.download_artifacts(run_id, name, aside)
             return dict(msgspec.json.decode(Path(path).read_bytes()))
+
+    def trained(self, release: Release) -> NDArray[np.uint32] | None:
+        """Ids (K,) of the events that a release was trained on; None where whoever published it did not say."""
+        run_id = self._client.get_model_version(release.model, release.version).run_id
+        if TRAINED not in {found.path for found in self._client.list_artifacts(run_id)}:
+            return None
+        with tempfile.TemporaryDirectory() as aside:
+            return read_trained(Path(self._client.download_artifacts(run_id, TRAINED, aside)))
 
     def models(self) -> list[str]:
         """The names of all registered models; codebooks are none."""

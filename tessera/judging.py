@@ -19,9 +19,10 @@ from features.frame import Frame
 from models.bundle import Bundle
 from models.catalogue import Catalogue
 from models.evaluate import Quality, quality
-from models.gate import Gates, Measured, Verdict, judge
+from models.gate import Check, Gates, Measured, Verdict, judge
 from models.loading import assembler, examples
 from models.lookup import Entities
+from models.paired import drops
 from models.schema import SEMANTIC_ID, Schema
 from models.train import predict
 from serving.page import pack, unpack
@@ -34,16 +35,36 @@ _RARE = 10
 _CANDIDATES, _ROUNDS = 500, 30
 
 
-def verdict(champion: Bundle, challenger: Bundle, frame: Frame, gates: Gates, *, note: str = "") -> Verdict:
-    """Compares two bundles on the frame's test part, which the challenger was not trained on."""
-    parts = _slices(frame)
-    labels = frame.part("test")["label"].to_numpy().astype(np.float32)
+def verdict(
+    champion: Bundle,
+    challenger: Bundle,
+    frame: Frame,
+    gates: Gates,
+    *,
+    note: str = "",
+    unseen: NDArray[np.bool_] | None = None,
+) -> Verdict:
+    """Compares two bundles on the frame's test part.
+
+    Args:
+        unseen: which test examples (N,) neither bundle was trained on; only these are judged. None: all of them.
+    """
+    test = frame.part("test")
+    judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
+    labels = test["label"].to_numpy().astype(np.float32)
+    users = test["user"].to_numpy().astype(np.int64)
+    found = [predictions(bundle, frame) for bundle in (champion, challenger)]
+    parts = {name: held & judged for name, held in _slices(frame).items()}
     times = _latencies(champion, challenger)
     measured = [
-        Measured(bundle.id, _quality(labels, predictions(bundle, frame), parts), time_ms, _bytes(bundle))
-        for bundle, time_ms in zip((champion, challenger), times, strict=True)
+        Measured(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
+        for bundle, probabilities, time_ms in zip((champion, challenger), found, times, strict=True)
     ]
-    checks = judge(measured[0], measured[1], gates)
+    tested = {name: drops(labels[held], found[0][held], found[1][held], users[held]) for name, held in parts.items()}
+    if not judged.all():
+        only = f"{int(judged.sum()):,} of {test.height:,} test rows are judged: neither bundle was trained on them."
+        note = f"{note} {only}".strip()
+    checks = judge(measured[0], measured[1], gates, tested)
     return Verdict(champion.id, challenger.id, checks, note, storage_cost(challenger, frame))
 
 
@@ -85,14 +106,21 @@ def render(found: Verdict) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
     for check in found.checks:
-        passed = Text("passed", "green") if check.limit is not None else ""
-        mark = passed if check.passed else Text("worse", "red")
+        mark = _mark(check)
         table.add_row(check.name, *map(_number, (check.champion, check.challenger, check.limit)), mark)
     exact = found.storage.get("float32")
     for storage, auc in found.storage.items():
         if exact is not None and storage != "float32":
             table.add_row(f"AUC in {storage} storage", "", _number(auc), "", f"{auc - exact:+.5f}")
     return table
+
+
+def _mark(check: Check) -> Text | str:
+    if not check.passed:
+        return Text("worse", "red")
+    if not check.told:
+        return Text("cannot tell", "yellow")
+    return Text("passed", "green") if check.limit is not None else ""
 
 
 def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:

@@ -101,6 +101,10 @@ def read_positions(path: Path | None) -> tuple[Any, ...]:
         raise TesseraError(f"{path}: expected what `tessera topics positions` prints ({error})") from error
 
 
+# How `publish` ends: 0 a challenger, 1 refused, 3 registered without an alias, since the test set cannot tell.
+_STATUS = {"passed": 0, "worse": 1, "cannot tell": 3}
+
+
 def run_command(until: str, help_text: str) -> Callable[..., None]:
     """The command that does the stages up to and including `until`."""
 
@@ -179,7 +183,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
         else:
             _print_result(result)
         if result.verdict and not result.verdict.passed:
-            raise typer.Exit(1)
+            raise typer.Exit(_STATUS[result.verdict.answer])
 
     command.__doc__ = help_text
     return command
@@ -199,7 +203,13 @@ def _print_result(result: Any) -> None:
         out_console.print(f"release  {result.release.model} version {result.release.version} ({aliases})")
     if result.verdict:
         out_console.print(render(result.verdict))
-        if not result.verdict.passed:
+        if result.verdict.answer == "cannot tell":
+            out_console.print(
+                "[yellow]cannot tell[/yellow]: too few test rows that neither bundle was trained on to exclude a drop "
+                "of AUC beyond --gate sure; give more rows, widen that gate, or try it with `tessera rollout start "
+                f"--challenger {result.release.version}`"
+            )
+        if result.verdict.answer == "worse":
             worse = ", ".join(check.name for check in result.verdict.checks if not check.passed)
             said = f" as a challenger: worse beyond the thresholds in {worse}; see --gate"
             out_console.print(Text.assemble(("refused", "red"), said))

@@ -6,10 +6,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.error import DatasetError
 from features.frame import Frame
 from features.jobs.shard import read_shards
+from features.trained import TRAINED, read_trained, trained_on
 from models.ranker import Ranker
 from models.schema import SEMANTIC_ID, Schema
 from models.semantic_id import codebook as codebooks
@@ -19,7 +21,7 @@ from models.semantic_id.tokens import load_tokenizer
 from models.table.recode import recode
 from models.table.resize import resized
 from models.train import TrainConfig
-from tessera.artifact import load_ranker
+from tessera.artifact import load_ranker, read_frame
 from tessera.stage import finished_key
 
 
@@ -44,6 +46,11 @@ class Previous:
         """The id of its bundle, where it went as far."""
         manifest = self._directory / "publish" / "bundle" / "manifest.json"
         return str(msgspec.json.decode(manifest.read_bytes())["id"]) if manifest.is_file() else None
+
+    def trained(self) -> NDArray[np.uint32]:
+        """Ids (K,) of the events that it and the runs before it were trained on; see `features.trained`."""
+        kept = self._directory / "publish" / TRAINED
+        return read_trained(kept) if kept.is_file() else trained_on(read_frame(self._directory / "frame"))
 
     @property
     def encoder(self) -> Path:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
@@ -12,12 +14,14 @@ from features.dataset import Dataset
 from features.error import BundleError
 from features.frame import Frame
 from features.profile import profile
+from features.trained import event_ids, read_trained
 from models.bundle import Bundle
 from models.gate import Gates, Verdict
 from models.registry import CHALLENGER, CHAMPION, Lineage, Registry, Release
 from tessera.judging import verdict
 
-_OTHER_DATA = "The champion was trained on other data than these: it may have seen some of the test."
+_OTHER_DATA = "The champion was trained on other data than these: it is judged on what it has not seen."
+_UNKNOWN = "What the champion was trained on is not known: an earlier release published it, by another split or data."
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Origin:
     Attributes:
         data_key: hash of the descriptor and of every file's bytes.
         split: how the test part was chosen.
+        trained: file of the events that it was trained on, see `features.trained`.
         options: of the run, nested.
         parent: id of the bundle that it was warm-started from, or None.
         code: version of the code that made it.
@@ -40,6 +45,7 @@ class Origin:
     parent: str | None
     code: str
     engine: str
+    trained: Path
 
 
 class Publisher:
@@ -68,6 +74,7 @@ class Publisher:
         with self._console.status("publish: registering in MLflow"):
             release = self._registry.publish(
                 bundle,
+                trained=origin.trained,
                 params={"split": origin.split} | flat(origin.options),
                 metrics=_test_metrics(bundle),
                 lineage=Lineage(
@@ -94,11 +101,31 @@ class Publisher:
                 self._console.print(Text(said, "yellow"))
                 return release, None
             note = "" if self._registry.lineage(before).dataset == origin.data_key else _OTHER_DATA
-            judged = verdict(champion, bundle, frame(), gates, note=note)
+            made = frame()
+            seen = self._seen(before, champion, bundle, origin)
+            if seen is None:
+                unseen, note = np.zeros(made.part("test").height, dtype=bool), _UNKNOWN
+            else:
+                unseen = ~np.isin(event_ids(made, "test"), np.concatenate([seen, read_trained(origin.trained)]))
+            judged = verdict(champion, bundle, made, gates, note=note, unseen=unseen)
         if judged.passed:
             return self._registry.challenge(release, verdict=judged.to_json()), judged
         self._registry.record(release, "gates.json", judged.to_json())
         return release, judged
+
+    def _seen(self, before: Release, champion: Bundle, bundle: Bundle, origin: Origin) -> NDArray[np.uint32] | None:
+        """The events that the champion was trained on; None where nobody can say.
+
+        A champion that an earlier release published says nothing of them. By the same split of the same data it was
+        trained on what the newcomer was.
+        """
+        found = self._registry.trained(before)
+        if found is not None:
+            return found
+        same = self._registry.lineage(before).dataset == origin.data_key
+        split = bundle.dataset.split
+        alike = champion.dataset.split == split and split.by != "random"
+        return read_trained(origin.trained) if same and alike else None
 
 
 def flat(options: dict[str, Any]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from features.jobs.shard import read_shards, write_parquet, write_shards
 from features.profile import few_known
 from features.split import PARTS
 from features.table import read_events, read_items, read_users
+from features.trained import TRAINED, trained_on, write_trained
 from models.admission import Admission
 from models.bundle import FORMAT, Bundle, LogPosition, Parts, Training, load_bundle, write_bundle
 from models.evaluate import by_item_novelty, rate_baselines
@@ -387,6 +388,8 @@ class _Run:
         def work(directory: Path, advance: Advance) -> None:
             frame = read_frame(frame_dir)
             schema, model = load_ranker(trained / _RANKER, self._train_config())
+            before = [self._previous.trained()] if self._previous else []
+            write_trained(trained_on(frame, *before), directory / TRAINED)
             if (directory / "bundle").exists():
                 return
             write_bundle(
@@ -424,6 +427,7 @@ class _Run:
             parent=self._previous.bundle if self._previous else None,
             code=self._code,
             engine=engine(),
+            trained=self._out / "publish" / TRAINED,
         )
         publisher = Publisher(self._registry, self._console, self._out / "champion")
         return publisher.publish(bundle, origin, lambda: read_frame(frame_dir), self._options.gates)

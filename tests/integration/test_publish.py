@@ -9,18 +9,21 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features.dataset import Dataset, load_dataset
 from models.gate import Gates
 from models.registry import CHALLENGER, CHAMPION, PREVIOUS
+from models.train import TrainConfig
 from tessera.artifact import read_frame
 from tessera.judging import predictions, storage_cost, verdict
 from tessera.run import RunOptions, RunResult, run
 from tessera.settings import Settings
 from tessera.version import code_version
+from tests.build import SMALL_NETWORK
 from tests.integration.world import World, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 # Small data are noisy: what is tested is the gate, not the seed.
-WIDE = Gates(auc=0.05, ne=0.2, calibration=0.1, slice_auc=0.2, latency=20.0, bytes=5.0)
+WIDE = Gates(auc=0.05, ne=0.2, calibration=0.1, slice_auc=0.2, latency=20.0, bytes=5.0, sure=0.5)
 
 
 def publish(world: World, out: Path, settings: Settings, **options: Any) -> RunResult:
@@ -102,6 +105,11 @@ def test_a_champion_is_measured_as_it_was_when_it_was_made(world: World) -> None
     found = predictions(world.bundle, frame)
     quality = world.bundle.manifest.metrics["quality"]["ranker"]["all"]
     same = verdict(world.bundle, world.bundle, frame, Gates(latency=100.0))
+    unseen = np.arange(len(labels)) % 2 == 0
+    half = verdict(world.bundle, world.bundle, frame, Gates(latency=100.0), unseen=unseen)
+    assert half.note == f"{unseen.sum():,} of {len(labels):,} test rows are judged: neither bundle was trained on them."
+    none = verdict(world.bundle, world.bundle, frame, Gates(latency=100.0), unseen=unseen & False)
+    assert none.answer == "cannot tell"
     auc = next(check for check in same.checks if check.name == "all: AUC")
     assert len(found) == len(labels)
     assert auc.champion == auc.challenger == pytest.approx(quality["auc"], abs=1e-9)
@@ -128,3 +136,43 @@ def test_small_storage_costs_little_quality_and_says_how_much(world: World) -> N
     assert list(found) == ["float32", "float16", "int8"]
     assert abs(found["float16"] - found["float32"]) < 1e-4
     assert abs(found["int8"] - found["float32"]) < 5e-3
+
+
+def coin_flips(directory: Path, *, rows: int = 4_000) -> Dataset:
+    """Events whose labels nobody can know: a bundle is right about those that it was trained on, and no others."""
+    rng = np.random.default_rng(0)
+    drawn = {name: rng.integers(0, size, rows) for name, size in (("user", 400), ("item", 200), ("label", 2))}
+    pl.DataFrame(drawn | {"time": np.arange(rows)}).write_parquet(directory / "events.parquet")
+    text = 'name = "coins"\n[events]\npath = "events.parquet"\nuser = "user"\nitem = "item"\ntime = "time"\n'
+    (directory / "coins.toml").write_text(text + 'label = { column = "label" }\n[split]\nby = "random"\n')
+    return load_dataset(directory / "coins.toml")
+
+
+def test_another_seeds_test_rows_that_the_champion_was_trained_on_are_not_judged(tmp_path: Path) -> None:
+    dataset = coin_flips(tmp_path)
+    registry = Settings(home=tmp_path / "home").open_registry()
+    config = TrainConfig(batch=128, max_epochs=1, network=SMALL_NETWORK)
+
+    def published(seed: int, gates: Gates) -> RunResult:
+        options = RunOptions(seed=seed, train=config, gates=gates)
+        out = tmp_path / f"out{seed}"
+        return run(dataset, out, options, console=quiet(), registry=registry, until="publish")
+
+    wide = Gates(auc=1.0, ne=9.0, calibration=1.0, slice_auc=1.0, latency=99.0, bytes=9.0, sure=1.0)
+    first, second = published(0, wide), published(1, wide)
+    frames = [read_frame(tmp_path / f"out{seed}" / "frame") for seed in (0, 1)]
+    learnt = set(frames[0].part("train")["event"]) | set(frames[0].part("validation")["event"])
+    tested = frames[1].part("test")["event"].to_list()
+    clean = sum(event not in learnt for event in tested)
+    assert 0 < clean < len(tested) / 4
+    assert first.verdict is None
+    assert second.verdict is not None
+    said = int(second.verdict.note.split(" of ")[0].replace(",", ""))
+    # An event like another one, by user, item and time, is none of the unseen; times are all different here.
+    assert said == clean
+    # Fewer than it takes: no verdict, whatever the gates.
+    assert (second.verdict.answer, second.release and second.release.aliases) == ("cannot tell", ())
+    # One that an earlier release published says nothing of what it learnt: the same split of the same data is known.
+    trained = registry.trained(first.release) if first.release else None
+    assert trained is not None
+    assert len(trained) == len(learnt)

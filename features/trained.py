@@ -1,0 +1,57 @@
+"""Which events a model has learnt from, by their content: the same event of other files, or of another split, is known.
+
+An event is told by everything that is declared of it but its label: one that is learnt with the other label is no
+unseen one. Shape letters: N examples, K known events.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.frame import Frame
+from features.hashing import fingerprint
+
+TRAINED = "trained.parquet"
+"""Name of the file of the events that a bundle was trained on, beside it."""
+# What a frame made of an event, and what differs between runs.
+_NOT_OF_THE_EVENT = {"event", "user", "item", "label", "split", "history"}
+_SEPARATOR = "\x1f"
+
+
+def event_ids(frame: Frame, part: str) -> NDArray[np.uint32]:
+    """Ids (N,) of a part's examples: 32 bits each, so of K known events one in 2**32 / K is taken for a known one."""
+    examples = frame.part(part)
+    columns = [
+        frame.users["user_id"].gather(examples["user"]) if frame.users.height else pl.Series([""] * examples.height),
+        frame.items["item_id"].gather(examples["item"]) if frame.items.height else pl.Series([""] * examples.height),
+        *(examples[name] for name in sorted(examples.columns) if name not in _NOT_OF_THE_EVENT),
+    ]
+    table = pl.DataFrame([column.rename(str(number)) for number, column in enumerate(columns)])
+    scalar = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
+    words = [pl.col(name).cast(pl.String).fill_null("") for name in scalar]
+    lists = [
+        pl.col(name).cast(pl.List(pl.String)).list.join("\x1e").fill_null("")
+        for name in table.columns
+        if name not in scalar
+    ]
+    joined = table.select(pl.concat_str(*words, *lists, separator=_SEPARATOR)).to_series().to_list()
+    return (fingerprint(joined) >> np.uint64(32)).astype(np.uint32)
+
+
+def trained_on(frame: Frame, *before: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Sorted ids (K,) of what is learnt from a frame, with what was learnt before: training chooses by validation."""
+    own = [event_ids(frame, part) for part in ("train", "validation")]
+    return np.unique(np.concatenate([*own, *before]))
+
+
+def write_trained(ids: NDArray[np.uint32], path: Path) -> None:
+    """Writes ids (K,) in order, which takes two bytes each for a million."""
+    pl.DataFrame({"event": ids}).write_parquet(path, compression="zstd")
+
+
+def read_trained(path: Path) -> NDArray[np.uint32]:
+    """Ids (K,) as `write_trained` wrote them."""
+    found: NDArray[np.uint32] = pl.read_parquet(path)["event"].to_numpy()
+    return found
