@@ -204,11 +204,12 @@ def _print_result(result: Any) -> None:
     if result.verdict:
         out_console.print(render(result.verdict))
         if result.verdict.answer == "cannot tell":
-            out_console.print(
-                "[yellow]cannot tell[/yellow]: too few test rows that neither bundle was trained on to exclude a drop "
-                "of AUC beyond --gate sure; give more rows, widen that gate, or try it with `tessera rollout start "
-                f"--challenger {result.release.version}`"
+            said = (
+                ": too few test rows that neither bundle was trained on to exclude a drop of AUC beyond --gate sure; "
+                "give more rows, widen that gate, or try it with `tessera rollout start --challenger "
+                f"{result.release.version}`"
             )
+            out_console.print(Text.assemble(("cannot tell", "yellow"), said))
         if result.verdict.answer == "worse":
             worse = ", ".join(check.name for check in result.verdict.checks if not check.passed)
             said = f" as a challenger: worse beyond the thresholds in {worse}; see --gate"
