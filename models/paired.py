@@ -100,7 +100,7 @@ def _calibration(labels: Floats, champion: Floats, challenger: Floats, user: NDA
             float(np.abs(np.bincount(place, weights=weights * gap)).sum())
             for place, gap in zip(bins, gaps, strict=True)
         )
-        return (after - before) / float(weights.sum())
+        return (after - before) / max(float(weights.sum()), 1.0)
 
     drawn = [worse(rng.poisson(1.0, users)[user].astype(np.float64)) for _ in range(_DRAWS)]
     return Drop(worse(np.ones(len(labels))), float(np.std(drawn)))

@@ -144,6 +144,13 @@ def test_the_errors_of_drops_are_those_of_drawing_users_again() -> None:
     assert drops(np.ones(10), np.ones(10), np.ones(10), np.arange(10)) is None
 
 
+def test_a_handful_of_rows_is_compared_too() -> None:
+    # Draws of few users may be empty.
+    found = drops(np.array([0.0, 1.0]), np.array([0.2, 0.6]), np.array([0.3, 0.5]), np.array([0, 1]))
+    assert found is not None
+    assert np.isfinite([found.auc.error, found.entropy.error, found.calibration.error]).all()
+
+
 @pytest.mark.parametrize("rows", [200, 2_000])
 def test_equal_rankers_are_refused_no_more_often_than_alpha_and_worse_ones_are(rows: int) -> None:
     def answer(seed: int, worse: float) -> str:
