@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.durable import make_directory, write_directory
+from features.durable import write_directory
 from features.error import BundleError
 from features.lock import locked
 from features.trained import TRAINED, read_trained
@@ -337,8 +337,7 @@ class Registry:
         destination = cache / release.bundle
         with suppress(BundleError):
             return load_bundle(destination)
-        make_directory(cache)
-        with locked(destination, wait_s=_FETCH_S):
+        with told(f"{release.bundle} into {cache}"), locked(destination, wait_s=_FETCH_S):
             # Another process may have fetched it meanwhile. A damaged copy is replaced: the registry's may be sound.
             with suppress(BundleError):
                 return load_bundle(destination)
