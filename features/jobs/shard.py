@@ -146,7 +146,13 @@ def map_shards(
             | f"{label}: shards" >> beam.Create([str(path) for path in shards], reshuffle=True)
             | f"{label}: map" >> beam.ParDo(_MapShard(function, str(out)))
         )
-        pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        try:
+            result.wait_until_finish()
+        finally:
+            # Dask's runner leaves its client, and the cluster that it started, open.
+            if client := getattr(result, "client", None):
+                client.close()
     finally:
         stop.set()
         watcher.join()
