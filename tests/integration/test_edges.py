@@ -38,7 +38,7 @@ ARGUMENTS = {
     "migrate": "",
     "bench": "main-job --out {out}",
     "stream": "",
-    "send": "events {base}/events.csv",
+    "send": "events {base}/../19-stream-neighbour-ids/messages.jsonl",
     "replay": "",
     "verify": "",
     "backfill": "{base}/base.toml",
@@ -63,6 +63,7 @@ ARGUMENTS = {
     "deadletters show": "0",
     "deadletters replay": "",
     "topics create": "",
+    "topics positions": "",
 }
 # What needs nothing of the place works.
 WORK = {"check", "doctor", "migrate", "ids show", "ids compare", "keys list"}

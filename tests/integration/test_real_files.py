@@ -110,7 +110,7 @@ CSV = b"user,item\n" + b"u1,i1\n" * 30
         (CSV.decode().encode("utf-16-be"), "is UTF-16 without a byte order mark"),
         (b"\xfe\xff" + CSV.decode().encode("utf-16-be"), "is UTF-16; save it"),
         (CSV.decode().encode("utf-32"), "is UTF-32; save it"),
-        (gzip.compress(CSV.decode().encode("utf-16")), "is UTF-16; save it"),
+        (gzip.compress(CSV.decode().encode("utf-16"), mtime=0), "is UTF-16; save it"),
         (bz2.compress(CSV), "is compressed with bzip2; unpack it"),
         (lzma.compress(CSV), "is compressed with xz; unpack it"),
         (zipped("e.csv", CSV), "is a zip archive; unpack it"),
