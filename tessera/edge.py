@@ -1,5 +1,6 @@
 """The edge of the command line: every error becomes one line and an exit status, and none becomes a traceback."""
 
+import contextlib
 import sys
 import traceback
 from typing import TextIO, cast
@@ -38,7 +39,8 @@ def tell(error: BaseException, *, verbose: bool) -> int:
 def print_anything() -> None:
     """Lets standard output and error take any text: characters they cannot encode are printed as escapes."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        # A stream that cannot be flushed in place, such as a socket's, stays as it is.
+        with contextlib.suppress(AttributeError, OSError):
             cast("TextIO", stream).reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
 

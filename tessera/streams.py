@@ -122,6 +122,7 @@ def send(
     """Append a file of JSON lines to a topic of the log: all of it, or nothing of a file with a line that is none."""
     import msgspec
 
+    from features.canonical import scalar
     from features.jsonl import strict_lines
     from features.plaintext import read_plain
     from tessera.settings import Settings
@@ -135,7 +136,8 @@ def send(
     if key is not None:
         for number, line in enumerate(lines):
             try:
-                keys[number] = str(msgspec.json.decode(line, type=dict[str, Any])[key]).encode()
+                # The canonical form, as the server's intake has it: one id has one partition however it is written.
+                keys[number] = str(scalar(msgspec.json.decode(line, type=dict[str, Any])[key])).encode()
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
                 raise TesseraError(f"{file}: line {number + 1}: no field {key!r} to choose the partition by") from error
     settings = Settings.from_environment()

@@ -91,7 +91,7 @@ def test_unknown_user_and_item_are_served_by_defaults_and_counted(client: TestCl
         ({}, "user"),
         ({"user": ""}, "user"),
         ({"user": None}, "user"),
-        ({"user": True}, "user"),
+        ({"user": [1]}, "user"),
         ({"user": "1", "k": 0}, "k"),
         ({"user": "1", "candidates": []}, "candidates"),
         ({"user": "1", "candidates": ["1", {}]}, "candidates.1"),
