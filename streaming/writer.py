@@ -5,7 +5,7 @@ row and record, so doing a delta again changes nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features import trace
 from models import delta, record
 from models.delta import Delta
-from streaming.admitted import Admitted
+from streaming.admitted import Admitted, Records
 from streaming.log import EventLog, Follower, Message
 from streaming.topic import Topics
 
@@ -57,22 +57,12 @@ class RecordReader(Protocol):
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]: ...
 
 
-class RowSink(Protocol):
+class RowSink(Records, Protocol):
     """What the writer needs of an online store."""
 
     def write_rows(
         self, bundle: str, rows: NDArray[np.int64], seqs: NDArray[np.int64], vectors: NDArray[np.float32]
     ) -> int: ...
-
-    def write_records(
-        self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
-    ) -> int: ...
-
-    def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]: ...
-
-    def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]: ...
-
-    def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None: ...
 
     def incarnation(self) -> str: ...
 
