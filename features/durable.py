@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from features.error import TesseraError
+from features.errors import TesseraError
 
 _ASIDE = ".tmp"
 

@@ -10,7 +10,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 
-from features.error import TesseraError
+from features.errors import TesseraError
 
 _NUMBER = re.compile(r"(?:os error |\[Errno )(\d+)")
 _REMEDIES = {

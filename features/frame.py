@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.dataset import Dataset, Split
+from features.dataset.descriptor import Dataset, Split
+from features.dataset.split import assign_split
 from features.history import EventColumns, history_frame
-from features.split import assign_split
 
 _NEGATIVE_ROUNDS = 20
 

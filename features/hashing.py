@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from features.error import BundleError
+from features.errors import BundleError
 
 VERSION = 1
 _CHUNK_SEPARATOR = "\x1f"

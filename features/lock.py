@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from features.error import TesseraError
+from features.errors import TesseraError
 
 _POLL_S = 0.02
 

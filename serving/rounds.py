@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from features.error import TesseraError
+from features.errors import TesseraError
 from serving.metrics import Metrics
 
 _LOGGER = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from features.durable import make_directory, write_file
 from features.lock import locked
-from streaming.intake import id_key
-from streaming.log import EventLog
+from streaming.lateness import id_key
+from streaming.log.protocol import EventLog
 
 _CHUNK = 2_000
 _FORMAT = 1

@@ -12,14 +12,14 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from features.error import LogError
-from models import delta, record
-from models.bundle import Bundle
-from models.delta import SNAPSHOT_SEQ, Delta
-from streaming.log import EventLog
+from features.errors import LogError
+from models.bundle import delta, record
+from models.bundle.bundle import Bundle
+from models.bundle.delta import SNAPSHOT_SEQ, Delta
+from streaming.log.protocol import EventLog
+from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot, records
 from streaming.step import Step
-from streaming.topic import Topics
 
 
 class Fold:

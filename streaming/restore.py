@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.error import LogError
-from models import delta, record
-from models.bundle import Bundle
-from models.delta import Source
-from streaming.log import EventLog, Message, Positions
+from features.errors import LogError
+from models.bundle import delta, record
+from models.bundle.bundle import Bundle
+from models.bundle.delta import Source
+from streaming.log.protocol import EventLog, Message, Positions
+from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 from streaming.step import LATENESS_S, Step
-from streaming.topic import Topics
 
 # Of `start_of`; not the stream's own bound, which may be another one at the next start.
 _MARGIN_MS = LATENESS_S * 1_000

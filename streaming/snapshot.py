@@ -23,12 +23,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from features.durable import write_directory
-from features.error import BundleError, StreamError
+from features.errors import BundleError, StreamError
 from features.history import EventColumns
-from models import record
-from models.bundle import Bundle, file_hashes
-from models.delta import Record
-from streaming.log import Positions
+from models.bundle import record
+from models.bundle.bundle import Bundle, file_hashes
+from models.bundle.delta import Record
+from streaming.log.protocol import Positions
 from streaming.step import Step
 
 FORMAT = 2

@@ -19,18 +19,18 @@ import polars as pl
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from features.error import EventError
-from features.event import Decoded, Decoder, Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.errors import EventError
 from features.history import EventColumns, History, Jagged
-from models import delta, record
-from models.bundle import Bundle
-from models.catalogue import Catalogue
-from models.delta import SNAPSHOT_SEQ, Record, Source
-from models.lookup import Assembler, Batch, Entities, Examples
-from streaming.intake import Recent, id_key
-from streaming.log import Message
-from streaming.outcome import POISON, Address, Bad, Outcome, address
-from streaming.topic import Topics
+from features.message import Decoded, Decoder, Rows, event_decoder, event_rows, item_decoder, item_rows
+from models.bundle import delta, record
+from models.bundle.bundle import Bundle
+from models.bundle.catalogue import Catalogue
+from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
+from models.table.batch import Assembler, Batch, Entities, Examples
+from streaming.lateness import Recent, id_key
+from streaming.log.protocol import Message
+from streaming.log.topics import Topics
+from streaming.step_result import POISON, Address, Bad, Outcome, address
 
 LATENESS_S = 3_600
 """How much older than the newest event of its partition an event may be, in seconds of event time."""

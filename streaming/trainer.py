@@ -14,17 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from features import trace
-from features.error import LogError, OversizedError, StreamError, is_fault
-from models import delta
-from models.bundle import Bundle
-from streaming.deadletter import KEPT_BYTES, encode_dead_letter
-from streaming.log import EventLog, Message, Positions, Transaction
-from streaming.outcome import POISON, Address, Bad, Outcome, address
+from features import tracing as trace
+from features.errors import LogError, OversizedError, StreamError, is_fault
+from models.bundle import delta
+from models.bundle.bundle import Bundle
+from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
+from streaming.log.protocol import EventLog, Message, Positions, Transaction
+from streaming.log.topics import Topics
 from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import LATENESS_S, Step
-from streaming.topic import Topics
+from streaming.step_result import POISON, Address, Bad, Outcome, address
 
 # A late event is no sign of a wrong topic.
 _HARMLESS = frozenset({"late"})

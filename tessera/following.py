@@ -6,16 +6,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from features.error import BundleError, TesseraError
-from models.bundle import Bundle
-from models.registry import CHAMPION
-from serving.current import Current
-from serving.load import load_bundle
+from features.errors import BundleError, TesseraError
+from models.bundle.bundle import Bundle
+from models.registry.registry import CHAMPION
 from serving.metrics import Metrics
-from serving.rank import RankService
-from serving.store import OnlineStore
+from serving.ranking.service import RankService
+from serving.rollout.lifecycle import running
+from serving.store.fill import load_bundle
+from serving.store.protocol import OnlineStore
+from serving.traffic.router import Current
 from tessera.mirroring import mirrored
-from tessera.rollouts import running
 from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)

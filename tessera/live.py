@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from features.error import FencedError, LogError, StoreError, TesseraError
-from models.bundle import Bundle
+from features.errors import FencedError, LogError, StoreError, TesseraError
+from models.bundle.bundle import Bundle
+from streaming.metrics import Gauges
 from streaming.snapshot import Snapshots
 from streaming.trainer import Trainer, TrainerOptions
-from tessera.gauges import Gauges
-from tessera.online import open_writer
 from tessera.settings import Settings
+from tessera.stream_service import open_writer
 
 _LOGGER = logging.getLogger(__name__)
 ROLES = ("trainer", "writer")

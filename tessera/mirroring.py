@@ -4,14 +4,14 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from models import delta
-from models.bundle import Bundle
+from models.bundle import delta
+from models.bundle.bundle import Bundle
 from serving.metrics import Metrics
-from serving.mirror import Mirror
+from serving.ranking.mirror import Mirror
+from serving.ranking.rows import MirrorRows, StoreRows
 from serving.rounds import Rounds
-from serving.rows import MirrorRows, StoreRows
-from serving.store import OnlineStore
-from streaming.writer import position_of
+from serving.store.protocol import OnlineStore
+from serving.store.writer import position_of
 from tessera.settings import Settings
 
 _BATCH = 256

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.durable import make_directory
-from features.error import BundleError
+from features.errors import BundleError
 from features.lock import locked
-from streaming.topic import Topics
+from streaming.log.topics import Topics
 
 if TYPE_CHECKING:
-    from models.registry import Registry
-    from serving.store import OnlineStore
-    from streaming.log import EventLog
+    from models.registry.registry import Registry
+    from serving.store.protocol import OnlineStore
+    from streaming.log.protocol import EventLog
 
 
 _DATABASE = "mlflow.db"
@@ -76,17 +76,17 @@ class Settings:
     def open_log(self) -> "EventLog":
         """The event log: Kafka where an address is set, else SQLite in `home`."""
         if self.kafka:
-            from streaming.kafka import KafkaLog
+            from streaming.log.kafka import KafkaLog
 
             return KafkaLog(self.kafka, **self.kafka_options)
-        from streaming.local import LocalLog
+        from streaming.log.sqlite import LocalLog
 
         self.home.mkdir(parents=True, exist_ok=True)
         return LocalLog(self.home / "log.db")
 
     def open_store(self) -> "OnlineStore":
         """The online store: Redis at an address, else the embedded server with its data in `home`."""
-        from serving.redis import RedisStore, open_embedded
+        from serving.store.redis.store import RedisStore, open_embedded
 
         return RedisStore(self.redis) if self.redis else open_embedded(self.home / "redis")
 
@@ -104,8 +104,8 @@ class Settings:
         Raises:
             BundleError: there is none, and `create` is false; or it cannot be opened.
         """
-        from models.registry import Registry
-        from models.registry_move import check_place
+        from models.registry.registry import Registry
+        from models.registry.relocation import check_place
 
         artifacts = self.home / "mlflow"
         if self.mlflow:
@@ -132,7 +132,7 @@ class Settings:
         """Records spans while the body runs, under a service's name; does nothing where they would go nowhere."""
         if not self.otlp and self.trace_file is None:
             return contextlib.nullcontext()
-        from tessera.tracing import traced
+        from tessera.trace_export import traced
 
         return traced(service, endpoint=self.otlp, protocol=self.otlp_protocol, file=self.trace_file)
 

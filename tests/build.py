@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from features.content import lsa
-from features.dataset import Categorical, Dataset, Events, Items, Label, Split, Users
+from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, Users
 from features.durable import write_directory
 from features.frame import Frame, build_frame
-from models.admission import Sketch
-from models.bundle import Parts, Training
-from models.feature import TableOptions, default_schema
-from models.lookup import Batch
-from models.ranker import NetworkConfig
-from models.schema import SEMANTIC_ID, Feature, Schema
-from models.semantic_id import rqvae
+from models.bundle.bundle import Parts, Training
+from models.ranker.network import NetworkConfig
+from models.ranker.train import TrainConfig, Trained, new_ranker, train
+from models.semantic_id.codebook import rqvae
 from models.semantic_id.tokens import Tokenizer
-from models.train import TrainConfig, Trained, new_ranker, train
+from models.table.admission import Sketch
+from models.table.batch import Batch
+from models.table.default_schema import TableOptions, default_schema
+from models.table.schema import SEMANTIC_ID, Feature, Schema
 
 COLOURS = ("red", "blue", "green", "grey")
 LIKED = ("red", "blue")

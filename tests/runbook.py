@@ -19,8 +19,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from features.error import TesseraError
-from tessera.cli import app
+from features.errors import TesseraError
+from tessera.cli.main import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "runbook.md"
 _SECTION = re.compile(r"^<!-- failure: ([a-z-]+) -->\n(.*?)(?=^<!-- failure:|^## |\Z)", re.DOTALL | re.MULTILINE)

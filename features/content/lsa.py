@@ -1,7 +1,7 @@
 """Latent semantic analysis: TF-IDF and a truncated SVD, fitted on the catalogue itself.
 
 The default encoder: it needs no download, trains in seconds, and its vectors carry what Semantic IDs need. Its terms
-are those of `features.content.token`; an encoder that was saved before those existed keeps the words it was fitted on.
+are those of `features.content.terms`; an encoder that was saved before those existed keeps the words it was fitted on.
 Deerwester et al., "Indexing by Latent Semantic Analysis" (1990); randomised SVD by Halko et al. (2011).
 """
 
@@ -17,10 +17,10 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd, svd_flip
 
-from features.content import token
+from features.content import terms as token
 from features.content.encoder import DESCRIPTION, content_id, unit
-from features.determinism import one_thread
-from features.error import BundleError, DatasetError
+from features.errors import BundleError, DatasetError
+from features.threads import one_thread
 
 _MAX_TERMS = 50_000
 _SMALL_CATALOGUE = 200

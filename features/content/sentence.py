@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content.encoder import DESCRIPTION, unit
-from features.error import BundleError, DatasetError
+from features.errors import BundleError, DatasetError
 
 _BATCH = 32
 

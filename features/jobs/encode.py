@@ -9,9 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content.encoder import DESCRIPTION, Encoder
-from features.content.registry import load_encoder
-from features.determinism import one_thread
+from features.content.kinds import load_encoder
 from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
+from features.threads import one_thread
 
 
 @lru_cache(maxsize=1)

@@ -14,12 +14,12 @@ import msgspec
 import polars as pl
 from xxhash import xxh3_128_hexdigest
 
-from features import column
-from features.canonical import canonical
-from features.dataset import Dataset
-from features.error import DatasetError
+from features.dataset import column
+from features.dataset.descriptor import Dataset
+from features.dataset.tables import EVENT_ID, load_events, message_columns, shape_events
+from features.errors import DatasetError
 from features.jobs.shard import Progress, map_shards, write_shards
-from features.table import EVENT_ID, load_events, message_columns, shape_events
+from features.value.canonical import canonical
 
 _ROWS = 20_000
 # Of the shards; another release's are not used.
@@ -27,7 +27,7 @@ _FORMAT = 2
 
 
 def encode_rows(rows: pl.DataFrame) -> list[bytes]:
-    """Rows of `features.table.message_columns` as messages, without what is null."""
+    """Rows of `features.dataset.tables.message_columns` as messages, without what is null."""
     names = rows.columns
     return [
         msgspec.json.encode({name: value for name, value in zip(names, row, strict=True) if value is not None})
@@ -61,7 +61,7 @@ def event_ids(shaped: pl.DataFrame, own: pl.Series | None = None) -> pl.Series:
     """Returns an id for each event.
 
     Args:
-        shaped: (R, …) the frame of `features.table.read_events`.
+        shaped: (R, …) the frame of `features.dataset.tables.read_events`.
         own: (R,) String, ids that the rows have themselves; a null is filled in.
 
     Returns:

@@ -16,7 +16,7 @@ import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from features.durable import write_file
-from features.error import TesseraError
+from features.errors import TesseraError
 
 ShardFunction = Callable[[pl.DataFrame], pl.DataFrame]
 Progress = Callable[[int, int], None]

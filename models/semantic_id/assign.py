@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
-from models.semantic_id import codebook as codebooks
-from models.semantic_id.quantizer import DESCRIPTION, Quantizer
+from models.semantic_id.codebook import kinds as codebooks
+from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.error import DatasetError
+from features.errors import DatasetError
 
 
 def suffixes(codes: NDArray[np.uint16]) -> NDArray[np.int64]:

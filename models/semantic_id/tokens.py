@@ -25,8 +25,8 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from features.error import BundleError, DatasetError
-from models.semantic_id.quantizer import prefix_tokens
+from features.errors import BundleError, DatasetError
+from models.semantic_id.codebook.quantizer import prefix_tokens
 
 Scheme = Literal["prefix", "unigram", "bigram", "all-bigrams", "pieces"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)

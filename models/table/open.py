@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from models.fused import fused
-from models.schema import Schema
+from models.table.engine import fused
 from models.table.reference import ReferenceTable
+from models.table.schema import Schema
 
 if TYPE_CHECKING:
     from models.table.unified import UnifiedTable

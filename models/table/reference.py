@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.lookup import Batch
-from models.schema import Schema
+from models.table.batch import Batch
+from models.table.schema import Schema
 
 # Uniform, narrow: a standard normal start costs about five points of AUC.
 _INIT = 0.05

@@ -14,9 +14,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.lookup import Batch
-from models.schema import Schema
+from models.table.batch import Batch
 from models.table.reference import EPSILON, by_example, start_rows
+from models.table.schema import Schema
 
 _ALL = "all lookups"
 

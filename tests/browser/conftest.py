@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from models.registry import CHALLENGER, Lineage
-from serving.assignment import Step
+from models.registry.registry import CHALLENGER, Lineage
+from serving.rollout.experiment import Step
+from serving.rollout.guardrails import Rule
+from serving.rollout.judge import familiar_items, judging
+from serving.rollout.lifecycle import start, stop
+from serving.rollout.look_log import Looks
 from streaming.trainer import TrainerOptions
-from tessera.guardrail import Rule
-from tessera.judge import familiar_items, judging
-from tessera.looks import Looks
-from tessera.online import Stream
-from tessera.rollouts import start, stop
 from tessera.settings import Settings
+from tessera.stream_service import Stream
 from tests.integration.world import World, make_world
 from tests.servers import free_port
 

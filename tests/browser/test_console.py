@@ -8,7 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from serving.access import KeyFile
+from serving.api.keys import KeyFile
 from tests.browser.conftest import SHOTS, Site, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")

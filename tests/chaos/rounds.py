@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
-from features.error import LogError
-from models import delta
-from models.delta import Source
-from serving.redis import RedisStore
+from features.errors import LogError
+from models.bundle import delta
+from models.bundle.delta import Source
+from serving.store.redis.store import RedisStore
+from serving.store.verify import verify
+from serving.store.writer import position_of
 from streaming.fold import Fold
-from streaming.kafka import KafkaLog
-from streaming.log import Message
+from streaming.log.kafka import KafkaLog
+from streaming.log.protocol import Message
+from streaming.log.topics import Topics
 from streaming.restore import group_of
 from streaming.step import Step
-from streaming.topic import Topics
-from streaming.writer import position_of
-from tessera.audit import verify
-from tessera.console import one_thread
+from tessera.terminal import one_thread
 from tests.chaos.cluster import Cluster, Process, until
 from tests.chaos.worker import FENCED
 from tests.integration.world import World, make_world

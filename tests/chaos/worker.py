@@ -14,14 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-from features.error import FencedError
-from models.bundle import load_bundle
+from features.errors import FencedError
+from models.bundle.bundle import load_bundle
+from streaming.metrics import Gauges
 from streaming.trainer import TrainerOptions
-from tessera.console import one_thread
-from tessera.gauges import Gauges
 from tessera.live import Live
-from tessera.online import until_stopped
 from tessera.settings import Settings
+from tessera.stream_service import until_stopped
+from tessera.terminal import one_thread
 
 FENCED = 3
 

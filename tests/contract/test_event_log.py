@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from features.error import FencedError, LogError, OversizedError
-from streaming.kafka import KafkaLog
-from streaming.local import LocalLog
-from streaming.log import MESSAGE_BYTES, EventLog, Kept, Message, Reader
+from features.errors import FencedError, LogError, OversizedError
+from streaming.log.kafka import KafkaLog
+from streaming.log.protocol import MESSAGE_BYTES, EventLog, Kept, Message, Reader
+from streaming.log.sqlite import LocalLog
 
 OPEN: dict[str, Callable[[pytest.FixtureRequest], EventLog]] = {
     "local": lambda request: LocalLog(request.getfixturevalue("tmp_path") / "log.sqlite"),

@@ -22,11 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.error import StoreError
-from serving.memory import MemoryStore
-from serving.redis import RedisStore, open_embedded
-from serving.scripts import Script
-from serving.store import MAX_SEQ, NEVER, OnlineStore
+from features.errors import StoreError
+from serving.store.memory import MemoryStore
+from serving.store.protocol import MAX_SEQ, NEVER, OnlineStore
+from serving.store.redis.scripts import Script
+from serving.store.redis.store import RedisStore, open_embedded
 from tests.servers import RedisCluster, TlsRedis
 
 ROOT = Path(__file__).parents[2]
@@ -591,7 +591,7 @@ def test_an_embedded_store_finds_its_data_when_opened_again(tmp_path: Path) -> N
 OTHER_PROCESS = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from serving.redis import open_embedded
+from serving.store.redis.store import open_embedded
 directory, row, end = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 print("ready", flush=True)
 sys.stdin.readline()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from features.hashing import VERSION, HashSpec, fingerprint
-from models import delta, record
-from models.semantic_id.quantizer import prefix_tokens
+from models.bundle import delta, record
+from models.semantic_id.codebook.quantizer import prefix_tokens
 
 HERE = Path(__file__).parent
 HASHING = json.loads((HERE / "hashing.json").read_text(encoding="utf-8"))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from features.error import BundleError
-from serving.access import KeyFile
+from features.errors import BundleError
+from serving.api.keys import KeyFile
 from tests.rehearsal.process import Server
 from tests.runbook import Operator
 

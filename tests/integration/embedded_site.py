@@ -8,14 +8,14 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from serving.access import KeyFile
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.intake import Intake
-from serving.memory import MemoryStore
+from serving.api.app import Parts, create_app
+from serving.api.ingest import Intake
+from serving.api.keys import KeyFile
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Current
+from tessera.cli.operation import diagnose
+from tessera.cli.serve import LogSink
 from tessera.following import Follower, Opener
-from tessera.operation import diagnose
-from tessera.server import LogSink
 from tessera.settings import Settings
 from tests.integration.world import World
 from tests.runbook import Operator

@@ -17,19 +17,20 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from features.error import TesseraError
-from serving.access import SCOPES, KeyFile, Scope
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.guard import Guard, Limits, State, scopes_of
-from serving.hosts import LOOPBACK, Hosts
-from serving.intake import Intake
-from serving.load import load_bundle
-from serving.memory import MemoryStore
+from features.errors import TesseraError
+from serving.api.app import Parts, create_app
+from serving.api.guard import Guard, Limits, scopes_of
+from serving.api.hosts import LOOPBACK, Hosts
+from serving.api.ingest import Intake
+from serving.api.keys import SCOPES, KeyFile, Scope
+from serving.load_state import State
 from serving.metrics import Metrics
-from serving.rank import RankService
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Current
+from tessera.pages.console.app import Console, add_console
 from tessera.settings import Settings
-from tessera.web.app import Console, add_console
 from tests.integration.world import World
 
 RANK = {"user": "1", "candidates": ["a"]}
@@ -145,7 +146,7 @@ def test_a_key_file_damaged_under_a_server_changes_nothing_and_is_logged_once(
         keys._look_at = 0.0
         assert guarded.get("/v1/version", headers=bearer(secret)).status_code == 200
         assert is_problem(guarded.get("/v1/version", headers=bearer("tsr_foreign")), 401)
-    (said,) = [one for one in caplog.records if one.name == "serving.access"]
+    (said,) = [one for one in caplog.records if one.name == "serving.api.keys"]
     assert f"{keys.path}: " in said.getMessage()
     assert "the 1 keys read before are accepted" in said.getMessage()
     with pytest.raises(TesseraError, match=r"keys\.json"):
@@ -157,7 +158,7 @@ def test_a_key_file_damaged_under_a_server_changes_nothing_and_is_logged_once(
 
 def test_keys_added_and_removed_in_two_shells_at_once_are_all_kept(tmp_path: Path) -> None:
     change = (
-        "import sys, pathlib; from serving.access import KeyFile\n"
+        "import sys, pathlib; from serving.api.keys import KeyFile\n"
         "file = KeyFile(pathlib.Path(sys.argv[1]))\n"
         "for n in range(20):\n"
         "    file.add(f'{sys.argv[2]}-{n}', ['read'])\n"

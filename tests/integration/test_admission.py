@@ -11,16 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from features.history import Jagged
-from models.bundle import Bundle, write_bundle
-from models.feature import TableOptions
-from models.lookup import Assembler, Entities, Examples
-from models.train import predict
-from serving.memory import MemoryStore
-from serving.rank import RankService
-from streaming.local import LocalLog
-from streaming.topic import Topics
+from models.bundle.bundle import Bundle, write_bundle
+from models.ranker.train import predict
+from models.table.batch import Assembler, Entities, Examples
+from models.table.default_schema import TableOptions
+from serving.ranking.service import RankService
+from serving.store.memory import MemoryStore
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
-from tessera.online import Stream
+from tessera.stream_service import Stream
 from tests.build import coloured_parts
 
 OPTIONS = {

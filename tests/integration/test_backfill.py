@@ -9,14 +9,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.dataset import load_dataset
-from features.error import DatasetError
+from features.dataset.descriptor import load_dataset
+from features.dataset.tables import load_events
+from features.errors import DatasetError
 from features.jobs.messages import encode_rows, event_messages
-from features.table import load_events
 from streaming.backfill import send_history
-from streaming.local import LocalLog
-from streaming.log import EventLog, Message
-from streaming.topic import Topics
+from streaming.log.protocol import EventLog, Message
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.trainer import Trainer, TrainerOptions
 from tests.integration.world import World
 

@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 
 from features.content import lsa
-from features.content.registry import load_encoder
+from features.content.kinds import load_encoder
 from features.durable import write_directory
-from features.error import TesseraError
+from features.errors import TesseraError
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import map_shards, read_shards, write_shards
-from models.semantic_id import rqvae
 from models.semantic_id.assign import assign_catalogue
+from models.semantic_id.codebook import rqvae
 from tests.build import SMALL_CODEBOOK
 
 WORDS = ("space", "ocean", "robot", "love", "murder", "kitchen", "war", "music")

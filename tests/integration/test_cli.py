@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.redis import open_embedded
+from serving.store.redis.store import open_embedded
+from tessera.demo.synthetic import write_synthetic
 from tessera.settings import Settings
-from tessera.synthetic import write_synthetic
 from tests.integration.world import World
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 import typer
 
-import tessera.cli
-import tessera.run
+import tessera.cli.main
+import tessera.pipeline.run
 from features.lock import locked
-from streaming.deadletter import encode_dead_letter
-from streaming.log import Message
+from streaming.dead_letter import encode_dead_letter
+from streaming.log.protocol import Message
 from tessera.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -90,7 +90,7 @@ class Shell:
         self._capsys.readouterr()
         status = 0
         try:
-            tessera.cli.main()
+            tessera.cli.main.main()
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         self.out, self.err = self._capsys.readouterr()
@@ -110,9 +110,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first stages of the dataset whose titles are full of brackets."""
     from rich.console import Console
 
-    from features.dataset import load_dataset
-    from tessera.run import RunOptions
-    from tessera.run import run as run_stages
+    from features.dataset.descriptor import load_dataset
+    from tessera.pipeline.run import RunOptions
+    from tessera.pipeline.run import run as run_stages
 
     directory = tmp_path_factory.mktemp("run")
     shutil.copytree(MARKUP, directory / "data")
@@ -139,7 +139,7 @@ def unusable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_table_names_every_command() -> None:
-    assert set(leaves(typer.main.get_command(tessera.cli.app))) == set(ARGUMENTS)
+    assert set(leaves(typer.main.get_command(tessera.cli.main.app))) == set(ARGUMENTS)
 
 
 def test_no_command_dies_of_a_home_that_cannot_be_used(
@@ -239,14 +239,14 @@ def test_an_input_that_changes_while_it_is_read_leaves_no_frame_of_it(
     header, *rows = good.decode().splitlines()
     flipped = "\n".join([header, *(f"{row[:-1]}{1 - int(row[-1])}" for row in rows)]) + "\n"
     features = ("features", str(data / "base.toml"), "--out", str(tmp_path / "out"), "--quantizer", "residual-kmeans")
-    read = tessera.run.read_events
+    read = tessera.pipeline.run.read_events
 
     def changed_meanwhile(*arguments: Any) -> Any:
         events.write_text(flipped)
         return read(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tessera.run, "read_events", changed_meanwhile)
+        patched.setattr(tessera.pipeline.run, "read_events", changed_meanwhile)
         assert shell.run(*features) == 2
     assert f"error: {events}: changed while the run read it" in shell.err
     events.write_bytes(good)

@@ -11,19 +11,19 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from features.error import EventError, StoreError
+from features.errors import EventError, StoreError
 from features.hashing import fingerprint
-from models import delta
-from serving.api import create_app
-from serving.current import Current
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.rank import RankService
-from serving.rows import MirrorRows, StoreRows
+from models.bundle import delta
+from serving.api.app import create_app
+from serving.ranking.rows import MirrorRows, StoreRows
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Current
 from streaming.trainer import TrainerOptions
 from tessera.mirroring import mirrored
-from tessera.online import Stream
 from tessera.settings import Settings
+from tessera.stream_service import Stream
 from tests.integration.world import World
 
 

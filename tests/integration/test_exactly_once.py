@@ -15,26 +15,26 @@ import pytest
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from features.error import FencedError, LogError, StoreError, StreamError
-from models import delta, record
-from models.delta import SNAPSHOT_SEQ
-from serving.memory import MemoryStore
-from serving.mirror import Mirror
-from serving.rank import RankService
-from serving.redis import RedisStore, open_embedded
-from serving.store import OnlineStore
-from streaming.deadletter import causes, put_back, read_dead_letters
-from streaming.kafka import KafkaLog
-from streaming.local import LocalLog
-from streaming.log import EventLog, Message
+from features.errors import FencedError, LogError, StoreError, StreamError
+from models.bundle import delta, record
+from models.bundle.delta import SNAPSHOT_SEQ
+from serving.ranking.mirror import Mirror
+from serving.ranking.service import RankService
+from serving.store.memory import MemoryStore
+from serving.store.protocol import OnlineStore
+from serving.store.redis.store import RedisStore, open_embedded
+from serving.store.verify import replay, verify
+from streaming.dead_letter import causes, put_back, read_dead_letters
+from streaming.log.kafka import KafkaLog
+from streaming.log.protocol import EventLog, Message
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.restore import group_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import Step
-from streaming.topic import Topics
 from streaming.trainer import Trainer, TrainerOptions
-from tessera.audit import replay, verify
-from tessera.online import Stream
-from tessera.synthetic import new_item
+from tessera.demo.synthetic import new_item
+from tessera.stream_service import Stream
 from tests.chaos.cluster import until
 from tests.integration.world import World
 

@@ -10,15 +10,15 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.delta import decode
-from streaming.deadletter import read_dead_letters
-from streaming.local import LocalLog
-from streaming.log import Message
-from streaming.outcome import Outcome
+from models.bundle.delta import decode
+from streaming.dead_letter import read_dead_letters
+from streaming.log.protocol import Message
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.step import Step
-from streaming.topic import Topics
+from streaming.step_result import Outcome
 from streaming.trainer import Trainer, TrainerOptions
-from tessera.synthetic import new_item
+from tessera.demo.synthetic import new_item
 from tests.integration.world import World
 
 TOPICS = Topics()
@@ -99,7 +99,7 @@ _STEPS: dict[str, Step] = {}
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_no_delta_or_a_sound_one(data: bytes) -> None:
-    from features.error import EventError
+    from features.errors import EventError
 
     with contextlib.suppress(EventError):
         found = decode(data)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from models.bundle import write_bundle
-from models.feature import TableOptions
-from tessera.bench.growth import Sizes, claims, measure
+from models.bundle.bundle import write_bundle
+from models.table.default_schema import TableOptions
+from tessera.bench.online.growth import Sizes, claims, measure
 from tests.build import coloured_parts
 
 

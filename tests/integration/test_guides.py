@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from serving.redis import RedisStore
+from serving.store.redis.store import RedisStore
 from tests.integration.guide import GuideError, read_blocks, run_guide
 from tests.integration.warm import warm_tessera
 
@@ -94,7 +94,7 @@ def test_links_lead_somewhere_and_commands_named_in_passing_exist(guide: Path) -
 
 def known_options(command: str) -> set[str]:
     """The options of the command that the words name."""
-    from tessera.cli import app
+    from tessera.cli.main import app
 
     found = typer.main.get_command(app)
     for word in shlex.split(command):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import Bundle, write_bundle
+from models.bundle.bundle import Bundle, write_bundle
 from tessera.settings import Settings
 from tests.build import coloured_parts
 from tests.runbook import Operator

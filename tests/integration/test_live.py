@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import tessera.live
-from features.error import LogError, StoreError, StreamError
-from streaming.local import LocalLog
+from features.errors import LogError, StoreError, StreamError
+from serving.store.verify import verify
+from serving.store.writer import StoreWriter
+from streaming.log.sqlite import LocalLog
+from streaming.metrics import Gauges
 from streaming.trainer import TrainerOptions
-from streaming.writer import StoreWriter
-from tessera.audit import verify
-from tessera.gauges import Gauges
 from tessera.live import Live
 from tessera.settings import Settings
 from tests.integration.world import World

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from features.error import LogError
-from tessera.server import LogSink
+from features.errors import LogError
+from tessera.cli.serve import LogSink
 from tessera.settings import Settings
 
 ONE = [(b"key", b"{}")]

@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.hosts import LOOPBACK, Hosts
-from serving.intake import Intake
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.rank import RankService
-from serving.refusal import PROBLEM
-from tessera.server import LogSink
+from serving.api.app import Parts, create_app
+from serving.api.hosts import LOOPBACK, Hosts
+from serving.api.ingest import Intake
+from serving.api.refusal import PROBLEM
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Current
+from tessera.cli.serve import LogSink
 from tessera.settings import Settings
 from tests.integration.world import World
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from models.registry import CHAMPION
-from serving.load import load_bundle
-from streaming.topic import Topics
+from models.registry.registry import CHAMPION
+from serving.store.fill import load_bundle
+from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
-from tessera.online import Stream
-from tessera.operation import Finding, diagnose, standing
+from tessera.cli.operation import Finding, diagnose, standing
 from tessera.settings import Settings
+from tessera.stream_service import Stream
 from tests.integration.world import World
 from tests.servers import free_port
 

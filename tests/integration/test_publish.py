@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.dataset import Dataset, load_dataset
-from models.gate import Gates
-from models.registry import CHALLENGER, CHAMPION, PREVIOUS
-from models.train import TrainConfig
-from tessera.artifact import read_frame
-from tessera.judging import predictions, storage_cost, verdict
-from tessera.run import RunOptions, RunResult, run
+from features.dataset.descriptor import Dataset, load_dataset
+from models.ranker.train import TrainConfig
+from models.registry.gate import Gates
+from models.registry.registry import CHALLENGER, CHAMPION, PREVIOUS
+from tessera.code_version import code_version
+from tessera.pipeline.artifact import read_frame
+from tessera.pipeline.compare import predictions, storage_cost, verdict
+from tessera.pipeline.run import RunOptions, RunResult, run
 from tessera.settings import Settings
-from tessera.version import code_version
 from tests.build import SMALL_NETWORK
 from tests.integration.world import World, quiet
 
@@ -52,7 +52,7 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         assert lineage.dataset
         assert lineage.parent is None
         assert lineage.engine == "torchrec"
-        assert lineage.code == code_version("tessera.run")
+        assert lineage.code == code_version("tessera.pipeline.run")
         profile = json.loads((tmp_path / "home" / "mlflow" / world.dataset.name / version.run_id / "artifacts" /
                               "profile.json").read_text())  # fmt: skip
         assert profile["tables"]["items"]["rows"] == world.bundle.items["listed"].sum()

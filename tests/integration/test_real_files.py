@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from features.content import lsa
-from features.dataset import Categorical, Events, Items, Label, load_dataset
-from features.error import DatasetError, TesseraError
-from features.profile import Profile, profile
-from features.table import read_events, read_items
-from tessera.run import RunOptions, run
+from features.dataset.descriptor import Categorical, Events, Items, Label, load_dataset
+from features.dataset.profile import Profile, profile
+from features.dataset.tables import read_events, read_items
+from features.errors import DatasetError, TesseraError
+from tessera.cli.stream import send
+from tessera.pipeline.run import RunOptions, run
 from tessera.settings import Settings
-from tessera.streams import send
 from tests.unit.test_table import bare
 
 FILES = Path(__file__).parents[1] / "realfiles"

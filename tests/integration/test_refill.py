@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from features.error import StoreError
-from models import record
-from models.bundle import Bundle, write_bundle
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.mirror import Mirror
-from serving.rank import RankService
-from serving.redis import RedisStore, open_embedded
-from serving.rows import MirrorRows, StoreRows
-from serving.store import OnlineStore
-from streaming.admitted import Admitted
-from streaming.local import LocalLog
+from features.errors import StoreError
+from models.bundle import record
+from models.bundle.bundle import Bundle, write_bundle
+from serving.api.app import Parts, create_app
+from serving.ranking.mirror import Mirror
+from serving.ranking.rows import MirrorRows, StoreRows
+from serving.ranking.service import RankService
+from serving.store.admitted import Admitted
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.store.protocol import OnlineStore
+from serving.store.redis.store import RedisStore, open_embedded
+from serving.store.verify import verify
+from serving.traffic.router import Current
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
-from streaming.topic import Topics
 from streaming.trainer import Trainer, TrainerOptions
-from tessera.audit import verify
-from tessera.online import open_writer
+from tessera.stream_service import open_writer
 from tests.build import coloured_parts
 from tests.servers import RedisCluster, until
 

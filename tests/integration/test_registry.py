@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from features.error import BundleError
-from models.bundle import Bundle, write_bundle
-from models.registry import CHAMPION, Registry, Release
-from serving.assignment import Step
-from tessera import rollouts
+from features.errors import BundleError
+from models.bundle.bundle import Bundle, write_bundle
+from models.registry.registry import CHAMPION, Registry, Release
+from serving.rollout import lifecycle as rollouts
+from serving.rollout.experiment import Step
 from tests.build import coloured_parts
 
 # MLflow asks SQLAlchemy for a loader strategy that the next SQLAlchemy drops.
@@ -101,7 +101,7 @@ def test_another_client_of_the_same_database_sees_what_was_published(
 def test_more_models_versions_and_runs_than_one_page_are_all_seen(
     registry: Registry, make: Callable[[str, int], Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.registry._PAGE", 1)
+    monkeypatch.setattr("models.registry.registry._PAGE", 1)
     for number in range(3):
         registry.publish(make("pages", 100 + number), params={}, metrics={"auc": 0.5})
         registry._create_model(f"page-{number}")

@@ -11,17 +11,17 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.intake import Intake
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.rank import RankService
+from serving.api.app import Parts, create_app
+from serving.api.ingest import Intake
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Current
 from streaming.trainer import TrainerOptions
-from tessera.online import Stream
-from tessera.server import LogSink
+from tessera.cli.serve import LogSink
+from tessera.demo.synthetic import new_item
 from tessera.settings import Settings
-from tessera.synthetic import new_item
+from tessera.stream_service import Stream
 from tests.integration.world import World
 
 

@@ -13,25 +13,25 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from features.error import EventError, StoreError, TesseraError
-from models.impression import Impression, Shadowed, decode_impression
-from models.registry import CHALLENGER, CHAMPION, Lineage
-from serving.api import Parts, create_app
-from serving.assignment import Step, arm
-from serving.current import Current
-from serving.intake import Intake
-from serving.memory import MemoryStore
-from serving.rank import RankService
-from serving.recorder import Recorder
-from serving.shadow import Shadows
-from streaming.topic import Topics
-from tessera.experiment import Ledger
+from features.errors import EventError, StoreError, TesseraError
+from models.registry.registry import CHALLENGER, CHAMPION, Lineage
+from serving.api.app import Parts, create_app
+from serving.api.ingest import Intake
+from serving.ranking.service import RankService
+from serving.rollout.experiment import Step, arm
+from serving.rollout.guardrails import Rule
+from serving.rollout.impression import Impression, Shadowed, decode_impression
+from serving.rollout.judge import Judge, judging
+from serving.rollout.ledger import Ledger
+from serving.rollout.lifecycle import parse_ramp, promoted, running, start, stop
+from serving.store.memory import MemoryStore
+from serving.traffic.recorder import Recorder
+from serving.traffic.router import Current
+from serving.traffic.shadow import Shadows
+from streaming.log.topics import Topics
+from tessera.cli.serve import LogSink
 from tessera.following import Follower, Opener
-from tessera.guardrail import Rule
-from tessera.judge import Judge, judging
-from tessera.rollout_report import report, write_page
-from tessera.rollouts import parse_ramp, promoted, running, start, stop
-from tessera.server import LogSink
+from tessera.pages.rollout_page import report, write_page
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
 
@@ -250,7 +250,7 @@ def test_whatever_leaves_the_pin_without_an_answer_is_a_failed_impression_and_ro
 ) -> None:
     made = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
     monkeypatch.setattr(stage.current, "_answer_s", 0.5)
-    monkeypatch.setattr("serving.bulkhead._TURN_S", 0.01)
+    monkeypatch.setattr("serving.traffic.bulkhead._TURN_S", 0.01)
     stage.follower.look()
     (broken,) = stage.current.challengers.values()
     monkeypatch.setattr(broken._scorer, "_network", network)
@@ -400,7 +400,7 @@ def test_a_judge_that_starts_again_reads_only_what_came_since_and_one_that_only_
         ledger.keep({(topics.impressions, 0): 10**6})
     assert look(copy=False) == 300
     with contextlib.closing(stage.settings.open_log()) as log:
-        monkeypatch.setattr("tessera.judge._TURN_S", 0.0)
+        monkeypatch.setattr("serving.rollout.judge._TURN_S", 0.0)
         with judging(stage.registry, log, topics, model=None, rule=RULE, ledger=path):
             with pytest.raises(TesseraError, match="in use by another process"):
                 Judge(stage.registry, log, topics, model=None, rule=RULE, ledger=path)

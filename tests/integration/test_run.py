@@ -16,14 +16,14 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from features.dataset import load_dataset
+from features.dataset.descriptor import load_dataset
 from features.frame import Frame
-from models.bundle import load_bundle
-from models.loading import assembler, examples
-from models.registry import Registry
-from models.train import TrainConfig, predict
-from tessera.run import STAGES, RunOptions, run
-from tessera.synthetic import write_synthetic
+from models.bundle.bundle import load_bundle
+from models.ranker.loading import assembler, examples
+from models.ranker.train import TrainConfig, predict
+from models.registry.registry import Registry
+from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.run import STAGES, RunOptions, run
 from tests.integration.world import World, quiet
 
 ROOT = Path(__file__).parents[2]

@@ -14,18 +14,18 @@ import pytest
 import typer
 import yaml
 
-from features.error import BundleError, FencedError, LogError
-from models.registry import CHALLENGER
-from models.train import TrainConfig
-from serving.access import KeyFile
-from serving.assignment import Step
-from serving.redis import open_embedded
+from features.errors import BundleError, FencedError, LogError
+from models.ranker.train import TrainConfig
+from models.registry.registry import CHALLENGER
+from serving.api.keys import KeyFile
+from serving.rollout.experiment import Step
+from serving.rollout.lifecycle import start
+from serving.store.redis.store import open_embedded
+from streaming.metrics import Gauges
 from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions
-from tessera.cli import app
-from tessera.gauges import Gauges
+from tessera.cli.main import app
 from tessera.live import Live
-from tessera.rollouts import start
 from tests.integration.embedded_site import RANK, site
 from tests.integration.world import World, make_world
 from tests.mlflow_server import MlflowServer, Way

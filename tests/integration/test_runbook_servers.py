@@ -13,9 +13,9 @@ import httpx
 import pytest
 import redis
 
-from serving.load import load_bundle
-from streaming.topic import Topics
-from tessera.operation import diagnose
+from serving.store.fill import load_bundle
+from streaming.log.topics import Topics
+from tessera.cli.operation import diagnose
 from tessera.settings import Settings
 from tests.chaos.cluster import Cluster, Process, free_port, jars, until
 from tests.integration.world import World

@@ -12,17 +12,17 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
-from features.error import StoreError
+from features.errors import StoreError
 from features.history import Jagged
-from models.catalogue import Catalogue
-from models.lookup import Assembler, Entities, Examples
-from models.train import predict
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.rank import RankService
+from models.bundle.catalogue import Catalogue
+from models.ranker.train import predict
+from models.table.batch import Assembler, Entities, Examples
+from serving.api.app import Parts, create_app
+from serving.ranking.service import RankService
 from serving.rounds import MOST_MISSES
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Current
 from tests.integration.world import World
 from tests.servers import until
 

@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import delta, record
-from models.delta import SNAPSHOT_SEQ
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.rank import RankService
-from serving.redis import RedisStore, open_embedded
-from serving.store import OnlineStore
-from streaming.deadletter import read_dead_letters
-from streaming.kafka import KafkaLog
-from streaming.local import LocalLog
-from streaming.log import EventLog
-from streaming.topic import Topics
+from models.bundle import delta, record
+from models.bundle.delta import SNAPSHOT_SEQ
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.store.protocol import OnlineStore
+from serving.store.redis.store import RedisStore, open_embedded
+from streaming.dead_letter import read_dead_letters
+from streaming.log.kafka import KafkaLog
+from streaming.log.protocol import EventLog
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
-from tessera.online import Stream
-from tessera.synthetic import new_item
+from tessera.demo.synthetic import new_item
+from tessera.stream_service import Stream
 from tests.integration.world import World
 
 _BAD = [

@@ -14,19 +14,19 @@ import polars as pl
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
-from features.error import LogError
-from models import delta
-from models.bundle import Bundle, LogPosition
-from streaming.deadletter import NEWEST, Filing, encode_dead_letter, put_back, read_dead_letters
-from streaming.kafka import KafkaLog
-from streaming.local import LocalLog
-from streaming.log import EventLog, Message
+from features.errors import LogError
+from models.bundle import delta
+from models.bundle.bundle import Bundle, LogPosition
+from streaming.dead_letter import NEWEST, Filing, encode_dead_letter, put_back, read_dead_letters
+from streaming.log.kafka import KafkaLog
+from streaming.log.protocol import EventLog, Message
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.restore import group_of
 from streaming.snapshot import Snapshots
 from streaming.step import Step
-from streaming.topic import Topics
 from streaming.trainer import Trainer, TrainerOptions
-from tessera.synthetic import new_item
+from tessera.demo.synthetic import new_item
 from tests.chaos.cluster import until
 from tests.integration.world import World
 

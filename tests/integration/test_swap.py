@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from features.error import BundleError, StoreError
-from models.bundle import Bundle
-from models.record import ITEM, ItemRecord, encode
-from models.registry import PREVIOUS, Lineage, Registry
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.load import load_bundle
-from serving.memory import MemoryStore
+from features.errors import BundleError, StoreError
+from models.bundle.bundle import Bundle
+from models.bundle.record import ITEM, ItemRecord, encode
+from models.registry.registry import PREVIOUS, Lineage, Registry
+from serving.api.app import Parts, create_app
 from serving.metrics import Metrics
-from serving.rank import RankService
-from serving.redis import open_embedded
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.store.redis.store import open_embedded
+from serving.traffic.router import Current
 from tessera.following import Follower, Opener
 from tessera.settings import Settings
 from tests.integration.world import World, make_world

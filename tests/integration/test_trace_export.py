@@ -18,13 +18,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from features import trace
-from features.error import TesseraError
+from features import tracing as trace
+from features.errors import TesseraError
 from serving.client import AsyncClient, Client
-from tessera.server import serve
+from tessera.cli.serve import serve
+from tessera.cli.stream import stream
 from tessera.settings import Settings
-from tessera.streams import stream
-from tessera.tracing import recording
+from tessera.trace_export import recording
 from tests.integration.world import World
 from tests.servers import free_port, until
 
@@ -150,8 +150,8 @@ def test_the_commands_write_traces_where_the_setting_says(
     monkeypatch.setenv("TESSERA_HOME", str(tmp_path))
     monkeypatch.setenv("TESSERA_TRACES", str(file))
     # The handlers of signals and of logs are the process's, and this one is the tests'.
-    monkeypatch.setattr("tessera.online.until_stopped", lambda: stop)
-    monkeypatch.setattr("tessera.server.log_lines", lambda **_: None)
+    monkeypatch.setattr("tessera.stream_service.until_stopped", lambda: stop)
+    monkeypatch.setattr("tessera.cli.serve.log_lines", lambda **_: None)
     url = f"http://127.0.0.1:{(port := free_port())}"
 
     def ask() -> None:

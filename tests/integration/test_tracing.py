@@ -13,23 +13,23 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from features import trace
-from features.error import StoreError
-from models import delta
-from serving.access import KeyFile
-from serving.api import Parts, create_app
-from serving.current import Current
-from serving.load import load_bundle
-from serving.memory import MemoryStore
-from serving.mirror import Mirror
-from serving.rank import RankService
-from serving.rows import MirrorRows, StoreRows
-from streaming.local import LocalLog
-from streaming.topic import Topics
+from features import tracing as trace
+from features.errors import StoreError
+from models.bundle import delta
+from serving.api.app import Parts, create_app
+from serving.api.keys import KeyFile
+from serving.ranking.mirror import Mirror
+from serving.ranking.rows import MirrorRows, StoreRows
+from serving.ranking.service import RankService
+from serving.store.fill import load_bundle
+from serving.store.memory import MemoryStore
+from serving.store.writer import StoreWriter
+from serving.traffic.router import Current
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
 from streaming.trainer import Trainer, TrainerOptions
-from streaming.writer import StoreWriter
 from tessera.settings import Settings
-from tessera.tracing import recording
+from tessera.trace_export import recording
 from tests.integration.world import World
 
 

@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from features.dataset import load_dataset
-from features.error import DatasetError
+from features.dataset.descriptor import load_dataset
+from features.errors import DatasetError
 from features.jobs.shard import read_shards
-from models.feature import TableOptions
-from tessera.cli import app
-from tessera.run import RunOptions, run
-from tessera.synthetic import write_synthetic
+from models.table.default_schema import TableOptions
+from tessera.cli.main import app
+from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.run import RunOptions, run
 from tests.integration.world import World, quiet
 
 

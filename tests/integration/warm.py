@@ -28,13 +28,13 @@ _FIXED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED
 _LOADED = (
     "mlflow.store.tracking.sqlalchemy_store",
     "uvicorn",
-    "serving.api",
-    "serving.redis",
-    "streaming.kafka",
-    "tessera.cli",
+    "serving.api.app",
+    "serving.store.protocol.redis.store",
+    "streaming.log.protocol.kafka",
+    "tessera.cli.main",
     "tessera.following",
     "tessera.live",
-    "tessera.run",
+    "tessera.pipeline.run",
 )
 # Nothing here may import what takes time. The first reply is the command's pid, the second its status.
 _SCRIPT = """#!{python} -SE
@@ -134,7 +134,7 @@ def _answer(caller: socket.socket) -> NoReturn:
 
 def _status() -> int:
     """Does the command; what the interpreter would do at its end is done, but for taking everything loaded apart."""
-    from tessera.cli import main as command_line
+    from tessera.cli.main import main as command_line
 
     status = 1
     try:

@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from features.dataset import Dataset, load_dataset
-from features.table import read_table
-from models.bundle import Bundle
-from tessera.run import RunOptions, run
-from tessera.synthetic import write_synthetic
+from features.dataset.descriptor import Dataset, load_dataset
+from features.dataset.tables import read_table
+from models.bundle.bundle import Bundle
+from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.run import RunOptions, run
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from features.error import TesseraError
-from serving.assignment import Experiment, Step, arms, expected_shares, places, room
+from features.errors import TesseraError
+from serving.rollout.experiment import Experiment, Step, arms, expected_shares, places, room
 
 ROOT = Path(__file__).parents[2]
 USERS = [f"user-{number}" for number in range(50_000)]
@@ -37,7 +37,7 @@ def test_a_users_place_is_its_own_whoever_is_asked_with_it(users: list[str], lay
 
 def test_another_process_assigns_every_user_alike() -> None:
     code = (
-        "from serving.assignment import places; import hashlib;"
+        "from serving.rollout.experiment import places; import hashlib;"
         "print(hashlib.sha256(places([f'user-{n}' for n in range(50_000)], 'l').tobytes()).hexdigest())"
     )
     found = [

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from features.error import EventError
-from serving.filter import MOST_DEPTH, Attributes, Filter
-from serving.retrieve import Searcher
+from features.errors import EventError
+from serving.retrieval.filter import MOST_DEPTH, Attributes, Filter
+from serving.retrieval.retriever import Searcher
 
 COLOURS, TAGS = ("red", "green", "blue"), ("new", "sale", "rare", "1")
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -220,8 +220,8 @@ def test_a_range_of_text_costs_no_more_with_more_values() -> None:
 
 
 def test_values_that_no_item_holds_any_more_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.filter._SPARE", 5)
-    monkeypatch.setattr("models.values._SPARE", 5)
+    monkeypatch.setattr("serving.retrieval.filter._SPARE", 5)
+    monkeypatch.setattr("models.table.column_rows._SPARE", 5)
     attributes = Attributes(pl.DataFrame({"sku": ["a"] * 20, "tags": [["x", "y"]] * 20}), ["sku", "tags"])
     for update in range(200):
         rows = [{"sku": f"s{update}-{item % 10}", "tags": [f"t{update}"] * (item % 3)} for item in range(20)]

@@ -6,7 +6,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.error import BundleError
+from features.errors import BundleError
 from features.hashing import HashSpec, fingerprint
 
 VALUES = st.lists(st.text(max_size=20), min_size=1, max_size=20)

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from features.error import BundleError
+from features.errors import BundleError
 from features.hashing import HashSpec, fingerprint
 from features.history import Jagged
-from models.admission import Admission
-from models.lookup import Assembler, Batch, Entities, Examples
-from models.schema import Feature, Numeric, Schema
+from models.table.admission import Admission
+from models.table.batch import Assembler, Batch, Entities, Examples
+from models.table.column_rows import ColumnValues, Growable
 from models.table.reference import pool
-from models.values import ColumnValues, Growable
+from models.table.schema import Feature, Numeric, Schema
 
 SCHEMA = Schema(
     features=(
@@ -274,7 +274,7 @@ def test_a_schema_survives_json() -> None:
 
 
 def test_what_an_update_replaces_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.values._SPARE", 10)
+    monkeypatch.setattr("models.table.column_rows._SPARE", 10)
     rows = [(f"i{number}", ["a"], 1.0) for number in range(40)]
     changed = entities("item", frame("item", rows))
     held: list[int] = []

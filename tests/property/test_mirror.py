@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.error import StoreError
-from models.delta import VERSION, Delta
-from serving.memory import MemoryStore
-from serving.mirror import Mirror
+from features.errors import StoreError
+from models.bundle.delta import VERSION, Delta
+from serving.ranking.mirror import Mirror
+from serving.store.memory import MemoryStore
 
 ROWS, DIM = 20, 4
 WRITES = st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(1, 9)), max_size=25, unique=True)

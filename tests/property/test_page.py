@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from features.error import StoreError
-from serving.page import (
+from features.errors import StoreError
+from serving.store.page import (
     PAGE_ROWS,
     chunks,
     decode_seqs,
@@ -20,7 +20,7 @@ from serving.page import (
     table_mark,
     unpack,
 )
-from serving.store import MAX_SEQ, NEVER, STORAGES, Table, newest_rows
+from serving.store.protocol import MAX_SEQ, NEVER, STORAGES, Table, newest_rows
 
 sizes = st.integers(0, 40)
 

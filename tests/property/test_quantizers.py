@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.error import BundleError, DatasetError
-from models.semantic_id import codebook, estimator, reference, residual_kmeans, rqvae
-from models.semantic_id.codebook import KINDS, Kind
-from models.semantic_id.health import relative_error
-from models.semantic_id.nearest import nearest, residual_codes
-from models.semantic_id.residual_kmeans import ResidualKMeansConfig, fill
+from features.errors import BundleError, DatasetError
+from models.semantic_id.codebook import estimator, reference, residual_kmeans, rqvae
+from models.semantic_id.codebook import kinds as codebook
+from models.semantic_id.codebook.kinds import KINDS, Kind
+from models.semantic_id.codebook.nearest import nearest, residual_codes
+from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig, fill
+from models.semantic_id.report.health import relative_error
 
 DIM = 12
 

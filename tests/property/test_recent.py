@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.intake import Recent, id_key
+from streaming.lateness import Recent, id_key
 
 BOUND = 64
 EVENTS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 400), st.none() | st.integers(0, 12)), max_size=60)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.error import DatasetError
+from features.errors import DatasetError
 from models.semantic_id.suffix import suffixes, with_suffix
 
 Codes = list[tuple[int, int]]

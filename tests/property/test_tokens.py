@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.error import BundleError, DatasetError
+from features.errors import BundleError, DatasetError
 from models.semantic_id.tokens import (
     DESCRIPTION,
     SCHEMES,

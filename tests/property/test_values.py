@@ -15,14 +15,14 @@ import polars as pl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.canonical import VERSION, canonical, cells
-from features.dataset import Categorical, Dataset, Events, Label, Split
-from features.error import DatasetError, EventError
-from features.event import Rows, event_decoder, event_rows
+from features.dataset.descriptor import Categorical, Dataset, Events, Label, Split
+from features.dataset.tables import load_events, message_columns, read_events
+from features.errors import DatasetError, EventError
 from features.jobs.messages import encode_rows
-from features.table import load_events, message_columns, read_events
-from serving.intake import Intake
-from serving.wire import EventsRequest
+from features.message import Rows, event_decoder, event_rows
+from features.value.canonical import VERSION, canonical, cells
+from serving.api.bodies import EventsRequest
+from serving.api.ingest import Intake
 from tests.unit.test_canonical import COLUMNS
 
 DRAWS = int(os.environ.get("TESSERA_DRAWS", "150"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from features.error import EventError
-from models.bundle import Bundle
+from features.errors import EventError
+from models.bundle.bundle import Bundle
 
 VARIABLE = "TESSERA_REHEARSAL_FAULTS"
 KINDS = ("raises", "no numbers", "hangs", "lost column")

@@ -19,13 +19,13 @@ from typing import Any
 
 import httpx
 
-from models.bundle import Bundle
-from models.impression import Impression, decode_impression
-from models.registry import Lineage, Registry
-from serving.assignment import Experiment
-from streaming.topic import Topics
-from tessera.looks import looks_of
-from tessera.rollouts import past, promoted, running, stop
+from models.bundle.bundle import Bundle
+from models.registry.registry import Lineage, Registry
+from serving.rollout.experiment import Experiment
+from serving.rollout.impression import Impression, decode_impression
+from serving.rollout.lifecycle import past, promoted, running, stop
+from serving.rollout.look_log import looks_of
+from streaming.log.topics import Topics
 from tessera.settings import Settings
 from tests.chaos.cluster import Process, until
 from tests.rehearsal import faults

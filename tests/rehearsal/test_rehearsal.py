@@ -6,7 +6,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from serving.assignment import CHALLENGER, CONTROL, arm
+from serving.rollout.experiment import CHALLENGER, CONTROL, arm
 from tests.chaos.cluster import until
 from tests.rehearsal.faults import KINDS
 from tests.rehearsal.stage import PLANNED, Stage

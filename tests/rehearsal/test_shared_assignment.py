@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from serving.assignment import Step, arms, places
+from serving.rollout.experiment import Step, arms, places
 from tests.chaos.cluster import until
 from tests.rehearsal.process import Server
 from tests.rehearsal.stage import Stage

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from serving.assignment import CHALLENGER, CONTROL
+from serving.rollout.experiment import CHALLENGER, CONTROL
 from tests.rehearsal.stage import PLANNED, Answer, Stage
 from tests.rehearsal.truth import USERS
 

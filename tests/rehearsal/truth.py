@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from features.dataset import load_dataset
-from models.bundle import Bundle
-from models.train import TrainConfig
-from tessera import synthetic
-from tessera.run import RunOptions, run
+from features.dataset.descriptor import load_dataset
+from models.bundle.bundle import Bundle
+from models.ranker.train import TrainConfig
+from tessera.demo import synthetic
+from tessera.pipeline.run import RunOptions, run
 from tests.integration.world import quiet
 
 SPEC = synthetic.Spec(seed=0, users=300, items=120, events=30_000)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.error import BundleError
+from features.errors import BundleError
 from features.hashing import fingerprint
 from features.history import Jagged
-from models.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, Recent, Sketch, value_keys
-from models.dropout import DropoutConfig, ValueDropout
-from models.key_set import KeySet
-from models.lookup import Assembler, Entities, Examples
-from models.schema import Feature, Schema
+from models.ranker.dropout import DropoutConfig, ValueDropout
+from models.table.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, Recent, Sketch, value_keys
+from models.table.batch import Assembler, Entities, Examples
+from models.table.key_set import KeySet
+from models.table.schema import Feature, Schema
 
 KEYS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40)
 

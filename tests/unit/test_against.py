@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from features.error import TesseraError
-from tessera.bench.against import ROOT, against, compared
+from features.errors import TesseraError
+from tessera.bench.harness.against import ROOT, against, compared
 
 
 def test_rows_meet_by_their_words_and_numbers_by_their_medians() -> None:

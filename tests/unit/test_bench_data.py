@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tessera.bench import data
-from tessera.bench.data import remembered
+from tessera.bench.harness import data
+from tessera.bench.harness.data import remembered
 
 
 def test_a_kept_result_is_made_again_when_what_decides_it_or_the_code_changes(
@@ -19,7 +19,7 @@ def test_a_kept_result_is_made_again_when_what_decides_it_or_the_code_changes(
         return {"calls": len(calls)}
 
     def ask(decided_by: Any) -> int:
-        return int(remembered(tmp_path / "kept.json", "tessera.bench.multiplexing", decided_by, work)["calls"])
+        return int(remembered(tmp_path / "kept.json", "tessera.bench.offline.multiplexing", decided_by, work)["calls"])
 
     assert [ask("a"), ask("a"), ask("b"), ask("b")] == [1, 1, 2, 2]
     monkeypatch.setattr(data, "code_version", lambda module: f"an edited {module}")

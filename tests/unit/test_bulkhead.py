@@ -7,8 +7,8 @@ from contextvars import ContextVar
 
 import pytest
 
-from features.error import AnswerError
-from serving.bulkhead import Bulkhead
+from features.errors import AnswerError
+from serving.traffic.bulkhead import Bulkhead
 
 WORD: ContextVar[str] = ContextVar("word", default="")
 
@@ -24,7 +24,7 @@ def test_a_call_returns_what_it_returns_raises_what_it_raises_and_sees_its_calle
 def test_calls_that_hang_are_given_up_the_rest_is_shed_and_all_goes_on_when_they_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.bulkhead._TURN_S", 0.01)
+    monkeypatch.setattr("serving.traffic.bulkhead._TURN_S", 0.01)
     over = threading.Event()
     with contextlib.closing(Bulkhead("b", answer_s=0.05, threads=2)) as held:
         for _ in range(2):

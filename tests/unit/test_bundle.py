@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from features.durable import write_directory
-from features.error import BundleError, TesseraError
+from features.errors import BundleError, TesseraError
 from features.frame import Frame, build_frame
-from models.admission import Admission
-from models.bundle import Bundle, Parts, load_bundle, write_bundle
-from models.loading import assembler, examples
-from models.ranker import Ranker
+from models.bundle.bundle import Bundle, Parts, load_bundle, write_bundle
+from models.ranker.loading import assembler, examples
+from models.ranker.network import Ranker
+from models.ranker.train import predict, snapshot
 from models.semantic_id.tokens import Tokenizer
-from models.train import predict, snapshot
+from models.table.admission import Admission
 from tests.build import coloured_parts, coloured_tables
 
 FILES = (

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.canonical import VERSION, canonical, canonical_values, cell, cells, scalar
-from features.dataset import Categorical, Events, Label, Users
-from features.event import Rows, event_decoder, event_rows
-from features.mixed import column_of, joined
-from features.source import load
-from serving.embeddings import _even
+from features.dataset.descriptor import Categorical, Events, Label, Users
+from features.dataset.files import load
+from features.message import Rows, event_decoder, event_rows
+from features.value.canonical import VERSION, canonical, canonical_values, cell, cells, scalar
+from features.value.mixed_column import column_of, joined
+from serving.ranking.embeddings import _even
 
 BIG = 9007199254740993
 BERLIN = datetime.timezone(datetime.timedelta(hours=1))

@@ -9,27 +9,27 @@ import pytest
 import torch
 from rich.console import Console
 
-from features.dataset import load_dataset
-from features.determinism import one_thread
+from features.dataset.descriptor import load_dataset
 from features.hashing import fingerprint
-from models.ranker import NetworkConfig
-from models.table.compressed.address import shared_rows
-from models.table.compressed.alpt import Alpt
-from models.table.compressed.cce import Clustered
-from models.table.compressed.deeplight import DeepLight
-from models.table.compressed.dictionary import Dictionary
-from models.table.compressed.fit import FitConfig, fit
-from models.table.compressed.method import FLOAT_BYTES, BudgetError, EmbeddingMethod, footprint
-from models.table.compressed.product_quantized import MultiGranular, ProductQuantized
-from models.table.compressed.quantized import Int8, Int16, Quantized
-from models.table.compressed.quotient_remainder import QuotientRemainder
-from models.table.compressed.registry import METHODS
-from models.table.compressed.robe import Robe
-from models.table.compressed.shared_hashing import SharedHashing
-from models.table.compressed.tensor_train import TensorTrain
-from models.table.compressed.unified import UnifiedOneLookup
-from models.table.fields import Fields, Part
-from tessera.bench.compression import compression
+from features.threads import one_thread
+from models.compressed.fields import Fields, Part
+from models.compressed.fit import FitConfig, fit
+from models.compressed.hashed.address import shared_rows
+from models.compressed.hashed.cce import Clustered
+from models.compressed.hashed.quotient_remainder import QuotientRemainder
+from models.compressed.hashed.robe import Robe
+from models.compressed.hashed.shared import SharedHashing
+from models.compressed.hashed.tensor_train import TensorTrain
+from models.compressed.hashed.unified import UnifiedOneLookup
+from models.compressed.method import FLOAT_BYTES, BudgetError, EmbeddingMethod, footprint
+from models.compressed.registry import METHODS
+from models.compressed.stored.alpt import Alpt
+from models.compressed.stored.deeplight import DeepLight
+from models.compressed.stored.dictionary import Dictionary
+from models.compressed.stored.product_quantized import MultiGranular, ProductQuantized
+from models.compressed.stored.quantized import Int8, Int16, Quantized
+from models.ranker.network import NetworkConfig
+from tessera.bench.offline.compression import compression
 
 DIM = 16
 SIZES = np.array([220, 6, 110])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.dataset import Users
-from features.delimited import read_delimited
-from features.error import DatasetError
-from features.table import read_table, read_users
+from features.dataset.delimited import read_delimited
+from features.dataset.descriptor import Users
+from features.dataset.tables import read_table, read_users
+from features.errors import DatasetError
 from tests.unit.test_table import bare
 
 TEXTS = ["Tea 0", 'The 12"', 'He said "hi"', "back\\slash", "a, b; c\td|e", "two\nlines", "'s", "", "é 茶", '""', "\\"]

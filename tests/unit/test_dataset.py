@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from features.dataset import Dataset, Events, Items, Label, Split, load_dataset
-from features.error import DatasetError
-from features.label import parse_rule
+from features.dataset.descriptor import Dataset, Events, Items, Label, Split, load_dataset
+from features.dataset.label import parse_rule
+from features.errors import DatasetError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -11,18 +11,19 @@ from torch import nn
 from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
-from features.error import TesseraError
-from models import dcn, fused
+from features.errors import TesseraError
+from models.ranker import dcn
+from models.table import engine as fused
 
 WITHOUT = """
 import sys
 sys.modules["fbgemm_gpu"] = sys.modules["torchrec"] = None
-import models.bundle, models.train, serving.rank, streaming.trainer
-from models import dcn
+import models.bundle.bundle, models.ranker.train, serving.ranking.service, streaming.trainer
+from models.ranker import dcn
 from models.table.open import open_table
 from models.table.reference import ReferenceTable
 from tests.build import pooled_schema
-from models.fused import engine
+from models.table.engine import engine
 assert isinstance(dcn.cross_net(4, 1, 2), dcn.PlainCrossNet)
 assert isinstance(open_table(pooled_schema(), learning_rate=0.1), ReferenceTable)
 assert engine() == "plain"

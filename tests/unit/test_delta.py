@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.error import EventError
-from models import delta, record
+from features.errors import EventError
+from models.bundle import delta, record
 
 ROWS, DIM = 12, 4
 FLOATS = st.floats(width=32, allow_nan=False)

@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.semantic_id import residual_kmeans
-from models.semantic_id.drift import drift
-from models.semantic_id.health import codebook_health, collapse_alarm
-from models.semantic_id.hits import hit_rates
-from models.semantic_id.quantizer import recommended_shape
-from models.semantic_id.residual_kmeans import ResidualKMeansConfig
+from models.semantic_id.codebook import residual_kmeans
+from models.semantic_id.codebook.quantizer import recommended_shape
+from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
+from models.semantic_id.report.drift import drift
+from models.semantic_id.report.health import codebook_health, collapse_alarm
+from models.semantic_id.report.hits import hit_rates
 
 RNG = np.random.default_rng(4)
 CENTRES = RNG.normal(size=(8, 6))

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from features.durable import flush_tree, make_directory, replace_directory, write_directory, write_file
-from features.error import TesseraError
-from serving.access import KeyFile
-from tessera.stage import Stages
+from features.errors import TesseraError
+from serving.api.keys import KeyFile
+from tessera.pipeline.stage import Stages
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-import tessera.cli
-from features.error import StoreError
+import tessera.cli.main
+from features.errors import StoreError
 from features.fault import explain
 from tests.unit.test_imports import ROOT, parse
 
@@ -98,10 +98,10 @@ def test_every_error_is_one_line_and_a_status(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(tessera.cli, "app", fails)
+    monkeypatch.setattr(tessera.cli.main, "app", fails)
     monkeypatch.setattr(sys, "argv", ["tessera", "status"])
     with pytest.raises(SystemExit) as ended:
-        tessera.cli.main()
+        tessera.cli.main.main()
     assert ended.value.code == status
     told = capsys.readouterr().err
     assert told.startswith(said)
@@ -114,14 +114,14 @@ def test_the_traceback_is_there_for_those_who_ask(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("defect")
 
-    monkeypatch.setattr(tessera.cli, "app", fails)
+    monkeypatch.setattr(tessera.cli.main, "app", fails)
     monkeypatch.setattr(sys, "argv", ["tessera", "--verbose", "status"])
     with pytest.raises(SystemExit):
-        tessera.cli.main()
+        tessera.cli.main.main()
     assert "Traceback" in capsys.readouterr().err
 
 
-PRINTING = [path for path in (ROOT / "tessera").rglob("*.py") if "web" not in path.parts]
+PRINTING = [path for path in (ROOT / "tessera").rglob("*.py") if "console" not in path.parts]
 _STYLE = re.compile(r"\[/?(bold|dim|italic|red|green|yellow|cyan|blue)\]|\[/\]")
 
 
@@ -131,9 +131,9 @@ def test_no_text_is_a_markup_of_rich() -> None:
         for node in ast.walk(parse(path.relative_to(ROOT).as_posix())):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             imports = isinstance(node, ast.ImportFrom) and node.module == "rich.markup"
-            console = isinstance(node, ast.Call) and ast.unparse(node.func) == "Console" and path.name != "console.py"
+            console = isinstance(node, ast.Call) and ast.unparse(node.func) == "Console" and path.name != "terminal.py"
             # The pages of the console share the name.
-            if _STYLE.search(text) or imports or (console and path.name != "server.py"):
+            if _STYLE.search(text) or imports or (console and path.name != "serve.py"):
                 wrong.append(f"{path}: {ast.unparse(node)}")
     assert wrong == []
     assert _STYLE.search("[red]error[/red]")

@@ -13,8 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from features.content import lsa
 from features.content.encoder import Encoder, content_id, unit
-from features.content.registry import KINDS, kind, load_encoder
-from features.error import BundleError, DatasetError
+from features.content.kinds import KINDS, kind, load_encoder
+from features.errors import BundleError, DatasetError
 
 WORDS = ("space", "ocean", "robot", "love", "murder", "kitchen", "war", "music", "garden", "horse")
 TEXTS = [

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from models.evaluate import (
+from models.ranker.evaluate import (
     RATE_BASELINES,
     Popularity,
     Quality,

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.error import EventError
-from models.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome, encode
-from serving.assignment import CHALLENGER, CONTROL
-from tessera.experiment import SKEW_MS, WINDOW_MS, Ledger
-from tessera.guardrail import Rule
+from features.errors import EventError
+from serving.rollout.experiment import CHALLENGER, CONTROL
+from serving.rollout.guardrails import Rule
+from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome, encode
+from serving.rollout.ledger import SKEW_MS, WINDOW_MS, Ledger
 
 DAY = 86_400_000
 
@@ -155,7 +155,7 @@ def test_what_no_outcome_can_join_any_more_is_forgotten_and_a_wrong_clock_forget
 
 
 def test_outcomes_of_impressions_that_do_not_exist_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessera.experiment._MOST_EARLY", 50)
+    monkeypatch.setattr("serving.rollout.ledger._MOST_EARLY", 50)
     ledger = folded(Outcome(f"made up {number}", "x", 1) for number in range(200))
     ledger.forget(1, [])
     assert (ledger.waiting, ledger.aside["unknown impression"]) == (50, 150)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tessera.bench import filtered as bench
-from tessera.bench.filtered import SELECTIVITIES
+from tessera.bench.online import filtered as bench
+from tessera.bench.online.filtered import SELECTIVITIES
 
 
 @pytest.fixture(scope="module")

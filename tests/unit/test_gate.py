@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from features.error import TesseraError
-from models.evaluate import Quality, quality
-from models.gate import LEAST_ROWS, Gates, Measured, Verdict, judge
-from models.paired import Drop, Drops, auc_drop, drops
+from features.errors import TesseraError
+from models.ranker.evaluate import Quality, quality
+from models.registry.gate import LEAST_ROWS, Gates, Measured, Verdict, judge
+from models.registry.paired_test import Drop, Drops, auc_drop, drops
 
 GOOD = Quality(5_000, 0.3, 0.75, 0.5, 0.02, 0.85)
 BASE = Measured("old", {"all": GOOD, "new items": replace(GOOD, rows=300, auc=0.65)}, 4.0, 1_000_000)

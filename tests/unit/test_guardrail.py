@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.sequential import Arm, Slower
-from tessera.guardrail import Look, Rule, Sums
+from serving.rollout.guardrails import Look, Rule, Sums
+from serving.rollout.sequential import Arm, Slower
 
 RULE = Rule(planned=40_000)
 HALVES = (0.5, 0.5)

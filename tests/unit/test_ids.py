@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from features.error import DatasetError, TesseraError
+from features.errors import DatasetError, TesseraError
 from features.jobs.shard import write_shards
-from models.semantic_id import residual_kmeans
-from models.semantic_id.quality import id_quality
-from models.semantic_id.residual_kmeans import ResidualKMeansConfig
-from models.semantic_id.tree import Tree
-from tessera.cli import app
-from tessera.coded import load_coded
-from tessera.ids_report import advise
+from models.semantic_id.codebook import residual_kmeans
+from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
+from models.semantic_id.report.quality import id_quality
+from models.semantic_id.report.tree import Tree
+from tessera.cli.ids_report import advise
+from tessera.cli.main import app
+from tessera.pipeline.coded_items import load_coded
 
 CODES = np.array([[0, 1], [0, 1], [0, 2], [3, 1]], dtype=np.uint16)
 VECTORS = np.array([[1, 0], [0, 1], [1, 0], [0, 2]], dtype=np.float32)

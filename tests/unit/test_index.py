@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from serving.filter import Attributes
-from serving.index import VectorIndex
-from serving.retrieve import Searcher
+from serving.retrieval.filter import Attributes
+from serving.retrieval.index import VectorIndex
+from serving.retrieval.retriever import Searcher
 
 SIZE, DIM = 6_000, 16
 

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from features.hashing import HashSpec, fingerprint
-from models.bundle import Bundle, load_bundle, write_bundle
-from models.ranker import DensePart, NetworkConfig
-from models.schema import Feature, Schema
-from models.table.collision import collisions
-from models.table.fields import Fields, Part
-from models.table.insight import Insight, insight
-from models.table.reader import angles, readers
-from models.table.turning import TurningConfig, turning
-from models.train import TrainConfig, new_ranker
-from tessera import table
+from models.bundle.bundle import Bundle, load_bundle, write_bundle
+from models.compressed.fields import Fields, Part
+from models.compressed.turning import TurningConfig, turning
+from models.insight.collision import collisions
+from models.insight.reader import angles, readers
+from models.insight.table_report import Insight, insight
+from models.ranker.network import DensePart, NetworkConfig
+from models.ranker.train import TrainConfig, new_ranker
+from models.table.schema import Feature, Schema
+from tessera.pages import table_drawing as table
 from tests.build import coloured_parts
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.bench.load import Load
+from tessera.bench.harness.load import Load
 
 RATE, STALL_S, CYCLE_S = 100.0, 0.25, 0.5
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from features.error import TesseraError
+from features.errors import TesseraError
 from features.lock import locked
 
 HOLD = """

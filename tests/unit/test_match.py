@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.error import BundleError, DatasetError
-from models.semantic_id import codebook, residual_kmeans, rqvae
-from models.semantic_id.compare import compare, pairs_kept
-from models.semantic_id.match import match
-from models.semantic_id.residual_kmeans import ResidualKMeansConfig
+from features.errors import BundleError, DatasetError
+from models.semantic_id.codebook import kinds as codebook
+from models.semantic_id.codebook import residual_kmeans, rqvae
+from models.semantic_id.codebook.match import match
+from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
+from models.semantic_id.report.compare import compare, pairs_kept
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(16, 8))

@@ -9,7 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import Metrics
-from tessera.gauges import Gauges
+from streaming.metrics import Gauges
 
 INFRA = Path(__file__).parents[2] / "infra"
 DASHBOARD = json.loads((INFRA / "grafana" / "tessera.json").read_text(encoding="utf-8"))

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.dataset import load_dataset
-from models.ranker import NetworkConfig
-from models.table.fields import Fields, with_noise
-from models.table.layout import rows_of
-from tessera.bench import multiplexing as bench
-from tessera.bench.data import dataset_fields
-from tessera.bench.multiplexing import BUDGETS, GRID, LOOKUPS, SEARCH, Arm, Outcome, Protocol, claims, row
-from tessera.synthetic import write_synthetic
+from features.dataset.descriptor import load_dataset
+from models.compressed.fields import Fields, with_noise
+from models.compressed.layout import rows_of
+from models.ranker.network import NetworkConfig
+from tessera.bench.harness.data import dataset_fields
+from tessera.bench.offline import multiplexing as bench
+from tessera.bench.offline.multiplexing import BUDGETS, GRID, LOOKUPS, SEARCH, Arm, Outcome, Protocol, claims, row
+from tessera.demo.synthetic import write_synthetic
 from tests.integration.world import quiet
 
 QUICK = Protocol(max_epochs=1, network=NetworkConfig(1, 4, (8,)))

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from features.dataset import load_dataset
-from features.error import DatasetError
-from features.profile import Profile, Span, profile, render
+from features.dataset.descriptor import load_dataset
+from features.dataset.profile import Profile, Span, profile, render
+from features.errors import DatasetError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

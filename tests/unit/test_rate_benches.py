@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.error import TesseraError
+from features.errors import TesseraError
 from features.jobs.shard import write_parquet
-from models.evaluate import RATE_BASELINES, Quality, rate_baselines
-from tessera.bench import main_job, online_learning
-from tessera.run import RunResult
+from models.ranker.evaluate import RATE_BASELINES, Quality, rate_baselines
+from tessera.bench.offline import main_job
+from tessera.bench.online import online_learning
+from tessera.pipeline.run import RunResult
 from tests.build import coloured_dataset, coloured_frame
 from tests.integration.world import quiet
 

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from serving.client import AsyncClient, Client
-from tessera.bench.command import NAMES
-from tessera.cli import app
+from tessera.cli.bench import NAMES
+from tessera.cli.main import app
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^(?:\.venv/bin/)?tessera ([^#\n]*[^#\s])", README, flags=re.MULTILINE)))

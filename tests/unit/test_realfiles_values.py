@@ -6,13 +6,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.dataset import Dataset, load_dataset
-from features.error import DatasetError
-from features.event import Rows, event_decoder, event_rows, item_decoder, item_rows
-from features.table import read_events, read_items
-from models import record
-from serving.filter import Attributes, Filter
-from serving.rank import attribute_json
+from features.dataset.descriptor import Dataset, load_dataset
+from features.dataset.tables import read_events, read_items
+from features.errors import DatasetError
+from features.message import Rows, event_decoder, event_rows, item_decoder, item_rows
+from models.bundle import record
+from serving.ranking.service import attribute_json
+from serving.retrieval.filter import Attributes, Filter
 
 FILES = Path(__file__).parents[1] / "realfiles"
 

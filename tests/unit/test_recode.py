@@ -8,13 +8,13 @@ import torch
 
 from features.frame import Frame
 from features.hashing import fingerprint
-from models.admission import Admission
-from models.feature import TableOptions, default_schema
-from models.loading import assembler, examples
-from models.ranker import Ranker
-from models.schema import SEMANTIC_ID, Schema
-from models.table.recode import recode
-from models.train import TrainConfig, new_ranker, predict
+from models.ranker.loading import assembler, examples
+from models.ranker.network import Ranker
+from models.ranker.recode import recode
+from models.ranker.train import TrainConfig, new_ranker, predict
+from models.table.admission import Admission
+from models.table.default_schema import TableOptions, default_schema
+from models.table.schema import SEMANTIC_ID, Schema
 from tests.build import SMALL_NETWORK, coloured_dataset, coloured_frame
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tessera import plot
-from tessera.report import DemoSummary, NewItem, StreamFigures, key_figures, render_summary, write_report
+from tessera.pages import svg as plot
+from tessera.pages.demo_page import DemoSummary, NewItem, StreamFigures, key_figures, render_summary, write_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

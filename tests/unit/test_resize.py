@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from features.error import BundleError
+from features.errors import BundleError
 from features.frame import Frame
 from features.hashing import HashSpec, fingerprint
-from models.admission import Admission
-from models.feature import TableOptions, default_schema
-from models.loading import assembler, examples
-from models.ranker import Ranker
-from models.schema import Schema
-from models.table.resize import overlap, resized, resized_rows
-from models.train import Trained, predict, train
-from tessera.bench import resize as bench
+from models.ranker.loading import assembler, examples
+from models.ranker.network import Ranker
+from models.ranker.resize import overlap, resized, resized_rows
+from models.ranker.train import Trained, predict, train
+from models.table.admission import Admission
+from models.table.default_schema import TableOptions, default_schema
+from models.table.schema import Schema
+from tessera.bench.offline import resize as bench
 from tests.build import SMALL_TRAIN, coloured_dataset, coloured_frame
 
 SIZES = st.integers(1, 60)

@@ -7,16 +7,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.dataset import load_dataset
-from features.error import DatasetError
+from features.dataset.descriptor import load_dataset
+from features.errors import DatasetError
 from features.frame import Frame
-from models.evaluate import Quality
-from models.semantic_id.compare import compare
-from models.train import TrainConfig
-from tessera.bench import cold_start, id_churn, semantic_ids
-from tessera.bench.codebook_change import codebook_change
-from tessera.bench.semantic_ids import Coding, Measured
-from tessera.synthetic import write_synthetic
+from models.ranker.evaluate import Quality
+from models.ranker.train import TrainConfig
+from models.semantic_id.report.compare import compare
+from tessera.bench.offline import cold_start, id_churn, semantic_ids
+from tessera.bench.offline.codebook_change import codebook_change
+from tessera.bench.offline.semantic_ids import Coding, Measured
+from tessera.demo.synthetic import write_synthetic
 from tests.build import SMALL_NETWORK
 from tests.integration.world import quiet
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from features.error import BundleError, DatasetError
-from models.semantic_id import rqvae
-from models.semantic_id.health import codebook_health, relative_error
-from models.semantic_id.quantizer import MAX_CODES, default_codes, prefix_tokens
+from features.errors import BundleError, DatasetError
+from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook.quantizer import MAX_CODES, default_codes, prefix_tokens
+from models.semantic_id.report.health import codebook_health, relative_error
 
 DIM, CLUSTERS = 12, 24
 CONFIG = rqvae.RqVaeConfig(levels=3, codes=8, latent=8, hidden=(32,), steps=600, batch=128, seed=3)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import nchypergeom_fisher
 
-from features.error import TesseraError
-from models.sequential import Arm, Slower, difference, mismatched, split_p, surely_above, tightest
+from features.errors import TesseraError
+from serving.rollout.sequential import Arm, Slower, difference, mismatched, split_p, surely_above, tightest
 
 
 def users(rng: np.random.Generator, count: int, rate: float) -> tuple[np.ndarray, np.ndarray]:

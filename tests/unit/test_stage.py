@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from features.durable import recover_directory
-from features.error import DatasetError, TesseraError
-from tessera.stage import Advance, Stages, finished_key, key_of
+from features.errors import DatasetError, TesseraError
+from tessera.pipeline.stage import Advance, Stages, finished_key, key_of
 
 
 class Work:

@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 
 from features.content import lsa
-from features.dataset import load_dataset
-from features.error import DatasetError
-from features.profile import profile
-from features.split import assign_split
-from features.table import read_events, read_items
-from tessera.synthetic import fans, new_item, tree, write_synthetic
+from features.dataset.descriptor import load_dataset
+from features.dataset.profile import profile
+from features.dataset.split import assign_split
+from features.dataset.tables import read_events, read_items
+from features.errors import DatasetError
+from tessera.demo.synthetic import fans, new_item, tree, write_synthetic
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.dataset import Categorical, Dataset, Events, Items, Label, Split, Time, Users
-from features.error import DatasetError
-from features.table import read_events, read_items, read_table, read_users
+from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, Time, Users
+from features.dataset.tables import read_events, read_items, read_table, read_users
+from features.errors import DatasetError
 
 ROWS = [{"id": "7", "name": "a b", "n": "1.5"}, {"id": "8", "name": "", "n": "2"}]
 

@@ -11,8 +11,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from features import trace
-from tessera.tracing import recording
+from features import tracing as trace
+from tessera.trace_export import recording
 
 CALLER = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-%02d"
 
@@ -55,7 +55,7 @@ def test_off_every_span_is_the_one_that_does_nothing() -> None:
 
 def test_off_the_sdk_is_not_imported() -> None:
     program = (
-        "import sys\nfrom features import trace\nfrom tessera.settings import Settings\n"
+        "import sys\nfrom features import tracing as trace\nfrom tessera.settings import Settings\n"
         "with Settings.from_environment({}).traced('x'), trace.request('GET', {}), trace.span('y'): pass\n"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 import torch
 
-from features.error import BundleError, DatasetError, TrainingError
+from features.errors import BundleError, DatasetError, TrainingError
 from features.frame import Frame
-from models import train as training
-from models.evaluate import quality
-from models.feature import TableOptions, default_schema, hashed_id_schema
-from models.loading import assembler, examples, sighted
-from models.ranker import Ranker, TargetAttention
-from models.train import new_ranker, predict, restore, snapshot, train
+from models.ranker import train as training
+from models.ranker.evaluate import quality
+from models.ranker.loading import assembler, examples, sighted
+from models.ranker.network import Ranker, TargetAttention
+from models.ranker.train import new_ranker, predict, restore, snapshot, train
+from models.table.default_schema import TableOptions, default_schema, hashed_id_schema
 from tests.build import COLOURS, LIKED, SMALL_TRAIN, coloured_dataset, coloured_frame, coloured_schema
 
 FRAME = coloured_frame()

@@ -10,14 +10,14 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from features.error import TesseraError
-from models.ranker import NetworkConfig
-from models.train import TrainConfig
-from tessera.bench import peer
-from tessera.bench import training_speed as bench
-from tessera.bench.peer import PEER_FOLDER, peer_python
+from features.errors import TesseraError
+from models.ranker.network import NetworkConfig
+from models.ranker.train import TrainConfig
+from tessera.bench.harness import peer
+from tessera.bench.harness.peer import PEER_FOLDER, peer_python
+from tessera.bench.offline import training_speed as bench
+from tessera.bench.offline.training_speed import Spec, as_row, claims, generate, schema_of, star, store, tessera
 from tessera.bench.peers.ctr import Arrays, Measured, label_encoded
-from tessera.bench.training_speed import Spec, as_row, claims, generate, schema_of, star, store, tessera
 
 SMALL = Spec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
 QUICK = TrainConfig(

@@ -8,11 +8,11 @@ import msgspec
 import polars as pl
 import pytest
 
-from features.attribute import typed
-from features.dataset import Items
-from features.event import Rows, item_decoder, item_rows
-from models import record
-from serving.filter import Attributes, Filter, attribute_json
+from features.dataset.descriptor import Items
+from features.message import Rows, item_decoder, item_rows
+from features.value.attribute import typed
+from models.bundle import record
+from serving.retrieval.filter import Attributes, Filter, attribute_json
 
 UTC = datetime.UTC
 ITEMS = Items(path="items.parquet", id="sku", filterable=("since", "seen", "stock", "shops", "price", "size"))

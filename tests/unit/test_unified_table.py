@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.lookup import Batch
+from models.table.batch import Batch
 from models.table.reference import ReferenceTable, Table
 from models.table.unified import UnifiedTable
 from tests.build import pooled_batch, pooled_schema

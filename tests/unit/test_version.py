@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-import tessera.run
-from features.dataset import load_dataset
-from tessera import version
-from tessera.version import code_version
+import tessera.pipeline.run
+from features.dataset.descriptor import load_dataset
+from tessera import code_version as version
+from tessera.code_version import code_version
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_a_module_that_is_not_there_is_an_error(tree: Path) -> None:
 
 
 def test_the_code_of_a_run_is_what_its_stages_call() -> None:
-    reached = {path.as_posix() for path in version._reached("tessera.run", version._ROOT)}
-    for name in ("features/frame.py", "features/content/lsa.py", "models/train.py", "models/table/unified.py"):
+    reached = {path.as_posix() for path in version._reached("tessera.pipeline.run", version._ROOT)}
+    for name in ("features/frame.py", "features/content/lsa.py", "models/ranker/train.py", "models/table/unified.py"):
         assert any(path.endswith(name) for path in reached), name
-    assert not any("/tessera/web/" in path or "/streaming/" in path for path in reached)
+    assert not any("/tessera/pages/console/" in path or "/streaming/" in path for path in reached)
 
 
 def test_changed_code_does_the_stages_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,12 +92,13 @@ def test_changed_code_does_the_stages_again(tmp_path: Path, monkeypatch: pytest.
 
     def executed() -> list[str]:
         console = Console(file=io.StringIO())
-        options = tessera.run.RunOptions()
+        options = tessera.pipeline.run.RunOptions()
         dataset = load_dataset(tmp_path / "s.toml")
         out = tmp_path / "out"
-        return list(tessera.run.run(dataset, out, options, console=console, registry=None, until="frame").executed)
+        result = tessera.pipeline.run.run(dataset, out, options, console=console, registry=None, until="frame")
+        return list(result.executed)
 
     assert executed() == ["frame"]
     assert executed() == []
-    monkeypatch.setattr(tessera.run, "code_version", lambda module: "of an edited frame builder")
+    monkeypatch.setattr(tessera.pipeline.run, "code_version", lambda module: "of an edited frame builder")
     assert executed() == ["frame"]

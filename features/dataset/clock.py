@@ -1,0 +1,119 @@
+"""The clock and the order of events → whole numbers: microseconds since 1970 in UTC, or positions.
+
+Shape letter: R, the rows of the table.
+"""
+
+import polars as pl
+
+from features.dataset.column import as_number, first, parsed, refuse_null
+from features.dataset.descriptor import Time
+from features.dataset.files import Table
+
+_UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999
+_COUNT = r"^-?[0-9]+(\.[0-9]+)?$"
+
+
+def times(table: Table, time: Time) -> pl.Series:
+    """The clock: (R,) Int64, microseconds since 1970 in UTC, without nulls."""
+    values, name = table.column(time.column), time.column
+    refuse_null(table, name, "the event has no time; fill it in, or remove the row")
+    if isinstance(values.dtype, (pl.Date, pl.Datetime)):
+        return values.cast(pl.Datetime("us")).dt.epoch("us") if values.dtype == pl.Date else values.dt.epoch("us")
+    if isinstance(values.dtype, pl.String):
+        return _text_times(table, time)
+    if time.unit == "iso":
+        raise table.error(name, f"{values[0]!r} is not ISO-8601 text; set unit to s, ms, us or ns", row=0)
+    if not values.dtype.is_numeric():
+        raise table.error(name, f"holds {values.dtype}, a time expected; name another column as time")
+    return _counted(table, name, values, time)
+
+
+def _text_times(table: Table, time: Time) -> pl.Series:
+    """Times as text: numbers are counts of the unit, by default seconds; all else, without a unit, is ISO-8601."""
+    name = time.column
+    texts = table.column(name).str.strip_chars()
+    if time.unit == "iso":
+        counts = pl.repeat(False, len(texts), eager=True)
+    else:
+        counts = texts.str.contains(_COUNT) if time.unit is None else pl.repeat(True, len(texts), eager=True)
+    moments = None if counts.all() else _iso(table, name, texts, ~counts)
+    if not counts.any():
+        assert moments is not None
+        return moments
+    found = _text_counts(table, name, texts.set(~counts, "0"), time)
+    return found if moments is None else found.zip_with(counts, moments)
+
+
+def _text_counts(table: Table, name: str, texts: pl.Series, time: Time) -> pl.Series:
+    """Numbers as text: whole ones exactly, whatever stands beside them."""
+    whole = texts.cast(pl.Int64, strict=False)
+    if not whole.null_count():
+        return _counted(table, name, whole, time)
+    found = as_number(texts).fill_nan(None)
+    odd = first(found.is_null() & whole.is_null())
+    if odd is not None:
+        remedy = f"a number of {time.unit or 's'} is expected; mend it, or the unit of time"
+        raise table.error(name, f"holds '{texts[odd]}'; {remedy}", row=odd)
+    counted = _counted(table, name, whole.fill_null(0), time)
+    return counted.zip_with(whole.is_not_null(), _counted(table, name, found.fill_null(0), time))
+
+
+def _counted(table: Table, name: str, values: pl.Series, time: Time) -> pl.Series:
+    """Counts of the unit, as microseconds."""
+    unit = time.unit or "s"
+    if time.unit is None and table.kind != "message" and _are_dates(values):
+        problem = f"{values[0]} reads as a day, YYYYMMDD, and would be a second of 1970"
+        raise table.error(name, f'{problem}; write ISO-8601 in the files, or set unit = "s" if they are seconds', row=0)
+    seconds = values.cast(pl.Float64) / (1_000_000_000 if unit == "ns" else 1_000_000 // _UNIT_US[unit])
+    row = first(~seconds.is_between(_FIRST_S, _LAST_S))
+    if row is not None:
+        raise table.error(name, f"{values[row]} {unit} is beyond the year 9999; mend it, or the unit of time", row=row)
+    if values.dtype.is_float() or isinstance(values.dtype, pl.Decimal):
+        return (seconds * 1_000_000).round().cast(pl.Int64)
+    whole = values.cast(pl.Int64)
+    return whole // 1_000 if unit == "ns" else whole * _UNIT_US[unit]
+
+
+def _are_dates(values: pl.Series) -> bool:
+    """Whether all values are numbers YYYYMMDD from 1900 to 2100."""
+    if not values.is_between(19_000_101, 21_001_231).all():
+        return False
+    days = values.cast(pl.Int64).cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    return not days.null_count()
+
+
+def _iso(table: Table, name: str, values: pl.Series, where: pl.Series) -> pl.Series:
+    """ISO-8601 text: a date, or a date and time with or without seconds, fraction and offset (none: UTC)."""
+    moments = (
+        values.str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
+        .str.replace(r"^(\d{4}-\d{2}-\d{2})[ t]", "${1}T")
+        .str.replace(r" ?([Zz]|UTC)$", "+00:00")
+        .str.replace(r"(T[\d:.,]+)$", "${1}+00:00")
+        .str.replace(r"(T\d{2}:\d{2})([+-])", "${1}:00${2}")
+        .str.replace(r"([+-]\d{2})$", "${1}:00")
+        .str.replace(",", ".", literal=True)
+        .str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
+    )
+    row = first(moments.is_null() & where)
+    if row is not None:
+        problem = f"'{values[row]}' is not a time; write ISO-8601 such as 2024-01-31T12:00:00Z, or set unit for numbers"
+        raise table.error(name, problem, row=row)
+    return moments.dt.epoch("us")
+
+
+def positions(table: Table, name: str) -> pl.Series:
+    """The order column: (R,) Int64 without nulls."""
+    refuse_null(table, name, "the event has no position; fill it in, or remove the row")
+    values = table.column(name)
+    remedy = "a whole number is expected in the order column; mend it, or name another"
+    if isinstance(values.dtype, pl.String):
+        counted = values.cast(pl.Int64, strict=False)
+        values = parsed(table, name, remedy) if counted.null_count() else counted
+    elif not values.dtype.is_numeric():
+        raise table.error(name, f"holds {values.dtype}; {remedy}")
+    whole = values.cast(pl.Int64, strict=False)
+    row = first(~whole.eq_missing(values))
+    if row is not None:
+        raise table.error(name, f"holds {values[row]}; {remedy}", row=row)
+    return whole

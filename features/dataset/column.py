@@ -1,0 +1,195 @@
+"""One column as the files hold it → the values the platform works with.
+
+Identifiers and categorical values become canonical text (`features.value.canonical`) whatever type a file gave them;
+numbers and labels get one type each, and text is read value by value. What cannot be converted is refused by row and
+value.
+Shape letter: R, the rows of the table.
+"""
+
+import polars as pl
+
+from features.dataset.descriptor import Categorical, Label
+from features.dataset.files import Table, infer
+from features.dataset.label import Rule, parse_rule
+from features.value.attribute import typed
+from features.value.canonical import canonical
+from features.value.written_list import WrittenListError, written_lists
+
+__all__ = ["canonical", "typed"]
+_WRITTEN = {"value": pl.String(), "list": pl.List(pl.String)}
+# Bundles whose ids and categories have an earlier canonical form take each text as it is.
+_WRITTEN_FROM = 2
+
+
+def texts(table: Table, name: str) -> pl.Series:
+    """A column as canonical text or lists of it; see `features.value.canonical`."""
+    values = table.column(name)
+    try:
+        found = canonical(values, version=table.version)
+    except TypeError as error:
+        raise table.error(name, f"{error}, text or numbers expected; flatten the column in the files") from error
+    if (row := _nul(found)) is not None:
+        raise table.error(name, "holds a NUL character, which is not text; remove it", row=row)
+    return found
+
+
+def _nul(values: pl.Series) -> int | None:
+    if values.dtype == pl.String:
+        return first(values.str.contains("\0", literal=True))
+    if not values.list.len().sum():
+        return None
+    return first(values.list.eval(pl.element().str.contains("\0", literal=True)).list.any())
+
+
+def attribute(table: Table, name: str) -> pl.Series:
+    """A filterable column: typed as the files hold it; a csv's as `features.dataset.files.infer` says."""
+    return infer(table.column(name)) if table.kind == "csv" else table.column(name)
+
+
+def ids(table: Table, name: str) -> pl.Series:
+    """An identifier column: (R,) String without nulls."""
+    values = texts(table, name)
+    if isinstance(values.dtype, pl.List):
+        raise table.error(name, "holds lists, but an id is one value; name another column")
+    row = first(values.is_null())
+    if row is not None:
+        raise table.error(name, "the id is null; fill it in, or remove the row", row=row)
+    return values
+
+
+def unique_ids(table: Table, name: str) -> pl.Series:
+    """An identifier column in which no id comes twice: (R,) String."""
+    values = ids(table, name)
+    row = first(~values.is_first_distinct())
+    if row is not None:
+        file, number = table.place(int((values == values[row]).arg_true()[0]))
+        raise table.error(name, f"id '{values[row]}' is also in row {number} of {file.name}; keep one of them", row=row)
+    return values
+
+
+def categories(table: Table, name: str, options: Categorical) -> pl.Series:
+    """A categorical feature: (R,) String, or (R,) List(String) where it is multi-valued; null stays null.
+
+    Splitting trims each value and drops the empty ones; a list column is multi-valued with or without `split`, and so
+    is one in which a list is written as text.
+    """
+    values = texts(table, name)
+    if isinstance(values.dtype, pl.List):
+        return values
+    try:
+        written = written_lists(values, options.split) if table.version >= _WRITTEN_FROM else {}
+    except WrittenListError as error:
+        remedy = "write it as JSON, or give the values with split between them"
+        raise table.error(name, f"{error}; {remedy}", row=(values == error.text).arg_max()) from error
+    if options.split is None and not written:
+        return values
+    part = pl.element().str.strip_chars()
+    split = pl.col("value").str.split(options.split) if options.split else pl.concat_list("value")
+    lists = split.list.eval(part.filter(part != "")) if options.split else split
+    known = pl.DataFrame({"value": [*written], "list": [*written.values()]}, schema_overrides=_WRITTEN)
+    found = values.to_frame("value").join(known, on="value", how="left", maintain_order="left")
+    chosen = pl.when(pl.col("value").is_not_null()).then(pl.coalesce("list", lists))
+    return found.select(chosen.alias(name)).to_series()
+
+
+def numbers(table: Table, name: str) -> pl.Series:
+    """A numeric feature: (R,) Float32; NaN and what is beyond float32 become null."""
+    values = table.column(name)
+    if isinstance(values.dtype, pl.String):
+        values = parsed(table, name, "a number is expected in a numeric column; mend it, or declare it categorical")
+    elif not (values.dtype.is_numeric() or isinstance(values.dtype, (pl.Boolean, pl.Null))):
+        raise table.error(name, f"holds {values.dtype}, numbers expected; remove it from numeric")
+    numeric = values.cast(pl.Float32).alias("value").to_frame()
+    return numeric.select(pl.when(pl.col("value").is_finite()).then("value")).to_series().alias(name)
+
+
+def labels(table: Table, label: Label) -> pl.Series:
+    """What each row's label is: (R,) Int8 of 0 and 1; null where it is neither and the row is to be dropped."""
+    if label.column is None:
+        return pl.repeat(1, table.frame.height, dtype=pl.Int8, eager=True)
+    if label.positive is None:
+        return _zero_or_one(table, label.column)
+    positive = _matches(table, label.column, parse_rule(label.positive))
+    if label.implicit:
+        return positive.replace_strict({True: 1}, default=None, return_dtype=pl.Int8)
+    if label.negative is None:
+        return positive.cast(pl.Int8)
+    negative = _matches(table, label.column, parse_rule(label.negative))
+    row = first(positive & negative)
+    if row is not None:
+        value = table.column(label.column)[row]
+        problem = f"{value!r} matches both positive = '{label.positive}' and negative = '{label.negative}'"
+        raise table.error(label.column, f"{problem}; change one of the rules so that they exclude each other", row=row)
+    matched = pl.DataFrame({"positive": positive, "negative": negative})
+    return matched.select(pl.when("positive").then(1).when("negative").then(0).cast(pl.Int8)).to_series()
+
+
+def _zero_or_one(table: Table, name: str) -> pl.Series:
+    values = _scalars(table, name)
+    known = values.str.to_lowercase().replace({"true": "1", "false": "0"})
+    row = first(known.is_not_null() & ~known.is_in(["0", "1"]))
+    if row is not None:
+        problem = f"holds {table.column(name)[row]!r}, but a label without rules is 0 or 1"
+        raise table.error(name, f'{problem}; add rules, e.g. positive = ">= 4"', row=row)
+    return known.cast(pl.Int8)
+
+
+def _matches(table: Table, name: str, rule: Rule) -> pl.Series:
+    """Where a rule holds: (R,) Boolean, null where the column is."""
+    values = _scalars(table, name)
+    if isinstance(rule.value, str):
+        own = infer(values) if table.kind == "csv" else table.column(name)
+        if own.dtype.is_numeric():
+            problem = f"holds numbers, but the rule '{rule.op} {rule.raw}' compares with text"
+            raise table.error(name, f"{problem}; write a number in the rule")
+        if rule.boolean is not None:
+            values = values.str.to_lowercase()
+            spelled = values.is_in(["true", "false"])
+            values = values.zip_with(spelled, _scalars(table, name))
+        return pl.Series(rule.compare(values, rule.raw if rule.boolean is None else rule.boolean))
+    if rule.op in ("==", "!="):
+        number = as_number(values)
+        equal = (number == rule.value) & number.is_not_null() | (values == rule.raw)
+        return equal if rule.op == "==" else ~equal
+    remedy = f"the rule '{rule.op} {rule.raw}' compares with a number; mend the value, or the rule"
+    return pl.Series(rule.compare(parsed(table, name, remedy).fill_nan(None), rule.value))
+
+
+def _scalars(table: Table, name: str) -> pl.Series:
+    values = texts(table, name)
+    if isinstance(values.dtype, pl.List):
+        raise table.error(name, "holds lists, but a label is judged from one value; name another column")
+    return values
+
+
+def parsed(table: Table, name: str, remedy: str) -> pl.Series:
+    """A column as Float64, its empty text null; the first text that is not a number is refused."""
+    if table.column(name).dtype.is_numeric():
+        return table.column(name).cast(pl.Float64)
+    values = _scalars(table, name)
+    found = as_number(values)
+    row = first(found.is_null() & values.is_not_null())
+    if row is not None:
+        raise table.error(name, f"holds '{values[row]}'; {remedy}", row=row)
+    return found
+
+
+def as_number(texts: pl.Series) -> pl.Series:
+    """(R,) Float64 of text, null where it is no number; true is 1 and false 0."""
+    found = texts.cast(pl.Float64, strict=False)
+    if found.null_count() == texts.null_count():
+        return found
+    words = texts.str.to_lowercase().replace_strict({"true": 1.0, "false": 0.0}, default=None, return_dtype=pl.Float64)
+    return found.fill_null(words) if words.null_count() < len(words) else found
+
+
+def refuse_null(table: Table, name: str, problem: str) -> None:
+    """Raises DatasetError with the problem if the column has a null."""
+    row = first(table.column(name).is_null())
+    if row is not None:
+        raise table.error(name, problem, row=row)
+
+
+def first(where: pl.Series) -> int | None:
+    """The first row where a Boolean series holds."""
+    return where.arg_max() if where.any() else None

@@ -1,0 +1,335 @@
+"""The dataset descriptor: one TOML file becomes one frozen, checked configuration.
+
+Everything downstream is told what a dataset looks like by this object alone, so no code knows any dataset by name.
+Only the descriptor is checked here; what the files hold is checked where they are read (`features.dataset.tables`).
+"""
+
+import difflib
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from features.dataset.label import parse_rule
+from features.errors import DatasetError
+
+Format = Literal["parquet", "csv", "jsonl"]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name closest to `name` in spelling, or "" when nothing is valid."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)
+    return matches[0] if matches else ""
+
+
+class Config(BaseModel):
+    """A frozen model that refuses an unknown key and names the nearest valid one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key '{key}'; the nearest valid name is '{nearest}' (valid: {valid})",
+                        {
+                            "key": key,
+                            "nearest": nearest(str(key), cls.model_fields),
+                            "valid": ", ".join(cls.model_fields),
+                        },
+                    )
+        return data
+
+
+class Split(Config):
+    """How events are divided into train, validation and test; the fractions are not used by leave-one-out."""
+
+    by: Literal["time", "random", "leave-one-out", "order"]
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}; change one of the fractions")
+        return self
+
+
+class Categorical(Config):
+    """Options of a categorical column; `split` is the separator that makes it multi-valued."""
+
+    split: str | None = Field(None, min_length=1)
+
+
+class TableSource(Config):
+    """Where a table's files are, how to read them, and which columns are features.
+
+    `columns` names the fields of a csv in order; with a header row it replaces the names found there.
+    `quote` encloses fields of a csv, `escape` takes its meaning from the character behind it; "" is none. Without them
+    both are found: `"` encloses a field only if another one ends it, and a backslash escapes if all rows fit then.
+    A separator of more than one character switches quoting off: formats that use one do not quote.
+    """
+
+    reserved: ClassVar[tuple[str, ...]] = ()
+
+    path: str = Field(min_length=1)
+    format: Format | None = None
+    separator: str = Field(",", min_length=1)
+    quote: str | None = Field(None, max_length=1)
+    escape: str | None = Field(None, max_length=1)
+    header: bool = True
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    columns: tuple[str, ...] | None = None
+    categorical: dict[str, Categorical] = Field(default_factory=dict)
+    numeric: tuple[str, ...] = ()
+
+    @field_validator("categorical", mode="before")
+    @classmethod
+    def _names_or_table(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            _refuse_repeats("categorical", value)
+            return {name: {} for name in value}
+        return value
+
+    @field_validator("quote", "escape")
+    @classmethod
+    def _one_byte(cls, value: str | None) -> str | None:
+        if value and (not value.isascii() or not value.isprintable()):
+            raise ValueError(f"must be a printable ASCII character or empty, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "csv" and self.quote and self.quote in (self.separator, self.escape):
+            raise ValueError(f"quote = {self.quote!r} is separator or escape too; choose another character")
+        if self.kind == "csv" and not self.header and self.columns is None:
+            raise ValueError("header = false needs columns = [...], the fields' names in the file's order")
+        if self.kind != "csv" and self.columns is not None:
+            raise ValueError(f"columns names the fields of a csv, but the format is {self.kind}; remove columns")
+        _refuse_repeats("columns", self.columns or ())
+        _refuse_repeats("categorical and numeric", [*self.categorical, *self.numeric])
+        for name in [*self.categorical, *self.numeric]:
+            if name in self.reserved:
+                raise ValueError(
+                    f"column '{name}' cannot be a feature: the name is taken by a column every dataset has "
+                    f"({', '.join(self.reserved)}); remove it, or rename it in the files"
+                )
+        return self
+
+    @property
+    def kind(self) -> Format:
+        """The files' format: as declared, or from the name's ending."""
+        if self.format is not None:
+            return self.format
+        name = self.path.lower()
+        if name.endswith(".parquet"):
+            return "parquet"
+        if name.endswith((".csv", ".csv.gz")):
+            return "csv"
+        if name.endswith((".jsonl", ".jsonl.gz")):
+            return "jsonl"
+        raise ValueError(
+            f'the ending of path \'{self.path}\' does not say its format; add format = "csv", "jsonl" or "parquet"'
+        )
+
+
+class Items(TableSource):
+    """The catalogue: one row per item. `text` is what the encoder sees, `filterable` what retrieval may filter on."""
+
+    reserved: ClassVar[tuple[str, ...]] = (
+        "item_id",
+        "text",
+        "listed",
+        "content_vector",
+        "semantic_codes",
+        "semantic_id",
+        "train_positives",
+        "message_row",
+    )
+
+    id: str
+    text: tuple[str, ...] = ()
+    filterable: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_filterable(self) -> Self:
+        _refuse_repeats("text", self.text)
+        _refuse_repeats("filterable", self.filterable)
+        for name in self.filterable:
+            if name in self.reserved:
+                raise ValueError(f"column '{name}' cannot be filterable: the name is taken; rename it in the files")
+        return self
+
+
+class Users(TableSource):
+    """User profiles: one row per user."""
+
+    reserved: ClassVar[tuple[str, ...]] = ("user_id", "listed")
+
+    id: str
+
+
+class Time(Config):
+    """The clock of an event; without `unit` datetimes stand as they are, strings are ISO-8601, numbers are seconds.
+
+    A time without an offset is UTC.
+    """
+
+    column: str
+    unit: Literal["s", "ms", "us", "ns", "iso"] | None = None
+
+
+class Label(Config):
+    """What makes an event a positive or a negative.
+
+    A rule is OP VALUE with >= <= > < == !=. Without rules the column itself holds 0/1; with `positive` alone every
+    other non-null value is negative; with both, rows that match neither are dropped. `implicit` makes every event
+    (or, with `positive`, every matching event) a positive, and `negatives` are drawn for each.
+    """
+
+    column: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+    implicit: bool = False
+    negatives: int = Field(4, ge=1)
+
+    @field_validator("positive", "negative")
+    @classmethod
+    def _parsable(cls, rule: str | None) -> str | None:
+        if rule is not None:
+            parse_rule(rule)
+        return rule
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.column is None and not self.implicit:
+            raise ValueError('a label needs column = "...", or implicit = true when every event is a positive')
+        if self.column is None and (self.positive or self.negative):
+            raise ValueError('a rule needs column = "...", the column it is about')
+        if self.negative is not None and self.positive is None:
+            raise ValueError('negative needs positive too: say what counts as a positive, e.g. positive = ">= 4"')
+        if self.implicit and self.negative is not None:
+            raise ValueError("implicit = true draws its negatives; remove negative, or implicit")
+        if self.implicit and self.column is not None and self.positive is None:
+            raise ValueError('implicit = true with a column needs positive = "..."; add it, or remove column')
+        return self
+
+
+class Events(TableSource):
+    """The interactions: one row per event; `categorical` and `numeric` are features of the event's context."""
+
+    reserved: ClassVar[tuple[str, ...]] = (
+        "event",
+        "user_id",
+        "item_id",
+        "time",
+        "label",
+        "user",
+        "item",
+        "split",
+        "history",
+    )
+
+    user: str | None = None
+    item: str | None = None
+    time: Time | None = None
+    order: str | None = None
+    label: Label
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_clock(self) -> Self:
+        if self.time is not None and self.order is not None:
+            raise ValueError("time and order both say when an event was; keep time if it is a clock, else order")
+        if self.label.implicit and self.item is None:
+            raise ValueError('label.implicit draws negative items, so the events need item = "..."')
+        return self
+
+
+class Dataset(Config):
+    """A dataset as its descriptor says; `source` is the descriptor itself, paths in it are relative to it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    items: Items | None = None
+    users: Users | None = None
+    events: Events
+    split: Split
+    source: Path
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.items is not None and self.events.item is None:
+            raise ValueError('[items] needs item = "..." in [events], the column that names the event\'s item')
+        if self.users is not None and self.events.user is None:
+            raise ValueError('[users] needs user = "..." in [events], the column that names the event\'s user')
+        if self.split.by == "time" and self.events.time is None:
+            raise ValueError('[split] by = "time" needs time in [events]; without a clock use leave-one-out or order')
+        if self.split.by == "leave-one-out" and self.events.user is None:
+            raise ValueError('[split] by = "leave-one-out" needs user in [events]; use time, random or order')
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """What the paths in the descriptor are relative to."""
+        return self.source.parent
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there are items with text, so that they can be encoded and given Semantic IDs."""
+        return self.items is not None and bool(self.items.text)
+
+
+def load_dataset(path: Path) -> Dataset:
+    """Reads and checks a descriptor; what is wrong with it is said all at once.
+
+    Raises:
+        DatasetError: the file is missing, is not TOML, or a key is unknown, missing or has an unusable value.
+    """
+    path = Path(path).absolute()
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); give the path of a dataset's TOML") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: is not TOML: {error}; mend the file there") from error
+    if "source" in document:
+        raise DatasetError(f"{path}: unknown key 'source'; remove it, the descriptor's own path takes its place")
+    try:
+        return Dataset.model_validate({**document, "source": path})
+    except ValidationError as error:
+        raise DatasetError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from error
+
+
+def _refuse_repeats(key: str, names: Iterable[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{key} names column '{repeated[0]}' more than once; keep one of them")
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One pydantic error as "[events] label.positive: what is wrong"."""
+    table, *keys = [str(part) for part in error["loc"]] or [""]
+    is_table = bool(keys) or table in {"items", "users", "events", "split"}
+    where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)
+    if error["type"] == "missing":
+        message = "is missing; add it"
+    elif error["type"] in {"value_error", "unknown_key"}:
+        message = error["msg"].removeprefix("Value error, ")
+    else:
+        message = f"{error['msg'][:1].lower()}{error['msg'][1:]}; got {error['input']!r}"
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,202 @@
+"""Files of a table → one polars frame that still knows which file each row came from.
+
+Everything a reader can trip over on disk is refused, by file and row: a glob without a match, a file of another format,
+a csv row with too few or too many fields, a line that is not JSON, parts that do not share their columns. Columns that
+are not wanted are not read.
+A csv's values stay text here; what they mean is said by `features.value.canonical.cell` and by the columns' readers.
+"""
+
+import glob
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from features.dataset.delimited import advice, read_delimited
+from features.dataset.descriptor import Format, TableSource, nearest
+from features.dataset.jsonl import nested_advice, read_jsonl
+from features.dataset.plain_text import read_plain
+from features.errors import DatasetError
+from features.value.canonical import VERSION, cells
+from features.value.mixed_column import joined
+
+_INTEGER = r"^-?(0|[1-9][0-9]*)$"
+# An exponent needs its sign, else hexadecimal identifiers such as 12e4 would pass for numbers.
+_NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?$"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as its files hold it.
+
+    Attributes:
+        name: items, users or events.
+        frame: (R rows) the columns that were asked for and exist, the files' rows one after another.
+        names: every column there is, read or not.
+        files: in sorted order, which is the order of the rows.
+        heights: rows per file.
+        kind: format of the files; "message" for rows that came by themselves.
+        version: of the canonical form of its ids and categories.
+        hint: why a column may be missing, with the remedy.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    names: tuple[str, ...]
+    files: tuple[Path, ...]
+    heights: tuple[int, ...]
+    kind: Format | Literal["message"] = "message"
+    version: int = VERSION
+    hint: str = ""
+
+    def place(self, row: int) -> tuple[Path, int]:
+        """The file of a 0-based row of the frame, and its 1-based data row there."""
+        for file, height, end in zip(self.files, self.heights, accumulate(self.heights), strict=True):
+            if row < end:
+                return file, row - (end - height) + 1
+        raise IndexError(row)
+
+    def error(self, column: str, problem: str, *, row: int | None = None) -> DatasetError:
+        """The error to raise about a column, or about its 0-based `row`."""
+        if row is not None:
+            file, number = self.place(row)
+            return DatasetError(f"{file}: [{self.name}] column '{column}', row {number}: {problem}")
+        more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+        return DatasetError(f"{self.files[0]}{more}: [{self.name}] column '{column}': {problem}")
+
+    def column(self, name: str) -> pl.Series:
+        """The column as the files hold it.
+
+        Raises:
+            DatasetError: there is none of that name.
+        """
+        if name in self.frame.columns:
+            return self.frame[name]
+        raise self.error(
+            name,
+            f"does not exist; the nearest existing column is '{nearest(name, self.names)}' "
+            f"(there are: {', '.join(self.names)}); {self.hint or 'mend the name in the descriptor'}",
+        )
+
+
+def load(
+    source: TableSource,
+    directory: Path,
+    *,
+    table: str,
+    wanted: Collection[str] | None = None,
+    many: Collection[str] | None = None,
+) -> Table:
+    """Reads the files of a source, all columns or the wanted ones that exist; `many` names those that may hold lists.
+
+    Raises:
+        DatasetError: no file, or one that cannot be read; names it, and the row where there is one.
+    """
+    files = source_files(source, directory, table)
+    parts = [_read(source, file, table, wanted, many) for file in files]
+    names, frames = parts[0][0], [part[1] for part in parts]
+    missing = wanted is not None and set(wanted) - set(names)
+    hint = _refuse_strangers(source, files[0], table, names, wanted or ()) if missing else ""
+    for file, (found, _) in zip(files, parts, strict=True):
+        # What nothing declares may be in some files alone.
+        if set(found) != set(names) and (odd := _odd({*found} ^ {*names}, wanted)) is not None:
+            holder = "this file lacks" if odd in names else "only this file has"
+            raise DatasetError(
+                f"{file}: [{table}] column '{odd}': {holder} it, compared with {files[0].name}; "
+                "all files of a table need the same columns"
+            )
+    try:
+        frame = pl.DataFrame([joined([f[name] for f in frames]) for name in frames[0].columns])
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        raise DatasetError(
+            f"{files[0]} and {len(files) - 1} more: [{table}] the files do not agree on a column's type "
+            f"({_first_line(error)}); write all of them with one schema"
+        ) from error
+    if source.kind == "csv":
+        frame = frame.with_columns(cells(frame[name]) for name in frame.columns)
+    if frame.height == 0:
+        held = "holds a header and no rows" if source.kind == "csv" and source.header else "holds no rows"
+        raise DatasetError(f"{files[0]}: [{table}] {held}; point path at a file with data")
+    return Table(table, frame, names, files, tuple(f.height for f in frames), source.kind, hint=hint)
+
+
+def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:
+    return min((name for name in names if wanted is None or name in wanted), default=None)
+
+
+def infer(texts: pl.Series) -> pl.Series:
+    """Text as integers, numbers or booleans where every value is one in its plainest spelling, else as it is."""
+    values = texts.drop_nulls()
+    for pattern, dtype in ((_INTEGER, pl.Int64), (_NUMBER, pl.Float64)):
+        if values.head(1000).str.contains(pattern).all() and values.str.contains(pattern).all():
+            typed = texts.cast(dtype, strict=False)
+            # All null stays text, and so do integers too large for 64 bits.
+            return typed if len(values) and typed.null_count() == texts.null_count() else texts
+    if values.str.to_lowercase().is_in(["true", "false"]).all():
+        return texts.str.to_lowercase() == "true"
+    return texts
+
+
+def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path, ...]:
+    """The files of a table, in the order in which they are read; there is at least one."""
+    path = directory / source.path
+    if path.is_file():
+        return (path,)
+    if path.is_dir():
+        raise DatasetError(
+            f'{path}: [{table}] path is a directory; name its files, e.g. path = "{source.path.rstrip("/")}/*.parquet"'
+        )
+    found = sorted(directory / name for name in glob.glob(source.path, root_dir=directory, recursive=True))
+    files = tuple(file for file in found if file.is_file())
+    if not files:
+        what = "no file matches" if glob.has_magic(source.path) else "no such file"
+        raise DatasetError(f'{path}: [{table}] {what}; mend path = "{source.path}" (relative to the descriptor)')
+    return files
+
+
+def _read(
+    source: TableSource, file: Path, table: str, wanted: Collection[str] | None, many: Collection[str] | None
+) -> tuple[tuple[str, ...], pl.DataFrame]:
+    """One file: the names of all its columns, and those that are wanted."""
+    where = f"{file}: [{table}]"
+    try:
+        if source.kind == "parquet":
+            names = tuple(pl.read_parquet_schema(file))
+            chosen = [name for name in names if wanted is None or name in wanted]
+            # A frame without any column has no rows, and would pass for an empty file.
+            return names, pl.read_parquet(file, columns=chosen or None)
+        data = read_plain(file, where, latin_1=source.encoding == "latin-1")
+        if source.kind == "csv":
+            return read_delimited(data, source, where, wanted)
+        splits = {name: options.split for name, options in source.categorical.items()}
+        return read_jsonl(data, where, wanted=wanted, many=many, splits=splits)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DatasetError(
+            f"{where} cannot be read as {source.kind} ({_first_line(error)}); "
+            "check the file, and format in the descriptor"
+        ) from error
+
+
+def _refuse_strangers(
+    source: TableSource, file: Path, table: str, names: tuple[str, ...], wanted: Collection[str]
+) -> str:
+    """Refuses a file that has none of the wanted columns; returns advice where it lacks some."""
+    where = f"{file}: [{table}]"
+    found = ""
+    if source.kind == "csv":
+        found = advice(names, source, wanted)
+    elif source.kind == "jsonl":
+        found = nested_advice(read_plain(file, where, latin_1=source.encoding == "latin-1"))
+    if set(names) & set(wanted):
+        return found
+    raise DatasetError(
+        f"{where} has none of the columns that the descriptor names ({', '.join(sorted(wanted))}); there are: "
+        f"{', '.join(names)[:300]}; {found or 'mend the names in the descriptor'}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,303 @@
+"""What `tessera check` says about a dataset, and what it refuses.
+
+A dataset that passes here can be trained on: its files read, its columns convert, its ids are unique, there are
+positives and negatives, and no part of the split is empty. The readers refuse what is wrong with a value; this module
+refuses what is wrong with the whole.
+"""
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from features.content.terms import without_tokens
+from features.dataset.column import texts
+from features.dataset.descriptor import Dataset, Items, Users
+from features.dataset.files import Table
+from features.dataset.split import PARTS, assign_split
+from features.dataset.tables import load_events, load_items, read_users, shape_events, shape_items
+from features.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class TableProfile:
+    """One table: its rows, the nulls of the declared columns, the distinct values of the categorical ones."""
+
+    rows: int
+    nulls: dict[str, int]
+    cardinalities: dict[str, int]
+
+
+@dataclass(frozen=True)
+class TextProfile:
+    """The lengths, in characters, of what the encoder sees of an item.
+
+    Attributes:
+        empty: items without text.
+        unusable: items with text but without a word or character that the default encoder can use.
+    """
+
+    p50: int
+    p90: int
+    max: int
+    empty: int
+    unusable: int = 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """The ISO-8601 times of the first and the last labelled event."""
+
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Events by label; `dropped` ones match neither rule."""
+
+    positives: int
+    negatives: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a dataset holds.
+
+    Attributes:
+        name: of the dataset.
+        tables: items and users where declared, and events; an event table's rows count the dropped ones too.
+        users: distinct users among the labelled events, None without a user column.
+        items: distinct items among the labelled events, None without an item column.
+        span: when the labelled events were, None without a clock.
+        labels: how the events divide by label.
+        text: None where items have no text.
+        unknown_items: labelled events whose item is not in the catalogue.
+        unknown_users: labelled events whose user is not in the users table.
+        split: labelled events per part.
+        warnings: what can be used, but is hardly meant.
+    """
+
+    name: str
+    tables: dict[str, TableProfile]
+    users: int | None
+    items: int | None
+    span: Span | None
+    labels: Labels
+    text: TextProfile | None
+    unknown_items: int
+    unknown_users: int
+    split: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as plain dicts, numbers and strings."""
+        return asdict(self)
+
+
+def profile(dataset: Dataset) -> Profile:
+    """Reads a dataset whole and says what it holds.
+
+    Raises:
+        DatasetError: it cannot be used; names the file, table and column, the row where there is one, and the remedy.
+    """
+    tables: dict[str, TableProfile] = {}
+    items = users = text = None
+    catalogue = load_items(dataset)
+    if catalogue is not None and dataset.items is not None:
+        items = shape_items(catalogue, dataset.items)
+        tables["items"] = _table_profile(items, dataset.items, catalogue)
+        text = _text_profile(items["text"], str(catalogue.files[0])) if dataset.has_content else None
+    if dataset.users is not None and (users := read_users(dataset)) is not None:
+        tables["users"] = _table_profile(users, dataset.users)
+    raw = load_events(dataset)
+    events, dropped = shape_events(raw, dataset.events)
+    features = [*dataset.events.categorical, *dataset.events.numeric]
+    tables["events"] = TableProfile(
+        rows=raw.frame.height,
+        nulls=_nulls(events.select(features)),
+        cardinalities={name: _cardinality(events[name]) for name in dataset.events.categorical},
+    )
+    positives = int(events["label"].sum())
+    labels = Labels(positives, events.height - positives, dropped)
+    _refuse_one_sided(dataset, labels, str(raw.files[0]))
+    return Profile(
+        name=dataset.name,
+        tables=tables,
+        users=_distinct(events, "user_id"),
+        items=_distinct(events, "item_id"),
+        span=Span(_iso(events["time"].min()), _iso(events["time"].max())) if dataset.events.time else None,
+        labels=labels,
+        text=text,
+        unknown_items=_unknown(events, items, "item_id"),
+        unknown_users=_unknown(events, users, "user_id"),
+        split=_split_sizes(dataset, events),
+        warnings=(*few_known(events, items, "item"), *few_known(events, users, "user")),
+    )
+
+
+def few_known(events: pl.DataFrame, table: pl.DataFrame | None, kind: str) -> list[str]:
+    """A warning where under half of the events name an item or user that is in its table.
+
+    Args:
+        events: one row an event, with `item_id` or `user_id`.
+        table: the catalogue or the users, with the same; None where there is none.
+        kind: item or user.
+    """
+    name, place = f"{kind}_id", {"item": "the catalogue", "user": "the users table"}[kind]
+    if table is None or name not in events.columns or not events.height:
+        return []
+    unknown = events.join(table, on=name, how="anti", maintain_order="left")
+    if 2 * unknown.height <= events.height:
+        return []
+    share = f"{100 * (1 - unknown.height / events.height):.1f}%"
+    example = f"; '{table[name][0]}' is in it" if table.height else ""
+    named = f"{'an' if kind == 'item' else 'a'} {kind} that is in {place}"
+    return [
+        f"only {share} of the events name {named}: '{unknown[name][0]}' is not{example}; write ids alike in all files"
+    ]
+
+
+def render(profile: Profile, console: Console) -> None:
+    """Prints a profile as a few compact tables."""
+    console.print(_overview(profile))
+    console.print()
+    console.print(_events_grid(profile))
+    features = _grid(f"{profile.name}: columns", "table", "column", ">distinct", ">null", ">null %")
+    for table, found in profile.tables.items():
+        for column in dict.fromkeys([*found.cardinalities, *found.nulls]):
+            nulls = found.nulls.get(column, 0)
+            distinct = f"{found.cardinalities[column]:,}" if column in found.cardinalities else ""
+            share = f"{100 * nulls / found.rows:.1f}" if nulls else ""
+            if nulls or distinct:
+                features.add_row(table, column, distinct, f"{nulls:,}" if nulls else "", share)
+    if features.row_count:
+        console.print()
+        console.print(features)
+    for warning in profile.warnings:
+        console.print()
+        console.print(Text(f"warning: {warning}", "yellow"), soft_wrap=True)
+
+
+def _overview(profile: Profile) -> Grid:
+    grid = _grid(f"{profile.name}: tables", "table", ">rows", "")
+    text = profile.text
+    for name, found in profile.tables.items():
+        note = ""
+        if name == "items" and text:
+            note = f"text p50 {text.p50:,}, p90 {text.p90:,}, max {text.max:,} characters; {text.empty:,} empty"
+            note += f"; {text.unusable:,} without a usable word" if text.unusable else ""
+        elif name == "events":
+            counts = [(profile.users, "users"), (profile.items, "items")]
+            notes = [f"{count:,} {what}" for count, what in counts if count is not None]
+            notes += [f"{profile.span.first} to {profile.span.last}"] if profile.span else []
+            note = ", ".join(notes)
+        grid.add_row(name, f"{found.rows:,}", note)
+    return grid
+
+
+def _events_grid(profile: Profile) -> Grid:
+    labels = profile.labels
+    total = labels.positives + labels.negatives
+    grid = _grid(f"{profile.name}: labelled events", "", ">events", ">%")
+
+    def add(name: str, count: int) -> None:
+        grid.add_row(name, f"{count:,}", f"{100 * count / total:.1f}")
+
+    add("positive", labels.positives)
+    if labels.negatives:
+        add("negative", labels.negatives)
+    for part in PARTS:
+        add(part, profile.split[part])
+    if profile.unknown_items:
+        add("item not in the catalogue", profile.unknown_items)
+    if profile.unknown_users:
+        add("user not in the users table", profile.unknown_users)
+    if labels.dropped:
+        grid.add_row("dropped: neither label", f"{labels.dropped:,}", "")
+    return grid
+
+
+def _grid(title: str, *columns: str) -> Grid:
+    """An empty table; a column whose name starts with > is right-aligned."""
+    grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        grid.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return grid
+
+
+def _table_profile(frame: pl.DataFrame, source: Items | Users, raw: Table | None = None) -> TableProfile:
+    """Nulls of features as they are used; of text and filterable columns before they are joined or passed on."""
+    nulls = _nulls(frame.select([*source.categorical, *source.numeric]))
+    if isinstance(source, Items) and raw is not None:
+        nulls |= {name: raw.column(name).null_count() for name in source.filterable if name not in nulls}
+        nulls |= {name: texts(raw, name).null_count() for name in source.text if name not in nulls}
+    cardinalities = {name: _cardinality(frame[name]) for name in source.categorical}
+    return TableProfile(frame.height, nulls, cardinalities)
+
+
+def _nulls(frame: pl.DataFrame) -> dict[str, int]:
+    return {column.name: column.null_count() for column in frame}
+
+
+def _cardinality(values: pl.Series) -> int:
+    flat = values.explode() if isinstance(values.dtype, pl.List) else values
+    return flat.drop_nulls().n_unique()
+
+
+def _text_profile(text: pl.Series, file: str) -> TextProfile:
+    lengths = text.str.len_chars()
+    unusable = without_tokens(text)
+    if unusable.all():
+        raise DatasetError(
+            f"{file}: [items] text: the {len(text)} texts hold no usable word; name other columns as text, or none"
+        )
+    p50, p90 = (int(lengths.quantile(q, "nearest") or 0) for q in (0.5, 0.9))
+    return TextProfile(
+        p50, p90, int(str(lengths.max())), int((lengths == 0).sum()), int((unusable & (lengths > 0)).sum())
+    )
+
+
+def _distinct(events: pl.DataFrame, name: str) -> int | None:
+    return events[name].n_unique() if name in events.columns else None
+
+
+def _unknown(events: pl.DataFrame, known: pl.DataFrame | None, name: str) -> int:
+    return 0 if known is None else events.join(known, on=name, how="anti").height
+
+
+def _iso(time_us: Any) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()
+
+
+def _refuse_one_sided(dataset: Dataset, labels: Labels, file: str) -> None:
+    label = dataset.events.label
+    where = f"{file}: [events] column '{label.column}'"
+    if not labels.positives:
+        rule = f"no row matches positive = '{label.positive}'" if label.positive else "no row holds 1"
+        raise DatasetError(f"{where}: there are no positive labels, {rule}; mend the rule, or name another column")
+    if not labels.negatives and not label.implicit:
+        rule = (
+            "every row matches positive" if label.negative is None else f"no row matches negative = '{label.negative}'"
+        )
+        rule = rule if label.positive else "no row holds 0"
+        raise DatasetError(f"{where}: there are no negative labels, {rule}; mend the rule, or set implicit = true")
+
+
+def _split_sizes(dataset: Dataset, events: pl.DataFrame) -> dict[str, int]:
+    parts = assign_split(events, dataset.split)
+    sizes = {part: int((parts == part).sum()) for part in PARTS}
+    for part, size in sizes.items():
+        if size == 0:
+            remedy = {
+                "time": "too many events share one time, or there are too few; change the fractions, or use order",
+                "leave-one-out": "no user has enough events; use random or order",
+            }.get(dataset.split.by, "there are too few events; change the fractions")
+            found = f"by = '{dataset.split.by}' leaves no event for {part}, of {events.height}"
+            raise DatasetError(f"{dataset.source}: [split] {found}: {remedy}")
+    return sizes

@@ -1,0 +1,63 @@
+"""Which part of the experiment an event belongs to: train, validation or test.
+
+One place decides it, so that training, evaluation and `tessera check` speak of the same events.
+Shape letter: R events.
+"""
+
+import numpy as np
+import polars as pl
+
+from features.dataset.descriptor import Split
+
+PARTS = ("train", "validation", "test")
+
+
+def assign_split(events: pl.DataFrame, split: Split) -> pl.Series:
+    """The part of each event: (R,) String of train, validation and test, aligned with the rows.
+
+    By time: the thresholds are the times at the train and the train + validation quantiles, and an event exactly at a
+    threshold belongs to the later part, so equal times are never divided and parts never overlap in time.
+    By order: the rows as they stand. By random: a seeded permutation of the rows. Leave-one-out: per user by
+    (time, event) the last is test, the last but one validation; a user with fewer than three events is all train.
+
+    Args:
+        events: as of `features.dataset.tables.read_events`; `time` is used by time, `user_id`, `time`, `event` by
+            leave-one-out.
+        split: how, and the fractions; a part's size is within one event of its fraction, but for ties.
+    """
+    if split.by == "leave-one-out":
+        return _leave_one_out(events)
+    size = events.height
+    first_later = [round(size * split.train), round(size * (split.train + split.validation))]
+    if split.by == "time":
+        ordered = events["time"].sort()
+        later = [events["time"] >= ordered[k] if k < size else pl.repeat(False, size, eager=True) for k in first_later]
+        return _named(later[0], later[1])
+    position = np.arange(size)
+    if split.by == "random":
+        # The permutation is the order in which rows are dealt: row → place, hence the inverse.
+        position[np.random.default_rng(split.seed).permutation(size)] = np.arange(size)
+    place = pl.Series(position)
+    return _named(place >= first_later[0], place >= first_later[1])
+
+
+def _leave_one_out(events: pl.DataFrame) -> pl.Series:
+    place = events.select("user_id", "time", "event", row=pl.int_range(pl.len())).sort("user_id", "time", "event")
+    ranked = place.select(
+        "row",
+        from_end=pl.len().over("user_id") - 1 - pl.int_range(pl.len()).over("user_id"),
+        count=pl.len().over("user_id"),
+    ).sort("row")
+    later = ranked.select(
+        validation=(pl.col("from_end") <= 1) & (pl.col("count") >= 3),
+        test=(pl.col("from_end") == 0) & (pl.col("count") >= 3),
+    )
+    return _named(later["validation"], later["test"])
+
+
+def _named(not_train: pl.Series, is_test: pl.Series) -> pl.Series:
+    """Part names, from which rows come after train and which of them after validation."""
+    flags = pl.DataFrame({"not_train": not_train, "is_test": is_test})
+    train, validation, test = (pl.lit(part) for part in PARTS)
+    part = pl.when("is_test").then(test).when("not_train").then(validation).otherwise(train)
+    return flags.select(part.alias("split")).to_series()

@@ -1,0 +1,157 @@
+"""The three tables of a dataset as frames with fixed names and types.
+
+Whatever format and types the files have, from here on an item is `item_id: String`, an event `(event, user_id, item_id,
+time, label)`. Rows keep the order of the files, and the files' own order is by name.
+Shape letter: R, the rows of a table.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from features.dataset import clock, column
+from features.dataset.descriptor import Dataset, Events, Items, TableSource, Users
+from features.dataset.files import Table, infer, load
+from features.value.mixed_column import wire
+
+EVENT_ID = "_event_id"
+"""An event's id: a column of the files that have it, and a field of messages. Of two events with one id one counts."""
+
+
+def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFrame:
+    """All columns of a table's files, one file after another in sorted order; see `infer` for those of a csv.
+
+    Args:
+        source: where the files are and how to read them.
+        directory: what the source's path is relative to.
+        table: items, users or events; named in errors.
+
+    Raises:
+        DatasetError: a file is missing or cannot be read; names it, and the row where there is one.
+    """
+    found = load(source, directory, table=table)
+    return found.frame if found.kind != "csv" else found.frame.select(infer(values) for values in found.frame)
+
+
+def read_items(dataset: Dataset) -> pl.DataFrame | None:
+    """The catalogue, or None where the dataset has none.
+
+    Returns:
+        (R, …): item_id String, unique; text String, the text columns joined by a line feed, "" where all are empty;
+        then the categorical columns (String, or List(String) where multi-valued), the numeric ones (Float32), and
+        the filterable ones that are not features too, as they are.
+
+    Raises:
+        DatasetError: a file, column or value cannot be used; names it, and the row where there is one.
+    """
+    table = load_items(dataset)
+    return None if table is None or dataset.items is None else shape_items(table, dataset.items)
+
+
+def read_users(dataset: Dataset) -> pl.DataFrame | None:
+    """The user profiles, or None where the dataset has none.
+
+    Returns:
+        (R, …): user_id String, unique; then the categorical and the numeric columns, as in `read_items`.
+
+    Raises:
+        DatasetError: a file, column or value cannot be used; names it, and the row where there is one.
+    """
+    if dataset.users is None:
+        return None
+    users = dataset.users
+    wanted = {users.id, *users.categorical, *users.numeric}
+    table = load(users, dataset.directory, table="users", wanted=wanted, many=users.categorical)
+    return pl.DataFrame([column.unique_ids(table, users.id).alias("user_id"), *features(table, users)])
+
+
+def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
+    """The labelled events, and how many rows were dropped because they are neither positive nor negative.
+
+    Returns:
+        (R, …): event UInt32, the row's 0-based position in the files; user_id and item_id String, each only where
+        declared; time Int64, microseconds since 1970, or the order column's value, or without either the position;
+        label Int8, 1 or 0; then the categorical and the numeric columns of the context, as in `read_items`.
+        And the number of rows dropped, so `event` may skip.
+
+    Raises:
+        DatasetError: a file, column or value cannot be used; names it, and the row where there is one.
+    """
+    return shape_events(load_events(dataset), dataset.events)
+
+
+def load_items(dataset: Dataset) -> Table | None:
+    """The catalogue's declared columns as the files hold them."""
+    if dataset.items is None:
+        return None
+    items = dataset.items
+    wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.filterable}
+    many = {*items.text, *items.categorical, *items.filterable}
+    return load(items, dataset.directory, table="items", wanted=wanted, many=many)
+
+
+def load_events(dataset: Dataset) -> Table:
+    """The events' declared columns as the files hold them."""
+    events = dataset.events
+    clock = events.time.column if events.time else events.order
+    keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
+    wanted = keys | {*events.categorical, *events.numeric, EVENT_ID}
+    return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical)
+
+
+def message_columns(table: Table, events: Events) -> pl.DataFrame:
+    """The events' columns (R rows) as messages carry them, so that a message means what its row in the files does."""
+    texts = {EVENT_ID, events.user, events.item, *events.categorical}
+    parsed = [infer(own) if table.kind == "csv" and own.name not in texts else own for own in table.frame]
+    return pl.DataFrame([wire(own) for own in parsed])
+
+
+def shape_items(table: Table, items: Items, *, unique: bool = True) -> pl.DataFrame:
+    """The frame of `read_items`; without `unique` an id may come again."""
+    featured = {*items.categorical, *items.numeric}
+    return pl.DataFrame(
+        [
+            (column.unique_ids if unique else column.ids)(table, items.id).alias("item_id"),
+            _joined_text(table, items),
+            *features(table, items),
+            *(column.attribute(table, name) for name in items.filterable if name not in featured),
+        ]
+    )
+
+
+def shape_events(table: Table, events: Events) -> tuple[pl.DataFrame, int]:
+    """The frame of `read_events`, and how many rows it drops."""
+    event = pl.int_range(table.frame.height, dtype=pl.UInt32, eager=True).alias("event")
+    columns = [event]
+    if events.user is not None:
+        columns.append(column.ids(table, events.user).alias("user_id"))
+    if events.item is not None:
+        columns.append(column.ids(table, events.item).alias("item_id"))
+    if events.time is not None:
+        time = clock.times(table, events.time)
+    elif events.order is not None:
+        time = clock.positions(table, events.order)
+    else:
+        time = event.cast(pl.Int64)
+    columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events)]
+    frame = pl.DataFrame(columns)
+    kept = frame.filter(pl.col("label").is_not_null())
+    return kept, frame.height - kept.height
+
+
+def features(table: Table, source: Items | Users | Events) -> list[pl.Series]:
+    """The declared categorical columns, then the numeric ones, each (R,)."""
+    categorical = [column.categories(table, name, options) for name, options in source.categorical.items()]
+    return categorical + [column.numbers(table, name) for name in source.numeric]
+
+
+def _joined_text(table: Table, items: Items) -> pl.Series:
+    """What the encoder sees of each item: (R,) String, columns by a line feed, a column's list by a comma."""
+    parts = [column.texts(table, name).alias(str(index)) for index, name in enumerate(items.text)]
+    parts = [part.list.join(", ") if isinstance(part.dtype, pl.List) else part for part in parts]
+    if not parts:
+        return pl.repeat("", table.frame.height, dtype=pl.String, eager=True).alias("text")
+    filled = [pl.when(pl.col(part.name) != "").then(part.name) for part in parts]
+    return (
+        pl.DataFrame(parts).select(pl.concat_str(filled, separator="\n", ignore_nulls=True).alias("text")).to_series()
+    )

@@ -1,0 +1,303 @@
+"""Messages on the wire: a row of the dataset's own tables as one JSON object.
+
+A team sends what its files hold, under the same column names, so the descriptor that shaped the training frame shapes
+the stream too: the same ids, times, labels and features come out. Types are checked as JSON is decoded. Each value gets
+its canonical form before there is a column, so it never depends on its neighbours. What only shows when columns are
+converted is found by halving the batch, so one bad message costs a few conversions.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import polars as pl
+
+from features.dataset.descriptor import Events, Items
+from features.dataset.files import Table
+from features.dataset.tables import features, shape_events, shape_items
+from features.errors import DatasetError, EventError
+from features.value.attribute import fit, listed, typed
+from features.value.canonical import VERSION, canonical_values, cell
+from features.value.mixed_column import column_of
+
+MAX_BYTES = 1 << 20
+WIRE_VERSION = 1
+_SCALAR = str | int | float | bool
+_MISFITS = (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError)
+_MESSAGE = Path("message")
+# Deltas and snapshots hold integers in 64 bits: a larger number is refused here, where its message is at fault alone.
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_EVENT_IDS = range(-(2**63), 2**64)
+# What a message may say about itself, beside the columns: name on the wire, type, default.
+_ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
+    ("_schema", _Int64, WIRE_VERSION),
+    ("_event_id", str | int | None, None),
+    ("_version", _Int64 | None, None),
+    ("_deleted", bool, False),
+    ("_backfill", bool, False),
+)
+
+
+class Decoded(NamedTuple):
+    """A message as a row of its table, and what it says about itself.
+
+    Attributes:
+        row: values in the order of `Decoder.columns`.
+        event_id: of two events with one id the first counts; None: never a duplicate.
+        version: of an item; the highest counts, and without one the last message.
+        deleted: whether the item is gone.
+        backfill: whether the event is old on purpose, and so never late.
+    """
+
+    row: tuple[Any, ...]
+    event_id: str | int | None
+    version: int | None
+    deleted: bool
+    backfill: bool = False
+
+
+class Rows(NamedTuple):
+    """Decoded rows of one table: column names, and the values of each row in their order."""
+
+    columns: tuple[str, ...]
+    values: list[tuple[Any, ...]]
+
+
+class Decoder:
+    """Bytes to rows of one table: decoding checks that every needed field is there and of a usable type.
+
+    Args:
+        name: `events` or `items`, named in errors.
+        required: columns that must be present and not null.
+        optional: columns that may be missing; anything else in a message is passed over.
+    """
+
+    def __init__(self, name: str, required: Sequence[str], optional: Sequence[str]) -> None:
+        self._name = name
+        self.columns = (*required, *optional)
+        # Positional field names, since a column may be called anything; the JSON keys are the columns' own.
+        rename = {f"f{position}": column for position, column in enumerate(self.columns)}
+        rename |= {f"e{position}": name for position, (name, _, _) in enumerate(_ENVELOPE)}
+        value = _SCALAR | list[_SCALAR | None] | None
+        fields: list[Any] = [
+            (f"f{position}", _SCALAR) if column in required else (f"f{position}", value, None)
+            for position, column in enumerate(self.columns)
+        ]
+        fields += [(f"e{position}", kind, default) for position, (_, kind, default) in enumerate(_ENVELOPE)]
+        kind = msgspec.defstruct(f"{name}_message", fields, rename=rename, frozen=True)
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def __call__(self, data: bytes) -> Decoded:
+        """One message as a row.
+
+        Raises:
+            EventError: too large, not JSON, not an object, a field missing or of a wrong type; names the field.
+        """
+        if len(data) > MAX_BYTES:
+            raise EventError(
+                f"{self._name} message: {len(data)} bytes, at most {MAX_BYTES} are read", cause="oversized"
+            )
+        try:
+            *row, schema, event_id, version, deleted, backfill = msgspec.structs.astuple(self._decoder.decode(data))
+        except msgspec.ValidationError as error:
+            raise EventError(f"{self._name} message: {error}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EventError(f"{self._name} message: {error}", cause="undecodable") from error
+        if schema != WIRE_VERSION:
+            raise EventError(
+                f"{self._name} message: _schema {schema}, this release reads {WIRE_VERSION}", cause="unknown-version"
+            )
+        if isinstance(event_id, int) and event_id not in _EVENT_IDS:
+            raise EventError(f"{self._name} message: _event_id of more than 64 bits; send longer ids as text")
+        return Decoded(tuple(row), event_id, version, deleted, backfill)
+
+
+def event_decoder(events: Events) -> Decoder:
+    """Reads messages of the topic `events`: what the events' table needs."""
+    keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
+    return Decoder("events", [key for key in keys if key], [*events.categorical, *events.numeric])
+
+
+def item_decoder(items: Items) -> Decoder:
+    """Reads messages of the topic `items`: the id, and whatever texts, features and filters the item has."""
+    optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.filterable))
+    return Decoder("items", [items.id], [name for name in optional if name != items.id])
+
+
+def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[pl.DataFrame, dict[int, str]]:
+    """Shapes decoded event messages.
+
+    Args:
+        rows: decoded by `event_decoder`.
+        events: the table that they are rows of.
+        version: of the canonical form, the bundle's.
+
+    Returns:
+        The frame of `features.dataset.tables.read_events`, its categorical columns all lists; `event` is the position
+        in `rows`. A row whose label is neither positive nor negative is left out. And by position the reason of each
+        row that cannot be used.
+    """
+    clock = events.time.column if events.time else events.order
+    form = _Form(version, events.kind == "csv")
+    readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
+    readers |= dict.fromkeys([events.user, events.item, *events.categorical], form.text)
+    readers |= dict.fromkeys([clock, events.label.column], form.as_is)
+    many = dict.fromkeys(events.categorical, pl.List(pl.String))
+
+    def shape(places: Sequence[int]) -> pl.DataFrame:
+        return _conform(shape_events(form.table("events", rows, places, readers), events)[0], many)
+
+    frame, bad = _shape(_alike(rows, exact=(clock, events.label.column), lists=events.categorical), shape)
+    if clock is None and frame.height:
+        frame = frame.with_columns(time=pl.col("event").cast(pl.Int64))
+    return frame, bad
+
+
+def context_row(values: Mapping[str, Any], events: Events, *, version: int = VERSION) -> pl.DataFrame:
+    """Shapes the context of one request: a row of the events' categorical and numeric columns, null where absent.
+
+    Raises:
+        DatasetError, TypeError, ValueError, OverflowError: a value does not fit its column.
+    """
+    form = _Form(version, events.kind == "csv")
+    readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
+    readers |= dict.fromkeys(events.categorical, form.text)
+    names = (*events.categorical, *events.numeric)
+    row = Rows(names, [tuple(values.get(name) for name in names)])
+    return pl.DataFrame(features(form.table("context", row, [0], readers), events))
+
+
+def item_rows(
+    rows: Rows, items: Items, types: Mapping[str, pl.DataType], *, version: int = VERSION
+) -> tuple[pl.DataFrame, dict[int, str]]:
+    """Shapes decoded item messages: the frame of `read_items` with `message_row`, the position in `rows`; and the bad.
+
+    An id that comes twice is kept twice, in order. Features get the types that the catalogue has, and so does an
+    attribute unless that would change its value (see `features.value.attribute`). A value that does not fit makes its
+    message a bad one.
+
+    Args:
+        rows: decoded by `item_decoder`.
+        items: the table that they are rows of.
+        types: of the catalogue's columns.
+        version: of the canonical form, the bundle's.
+    """
+    form = _Form(version, items.kind == "csv")
+    readers: dict[str | None, _Reader] = dict.fromkeys(items.numeric, form.number)
+    readers |= dict.fromkeys([items.id, *items.text, *items.categorical], form.text)
+    featured = {*items.categorical, *items.numeric}
+    feature_types = {name: dtype for name, dtype in types.items() if name in featured}
+    attributes = [name for name in items.filterable if name not in featured]
+    featuring = items.model_copy(update={"filterable": ()})
+
+    def attribute(place: int, name: str) -> Any:
+        value = rows.values[place][rows.columns.index(name)]
+        try:
+            return form.attribute(value, types[name]) if name in types else value
+        except ValueError as error:
+            raise DatasetError(f"column {name!r} holds {types[name]}: {error}") from error
+
+    def shape(places: Sequence[int]) -> pl.DataFrame:
+        for place in places:
+            for name in attributes:
+                attribute(place, name)
+        shaped = shape_items(form.table("items", rows, places, readers), featuring, unique=False)
+        return _conform(shaped, feature_types).with_row_index("message_row")
+
+    frame, bad = _shape(_alike(rows, lists=(*items.text, *items.categorical)), shape)
+    if not frame.height:
+        return frame, bad
+    kept = {name: [attribute(place, name) for place in frame["message_row"]] for name in attributes}
+    # A message's number is not cut to 32 bits.
+    wide = {name: pl.Float64() if dtype == pl.Float32 else dtype for name, dtype in types.items()}
+    own = [typed(name, found, wide[name]) if name in types else column_of(name, found) for name, found in kept.items()]
+    return frame.with_columns(own), bad
+
+
+_Reader = Callable[[str, list[Any]], pl.Series]
+
+
+class _Form(NamedTuple):
+    """Reads values of messages; a reader takes the name and the values of a column."""
+
+    version: int
+    of_csv: bool
+
+    def text(self, name: str, values: list[Any]) -> pl.Series:
+        """Canonical text, (R,) String or List(String)."""
+        return canonical_values(name, values, version=self.version, of_csv=self.of_csv)
+
+    def number(self, name: str, values: list[Any]) -> pl.Series:
+        """Numbers, (R,) Float64; beside text, all of them as text."""
+        if set(map(type, values)) <= {int, float, bool, type(None)}:
+            return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
+        return self.text(name, values)
+
+    def as_is(self, name: str, values: list[Any]) -> pl.Series:
+        """Values of one type in that type."""
+        return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
+
+    def attribute(self, value: Any, dtype: pl.DataType) -> Any:
+        """The value of a filterable column; see `features.value.attribute.fit`."""
+        return fit(listed(value, dtype), dtype, of_csv=self.of_csv)
+
+    def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> Table:
+        """Rows as a table; a column without a reader is left out."""
+        columns = zip(rows.columns, zip(*[rows.values[place] for place in places], strict=True), strict=True)
+        frame = pl.DataFrame([readers[column](column, list(values)) for column, values in columns if column in readers])
+        return Table(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
+
+
+def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[list[int]]:
+    """Positions of the rows in groups, whose values have one type in some columns, and are all lists or none in others.
+
+    Rules and clocks read text and numbers differently, and a column holds lists or scalars.
+    """
+    chosen = [rows.columns.index(name) for name in exact if name is not None]
+    listed_in = [rows.columns.index(name) for name in lists]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, row in enumerate(rows.values):
+        key = (*(type(row[number]) for number in chosen), *(type(row[number]) is list for number in listed_in))
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+def _shape(
+    groups: Sequence[list[int]], shape: Callable[[Sequence[int]], pl.DataFrame]
+) -> tuple[pl.DataFrame, dict[int, str]]:
+    """Shapes groups of rows, halving one that cannot be shaped; the frame's first column is the position, in order."""
+    good: list[pl.DataFrame] = []
+    bad: dict[int, str] = {}
+    pending = list(groups)
+    while pending:
+        places = pending.pop()
+        try:
+            shaped = shape(places)
+        except (*_MISFITS, pl.exceptions.PanicException) as error:
+            if len(places) == 1:
+                bad[places[0]] = str(error)
+            else:
+                middle = len(places) // 2
+                pending += [places[:middle], places[middle:]]
+            continue
+        position = shaped.columns[0]
+        own = pl.Series(position, places, dtype=pl.UInt32)[shaped[position]]
+        good.append(shaped.with_columns(own))
+    if not good:
+        return pl.DataFrame(), bad
+    return pl.concat(good, how="vertical_relaxed").sort(good[0].columns[0], maintain_order=True), bad
+
+
+def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
+    """Gives features their types, whatever one message holds: a lone value of a list column is a list of one."""
+    return frame.with_columns(_cast(frame[name], dtype) for name, dtype in types.items() if name in frame.columns)
+
+
+def _cast(values: pl.Series, dtype: Any) -> pl.Series:
+    if isinstance(dtype, pl.List) and not isinstance(values.dtype, pl.List):
+        lists = [None if value is None else [value] for value in values.cast(dtype.inner)]
+        return pl.Series(values.name, lists, dtype=dtype)
+    if isinstance(values.dtype, pl.List) and not isinstance(dtype, pl.List):
+        raise DatasetError(f"column {values.name!r} holds one value, got a list: {values[0].to_list()}")
+    return values.cast(dtype, strict=True)

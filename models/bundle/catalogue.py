@@ -1,0 +1,147 @@
+"""A bundle's users and items in memory, by id, growing as the stream brings new ones.
+
+The stream and the server hold the same catalogue and change it by the same records, so both hand the same rows to the
+table for the same ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.errors import BundleError
+from models.bundle.bundle import Bundle
+from models.bundle.record import ItemRecord, entity_frame
+from models.ranker.loading import content_vectors
+from models.table.batch import Entities
+from models.table.column_rows import Growable
+from models.table.schema import SEMANTIC_ID
+
+_NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed")
+
+
+class Catalogue:
+    """Users and items of one bundle by number, with what the ranker and retrieval read of them.
+
+    Args:
+        bundle: gives the entities as published.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._made_by = {"encoder": bundle.manifest.encoder or "", "codebook": bundle.manifest.codebook or ""}
+        self._tokenizer = bundle.tokenizer
+        users, items = bundle.users, bundle.items
+        self._user_columns = users.drop("listed").clear()
+        self._item_columns = items.drop(name for name in _NOT_FEATURES if name in items.columns).clear()
+        read = {"item_id", *bundle.schema.columns("item")}
+        read |= {numeric.column for numeric in bundle.schema.numeric if numeric.of == "item"}
+        self._read_columns = self._item_columns.select(name for name in self._item_columns.columns if name in read)
+        self.admission = bundle.admission()
+        self.users = Entities(bundle.schema, "user", users, self.admission)
+        self.items = Entities(bundle.schema, "item", items, self.admission)
+        self.user_numbers = {name: number for number, name in enumerate(users["user_id"].to_list())}
+        self.user_ids: list[str] = users["user_id"].to_list()
+        self.item_ids: list[str] = items["item_id"].to_list()
+        self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
+        self.popularity = items["train_positives"].to_numpy().astype(np.int64)
+        self._vectors = Growable(content_vectors(items))
+        self.deleted: set[str] = set()
+
+    @property
+    def item_types(self) -> dict[str, pl.DataType]:
+        """The types of the item columns that the catalogue keeps."""
+        return dict(self._item_columns.schema)
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """(N, D) float32 content vectors by item number, zero where an item has none; D is 0 without content."""
+        return self._vectors.array
+
+    def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
+        """Users of whom nothing but the id is known."""
+        return entity_frame([{"user_id": name} for name in ids], self._user_columns)
+
+    def number_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Numbers (N,) of users; new ones are added with their id alone."""
+        new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
+        if new:
+            self.users.append(self.user_frame(new))
+            self.user_ids.extend(new)
+            self.user_numbers.update({name: len(self.user_numbers) + place for place, name in enumerate(new)})
+        return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
+
+    def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Numbers (N,) of items; new ones are added with their id alone."""
+        new = [name for name in dict.fromkeys(ids) if name not in self.item_numbers]
+        if new:
+            self._add_items(new, [{} for _ in new], np.zeros((len(new), self.vectors.shape[1]), dtype=np.float32))
+        return np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
+
+    def add_default_item(self) -> int:
+        """Adds an item of which nothing is known, not even an id: it reads no row. Returns its number."""
+        number = len(self.item_ids)
+        self.items.append(entity_frame([{}], self._read_columns))
+        self._vectors.extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
+        self.item_ids.append("")
+        return number
+
+    def put_items(self, records: Mapping[str, ItemRecord]) -> None:
+        """Adds items, or gives known ones new features and vectors.
+
+        Raises:
+            BundleError: a vector or a Semantic ID was made by another encoder or codebook than the bundle's.
+        """
+        for name, record in records.items():
+            # An item that only events name has no Semantic ID.
+            made_by = {"encoder": record.encoder} | ({"codebook": record.codebook} if record.codes else {})
+            for kind, own in made_by.items():
+                expected = self._made_by[kind]
+                if own != expected:
+                    raise BundleError(
+                        f"item {name!r} is by {kind} {own or 'none'}, the bundle's items by "
+                        f"{expected or 'none'}; two of a kind are never mixed: replay the store for this bundle"
+                    )
+        known = [name for name in records if name in self.item_numbers]
+        new = [name for name in records if name not in self.item_numbers]
+        self.deleted.difference_update(known)
+        if known:
+            chosen = [records[name] for name in known]
+            self._replace_items(known, [self._features(record) for record in chosen], self._content(chosen))
+        if new:
+            chosen = [records[name] for name in new]
+            self._add_items(new, [self._features(record) for record in chosen], self._content(chosen))
+
+    def remove_items(self, ids: Sequence[str]) -> None:
+        """Forgets all of some items but their ids, which histories still name; they are no candidates any more."""
+        self.number_items(ids)
+        self.deleted.update(ids)
+        distinct = list(dict.fromkeys(ids))
+        if distinct:
+            nothing = np.zeros((len(distinct), self.vectors.shape[1]), dtype=np.float32)
+            self._replace_items(distinct, [{} for _ in distinct], nothing)
+
+    def _replace_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+        index = np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
+        self.items.replace(index, self._frame(ids, features))
+        self.vectors[index] = vectors
+
+    def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
+        self.items.append(self._frame(ids, features))
+        self._vectors.extend(vectors)
+        self.item_numbers.update({name: len(self.item_ids) + place for place, name in enumerate(ids)})
+        self.item_ids.extend(ids)
+
+    def _frame(self, ids: Sequence[str], features: list[dict[str, Any]]) -> pl.DataFrame:
+        rows = [row | {"item_id": name} for name, row in zip(ids, features, strict=True)]
+        return entity_frame(rows, self._read_columns)
+
+    def _features(self, record: ItemRecord) -> dict[str, Any]:
+        if not record.codes or self._tokenizer is None:
+            return record.features
+        return record.features | {SEMANTIC_ID: self._tokenizer.tokens(np.array([record.codes], dtype=np.uint16))[0]}
+
+    def _content(self, records: Sequence[ItemRecord]) -> NDArray[np.float32]:
+        width = self.vectors.shape[1]
+        return np.array([record.content() for record in records], dtype=np.float32).reshape(len(records), width)

@@ -1,0 +1,1 @@
+"""Methods that compute rows from hashes of a value."""

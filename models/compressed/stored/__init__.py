@@ -1,0 +1,1 @@
+"""Methods that store an id for each value and compress its row."""

@@ -1,0 +1,1 @@
+"""The ranker: network, training, checkpoints, evaluation, and changes of its table."""

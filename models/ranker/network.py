@@ -1,0 +1,165 @@
+"""The ranker: DCN-V2 over what the unified table returns (Wang et al., WWW 2021).
+
+    x = [pooled lookups, attended history, numeric (B, n), projected content]      logit = w · [cross(x), MLP(x)]
+
+Crosses are low-rank (eq. 3 of the paper); cross nets and MLP are TorchRec's (see `models.ranker.dcn`).
+
+Shape letters: B batch, K lookups, D dim, L history length, W width of the attended features together.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.ranker.dcn import cross_net, mlp
+from models.table.batch import Batch
+from models.table.reference import Table
+from models.table.schema import Schema
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the dense part.
+
+    Attributes:
+        cross_layers, cross_rank: of the cross net.
+        hidden: widths of the MLP's layers.
+        attention: width of the keys and queries with which a history is weighed.
+        content: width to which an item's content vector is projected.
+    """
+
+    cross_layers: int = 2
+    cross_rank: int = 64
+    hidden: tuple[int, ...] = (128, 64)
+    attention: int = 32
+    content: int = 32
+
+
+class Network(nn.Module):
+    """DCN-V2 in parallel form: inputs (B, ·) float32 that together are (B, width), logits (B,) out.
+
+    Args:
+        width: of the input.
+        config: layers.
+        seed: of the start.
+    """
+
+    def __init__(self, width: int, config: NetworkConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.cross = cross_net(width, config.cross_layers, min(config.cross_rank, width))
+            self.mlp = mlp(width, config.hidden)
+            self.head = nn.Linear(width + config.hidden[-1], 1)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = torch.cat(inputs, dim=1)
+        # The head's two halves apart: its input, side by side, would be one more copy of x.
+        of_cross, of_mlp = self.head.weight.split([x.shape[1], self.head.in_features - x.shape[1]], dim=1)
+        crossed, deep = functional.linear(self.cross(x), of_cross), functional.linear(self.mlp(x), of_mlp)
+        return (crossed + deep + self.head.bias).squeeze(1)
+
+
+class TargetAttention(nn.Module):
+    """Weighs a history by the candidate (after Zhou et al., "Deep Interest Network", KDD 2018).
+
+        a_l = exp(s_l) / (1 + Σ exp(s)),   s_l = (Q candidate) · (K item_l) / √d,   out = Σ a_l item_l
+
+    The 1 lets a history that has nothing to say, or no items, weigh nothing.
+
+    Args:
+        width: W, of an item.
+        inner: d, of keys and queries.
+    """
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+
+    def forward(self, candidate: Tensor, items: Tensor, visits: Tensor) -> Tensor:
+        """Candidates (B, W), items (B, L, W) of which each example has its first `visits` (B,): (B, W)."""
+        keys = self.key(items)
+        scores = (keys @ self.query(candidate).unsqueeze(2)).squeeze(2) / math.sqrt(keys.shape[2])
+        scores = scores.masked_fill(torch.arange(items.shape[1]) >= visits.unsqueeze(1), -torch.inf)
+        weights = torch.softmax(functional.pad(scores, (1, 0)), dim=1)[:, 1:]
+        return (weights.unsqueeze(1) @ items).squeeze(1)
+
+
+class DensePart(nn.Module):
+    """All that follows the table.
+
+    Args:
+        schema: what the table returns, and what else is read.
+        config: layers.
+        seed: of the start.
+    """
+
+    def __init__(self, schema: Schema, config: NetworkConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self._schema = schema
+        columns = _columns(schema)
+        self._attended = [feature for feature in schema.features if feature.pooling == "attention"]
+        candidates = {feature.column: feature.name for feature in schema.of("item")}
+        plain = [columns[f.name] for f in schema.features if f.pooling != "attention"]
+        self._plain = torch.cat(plain) if plain else torch.zeros(0, dtype=torch.int64)
+        self._items = [columns[feature.name] for feature in self._attended]
+        width = len(self._plain) + len(schema.numeric)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self._attended:
+                self._candidate = torch.cat([columns[candidates[feature.column]] for feature in self._attended])
+                self.attention = TargetAttention(len(self._candidate), config.attention)
+                width += len(self._candidate)
+            if schema.content:
+                self.content = nn.Linear(schema.content, config.content)
+                width += config.content
+        self.network = Network(width, config, seed=seed)
+
+    def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
+        """Logits (B,) of the table's output (B, K · D) and the batch it came from."""
+        dtype = self.network.head.weight.dtype
+        pooled = pooled.to(dtype)
+        inputs = [pooled[:, self._plain] if self._attended else pooled]
+        if self._attended:
+            slots = self._schema.history_length
+            items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in self._items], dim=2)
+            assert batch.visits is not None
+            inputs.append(self.attention(pooled[:, self._candidate], items, batch.visits))
+        if batch.content is not None:
+            inputs.append(self.content(batch.content.to(dtype)))
+        logits: Tensor = self.network(*inputs, batch.numeric.to(dtype))
+        return logits
+
+
+class Ranker(nn.Module):
+    """Table and dense part together: a batch in, logits (B,) out."""
+
+    def __init__(self, table: nn.Module, network: DensePart) -> None:
+        super().__init__()
+        self.table_module = table
+        self.network = network
+
+    @property
+    def table(self) -> Table:
+        return cast(Table, self.table_module)
+
+    def forward(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.network(self.table(batch), batch)
+        return logits
+
+
+def _columns(schema: Schema) -> dict[str, Tensor]:
+    """By feature, its columns of the table's output."""
+    found: dict[str, Tensor] = {}
+    start = 0
+    for feature in schema.features:
+        width = schema.slots(feature) * feature.chunks * schema.dim
+        found[feature.name] = torch.arange(start, start + width)
+        start += width
+    return found

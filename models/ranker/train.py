@@ -1,0 +1,305 @@
+"""Training a ranker on a frame: seeded, early-stopped on validation log loss, the same bits on every run.
+
+Shape letters: E examples, B batch.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from features.errors import DatasetError, TrainingError
+from features.frame import Frame
+from features.threads import fixed_threads, one_thread
+from models.ranker import checkpoint
+from models.ranker.checkpoint import Position
+from models.ranker.dropout import DropoutConfig, ValueDropout
+from models.ranker.loading import ahead, assembler, examples, sighted
+from models.ranker.network import DensePart, NetworkConfig, Ranker
+from models.table.admission import Sketch
+from models.table.batch import Assembler, Batch, Examples
+from models.table.open import open_table
+from models.table.schema import Schema
+
+_SCORE_ROWS = 8_192
+Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["float32", "bfloat16", "auto"]
+# What `auto` must save to leave float32: less is within the noise of a few steps.
+_WORTH_IT = 0.9
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a ranker is trained.
+
+    Attributes:
+        patience: epochs without a lower validation log loss before it stops.
+        table_rate: learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
+        dropout: what it hides, so that the network knows how to do without new values; only under admission.
+        threads: torch's; part of what decides the bits.
+        precision: of the dense part's products in training; weights, table and loss stay float32. bfloat16 saves time
+            where the processor multiplies it (AVX-512 BF16, AMX), and takes several times as long where it does not.
+            `auto` times a few steps of both on the first batch and takes the faster; which bits come out then depends
+            on the machine.
+    """
+
+    batch: int = 512
+    max_epochs: int = 8
+    patience: int = 2
+    table_rate: float = 0.1
+    network_rate: float = 1e-3
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    threads: int = 1
+    precision: PrecisionChoice = "float32"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves.
+
+    Attributes:
+        ranker: as of the best epoch.
+        sketch: of the values' sightings in training.
+        epochs: validation log loss after each epoch.
+        precision: of the dense part's products; the one that `auto` took.
+    """
+
+    ranker: Ranker
+    sketch: Sketch
+    epochs: tuple[float, ...]
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where training leaves off and goes on: written every `seconds` and after each epoch."""
+
+    path: Path
+    seconds: float = 60.0
+
+
+def train(
+    schema: Schema,
+    frame: Frame,
+    config: TrainConfig,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    checkpointing: Checkpointing | None = None,
+    start: Ranker | None = None,
+) -> Trained:
+    """Trains on the frame's train part and keeps the epoch with the lowest log loss on its validation part.
+
+    Args:
+        progress: called with (examples done, examples in all epochs at most).
+        checkpointing: goes on from the checkpoint that is there, to the bits of a run that was not stopped.
+        start: where to start instead of from a fresh ranker, of the same schema; it is trained in place.
+
+    Raises:
+        DatasetError: a part is empty, or a label is neither 0 nor 1.
+        TrainingError: the loss is no longer a number.
+    """
+    with fixed_threads(config.threads):
+        part, held_out = frame.part("train"), frame.part("validation")
+        for name, found in (("train", part), ("validation", held_out)):
+            if not found.height:
+                raise DatasetError(f"frame: the part {name!r} is empty; change the fractions of [split], or by")
+        rows = examples(part)
+        source = sighted(schema, frame, part, rows)
+        check = assembler(schema, frame, held_out, source.admission), examples(held_out)
+        training = _Training(source, rows, start or new_ranker(schema, config), config)
+        if checkpointing:
+            training.go_on(checkpointing.path)
+        training.run(check, progress, checkpointing)
+        return Trained(training.ranker.eval(), source.admission.published, training.losses, training.precision)
+
+
+class _Training:
+    """The state of one training and the loop that advances it."""
+
+    def __init__(self, source: Assembler, rows: Examples, ranker: Ranker, config: TrainConfig) -> None:
+        self.ranker = ranker
+        self.losses: tuple[float, ...] = ()
+        self._source = source
+        self._rows = rows
+        self._config = config
+        self._optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate, fused=True)
+        self._best: dict[str, Tensor] | None = None
+        self._epoch = self._batches = 0
+        schema = source.schema
+        self._hidden = ValueDropout(schema, config.dropout)
+        decided_by = (schema.to_json(), asdict(config), len(rows), float(rows.labels.sum()))
+        self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
+        if config.precision == "auto":
+            first = source.batch(rows.take(np.arange(min(config.batch, len(rows)))))
+            self.precision = faster_precision(ranker, first)
+        else:
+            self.precision = config.precision
+
+    def run(
+        self,
+        check: tuple[Assembler, Examples],
+        progress: Callable[[int, int], None],
+        checkpointing: Checkpointing | None,
+    ) -> None:
+        """Trains to the end and leaves the ranker as of its best epoch."""
+        total = self._config.max_epochs * len(self._rows)
+        saved = time.monotonic()
+        while self._epoch < self._config.max_epochs and not self._stopped():
+            for batch in self._rest_of_epoch():
+                self._step(batch)
+                self._batches += 1
+                done = min(self._batches * self._config.batch, len(self._rows))
+                progress(self._epoch * len(self._rows) + done, total)
+                if checkpointing and time.monotonic() - saved > checkpointing.seconds:
+                    self._save(checkpointing.path)
+                    saved = time.monotonic()
+            self._finish_epoch(check)
+            if checkpointing:
+                self._save(checkpointing.path)
+                saved = time.monotonic()
+        if self._best is not None:
+            restore(self.ranker, self._best)
+        progress(total, total)
+
+    def go_on(self, path: Path) -> None:
+        """Takes over the checkpoint at `path`, if it is of this training."""
+        found = checkpoint.load(path, self._key)
+        if found is None:
+            return
+        position, tensors = found
+        self._epoch, self._batches, self.losses = position.epoch, position.batches, position.losses
+        restore(self.ranker, _under(tensors, "now."))
+        self._best = _under(tensors, "best.") or None
+        checkpoint.restore_optimizer(self._optimizer, _under(tensors, "optimizer."))
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        config, count = self._config, len(self._rows)
+        order = np.random.default_rng([config.seed, self._epoch]).permutation(count)
+        starts = range(self._batches * config.batch, count, config.batch)
+        epoch = self._epoch
+
+        def make(start: int) -> Batch:
+            index = order[start : start + config.batch]
+            limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, start]), len(index))
+            return self._source.batch(self._rows.take(index), limits=limits)
+
+        return ahead(make, starts)
+
+    def _step(self, batch: Batch) -> None:
+        loss = functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self.ranker.table.step()
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return dense_logits(self.ranker, self.ranker.table(batch), batch, self.precision)
+
+    def _finish_epoch(self, check: tuple[Assembler, Examples]) -> None:
+        found = predict(self.ranker, *check)
+        if not np.isfinite(found).all():
+            raise TrainingError(
+                f"training diverged in epoch {self._epoch}: predictions are no longer numbers; lower table_rate "
+                f"({self._config.table_rate}) or network_rate ({self._config.network_rate})"
+            )
+        self.losses = (*self.losses, _log_loss(found, check[1].labels))
+        self._epoch, self._batches = self._epoch + 1, 0
+        if self.losses[-1] == min(self.losses):
+            # No later epoch can take the place of the last one, which then needs no copy.
+            self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
+
+    def _stopped(self) -> bool:
+        return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self._config.patience
+
+    def _save(self, path: Path) -> None:
+        tensors = {f"now.{name}": tensor for name, tensor in snapshot(self.ranker).items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
+        tensors |= {
+            f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer_tensors(self._optimizer).items()
+        }
+        checkpoint.save(path, Position(self._key, self._epoch, self._batches, self.losses), tensors)
+
+
+def dense_logits(ranker: Ranker, pooled: Tensor, batch: Batch, precision: Precision) -> Tensor:
+    """Logits (B,) float32 of the table's output (B, K · D), by products of a precision."""
+    if precision == "float32":
+        found: Tensor = ranker.network(pooled, batch)
+        return found
+    # Not autocast: it mixes dtypes in the cross net's products, which costs more than it saves.
+    network = ranker.network
+    narrow = {name: parameter.bfloat16() for name, parameter in network.named_parameters()}
+    logits: Tensor = functional_call(network, narrow, (pooled, batch))
+    return logits.float()
+
+
+def faster_precision(ranker: Ranker, batch: Batch) -> Precision:
+    """Times forward and backward passes of the dense part in both precisions; bfloat16 must save a tenth.
+
+    The ranker is left as it was: the table is only read, and no optimizer steps.
+    """
+    with torch.no_grad():
+        start = ranker.table(batch)
+    times: dict[Precision, float] = {"float32": float("inf"), "bfloat16": float("inf")}
+    # The first round warms up.
+    for counted in (False, *([True] * _TIMED_STEPS)):
+        for precision in times:
+            pooled = start.clone().requires_grad_()
+            began = time.perf_counter()
+            logits = dense_logits(ranker, pooled, batch, precision)
+            functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            if counted:
+                times[precision] = min(times[precision], time.perf_counter() - began)
+    ranker.network.zero_grad(set_to_none=True)
+    return "bfloat16" if times["bfloat16"] < _WORTH_IT * times["float32"] else "float32"
+
+
+def new_ranker(schema: Schema, config: TrainConfig) -> Ranker:
+    """An untrained ranker, decided by the configuration's seed."""
+    table = open_table(schema, learning_rate=config.table_rate, seed=config.seed)
+    return Ranker(table, DensePart(schema, config.network, seed=config.seed))
+
+
+def snapshot(ranker: Ranker) -> dict[str, Tensor]:
+    """Copies the table's rows and optimizer state and the network's parameters."""
+    found = {f"network.{name}": tensor.clone() for name, tensor in ranker.network.state_dict().items()}
+    return found | {"table.weight": ranker.table.weight.clone(), "table.accumulator": ranker.table.accumulator.clone()}
+
+
+def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
+    """Puts back what `snapshot` copied."""
+    ranker.network.load_state_dict(_under(state, "network."))
+    ranker.table.weight.copy_(state["table.weight"])
+    ranker.table.accumulator.copy_(state["table.accumulator"])
+
+
+@one_thread()
+@torch.no_grad()
+def predict(ranker: Ranker, source: Assembler, rows: Examples) -> NDArray[np.float32]:
+    """Probabilities (E,) float32 of the examples, in order."""
+    out = np.zeros(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _SCORE_ROWS):
+        index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))
+        out[index] = torch.sigmoid(ranker(source.batch(rows.take(index)))).numpy()
+    return out
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _log_loss(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+    clipped = torch.from_numpy(probabilities).double().clamp(1e-7, 1 - 1e-7)
+    return float(functional.binary_cross_entropy(clipped, torch.from_numpy(labels).double()))

@@ -1,0 +1,1 @@
+"""Residual quantizers: fitted codebooks that turn a vector into codes, coarse to fine."""

@@ -1,0 +1,196 @@
+"""Residual k-means: k-means of the vectors, then of what it leaves of them, level by level.
+
+The fast path for large catalogues: no network, and about the error of residual quantizers that are trained jointly
+(GRID, Ju et al., 2025; OneRec, Deng et al., 2025, balances the clusters). Clustering is faiss'.
+
+Shape letters: N vectors, D dim, Q levels, K codes a level.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy.sparse import csr_array
+
+from features.errors import BundleError, DatasetError
+from models.semantic_id.codebook.clustering import centroids
+from models.semantic_id.codebook.nearest import nearest, residual_codes
+from models.semantic_id.codebook.quantizer import DESCRIPTION, TENSORS, refuse_not_finite, refuse_width
+
+Kind = Literal["residual-kmeans", "balanced-kmeans"]
+_BALANCING = 5
+_WARM_ITERATIONS = 2
+
+
+@dataclass(frozen=True)
+class ResidualKMeansConfig:
+    """How a codebook is made.
+
+    Attributes:
+        levels, codes: Q and K.
+        balanced: whether clusters are drawn towards equal sizes, so that every code says as much as it can.
+        iterations: of k-means on each level.
+    """
+
+    levels: int = 3
+    codes: int = 256
+    balanced: bool = False
+    iterations: int = 10
+    seed: int = 0
+
+
+class ResidualKMeans:
+    """A frozen codebook; a `Quantizer`.
+
+    Args:
+        books: (Q, K, D) float32.
+        config: how they were made.
+    """
+
+    def __init__(self, books: NDArray[np.float32], config: ResidualKMeansConfig) -> None:
+        self.books = np.ascontiguousarray(books, dtype=np.float32)
+        self.config = config
+
+    @property
+    def kind(self) -> Kind:
+        return "balanced-kmeans" if self.config.balanced else "residual-kmeans"
+
+    @property
+    def id(self) -> str:
+        digest = hashlib.sha256(msgspec.json.encode(asdict(self.config)) + self.books.astype("<f4").tobytes())
+        return f"{self.kind}-{digest.hexdigest()[:12]}"
+
+    @property
+    def levels(self) -> int:
+        return int(self.books.shape[0])
+
+    @property
+    def codes(self) -> int:
+        return int(self.books.shape[1])
+
+    @property
+    def dim(self) -> int:
+        return int(self.books.shape[2])
+
+    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Maps (N, D) float32 to codes (N, Q) uint16.
+
+        Raises:
+            DatasetError: wrong width, NaN or infinite values.
+        """
+        found = refuse_width(vectors, self.dim, self.id)
+        refuse_not_finite(found)
+        return residual_codes(found, self.books)
+
+    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Maps codes (N, Q) to the sums of their centroids, (N, D) float32."""
+        index = np.asarray(codes).astype(np.int64)
+        found = np.zeros((len(index), self.dim), dtype=np.float32)
+        for level, book in enumerate(self.books):
+            found += book[index[:, level]]
+        return found
+
+    def save(self, directory: Path) -> None:
+        """Writes everything `load` needs into an existing empty directory."""
+        save_file({"books": self.books}, directory / TENSORS)
+        described = {"kind": self.kind, "id": self.id, "dim": self.dim, "config": asdict(self.config)}
+        (directory / DESCRIPTION).write_bytes(msgspec.json.encode(described))
+
+
+def load(directory: Path) -> ResidualKMeans:
+    """Loads what `save` wrote.
+
+    Raises:
+        BundleError: a file is missing or cut short, or the centroids do not give the id they were saved under.
+    """
+    try:
+        description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
+        config = msgspec.convert(description["config"], ResidualKMeansConfig)
+        found = ResidualKMeans(load_file(directory / TENSORS)["books"], config)
+    except (msgspec.DecodeError, msgspec.ValidationError, LookupError, TypeError, OSError, SafetensorError) as error:
+        raise BundleError(f"{directory} does not hold a whole codebook: {error}; fetch or fit it again") from error
+    if found.id != description["id"]:
+        raise BundleError(f"{directory / TENSORS}: is codebook {found.id}, expected {description['id']}")
+    return found
+
+
+def fit(
+    vectors: NDArray[np.float32],
+    config: ResidualKMeansConfig,
+    *,
+    start: NDArray[np.float32] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ResidualKMeans:
+    """Makes a codebook from (N, D) float32 vectors.
+
+    Args:
+        start: (Q, K, D) centroids to begin with, such as an older codebook's.
+        progress: called with (levels done, levels).
+
+    Raises:
+        DatasetError: fewer vectors than codes per level, NaN or infinite values.
+    """
+    refuse_not_finite(vectors)
+    if len(vectors) < config.codes:
+        raise DatasetError(f"codes: {config.codes} a level need as many items, got {len(vectors)}; choose fewer codes")
+    residual = np.ascontiguousarray(vectors, dtype=np.float32)
+    books = np.zeros((config.levels, config.codes, residual.shape[1]), dtype=np.float32)
+    for level in range(config.levels):
+        books[level] = _level(residual, config, seed=config.seed + level, start=None if start is None else start[level])
+        residual = residual - books[level][nearest(residual, books[level])]
+        progress(level + 1, config.levels)
+    return ResidualKMeans(books, config)
+
+
+def _level(
+    vectors: NDArray[np.float32], config: ResidualKMeansConfig, *, seed: int, start: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    if start is None:
+        found = centroids(vectors, config.codes, iterations=config.iterations, seed=seed)
+        return _balanced(vectors, found, _BALANCING) if config.balanced else found
+    # Each round moves items to other codes, and the first ones gain the most.
+    if config.balanced:
+        return _balanced(vectors, start, 1)
+    return centroids(vectors, config.codes, iterations=_WARM_ITERATIONS, seed=seed, start=start)
+
+
+def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32], rounds: int) -> NDArray[np.float32]:
+    """Moves centroids to the means of clusters of at most ceil(N / K) vectors each, a few times."""
+    room = math.ceil(len(vectors) / len(book))
+    for _ in range(rounds):
+        owner = fill(vectors, book, room)
+        count = np.bincount(owner, minlength=len(book))
+        members = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(book), len(owner)))
+        sums = members @ vectors.astype(np.float64)
+        book = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], book).astype(np.float32)
+    return book
+
+
+def fill(vectors: NDArray[np.float32], book: NDArray[np.float32], room: int) -> NDArray[np.int64]:
+    """The cluster (N,) of each vector: the nearest that has room, whoever is nearer going first.
+
+    In rounds: every vector that has no place asks the nearest centroid with room, which takes the nearest who ask.
+    """
+    distance = (book.astype(np.float32) ** 2).sum(axis=1) - 2 * vectors @ book.T
+    owner = np.full(len(vectors), -1, dtype=np.int64)
+    left = np.full(len(book), room, dtype=np.int64)
+    waiting = np.arange(len(vectors))
+    while len(waiting):
+        asked = distance[waiting].argmin(axis=1)
+        order = np.lexsort((distance[waiting, asked], asked))
+        waiting, asked = waiting[order], asked[order]
+        starts = np.searchsorted(asked, asked)
+        taken = np.arange(len(asked)) - starts < left[asked]
+        owner[waiting[taken]] = asked[taken]
+        left -= np.bincount(asked[taken], minlength=len(book))
+        waiting = waiting[~taken]
+        distance[:, left == 0] = np.inf
+    return owner

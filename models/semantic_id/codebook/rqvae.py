@@ -1,0 +1,340 @@
+"""RQ-VAE: a residual-quantized autoencoder (Lee et al., CVPR 2022; TIGER, Rajput et al., NeurIPS 2023).
+
+What keeps it from collapsing onto a few codes, each a known trap:
+- inputs centred and scaled to unit mean variance (unit-norm text vectors otherwise train to "predict the mean");
+- reconstruction and quantisation terms with the same reduction: both summed over dimensions, averaged over the batch;
+- the autoencoder warms up unquantised, then every level's codes start from k-means on its residuals;
+- dead codes move to random residuals, and training ends with a stretch free of such resets;
+- that stretch ends when the error on vectors held back from training no longer falls.
+"""
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+from torch.nn import functional
+
+from features.errors import BundleError, DatasetError
+from features.threads import one_thread
+from models.semantic_id.codebook.estimator import balanced_codes, rotated, straight_through
+from models.semantic_id.codebook.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
+
+_WARM_UP = 0.2
+# Where a training that goes on from another codebook begins: behind the resets, which would rename codes, and late,
+# since every step moves items to other codes.
+_WARM_START = 0.98
+_RESETS_UNTIL = 0.7
+_RESET_EVERY = 50
+_CHECK_EVERY = 50
+_CHECKED = 0.05  # of the vectors: what early stopping looks at
+# What a few vectors cannot tell from no change; of states so near the best the latest is kept, which fits the catalogue
+# itself, most of what will be coded, better.
+_NOISE = 0.01
+_KMEANS_SAMPLE = 20_000
+_ENCODE_ROWS = 4_096
+
+
+Gradient = Literal["straight-through", "rotation"]
+
+
+@dataclass(frozen=True)
+class RqVaeConfig:
+    """How a codebook is trained; `levels`, `codes` and `latent` also shape it.
+
+    Attributes:
+        gradient: how the loss reaches the encoder past the codes: as if they were not there, or by the rotation and
+            scale that take the latent to its codes (Fifty et al., 2024, eq. 4.2).
+        sinkhorn: the ε of a balanced assignment on the last level in training (LC-Rec, Zheng et al., ICDE 2024: .003);
+            0 for none. A frozen codebook takes the nearest code all the same: a balanced one would depend on the batch.
+        patience: checks, every 50 steps after the last reset, without a lower validation error before it stops.
+    """
+
+    levels: int = 3
+    codes: int = MAX_CODES
+    latent: int = 32
+    hidden: tuple[int, ...] = (256, 128)
+    commitment: float = 0.25
+    steps: int = 1_500
+    batch: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    gradient: Gradient = "straight-through"
+    sinkhorn: float = 0.0
+    patience: int = 4
+    seed: int = 0
+
+
+class RqVae(nn.Module):
+    """The frozen or training codebook; a `Quantizer`.
+
+    Shape letters: N items, D dim, H latent dim, Q levels, K codes. Buffers: `mean` (D,), `scale` ().
+
+    Args:
+        dim: D of the vectors.
+        config: shape and training settings.
+    """
+
+    def __init__(self, dim: int, config: RqVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dim = dim
+        widths = (dim, *config.hidden, config.latent)
+        self.encoder = _mlp(widths)
+        self.decoder = _mlp(widths[::-1])
+        self.codebooks = nn.Parameter(torch.zeros(config.levels, config.codes, config.latent))
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def id(self) -> str:
+        digest = hashlib.sha256(msgspec.json.encode(asdict(self.config)))
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.float().numpy().tobytes())
+        return f"rqvae-{digest.hexdigest()[:12]}"
+
+    @property
+    def levels(self) -> int:
+        return self.config.levels
+
+    @property
+    def codes(self) -> int:
+        return self.config.codes
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the loss () and the codes (B, Q) of standardised inputs (B, D)."""
+        latent = self.encoder(inputs)
+        quantized, codes, residuals = self._quantize(latent, sinkhorn=self.config.sinkhorn)
+        terms = sum(
+            self.config.commitment * _squared(residual - chosen.detach()) + _squared(residual.detach() - chosen)
+            for residual, chosen in residuals
+        )
+        passed = rotated if self.config.gradient == "rotation" else straight_through
+        decoded = self.decoder(passed(latent, quantized.detach()))
+        return (_squared(inputs - decoded) + terms).mean(), codes
+
+    def _quantize(self, latent: Tensor, *, sinkhorn: float = 0.0) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        residual, total = latent, torch.zeros_like(latent)
+        codes, pairs = [], []
+        for level in range(self.config.levels):
+            book = self.codebooks[level]
+            distances = _distances(residual.detach(), book.detach())
+            last = level == self.config.levels - 1
+            code = balanced_codes(distances, sinkhorn) if sinkhorn and last else distances.argmin(dim=1)
+            chosen = functional.embedding(code, book)
+            codes.append(code)
+            pairs.append((residual, chosen))
+            total = total + chosen
+            residual = residual - chosen.detach()
+        return total, torch.stack(codes, dim=1), pairs
+
+    @torch.no_grad()
+    def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Maps (N, D) float32 to codes (N, Q) uint16.
+
+        Computes in float64: a float32 product's last bits move with the batch size, and a near tie with them.
+
+        Raises:
+            DatasetError: wrong width, NaN or infinite values.
+        """
+        vectors = refuse_width(vectors, self.dim, self.id)
+        refuse_not_finite(vectors)
+        wide = self._wide()
+        out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
+        for start in range(0, len(vectors), _ENCODE_ROWS):
+            block = torch.from_numpy(vectors[start : start + _ENCODE_ROWS].astype(np.float64))
+            latent = wide.encoder((block - wide.mean) / wide.scale)
+            out[start : start + len(block)] = wide._quantize(latent)[1].numpy()
+        return out
+
+    @torch.no_grad()
+    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Maps codes (N, Q) to vectors (N, D) float32."""
+        wide = self._wide()
+        index = torch.from_numpy(np.asarray(codes).astype(np.int64))
+        latent = sum(wide.codebooks[level][index[:, level]] for level in range(self.levels))
+        found: NDArray[np.float32] = (wide.decoder(latent) * wide.scale + wide.mean).float().numpy()
+        return found
+
+    def _wide(self) -> "RqVae":
+        """A float64 twin of the frozen codebook."""
+        # A module draws its start from torch's global numbers, which are not ours to advance.
+        with torch.random.fork_rng(devices=[]):
+            twin = RqVae(self.dim, self.config).double()
+        twin.load_state_dict(self.state_dict())
+        return twin.requires_grad_(False)
+
+    def save(self, directory: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / TENSORS)
+        (directory / DESCRIPTION).write_bytes(
+            msgspec.json.encode({"kind": "rqvae", "id": self.id, "dim": self.dim, "config": asdict(self.config)})
+        )
+
+
+def load(directory: Path) -> RqVae:
+    """Loads a codebook that `save` wrote, and refuses one that is not what it was.
+
+    Raises:
+        BundleError: a file is missing or cut short, or the tensors do not give the id they were saved under.
+    """
+    path = directory / DESCRIPTION
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: {directory} does not hold a codebook")
+    try:
+        description = msgspec.json.decode(path.read_bytes())
+        with torch.random.fork_rng(devices=[]):
+            model = RqVae(description["dim"], msgspec.convert(description["config"], RqVaeConfig))
+        model.load_state_dict(load_file(directory / TENSORS))
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        LookupError,
+        TypeError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise BundleError(f"{directory} does not hold a whole codebook: {error}; fetch or fit it again") from error
+    if model.id != description["id"]:
+        raise BundleError(f"{directory / TENSORS}: is codebook {model.id}, expected {description['id']}")
+    return model.eval().requires_grad_(False)
+
+
+def fit(
+    vectors: NDArray[np.float32],
+    config: RqVaeConfig,
+    *,
+    start: RqVae | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RqVae:
+    """Trains a codebook on (N, D) float32 vectors.
+
+    Args:
+        vectors: the items to learn from; hold some back to measure the error on.
+        config: `config.seed` decides everything random.
+        start: a codebook of the same shape to go on from, with its weights, codes and standardisation.
+        progress: called with (steps done, steps).
+
+    Raises:
+        DatasetError: fewer vectors than codes per level, NaN or infinite values.
+    """
+    refuse_not_finite(vectors)
+    if len(vectors) < config.codes:
+        raise DatasetError(f"codes: {config.codes} a level need as many items, got {len(vectors)}; choose fewer codes")
+    order = np.random.default_rng([config.seed, 2]).permutation(len(vectors))
+    checked, fitted = np.split(order, [min(int(len(vectors) * _CHECKED), len(vectors) - config.codes)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = RqVae(vectors.shape[1], config)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    else:
+        mean = vectors[fitted].mean(axis=0)
+        model.mean.copy_(torch.from_numpy(mean))
+        model.scale.copy_(torch.tensor(max(float((vectors[fitted] - mean).std()), 1e-6)))
+    inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
+    with one_thread():
+        _train(model, inputs[fitted], inputs[checked], progress, begin=0.0 if start is None else _WARM_START)
+    return model.eval().requires_grad_(False)
+
+
+def _train(
+    model: RqVae, inputs: Tensor, checked: Tensor, progress: Callable[[int, int], None], *, begin: float
+) -> None:
+    """Trains from the share `begin` of the steps on.
+
+    Keeps the last state whose error on `checked` (n, D) is as good as any.
+    """
+    config = model.config
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    used = torch.zeros(config.levels, config.codes, dtype=torch.int64)
+    warm_up, resets_until = int(config.steps * _WARM_UP), int(config.steps * _RESETS_UNTIL)
+    best, kept, waited = float("inf"), None, 0
+    for step in range(int(config.steps * begin), config.steps):
+        if step == warm_up:
+            _start_codes(model, inputs, generator)
+        batch = inputs[torch.randint(len(inputs), (min(config.batch, len(inputs)),), generator=generator)]
+        if step < warm_up:
+            loss = _squared(batch - model.decoder(model.encoder(batch))).mean()
+        else:
+            loss, codes = model(batch)
+            for level in range(config.levels):
+                used[level] += torch.bincount(codes[:, level], minlength=config.codes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if warm_up <= step < resets_until and (step + 1) % _RESET_EVERY == 0:
+            _reset_dead_codes(model, inputs, used, generator)
+            used.zero_()
+        progress(step + 1, config.steps)
+        last = step + 1 == config.steps
+        if len(checked) and (last or (step >= resets_until and (step + 1) % _CHECK_EVERY == 0)):
+            error = _error(model, checked)
+            if error < best * (1 + _NOISE):
+                best, waited = min(best, error), 0
+                kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            elif (waited := waited + 1) == config.patience:
+                break
+    if kept is not None:
+        model.load_state_dict(kept)
+    progress(config.steps, config.steps)
+
+
+@torch.no_grad()
+def _error(model: RqVae, inputs: Tensor) -> float:
+    """Mean squared error of standardised inputs (n, D), coded by the nearest codes."""
+    return float(_squared(inputs - model.decoder(model._quantize(model.encoder(inputs))[0])).mean())
+
+
+@torch.no_grad()
+def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> None:
+    sample = inputs[torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE]]
+    residual = model.encoder(sample)
+    for level in range(model.levels):
+        with warnings.catch_warnings():
+            # Fewer distinct residuals than codes is what the health report is for.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
+        model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
+        residual = residual - model.codebooks[level][_distances(residual, model.codebooks[level]).argmin(dim=1)]
+
+
+@torch.no_grad()
+def _reset_dead_codes(model: RqVae, inputs: Tensor, used: Tensor, generator: torch.Generator) -> None:
+    sample = inputs[torch.randint(len(inputs), (max(model.codes, 256),), generator=generator)]
+    residuals = [residual for residual, _ in model._quantize(model.encoder(sample))[2]]
+    for level, residual in enumerate(residuals):
+        dead = torch.nonzero(used[level] == 0).squeeze(1)
+        chosen = torch.randperm(len(residual), generator=generator)[: len(dead)]
+        model.codebooks[level, dead] = residual[chosen]
+
+
+def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _squared(difference: Tensor) -> Tensor:
+    return (difference**2).sum(dim=-1)
+
+
+def _distances(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Squared distances (B, K) but for the vectors' own lengths; argmin takes the lowest code in a tie."""
+    return (codebook**2).sum(dim=1) - 2 * vectors @ codebook.T

@@ -1,0 +1,95 @@
+"""How well a codebook serves a catalogue: what to look at before a ranker learns on its codes.
+
+Usage is an alarm, not a score: it is near 1 after any k-means start. Perplexity and the share of unique IDs say how
+evenly and how finely the catalogue is cut.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.semantic_id.codebook.quantizer import Quantizer, default_codes
+
+_COLLAPSED = 0.5
+_HELD_OUT = 0.05
+
+
+@dataclass(frozen=True)
+class CodebookHealth:
+    """The report of one codebook over one catalogue.
+
+    Attributes:
+        usage: per level, share of the K codes that some item has.
+        perplexity: per level, exp of the code distribution's entropy, as a share of K.
+        unique: distinct Semantic IDs over items.
+        largest_group: items that share the most crowded Semantic ID.
+        error: per name of an item set, squared reconstruction error over the set's squared distance from its mean.
+        collapsed: levels (from 1) that use under half of the codes they could.
+    """
+
+    items: int
+    levels: int
+    codes: int
+    usage: tuple[float, ...]
+    perplexity: tuple[float, ...]
+    unique: float
+    largest_group: int
+    error: dict[str, float]
+    collapsed: tuple[int, ...]
+
+
+def held_out_items(items: int, seed: int) -> NDArray[np.bool_]:
+    """(N,) which items a codebook is not fitted on, so that its error can be measured on them."""
+    return np.random.default_rng(seed).random(items) < _HELD_OUT
+
+
+def codebook_health(
+    quantizer: Quantizer, codes: NDArray[np.uint16], sets: Mapping[str, NDArray[np.float32]]
+) -> CodebookHealth:
+    """Measures a codebook.
+
+    Args:
+        quantizer: the frozen codebook.
+        codes: (N, Q) of the whole catalogue.
+        sets: vectors (n, D) whose error to report, by name, such as `fitted` and `held_out`.
+    """
+    usage, perplexity = [], []
+    for level in range(quantizer.levels):
+        counts = np.bincount(codes[:, level], minlength=quantizer.codes)
+        share = counts[counts > 0] / len(codes)
+        usage.append(float((counts > 0).mean()))
+        perplexity.append(float(np.exp(-(share * np.log(share)).sum()) / quantizer.codes))
+    _, sizes = np.unique(codes, axis=0, return_counts=True)
+    reachable = min(1.0, len(codes) / quantizer.codes)
+    return CodebookHealth(
+        items=len(codes),
+        levels=quantizer.levels,
+        codes=quantizer.codes,
+        usage=tuple(usage),
+        perplexity=tuple(perplexity),
+        unique=len(sizes) / len(codes),
+        largest_group=int(sizes.max()),
+        error={name: relative_error(quantizer, vectors) for name, vectors in sets.items() if len(vectors)},
+        collapsed=tuple(level + 1 for level, used in enumerate(usage) if used < _COLLAPSED * reachable),
+    )
+
+
+def relative_error(quantizer: Quantizer, vectors: NDArray[np.float32]) -> float:
+    """Squared reconstruction error over squared distance from the mean: 0 is perfect, 1 is predicting the mean."""
+    spread = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
+    lost = float(((vectors - quantizer.decode(quantizer.encode(vectors))) ** 2).sum())
+    return lost / max(spread, 1e-12)
+
+
+def collapse_alarm(health: CodebookHealth) -> list[str]:
+    """For each collapsed level, what to change; nothing while all is well."""
+    fewer = default_codes(health.items)
+    remedy = f"--codes {fewer}" if fewer < health.codes else "fewer --codes, --quantizer balanced-kmeans"
+    return [
+        f"level {level} of {health.levels} collapsed: it uses {health.usage[level - 1]:.0%} of its {health.codes:,} "
+        f"codes; refit with {remedy}"
+        + (", or with --quantizer-option sinkhorn=0.003" if level == health.levels else "")
+        for level in health.collapsed
+    ]

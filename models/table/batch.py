@@ -1,0 +1,298 @@
+"""From examples to batches: users and items as lists of rows, looked up once and gathered for each batch.
+
+Shape letters: N entities, n values in all, c chunks, K lookups, B batch, V rows read by a batch, L history length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.history import Jagged
+from models.table.admission import Admission
+from models.table.column_rows import ColumnValues, Growable
+from models.table.schema import Feature, Schema, Source
+
+# A value far beyond what training saw must not drown all others.
+_MOST_STDS = 10.0
+
+
+def log_scaled(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """`sign(x) * log1p(|x|)`, NaN kept: tames counts and prices of any size."""
+    wide = values.astype(np.float64)
+    return (np.sign(wide) * np.log1p(np.abs(wide))).astype(np.float32)
+
+
+class Entities:
+    """Users, items or events: per column the rows they read, and their scaled numeric features.
+
+    Args:
+        schema: which columns matter.
+        of: whose columns they are.
+        frame: one row an entity; columns as the schema names them.
+        admission: which values read rows.
+    """
+
+    def __init__(self, schema: Schema, of: Source, frame: pl.DataFrame, admission: Admission) -> None:
+        assert of != "history"
+        self._schema = schema
+        self._of: Source = of
+        self.admission = admission
+        self._numeric_features = [numeric for numeric in schema.numeric if numeric.of == of]
+        self._columns = {
+            name: ColumnValues(frame[name], schema, feature, admission) for name, feature in schema.columns(of).items()
+        }
+        self._numeric = Growable(self._scaled(frame))
+
+    @property
+    def size(self) -> int:
+        """N, the number of entities."""
+        return len(self._numeric.array)
+
+    def rows(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Gathers a column of entities (M,): the rows of their values (n, c) and their value counts (M,)."""
+        return self._columns[column].rows(index)
+
+    def sightings(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
+        return self._columns[column].sightings(index)
+
+    def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(M,) float32 of one numeric feature, standardised, missing values 0."""
+        position = [feature.name for feature in self._numeric_features].index(name)
+        found: NDArray[np.float32] = self._numeric.array[index, position]
+        return found
+
+    def admit(self, admission: Admission) -> None:
+        """Asks another admission about every value, now and from now on."""
+        self.admission = admission
+        for column in self._columns.values():
+            column.admit(admission)
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Adds entities after the last one."""
+        index = np.arange(self.size, self.size + frame.height, dtype=np.int64)
+        self._numeric.extend(np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32))
+        self._put(index, frame)
+
+    def replace(self, index: NDArray[np.int64], frame: pl.DataFrame) -> None:
+        """Gives the entities `index` (M,) new values; of an entity that stands there twice the last ones count."""
+        distinct, place = np.unique(index[::-1], return_index=True)
+        if len(distinct) < len(index):
+            index, frame = distinct, frame[(len(index) - 1 - place).tolist()]
+        self._put(index, frame)
+
+    def _put(self, index: NDArray[np.int64], frame: pl.DataFrame) -> None:
+        more = Entities(self._schema, self._of, frame, self.admission)
+        for name, values in more._columns.items():
+            self._columns[name].put(index, values)
+        self._numeric.array[index] = more._numeric.array
+
+    def _scaled(self, frame: pl.DataFrame) -> NDArray[np.float32]:
+        out = np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32)
+        for position, numeric in enumerate(self._numeric_features):
+            values = log_scaled(frame[numeric.column].cast(pl.Float64).fill_null(np.nan).to_numpy())
+            scaled = np.clip((values - numeric.mean) / numeric.std, -_MOST_STDS, _MOST_STDS)
+            out[:, position] = np.where(np.isfinite(values), scaled, 0.0)
+        return out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the table and the network read for B examples.
+
+    Attributes:
+        values: (V,) int64 rows, lookup-major: all of lookup 0's, then all of lookup 1's, …
+        lengths: (K · B,) int64 values per lookup and example, in the same order.
+        scale: (B, K) float32, 1 / count where a feature is pooled by its mean.
+        numeric: (B, numeric features) float32.
+        labels: (B,) float32 in {0, 1}, or empty when unknown.
+        visits: (B,) int64 items in each history, for attention; None where the schema has none.
+        content: (B, width) float32 content vectors of the items; None where the network reads none.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    scale: Tensor
+    numeric: Tensor
+    labels: Tensor
+    visits: Tensor | None = None
+    content: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.scale)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Aligned columns (B,) that, with the entities, make a batch.
+
+    Attributes:
+        user: int64 index into users; item: int64 index into items.
+        history: item indices per example.
+        labels: (B,) float32, may be empty.
+        context: index (B,) into the events' entities.
+    """
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    history: Jagged
+    labels: NDArray[np.float32]
+    context: NDArray[np.int64]
+
+    def take(self, index: NDArray[np.int64]) -> "Examples":
+        """The examples at `index`, in that order."""
+        labels = self.labels[index] if self.labels.size else self.labels
+        return Examples(self.user[index], self.item[index], self.history.take(index), labels, self.context[index])
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+class Assembler:
+    """Gathers batches: the only way, offline, in the stream and in serving, from examples to table rows.
+
+    Args:
+        schema: the ranker's input.
+        users, items, events: the entities that examples point into.
+        vectors: (items, width) float32 content vectors, where the schema reads them.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        users: Entities,
+        items: Entities,
+        events: Entities,
+        vectors: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.schema = schema
+        self.users = users
+        self.items = items
+        self.events = events
+        self.admission = users.admission
+        self._vectors = vectors
+
+    def batch(
+        self,
+        examples: Examples,
+        features: Sequence[Feature] | None = None,
+        *,
+        limits: NDArray[np.uint8] | None = None,
+    ) -> Batch:
+        """Returns the batch of B examples.
+
+        Args:
+            examples: what to gather.
+            features: the lookups to make, all of the schema's by default; serving makes a user's once for all items.
+            limits: (B, features), how many of a feature's values an example reads at most, the first ones; 0 is as if
+                none were admitted.
+        """
+        values: list[NDArray[np.int64]] = []
+        lengths: list[NDArray[np.int64]] = []
+        scales: list[NDArray[np.float32]] = []
+        for place, feature in enumerate(self.schema.features if features is None else features):
+            if feature.pooling == "attention":
+                found = self._by_slot(feature, examples)
+            else:
+                found = self._rows(feature.of, feature.column, examples)
+                if limits is not None:
+                    found = _first(*found, limits[:, place])
+            rows, count = found
+            bags = count.reshape(self.schema.slots(feature), len(examples))
+            ends = np.concatenate([[0], np.cumsum(bags.sum(axis=1))])
+            scale = (1.0 / np.maximum(bags, 1)).astype(np.float32) if feature.pooling != "sum" else np.ones_like(bags)
+            for slot, bag in enumerate(bags):
+                values.append(rows[ends[slot] : ends[slot + 1], : feature.chunks].T.ravel())
+                lengths += [bag] * feature.chunks
+                scales += [scale[slot]] * feature.chunks
+        size = len(examples)
+        return Batch(
+            values=torch.from_numpy(np.concatenate(values) if values else np.zeros(0, dtype=np.int64)),
+            lengths=torch.from_numpy(np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)),
+            scale=torch.from_numpy(np.stack(scales, axis=1, dtype=np.float32) if scales else np.zeros((size, 0), "f4")),
+            numeric=torch.from_numpy(self.numeric(examples)),
+            labels=torch.from_numpy(examples.labels),
+            visits=torch.from_numpy(np.diff(examples.history.offsets)) if self.schema.attends else None,
+            content=torch.from_numpy(self._content(examples)) if self.schema.content else None,
+        )
+
+    def sightings(self, examples: Examples) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Keys (N,) of the hashed values that examples hold, and how often each is held.
+
+        A value in a history was sighted when its item was; it is not counted again.
+        """
+        keys: list[NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
+        times: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        for source, entities, index in self._sources(examples):
+            for column in dict.fromkeys(feature.column for feature in self.schema.of(source)):
+                found, often = entities.sightings(column, index)
+                keys.append(found)
+                times.append(often)
+        return np.concatenate(keys), np.concatenate(times)
+
+    def admit(self, admission: Admission) -> None:
+        """Asks another admission about every value, now and from now on."""
+        self.admission = admission
+        for entities in (self.users, self.items, self.events):
+            entities.admit(admission)
+
+    def numeric(self, examples: Examples) -> NDArray[np.float32]:
+        """The numeric features of B examples, (B, numeric features) float32."""
+        sources = {name: (entities, index) for name, entities, index in self._sources(examples)}
+        out = np.zeros((len(examples), len(self.schema.numeric)), dtype=np.float32)
+        for position, numeric in enumerate(self.schema.numeric):
+            if numeric.of == "history":
+                count = np.diff(examples.history.offsets)
+                out[:, position] = (log_scaled(count) - numeric.mean) / numeric.std
+            else:
+                entities, index = sources[numeric.of]
+                out[:, position] = entities.numeric(numeric.name, index)
+        return out
+
+    def _sources(self, examples: Examples) -> tuple[tuple[Source, Entities, NDArray[np.int64]], ...]:
+        return (
+            ("user", self.users, examples.user),
+            ("item", self.items, examples.item),
+            ("event", self.events, examples.context),
+        )
+
+    def _rows(self, of: Source, column: str, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        for source, entities, index in self._sources(examples):
+            if source == of:
+                return entities.rows(column, index)
+        rows, counts = self.items.rows(column, examples.history.values)
+        ends = np.concatenate([[0], np.cumsum(counts)])[examples.history.offsets]
+        return rows, ends[1:] - ends[:-1]
+
+    def _by_slot(self, feature: Feature, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The history item by item: rows (n, c) and counts (L · B,), slot-major; slot 0 is the oldest."""
+        size, offsets = len(examples), examples.history.offsets
+        visits = np.diff(offsets)
+        slot = np.arange(offsets[-1]) - np.repeat(offsets[:-1], visits)
+        bag = slot * size + np.repeat(np.arange(size), visits)
+        order = np.argsort(bag, kind="stable")
+        rows, counts = self.items.rows(feature.column, examples.history.values[order])
+        lengths = np.zeros(self.schema.slots(feature) * size, dtype=np.int64)
+        lengths[bag[order]] = counts
+        return rows, lengths
+
+    def _content(self, examples: Examples) -> NDArray[np.float32]:
+        assert self._vectors is not None, "the schema reads content vectors; the assembler was given none"
+        found: NDArray[np.float32] = self._vectors[examples.item]
+        return found
+
+
+def _first(
+    rows: NDArray[np.int64], lengths: NDArray[np.int64], limits: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if (lengths <= limits).all():
+        return rows, lengths
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(rows)) - np.repeat(starts, lengths)
+    return rows[place < np.repeat(limits, lengths)], np.minimum(lengths, limits)

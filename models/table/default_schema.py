@@ -1,0 +1,159 @@
+"""The default schema of a dataset: what the profile of its frame suggests, before anybody tunes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from features.dataset.descriptor import Dataset
+from features.errors import BundleError
+from features.frame import Frame
+from features.history import DEFAULT_LENGTH
+from models.table.batch import log_scaled
+from models.table.schema import SEMANTIC_ID, Feature, Numeric, Schema, Source
+
+_WIDE_FROM = 1_000
+_EXACT_UP_TO = 8
+_MOST_CHUNKS = 16
+_MIN_ROWS = 1_024
+_FLAT = 1e-6
+Pooling = Literal["mean", "attention"]
+_OWN_NAMES = ("user_id", "item_id", SEMANTIC_ID)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What an operator may choose of the table; the rest follows from the data.
+
+    Attributes:
+        dim: D.
+        budget: bytes of the rows' weights, R · D · 4; None for a row for each value there is.
+        chunks: lookups by feature, instead of one, or two for a feature of many values.
+        exact: features whose values share no rows; None for those of at most eight values.
+        admission: sightings after which a hashed value reads rows; 0 admits every value.
+        history: how a user's history is pooled.
+        content: whether the network reads the item's content vector; None for where there is one.
+    """
+
+    dim: int = 16
+    budget: int | None = None
+    chunks: Mapping[str, int] = field(default_factory=dict)
+    exact: tuple[str, ...] | None = None
+    admission: int = 2
+    history: Pooling = "mean"
+    content: bool | None = None
+
+
+def default_schema(
+    dataset: Dataset, frame: Frame, options: TableOptions = TableOptions(), *, history_length: int = DEFAULT_LENGTH
+) -> Schema:
+    """All declared features and ids, as the profile of the frame suggests and the options say.
+
+    Item columns and Semantic IDs are read for the item at hand and for the user's history, from the same rows.
+
+    Raises:
+        BundleError: an option names no feature, or the budget does not hold the exact features.
+    """
+    read: list[Feature] = []
+    vocabularies: dict[str, list[str]] = {}
+
+    def add(of: Source, column: str, table: pl.DataFrame) -> None:
+        name = column if column in _OWN_NAMES else f"{of}.{column}"
+        vocabularies[name] = _vocabulary(table[column])
+        read.append(Feature(name, of, column, name, 1, "sum" if column == SEMANTIC_ID else "mean"))
+
+    if dataset.events.user:
+        for column in ("user_id", *(dataset.users.categorical if dataset.users else ())):
+            add("user", column, frame.users)
+    if dataset.events.item:
+        semantic = [SEMANTIC_ID] if SEMANTIC_ID in frame.items.columns else []
+        for column in ("item_id", *(dataset.items.categorical if dataset.items else ()), *semantic):
+            add("item", column, frame.items)
+    for column in dataset.events.categorical:
+        add("event", column, frame.examples)
+    _check_names(options, vocabularies)
+    shaped = [_shaped(feature, vocabularies[feature.name], options) for feature in read]
+    with_history = [feature for feature in shaped if feature.of != "event"]
+    if dataset.events.user and dataset.events.item:
+        past = [replace(f, name=f"history.{f.name}", of="history") for f in shaped if f.of == "item"]
+        # A mean over many items needs no width to tell values apart; attention compares an item at hand with past ones.
+        one = {"pooling": "attention"} if options.history == "attention" else {"pooling": "mean", "chunks": 1}
+        with_history += [replace(feature, **one) for feature in past]
+    values = sum(len(found) for found in vocabularies.values())
+    rows = max(_MIN_ROWS, 64 * math.ceil(values / 64))
+    return Schema(
+        features=(*with_history, *(feature for feature in shaped if feature.of == "event")),
+        numeric=numeric_features(dataset, frame),
+        rows=rows if options.budget is None else options.budget // (4 * options.dim),
+        dim=options.dim,
+        history_length=history_length,
+        admission=options.admission,
+        content=_content_width(frame, options.content),
+    )
+
+
+def hashed_id_schema(schema: Schema) -> Schema:
+    """The hashed-id baseline at the same budget: one lookup a feature, an item known by its hashed id alone."""
+    kept = [feature for feature in schema.features if not (_is_item_feature(feature) and feature.column != "item_id")]
+    single = tuple(Feature(f.name, f.of, f.column, f.salt) for f in kept)
+    numeric = tuple(numeric for numeric in schema.numeric if numeric.of != "item")
+    return Schema(single, numeric, schema.rows, schema.dim, schema.history_length)
+
+
+def _shaped(feature: Feature, vocabulary: Sequence[str], options: TableOptions) -> Feature:
+    exact = options.exact
+    chosen = len(vocabulary) <= _EXACT_UP_TO if exact is None else feature.name in exact
+    chunks = options.chunks.get(feature.name, 2 if len(vocabulary) >= _WIDE_FROM else 1)
+    return replace(feature, chunks=chunks, vocabulary=tuple(vocabulary) if chosen else ())
+
+
+def _check_names(options: TableOptions, known: Mapping[str, Any]) -> None:
+    for option, names in (("chunks", options.chunks), ("exact", options.exact or ())):
+        for name in names:
+            if name not in known:
+                raise BundleError(f"{option}: there is no feature {name!r}; the features are {', '.join(known)}")
+    for name, count in options.chunks.items():
+        if not 1 <= count <= _MOST_CHUNKS:
+            raise BundleError(f"chunks: {name}: expected 1 to {_MOST_CHUNKS} lookups, got {count}")
+
+
+def _content_width(frame: Frame, wanted: bool | None) -> int:
+    has = "content_vector" in frame.items.columns
+    if wanted and not has:
+        raise BundleError("content: the items have no content vectors; declare [items] text, or leave content out")
+    if not has or wanted is False:
+        return 0
+    return int(frame.items.schema["content_vector"].shape[0])  # type: ignore[attr-defined]
+
+
+def _is_item_feature(feature: Feature) -> bool:
+    return feature.of in ("item", "history")
+
+
+def _vocabulary(column: pl.Series) -> list[str]:
+    flat = column.explode(empty_as_null=False) if column.dtype == pl.List else column
+    return list(flat.drop_nulls().unique().sort())
+
+
+def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
+    """The declared numeric columns with mean and deviation over their tables, and the length of the history."""
+    train = frame.part("train")
+    found: list[Numeric] = []
+    sources: tuple[tuple[Source, tuple[str, ...], pl.DataFrame], ...] = (
+        ("user", dataset.users.numeric if dataset.users else (), frame.users),
+        ("item", dataset.items.numeric if dataset.items else (), frame.items),
+        ("event", dataset.events.numeric, train),
+    )
+    for of, columns, table in sources:
+        for column in columns:
+            values = log_scaled(table[column].cast(pl.Float64).drop_nulls().to_numpy())
+            mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
+            # A column of one value says nothing, and must not shout when another value comes.
+            found.append(Numeric(f"{of}.{column}", of, column, mean, std if std > _FLAT else 1.0))
+    if dataset.events.user and dataset.events.item:
+        lengths = log_scaled(train["history"].list.len().to_numpy())
+        found.append(Numeric("history.length", "history", "history", float(np.mean(lengths)), 1.0))
+    return tuple(found)

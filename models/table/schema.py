@@ -1,0 +1,192 @@
+"""What a ranker reads: its features, how many lookups each gets, and the shape of the one table they share.
+
+A schema is part of the bundle; with the hash contract it decides, alone, which rows a value reads.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+
+from features.errors import BundleError
+from features.hashing import HashSpec
+from models.table.admission import MOST_SIGHTINGS
+
+Source = Literal["user", "item", "event", "history"]
+SEMANTIC_ID = "semantic_id"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A categorical feature.
+
+    Attributes:
+        name: unique in a schema.
+        of: whose column it is; `history` reads the column of the items in the user's history.
+        column: name of the column that holds its values.
+        salt: of the hash contract; features with equal salts share rows.
+        chunks: salted lookups, concatenated: a wider feature has more chunks.
+        pooling: of several values of one example. `attention` is for the history: each of its L items is looked up by
+            itself, and the network weighs them by the candidate.
+        vocabulary: where given, each of these values has rows of its own behind the hashed ones, and any other value
+            reads none.
+    """
+
+    name: str
+    of: Source
+    column: str
+    salt: str
+    chunks: int = 1
+    pooling: Literal["sum", "mean", "attention"] = "mean"
+    vocabulary: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether its values share no rows."""
+        return bool(self.vocabulary)
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A numeric feature: `(sign(x) * log1p(|x|) - mean) / std` within ±10; a missing value becomes 0, the mean."""
+
+    name: str
+    of: Source
+    column: str
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The ranker's input. K lookups in all, R rows, D dim, L history length.
+
+    Attributes:
+        rows: R: the hashed rows, then those of the exact features.
+        admission: sightings after which a hashed value reads rows; 0 admits every value.
+        content: width of the item's content vector that the network reads beside the table; 0 for none.
+    """
+
+    features: tuple[Feature, ...]
+    numeric: tuple[Numeric, ...]
+    rows: int
+    dim: int
+    history_length: int
+    admission: int = 0
+    content: int = 0
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise BundleError(f"features: the names {twice} stand twice; rename a column")
+        if self.dim % 4 or self.dim < 4:
+            raise BundleError(f"dim: expected a multiple of 4 (fbgemm's tables), got {self.dim}")
+        if not 0 <= self.admission <= MOST_SIGHTINGS:
+            raise BundleError(f"admission: expected 0 to {MOST_SIGHTINGS} sightings, got {self.admission}")
+        self._check_salts()
+        self._check_attention()
+        if self.hashed_rows < (1 if any(not feature.exact for feature in self.features) else 0):
+            exact, row = self.rows - self.hashed_rows, self.dim * 4
+            raise BundleError(
+                f"budget: {self.rows * row:,} bytes hold {self.rows:,} rows, but the exact features alone need "
+                f"{exact:,}; give at least {(exact + 1) * row:,} bytes, or hash a feature"
+            )
+
+    def _check_salts(self) -> None:
+        salts: dict[tuple[str, str], str] = {}
+        vocabularies: dict[str, tuple[str, ...]] = {}
+        for feature in self.features:
+            of = ("item" if feature.of == "history" else feature.of, feature.column)
+            if salts.setdefault(of, feature.salt) != feature.salt:
+                raise BundleError(
+                    f"features: {feature.name} reads {of[0]} column {of[1]!r} under salt {feature.salt!r}, "
+                    f"another feature under {salts[of]!r}; give them one salt, since a column is looked up once"
+                )
+            if vocabularies.setdefault(feature.salt, feature.vocabulary) != feature.vocabulary:
+                raise BundleError(
+                    f"features: {feature.name} shares the salt {feature.salt!r} with a feature of another vocabulary; "
+                    "make both exact with the same values, or both hashed"
+                )
+
+    def _check_attention(self) -> None:
+        columns = {feature.column: feature.chunks for feature in self.of("item")}
+        for feature in self.features:
+            if feature.pooling == "attention" and (
+                feature.of != "history" or columns.get(feature.column) != feature.chunks
+            ):
+                raise BundleError(
+                    f"features: {feature.name} is pooled by attention, which takes a feature of the history and one of "
+                    "the item that reads the same column with as many chunks"
+                )
+
+    def exact_region(self, salt: str) -> tuple[int, int]:
+        """First row and stride of an exact feature: value v's chunk j reads row `start + v · stride + j`."""
+        start = self.hashed_rows
+        for other, (feature, chunks) in self._exact().items():
+            if other == salt:
+                return start, chunks
+            start += len(feature.vocabulary) * chunks
+        raise KeyError(salt)
+
+    @cached_property
+    def hashed_rows(self) -> int:
+        """Rows that hashed values share; they come first."""
+        return self.rows - sum(len(feature.vocabulary) * chunks for feature, chunks in self._exact().values())
+
+    def _exact(self) -> dict[str, tuple[Feature, int]]:
+        """By salt, an exact feature and the most chunks with which its salt is read."""
+        found: dict[str, tuple[Feature, int]] = {}
+        for feature in self.features:
+            if feature.exact:
+                chunks = max(feature.chunks, found[feature.salt][1] if feature.salt in found else 1)
+                found[feature.salt] = (feature, chunks)
+        return found
+
+    @property
+    def hash_spec(self) -> HashSpec:
+        return HashSpec(rows=max(self.hashed_rows, 1))
+
+    def slots(self, feature: Feature) -> int:
+        """Bags of one example and chunk: L under attention, else 1."""
+        return self.history_length if feature.pooling == "attention" else 1
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The K lookups in order: `name#chunk`, under attention `name#chunk@slot`, the slots outermost."""
+        found: list[str] = []
+        for feature in self.features:
+            for slot in range(self.slots(feature)):
+                place = f"@{slot}" if feature.pooling == "attention" else ""
+                found += [f"{feature.name}#{chunk}{place}" for chunk in range(feature.chunks)]
+        return tuple(found)
+
+    @property
+    def attends(self) -> bool:
+        """Whether a history is weighed by the candidate."""
+        return any(feature.pooling == "attention" for feature in self.features)
+
+    def of(self, source: Source) -> list[Feature]:
+        """The features read from one source, in schema order."""
+        return [feature for feature in self.features if feature.of == source]
+
+    def columns(self, source: Literal["user", "item", "event"]) -> dict[str, Feature]:
+        """By column, the feature with the most chunks that reads it: what must be looked up once per value."""
+        read = self.of(source) + (self.of("history") if source == "item" else [])
+        widest: dict[str, Feature] = {}
+        for feature in read:
+            if feature.column not in widest or feature.chunks > widest[feature.column].chunks:
+                widest[feature.column] = feature
+        return widest
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Schema":
+        """Reads what `to_json` wrote; raises BundleError on anything else."""
+        try:
+            return msgspec.convert(data, Schema)
+        except msgspec.ValidationError as error:
+            raise BundleError(f"schema: {error}") from error

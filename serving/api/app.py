@@ -1,0 +1,338 @@
+"""HTTP: ranking, retrieval, embeddings, what comes in for the log, health and metrics.
+
+Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem document that names the field.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from features.errors import StoreError
+from serving.api.bodies import (
+    Accepted,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    EventsRequest,
+    ItemResponse,
+    ItemsRequest,
+    OutcomesRequest,
+    PlanView,
+    Problem,
+    RankedItem,
+    RankRequest,
+    RankResponse,
+    ReadyResponse,
+    RetrievedItem,
+    RetrieveRequest,
+    RetrieveResponse,
+    VersionResponse,
+)
+from serving.api.guard import Guard, Limits
+from serving.api.hosts import Hosts
+from serving.api.ingest import Intake
+from serving.api.keys import KeyFile
+from serving.api.problems import add_problem_handlers, blamed
+from serving.load_state import State
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.ranking.answer import Ranking
+from serving.ranking.rows import MirrorRows
+from serving.ranking.service import RankService
+from serving.rollout.impression import Outcome
+from serving.rounds import Rounds
+from serving.traffic.accounting import accounted
+from serving.traffic.recorder import Recorder
+from serving.traffic.router import Current
+from serving.traffic.shadow import Shadows
+
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": what}
+    for status, what in (
+        (400, "The body cannot be read."),
+        (401, "No API key, or an unknown one."),
+        (403, "The key's scopes do not cover this."),
+        (413, "The body is too large."),
+        (421, "A server without keys is called by a name that is not its own."),
+        (422, "The input is wrong; `field` says what of it."),
+        (429, "Too many requests."),
+        (503, "Overloaded, draining, or a server behind this one does not answer."),
+    )
+}
+
+
+@dataclass
+class Parts:
+    """What an app is made of, beside the bundle that answers.
+
+    Attributes:
+        metrics: counts; may be shared with whoever swaps bundles.
+        limits: what is taken.
+        keys: API keys; None lets everybody in who calls the server by one of `hosts`.
+        hosts: the server's own names; those of this machine by default.
+        intake: takes events and items; None where there is no log.
+        recorder: takes impressions; None records none.
+        shadows: rank what was shown, where experiments ask for it.
+        reload: looks for another bundle at once; returns the bundle's id.
+        state: says when the server drains.
+        refresh_s: how often new items are taken in from the store.
+        refreshing: how that goes.
+    """
+
+    metrics: Metrics = field(default_factory=Metrics)
+    limits: Limits = field(default_factory=Limits)
+    keys: KeyFile | None = None
+    hosts: Hosts = field(default_factory=Hosts)
+    intake: Intake | None = None
+    recorder: Recorder | None = None
+    shadows: Shadows | None = None
+    reload: Callable[[], str] | None = None
+    state: State = field(default_factory=State)
+    refresh_s: float = 0.25
+    refreshing: Rounds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.refreshing = Rounds("items", "new items could not be taken in", self.metrics)
+
+
+def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
+    """Builds the application around the bundle that answers."""
+    found = parts or Parts()
+    current.watch(lambda service: _note(found.metrics, service))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        follower = threading.Thread(target=_follow, args=(current, found, stop), daemon=True)
+        follower.start()
+        yield
+        stop.set()
+        follower.join()
+
+    # With the page's scripts beside it: /docs works where no browser may fetch from elsewhere.
+    app = FastAPIOffline(
+        title="Tessera",
+        version="1",
+        redoc_url=None,
+        lifespan=lifespan,
+        description="Feature embeddings for recommenders. Every answer names the bundle that made it.",
+    )
+    app.add_middleware(
+        Guard,
+        metrics=found.metrics,
+        limits=found.limits,
+        keys=found.keys,
+        state=found.state,
+        hosts=found.hosts,
+    )
+    add_problem_handlers(app)
+    # The guard checks keys; this only tells the document that there are such.
+    keyed = [Depends(HTTPBearer(auto_error=False))] if found.keys is not None else []
+    app.include_router(_reads(current, found), responses=_REFUSED, dependencies=keyed)
+    app.include_router(_writes(current, found.intake), responses=_REFUSED, dependencies=keyed)
+    app.include_router(_operation(current, found), responses={503: _REFUSED[503]})
+    return app
+
+
+def _reads(current: Current, parts: "Parts") -> APIRouter:
+    router = APIRouter(tags=["reads"])
+    metrics = parts.metrics
+
+    @router.post("/v1/rank", response_model_exclude_none=True)
+    def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
+        """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
+
+        def ask(service: RankService) -> Ranking:
+            if body.filter is not None:
+                body.filter.check_size()
+            return service.rank(
+                body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
+            )
+
+        with current.pinned_for(body.user) as pinned, blamed("context"):
+            request.state.bundle = pinned.service.bundle.id
+            found, shown = accounted(current, pinned, body.user, parts.recorder, ask)
+        if shown is not None and pinned.shadows and parts.shadows is not None:
+            after.add_task(parts.shadows.offer, pinned.shadows, shown)
+        metrics.unknown_users.inc(0 if found.known_user else 1)
+        metrics.unknown_items.inc(len(found.unknown_items))
+        metrics.stale.inc(1 if found.stale else 0)
+        reasons: list[dict[str, float] | None] = [*found.reasons] or [None] * len(found.items)
+        return RankResponse(
+            bundle=found.bundle,
+            items=[
+                RankedItem(item=item, score=score, reasons=why)
+                for (item, score), why in zip(found.items, reasons, strict=True)
+            ],
+            known_user=found.known_user,
+            unknown_items=found.unknown_items,
+            retrieved=found.retrieved,
+            stale=found.stale,
+            impression=shown.id if shown is not None else None,
+        )
+
+    @router.post("/v1/retrieve")
+    def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
+        """Finds the nearest items, by content, among those that match."""
+        with current.pinned() as service, blamed("filter"):
+            request.state.bundle = service.bundle.id
+            found = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
+        plan = found.plan
+        metrics.plans.labels(plan.method).inc()
+        return RetrieveResponse(
+            bundle=found.bundle,
+            items=[RetrievedItem(item=item, score=score) for item, score in found.items],
+            plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
+        )
+
+    @router.post("/v1/embeddings")
+    def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
+        """Looks values of a feature up in the table, for rankers that run elsewhere."""
+        with current.pinned() as service:
+            request.state.bundle = service.bundle.id
+            with blamed("feature"):
+                width = service.embeddings.width(body.feature)
+            with blamed("values"):
+                found = service.embeddings.lookup(body.feature, body.values)
+            return EmbeddingsResponse(
+                bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist()
+            )
+
+    @router.get("/v1/items/{item_id:path}", responses={404: {"model": Problem, "description": "Nobody knows it."}})
+    def item(item_id: str, request: Request) -> ItemResponse:
+        """An item as the bundle and the stream know it."""
+        with current.pinned() as service:
+            request.state.bundle = service.bundle.id
+            found = service.item(item_id)
+        if found is None:
+            raise HTTPException(404, f"item {item_id!r} is unknown, or was deleted")
+        return ItemResponse(
+            bundle=found.bundle,
+            item=found.item,
+            encoder=found.encoder,
+            codebook=found.codebook,
+            semantic_id=found.codes,
+            vector=found.vector,
+            attributes=found.attributes,
+        )
+
+    return router
+
+
+def _writes(current: Current, intake: Intake | None) -> APIRouter:
+    router = APIRouter(tags=["writes"])
+
+    def open_intake() -> Intake:
+        if intake is None:
+            raise StoreError("this server has no log to append to; start it by `tessera serve`")
+        return intake
+
+    @router.post("/v1/events", status_code=202)
+    def events(body: EventsRequest, request: Request) -> Accepted:
+        """Appends events to the log; one that is wrong, and none is."""
+        with current.pinned() as service, blamed("events"):
+            request.state.bundle = service.bundle.id
+            return Accepted(accepted=open_intake().events(service.bundle, body.events))
+
+    @router.post("/v1/outcomes", status_code=202)
+    def outcomes(body: OutcomesRequest) -> Accepted:
+        """Appends outcomes of what was shown to the log; those that cannot be joined are set aside there."""
+        now = time.time_ns() // 1_000_000
+        made = [
+            Outcome(one.impression, one.item, now if one.time_ms is None else one.time_ms, one.what)
+            for one in body.outcomes
+        ]
+        return Accepted(accepted=open_intake().outcomes(made))
+
+    @router.post("/v1/items", status_code=202)
+    def items(body: ItemsRequest, request: Request) -> Accepted:
+        """Appends items to the log; one that is wrong, and none is."""
+        with current.pinned() as service, blamed("items"):
+            request.state.bundle = service.bundle.id
+            return Accepted(accepted=open_intake().items(service.bundle, service.item_types, body.items))
+
+    return router
+
+
+def _operation(current: Current, parts: Parts) -> APIRouter:
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "alive"}
+
+    @router.get("/readyz", response_model_exclude_none=True)
+    def readyz() -> ReadyResponse:
+        """Whether requests should be sent here."""
+        if parts.state.draining:
+            raise HTTPException(503, "the server is draining; send requests elsewhere")
+        with current.pinned() as service:
+            return _readiness(service, parts.refreshing)
+
+    @router.get("/v1/version")
+    def version() -> VersionResponse:
+        """The bundle that answers."""
+        bundle = current.service.bundle
+        manifest = bundle.manifest
+        return VersionResponse(
+            bundle=bundle.id, model=bundle.dataset.name, encoder=manifest.encoder, codebook=manifest.codebook
+        )
+
+    @router.post("/v1/admin/reload")
+    def reload() -> VersionResponse:
+        """Looks at the registry now: the bundle that the alias names takes over before this returns."""
+        if parts.reload is None:
+            raise HTTPException(409, "this server serves one bundle; it follows no alias")
+        parts.reload()
+        return version()
+
+    @router.get("/metrics", response_class=Response)
+    def prometheus() -> Response:
+        """Prometheus' text format."""
+        return Response(parts.metrics.page(), media_type=CONTENT_TYPE)
+
+    return router
+
+
+def _note(metrics: Metrics, service: RankService) -> None:
+    metrics.answers(service.bundle.id)
+    metrics.items.set(service.items)
+
+
+def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
+    """Says from where a server answers; raises where it should not be asked."""
+    error = refreshing.error
+    # A mirror answers while the store is away or empty, and says why.
+    excused = service.rows.outlasts_store and isinstance(error, StoreError)
+    if error is not None and refreshing.broken and not excused:
+        raise HTTPException(503, f"new items cannot be taken in: {type(error).__name__}: {error}; see the server's log")
+    ready = ReadyResponse(status="ready", bundle=service.bundle.id, store=str(error) if excused else None)
+    if not isinstance(service.rows, MirrorRows):
+        service.check_ready()
+        return ready
+    # A mirror that lags makes no server unready: the store answers meanwhile, and the mirror without a store.
+    lag_s = round(service.rows.mirror.lag_s(), 3)
+    ready.mirror = {"lag_s": lag_s, "reads_from": "mirror" if service.rows.fresh else "store"}
+    return ready
+
+
+def _follow(current: Current, parts: Parts, stop: threading.Event) -> None:
+    trials = Rounds("challenger", "new items could not be taken in for a challenger", parts.metrics)
+    while not stop.wait(parts.refresh_s):
+        with current.pinned() as service:
+            with parts.refreshing.round():
+                service.refresh()
+                parts.metrics.items.set(service.items)
+                parts.metrics.unreadable.set(len(service.unreadable))
+                if isinstance(service.rows, MirrorRows):
+                    parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())
+        for challenger in current.challengers.values():
+            with trials.round():
+                challenger.refresh()

@@ -1,0 +1,239 @@
+"""Bodies of requests and answers, as OpenAPI shows them; wrong types are refused here, before anything is looked up."""
+
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from features.value.canonical import scalar
+from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
+from serving.retrieval.filter import Filter
+
+MAX_ROWS = 1_000
+
+
+def _id(value: Any) -> Any:
+    """An id as JSON gives it: text, or a number or boolean in its canonical form."""
+    return scalar(value) if isinstance(value, bool | int | float) else value
+
+
+def _encodable(value: str) -> str:
+    """Refuses a lone surrogate, which a JSON escape can write and UTF-8 cannot."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("holds half of a surrogate pair, which is not text")
+    return value
+
+
+LongText = Annotated[StrictStr, AfterValidator(_encodable)]
+Text = Annotated[LongText, Field(max_length=1_024)]
+Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
+Int64 = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+# Of any size: beyond 64 bits an integer would be read as a float, which is another id.
+Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
+Float = Annotated[FiniteFloat, Field(strict=True)]
+Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
+Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool | None] | None
+
+
+def _example(**body: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [body]})
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="What was expected, what came, and what to do.")
+    field: str | None = Field(default=None, description="What of the request is at fault.")
+
+
+class RankRequest(BaseModel):
+    """Rank candidates for a user; without candidates they are retrieved by vector first."""
+
+    model_config = _example(user="42", candidates=["1", "2", "3"], k=2)
+
+    user: Id = Field(description="The user's id; an unknown user is served by defaults.")
+    candidates: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        default=None, description="Item ids; an unknown item is scored without item features."
+    )
+    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="How many items to return at most.")
+    context: dict[Text, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
+    filter: Filter | None = Field(default=None, description="What retrieved candidates must match.")
+    explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RankRequest":
+        if self.explain and self.k > MAX_EXPLAINED:
+            raise ValueError(f"explain takes k up to {MAX_EXPLAINED}")
+        if self.filter is not None and self.candidates is not None:
+            raise ValueError("filter chooses among retrieved candidates; leave candidates out, or filter")
+        return self
+
+
+class RankedItem(BaseModel):
+    """One item of an answer."""
+
+    item: str
+    score: float = Field(description="Probability of a positive event.")
+    reasons: dict[str, float] | None = Field(
+        default=None, description="What each feature adds to the log-odds: with it less without it, the largest first."
+    )
+
+
+class RankResponse(BaseModel):
+    """Items, best first, and the bundle that ranked them."""
+
+    bundle: str
+    items: list[RankedItem]
+    known_user: bool
+    unknown_items: list[str]
+    retrieved: bool
+    impression: str | None = Field(default=None, description="Name it when you send outcomes of these items.")
+    stale: bool = Field(description="The store did not answer: rows and history are as they were last seen.")
+
+
+class RetrieveRequest(BaseModel):
+    """Find the items nearest to an item, to what a user liked, or to a text, among those that match a filter."""
+
+    model_config = _example(item="1", k=5, filter={"column": "year", "gte": 1990})
+
+    item: Id | None = Field(default=None, description="Nearest to this item's content.")
+    user: Id | None = Field(default=None, description="Nearest to the mean of what this user liked.")
+    text: Annotated[LongText, Field(min_length=1, max_length=16_384)] | None = Field(
+        default=None, description="Nearest to this text, by the bundle's encoder."
+    )
+    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="How many items to return at most.")
+    filter: Filter | None = Field(default=None, description="What they must match; over the filterable columns.")
+
+    @model_validator(mode="after")
+    def _one_query(self) -> "RetrieveRequest":
+        if sum(one is not None for one in (self.item, self.user, self.text)) != 1:
+            raise ValueError("expected exactly one of item, user, text")
+        return self
+
+
+class RetrievedItem(BaseModel):
+    """One item of an answer."""
+
+    item: str
+    score: float = Field(description="Cosine similarity; 0 where the most popular items stand in.")
+
+
+class PlanView(BaseModel):
+    """How it was found."""
+
+    method: str = Field(description="exact, ivf, ivf+filter, ivf>filter, or popular.")
+    why: str
+    share: float = Field(description="Of the items, about, that match.")
+    matches: int | None = Field(description="How many do, where that was counted.")
+
+
+class RetrieveResponse(BaseModel):
+    """Items, nearest first, and how they were found."""
+
+    bundle: str
+    items: list[RetrievedItem]
+    plan: PlanView
+
+
+class EmbeddingsRequest(BaseModel):
+    """Values of one feature."""
+
+    model_config = _example(feature="item_id", values=["42", "43"])
+
+    feature: Text = Field(description="A feature of the bundle's schema.")
+    values: list[Value] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="Values, or lists of them to be pooled."
+    )
+
+
+class EmbeddingsResponse(BaseModel):
+    """Vectors in the order of the values, and the bundle that they belong to."""
+
+    bundle: str
+    feature: str
+    width: int
+    vectors: list[list[float]]
+
+
+class EventsRequest(BaseModel):
+    """Events for the log: rows of the dataset's events, under its columns' own names."""
+
+    model_config = _example(events=[{"user_id": "42", "item_id": "7", "time": 1735689600, "label": 1}])
+
+    events: list[dict[Text, Cell]] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+class OutcomeRow(BaseModel):
+    """What a user did with an item that was shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    impression: Annotated[Text, Field(min_length=1)] = Field(description="`impression` of the answer that showed it.")
+    item: Id
+    what: Annotated[Text, Field(min_length=1)] = Field(default="click", description="click, or a conversion's name.")
+    time_ms: Int64 | None = Field(default=None, description="Milliseconds since 1970; by default now.")
+
+
+class OutcomesRequest(BaseModel):
+    """Outcomes for the log; one that is sent again counts once."""
+
+    model_config = _example(outcomes=[{"impression": "4f1c…", "item": "7"}])
+
+    outcomes: list[OutcomeRow] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+class ItemsRequest(BaseModel):
+    """Items for the log: rows of the dataset's items; with `_deleted` true an item leaves."""
+
+    model_config = _example(items=[{"item_id": "7", "title": "A new article"}])
+
+    items: list[dict[Text, Cell]] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+class Accepted(BaseModel):
+    """They are in the log; the stream takes them in."""
+
+    accepted: int
+
+
+class ItemResponse(BaseModel):
+    """An item as the bundle and the stream know it."""
+
+    bundle: str
+    item: str
+    encoder: str = Field(description="Id of the encoder that made the vector; empty without content.")
+    codebook: str = Field(description="Id of the codebook that made the Semantic ID; empty without content.")
+    semantic_id: list[int]
+    vector: list[float]
+    attributes: dict[str, Any]
+
+
+class VersionResponse(BaseModel):
+    """What answers."""
+
+    bundle: str
+    model: str
+    encoder: str | None
+    codebook: str | None
+
+
+class ReadyResponse(BaseModel):
+    """Whether requests are answered, from where rows are read, and why not from the store."""
+
+    status: str
+    bundle: str
+    mirror: dict[str, Any] | None = None
+    store: str | None = None

@@ -1,0 +1,109 @@
+"""What comes in over HTTP for the log: events and items, checked like any message before they are appended.
+
+Every row of a request is checked before the first is appended: one that is wrong, and nothing is. Where the log itself
+fails in between, some may be in it; sent again with an `_event_id` or a `_version`, they count once.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from features.dataset.descriptor import Dataset
+from features.errors import EventError
+from features.message import Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.value.canonical import scalar
+from models.bundle.bundle import Bundle
+from serving.rollout.impression import Outcome, encode
+
+Kind = Literal["events", "items", "outcomes"]
+
+
+class Sink(Protocol):
+    """Where checked messages go: the log."""
+
+    def append(self, kind: Kind, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """Appends (key, message) to a topic; raises LogError when it cannot."""
+        ...
+
+
+class Intake:
+    """Checks rows of a bundle's dataset and appends them.
+
+    Args:
+        sink: takes what was checked.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def events(self, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Appends events, by the user's key; returns how many.
+
+        Raises:
+            EventError: a row is no event of the dataset; names the first that is not. Nothing was appended.
+            LogError: the log does not answer.
+        """
+        events = bundle.dataset.events
+        decode = event_decoder(events)
+        messages = [_encoded(row, "events", place) for place, row in enumerate(rows)]
+        decoded = [_decoded(decode, message, "events", place) for place, message in enumerate(messages)]
+        _, bad = event_rows(Rows(decode.columns, [found.row for found in decoded]), events, version=bundle.canonical)
+        _refuse(bad, "events")
+        keys = [_key(row.get(events.user or events.item or "", "")) for row in rows]
+        self._sink.append("events", list(zip(keys, messages, strict=True)))
+        return len(messages)
+
+    def outcomes(self, outcomes: Sequence[Outcome]) -> int:
+        """Appends outcomes, by their impression; see `events`."""
+        self._sink.append("outcomes", [(one.impression.encode(), encode(one)) for one in outcomes])
+        return len(outcomes)
+
+    def items(self, bundle: Bundle, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
+        """Appends items, by their id; see `events`.
+
+        Args:
+            types: of the catalogue's columns.
+        """
+        items = _items_of(bundle.dataset)
+        decode = item_decoder(items)
+        messages = [_encoded(row, "items", place) for place, row in enumerate(rows)]
+        decoded = [_decoded(decode, message, "items", place) for place, message in enumerate(messages)]
+        kept = [place for place, found in enumerate(decoded) if not found.deleted]
+        chosen = Rows(decode.columns, [decoded[place].row for place in kept])
+        _, bad = item_rows(chosen, items, types, version=bundle.canonical)
+        _refuse({kept[place]: why for place, why in bad.items()}, "items")
+        keys = [_key(row[items.id]) for row in rows]
+        self._sink.append("items", list(zip(keys, messages, strict=True)))
+        return len(messages)
+
+
+def _items_of(dataset: Dataset) -> Any:
+    if dataset.items is None:
+        raise EventError(f"items: dataset {dataset.name!r} has no items")
+    return dataset.items
+
+
+def _key(value: Any) -> bytes:
+    """The canonical form, so that one id has one partition however it is written."""
+    return (scalar(value) or "").encode()
+
+
+def _encoded(row: Mapping[str, Any], kind: Kind, place: int) -> bytes:
+    try:
+        return msgspec.json.encode(row)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise EventError(f"{kind}.{place}: {error}") from error
+
+
+def _decoded(decode: Any, message: bytes, kind: Kind, place: int) -> Any:
+    try:
+        return decode(message)
+    except EventError as error:
+        raise EventError(f"{kind}.{place}: {error}") from error
+
+
+def _refuse(bad: Mapping[int, str], kind: Kind) -> None:
+    if bad:
+        place = min(bad)
+        raise EventError(f"{kind}.{place}: {bad[place]}")

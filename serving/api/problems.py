@@ -1,0 +1,83 @@
+"""Errors as RFC 9457 problem documents: what was wrong, which field is at fault, what to do."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from features.errors import AnswerError, BundleError, EventError, LogError, StoreError, TesseraError
+from serving.api.bodies import Problem
+from serving.api.refusal import PROBLEM
+
+_log = logging.getLogger(__name__)
+
+
+def problem(status: int, title: str, detail: str, *, field: str | None = None) -> JSONResponse:
+    """An RFC 9457 problem document; `field` names what is at fault."""
+    found = Problem(title=title, status=status, detail=detail, field=field)
+    headers = {"retry-after": "1"} if status == 503 else None
+    return JSONResponse(found.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM, headers=headers)
+
+
+@contextlib.contextmanager
+def blamed(name: str) -> Iterator[None]:
+    """Input that is found wrong inside is this field's, unless the message begins with another's name."""
+    try:
+        yield
+    except EventError as error:
+        first, colon, _ = str(error).partition(":")
+        named = first if colon and first.replace(".", "").replace("_", "").isalnum() else name
+        raise _WrongInput(named, str(error)) from error
+
+
+class _WrongInput(TesseraError):
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Has an app answer every error with a problem document."""
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        parts = [str(part) for part in first["loc"] if part != "body"]
+        # Behind a context column's name stand the types it could have had.
+        field = ".".join(parts[:2] if parts[:1] == ["context"] else parts) or "body"
+        if first["type"] == "json_invalid":
+            field = "body"
+        return problem(422, "Wrong input", f"{field}: {first['msg']}", field=field)
+
+    @app.exception_handler(_WrongInput)
+    def wrong(_: Request, error: _WrongInput) -> JSONResponse:
+        return problem(422, "Wrong input", str(error), field=error.field)
+
+    @app.exception_handler(HTTPException)
+    def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "Refused", str(error.detail))
+
+    @app.exception_handler(StoreError)
+    def unavailable(_: Request, error: StoreError) -> JSONResponse:
+        return problem(503, "Online store unavailable", str(error))
+
+    @app.exception_handler(AnswerError)
+    def no_answer(_: Request, error: AnswerError) -> JSONResponse:
+        return problem(503, "No ranking", str(error))
+
+    @app.exception_handler(LogError)
+    def no_log(_: Request, error: LogError) -> JSONResponse:
+        return problem(503, "Event log unavailable", str(error))
+
+    @app.exception_handler(BundleError)
+    def disagrees(_: Request, error: BundleError) -> JSONResponse:
+        return problem(503, "Store and bundle disagree", str(error))
+
+    @app.exception_handler(Exception)
+    def failed(request: Request, error: Exception) -> JSONResponse:
+        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return problem(500, "Internal error", "the request failed; the server's log has the cause")

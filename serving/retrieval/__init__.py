@@ -1,0 +1,1 @@
+"""Retrieval: filters, the inverted file with its planner, candidates by content."""

@@ -1,0 +1,213 @@
+"""Candidates by content: the items nearest to an item, to what a user liked, or to a text, among those that match.
+
+Follows the catalogue: new items, changed ones and deletions are found, or not found any more, at once. Without
+anything to search by, the most popular items of training stand in.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from features import tracing as trace
+from models.bundle.catalogue import Catalogue
+from models.table.column_rows import Growable
+from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.index import Floats, Ints, Matches, Plan, VectorIndex
+
+_LOGGER = logging.getLogger(__name__)
+_REMEMBERED = 128
+# Vectors that a new index takes over while nothing can be put.
+_AT_ONCE = 64
+# So many changes are kept for filters to judge, or as many as there are items.
+_LEAST_CHANGES = 4_096
+
+
+class Searcher:
+    """Vectors and attributes by number: the nearest of those that match a filter.
+
+    What a filter matches is remembered, since the same filters come again and again. When items change, a remembered
+    filter judges those items alone, once it is asked for again.
+
+    Args:
+        vectors: (N, D) float32; a zero row is not found.
+        attributes: of the same numbers.
+    """
+
+    def __init__(self, vectors: Floats, attributes: Attributes) -> None:
+        self.attributes = attributes
+        self.index = VectorIndex(vectors)
+        self._lock = threading.Lock()
+        # By filter: what it matches, and how many of the changes that is after.
+        self._remembered: OrderedDict[str, tuple[Matches, int]] = OrderedDict()
+        self._changed = Growable(np.zeros(0, dtype=np.int64))
+        self._putting = threading.Lock()
+        # While a new index is built beside this one: what was put meanwhile.
+        self._meanwhile: list[Ints] | None = None
+        self._builder: threading.Thread | None = None
+
+    def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds numbers (M,), or changes those that are there: vectors (M, D) and attributes."""
+        self.attributes.put(numbers.tolist(), rows)
+        with self._putting:
+            self.index.put(numbers, vectors)
+            if self._meanwhile is not None:
+                self._meanwhile.append(numbers)
+            elif self.index.outgrown:
+                self._meanwhile = []
+                self._builder = threading.Thread(target=self._rebuild, args=(self.index,), name="index", daemon=True)
+                self._builder.start()
+        with self._lock:
+            self._changed.extend(numbers)
+            if len(self._changed.array) > max(_LEAST_CHANGES, self.index.rows):
+                self._changed = Growable(np.zeros(0, dtype=np.int64))
+                self._remembered.clear()
+
+    def settle(self) -> None:
+        """Waits for an index that is being built."""
+        if (builder := self._builder) is not None:
+            builder.join()
+
+    def _rebuild(self, index: VectorIndex) -> None:
+        """Builds an index of what is here beside the one that answers, brings it up to date, and swaps."""
+        try:
+            fresh = index.rebuilt()
+            while True:
+                with self._putting:
+                    changed = np.unique(np.concatenate([np.zeros(0, np.int64), *(self._meanwhile or ())]))
+                    self._meanwhile = []
+                    if len(changed) <= _AT_ONCE:
+                        fresh.put(changed, index.vectors(changed))
+                        self.index, self._meanwhile = fresh, None
+                        return
+                for start in range(0, len(changed), _AT_ONCE):
+                    part = changed[start : start + _AT_ONCE]
+                    fresh.put(part, index.vectors(part))
+        except Exception:
+            # The edge of a thread: the index that is there goes on, and the next put tries again.
+            _LOGGER.exception("a new index could not be built")
+            with self._putting:
+                self._meanwhile = None
+
+    def forget(self) -> None:
+        """Forgets what filters match; the next search judges all items again."""
+        with self._lock:
+            self._remembered.clear()
+
+    def search(self, query: Floats, k: int, wanted: Filter | None = None) -> tuple[Ints, Floats, Plan]:
+        """The k nearest to a query (D,), best first: numbers (≤ k,), inner products (≤ k,), and how they were found.
+
+        Raises:
+            EventError: the filter does not fit the columns.
+        """
+        index = self.index
+        if wanted is None:
+            return index.search(query, k)
+        matches = self._known_matches(index, wanted)
+        if matches is None:
+            share = self.attributes.share(wanted)
+            found = index.search_after(query, k, share, lambda numbers: self.attributes.matches(wanted, numbers))
+            if found is not None:
+                return found
+            with self._lock:
+                changes = self._changed
+                after = len(changes.array)
+            matches = index.matches(self.attributes.mask(wanted, index.rows))
+            self._remember(wanted, matches, changes, after)
+        return index.search(query, k, matches)
+
+    def _known_matches(self, index: VectorIndex, wanted: Filter) -> Matches | None:
+        """What a filter matched when it was last asked, with the items judged again that have changed since."""
+        with self._lock:
+            known = self._remembered.get(wanted.key)
+            if known is None:
+                return None
+            self._remembered.move_to_end(wanted.key)
+            matches, after = known
+            changes = self._changed
+            changed, now = np.unique(changes.array[after:]), len(changes.array)
+        if len(changed):
+            matches = index.rejudged(matches, changed, self.attributes.matches(wanted, changed))
+            self._remember(wanted, matches, changes, now)
+        return matches
+
+    def _remember(self, wanted: Filter, matches: Matches, changes: Growable[np.int64], after: int) -> None:
+        with self._lock:
+            if changes is not self._changed:
+                return
+            self._remembered[wanted.key] = matches, after
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+
+
+class Retriever:
+    """Finds a catalogue's items, under their numbers.
+
+    Args:
+        catalogue: whose items are found; tells of its changes by `update`.
+        attributes: what filters judge.
+    """
+
+    def __init__(self, catalogue: Catalogue, attributes: Attributes) -> None:
+        self._catalogue = catalogue
+        self._popular = np.argsort(-catalogue.popularity, kind="stable")
+        self._searcher = Searcher(catalogue.vectors, attributes)
+        self._deleted = np.zeros(0, dtype=np.int64)
+
+    def update(self, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in what changed in the catalogue: items by number, and their attributes, empty where one is gone."""
+        changed = np.array(numbers, dtype=np.int64)
+        self._searcher.put(changed, self._catalogue.vectors[changed], rows)
+        gone = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
+        self._deleted = np.array(gone, dtype=np.int64)
+
+    def search(
+        self, query: Floats | None, k: int, wanted: Filter | None = None, *, without: Ints | None = None
+    ) -> tuple[Ints, Floats, Plan]:
+        """The k nearest items to a query (D,), best first; see `Searcher.search`.
+
+        Args:
+            query: a unit vector; None or zero: the most popular items instead, with the score 0.
+            wanted: what they must match.
+            without: numbers that are not wanted.
+        """
+        with trace.span("retrieve", k=k) as span:
+            found, scores, plan = self._search(query, k, wanted, np.zeros(0, np.int64) if without is None else without)
+            span.note(plan=plan.method)
+            return found, scores, plan
+
+    def _search(self, query: Floats | None, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, Plan]:
+        if query is None or not query.any() or not self._searcher.index.size:
+            return self._most_popular(k, wanted, gone)
+        found, scores, plan = self._searcher.search(query, k + len(gone), wanted)
+        if len(gone):
+            kept = ~np.isin(found, gone)
+            found, scores = found[kept], scores[kept]
+        return found[:k], scores[:k], plan
+
+    def similar(self, item: int, count: int) -> list[tuple[int, float]]:
+        """The `count` nearest other items of an item with content, with their cosine similarity."""
+        query = self._catalogue.vectors[item]
+        if not query.any():
+            return []
+        found, scores, _ = self.search(query, count, without=np.array([item]))
+        return list(zip(found.tolist(), scores.tolist(), strict=True))
+
+    def taste(self, history: Ints) -> Floats | None:
+        """The direction of the mean vector of some items, (D,); None where there is none."""
+        vectors = self._catalogue.vectors
+        if not len(history) or not vectors.shape[1]:
+            return None
+        mean: Floats = vectors[history].mean(axis=0)
+        length = float(np.linalg.norm(mean))
+        return mean / np.float32(length) if length > 0 else None
+
+    def _most_popular(self, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, Plan]:
+        found = self._popular[~np.isin(self._popular, np.concatenate([gone, self._deleted]))]
+        if wanted is not None:
+            found = found[self._searcher.attributes.matches(wanted, found)]
+        plan = Plan("popular", len(found) / max(len(self._popular), 1), len(found))
+        return found[:k], np.zeros(len(found[:k]), dtype=np.float32), plan

@@ -1,0 +1,1 @@
+"""Experiments: assignment, impressions and outcomes, statistics, guardrails, the judge."""

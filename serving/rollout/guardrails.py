@@ -1,0 +1,167 @@
+"""The rule that ends an experiment: what is looked at, how sure one must be, and what breached.
+
+The chance of a false alarm is shared out: the arms' difference, the split and the operational guardrails each have a
+part of it, and none depends on how often one looks, or on who looked before.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from serving.rollout.impression import CLICK
+from serving.rollout.sequential import Arm, Interval, Slower, difference, mismatched, split_p, surely_above
+
+
+@dataclass(frozen=True)
+class Sums:
+    """One arm as the rule sees it: its users' sums.
+
+    Attributes:
+        rate: outcomes by answers.
+        calibration: outcomes by what was predicted for the items shown.
+        novelty: items shown that training hardly knew, by all items shown.
+        users: how many asked for something; failed, empty: how many of them got no answer once, or one without an item.
+        slow: how many of them were among the slowest of a slice of time, see `serving.rollout.time_slices`.
+        requests: how many were timed; p99_ms: of their times, 0 without any.
+    """
+
+    rate: Arm = field(default_factory=Arm)
+    calibration: Arm = field(default_factory=Arm)
+    novelty: Arm = field(default_factory=Arm)
+    users: int = 0
+    failed: int = 0
+    empty: int = 0
+    slow: int = 0
+    requests: int = 0
+    p99_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look found.
+
+    Attributes:
+        interval: the challenger's rate less the control's.
+        split_p: how surprising the split of users is.
+        breaches: what ends the experiment, in words; empty where it goes on.
+    """
+
+    interval: Interval
+    split_p: float
+    breaches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an experiment ends by itself.
+
+    Attributes:
+        outcome: which outcomes count; the others are shown and judge nothing.
+        planned: users of both arms at which the statistics are at their sharpest, where each is answered once and has
+            outcomes independent of any other's.
+        alpha: of the difference of rates, over all looks.
+        split_alpha: of the split, over all looks.
+        fault_alpha: of each operational guardrail, over all looks.
+        harm: how much lower the challenger's rate may be, as a share of the control's: below it for sure is a breach.
+        most_failed, most_empty: how many more of its users than the control's may meet a failure, or an empty answer.
+        slower, least_ms: its slowest answers may take so many times what the control's take in the same minutes, and in
+            any case so much longer.
+        miscalibrated: outcomes by prediction may be so many times the control's, or the control's so many times its,
+            where the control's are nearer to one.
+        most_novel: how many more, or fewer, of the items it shows may be hardly known to training.
+        least_users, least_requests: of each arm before ratios, and its p99, are judged.
+        least_slow: users of the challenger who met a slow answer before its p99 is judged: one user is no arm.
+    """
+
+    outcome: str = CLICK
+    planned: int = 200_000
+    alpha: float = 0.025
+    split_alpha: float = 0.03
+    fault_alpha: float = 0.001
+    harm: float = 0.0
+    most_failed: float = 0.01
+    most_empty: float = 0.02
+    slower: float = 1.5
+    least_ms: float = 5.0
+    miscalibrated: float = 1.5
+    most_novel: float = 0.2
+    least_users: int = 100
+    least_requests: int = 500
+    least_slow: int = 10
+
+    def look(
+        self,
+        control: Sums,
+        challenger: Sums,
+        *,
+        shares: tuple[float, float],
+        part: float = 1.0,
+        slower: Slower = Slower(),  # noqa: B008 - frozen
+    ) -> Look:
+        """Judges two arms as they stand now.
+
+        Args:
+            shares: what control and challenger were given.
+            part: of the α's that this stretch of the experiment may use.
+            slower: evidence that the challenger's answers take longer.
+        """
+        interval = difference(control.rate, challenger.rate, alpha=part * self.alpha, planned=self.planned)
+        users = (control.users, challenger.users)
+        p = split_p(users, shares)
+        breaches: list[str] = []
+        if mismatched(users, shares, alpha=part * self.split_alpha, planned=self.planned):
+            wanted = f"{shares[0] / sum(shares):.1%} to {shares[1] / sum(shares):.1%}"
+            breaches.append(
+                f"sample ratio: {users[0]:,} and {users[1]:,} users where {wanted} was asked for, p {p:.2g}"
+            )
+        harmed = difference(
+            control.rate.times(1 - self.harm), challenger.rate, alpha=part * self.alpha, planned=self.planned
+        )
+        if self._enough(control, challenger) and harmed.high < 0:
+            rates = f"{challenger.rate.rate:.4f} against {control.rate.rate:.4f}"
+            breaches.append(f"rate: {rates}, a difference of at most {interval.high:+.4f}")
+        breaches += self._faults(control, challenger, part * self.fault_alpha)
+        enough = min(control.requests, challenger.requests) >= self.least_requests
+        if enough and challenger.slow >= self.least_slow and slower.surely(part * self.fault_alpha):
+            breaches.append(f"p99: {challenger.p99_ms:.1f} ms against {control.p99_ms:.1f}")
+        breaches += self._drifts(control, challenger, part * self.fault_alpha)
+        return Look(interval, p, tuple(breaches))
+
+    def _enough(self, control: Sums, challenger: Sums) -> bool:
+        return min(control.rate.users, challenger.rate.users) >= self.least_users
+
+    def _faults(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
+        """What is wrong with the challenger's answers themselves, beside the control's."""
+        found: list[str] = []
+        for name, mine, theirs, most in (
+            ("requests failed", challenger.failed, control.failed, self.most_failed),
+            ("answers without an item", challenger.empty, control.empty, self.most_empty),
+        ):
+            users = (control.users, challenger.users)
+            if surely_above((theirs, mine), users, margin=most, alpha=alpha):
+                shares = f"{mine / users[1]:.1%} of the challenger's users met it, {theirs / users[0]:.1%}"
+                found.append(f"{name}: {shares} of the control's")
+        return found
+
+    def _drifts(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
+        """Scores and items that are other than they were, whatever the rates say."""
+        if not self._enough(control, challenger):
+            return []
+        found: list[str] = []
+        # Faults show early, so their sequences are at their sharpest after a hundredth of the plan.
+        planned = max(self.planned // 100, 1)
+        mine, theirs = challenger.calibration.rate, control.calibration.rate
+        above, below = (
+            difference(control.calibration.times(most), challenger.calibration, alpha=alpha, planned=planned)
+            for most in (self.miscalibrated, 1 / self.miscalibrated)
+        )
+        other = above.low > 0 or below.high < 0
+        # One that is nearer to the truth than the control mends it.
+        if other and (not mine or not theirs or abs(math.log(mine)) > abs(math.log(theirs))):
+            found.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")
+        mine, theirs = challenger.novelty.rate, control.novelty.rate
+        off = difference(control.novelty, challenger.novelty, alpha=alpha, planned=planned)
+        if off.low > self.most_novel or off.high < -self.most_novel:
+            found.append(
+                f"novelty: {mine:.1%} of the items shown were hardly known to training, {theirs:.1%} with the control"
+            )
+        return found

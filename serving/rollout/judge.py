@@ -1,0 +1,274 @@
+"""The judge of running experiments: reads what was shown and what came of it, and rolls back what breaches its rule."""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from features.errors import EventError
+from features.lock import locked
+from models.registry.registry import CHAMPION, Registry, Release
+from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
+from serving.rollout.guardrails import Rule, Sums
+from serving.rollout.impression import Impression, Shadowed, decode_impression, decode_outcome
+from serving.rollout.ledger import Ledger
+from serving.rollout.lifecycle import running, stop
+from serving.rollout.tally import Tally
+from serving.rollout.time_slices import Allowed
+from streaming.log.protocol import EventLog, Positions, Reader
+from streaming.log.topics import Topics
+
+_BATCH, _WAIT_S, _TURN_S = 2_000, 0.2, 5.0
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class ArmView:
+    """One arm as a report shows it.
+
+    Attributes:
+        users: who were shown something; outcomes: those that count, kinds: all of them by what they are.
+        failed, empty: shares of the requests.
+    """
+
+    requests: int
+    users: int
+    outcomes: int
+    rate: float
+    failed: float
+    empty: float
+    p99_ms: float
+    calibration: float | None
+    novelty: float | None
+    kinds: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an experiment stands.
+
+    Attributes:
+        since: since when its arms are what they are, in seconds since 1970; nothing before is compared.
+        estimate, low, high: the challenger's rate less the control's, and the bounds that hold at every look; None
+            where nothing is known.
+        split_p: how surprising the split of users is.
+        breaches: what ends it; empty where it goes on.
+    """
+
+    experiment: str
+    challenger: str
+    control: str
+    share: float
+    shadow: bool
+    since: int
+    arms: dict[str, ArmView]
+    estimate: float
+    low: float | None
+    high: float | None
+    split_p: float
+    breaches: tuple[str, ...]
+    shadowed: dict[str, Any] = field(default_factory=dict)
+
+
+class Judge:
+    """Reads impressions and outcomes from where its ledger stands, and goes on; says how experiments stand.
+
+    Args:
+        rule: see `Rule`.
+        familiar: items that a bundle's training knew well, by the bundle's id; the others shown are novel.
+        ledger: file of what was read before; locked while this judges. None reads both topics from their beginning.
+        copy: start from what the ledger holds and change nothing of it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        log: EventLog,
+        topics: Topics,
+        *,
+        model: str | None,
+        rule: Rule = Rule(),  # noqa: B008
+        familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+        ledger: Path | None = None,
+        copy: bool = False,
+    ) -> None:
+        self._registry = registry
+        self._log = log
+        self._topics = topics
+        self._rule = rule
+        self._familiar = familiar
+        self._champion = registry.resolve(model, CHAMPION)
+        self._bad = 0
+        self.experiments: list[Experiment] = []
+        log.create_topics(topics.partitions())
+        with contextlib.ExitStack() as held:
+            if ledger is not None and not copy:
+                held.enter_context(locked(ledger, wait_s=_TURN_S))
+            allowed = Allowed(rule.slower, rule.least_ms)
+            known = familiar(self._champion.bundle)
+            self.ledger = Ledger(ledger, copy=copy, outcome=rule.outcome, familiar=known, allowed=allowed)
+            held.callback(self.ledger.close)
+            ends, start = self._ends(), self.ledger.positions
+            if any(position > ends.get(place, 0) for place, position in start.items()):
+                # Another log, or one that was begun again: what was folded is none of it.
+                self.ledger.restart()
+                start = {}
+            self._reader: Reader = log.reader(
+                [topics.impressions, topics.outcomes], group=f"rollout-{time.time_ns()}", sole=True, start=start
+            )
+            held.callback(self._reader.close)
+            self._held = held.pop_all()
+
+    def close(self) -> None:
+        """Closes the ledger and the connection to the log."""
+        self._held.close()
+
+    def look(self, *, now: float | None = None) -> list[Standing]:
+        """Takes in what has come, and judges every experiment that runs."""
+        model = self._champion.model
+        champion = self._registry.resolve(model, CHAMPION)
+        if champion.bundle != self._champion.bundle:
+            self._champion, self.ledger.familiar = champion, self._familiar(champion.bundle)
+        self._read()
+        moment = time.time() if now is None else now
+        # Asked behind the reading: an experiment of which anything was read has been started by now, or has ended.
+        self.experiments = running(self._registry, model)
+        self.ledger.close_slices(int(1_000 * moment))
+        self.ledger.forget(int(1_000 * moment), [one.id for one in self.experiments])
+        self.ledger.keep(self._reader.position())
+        return [self._stand(one, self.experiments, moment) for one in self.experiments]
+
+    def act(self, standings: Sequence[Standing]) -> list[Release]:
+        """Rolls back what breached and still runs; the reason goes to the registry."""
+        model = self._champion.model
+        going = {one.name for one in running(self._registry, model)}
+        return [
+            stop(self._registry, model, one.experiment, why="rolled back: " + "; ".join(one.breaches))
+            for one in standings
+            if one.breaches and one.experiment in going
+        ]
+
+    @property
+    def aside(self) -> dict[str, int]:
+        """Messages that were set aside, by reason."""
+        found = dict(self.ledger.aside)
+        if self.ledger.waiting:
+            found["unknown impression"] = self.ledger.waiting
+        if self._bad:
+            found["undecodable"] = self._bad
+        return found
+
+    def _ends(self) -> Positions:
+        return {
+            (topic, part): end
+            for topic in (self._topics.impressions, self._topics.outcomes)
+            for part, end in self._log.end_offsets(topic).items()
+        }
+
+    def _read(self) -> None:
+        ends = self._ends()
+        while any(self._reader.position().get(place, 0) < end for place, end in ends.items()):
+            for message in self._reader.poll(_BATCH, _WAIT_S):
+                try:
+                    if message.topic == self._topics.outcomes:
+                        self.ledger.note(decode_outcome(message.value))
+                    else:
+                        self._show(decode_impression(message.value))
+                except EventError:
+                    self._bad += 1
+            self.ledger.keep(self._reader.position())
+
+    def _show(self, message: Impression | Shadowed) -> None:
+        if isinstance(message, Shadowed) or message.model == self._champion.model:
+            self.ledger.show(message)
+
+    def _stand(self, one: Experiment, experiments: Sequence[Experiment], now: float) -> Standing:
+        shares = expected_shares(one, experiments, now)
+        arms = self.ledger.arms(one.id, one.epoch(now))
+        sums = {name: tally.sums() for name, tally in arms.items()}
+        slower = self.ledger.slower(one.id, one.epoch(now))
+        look = None
+        if not one.shadow and min(shares) > 0:
+            look = self._rule.look(sums[CONTROL], sums[CHALLENGER], shares=shares, part=one.part(), slower=slower)
+        return Standing(
+            experiment=one.name,
+            challenger=one.challenger,
+            control=one.control,
+            share=one.share(now),
+            shadow=one.shadow,
+            since=one.epoch(now),
+            arms={name: view(tally, sums[name]) for name, tally in arms.items()},
+            estimate=look.interval.estimate if look else 0.0,
+            low=finite(look.interval.low) if look else None,
+            high=finite(look.interval.high) if look else None,
+            split_p=look.split_p if look else 1.0,
+            breaches=look.breaches if look else (),
+            shadowed=self.ledger.shadowed(one.id) if one.shadow else {},
+        )
+
+
+@contextlib.contextmanager
+def judging(
+    registry: Registry,
+    log: EventLog,
+    topics: Topics,
+    *,
+    model: str | None,
+    rule: Rule,
+    familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
+    ledger: Path | None = None,
+    copy: bool = False,
+) -> Iterator[Judge]:
+    """A judge, closed in order."""
+    judge = Judge(registry, log, topics, model=model, rule=rule, familiar=familiar, ledger=ledger, copy=copy)
+    with contextlib.closing(judge):
+        yield judge
+
+
+def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Rule) -> Path:
+    """The file of the ledger of a model's experiments on a log, by what counts in it."""
+    made_of = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
+    return home / "judge" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.sqlite"
+
+
+def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callable[[str], frozenset[str]]:
+    """Items with five positive events or more in a bundle's training, by the bundle's id."""
+
+    def find(bundle: str) -> frozenset[str]:
+        items = registry.open(registry.release(model, bundle), cache).items
+        return frozenset(items.filter(pl.col("train_positives") >= _FEW)["item_id"].to_list())
+
+    return find
+
+
+def view(tally: Tally, sums: Sums) -> ArmView:
+    """An arm for those who read."""
+    requests, (failed, empty) = tally.requests, tally.faults()
+    return ArmView(
+        requests=requests,
+        users=sums.rate.users,
+        outcomes=int(sums.rate.outcomes),
+        rate=sums.rate.rate,
+        failed=failed / max(requests, 1),
+        empty=empty / max(requests, 1),
+        p99_ms=sums.p99_ms,
+        calibration=sums.calibration.rate if sums.calibration.exposure else None,
+        novelty=sums.novelty.rate if sums.novelty.exposure else None,
+        kinds=dict(tally.kinds.most_common()),
+    )
+
+
+def finite(bound: float) -> float | None:
+    """A bound, or None for an infinite one, which JSON cannot say."""
+    return bound if math.isfinite(bound) else None
+
+
+def surely(low: float | None, high: float | None) -> str:
+    """Bounds in words."""
+    return "too few users for bounds" if low is None or high is None else f"surely in {low:+.4f} to {high:+.4f}"

@@ -1,0 +1,47 @@
+"""What a judge saw of an experiment, look by look, kept with the challenger's run: for the console, and for later."""
+
+from dataclasses import asdict
+from typing import Any
+
+from features.errors import TesseraError
+from models.registry.registry import Registry
+from serving.rollout.experiment import Experiment
+from serving.rollout.judge import Standing
+
+_MOST = 240
+
+
+def looks_name(experiment: Experiment) -> str:
+    """Where an experiment's looks are kept, among its challenger's documents."""
+    return f"rollouts/{experiment.name}-{experiment.started}.json"
+
+
+class Looks:
+    """Notes looks; old ones are thinned out, so that a long experiment's fit on a page."""
+
+    def __init__(self, registry: Registry, model: str) -> None:
+        self._registry = registry
+        self._model = model
+        self._held: dict[str, list[dict[str, Any]]] = {}
+
+    def note(self, experiment: Experiment, standing: Standing, now: float) -> None:
+        """Adds a look, and writes all of the experiment's."""
+        release = self._registry.release(self._model, experiment.challenger)
+        name = looks_name(experiment)
+        if name not in self._held:
+            self._held[name] = list((self._registry.recorded(release, name) or {}).get("looks", ()))
+        looks = self._held[name]
+        looks.append({"at": now} | asdict(standing))
+        if len(looks) > _MOST:
+            half = len(looks) // 2
+            looks[:half] = looks[:half:2]
+        self._registry.record(release, name, {"experiment": experiment.name, "looks": looks})
+
+
+def looks_of(registry: Registry, model: str, experiment: Experiment) -> list[dict[str, Any]]:
+    """The looks at an experiment, oldest first; none where nobody judged it, or its challenger is gone."""
+    try:
+        release = registry.release(model, experiment.challenger)
+        return list((registry.recorded(release, looks_name(experiment)) or {}).get("looks", ()))
+    except TesseraError:
+        return []

@@ -1,0 +1,368 @@
+"""The online store: where the stream puts the newest rows and records, and servers read them.
+
+A store holds, for each bundle, one table of embedding rows and any number of kinds of records (items, user
+histories). Every write carries a sequence number and **the highest one wins**, so that any number of writers may
+write the same things in any order, twice, or again after a crash, and the store ends in the same state: it is a fold
+by maximum. The contract suite in `tests/contract/test_online_store.py` holds every implementation to it.
+
+Letters: N rows of one request, R rows of the table, D its dimension.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import StoreError
+from models.bundle import record
+
+Int64: TypeAlias = NDArray[np.int64]
+Float32: TypeAlias = NDArray[np.float32]
+
+NEVER = -1
+"""What `read_seqs` says of a row that was never written; below every sequence number, 0 included."""
+
+STORAGES = ("float32", "float16", "int8")
+"""How rows may be kept, from exact to small."""
+
+FOLLOWED = frozenset({record.ITEM, record.ADMITTED})
+"""Kinds of records whose writes are listed for followers; a list of all users' would take room for nobody."""
+
+MAX_SEQ = 2**48 - 2
+"""The highest sequence number: stores keep seq + 1 in six bytes, where 0 means never written."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A bundle's table: `rows` (R) by `dim` (D), and how a row's numbers are kept.
+
+    `storage` float32 keeps every bit; float16 rounds to 11 bits; int8 keeps 8 bits and the row's own scale.
+    """
+
+    rows: int
+    dim: int
+    storage: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.storage not in STORAGES:
+            raise StoreError(f"storage must be one of {', '.join(STORAGES)}, not {self.storage!r}")
+        for name in ("rows", "dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise StoreError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows of {self.dim} dimensions in {self.storage}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Writes to a kind of records.
+
+    Attributes:
+        ids: of the records that were written, in order, repeated or not.
+        cursor: names the last of these writes.
+        lost: see `OnlineStore.changes`; then there are no ids.
+    """
+
+    ids: list[str]
+    cursor: str
+    lost: bool
+
+
+class OnlineStore(Protocol):
+    """Rows and records by bundle; the highest sequence number wins.
+
+    Guarantees: a row or record is written whole or not at all, and a reader never sees half of one. A call that
+    writes several of them is not a transaction: after a failure some may be written, and the same call again
+    completes it. A write that has returned is seen by every later read. Sequence numbers lie in 0..`MAX_SEQ`; an
+    equal one does not overwrite, hence a replay changes nothing. Everything may be called from several threads.
+    Arguments of a wrong type, shape, dtype or range are refused with a `StoreError` before anything is written.
+    """
+
+    def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
+        """Make room for a table, so that its rows can be written; the same call again does nothing.
+
+        Not while another process is dropping the same bundle: what it removes could be the new table's.
+
+        Raises:
+            StoreError: the bundle has a table of another shape or storage.
+        """
+        ...
+
+    def table(self, bundle: str) -> Table:
+        """The bundle's table; raises StoreError when there is none."""
+        ...
+
+    def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
+        """Write each row whose sequence number is above the stored one; the streaming path.
+
+        Args:
+            bundle: a bundle with a table.
+            rows: (N,) int64 in 0..R-1, in any order. Of a row that comes several times the highest sequence number
+                is taken, of equal ones the first.
+            seqs: (N,) int64.
+            vectors: (N, D) float32, finite; kept as the table's storage says.
+            again: write also where the numbers are equal, which mends a damaged row and changes no sound one.
+
+        Returns:
+            How many distinct rows were written. After a connection was lost and the call was sent again this may be
+            too low, as rows that the first try wrote are not written twice.
+
+        Raises:
+            StoreError: the bundle is not loaded, or an argument is wrong.
+        """
+        ...
+
+    def load_rows(self, bundle: str, vectors: Float32, *, seq: int) -> None:
+        """Write the whole table at one sequence number, fast; the snapshot path.
+
+        Equal to `write_rows` of all rows: a row whose stored number is not below `seq` stays as it is, so that the
+        stream may already be writing.
+
+        Args:
+            bundle: a bundle with a table.
+            vectors: (R, D) float32, finite.
+            seq: the snapshot's sequence number, 0 for the first.
+        """
+        ...
+
+    def read_rows(self, bundle: str, rows: Int64) -> Float32:
+        """Read vectors in one round trip; the ranker's path.
+
+        Args:
+            bundle: a bundle with a table.
+            rows: (N,) int64 in 0..R-1, in any order, repeated or not.
+
+        Returns:
+            (N, D) float32 in the order of `rows`, the caller's own; zeros where a row was never written.
+
+        Raises:
+            StoreError: the bundle is not loaded, or a row is out of range.
+        """
+        ...
+
+    def read_seqs(self, bundle: str, rows: Int64) -> Int64:
+        """Read sequence numbers in one round trip: (N,) int64 as `rows`, `NEVER` (-1) where never written."""
+        ...
+
+    def read_table(self, bundle: str) -> tuple[Float32, Int64]:
+        """Read everything, as a mirror does when it starts: vectors (R, D) float32 and their seqs (R,) int64.
+
+        Each row goes with its own sequence number, but rows are read at slightly different moments. Folding the log
+        on top, by the same rule, from an offset before the call makes it exact.
+        """
+        ...
+
+    def write_records(
+        self,
+        bundle: str,
+        kind: str,
+        ids: Sequence[str],
+        seqs: Sequence[int],
+        payloads: Sequence[bytes],
+        *,
+        again: bool = False,
+    ) -> int:
+        """Write each record whose sequence number is above the stored one; repeats are treated as in `write_rows`.
+
+        Records need no table: a bundle's items may arrive before its rows do.
+
+        Args:
+            bundle: any bundle.
+            kind: what the records are, such as "item"; ids are unique within one kind.
+            ids: N ids.
+            seqs: N sequence numbers.
+            payloads: N times bytes, never looked into.
+            again: as in `write_rows`.
+
+        Returns:
+            How many distinct records were written.
+        """
+        ...
+
+    def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
+        """Read records in one round trip, in the order of `ids`; None where there is none."""
+        ...
+
+    def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
+        """Reads all records of a kind, in any order and some at a time: lists of ids and payloads.
+
+        What is there from the first list to the last comes, and may come twice; what is written or removed meanwhile
+        may come or not.
+        """
+        ...
+
+    def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
+        """Lists ids in the order in which they were written, from a cursor on, and not all of them at once.
+
+        The store keeps the last few thousand writes of a kind. A follower asks with the cursor that the call before
+        gave until no ids come; "" begins.
+
+        Args:
+            bundle: any bundle.
+            kind: one of `FOLLOWED`.
+            cursor: names the last write that the follower knows.
+
+        Returns:
+            `lost` where the store does not know that write: the follower never asked before, asks too late, or the
+            store was dropped, emptied or has gone back to an older state. Whoever then scans all records and goes on
+            from the new cursor misses nothing.
+        """
+        ...
+
+    def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
+        """Remove records; ids that are not there do no harm, and followers are not told."""
+        ...
+
+    def drop(self, bundle: str) -> None:
+        """Remove the bundle's table and all its records; nothing happens when there is no such bundle."""
+        ...
+
+    def expire(self, bundle: str, *, after_s: float) -> None:
+        """Let a bundle with a table go after a time, as `drop` would, unless it is kept; until then all works.
+
+        For one that no server answers from any more. Nobody needs to be there when the time comes.
+
+        Raises:
+            StoreError: the bundle has no table.
+        """
+        ...
+
+    def keep(self, bundle: str) -> bool:
+        """Call off `expire`; returns whether the bundle is there, whole, to stay.
+
+        One whose time has nearly come is dropped instead: it must be loaded again.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        ...
+
+    def renew(self, bundle: str, *, least_s: float) -> None:
+        """Puts off the time of a bundle that is to expire where less than `least_s` are left, to twice as much.
+
+        For whoever still answers from a bundle that another server lets go of. Nothing happens to one that stays.
+        """
+        ...
+
+    def incarnation(self) -> str:
+        """Which start of the server answers: what was written to another one may have been lost with it."""
+        ...
+
+    def ping(self) -> None:
+        """Return when the store answers.
+
+        Raises:
+            StoreError: it does not.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; twice does no harm."""
+        ...
+
+
+def check_name(argument: str, name: str) -> None:
+    """Refuse a bundle or kind that cannot be part of a key."""
+    if not isinstance(name, str) or not name or any(c in "{}" for c in name) or not name.isprintable():
+        raise StoreError(f"{argument} must be a non-empty printable string without braces, not {name!r}")
+
+
+def check_rows(table: Table, rows: Int64) -> None:
+    """Refuse rows that are not (N,) int64 in 0..R-1."""
+    _check_array("rows", rows, dtype=np.int64, shape=(None,))
+    if rows.size and (rows.min() < 0 or rows.max() >= table.rows):
+        position = int(np.argmax((rows < 0) | (rows >= table.rows)))
+        raise StoreError(
+            f"rows[{position}] is {rows[position]}, but the table has rows 0..{table.rows - 1}; "
+            "hash with the HashSpec of the same bundle"
+        )
+
+
+def check_write(table: Table, rows: Int64, seqs: Int64, vectors: Float32) -> None:
+    """Refuse rows, sequence numbers and vectors that do not fit the table or each other."""
+    check_rows(table, rows)
+    _check_array("seqs", seqs, dtype=np.int64, shape=(len(rows),))
+    if seqs.size:
+        check_seq("seqs", int(seqs.min()))
+        check_seq("seqs", int(seqs.max()))
+    check_vectors(vectors, rows=len(rows), dim=table.dim)
+
+
+def check_vectors(vectors: Float32, *, rows: int, dim: int) -> None:
+    """Refuse vectors that are not (rows, dim) finite float32: one NaN in a table spreads to every score it meets."""
+    _check_array("vectors", vectors, dtype=np.float32, shape=(rows, dim))
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        position = int(np.argmin(finite))
+        raise StoreError(f"vectors[{position}] holds NaN or infinity; find the step that diverged, and do not store it")
+
+
+def check_followed(kind: str) -> None:
+    """Refuse a kind whose writes are not listed."""
+    if kind not in FOLLOWED:
+        raise StoreError(f"kind must be one of {', '.join(sorted(FOLLOWED))} to be followed, not {kind!r}")
+
+
+def check_seq(argument: str, seq: int) -> None:
+    """Refuse a sequence number outside 0..MAX_SEQ."""
+    if not isinstance(seq, int) or not 0 <= seq <= MAX_SEQ:
+        raise StoreError(f"{argument} must be whole numbers in 0..2**48-2, not {seq!r}")
+
+
+def newest_rows(rows: Int64, seqs: Int64) -> Int64:
+    """Positions of the row versions to keep: (M,) int64, one for each distinct row, ascending by row.
+
+    The highest sequence number is kept, of equal ones the first, as if the versions were written one after another.
+    """
+    order = np.lexsort((-seqs, rows))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = np.diff(rows[order]) != 0
+    return order[first]
+
+
+def newest_records(
+    ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
+) -> list[tuple[bytes, int, bytes]]:
+    """Check records and keep the newest version of each: (id as UTF-8, seq, payload) in order of first appearance."""
+    if not len(ids) == len(seqs) == len(payloads):
+        raise StoreError(
+            f"ids, seqs and payloads must be equally long, not {len(ids)}, {len(seqs)} and {len(payloads)}"
+        )
+    newest: dict[bytes, tuple[int, bytes]] = {}
+    for name, seq, payload in zip(encode_ids(ids), seqs, payloads, strict=True):
+        check_seq("seqs", seq)
+        if not isinstance(payload, bytes):
+            raise StoreError(f"payloads must be bytes, not {type(payload).__name__}; encode them first")
+        if name not in newest or seq > newest[name][0]:
+            newest[name] = (seq, payload)
+    return [(name, seq, payload) for name, (seq, payload) in newest.items()]
+
+
+def encode_ids(ids: Sequence[str]) -> list[bytes]:
+    """The ids as UTF-8, which a lone surrogate from a JSON escape does not have."""
+    if isinstance(ids, str):
+        raise StoreError(f"ids must be a sequence of strings, not the one string {ids!r}; put it in a list")
+    try:
+        return [name.encode() for name in ids]
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise StoreError(f"ids must be strings that UTF-8 can write: {error}") from error
+
+
+def not_loaded(bundle: str) -> StoreError:
+    """The error for a table that the store does not hold."""
+    return StoreError(f"bundle {bundle!r} is not loaded in the online store; call create_table and load_rows first")
+
+
+def _check_array(argument: str, array: Any, *, dtype: type, shape: tuple[int | None, ...]) -> None:
+    wanted = (
+        f"a numpy array of {np.dtype(dtype).name} and shape ({', '.join('N' if n is None else str(n) for n in shape)})"
+    )
+    if not isinstance(array, np.ndarray):
+        raise StoreError(f"{argument} must be {wanted}, not {type(array).__name__}")
+    fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=False))
+    if array.dtype != dtype or not fits:
+        raise StoreError(f"{argument} must be {wanted}, not {array.dtype} and shape {array.shape}")

@@ -1,0 +1,181 @@
+"""Proof and repair of a store: `verify` holds it against the fold of the log, `replay` fills it from the fold."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import StoreError
+from models.bundle import record
+from models.bundle.bundle import Bundle
+from serving.store.fill import load_bundle, require_loaded
+from serving.store.page import pack, unpack
+from serving.store.protocol import OnlineStore
+from serving.store.writer import filling_of, note_position, position_of
+from streaming.fold import Fold
+from streaming.log.protocol import EventLog
+from streaming.log.topics import Topics
+from streaming.snapshot import Snapshot
+
+_CHUNK = 10_000
+_CATCH_UP_S = 30.0
+_TRIES = 20
+# Records that follow from the way a store was filled; what they say is in the items and the sketch.
+_DERIVED = frozenset({record.ADMITTED})
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared.
+
+    Attributes:
+        seq: of the last micro-batch in the fold.
+        rows, records: compared.
+        difference: the first one, or "".
+    """
+
+    seq: int
+    rows: int
+    records: int
+    difference: str
+
+
+def replay(
+    log: EventLog,
+    bundle: Bundle,
+    store: OnlineStore,
+    topics: Topics,
+    snapshot: Snapshot | None,
+    *,
+    storage: str = "float32",
+) -> Verified:
+    """Fills a store from snapshot and log, while it may be read and written.
+
+    Every row and record is written at its own sequence number, also where the store has that number already: what
+    was damaged is mended, and what is newer stays.
+    """
+    load_bundle(store, bundle, storage=storage)
+    fold = Fold(log, bundle, topics, snapshot)
+    fold.advance()
+    for start in range(0, len(fold.seqs), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(fold.seqs)))
+        store.write_rows(bundle.id, rows, fold.seqs[rows], fold.weight[rows], again=True)
+    for kind, ids, seqs, payloads in _by_kind(fold):
+        store.write_records(bundle.id, kind, ids, seqs, payloads, again=True)
+    note_position(store, bundle.id, topics.deltas, filling_of(store, bundle.id), fold.position)
+    return Verified(fold.seq, len(fold.seqs), len(fold.records), "")
+
+
+def verify(
+    log: EventLog,
+    bundle: Bundle,
+    store: OnlineStore,
+    topics: Topics,
+    *,
+    snapshot: Snapshot | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> Verified:
+    """Compares a store with the fold of the log, while the stream may be running.
+
+    Args:
+        snapshot: where the fold begins; by default at the bundle, from the first delta on.
+        sample: rows to compare, drawn by `seed`; all by default.
+
+    Raises:
+        StoreError: the store's writer does not catch up with the log.
+    """
+    require_loaded(store, bundle)
+    fold = Fold(log, bundle, topics, snapshot)
+    fold.advance()
+    _await(store, bundle.id, topics, fold.behind)
+    rows = np.arange(len(fold.seqs))
+    if sample is not None and sample < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
+    left = rows
+    for _ in range(_TRIES):
+        wrong, newer = _compare(store, bundle.id, fold, left)
+        if len(wrong) or not len(newer):
+            break
+        left = newer
+        fold.advance()
+    else:
+        wrong = left
+    if len(wrong):
+        return Verified(fold.seq, len(rows), 0, _row_difference(store, bundle.id, fold, int(wrong[0])))
+    compared, difference = _compare_records(store, bundle.id, fold)
+    return Verified(fold.seq, len(rows), compared, difference)
+
+
+def _await(store: OnlineStore, bundle: str, topics: Topics, position: int) -> None:
+    give_up = time.monotonic() + _CATCH_UP_S
+    at = -1
+    while at < position:
+        at = position_of(store, bundle, topics.deltas) or 0
+        if at < position:
+            if time.monotonic() > give_up:
+                raise StoreError(
+                    f"the store has the deltas up to {at}, the log up to {position}: no writer is running, or it is "
+                    "stuck; run `tessera stream --once`, or `tessera replay`"
+                )
+            time.sleep(0.05)
+
+
+def _compare(
+    store: OnlineStore, bundle: str, fold: Fold, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows (n,) that differ, and those that are newer in the store than in the fold."""
+    table = store.table(bundle)
+    before = store.read_seqs(bundle, rows)
+    found = store.read_rows(bundle, rows)
+    after = store.read_seqs(bundle, rows)
+    newer = (after > fold.seqs[rows]) | (before != after)
+    expected = unpack(pack(table, fold.weight[rows]))
+    equal = (found.view(np.uint32) == expected.view(np.uint32)).all(axis=1) & (after == fold.seqs[rows])
+    return rows[~equal & ~newer], rows[newer]
+
+
+def _row_difference(store: OnlineStore, bundle: str, fold: Fold, row: int) -> str:
+    one = np.array([row])
+    expected = unpack(pack(store.table(bundle), fold.weight[one]))[0]
+    return (
+        f"row {row}: seq {store.read_seqs(bundle, one)[0]}, the log's fold has {fold.seqs[row]}; "
+        f"vector {store.read_rows(bundle, one)[0][:4]}…, the fold's {expected[:4]}…"
+    )
+
+
+def _compare_records(store: OnlineStore, bundle: str, fold: Fold) -> tuple[int, str]:
+    compared = 0
+    for kind, ids, _, payloads in _by_kind(fold):
+        if kind in _DERIVED:
+            continue
+        for _ in range(_TRIES):
+            found = store.read_records(bundle, kind, ids)
+            wrong = [name for name, old, new in zip(ids, found, payloads, strict=True) if old != new]
+            if not wrong or not fold.advance():
+                break
+            payloads = [fold.records[kind, name][1] for name in ids]
+        if wrong:
+            state = "is missing" if found[ids.index(wrong[0])] is None else "is another one"
+            return compared, f"{kind} {wrong[0]!r}: the store's record {state} than the log's fold has"
+        compared += len(ids)
+    for kind in (record.ITEM, record.HISTORY):
+        for _ in range(_TRIES):
+            held = (name for chunk in store.scan_records(bundle, kind) for name, _ in chunk)
+            unknown = [name for name in held if (kind, name) not in fold.records]
+            if not unknown or not fold.advance():
+                break
+        if unknown:
+            return compared, f"{kind} {unknown[0]!r}: the store has a record, and the log's fold has none"
+    return compared, ""
+
+
+def _by_kind(fold: Fold) -> Iterator[tuple[str, list[str], list[int], list[bytes]]]:
+    for kind in dict.fromkeys(kind for kind, _ in fold.records):
+        names = [name for found, name in fold.records if found == kind]
+        for start in range(0, len(names), _CHUNK):
+            part = names[start : start + _CHUNK]
+            found = [fold.records[kind, name] for name in part]
+            yield kind, part, [seq for seq, _ in found], [payload for _, payload in found]

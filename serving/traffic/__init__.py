@@ -1,0 +1,1 @@
+"""Traffic: the bundle that answers a request, challengers and shadows, recorded impressions."""

@@ -1,0 +1,104 @@
+"""Challengers in the shadow: they rank what the champion ranked, after it was sent, and nobody sees it.
+
+One thread and a short queue. A shadow ranks while no request is being answered, since it would take its time from that
+one; where no such moment comes soon it goes without. So under load shadows are the first to be shed.
+"""
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from serving.load_state import State
+from serving.metrics import Metrics
+from serving.ranking.service import RankService
+from serving.rollout.impression import Impression, Shadowed
+from serving.traffic.recorder import Recorder
+
+_LOGGER = logging.getLogger(__name__)
+_MOST = 16
+_PATIENCE_S, _LOOK_S = 0.05, 0.001
+
+
+@dataclass(frozen=True)
+class _Job:
+    experiment: str
+    service: RankService
+    shown: Impression
+
+
+class Shadows:
+    """Ranks again what was shown.
+
+    Args:
+        recorder: takes what came of it.
+        state: says how many requests are being answered.
+    """
+
+    def __init__(self, recorder: Recorder, metrics: Metrics, state: State) -> None:
+        self._recorder = recorder
+        self._metrics = metrics
+        self._state = state
+        self._queue: queue.Queue[_Job | None] = queue.Queue(_MOST)
+        self._thread = threading.Thread(target=self._run, name="shadows", daemon=True)
+        self._thread.start()
+
+    def offer(self, shadows: tuple[tuple[str, RankService], ...], shown: Impression) -> None:
+        """Ranks in the background, where there is room; returns at once."""
+        for experiment, service in shadows:
+            try:
+                self._queue.put_nowait(_Job(experiment, service, shown))
+            except queue.Full:
+                self._metrics.shadows.labels("shed").inc()
+
+    def close(self) -> None:
+        """Ends after the job in hand."""
+        self._queue.put(None)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            if not self._quiet():
+                self._metrics.shadows.labels("shed").inc()
+                continue
+            found = _ranked(job)
+            self._metrics.shadows.labels("failed" if found.failed else "ranked").inc()
+            self._recorder.put(found)
+
+    def _quiet(self) -> bool:
+        """Waits for a moment in which no request is being answered; says whether one came."""
+        give_up = time.monotonic() + _PATIENCE_S
+        while self._state.in_flight:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(_LOOK_S)
+        return True
+
+
+def _ranked(job: _Job) -> Shadowed:
+    try:
+        return _compared(job, job.shown)
+    except Exception as error:
+        # Whatever a challenger raises is a figure of the experiment, and no concern of anybody's request.
+        _LOGGER.warning("shadow %s: %s: %s", job.experiment, type(error).__name__, error)
+        return Shadowed(job.shown.id, job.experiment, job.shown.time_ms, failed=True)
+
+
+def _compared(job: _Job, shown: Impression) -> Shadowed:
+    began = time.perf_counter()
+    again = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
+    ms = 1_000 * (time.perf_counter() - began)
+    mine, theirs = np.array(shown.scores), np.array([again[item] for item in shown.items])
+    together = len(mine) > 1 and mine.std() > 0 and theirs.std() > 0
+    return Shadowed(
+        shown.id,
+        job.experiment,
+        shown.time_ms,
+        correlation=float(spearmanr(mine, theirs).statistic) if together else None,
+        drift=float((theirs - mine).mean()) if len(mine) else 0.0,
+        ms=ms,
+    )

@@ -1,0 +1,276 @@
+"""The event log on a Kafka cluster."""
+
+import difflib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, OffsetSpec
+from kafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, for_code
+from kafka.protocol.consumer import IsolationLevel
+
+from features.errors import LogError
+from streaming.log.kafka.client import (
+    CONNECTION,
+    CONSUMER,
+    NO_SUCH_TOPIC,
+    PRODUCER,
+    REQUEST_MS,
+    SESSION_TIMEOUT_MS,
+    TRANSACTION_BATCH_BYTES,
+    as_message,
+    check_address,
+    told,
+    topic_config,
+)
+from streaming.log.kafka.reader import KafkaFollower, KafkaReader, KafkaSoleReader
+from streaming.log.kafka.transaction import KafkaTransactor
+from streaming.log.protocol import (
+    Kept,
+    Message,
+    Positions,
+    check_partitions,
+    check_size,
+    unknown_partition,
+    unknown_topic,
+)
+
+_STALL_S = 30.0
+_ASK_EVERY_S = 1.0
+
+
+class KafkaLog:
+    """The event log on a Kafka cluster; see `EventLog` for the contract.
+
+    Topics are created with unlimited retention, because the log is what all other state is rebuilt from; change it on
+    the broker where that is too much. A reader whose committed position was deleted goes on at the oldest message.
+
+    Args:
+        address: `host:port` of any broker, several separated by commas.
+        replication_factor: copies of each partition of created topics.
+        client_options: kafka-python's connection options (`security_protocol`, `ssl_cafile`, `sasl_mechanism`, …).
+
+    Raises:
+        LogError: an option is unknown, or no broker answers.
+    """
+
+    def __init__(self, address: str, *, replication_factor: int = 1, **client_options: Any) -> None:
+        for name in sorted(client_options.keys() - KafkaAdminClient.DEFAULT_CONFIG.keys()):
+            near = difflib.get_close_matches(name, KafkaAdminClient.DEFAULT_CONFIG, 1)
+            raise LogError(f"client option {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
+        self._address = "" if client_options.keys() & {"proxy_url", "socks5_proxy"} else address
+        self._make_sure()
+        self._options = {**CONNECTION, "bootstrap_servers": address.split(","), **client_options}
+        self._replication_factor = replication_factor
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        self._turn = count()
+        self._producer: KafkaProducer | None = None
+        self._appended = time.monotonic()
+        self._idle: list[KafkaConsumer] = []
+        with told(f"address: {address} listens, but does not answer as a Kafka broker; check port, TLS and SASL"):
+            self._admin = KafkaAdminClient(**self._options)
+
+    def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
+        check_partitions(partitions)
+        with told(f"create topics {', '.join(sorted(partitions))}"):
+            missing = partitions.keys() - set(self._admin.list_topics())
+            new = {
+                topic: {
+                    "num_partitions": partitions[topic],
+                    "replication_factor": self._replication_factor,
+                    "configs": topic_config((kept or {}).get(topic, Kept())),
+                }
+                for topic in missing
+            }
+            if new:
+                # Another process may create them at this moment; that is as good.
+                with suppress(TopicAlreadyExistsError):
+                    self._admin.create_topics(new)
+                self._admin.wait_for_topics(list(new))
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """The topic's settings on the broker that are not the broker's defaults."""
+        with told(f"settings of {topic!r}"):
+            found = self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        return {name: str(setting["value"]) for name, setting in found["topic"][topic].items()}
+
+    def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
+        if time.monotonic() - self._appended > _ASK_EVERY_S:
+            # The client would keep the messages for minutes before it says that nobody is there.
+            self._make_sure()
+        with told(f"append to {topic!r}"):
+            with self._lock:
+                if self._producer is None:
+                    self._producer = KafkaProducer(**{**PRODUCER, **self._options})
+                producer = self._producer
+            try:
+                sent = [self.send(producer, topic, key, value) for key, value in messages]
+                producer.flush(timeout=REQUEST_MS / 1000)
+            except KafkaTimeoutError:
+                # What it still holds is given up here, or it would be written beside what the caller sends again.
+                with self._lock:
+                    self._producer = None
+                producer.close(timeout=0)
+                raise
+            for one in sent:
+                one.get(timeout=0)
+        self._appended = time.monotonic()
+
+    def _make_sure(self) -> None:
+        if self._address:
+            check_address(self._address)
+
+    def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any:
+        """Hand one message to a producer; returns its future. A key's partition is the one Java clients choose."""
+        check_size(topic, key, value)
+        if topic not in self._counts:
+            self._counts[topic] = self._partition_count(topic)
+        partition = next(self._turn) % self._counts[topic] if key is None else None
+        return producer.send(topic, value, key=key, partition=partition)
+
+    def _partition_count(self, topic: str) -> int:
+        with told(f"topic {topic!r}"):
+            (found,) = self._admin.describe_topics([topic])
+            if found["error_code"] in NO_SUCH_TOPIC:
+                raise unknown_topic(topic, (name for name in self._admin.list_topics() if not name.startswith("__")))
+            if found["error_code"]:
+                raise for_code(found["error_code"])()
+            return len(found["partitions"])
+
+    def reader(
+        self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
+    ) -> KafkaReader:
+        places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
+        if sole:
+            with told(f"reader of group {group!r}"):
+                consumer = self._consumer(group_id=group)
+                consumer.assign(places)
+            return KafkaSoleReader(consumer, group, start)
+        with told(f"reader of group {group!r}"):
+            # A reader that dies holds its partitions for the session's timeout; the client's default is 45 s.
+            consumer = self._consumer(group_id=group, session_timeout_ms=SESSION_TIMEOUT_MS)
+            consumer.subscribe(list(topics))
+            # Joining before the topics' metadata is there gives an empty assignment first and a second one later.
+            for topic in topics:
+                consumer.partitions_for_topic(topic)
+        return KafkaReader(consumer, group)
+
+    def follow(self, topic: str, start: int) -> KafkaFollower:
+        self._partition_count(topic)
+        place = TopicPartition(topic, 0)
+        with told(f"follow {topic!r}"):
+            consumer = self._consumer()
+            self._seek(consumer, place, start)
+        return KafkaFollower(consumer, place)
+
+    @staticmethod
+    def _seek(consumer: KafkaConsumer, place: TopicPartition, start: int) -> None:
+        consumer.assign([place])
+        kept = consumer.beginning_offsets([place], timeout_ms=REQUEST_MS)[place]
+        if start < kept:
+            raise LogError(
+                f"start: topic {place.topic!r} partition {place.partition} keeps messages from {kept} on, got "
+                f"{start}; start there, from a snapshot that is new enough"
+            )
+        consumer.seek(place, start)
+
+    def _consumer(self, **options: Any) -> KafkaConsumer:
+        return KafkaConsumer(**{**CONSUMER, **self._options, **options})
+
+    def transactor(self, transactional_id: str) -> KafkaTransactor:
+        own = {"transactional_id": transactional_id, "batch_size": TRANSACTION_BATCH_BYTES}
+        with told(f"transactor {transactional_id!r}"):
+            producer = KafkaProducer(**{**PRODUCER, **self._options, **own})
+            try:
+                producer.init_transactions()
+            except BaseException:
+                producer.close(timeout=0)
+                raise
+        return KafkaTransactor(self, producer, transactional_id)
+
+    def committed(self, topics: Sequence[str], *, group: str) -> Positions:
+        places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
+        with told(f"committed positions of group {group!r}"):
+            # A consumer that never joins, not the admin client: it waits for a transaction that is being settled.
+            consumer = self._consumer(group_id=group)
+            try:
+                found = {tuple(place): consumer.committed(place, timeout_ms=REQUEST_MS) for place in places}
+                return {place: at for place, at in found.items() if at is not None}
+            finally:
+                consumer.close(autocommit=False)
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        places = {TopicPartition(topic, n): OffsetSpec.LATEST for n in range(self._partition_count(topic))}
+        with told(f"end offsets of {topic!r}"):
+            # With READ_COMMITTED the broker answers with the last stable offset.
+            found = self._admin.list_partition_offsets(places, isolation_level=IsolationLevel.READ_COMMITTED)
+        return {place.partition: found[place].offset for place in sorted(found)}
+
+    def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
+        places = [TopicPartition(topic, n) for n in range(self._partition_count(topic))]
+        ends = self.end_offsets(topic)
+        with told(f"offsets of {topic!r} at {timestamp_ms}"):
+            consumer = self._idle.pop() if self._idle else self._consumer()
+            try:
+                # Not by time where all are wanted: what follows the last message counts as kept.
+                if timestamp_ms <= 0:
+                    kept = consumer.beginning_offsets(places, timeout_ms=REQUEST_MS)
+                    return {place.partition: min(at, ends[place.partition]) for place, at in kept.items()}
+                found = consumer.offsets_for_times(dict.fromkeys(places, timestamp_ms), timeout_ms=REQUEST_MS)
+            finally:
+                self._idle.append(consumer)
+        return {
+            place.partition: min(at.offset, ends[place.partition]) if at is not None else ends[place.partition]
+            for place, at in found.items()
+        }
+
+    def identity(self, topic: str) -> str:
+        with told(f"topic {topic!r}"):
+            self._partition_count(topic)
+            (found,) = self._admin.describe_topics([topic])
+        return str(found["topic_id"])
+
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
+        ends = self.end_offsets(topic)
+        if partition not in ends:
+            raise unknown_partition(topic, partition, len(ends))
+        return self._read(TopicPartition(topic, partition), max(start, 0), min(stop, ends[partition]))
+
+    def _read(self, place: TopicPartition, start: int, stop: int) -> Iterator[Message]:
+        if start >= stop:
+            return
+        with told(f"read {place.topic!r} partition {place.partition}"):
+            consumer = self._idle.pop() if self._idle else self._consumer()
+            try:
+                self._seek(consumer, place, start)
+                yield from self._until(consumer, place, stop)
+            finally:
+                self._idle.append(consumer)
+
+    @staticmethod
+    def _until(consumer: KafkaConsumer, place: TopicPartition, stop: int) -> Iterator[Message]:
+        # The position, not the last message, says when to end: transaction markers take offsets too, and it moves
+        # past them.
+        at, moved_at = -1, time.monotonic()
+        while (position := consumer.position(place, timeout_ms=REQUEST_MS)) < stop:
+            if position > at:
+                at, moved_at = position, time.monotonic()
+            elif time.monotonic() - moved_at > _STALL_S:
+                raise LogError(f"read: the broker sent nothing for {_STALL_S:.0f} s at offset {position} of {place}")
+            for record in consumer.poll(timeout_ms=200).get(place, ()):
+                if record.offset >= stop:
+                    return
+                yield as_message(record)
+
+    def close(self) -> None:
+        self._admin.close()
+        with self._lock:
+            if self._producer is not None:
+                self._producer.close(timeout=REQUEST_MS / 1000)
+        while self._idle:
+            self._idle.pop().close(autocommit=False)

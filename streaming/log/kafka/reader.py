@@ -1,0 +1,195 @@
+"""Reading from Kafka: a member of a group, a sole reader in a group's name, a follower without a group."""
+
+import time
+
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.structs import ConsumerGroupMetadata, MemberState
+
+from features.errors import LogError
+from streaming.log.kafka.client import REQUEST_MS, as_message, told
+from streaming.log.protocol import Message, Positions, check_poll
+
+_JOIN_S = 60.0
+# How often a follower that gets nothing makes sure that the broker answers, and how long it waits for that.
+_ASK_EVERY_S, _ANSWER_S = 1.0, 5.0
+
+
+class KafkaReader:
+    """One member of a consumer group; see `Reader` for the contract.
+
+    Several readers of a group share its partitions. When the group is rebalanced, what this reader has returned and
+    not committed may go to another one: its next commit then raises LogError until `rewind()`.
+    """
+
+    def __init__(self, consumer: KafkaConsumer, group: str) -> None:
+        self.group = group
+        self._consumer = consumer
+        self._member: tuple[int, str] | None = None
+        self._position: Positions = {}
+        # Messages returned since the reader was made, and how many of them were behind the last commit.
+        self._returned = 0
+        self._settled = 0
+        self._stale = False
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        check_poll(max_messages, timeout_s)
+        messages: list[Message] = []
+        with told(f"poll for group {self.group!r}"):
+            self._join()
+            deadline = time.monotonic() + timeout_s
+            while True:
+                left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
+                found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages - len(messages))
+                if self._moved():
+                    # The group was rebalanced meanwhile: what came before may be another reader's by now.
+                    messages.clear()
+                    self._join()
+                else:
+                    messages += [as_message(record) for records in found.values() for record in records]
+                if len(messages) >= max_messages or time.monotonic() >= deadline:
+                    break
+            self._note_position()
+        self._returned += len(messages)
+        return messages
+
+    def _moved(self) -> bool:
+        now: ConsumerGroupMetadata = self._consumer.group_metadata()
+        return now.state != MemberState.STABLE or (now.generation_id, now.member_id) != self._member
+
+    def _join(self) -> None:
+        """Wait until the group has given this reader its partitions, and stand at their committed positions."""
+        if not self._moved():
+            return
+        self._stale = self._stale or self._returned > self._settled
+        give_up = time.monotonic() + _JOIN_S
+        while (now := self._consumer.group_metadata()).state != MemberState.STABLE:
+            if time.monotonic() > give_up:
+                raise LogError(
+                    f"group {self.group!r}: expected to join within {_JOIN_S:.0f} s; another reader of the group may "
+                    "hang: end it, or read with another group"
+                )
+            # What this returns is read again: the seek below goes back to the committed positions.
+            self._consumer.poll(timeout_ms=50)
+        self._member = (now.generation_id, now.member_id)
+        self._seek_committed()
+
+    def _seek_committed(self) -> None:
+        held = sorted(self._consumer.assignment())
+        start = self._consumer.beginning_offsets(held, timeout_ms=REQUEST_MS) if held else {}
+        for place in held:
+            position = self._consumer.committed(place, timeout_ms=REQUEST_MS)
+            self._consumer.seek(place, max(self._first(place, position or 0), start[place]))
+        self._note_position()
+
+    def _first(self, place: TopicPartition, position: int) -> int:
+        """Where reading goes on in a partition."""
+        return position
+
+    def _note_position(self) -> None:
+        self._position = {
+            (place.topic, place.partition): self._consumer.position(place, timeout_ms=REQUEST_MS)
+            for place in self._consumer.assignment()
+        }
+
+    def position(self) -> Positions:
+        if self._member is None:
+            with told(f"position of group {self.group!r}"):
+                self._join()
+        return dict(self._position)
+
+    def rewind(self) -> None:
+        with told(f"rewind of group {self.group!r}"):
+            self._join()
+            self._seek_committed()
+        self._stale = False
+        self._returned = self._settled = 0
+
+    def offsets(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Return `position()` in the client's terms; raises LogError when it is not this reader's to commit."""
+        position = self.position()
+        if self._stale or self._moved():
+            raise LogError(
+                f"group {self.group!r}: its partitions were shared out anew after they were read here; abort the "
+                "transaction, rewind() and read again"
+            )
+        return {TopicPartition(*place): OffsetAndMetadata(at, "", -1) for place, at in position.items()}
+
+    def membership(self) -> ConsumerGroupMetadata:
+        """Return the group, member and generation that positions are committed under."""
+        return self._consumer.group_metadata()
+
+    def returned(self) -> int:
+        """Return how many messages were returned so far, to be given to `settle` when they are committed."""
+        return self._returned
+
+    def settle(self, returned: int) -> None:
+        """Note that the first `returned` messages are behind the committed position."""
+        self._settled = max(self._settled, returned)
+
+    def commit(self) -> None:
+        with told(f"commit for group {self.group!r}"):
+            self._consumer.commit(self.offsets(), timeout_ms=REQUEST_MS)
+        self.settle(self._returned)
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)
+
+
+class KafkaSoleReader(KafkaReader):
+    """Reads all partitions in a group's name without joining it; see `EventLog.reader`."""
+
+    def __init__(self, consumer: KafkaConsumer, group: str, start: Positions | None = None) -> None:
+        super().__init__(consumer, group)
+        self._start = start or {}
+        self._started = False
+
+    def _first(self, place: TopicPartition, position: int) -> int:
+        start = self._start.get((place.topic, place.partition))
+        if start is None:
+            return position
+        return max(position, start) if self._started else start
+
+    def _moved(self) -> bool:
+        return False
+
+    def _join(self) -> None:
+        if not self._started:
+            self._seek_committed()
+            self._started = True
+
+    def position(self) -> Positions:
+        with told(f"position of group {self.group!r}"):
+            self._join()
+        return dict(self._position)
+
+
+class KafkaFollower:
+    """A consumer without a group; see `Follower` for the contract."""
+
+    def __init__(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
+        self._consumer = consumer
+        self._place = place
+        self._heard = time.monotonic()
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        check_poll(max_messages, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        with told(f"follow {self._place.topic!r}"):
+            while True:
+                left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
+                found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._place, ())
+                if found:
+                    self._heard = time.monotonic()
+                # A fetch of nothing but transaction markers returns early and empty.
+                if found or time.monotonic() >= deadline:
+                    self._make_sure()
+                    return [as_message(record) for record in found]
+
+    def _make_sure(self) -> None:
+        """Raises where the broker is away: the client's own look at it comes back empty then, as from a quiet topic."""
+        if time.monotonic() - self._heard > _ASK_EVERY_S:
+            self._consumer.end_offsets([self._place], timeout_ms=1_000 * _ANSWER_S)
+            self._heard = time.monotonic()
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)

@@ -1,0 +1,405 @@
+"""The event log in one SQLite file: the embedded default, so that a laptop needs no broker.
+
+Several processes may read and write the file at once. SQLite lets one of them write at a time, so a transaction
+gathers its messages in memory and writes them in one short `BEGIN IMMEDIATE` when it commits.
+
+A group may have ONE active reader: partitions are not shared out, a second reader of the group would get the same
+messages, and the positions committed last would win.
+
+Nothing is ever deleted: the log is what all other state is rebuilt from.
+"""
+
+import sqlite3
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from features.errors import FencedError, LogError
+from streaming.log.protocol import (
+    Kept,
+    Message,
+    Positions,
+    Reader,
+    check_partitions,
+    check_poll,
+    check_size,
+    unknown_partition,
+    unknown_topic,
+)
+
+FORMAT = 1
+
+# A message's rowid is its partition's id above, its offset below: messages then lie in reading order in the table's
+# own tree, and a second tree for (partition, offset) is saved. 2**40 offsets a partition, 2**23 partitions.
+_OFFSET_BITS = 40
+
+_SCHEMA = (
+    "CREATE TABLE partition (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, number INTEGER NOT NULL,"
+    " next_offset INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, number)) STRICT",
+    "CREATE TABLE message (id INTEGER PRIMARY KEY, key BLOB, value BLOB NOT NULL,"
+    " timestamp_ms INTEGER NOT NULL) STRICT",
+    "CREATE TABLE committed (group_id TEXT NOT NULL, topic TEXT NOT NULL, number INTEGER NOT NULL,"
+    " position INTEGER NOT NULL, PRIMARY KEY (group_id, topic, number)) STRICT, WITHOUT ROWID",
+    "CREATE TABLE transactor (id TEXT PRIMARY KEY, epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    f"PRAGMA user_version = {FORMAT}",
+)
+
+_BUSY_S = 30.0
+_READ_CHUNK = 1000
+_SLEEP_S, _LONGEST_SLEEP_S = 0.002, 0.02
+
+_Pending = tuple[str, bytes | None, bytes]
+
+
+class _File:
+    """One connection to the SQLite file, shared by the threads of this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            with self._told():
+                self._enter_wal()
+                # FULL, not NORMAL: with a write-ahead log NORMAL syncs at checkpoints only, and a power cut could
+                # take back appends that had returned. "Durable on return" costs one fsync a commit.
+                self._connection.execute("PRAGMA synchronous = FULL")
+            self._create()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _enter_wal(self) -> None:
+        # SQLite does not wait for its lock when it changes the journal mode, so processes that open a new file at the
+        # same moment have to try again.
+        give_up = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
+
+    def _create(self) -> None:
+        with self.write() as connection:
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found == 0:
+                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    raise LogError(f"{self.path}: expected an event log, got another program's database; name another")
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                found = FORMAT
+            if found != FORMAT:
+                raise LogError(f"{self.path}: expected log format {FORMAT}, got {found}; use the release that wrote it")
+            # Beside the format, which earlier releases still read.
+            connection.execute("CREATE TABLE IF NOT EXISTS incarnation (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
+            if not connection.execute("SELECT count(*) FROM incarnation").fetchone()[0]:
+                connection.execute("INSERT INTO incarnation VALUES (?)", (uuid.uuid4().hex,))
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Hold the file's write lock; the body's changes are durable on exit, or undone when it raises."""
+        with self._lock, self._told():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+        with self._lock, self._told():
+            return self._connection.execute(query, arguments).fetchall()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise LogError(
+                f"{self.path}: the event log failed ({error}); check path, disk and other writers"
+            ) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def partitions(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return {number: (id, next offset)} of a topic; raises LogError when it does not exist."""
+        found = self.rows("SELECT number, id, next_offset FROM partition WHERE topic = ? ORDER BY number", topic)
+        if not found:
+            raise unknown_topic(topic, (name for (name,) in self.rows("SELECT DISTINCT topic FROM partition")))
+        return {number: (id_, end) for number, id_, end in found}
+
+    def messages(self, topic: str, number: int, id_: int, *, start: int, stop: int, limit: int) -> list[Message]:
+        base = id_ << _OFFSET_BITS
+        found = self.rows(
+            "SELECT id, key, value, timestamp_ms FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
+            *(base + start, base + stop, limit),
+        )
+        return [Message(topic, number, row - base, key, value, at_ms) for row, key, value, at_ms in found]
+
+    def first_since(self, id_: int, end: int, timestamp_ms: int) -> int:
+        """Return the offset of a partition's first message of a time or after it, or its end."""
+        base = id_ << _OFFSET_BITS
+        query = "SELECT id FROM message WHERE id >= ? AND id < ? AND timestamp_ms >= ? ORDER BY id LIMIT 1"
+        found = self.rows(query, base, base + end, timestamp_ms)
+        return found[0][0] - base if found else end
+
+    def committed(self, topics: Sequence[str], group: str) -> Positions:
+        known = {(topic, number) for topic in topics for number in self.partitions(topic)}
+        found = self.rows("SELECT topic, number, position FROM committed WHERE group_id = ?", group)
+        return {(topic, number): position for topic, number, position in found if (topic, number) in known}
+
+
+class LocalReader:
+    """Reads for a group that has no other active reader; see `Reader` for the contract."""
+
+    def __init__(self, file: _File, topics: Sequence[str], group: str, start: Positions | None = None) -> None:
+        self.group = group
+        self._start = start or {}
+        self._file = file
+        self._ids = {(topic, n): id_ for topic in topics for n, (id_, _) in file.partitions(topic).items()}
+        self._topics = tuple(topics)
+        self._turn = 0
+        self._position: Positions = dict.fromkeys(self._ids, 0) | self._file.committed(self._topics, group)
+        self._position |= {place: at for place, at in self._start.items() if place in self._ids}
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        check_poll(max_messages, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        sleep_s = _SLEEP_S
+        messages = self._take(max_messages)
+        while len(messages) < max_messages and (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(sleep_s, left_s))
+            sleep_s = min(1.5 * sleep_s, _LONGEST_SLEEP_S)
+            messages += self._take(max_messages - len(messages))
+        return messages
+
+    def _take(self, limit: int) -> list[Message]:
+        ends = {id_: end for topic in self._topics for id_, end in self._file.partitions(topic).values()}
+        # Each look starts at another partition, so that a long backlog in one does not starve the others.
+        self._turn += 1
+        pivot = self._turn % len(self._ids) if self._ids else 0
+        places = list(self._ids.items())
+        messages: list[Message] = []
+        for (topic, number), id_ in places[pivot:] + places[:pivot]:
+            start, room = self._position[topic, number], limit - len(messages)
+            if start < ends[id_] and room > 0:
+                found = self._file.messages(topic, number, id_, start=start, stop=ends[id_], limit=room)
+                messages += found
+                self._position[topic, number] = found[-1].offset + 1
+        return messages
+
+    def position(self) -> Positions:
+        return dict(self._position)
+
+    def rewind(self) -> None:
+        at = dict.fromkeys(self._ids, 0) | self._file.committed(self._topics, self.group)
+        self._position = {place: max(offset, self._start.get(place, 0)) for place, offset in at.items()}
+
+    def commit(self) -> None:
+        with self._file.write() as connection:
+            _write_positions(connection, self.group, self._position)
+
+    def close(self) -> None:
+        """Nothing to let go of: the file belongs to the log."""
+
+
+class LocalFollower:
+    """Reads one partition for itself alone; see `Follower` for the contract."""
+
+    def __init__(self, file: _File, topic: str, start: int) -> None:
+        self._file = file
+        self._topic = topic
+        self._id, _ = file.partitions(topic)[0]
+        self._at = start
+
+    def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
+        check_poll(max_messages, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            _, end = self._file.partitions(self._topic)[0]
+            found = self._file.messages(self._topic, 0, self._id, start=self._at, stop=end, limit=max_messages)
+            if found:
+                self._at = found[-1].offset + 1
+                return found
+            if time.monotonic() >= deadline:
+                return []
+            time.sleep(_SLEEP_S)
+
+    def close(self) -> None:
+        """Nothing to let go of: the file belongs to the log."""
+
+
+class LocalTransaction:
+    """Messages and positions gathered until the commit; see `Transaction` for the contract."""
+
+    def __init__(self, file: _File) -> None:
+        self._file = file
+        self._known: set[str] = set()
+        self.messages: list[_Pending] = []
+        self.positions: dict[str, Positions] = {}
+
+    def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
+        if topic not in self._known:
+            self._file.partitions(topic)
+            self._known.add(topic)
+        check_size(topic, key, value)
+        self.messages.append((topic, key, value))
+
+    def commit_offsets(self, reader: Reader) -> None:
+        if not isinstance(reader, LocalReader):
+            raise LogError(f"reader: expected one that this log made, got {type(reader).__name__}")
+        self.positions.setdefault(reader.group, {}).update(reader.position())
+
+
+class LocalTransactor:
+    """One holder of a transactional id; see `Transactor` for the contract."""
+
+    def __init__(self, log: "LocalLog", file: _File, transactional_id: str) -> None:
+        self._log = log
+        self._file = file
+        self._id = transactional_id
+        self._open = False
+        with file.write() as connection:
+            ((self._epoch,),) = connection.execute(
+                "INSERT INTO transactor VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1 RETURNING epoch",
+                (transactional_id,),
+            ).fetchall()
+
+    @contextmanager
+    def begin(self) -> Iterator[LocalTransaction]:
+        if self._open:
+            raise LogError(f"transactor {self._id!r}: a transaction is open already; end it before the next begin()")
+        self._check_epoch()
+        self._open = True
+        try:
+            transaction = LocalTransaction(self._file)
+            yield transaction
+            with self._file.write() as connection:
+                self._check_epoch()
+                self._log.write_messages(connection, transaction.messages)
+                for group, positions in transaction.positions.items():
+                    _write_positions(connection, group, positions)
+        finally:
+            self._open = False
+
+    def _check_epoch(self) -> None:
+        ((epoch,),) = self._file.rows("SELECT epoch FROM transactor WHERE id = ?", self._id)
+        if epoch != self._epoch:
+            raise FencedError(
+                f"transactor {self._id!r}: expected to be the newest holder of the id (epoch {self._epoch}), but epoch "
+                f"{epoch} has taken over; stop this writer"
+            )
+
+    def close(self) -> None:
+        """Nothing to let go of: the file belongs to the log."""
+
+
+class LocalLog:
+    """The event log in one SQLite file, made when it is missing; see `EventLog` for the contract.
+
+    Raises:
+        LogError: the file is no event log, or of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = _File(path)
+        self._turn = count()
+
+    def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
+        check_partitions(partitions)
+        for topic, rule in (kept or {}).items():
+            if rule != Kept():
+                raise LogError(f"topic {topic!r}: the embedded log keeps everything; set TESSERA_KAFKA to keep less")
+        with self._file.write() as connection:
+            known = {topic for (topic,) in connection.execute("SELECT DISTINCT topic FROM partition")}
+            for topic, number in partitions.items():
+                if topic not in known:
+                    rows = [(topic, n) for n in range(number)]
+                    connection.executemany("INSERT INTO partition (topic, number) VALUES (?, ?)", rows)
+
+    def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
+        self._file.partitions(topic)
+        for key, value in messages:
+            check_size(topic, key, value)
+        with self._file.write() as connection:
+            self.write_messages(connection, [(topic, key, value) for key, value in messages])
+
+    def write_messages(self, connection: sqlite3.Connection, messages: Sequence[_Pending]) -> None:
+        """Give each message its partition and offset, inside the caller's `_File.write()`."""
+        at_ms = time.time_ns() // 1_000_000
+        tables = {topic: self._file.partitions(topic) for topic in {topic for topic, _, _ in messages}}
+        ends = {id_: end for table in tables.values() for id_, end in table.values()}
+        rows = []
+        for topic, key, value in messages:
+            turn = next(self._turn) if key is None else zlib.crc32(key)
+            id_, _ = tables[topic][turn % len(tables[topic])]
+            rows.append(((id_ << _OFFSET_BITS) + ends[id_], key, value, at_ms))
+            ends[id_] += 1
+        connection.executemany("INSERT INTO message VALUES (?, ?, ?, ?)", rows)
+        moved = [(end, id_) for id_, end in ends.items()]
+        connection.executemany("UPDATE partition SET next_offset = ? WHERE id = ?", moved)
+
+    def reader(
+        self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
+    ) -> LocalReader:
+        return LocalReader(self._file, topics, group, start)
+
+    def follow(self, topic: str, start: int) -> LocalFollower:
+        return LocalFollower(self._file, topic, start)
+
+    def transactor(self, transactional_id: str) -> LocalTransactor:
+        return LocalTransactor(self, self._file, transactional_id)
+
+    def committed(self, topics: Sequence[str], *, group: str) -> Positions:
+        return self._file.committed(topics, group)
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        return {number: end for number, (_, end) in self._file.partitions(topic).items()}
+
+    def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
+        return {
+            number: self._file.first_since(id_, end, timestamp_ms)
+            for number, (id_, end) in self._file.partitions(topic).items()
+        }
+
+    def identity(self, topic: str) -> str:
+        self._file.partitions(topic)
+        ((found,),) = self._file.rows("SELECT id FROM incarnation")
+        return str(found)
+
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
+        table = self._file.partitions(topic)
+        if partition not in table:
+            raise unknown_partition(topic, partition, len(table))
+        id_, end = table[partition]
+        return self._read(topic, partition, id_, max(start, 0), min(stop, end))
+
+    def _read(self, topic: str, partition: int, id_: int, start: int, stop: int) -> Iterator[Message]:
+        # In chunks, because an open cursor would keep the write-ahead log from being checkpointed.
+        while start < stop:
+            chunk = self._file.messages(topic, partition, id_, start=start, stop=stop, limit=_READ_CHUNK)
+            yield from chunk
+            start = chunk[-1].offset + 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _write_positions(connection: sqlite3.Connection, group: str, positions: Positions) -> None:
+    rows = [(group, topic, number, position) for (topic, number), position in positions.items()]
+    connection.executemany("INSERT OR REPLACE INTO committed VALUES (?, ?, ?, ?)", rows)

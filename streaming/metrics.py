@@ -1,0 +1,124 @@
+"""What a running stream says of itself: Prometheus metrics, and the figures of the live view."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from threading import Lock
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from sklearn.metrics import roc_auc_score
+
+from streaming.log.protocol import Message
+from streaming.step_result import Outcome
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 30, 300)
+_RECENT = 20_000
+_KINDS = ("events", "neutral", "duplicates", "items", "deleted", "stale")
+_TINY = 1e-7
+
+
+class Gauges:
+    """Counts what trainer and writer do; may be called from several threads."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self._messages = Counter("tessera_messages", "Messages taken, by what became of them.", ["kind"], registry=own)
+        self._letters = Counter("tessera_dead_letters", "Messages set aside, by cause.", ["cause"], registry=own)
+        self._batches = Counter("tessera_batches", "Micro-batches committed.", registry=own)
+        self._outages = Counter("tessera_outages", "Starts anew after an error, by part.", ["part"], registry=own)
+        self._fresh = Histogram(
+            "tessera_freshness_seconds",
+            "From a message's arrival until it can be read.",
+            ["at"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self._transactions = Histogram(
+            "tessera_transaction_seconds", "Of one micro-batch.", buckets=_SECONDS, registry=own
+        )
+        self._lag = Gauge("tessera_lag", "Offsets not yet read.", ["topic", "partition"], registry=own)
+        self._loss = Gauge("tessera_progressive_log_loss", "Of recent events, before the update.", registry=own)
+        self._auc = Gauge("tessera_progressive_auc", "Of recent events, before the update.", registry=own)
+        self._lock = Lock()
+        self._seen: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        self._ages: deque[float] = deque(maxlen=_RECENT)
+        self.transaction_ms: deque[float] = deque(maxlen=_RECENT)
+        self.made_visible = 0
+        self._rate: deque[tuple[float, int]] = deque(maxlen=200)
+        self.counts: dict[str, int] = dict.fromkeys((*_KINDS, "bad", "batches", "outages"), 0)
+        self.causes: dict[str, int] = {}
+        self.lag: dict[tuple[str, int], int] = {}
+        self.last_error = ""
+
+    def serve(self, port: int) -> None:
+        """Answers `GET /metrics` on a port of this machine."""
+        start_http_server(port, addr="127.0.0.1", registry=self.registry)
+
+    def batch(self, messages: Sequence[Message], outcome: Outcome) -> None:
+        """Notes a committed micro-batch."""
+        with self._lock:
+            self._batches.inc()
+            self.counts["batches"] += 1
+            for kind in _KINDS:
+                if count := getattr(outcome, kind):
+                    self._messages.labels(kind).inc(count)
+                    self.counts[kind] += count
+            for bad in outcome.bad:
+                self._letters.labels(bad.cause).inc()
+                self.causes[bad.cause] = self.causes.get(bad.cause, 0) + 1
+            self.counts["bad"] += len(outcome.bad)
+            self.transaction_ms.append(1_000 * outcome.transaction_s)
+            self._transactions.observe(outcome.transaction_s)
+            self._seen.extend(zip(outcome.labels.tolist(), outcome.logits.tolist(), strict=True))
+            self._rate.append((time.monotonic(), len(messages)))
+
+    def visible(self, ages_ms: Sequence[float], at: str = "store") -> None:
+        """Notes how old messages were when they could be read."""
+        with self._lock:
+            for age in ages_ms:
+                self._fresh.labels(at).observe(age / 1_000)
+            self._ages.extend(ages_ms)
+            self.made_visible += len(ages_ms)
+
+    def behind(self, lag: dict[tuple[str, int], int]) -> None:
+        """Notes the lag by topic and partition."""
+        self.lag = lag
+        for (topic, partition), offsets in lag.items():
+            self._lag.labels(topic, str(partition)).set(offsets)
+        loss, auc = self.progressive()
+        self._loss.set(loss)
+        self._auc.set(auc)
+
+    def outage(self, part: str, error: Exception) -> None:
+        """Notes that a part starts anew."""
+        self._outages.labels(part).inc()
+        self.counts["outages"] += 1
+        self.last_error = f"{part}: {error}"
+
+    def progressive(self) -> tuple[float, float]:
+        """Log loss and AUC of the recent events, as predicted before they were learnt; NaN where undefined."""
+        with self._lock:
+            seen = np.array(self._seen, dtype=np.float64).reshape(-1, 2)
+        if not len(seen):
+            return float("nan"), float("nan")
+        labels, chance = seen[:, 0], 1 / (1 + np.exp(-seen[:, 1]))
+        chance = np.clip(chance, _TINY, 1 - _TINY)
+        loss = -np.mean(labels * np.log(chance) + (1 - labels) * np.log1p(-chance))
+        return float(loss), float(roc_auc_score(labels, seen[:, 1])) if 0 < labels.mean() < 1 else float("nan")
+
+    def per_second(self) -> float:
+        """Messages a second over the last ten seconds."""
+        now = time.monotonic()
+        with self._lock:
+            return sum(count for at, count in self._rate if now - at < 10) / 10
+
+    def freshness_ms(self) -> tuple[float, float]:
+        """p50 and p99 of the recent messages; NaN before the first."""
+        with self._lock:
+            ages = np.array(self._ages)
+        if not len(ages):
+            return float("nan"), float("nan")
+        p50, p99 = np.percentile(ages, [50, 99])
+        return float(p50), float(p99)

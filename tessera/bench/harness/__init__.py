@@ -1,0 +1,1 @@
+"""The frame of every benchmark: results, datasets, peers, servers and load."""

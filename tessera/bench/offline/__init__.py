@@ -1,0 +1,1 @@
+"""Benchmarks of the offline job: features, Semantic IDs, table, training."""

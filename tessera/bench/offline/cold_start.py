@@ -1,0 +1,263 @@
+"""`cold-start`: what a ranker knows of items that it has never seen, by what it reads of an item.
+
+A share of the items, or those that a condition names, are held out whole: their events are the part `new`, and they
+stand in no history. Encoder, codebook and tokens are fitted on the others; everything else is `tessera run`'s. Every
+variant has the same users, histories, network, table, admission and item dropout. The exception is the hashed-id
+ranker of ADR 9: without admission a new item reads other items' rows, so nothing is claimed against it. What Semantic
+IDs add is claimed against `id`, which differs in nothing else. Two controls stand beside: a ranker that reads nothing
+of items, and one whose Semantic IDs were dealt out among the items, so that they name an item and say nothing of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy import stats
+
+from features.content import lsa
+from features.dataset.descriptor import Dataset
+from features.dataset.tables import read_items
+from features.errors import DatasetError
+from features.frame import Frame
+from features.history import DEFAULT_LENGTH
+from models.ranker.evaluate import Quality, quality
+from models.ranker.loading import assembler, examples
+from models.ranker.train import TrainConfig, predict, train
+from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook.quantizer import default_codes
+from models.semantic_id.tokens import SCHEMES, Scheme
+from models.table.admission import Admission
+from models.table.default_schema import TableOptions, default_schema, hashed_id_schema
+from models.table.schema import SEMANTIC_ID, Schema
+from tessera.bench.harness.data import dataset_frame, progress_bar, remembered
+from tessera.bench.harness.result import BenchResult, Claim, at_least
+from tessera.pipeline.artifact import with_tokens
+from tessera.pipeline.stage import key_of
+
+_NEW_SHARE = 0.1
+_DIM, _LEVELS = 128, 3
+_SMALL_TABLE = 0.1
+# One epoch of patience for `tessera run`'s two: the same order, in fewer epochs.
+_TRAIN = TrainConfig(patience=1)
+_USER_ONLY, _HASHED_ID, _ID = "user only", "hashed id", "id"
+_SEMANTIC, _PERMUTED, _DENSE = "id + Semantic ID", "id + permuted Semantic ID", "id + Semantic ID + dense"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a ranker reads of an item.
+
+    Attributes:
+        item_id, metadata, content: its id, the declared columns, the content vector.
+        tokens: its Semantic ID by a scheme, or None.
+        permuted: whether the Semantic IDs are dealt out among the items.
+        baseline: the hashed-id ranker of ADR 9, without admission; the rest is not used then.
+        budget: share of the table's usual rows.
+    """
+
+    item_id: bool = True
+    tokens: Scheme | None = None
+    content: bool = False
+    metadata: bool = False
+    permuted: bool = False
+    baseline: bool = False
+    budget: float = 1.0
+
+
+VARIANTS: dict[str, Variant] = {
+    _USER_ONLY: Variant(item_id=False),
+    _HASHED_ID: Variant(baseline=True),
+    **{f"Semantic ID, {scheme}": Variant(item_id=False, tokens=scheme) for scheme in SCHEMES},  # type: ignore[arg-type]
+    "dense": Variant(item_id=False, content=True),
+    _ID: Variant(),
+    "id + metadata": Variant(metadata=True),
+    "id + dense": Variant(content=True),
+    _SEMANTIC: Variant(tokens="prefix"),
+    _PERMUTED: Variant(tokens="prefix", permuted=True),
+    _DENSE: Variant(tokens="prefix", content=True),
+    "all (default)": Variant(tokens="prefix", content=True, metadata=True),
+    f"{_HASHED_ID}, table x {_SMALL_TABLE:g}": Variant(baseline=True, budget=_SMALL_TABLE),
+    f"{_ID}, table x {_SMALL_TABLE:g}": Variant(budget=_SMALL_TABLE),
+    f"{_SEMANTIC}, table x {_SMALL_TABLE:g}": Variant(tokens="prefix", budget=_SMALL_TABLE),
+}
+
+
+def cold_start(
+    dataset: Dataset,
+    out: Path,
+    *,
+    seeds: int,
+    console: Console,
+    held_out: str | None = None,
+    variants: Sequence[str] = tuple(VARIANTS),
+    config: TrainConfig | None = None,
+) -> BenchResult:
+    """Trains every variant in every seed; finished ones are kept in `out`.
+
+    Args:
+        dataset: with items that have text, and users.
+        seeds: how many, from 0; each decides the held-out items, the split, the codebook and the ranker.
+        held_out: condition over the items' columns, in SQL, that names the items to hold out: `year >= 2000`.
+        variants: names in `VARIANTS`.
+
+    Raises:
+        DatasetError: the dataset has no items with text, or the condition names no column, no item or all of them.
+    """
+    found: dict[str, list[dict[str, Quality]]] = {name: [] for name in variants}
+    with progress_bar(console) as progress:
+        task = progress.add_task("cold-start", total=len(variants) * seeds)
+        for seed in range(seeds):
+            # Only made where a measurement is missing.
+            world = _World(dataset, seed, held_out)
+            for name in variants:
+                used = replace(config or _TRAIN, seed=seed)
+                decided_by = (world.key, asdict(VARIANTS[name]), asdict(used))
+                path = out / f"{key_of(name)[:8]}-{key_of(held_out or '')[:6]}-{seed}.json"
+                data = remembered(path, __name__, decided_by, partial(world.measure, VARIANTS[name], used))
+                found[name].append({part: msgspec.convert(one, Quality) for part, one in data.items()})
+                progress.advance(task)
+    rows = [_row(name, measured, found.get(_ID)) for name, measured in found.items()]
+    return BenchResult("cold-start", dataset.name, seeds, rows, claims(found))
+
+
+def _auc(measured: Sequence[dict[str, Quality]], part: str) -> NDArray[np.float64]:
+    return np.array([one[part].auc for one in measured], dtype=np.float64)
+
+
+def _row(name: str, measured: list[dict[str, Quality]], base: list[dict[str, Quality]] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": name}
+    for part in ("known", "new"):
+        auc = _auc(measured, part)
+        row |= {
+            f"{part}_auc": float(auc.mean()),
+            f"{part}_std": float(auc.std(ddof=1)) if len(auc) > 1 else 0.0,
+            f"{part}_log_loss": float(np.mean([one[part].log_loss for one in measured])),
+            f"{part}_ne": float(np.mean([one[part].normalized_entropy for one in measured])),
+            f"{part}_welch_p": None,
+        }
+        if base is not None and name != _ID and len(auc) > 1:
+            row[f"{part}_welch_p"] = float(stats.ttest_ind(auc, _auc(base, part), equal_var=False).pvalue)
+    return row
+
+
+def claims(found: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
+    """What Semantic IDs must add, in the mean over the seeds, and each with its paired t-test."""
+    small = f"table x {_SMALL_TABLE:g}"
+    wanted = [
+        (_SEMANTIC, _USER_ONLY, "new", 0.025),
+        (_DENSE, _USER_ONLY, "new", 0.06),
+        (_SEMANTIC, _PERMUTED, "new", 0.03),
+        (_SEMANTIC, _ID, "new", 0.01),
+        (_SEMANTIC, _ID, "known", 0.006),
+        (f"{_SEMANTIC}, {small}", f"{_ID}, {small}", "known", 0.006),
+    ]
+    judged: list[Claim] = []
+    for ours, theirs, part, target in wanted:
+        if ours in found and theirs in found:
+            gains = _auc(found[ours], part) - _auc(found[theirs], part)
+            claim = f"{part} items: AUC of {ours} less that of {theirs}"
+            judged.append(at_least(claim, float(gains.mean()), target))
+            if len(gains) > 1:
+                p = float(stats.ttest_1samp(gains, 0.0).pvalue)
+                judged.append(Claim(f"{claim}: p of the paired t-test", p, 0.05, p < 0.05))
+    return judged
+
+
+class _World:
+    """The frames of one seed, made when the first of them is asked for."""
+
+    def __init__(self, dataset: Dataset, seed: int, held_out: str | None) -> None:
+        if not dataset.has_content:
+            raise DatasetError(f"{dataset.source}: cold-start needs [items] with text; this dataset has none")
+        self._dataset, self._seed, self._held_out = dataset, seed, held_out
+        described = dataset.model_dump(mode="json", exclude={"source"})
+        self.key = key_of("cold-start", described, seed, held_out, _DIM, _LEVELS, asdict(rqvae.RqVaeConfig()))
+        self._frame: Frame | None = None
+        self._codebook: rqvae.RqVae | None = None
+
+    def measure(self, variant: Variant, config: TrainConfig) -> dict[str, Any]:
+        """Trains one variant and measures it on known and on new items."""
+        frame = self._with_tokens(variant)
+        schema = self._schema(variant, frame)
+        trained = train(schema, frame, config)
+        found: dict[str, Any] = {}
+        for name, part in (("known", frame.part("test")), ("new", frame.part("new"))):
+            source = assembler(schema, frame, part, Admission(trained.sketch, schema.admission))
+            labels = part["label"].to_numpy().astype(np.float32)
+            found[name] = asdict(quality(labels, predict(trained.ranker, source, examples(part))))
+        return found
+
+    def _schema(self, variant: Variant, frame: Frame) -> Schema:
+        options = TableOptions(content=variant.content)
+        schema = default_schema(self._dataset, frame, options)
+        if variant.budget < 1:
+            schema = replace(schema, rows=int(schema.rows * variant.budget))
+        if variant.baseline:
+            return hashed_id_schema(schema)
+        read = {"item_id": variant.item_id, SEMANTIC_ID: variant.tokens is not None}
+        features = [
+            feature for feature in schema.features if feature.of != "item" or read.get(feature.column, variant.metadata)
+        ]
+        numeric = [one for one in schema.numeric if one.of != "item" or variant.metadata]
+        return replace(schema, features=tuple(features), numeric=tuple(numeric))
+
+    def _with_tokens(self, variant: Variant) -> Frame:
+        frame, codebook = self._made()
+        if variant.permuted:
+            order = np.random.default_rng([self._seed, 2]).permutation(frame.items.height)
+            frame = replace(frame, items=frame.items.with_columns(frame.items["semantic_codes"].gather(order)))
+        return with_tokens(frame, variant.tokens or "prefix", codebook)[0]
+
+    def _made(self) -> tuple[Frame, rqvae.RqVae]:
+        if self._frame is None or self._codebook is None:
+            self._frame, self._codebook = self._make()
+        return self._frame, self._codebook
+
+    def _make(self) -> tuple[Frame, rqvae.RqVae]:
+        dataset, seed = self._dataset, self._seed
+        items = read_items(dataset)
+        assert items is not None
+        new = self._new(items)
+        texts = items["text"].fill_null("")
+        encoder = lsa.fit(texts.filter(~pl.Series(new)).to_list(), dim=_DIM, seed=seed)
+        vectors = encoder.encode(texts.to_list())
+        shape = rqvae.RqVaeConfig(levels=_LEVELS, codes=default_codes(len(vectors)), seed=seed)
+        codebook = rqvae.fit(vectors[~new], shape)
+        content = vectors, codebook.encode(vectors)
+        frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
+        return without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32)), codebook
+
+    def _new(self, items: pl.DataFrame) -> NDArray[np.bool_]:
+        """(N,) whether each item is held out."""
+        if self._held_out is None:
+            return np.random.default_rng([self._seed, 1]).random(items.height) < _NEW_SHARE
+        try:
+            chosen = items.select(pl.sql_expr(self._held_out)).to_series()
+        except pl.exceptions.PolarsError as error:
+            raise DatasetError(
+                f"held-out {self._held_out!r}: {error}; the items' columns are {', '.join(items.columns)}"
+            ) from error
+        if chosen.dtype != pl.Boolean or not 0 < (chosen.sum() or 0) < items.height:
+            raise DatasetError(f"held-out {self._held_out!r}: expected a condition that holds for some items, not all")
+        return chosen.fill_null(False).to_numpy()
+
+
+def without(frame: Frame, held_out: pl.Series) -> Frame:
+    """The frame whose items `held_out` (row numbers) stand in no history, and whose events are the part `new`."""
+    numbers = held_out.implode()
+    known = frame.examples.select(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
+    is_new = frame.examples["item"].is_in(numbers)
+    return replace(
+        frame,
+        examples=frame.examples.with_columns(
+            history=known["history"],
+            split=pl.when(is_new).then(pl.lit("new")).otherwise(pl.col("split")),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Benchmarks of stream, store, server and rollout."""

@@ -1,0 +1,49 @@
+"""The edge of the command line: every error becomes one line and an exit status, and none becomes a traceback."""
+
+import contextlib
+import sys
+import traceback
+from typing import TextIO, cast
+
+from rich.text import Text
+
+from features.errors import TesseraError
+from features.fault import explain
+from tessera.terminal import err_console
+
+_USER, _DEFECT = 2, 1
+
+
+def tell(error: BaseException, *, verbose: bool) -> int:
+    """Prints an error on standard error and returns the exit status.
+
+    Args:
+        error: that ended the command. The panic of a library written in Rust is no Exception, and comes here too.
+        verbose: prints the traceback first.
+
+    Returns:
+        2 where the user can help, 1 where the program is at fault.
+    """
+    if verbose:
+        traceback.print_exception(error)
+    if isinstance(error, TesseraError):
+        return _say(str(error), _USER)
+    fault = explain(error)
+    if fault is not None:
+        return _say(fault, _USER)
+    said = " ".join(str(error).split())[:500]
+    hint = "" if verbose else "; run again as `tessera --verbose …` for the traceback, and report it"
+    return _say(f"unexpected {type(error).__name__}: {said}{hint}", _DEFECT)
+
+
+def print_anything() -> None:
+    """Lets standard output and error take any text: characters they cannot encode are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that cannot be flushed in place, such as a socket's, stays as it is.
+        with contextlib.suppress(AttributeError, OSError):
+            cast("TextIO", stream).reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+
+
+def _say(message: str, status: int) -> int:
+    err_console.print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True)
+    return status

@@ -1,0 +1,141 @@
+"""The command line: parses, wires, prints. Everything else is in the packages."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tessera.cli.bench import bench
+from tessera.cli.edge import print_anything, tell
+from tessera.cli.ids import ids
+from tessera.cli.migrate import migrate
+from tessera.cli.operation import doctor, status
+from tessera.cli.rollout import rollout
+from tessera.cli.run import run_command
+from tessera.cli.serve import keys, serve
+from tessera.cli.stream import backfill, letters, replay, send, stream, topics, verify
+from tessera.terminal import (
+    DatasetArgument,
+    JsonOption,
+    OutOption,
+    err_console,
+    one_thread,
+    out_console,
+    print_json,
+)
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Feature embeddings for recommenders.")
+
+
+def main() -> None:
+    """Entry point: an error is one line, with exit status 2 where the user can help."""
+    print_anything()
+    try:
+        app(standalone_mode=True)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        sys.exit(tell(error, verbose="--verbose" in sys.argv[1:2]))
+
+
+@app.callback()
+def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libraries' own log.")] = False) -> None:
+    """Feature embeddings for recommenders."""
+    if not verbose:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TORCH_LOGS", "-torch.fx")
+        for name in ("root", "distributed", "torch", "alembic", "mlflow"):
+            logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+        # An engine that is missing is said once: training takes many times as long.
+        logging.getLogger("models").setLevel(logging.WARNING)
+        # Their errors are mostly outages that the client outlasts, or are raised here with their remedy.
+        for name in ("apache_beam", "kafka"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@app.command()
+def check(dataset: DatasetArgument, json: JsonOption = False) -> None:
+    """Profile a dataset and refuse one that cannot work."""
+    from features.dataset.descriptor import load_dataset
+    from features.dataset.profile import profile, render
+
+    found = profile(load_dataset(dataset))
+    if json:
+        print_json(found.to_json())
+    else:
+        render(found, out_console)
+
+
+app.command("run")(run_command("publish", "Do the offline job: features, Semantic IDs, training, evaluation, bundle."))
+app.command("features")(run_command("frame", "Do the first three stages: encode, assign, frame."))
+app.command("train")(run_command("evaluate", "Do the stages up to training and evaluation."))
+app.command("publish")(run_command("publish", "Do what is missing, write the bundle and register it."))
+
+
+tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
+app.add_typer(tables, name="table")
+app.add_typer(ids, name="ids")
+
+
+@tables.command("report")
+def table_report(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's directory.")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what the table holds: collisions, readers, norms, dead and hot rows, bytes, where a lookup would help."""
+    from dataclasses import asdict
+
+    import tessera.pages.table_drawing as pages
+    from models.bundle.bundle import load_bundle
+    from models.insight.table_report import insight
+
+    found = insight(load_bundle(bundle))
+    if json:
+        print_json(asdict(found))
+    else:
+        pages.render(found, out_console)
+    if plot is not None:
+        pages.plot(found, plot)
+        err_console.print(f"plot     {plot.absolute()}")
+
+
+app.command()(serve)
+app.add_typer(keys, name="keys")
+app.add_typer(rollout, name="rollout")
+app.command()(doctor)
+app.command()(status)
+app.command()(migrate)
+app.command()(bench)
+app.command()(stream)
+app.command()(send)
+app.command()(replay)
+app.command()(verify)
+app.command()(backfill)
+app.add_typer(letters, name="deadletters")
+app.add_typer(topics, name="topics")
+
+
+@app.command()
+def demo(
+    dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default a synthetic catalogue.")] = None,
+    out: OutOption = Path("out/demo"),
+    small: Annotated[bool, typer.Option("--small", help="A tenth of the synthetic data.")] = False,
+) -> None:
+    """Run the whole path on this machine and write a report page."""
+    from dataclasses import replace
+
+    from tessera.demo.demo import demo as run_demo
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    if "TESSERA_HOME" not in os.environ:
+        settings = replace(settings, home=(out / "home").absolute())
+    one_thread()
+    report = run_demo(dataset, out, settings, small=small, console=out_console)
+    out_console.print(f"report   {report.absolute()}")

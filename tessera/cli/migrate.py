@@ -1,0 +1,25 @@
+"""`tessera migrate`: converts a home that was moved, or that an earlier version made, to what this version reads."""
+
+from collections.abc import Callable
+
+from models.registry.relocation import relocate
+from tessera.settings import Settings
+from tessera.terminal import JsonOption, out_console, print_json
+
+STEPS: dict[str, Callable[[Settings], int]] = {
+    "addresses of artifacts in the registry": lambda settings: relocate(
+        settings.home / "mlflow.db", settings.home / "mlflow"
+    ),
+}
+"""What there is to convert, by the name shown; each step returns how much it converted and may be repeated."""
+
+
+def migrate(json: JsonOption = False) -> None:
+    """Convert a home that was moved, or that an earlier version made; does nothing where nothing needs it."""
+    settings = Settings.from_environment()
+    done = {name: step(settings) for name, step in STEPS.items()}
+    if json:
+        print_json(done)
+        return
+    for name, count in done.items():
+        out_console.print(f"{name}: {count:,} converted" if count else f"{name}: nothing to convert")

@@ -1,0 +1,284 @@
+"""`tessera rollout`: who serves whom. It is all in the registry; servers follow it within seconds."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from serving.rollout.impression import CLICK
+from tessera.settings import Settings
+from tessera.terminal import JsonOption, ModelNameOption, err_console, out_console, print_json
+
+if TYPE_CHECKING:
+    from models.registry.registry import Release
+    from serving.rollout.judge import ArmView, Judge, Standing
+
+_MEASURES: "dict[str, Callable[[ArmView], str]]" = {
+    "requests": lambda arm: f"{arm.requests:,}",
+    "users": lambda arm: f"{arm.users:,}",
+    "outcomes": lambda arm: f"{arm.outcomes:,}",
+    "outcomes an answer": lambda arm: f"{arm.rate:.4f}",
+    "failed": lambda arm: f"{arm.failed:.2%}",
+    "empty": lambda arm: f"{arm.empty:.2%}",
+    "p99": lambda arm: f"{arm.p99_ms:.1f} ms",
+    "outcomes by predicted": lambda arm: _number(arm.calibration),
+    "items hardly known": lambda arm: "–" if arm.novelty is None else f"{arm.novelty:.1%}",
+    "kinds": lambda arm: ", ".join(f"{count:,} {kind}" for kind, count in arm.kinds.items()),
+}
+rollout = typer.Typer(no_args_is_help=True, help="Who serves whom: champion, challenger, previous.")
+PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
+OutcomeOption = Annotated[str, typer.Option(help="Which outcomes count: click, or what yours are called.")]
+HarmOption = Annotated[
+    float, typer.Option(min=0, max=1, help="How much lower the challenger's rate may be, as a share of the control's.")
+]
+
+
+@rollout.command("list")
+def list_releases(model: ModelNameOption = None, json: JsonOption = False) -> None:
+    """Show a model's versions, their bundles, aliases, and why one is challenger no more."""
+    registry = Settings.from_environment().open_registry(create=False)
+    found = registry.releases(registry.resolve(model).model)
+    if json:
+        print_json(
+            [
+                {"version": one.version, "bundle": one.bundle, "aliases": one.aliases, "ended": registry.ended(one)}
+                for one in found
+            ]
+        )
+        return
+    table = Table("version", "bundle", "aliases", "ended")
+    for one in found:
+        table.add_row(one.version, one.bundle, ", ".join(one.aliases), registry.ended(one))
+    out_console.print(table)
+
+
+@rollout.command()
+def start(
+    challenger: Annotated[str, typer.Option(help="An alias, a version, or a bundle's id.")] = "challenger",
+    share: Annotated[float, typer.Option(help="Of the layer's users, above 0 and up to 1.")] = 0.1,
+    ramp: Annotated[str | None, typer.Option(help="Instead of one share: SECONDS:SHARE,… like 0:.01,3600:.1.")] = None,
+    layer: Annotated[str, typer.Option(help="Experiments of one layer share its users without overlap.")] = "models",
+    name: Annotated[str | None, typer.Option(help="Of the experiment; by default the model and its version.")] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="It ranks, and nobody sees it.")] = False,
+    model: ModelNameOption = None,
+) -> None:
+    """Give a share of the users the challenger's rankings."""
+    from serving.rollout.lifecycle import parse_ramp, start
+
+    registry = Settings.from_environment().open_registry(create=False)
+    made = start(registry, model, challenger, parse_ramp(ramp, share), name=name, layer=layer, shadow=shadow)
+    how = "in the shadow of" if shadow else "against"
+    out_console.print(
+        f"{made.name}: {made.challenger} {how} {made.control}, {made.reserved:.1%} of layer {made.layer!r}"
+    )
+
+
+@rollout.command()
+def status(
+    model: ModelNameOption = None,
+    outcome: OutcomeOption = CLICK,
+    planned: PlannedOption = 200_000,
+    harm: HarmOption = 0.0,
+    json: JsonOption = False,
+) -> None:
+    """Join impressions and outcomes, and show how the experiments stand; nothing is changed."""
+    settings = Settings.from_environment()
+    with _judge(settings, model, outcome, planned, harm, copy=True) as judge:
+        _say_look(judge.look(), [], judge.aside, json=json)
+
+
+@rollout.command()
+def watch(
+    model: ModelNameOption = None,
+    outcome: OutcomeOption = CLICK,
+    planned: PlannedOption = 200_000,
+    harm: HarmOption = 0.0,
+    every_s: Annotated[float, typer.Option(min=1, help="Seconds between looks.")] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="One look, and what follows from it.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Judge again and again; roll back what breaches a guardrail, and note why."""
+    from serving.rollout.look_log import Looks
+    from tessera.stream_service import until_stopped
+
+    settings = Settings.from_environment()
+    stopped = until_stopped()
+    while not stopped.is_set():
+        try:
+            registry = settings.open_registry(create=False)
+            looks = Looks(registry, registry.resolve(model).model)
+            with _judge(settings, model, outcome, planned, harm) as judge:
+                while not stopped.is_set():
+                    began = time.monotonic()
+                    found = judge.look()
+                    ended = judge.act(found)
+                    for experiment, standing in zip(judge.experiments, found, strict=True):
+                        looks.note(experiment, standing, time.time())
+                    _say_look(found, ended, judge.aside, json=json)
+                    if once:
+                        return
+                    stopped.wait(max(0.0, every_s - (time.monotonic() - began)))
+        except Exception as error:
+            # Log or registry are away, in whatever words of theirs: a judge that ended would roll nothing back.
+            if once:
+                raise
+            said = f" {type(error).__name__}: {error}; tried again"
+            err_console.print(Text.assemble(("no look", "yellow"), said), soft_wrap=True)
+            stopped.wait(every_s)
+
+
+@rollout.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="Of the experiment.")],
+    why: Annotated[str, typer.Option(help="Stands with the challenger.")] = "stopped by hand",
+    model: ModelNameOption = None,
+) -> None:
+    """End an experiment: its users get the champion."""
+    from models.registry.registry import CHALLENGER
+    from serving.rollout.lifecycle import stop
+
+    release = stop(Settings.from_environment().open_registry(create=False), model, name, why=why)
+    now = "stays the challenger" if CHALLENGER in release.aliases else "is no challenger any more"
+    out_console.print(f"{name}: ended; {release.model} version {release.version} {now}")
+
+
+@rollout.command()
+def report(
+    name: Annotated[str, typer.Argument(help="Of an experiment that runs, or that ended.")],
+    html: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    model: ModelNameOption = None,
+    outcome: OutcomeOption = CLICK,
+    planned: PlannedOption = 200_000,
+    harm: HarmOption = 0.0,
+    json: JsonOption = False,
+) -> None:
+    """Say all about an experiment; the page and the figures are kept with the challenger's run in MLflow."""
+    import tempfile
+
+    from serving.rollout.guardrails import Rule
+    from serving.rollout.judge import familiar_items, surely
+    from tessera.pages.rollout_page import report, write_page
+
+    settings = Settings.from_environment()
+    registry = settings.open_registry(create=False)
+
+    def known(bundle: str) -> dict[str, int]:
+        opened = registry.open(registry.release(model, bundle), settings.home / "bundles")
+        counts = opened.history.group_by("user_id").len()
+        visits = dict(zip(counts["user_id"].to_list(), counts["len"].to_list(), strict=True))
+        return dict.fromkeys(opened.users["user_id"].to_list(), 0) | visits
+
+    with contextlib.closing(settings.open_log()) as log:
+        rule = Rule(outcome=outcome, planned=planned, harm=harm)
+        familiar = familiar_items(registry, model, settings.home / "bundles")
+        document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known, familiar=familiar)
+    with tempfile.TemporaryDirectory() as aside:
+        page = html or Path(aside) / "rollout.html"
+        write_page(document, page)
+        release = registry.release(document["model"], document["challenger"])
+        registry.record(release, f"rollout-{name}.json", document)
+        registry.record_page(release, f"rollout-{name}.html", page.read_text(encoding="utf-8"))
+    if json:
+        print_json(document)
+    else:
+        last = document["points"][-1]
+        out_console.print(f"{name}: {document['decision']}")
+        out_console.print(f"  difference {last['estimate']:+.4f}, {surely(last['low'], last['high'])}")
+        if html is not None:
+            out_console.print(f"page     {html.absolute()}")
+
+
+@rollout.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="An alias, a version, or a bundle's id.")] = "challenger",
+    model: ModelNameOption = None,
+) -> None:
+    """Make a release the champion; the one before becomes `previous`, and experiments against it end."""
+    from serving.rollout.lifecycle import promoted
+
+    registry = Settings.from_environment().open_registry(create=False)
+    _say(promoted(registry, registry.release(model, name)))
+
+
+@rollout.command()
+def rollback(model: ModelNameOption = None) -> None:
+    """Make the release before the champion again."""
+    from models.registry.registry import PREVIOUS
+    from serving.rollout.lifecycle import promoted
+
+    registry = Settings.from_environment().open_registry(create=False)
+    _say(promoted(registry, registry.release(model, PREVIOUS)))
+
+
+@contextlib.contextmanager
+def _judge(
+    settings: Settings, model: str | None, outcome: str, planned: int, harm: float, *, copy: bool = False
+) -> "Iterator[Judge]":
+    from serving.rollout.guardrails import Rule
+    from serving.rollout.judge import familiar_items, judging, ledger_path
+
+    registry = settings.open_registry(create=False)
+    rule = Rule(outcome=outcome, planned=planned, harm=harm)
+    familiar = familiar_items(registry, model, settings.home / "bundles")
+    topics = settings.topics
+    path = ledger_path(settings.home, settings.kafka, topics, registry.resolve(model).model, rule)
+    with contextlib.closing(settings.open_log()) as log:
+        with judging(registry, log, topics, model=model, rule=rule, familiar=familiar, ledger=path, copy=copy) as judge:
+            yield judge
+
+
+def _say_look(found: "Sequence[Standing]", ended: "Sequence[Release]", aside: dict[str, int], *, json: bool) -> None:
+    if json:
+        print_json({"experiments": found, "aside": aside, "rolled_back": [one.bundle for one in ended]})
+        return
+    _show(found, aside)
+    for one in ended:
+        err_console.print(Text.assemble(("rolled back", "red"), f" {one.model} version {one.version}"))
+
+
+def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
+    from serving.rollout.judge import surely
+
+    if not found:
+        out_console.print("no experiment runs")
+    for one in found:
+        title = f"{one.experiment}: {one.challenger} against {one.control}, {one.share:.1%} of the users"
+        out_console.print(title + (", in the shadow" if one.shadow else ""), soft_wrap=True)
+        if not one.shadow:
+            out_console.print(_arms_table(one.arms))
+        if one.shadow:
+            said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())
+            out_console.print(f"  {said}")
+        else:
+            since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.since))
+            out_console.print(
+                f"  since {since}: difference {one.estimate:+.4f}, {surely(one.low, one.high)}; "
+                f"split p {one.split_p:.2g}"
+            )
+        for breach in one.breaches:
+            out_console.print(Text.assemble("  ", ("breach", "red"), f" {breach}"))
+    if aside:
+        out_console.print("set aside: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))
+
+
+def _arms_table(arms: "dict[str, ArmView]") -> Table:
+    table = Table("")
+    for name in arms:
+        table.add_column(name, justify="right")
+    for label, shown in _MEASURES.items():
+        table.add_row(label, *(shown(arm) for arm in arms.values()))
+    return table
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def _say(release: "Release") -> None:
+    aliases = ", ".join(release.aliases)
+    out_console.print(f"{release.model} version {release.version}, bundle {release.bundle}: {aliases}")

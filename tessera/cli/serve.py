@@ -1,0 +1,259 @@
+"""`tessera serve` and `tessera keys`: the HTTP server and who may call it."""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, cast
+
+import typer
+from rich.table import Table
+
+from features.errors import LogError, TesseraError
+from tessera.settings import Settings
+from tessera.terminal import (
+    BundleOption,
+    JsonOption,
+    ModelNameOption,
+    err_console,
+    one_thread,
+    out_console,
+    print_json,
+)
+
+keys = typer.Typer(no_args_is_help=True, help="API keys of the server.")
+# How long a caller waits for its turn at the log, and how long nobody does once it did not answer.
+_TURN_S, _AWAY_S = 1.0, 1.0
+
+
+def serve(
+    model: ModelNameOption = None,
+    bundle: BundleOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Keep the whole table in this process, fresh from the log.")
+    ] = False,
+    alias: Annotated[str, typer.Option(help="Alias of the registry to follow.")] = "champion",
+    follow_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the registry.")] = 2.0,
+    grace_s: Annotated[float, typer.Option(min=60, help="Seconds that a replaced bundle stays in the store.")] = 600.0,
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds between not ready and closed, at the end.")] = 2.0,
+    in_flight: Annotated[int, typer.Option(min=1, help="Requests answered at a time; more get 503.")] = 64,
+    per_second: Annotated[float, typer.Option(min=0, help="Requests a second of one key; more get 429. 0: all.")] = 0.0,
+    body_bytes: Annotated[int, typer.Option(min=1_024, help="Bytes of a body; more get 413.")] = 1 << 20,
+    unrecorded: Annotated[
+        bool, typer.Option("--unrecorded", help="Append no impressions; experiments need them.")
+    ] = False,
+    console: Annotated[bool, typer.Option(help="Pages for those who operate it, at /console.")] = True,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="Name that callers may use where there are no API keys; repeatable."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
+) -> None:
+    """Serve over HTTP; follow the registry's champion."""
+    import uvicorn
+
+    from serving.api.app import Parts, create_app
+    from serving.api.guard import Limits
+    from serving.api.hosts import LOOPBACK, Hosts
+    from serving.api.ingest import Intake
+    from serving.metrics import Metrics
+    from serving.traffic.recorder import Recorder
+    from serving.traffic.router import Current
+    from serving.traffic.shadow import Shadows
+    from tessera.following import Follower, Opener
+    from tessera.pages.console.app import Console, add_console
+    from tessera.stream_service import bundle_at, until_stopped
+
+    settings = Settings.from_environment()
+    allowed = _key_file(settings)
+    guarded = bool(allowed.keys())
+    if not guarded and host not in LOOPBACK:
+        raise TesseraError(
+            f"--host {host}: without API keys only this machine is served; `tessera keys add NAME` makes one"
+        )
+    found = bundle_at(settings, model, bundle) if bundle else _aliased(settings, model, alias)
+    stop = until_stopped()
+    one_thread()
+    log_lines(requests=not quiet)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(settings.traced("tessera-serve"))
+        store = stack.enter_context(contextlib.closing(settings.open_store()))
+        metrics = Metrics()
+        opener = Opener(settings, store, mirror=mirror, metrics=metrics)
+        service, close = opener(found)
+        current = stack.enter_context(contextlib.closing(Current(service, close=close)))
+        parts = Parts(
+            metrics=metrics,
+            limits=Limits(body_bytes=body_bytes, in_flight=in_flight, per_second=per_second),
+            keys=allowed if guarded else None,
+            hosts=Hosts([host, *LOOPBACK, *(allow_host or ())]),
+            intake=Intake(_opened_sink(settings, stack)),
+        )
+        if not unrecorded:
+            recorder = stack.enter_context(contextlib.closing(Recorder(_opened_sink(settings, stack), parts.metrics)))
+            parts.recorder = recorder
+            parts.shadows = stack.enter_context(contextlib.closing(Shadows(recorder, parts.metrics, parts.state)))
+        if bundle is None:
+            follower = Follower(
+                settings, store, current, opener, model=model, grace_s=grace_s, metrics=parts.metrics, alias=alias
+            )
+            parts.reload = follower.look
+            # Before the first answer: a server that starts gives every user the arm that the others give.
+            follower.catch_up()
+            stack.enter_context(_running(lambda: follower.run(stop, every_s=follow_s), stop))
+        access = f"{len(allowed.keys())} API keys" if guarded else "no API keys: this machine alone"
+        err_console.print(f"bundle {found.id}, {service.items:,} items, {access}, http://{host}:{port}/docs")
+        app = create_app(current, parts)
+        if console:
+            add_console(
+                app, stack.enter_context(contextlib.closing(Console(settings, current, parts.metrics, parts.keys)))
+            )
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", access_log=False,
+            timeout_graceful_shutdown=30,
+        )  # fmt: skip
+        _serve_until(stop, uvicorn.Server(config), parts.state, drain_s)
+
+
+def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float) -> None:
+    """Runs a server in a thread; on `stop` says that it is not ready, goes on for a while, then ends in order."""
+    thread = threading.Thread(target=server.run, name="http")
+    thread.start()
+    while thread.is_alive() and not stop.wait(0.2):
+        pass
+    if not thread.is_alive():
+        raise TesseraError("the server did not start; see the message above, and whether the port is free")
+    state.draining = True
+    time.sleep(drain_s)
+    server.should_exit = True
+    thread.join()
+
+
+class LogSink:
+    """Where events and items that came over HTTP go; see `serving.api.ingest.Sink`.
+
+    While the log is away callers are refused at once, so that those who wait for it do not take the places of those
+    who only read; once in a while one of them finds out whether it is back.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._log: Any = None
+        self._away_until = 0.0
+
+    def open(self) -> None:
+        """Opens the log before anybody waits for it, where it answers."""
+        with self._lock, contextlib.suppress(LogError):
+            self._opened()
+
+    def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """One caller at a time; a log that was away is opened by the first.
+
+        Raises:
+            LogError: the log does not answer, or did not a moment ago.
+        """
+        if time.monotonic() < self._away_until:
+            raise LogError(f"{kind}: the event log did not answer a moment ago; send them again")
+        if not self._lock.acquire(timeout=_TURN_S):
+            self._away_until = time.monotonic() + _AWAY_S
+            raise LogError(f"{kind}: the event log takes too long; send them again")
+        try:
+            self._opened().append(getattr(self._settings.topics, kind), list(messages))
+        except LogError:
+            self._away_until = time.monotonic() + _AWAY_S
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Lets go of the log."""
+        if self._log is not None:
+            self._log.close()
+
+    def _opened(self) -> Any:
+        if self._log is None:
+            log = self._settings.open_log()
+            log.create_topics(self._settings.topics.partitions())
+            self._log = log
+        return self._log
+
+
+def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> LogSink:
+    sink = stack.enter_context(contextlib.closing(LogSink(settings)))
+    sink.open()
+    return sink
+
+
+def _aliased(settings: Settings, model: str | None, alias: str) -> Any:
+    registry = settings.open_registry(create=False)
+    return registry.open(registry.resolve(model, alias), settings.home / "bundles")
+
+
+@contextlib.contextmanager
+def _running(work: Any, stop: threading.Event) -> Iterator[None]:
+    thread = threading.Thread(target=work, daemon=True, name="follower")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def log_lines(*, requests: bool) -> None:
+    """The process's own log as JSON lines on standard error."""
+    from serving.metrics import JsonLines
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("tessera", "models", "streaming", "serving", "opentelemetry"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    if not requests:
+        logging.getLogger("tessera.access").setLevel(logging.WARNING)
+
+
+def _key_file(settings: Settings) -> Any:
+    from serving.api.keys import KeyFile
+
+    return KeyFile(settings.home / "keys.json")
+
+
+@keys.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Whose key it is; stands in logs.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, write, console or admin; repeatable. Default: read.")
+    ] = None,
+) -> None:
+    """Make a key and print it, once: only its hash is kept."""
+    from serving.api.keys import Scope
+
+    secret = _key_file(Settings.from_environment()).add(name, cast("list[Scope]", scope or ["read"]))
+    out_console.print(secret, soft_wrap=True, highlight=False)
+
+
+@keys.command("list")
+def keys_list(json: JsonOption = False) -> None:
+    """Show whose keys there are and what they may do."""
+    found = _key_file(Settings.from_environment()).keys()
+    if json:
+        print_json([{"name": key.name, "scopes": key.scopes, "created": key.created} for key in found])
+        return
+    table = Table("name", "scopes", "created")
+    for key in found:
+        table.add_row(key.name, ", ".join(key.scopes), time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created)))
+    out_console.print(table)
+
+
+@keys.command("remove")
+def keys_remove(name: Annotated[str, typer.Argument(help="Whose key to end.")]) -> None:
+    """End a key; a running server refuses it within a second."""
+    _key_file(Settings.from_environment()).remove(name)

@@ -1,0 +1,374 @@
+"""Commands of the stream: run it, feed it, prove it, mend what it set aside."""
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live as Screen
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from features.errors import TesseraError
+from tessera.terminal import (
+    BundleOption,
+    DatasetArgument,
+    JsonOption,
+    ModelNameOption,
+    err_console,
+    one_thread,
+    out_console,
+    print_json,
+)
+
+letters = typer.Typer(no_args_is_help=True, help="Messages that were set aside.")
+topics = typer.Typer(no_args_is_help=True, help="The topics of the log.")
+_DAY_S = 86_400.0
+
+
+def stream(
+    model: ModelNameOption = None,
+    bundle: BundleOption = None,
+    once: Annotated[bool, typer.Option("--once", help="Drain the topics and stop.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show a live view.")] = False,
+    role: Annotated[str, typer.Option(help="trainer, writer or both; each may run in a process of its own.")] = "both",
+    batch: Annotated[int, typer.Option(min=1, max=4_096, help="Messages a micro-batch takes at most.")] = 256,
+    wait_ms: Annotated[int, typer.Option(min=1, help="How long a micro-batch waits to fill.")] = 50,
+    lateness_s: Annotated[float, typer.Option(min=1, help="How late an event may be, in event time.")] = 3_600,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Of the table; by default the training's.")] = None,
+    most_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of faulty messages that stops the stream.")
+    ] = 0.5,
+    snapshot_s: Annotated[float, typer.Option(min=1, help="Seconds between snapshots.")] = 300,
+    metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port; 0: do not.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Train the champion's table from the topics `items` and `events`, and keep the store fresh."""
+    from streaming.metrics import Gauges
+    from streaming.trainer import TrainerOptions
+    from tessera.cli.serve import log_lines
+    from tessera.live import ROLES, Live
+    from tessera.settings import Settings
+    from tessera.stream_service import bundle_at, open_stream, refuse_shared_topics, until_stopped
+
+    if role not in (*ROLES, "both"):
+        raise TesseraError(f"--role {role}: expected trainer, writer or both")
+    settings = Settings.from_environment()
+    found = bundle_at(settings, model, bundle)
+    if bundle is None:
+        refuse_shared_topics(settings)
+    stop = until_stopped()
+    one_thread()
+    options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
+    err_console.print(f"stream of bundle {found.id} from {settings.kafka or settings.home / 'log.db'}")
+    if once:
+        with settings.traced("tessera-stream"), open_stream(settings, found, options=options) as running:
+            running.drain()
+            running.trainer.write_snapshot()
+            totals: Any = running.trainer.totals
+        counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}
+    else:
+        log_lines(requests=False)
+        gauges = Gauges()
+        if metrics_port:
+            gauges.serve(metrics_port)
+        live = Live(settings, found, options, gauges, ROLES if role == "both" else (role,))
+        with settings.traced("tessera-stream"):
+            if watch:
+                with Screen(_view(gauges), console=err_console, auto_refresh=False) as screen:
+                    live.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
+            else:
+                live.run(stop)
+        counts = {"messages": sum(gauges.counts.values()) - gauges.counts["batches"] - gauges.counts["outages"]}
+        counts |= gauges.counts
+        totals = counts | {"causes": gauges.causes, "freshness_ms": gauges.freshness_ms()}
+    if json:
+        print_json(totals)
+    else:
+        out_console.print(
+            f"{counts['messages']:,} messages: {counts['events']:,} events, {counts['items']:,} items, "
+            f"{counts['neutral']:,} neutral, {counts['bad']:,} dead letters; {counts['batches']:,} batches"
+        )
+
+
+def _view(gauges: Any) -> Table:
+    table = Table(title="stream", title_justify="left", show_header=False)
+    p50, p99 = gauges.freshness_ms()
+    loss, auc = gauges.progressive()
+    rows = {
+        "messages a second": f"{gauges.per_second():,.0f}",
+        "applied": f"{gauges.counts['events']:,} events, {gauges.counts['items']:,} items, "
+        f"{gauges.counts['deleted']:,} deletions",
+        "passed over": f"{gauges.counts['neutral']:,} neutral, {gauges.counts['duplicates']:,} duplicates, "
+        f"{gauges.counts['stale']:,} stale",
+        "dead letters": ", ".join(f"{count:,} {cause}" for cause, count in gauges.causes.items()) or "none",
+        "lag": ", ".join(f"{topic}-{part} {lag:,}" for (topic, part), lag in gauges.lag.items()) or "-",
+        "fresh in the store": f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms" if p50 == p50 else "-",
+        "before the update": f"log loss {loss:.4f}, AUC {auc:.4f}" if loss == loss else "-",
+        "outages": f"{gauges.counts['outages']:,} {gauges.last_error}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def send(
+    topic: Annotated[str, typer.Argument(help="items or events.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines, plain or gzip; one message each.")],
+    key: Annotated[str | None, typer.Option(help="Field whose value chooses the partition.")] = None,
+) -> None:
+    """Append a file of JSON lines to a topic of the log: all of it, or nothing of a file with a line that is none."""
+    import msgspec
+
+    from features.dataset.jsonl import strict_lines
+    from features.dataset.plain_text import read_plain
+    from features.value.canonical import scalar
+    from tessera.settings import Settings
+
+    if topic not in ("items", "events"):
+        raise TesseraError(f"topic {topic!r}: expected items or events")
+    if not file.is_file():
+        raise TesseraError(f"{file}: no such file; give JSON lines, one message each")
+    lines = strict_lines(read_plain(file, f"{file}:"), f"{file}:")
+    keys: list[bytes | None] = [None] * len(lines)
+    if key is not None:
+        for number, line in enumerate(lines):
+            try:
+                # The canonical form, as the server's intake has it: one id has one partition however it is written.
+                keys[number] = str(scalar(msgspec.json.decode(line, type=dict[str, Any])[key])).encode()
+            except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+                raise TesseraError(f"{file}: line {number + 1}: no field {key!r} to choose the partition by") from error
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        log.append(getattr(settings.topics, topic), list(zip(keys, lines, strict=True)))
+    out_console.print(f"{len(lines):,} messages appended to {topic}")
+
+
+def backfill(
+    dataset: DatasetArgument,
+    since: Annotated[str | None, typer.Option("--from", help="First event time, ISO 8601; an order's number.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="Event time to stop before.")] = None,
+    runner: Annotated[str, typer.Option(help="Beam runner.")] = "DirectRunner",
+    json: JsonOption = False,
+) -> None:
+    """Send history from a dataset's files through the stream's own step: into the log, each event once."""
+    from features.dataset.descriptor import load_dataset
+    from features.jobs.messages import event_messages
+    from streaming.backfill import send_history
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    found = load_dataset(dataset)
+    clock = found.events.time is not None
+    with Progress(console=err_console) as bar, contextlib.closing(settings.open_log()) as log:
+        encoding, sending = bar.add_task("encode"), bar.add_task("send")
+        shards = event_messages(
+            found,
+            settings.home / "backfill",
+            start=_moment(since, "--from", clock=clock),
+            stop=_moment(until, "--to", clock=clock),
+            runner=runner,
+            progress=lambda done, total: bar.update(encoding, completed=done, total=total),
+        )
+        log.create_topics(settings.topics.partitions())
+        sent = send_history(
+            log,
+            settings.topics.events,
+            shards,
+            sent=settings.home / "backfill" / "sent.msgpack",
+            progress=lambda done: bar.update(sending, completed=done, total=None),
+        )
+    if json:
+        print_json({"sent": sent})
+    else:
+        out_console.print(
+            f"{sent:,} events appended; `tessera stream --once` takes them in, or the running stream does"
+        )
+
+
+def _moment(text: str | None, option: str, *, clock: bool) -> int | None:
+    """An event time as the frame has it: microseconds since 1970, or the order's own number."""
+    if text is None:
+        return None
+    try:
+        if not clock:
+            return int(text)
+        found = datetime.fromisoformat(text)
+        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+    except ValueError as error:
+        kind = (
+            "a time such as 2025-01-31 or 2025-01-31T08:00:00Z" if clock else "a whole number, as in the order column"
+        )
+        raise TesseraError(f"{option} {text}: expected {kind}") from error
+
+
+def replay(model: ModelNameOption = None, bundle: BundleOption = None, json: JsonOption = False) -> None:
+    """Rebuild the store from snapshot and log, while it is being read."""
+    from serving.store.verify import replay as rebuild
+    from streaming.snapshot import Snapshots
+    from tessera.settings import Settings
+    from tessera.stream_service import bundle_at
+
+    settings = Settings.from_environment()
+    found = bundle_at(settings, model, bundle)
+    with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        snapshot = Snapshots(settings.home / "snapshots").newest(found)
+        done = rebuild(log, found, store, settings.topics, snapshot, storage=settings.storage)
+    if json:
+        print_json(done)
+    else:
+        out_console.print(f"{done.rows:,} rows and {done.records:,} records written, up to batch {done.seq:,}")
+
+
+def verify(
+    model: ModelNameOption = None,
+    bundle: BundleOption = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Rows to compare; all by default.")] = None,
+    from_snapshot: Annotated[
+        bool, typer.Option("--from-snapshot", help="Fold from the snapshot, not the start.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Prove that the store is the fold of the log; print the first difference and exit with 1 where it is not."""
+    from serving.store.verify import verify as compare
+    from streaming.snapshot import Snapshots
+    from tessera.settings import Settings
+    from tessera.stream_service import bundle_at
+
+    settings = Settings.from_environment()
+    found = bundle_at(settings, model, bundle)
+    with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        snapshot = Snapshots(settings.home / "snapshots").newest(found) if from_snapshot else None
+        done = compare(log, found, store, settings.topics, snapshot=snapshot, sample=sample)
+    if json:
+        print_json(done)
+    elif done.difference:
+        out_console.print(Text.assemble(("differs", "red"), f" {done.difference}"), soft_wrap=True)
+    else:
+        out_console.print(f"equal: {done.rows:,} rows and {done.records:,} records, up to batch {done.seq:,}")
+    if done.difference:
+        raise typer.Exit(1)
+
+
+@topics.command("create")
+def topics_create(
+    partitions: Annotated[int, typer.Option(min=1, help="Of items, events and impressions.")] = 1,
+    events_days: Annotated[float | None, typer.Option(min=1, help="How long events stay; by default for ever.")] = None,
+    deltas_days: Annotated[
+        float | None, typer.Option(min=1, help="How long deltas stay; more than snapshots need.")
+    ] = None,
+    compact_items: Annotated[
+        bool, typer.Option("--compact-items", help="Keep the newest message of each item.")
+    ] = False,
+) -> None:
+    """Create the topics that do not exist."""
+    from streaming.log.protocol import Kept
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    names = settings.topics
+    days = {names.events: events_days, names.impressions: events_days, names.deltas: deltas_days}
+    kept = {name: Kept(seconds=count * _DAY_S) for name, count in days.items() if count is not None}
+    if compact_items:
+        kept[names.items] = Kept(newest_by_key=True)
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(names.partitions(partitions), kept)
+    out_console.print(f"topics: {', '.join(names.partitions(partitions))}")
+
+
+@topics.command("positions")
+def topics_positions() -> None:
+    """Print where items and events end, for `tessera run --positions` on files that hold all messages before."""
+    from models.bundle.bundle import LogPosition
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        found = [
+            LogPosition(topic, log.identity(topic), partition, offset)
+            for topic in (settings.topics.items, settings.topics.events)
+            for partition, offset in log.end_offsets(topic).items()
+        ]
+    print_json(found)
+
+
+@letters.command("list")
+def letters_list(json: JsonOption = False) -> None:
+    """List dead letters: where each message stood, and why it was set aside."""
+    from streaming.dead_letter import causes, read_dead_letters
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        found = read_dead_letters(log, settings.topics)
+    if json:
+        print_json(found)
+        return
+    counted = ", ".join(f"{count:,} {cause}" for cause, count in causes(found).items())
+    title = f"{len(found):,} dead letters" + (f", to be put back: {counted}" if counted else "")
+    table = Table("number", "topic", "partition", "offset", "cause", "reason", "put back", title=title)
+    for filed in found:
+        letter = filed.letter
+        place = (str(filed.number), letter.topic, str(letter.partition), str(letter.offset))
+        table.add_row(*place, letter.cause, letter.reason, "yes" if filed.put_back else "")
+    out_console.print(table)
+
+
+@letters.command("show")
+def letters_show(number: Annotated[int, typer.Argument(help="As `list` numbers them.")]) -> None:
+    """Print one dead letter's reason on standard error and its original bytes on standard output."""
+    import sys
+
+    from streaming.dead_letter import read_dead_letters
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        found = {filed.number: filed.letter for filed in read_dead_letters(log, settings.topics)}
+    if number not in found:
+        raise TesseraError(f"letter {number}: there is none; `tessera deadletters list` shows them")
+    letter = found[number]
+    err_console.print(f"{letter.topic} partition {letter.partition} offset {letter.offset}: {letter.reason}")
+    sys.stdout.buffer.write(letter.value + b"\n")
+
+
+@letters.command("replay")
+def letters_replay(
+    numbers: Annotated[list[int] | None, typer.Argument(help="As `list` numbers them.")] = None,
+    cause: Annotated[str | None, typer.Option(help="All that were set aside for this cause.")] = None,
+    mended: Annotated[
+        Path | None, typer.Option(help='JSON lines {"number": 7, "value": {…}}: what to append instead.')
+    ] = None,
+) -> None:
+    """Put dead letters back into their topics, each exactly once."""
+    import msgspec
+
+    from features.dataset.jsonl import strict_lines
+    from features.dataset.plain_text import read_plain
+    from streaming.dead_letter import put_back, waiting
+    from tessera.settings import Settings
+
+    replaced: dict[int, bytes] = {}
+    if mended is not None:
+        try:
+            for line in strict_lines(read_plain(mended, f"{mended}:"), f"{mended}:"):
+                found = msgspec.json.decode(line, type=dict[str, Any])
+                replaced[int(found["number"])] = msgspec.json.encode(found["value"])
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+            raise TesseraError(f'{mended}: expected JSON lines {{"number": 7, "value": {{…}}}} ({error})') from error
+    settings = Settings.from_environment()
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        chosen = set(numbers or ()) | (waiting(log, settings.topics, cause) if cause else set())
+        if not chosen and not replaced:
+            raise TesseraError("no letters chosen; name their numbers, a --cause, or a file of --mended ones")
+        done = put_back(log, settings.topics, chosen, replaced)
+    out_console.print(f"{len(done):,} messages put back" + (f": {', '.join(map(str, done))}" if done else ""))

@@ -1,1 +1,0 @@
-"""Files that come with the package and are read by name."""

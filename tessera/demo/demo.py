@@ -1,0 +1,338 @@
+"""The whole path on one machine: run, serve, stream the held-back events as if live, add a new item, report.
+
+Everything is real, embedded or not: the log and the store that the settings point at, HTTP over loopback, the
+bundle from the registry.
+"""
+
+import contextlib
+import datetime
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import polars as pl
+import uvicorn
+from rich.console import Console
+from rich.text import Text
+
+from features.dataset.descriptor import Dataset, load_dataset
+from features.dataset.profile import profile
+from features.dataset.tables import read_table
+from models.bundle.bundle import Bundle
+from serving.api.app import create_app
+from serving.ranking.service import MAX_CANDIDATES, RankService
+from serving.store.fill import load_bundle
+from serving.store.protocol import OnlineStore
+from serving.traffic.router import Current
+from streaming.log.protocol import EventLog
+from tessera.demo import synthetic
+from tessera.pages.demo_page import DemoSummary, NewItem, StreamFigures, render_summary, write_report
+from tessera.pipeline.run import RunOptions, run
+from tessera.settings import Settings
+from tessera.stream_service import Stream
+
+_BULK, _LIVE, _LIVE_RATE = 20_000, 4_000, 500
+_LIVE_SHARE = 4
+_REQUESTS, _CANDIDATES = 300, 100
+_SYNTHETIC_KIND = "sourdough bread"
+_READY_S = 30.0
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A brand-new item to add while everything runs, and a user who likes its kind."""
+
+    message: dict[str, Any]
+    item: str
+    title: str
+    user: str
+
+
+def demo(descriptor: Path | None, out: Path, settings: Settings, *, small: bool, console: Console) -> Path:
+    """Runs it all and returns the path of the report.
+
+    Args:
+        descriptor: of the dataset, or None for the synthetic one.
+        out: directory of the run and the report.
+        small: a synthetic dataset of a tenth of the size, to see that it works.
+    """
+    if descriptor is None:
+        size = {"users": 300, "items": 400, "events": 15_000} if small else {}
+        descriptor = synthetic.write_synthetic(out / "synthetic", **size)
+        console.print(Text(f"a synthetic dataset, generated: {descriptor}", "dim"))
+    dataset = load_dataset(descriptor)
+    found = profile(dataset)
+    registry = settings.open_registry()
+    result = run(dataset, out / "run", RunOptions(), console=console, registry=registry, until="publish")
+    assert result.bundle is not None
+    held_back = _held_back(dataset, out / "run")
+    chosen = _new_item(dataset, result.bundle, descriptor.parent)
+    live = _go_live(settings, result.bundle, dataset, held_back, chosen, console)
+    epochs = msgspec.json.decode((out / "run" / "train" / "ranker" / "epochs.json").read_bytes())
+    summary = DemoSummary(
+        title="Tessera demo",
+        dataset=dataset.name,
+        synthetic=(descriptor.parent / "synthetic.json").exists(),
+        bundle=result.bundle.id,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        profile=_profile_lines(found.to_json()),
+        quality=result.metrics["quality"],
+        semantic_ids=result.metrics.get("semantic_ids"),
+        stage_seconds=dict(result.executed),
+        validation_log_loss=epochs["validation_log_loss"],
+        **live,
+    )
+    report = out / "report.html"
+    write_report(report, summary)
+    render_summary(console, summary)
+    return report
+
+
+def _go_live(
+    settings: Settings,
+    bundle: Bundle,
+    dataset: Dataset,
+    held_back: list[bytes],
+    chosen: Newcomer | None,
+    console: Console,
+) -> dict[str, Any]:
+    """The online half: what was streamed, how fresh, how fast, and what became of the new item."""
+    with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
+        load_bundle(store, bundle)
+        titles = _titles(dataset, chosen)
+        stream = Stream(bundle, log, store, topics=settings.topics)
+        with contextlib.closing(stream), _serving(bundle, store) as (client, service):
+            users = bundle.users["user_id"].to_list()
+            before = _top(client, chosen.user, titles) if chosen else []
+            live = min(_LIVE, len(held_back) // _LIVE_SHARE)
+            bulk = held_back[: len(held_back) - live][:_BULK]
+            with console.status(f"streaming {len(bulk):,} held-back events"):
+                log.append(settings.topics.events, [(None, message) for message in bulk])
+                start = time.perf_counter()
+                stream.drain()
+                seconds = time.perf_counter() - start
+            totals = stream.trainer.totals
+            figures = StreamFigures(
+                totals.events, totals.items, totals.bad, seconds, totals.messages / max(seconds, 1e-9), totals.batches
+            )
+            stream.freshness_ms.clear()
+            with console.status("streaming live, one event after another"), _running(stream):
+                _send_live(log, settings.topics.events, held_back[len(bulk) : len(bulk) + live])
+                added = (
+                    _add(client, log, settings.topics.items, chosen, bundle.items["item_id"].to_list())
+                    if chosen
+                    else None
+                )
+            serving_ms = _measure(client, users, bundle.items["item_id"].to_list(), console) if chosen else []
+            after = _top(client, chosen.user, titles) if chosen else []
+            if chosen and added:
+                near = [(item, titles.get(item, item), score) for item, score in service.similar(chosen.item, 5)]
+                added = replace(added, neighbours=near)
+    return {
+        "stream": figures,
+        "freshness_ms": list(stream.freshness_ms),
+        "serving_ms": serving_ms,
+        "new_item": added,
+        "top_before": before,
+        "top_after": after,
+    }
+
+
+@contextlib.contextmanager
+def _serving(bundle: Bundle, store: OnlineStore) -> Iterator[tuple[httpx.Client, RankService]]:
+    """The HTTP server in a thread, on a port of its own, a client of it, and the service behind it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service = RankService(bundle, store)
+    app = create_app(Current(service))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30.0) as client:
+        deadline = time.monotonic() + _READY_S
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.02)
+        client.get("/readyz").raise_for_status()
+        try:
+            yield client, service
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def _running(stream: Stream) -> Iterator[None]:
+    """The stream in a thread; leaves when all that was sent is in the store."""
+    stop = threading.Event()
+    failure: list[BaseException] = []
+
+    def loop() -> None:
+        try:
+            while not stop.is_set():
+                stream.run_once()
+            stream.drain()
+        except BaseException as error:
+            failure.append(error)
+            raise
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _send_live(log: EventLog, topic: str, messages: list[bytes]) -> None:
+    """Sends at a steady rate, in groups of ten."""
+    start = time.perf_counter()
+    for sent in range(0, len(messages), 10):
+        ahead = sent / _LIVE_RATE - (time.perf_counter() - start)
+        if ahead > 0:
+            time.sleep(ahead)
+        log.append(topic, [(None, message) for message in messages[sent : sent + 10]])
+
+
+def _add(client: httpx.Client, log: EventLog, topic: str, chosen: Newcomer, items: list[str]) -> NewItem:
+    """Adds the new item, waits until a ranker knows it, and ranks it among the catalogue (at most 2,000 of it)."""
+    start = time.perf_counter()
+    log.append(topic, [(None, _json(chosen.message))])
+    while _rank(client, chosen.user, candidates=[chosen.item])["unknown_items"]:
+        if time.perf_counter() - start > _READY_S:
+            raise TimeoutError(f"item {chosen.item} was not rankable within {_READY_S:.0f} s")
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    others = [name for name in items if name != chosen.item]
+    if len(others) >= MAX_CANDIDATES:
+        drawn = np.random.default_rng(0).choice(len(others), size=MAX_CANDIDATES - 1, replace=False)
+        others = [others[place] for place in drawn]
+    candidates = [chosen.item, *others]
+    ranked = [item["item"] for item in _rank(client, chosen.user, k=MAX_CANDIDATES, candidates=candidates)["items"]]
+    return NewItem(
+        id=chosen.item,
+        title=chosen.title,
+        user=chosen.user,
+        rank=ranked.index(chosen.item) + 1,
+        of=len(ranked),
+        seconds_to_rankable=seconds,
+    )
+
+
+def _measure(client: httpx.Client, users: list[str], items: list[str], console: Console) -> list[float]:
+    """Milliseconds of /v1/rank over HTTP, one client, a hundred candidates a request; the first ones warm up."""
+    rng = np.random.default_rng(0)
+    found = []
+    with console.status("measuring /v1/rank"):
+        for number in range(_REQUESTS + 20):
+            chosen = rng.choice(len(items), size=min(_CANDIDATES, len(items)), replace=False)
+            user = users[int(rng.integers(len(users)))]
+            start = time.perf_counter()
+            _rank(client, user, candidates=[items[place] for place in chosen])
+            if number >= 20:
+                found.append((time.perf_counter() - start) * 1_000)
+    return found
+
+
+def _rank(client: httpx.Client, user: str, *, k: int = 10, candidates: list[str] | None = None) -> dict[str, Any]:
+    body: dict[str, Any] = {"user": user, "k": k} | ({"candidates": candidates} if candidates else {})
+    response = client.post("/v1/rank", json=body)
+    response.raise_for_status()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def _top(client: httpx.Client, user: str, titles: Mapping[str, str]) -> list[tuple[str, str, float]]:
+    found = _rank(client, user)["items"]
+    return [(item["item"], titles.get(item["item"], item["item"]), item["score"]) for item in found]
+
+
+def _held_back(dataset: Dataset, run_directory: Path) -> list[bytes]:
+    """The test part's events as messages, in time order: rows of the dataset's own events table."""
+    examples = pl.read_parquet(run_directory / "frame" / "examples.parquet")
+    test = examples.filter(pl.col("split") == "test").unique("event", keep="first").sort("time", "event")
+    raw = read_table(dataset.events, dataset.directory, table="events")
+    return [_json(row) for row in raw[test["event"].to_numpy()].iter_rows(named=True)]
+
+
+def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> Newcomer | None:
+    """A brand-new item and a user who likes its kind.
+
+    For the synthetic dataset both come from what generated it. Elsewhere the user is the one whose history is closest
+    together in content, and the item is a copy, under a new id, of what is most typical of it.
+    """
+    if dataset.items is None or not dataset.has_content or dataset.events.user is None:
+        return None
+    title = dataset.items.text[0]
+    if (directory / "synthetic.json").exists():
+        for kind in (_SYNTHETIC_KIND, *synthetic.tree().names):
+            if fans := synthetic.fans(directory, kind):
+                message = synthetic.new_item(1, kind)
+                return Newcomer(message, str(message[dataset.items.id]), str(message[title]), fans[0])
+        return None
+    found = _focused(bundle)
+    if found is None:
+        return None
+    user, liked = found
+    raw = read_table(dataset.items, dataset.directory, table="items")
+    row = raw.filter(pl.col(dataset.items.id).cast(pl.String) == liked).head(1).to_dicts()
+    if not row:
+        return None
+    message = row[0] | {dataset.items.id: "brand-new-item"}
+    return Newcomer(message, "brand-new-item", f"{message[title]} (the same content under a new id)", user)
+
+
+def _focused(bundle: Bundle) -> tuple[str, str] | None:
+    """The user with the most uniform taste of those with a full history, and the item most typical of it."""
+    placed = bundle.items.select("item_id", "content_vector").drop_nulls()
+    visits = bundle.history.join(placed, on="item_id", how="inner", maintain_order="left")
+    best: tuple[float, str, str] | None = None
+    for (user,), visited in visits.group_by("user_id", maintain_order=True):
+        if visited.height < bundle.schema.history_length:
+            continue
+        vectors = visited["content_vector"].to_numpy()
+        mean = vectors.mean(axis=0)
+        # Of unit vectors, the length of the mean says how alike they are.
+        together = float(np.linalg.norm(mean))
+        if best is None or together > best[0]:
+            best = (together, str(user), visited["item_id"][int(np.argmax(vectors @ mean))])
+    return best[1:] if best else None
+
+
+def _titles(dataset: Dataset, chosen: Newcomer | None) -> dict[str, str]:
+    if dataset.items is None or not dataset.items.text:
+        return {}
+    raw = read_table(dataset.items, dataset.directory, table="items")
+    ids = raw[dataset.items.id].cast(pl.String).to_list()
+    texts = [str(text or "")[:80] for text in raw[dataset.items.text[0]].to_list()]
+    return dict(zip(ids, texts, strict=True)) | ({chosen.item: chosen.title} if chosen else {})
+
+
+def _json(row: Mapping[str, Any]) -> bytes:
+    kept = {name: value for name, value in row.items() if value is not None}
+    return json.dumps(kept, default=_iso).encode()
+
+
+def _iso(value: Any) -> str:
+    if isinstance(value, datetime.datetime | datetime.date):
+        return value.isoformat()
+    raise TypeError(f"a value of type {type(value).__name__} has no form in JSON")
+
+
+def _profile_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, bool | int | float | str):
+            lines.append((name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)))
+    return lines

@@ -1,0 +1,193 @@
+"""What the console's pages show of log, store and registry, looked up in the background.
+
+A page is made from memory, so that it is there at once and costs no request anything, whatever is away.
+"""
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from models.registry.registry import Version
+from serving.metrics import Metrics
+from serving.rollout.experiment import Experiment
+from serving.rollout.lifecycle import Past, past, running
+from serving.rollout.look_log import looks_of
+from serving.store.lag import deltas_behind, inputs_behind
+from serving.traffic.router import Current
+from streaming.dead_letter import Filing, Letters
+from tessera.settings import Settings
+
+_LOGGER = logging.getLogger(__name__)
+_EVERY_S, _REGISTRY_EVERY_S, _VERSIONS_EVERY_S = 2.0, 10.0, 60.0
+_KEPT = 150  # samples: five minutes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look.
+
+    Attributes:
+        at: seconds since 1970.
+        requests, failed: answered so far, and of them those with a status of 500 or more.
+        ends: messages appended so far, by topic.
+        lag: messages that the trainer has not taken in, and deltas that are not in the store; None where nobody reads.
+        fresh_s: age of the oldest change that is not in the store yet; 0 where all are, None where unknown.
+    """
+
+    at: float
+    requests: float
+    failed: float
+    ends: dict[str, int] = field(default_factory=dict)
+    lag: dict[str, int | None] = field(default_factory=dict)
+    fresh_s: float | None = None
+
+
+@dataclass
+class Seen:
+    """All that pages are made of; replaced part by part, never changed."""
+
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    letters: Letters = field(default_factory=Letters)
+    versions: list[Version] = field(default_factory=list)
+    running: list[Experiment] = field(default_factory=list)
+    past: list[Past] = field(default_factory=list)
+    looks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    away: dict[str, str] = field(default_factory=dict)
+
+    def rates(self, value: Callable[[Sample], float]) -> list[float]:
+        """How much a count grew a second, between one sample and the next."""
+        held = list(self.samples)
+        return [
+            max(value(after) - value(before), 0.0) / max(after.at - before.at, 1e-3)
+            for before, after in itertools.pairwise(held)
+        ]
+
+
+class Sampler:
+    """Looks until closed.
+
+    Args:
+        settings: where log, store and registry are.
+        current: what serves.
+        metrics: the server's own counts.
+    """
+
+    def __init__(self, settings: Settings, current: Current, metrics: Metrics) -> None:
+        self.seen = Seen()
+        self._settings = settings
+        self._current = current
+        self._metrics = metrics
+        self._filing = Filing()
+        self._log: Any = None
+        self._store: Any = None
+        self._registry: Any = None
+        self._pulse: Any = None
+        self._versions_due = 0.0
+        self._stop = threading.Event()
+        self._looking = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends after the look in hand, and lets go of what was opened."""
+        self._stop.set()
+        self._thread.join(10)
+        for held in (self._log, self._store):
+            if held is not None:
+                held.close()
+
+    def look(self) -> None:
+        """One look at everything, at once."""
+        with self._looking:
+            self._sample()
+            self._follow_registry()
+
+    @property
+    def log(self) -> Any:
+        """The log; opened by the first who asks."""
+        if self._log is None:
+            log = self._settings.open_log()
+            log.create_topics(self._settings.topics.partitions())
+            self._log = log
+        return self._log
+
+    def _run(self) -> None:
+        due = 0.0
+        while not self._stop.is_set():
+            with self._looking:
+                self._sample()
+                if time.monotonic() >= due:
+                    self._follow_registry()
+                    due = time.monotonic() + _REGISTRY_EVERY_S
+            self._stop.wait(_EVERY_S)
+
+    def _sample(self) -> None:
+        answered = [one for metric in self._metrics.requests.collect() for one in metric.samples]
+        answered = [one for one in answered if one.name.endswith("_total")]
+        sample = Sample(
+            at=time.time(),
+            requests=sum(one.value for one in answered),
+            failed=sum(one.value for one in answered if int(one.labels["status"]) >= 500),
+        )
+        with self._watched("log"):
+            sample = self._with_log(sample)
+            self.seen.letters = self._filing.read_on(self.log, self._settings.topics)
+        with self._watched("store"):
+            sample = self._with_store(sample)
+        self.seen.samples.append(sample)
+
+    def _with_log(self, sample: Sample) -> Sample:
+        log, topics = self.log, self._settings.topics
+        ends = {topic: sum(log.end_offsets(topic).values()) for topic in topics.partitions()}
+        return replace(sample, ends=ends, lag=inputs_behind(log, self._current.service.bundle, topics))
+
+    def _with_store(self, sample: Sample) -> Sample:
+        if self._store is None:
+            self._store = self._settings.open_store()
+        topics = self._settings.topics
+        behind, oldest = deltas_behind(self.log, self._store, self._current.service.bundle, topics)
+        fresh = None if behind is None else 0.0
+        if oldest is not None:
+            fresh = max(sample.at - oldest.timestamp_ms / 1_000, 0.0)
+        return replace(sample, lag=sample.lag | {topics.deltas: behind}, fresh_s=fresh)
+
+    def _follow_registry(self) -> None:
+        with self._watched("registry"):
+            if self._registry is None:
+                self._registry = self._settings.open_registry(create=False)
+            registry, model = self._registry, self._current.service.bundle.dataset.name
+            if not self.seen.versions and model not in registry.models():
+                return
+            pulse = registry.pulse(model)
+            if pulse != self._pulse or time.monotonic() >= self._versions_due:
+                self.seen.versions = registry.versions(model)
+                self.seen.running, self.seen.past = running(registry, model), past(registry, model)
+                self._pulse, self._versions_due = pulse, time.monotonic() + _VERSIONS_EVERY_S
+            elif not self.seen.running:
+                return
+            ended = {one.experiment.id for one in self.seen.past}
+            # What has ended does not change any more.
+            looks = {name: found for name, found in self.seen.looks.items() if name in ended and found}
+            for one in [*self.seen.running, *(found.experiment for found in self.seen.past)]:
+                if one.id not in looks:
+                    looks[one.id] = looks_of(registry, model, one)
+            self.seen.looks = looks
+
+    @contextlib.contextmanager
+    def _watched(self, what: str) -> Any:
+        """Notes that something is away, and goes on: a page says so."""
+        try:
+            yield
+        except Exception as error:
+            # Clients raise what their servers and databases raise; whatever it is, the page shows it.
+            if what not in self.seen.away:
+                _LOGGER.warning("console: %s: %s", what, error)
+            self.seen.away = self.seen.away | {what: f"{type(error).__name__}: {error}"}
+        else:
+            self.seen.away = {name: why for name, why in self.seen.away.items() if name != what}

@@ -1,0 +1,188 @@
+"""What stands on the console's pages: numbers and drawings, from what was sampled."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from models.registry.registry import Version
+from serving.rollout.experiment import CHALLENGER, CONTROL
+from serving.rollout.judge import surely
+from serving.traffic.router import Current
+from streaming.dead_letter import Filed
+from streaming.log.topics import Topics
+from tessera.pages import svg as plot
+from tessera.pages.console.sampler import Sample, Seen
+
+_SHOWN_BYTES = 2_000
+_STALE_LOOK_S = 300.0
+_MEASURES = {"all.auc": "AUC", "unseen.auc": "AUC, new items", "all.log_loss": "log loss"}
+_QUALITY = ("auc", "log_loss", "calibration_error")
+
+
+def moment(at: float, *, seconds: bool = False) -> str:
+    """A time as text, in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+
+
+def ago(seconds: float) -> str:
+    """An age in the unit that suits it."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def count(value: float | None) -> str:
+    """A number with thousands apart; a dash for none."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def overview(seen: Seen, topics: Topics, current: Current) -> dict[str, Any]:
+    """Throughput, freshness, lag, and what needs a look."""
+    last = seen.samples[-1] if seen.samples else None
+    counted = {
+        "requests answered": lambda one: one.requests,
+        "events appended": lambda one: float(one.ends.get(topics.events, 0)),
+        "changes of the table": lambda one: float(one.ends.get(topics.deltas, 0)),
+        "impressions": lambda one: float(one.ends.get(topics.impressions, 0)),
+    }
+    rates = []
+    for name, value in counted.items():
+        found = seen.rates(value)
+        drawn = plot.spark(
+            found, describe=f"{name} a second over the last minutes, {found[-1] if found else 0:.1f} now"
+        )
+        rates.append({"name": name, "now": found[-1] if found else None, "drawn": Markup(drawn)})
+    return {
+        "rates": rates,
+        "lag": _lag(last, topics),
+        "fresh_s": last.fresh_s if last else None,
+        "items": current.service.items,
+        "champion": next((one for one in seen.versions if "champion" in one.aliases), None),
+        "running": [_experiment(seen, one) for one in seen.running],
+        "letters": seen.letters.waiting,
+        "span_s": seen.samples[-1].at - seen.samples[0].at if len(seen.samples) > 1 else 0.0,
+    }
+
+
+def _lag(last: Sample | None, topics: Topics) -> list[tuple[str, int | None]]:
+    if last is None:
+        return []
+    names = {"events not trained on": topics.events, "items not taken in": topics.items}
+    names |= {"changes not in the store": topics.deltas}
+    return [(name, last.lag.get(topic)) for name, topic in names.items()]
+
+
+def lineage(versions: Sequence[Version]) -> dict[str, Any]:
+    """Versions, the newest first, with what each was warm-started from and what came of it."""
+    numbers = {one.bundle: one.version for one in versions}
+    rows = [
+        {
+            "one": one,
+            "parent": numbers.get(one.lineage.parent or "", one.lineage.parent),
+            "children": [other.version for other in versions if other.lineage.parent == one.bundle],
+            "measures": [(label, one.metrics.get(name)) for name, label in _MEASURES.items()],
+        }
+        for one in versions
+    ]
+    return {"rows": rows, "measures": list(_MEASURES.values())}
+
+
+def rollouts(seen: Seen) -> dict[str, Any]:
+    """Experiments that run, and those that ended."""
+    return {
+        "running": [_experiment(seen, one) for one in seen.running],
+        "past": [
+            {
+                "one": found.experiment,
+                "ended": found.ended,
+                "why": found.why,
+                "looks": len(_looks(seen, found.experiment)),
+            }
+            for found in reversed(seen.past)
+        ],
+    }
+
+
+def rollout(seen: Seen, name: str) -> dict[str, Any] | None:
+    """One experiment by its id, over time; None where there is none."""
+    ended = {found.experiment.id: found for found in seen.past}
+    one = next((one for one in seen.running if one.id == name), None)
+    if one is None and name not in ended:
+        return None
+    experiment = one or ended[name].experiment
+    looks = _looks(seen, experiment)
+    points = [
+        (moment(look["at"], seconds=True), look["estimate"], look["low"], look["high"])
+        for look in looks
+        if look["low"] is not None
+    ]
+    history: list[dict[str, str]] = []
+    for look in looks:
+        for breach in look["breaches"]:
+            if all(line["kind"] != breach.partition(":")[0] for line in history):
+                history.append({"at": moment(look["at"]), "kind": breach.partition(":")[0], "breach": breach})
+    band = plot.band(points, describe="the challenger's rate less the control's, with its bounds") if points else ""
+    return {
+        "experiment": experiment,
+        "why": ended[name].why if one is None else "",
+        "ended": ended[name].ended if one is None else None,
+        "look": looks[-1] if looks else None,
+        "looks": len(looks),
+        "band": Markup(band),
+        "history": history,
+        "share": experiment.share(time.time()),
+        "arms": (CONTROL, CHALLENGER),
+    }
+
+
+def _experiment(seen: Seen, one: Any) -> dict[str, Any]:
+    """A running experiment as its last look has it."""
+    looks = _looks(seen, one)
+    look = looks[-1] if looks else None
+    drawn = ""
+    if look is not None and not one.shadow and look["low"] is not None:
+        reach = 1.1 * max(abs(look["low"]), abs(look["high"]), 1e-9)
+        said = f"difference {look['estimate']:+.4f}, {surely(look['low'], look['high'])}"
+        drawn = plot.interval(look["estimate"], look["low"], look["high"], reach=reach, describe=said)
+    return {
+        "one": one,
+        "look": look,
+        "share": one.share(time.time()),
+        "unwatched": look is None or time.time() - look["at"] > _STALE_LOOK_S,
+        "drawn": Markup(drawn),
+    }
+
+
+def _looks(seen: Seen, one: Any) -> list[dict[str, Any]]:
+    return seen.looks.get(one.id, [])
+
+
+def letter(filed: Filed) -> dict[str, Any]:
+    """A dead letter with the start of its message as text."""
+    shown = filed.letter.value[:_SHOWN_BYTES].decode("utf-8", errors="backslashreplace")
+    # Control characters would be read by nobody, and some turn the text around.
+    text = "".join(char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in shown)
+    return {
+        "number": filed.number,
+        "letter": filed.letter,
+        "put_back": filed.put_back,
+        "readable": filed.waits or filed.put_back,
+        "text": text,
+        "cut": filed.letter.size_bytes > _SHOWN_BYTES,
+    }
+
+
+def quality(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A bundle's measures: the ranker beside its baselines, and its codebook's health."""
+    models = metrics.get("quality", {})
+    rows = [
+        (model, part, found)
+        for model, parts in models.items()
+        for part, found in parts.items()
+        if all(name in found for name in _QUALITY)
+    ]
+    return {"quality": rows, "codebook": metrics.get("semantic_ids"), "drift": metrics.get("drift")}

@@ -1,0 +1,1 @@
+"""The offline job, stage by stage: encode, assign, frame, train, evaluate, publish."""

@@ -1,0 +1,75 @@
+"""The coded items of a run, as the commands on Semantic IDs read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.errors import TesseraError
+from tessera.pipeline.stage import finished_key
+
+_TITLE = 70
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The items of a run: ids, texts, vectors (N, D) and codes (N, Q)."""
+
+    ids: list[str]
+    texts: list[str]
+    vectors: NDArray[np.float32]
+    codes: NDArray[np.uint16]
+
+    def title(self, row: int) -> str:
+        """The start of an item's text."""
+        text = " ".join(self.texts[row].split())
+        return text if len(text) <= _TITLE else text[: _TITLE - 1] + "…"
+
+
+def counted(items: int) -> str:
+    """`1 item`, `2 items`."""
+    return f"{items:,} item{'' if items == 1 else 's'}"
+
+
+def load_coded(run: Path) -> Coded:
+    """Reads what the stages `encode` and `assign` left.
+
+    Raises:
+        TesseraError: the directory holds no such run, or a damaged one.
+    """
+    from features.jobs.shard import read_shards
+
+    for stage in ("encode", "assign"):
+        finished_key(run / stage)
+    coded = read_shards(run / "assign" / "codes")
+    texts = read_shards(run / "encode" / "texts").select("item_id", "text")
+    joined = coded.join(texts, on="item_id", how="left", maintain_order="left")
+    return Coded(
+        ids=joined["item_id"].to_list(),
+        texts=joined["text"].fill_null("").to_list(),
+        vectors=joined["vector"].to_numpy().astype(np.float32),
+        codes=joined["codes"].to_numpy().astype(np.uint16),
+    )
+
+
+def published(path: Path, coded: Coded) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Codes of published IDs, each distinct token a number, and our vectors of the same items."""
+    try:
+        given = msgspec.json.decode(path.read_bytes())
+        if isinstance(given, dict) and given.keys() == {str(row) for row in range(len(coded.ids))} != set(coded.ids):
+            # Numbered from 0 where the items are not: their places in the catalogue.
+            given = [given[str(row)] for row in range(len(coded.ids))]
+        rows = list(given.items()) if isinstance(given, dict) else list(zip(coded.ids, given, strict=False))
+        tokens = pl.DataFrame([list(map(str, tokens)) for _, tokens in rows], orient="row")
+    except (msgspec.DecodeError, OSError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise TesseraError(f"{path}: expected JSON of item id → list of as many tokens each ({error})") from error
+    place = {name: row for row, name in enumerate(coded.ids)}
+    known = [(number, place[str(name)]) for number, (name, _) in enumerate(rows) if str(name) in place]
+    if not known:
+        raise TesseraError(f"{path}: none of its {len(rows):,} ids is an item of the run, such as {coded.ids[0]!r}")
+    theirs, ours = np.array(known).T
+    codes = np.stack([tokens[name].cast(pl.Categorical).to_physical().to_numpy() for name in tokens.columns], axis=1)
+    return codes[theirs].astype(np.int64), coded.vectors[ours]

@@ -1,0 +1,244 @@
+"""Champion and challenger on the test part of one run: quality by slice, latency, bytes, and what small storage costs.
+
+The champion reads the run's test events as it would have been served them: its own features of the items it knows, and
+for items that came since what its own encoder, codebook and tokens make of their text.
+"""
+
+import time
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from features.frame import Frame
+from models.bundle.bundle import Bundle
+from models.bundle.catalogue import Catalogue
+from models.bundle.scorer import Scorer
+from models.ranker.evaluate import Quality, quality
+from models.ranker.loading import assembler, examples
+from models.ranker.train import predict
+from models.registry.gate import Check, Gates, Measured, Verdict, judge
+from models.registry.paired_test import drops
+from models.table.batch import Entities
+from models.table.schema import SEMANTIC_ID, Schema
+from serving.store.page import pack, unpack
+from serving.store.protocol import STORAGES
+from serving.store.protocol import Table as Stored
+
+Floats = NDArray[np.floating]
+_RARE = 10
+_CANDIDATES, _ROUNDS = 500, 30
+
+
+def verdict(
+    champion: Bundle,
+    challenger: Bundle,
+    frame: Frame,
+    gates: Gates,
+    *,
+    note: str = "",
+    unseen: NDArray[np.bool_] | None = None,
+) -> Verdict:
+    """Compares two bundles on the frame's test part.
+
+    Args:
+        unseen: which test examples (N,) neither bundle was trained on; only these are judged. None: all of them.
+    """
+    test = frame.part("test")
+    judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
+    labels = test["label"].to_numpy().astype(np.float32)
+    users = test["user"].to_numpy().astype(np.int64)
+    found = [predictions(bundle, frame) for bundle in (champion, challenger)]
+    parts = {name: held & judged for name, held in _slices(frame).items()}
+    times = _latencies(champion, challenger)
+    measured = [
+        Measured(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
+        for bundle, probabilities, time_ms in zip((champion, challenger), found, times, strict=True)
+    ]
+    tested = {name: drops(labels[held], found[0][held], found[1][held], users[held]) for name, held in parts.items()}
+    if not judged.all():
+        only = f"{int(judged.sum()):,} of {test.height:,} test rows are judged: neither bundle was trained on them."
+        note = f"{note} {only}".strip()
+    checks = judge(measured[0], measured[1], gates, tested)
+    return Verdict(champion.id, challenger.id, checks, note, storage_cost(challenger, frame))
+
+
+def storage_cost(bundle: Bundle, frame: Frame) -> dict[str, float]:
+    """AUC on the test part by how a store keeps the rows; empty where the part holds one label alone."""
+    labels = frame.part("test")["label"].to_numpy().astype(np.float32)
+    rows = bundle.rows()
+    found: dict[str, float] = {}
+    for storage in STORAGES:
+        kept = unpack(pack(Stored(rows.shape[0], rows.shape[1], storage), rows))
+        auc = quality(labels, predictions(bundle, frame, rows=kept)).auc
+        if auc is not None:
+            found[storage] = auc
+    return found
+
+
+def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | None = None) -> Floats:
+    """A bundle's probabilities (N,) for the frame's test part.
+
+    Args:
+        rows: read instead of the bundle's own, (R, D).
+    """
+    ranker = bundle.ranker()
+    if rows is not None:
+        ranker.table.weight.copy_(torch.from_numpy(rows))
+    test = frame.part("test").with_columns(pl.col("history").list.tail(bundle.schema.history_length))
+    test = _conformed(test, bundle.schema, "event")
+    seen = _as_seen_by(bundle, frame)
+    found: Floats = predict(ranker, assembler(bundle.schema, seen, test, bundle.admission()), examples(test))
+    return found
+
+
+def render(found: Verdict) -> Table:
+    """The comparison, worst first where something failed."""
+    title = f"challenger {found.challenger} against champion {found.champion}"
+    table = Table(title=title, title_justify="left", caption=found.note or None, caption_justify="left")
+    table.add_column("")
+    for name in ("champion", "challenger", "limit"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for check in found.checks:
+        mark = _mark(check)
+        table.add_row(check.name, *map(_number, (check.champion, check.challenger, check.limit)), mark)
+    exact = found.storage.get("float32")
+    for storage, auc in found.storage.items():
+        if exact is not None and storage != "float32":
+            table.add_row(f"AUC in {storage} storage", "", _number(auc), "", f"{auc - exact:+.5f}")
+    return table
+
+
+def _mark(check: Check) -> Text | str:
+    if not check.passed:
+        return Text("worse", "red")
+    if not check.told:
+        return Text("cannot tell", "yellow")
+    return Text("passed", "green") if check.limit is not None else ""
+
+
+def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
+    """The frame with the columns that a bundle reads, items as the bundle would have them."""
+    items = _conformed(frame.items, bundle.schema, "item")
+    if bundle.encoder is not None:
+        items = _with_own_content(bundle, items)
+    return replace(frame, items=items, users=_conformed(frame.users, bundle.schema, "user"))
+
+
+def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", "event"]) -> pl.DataFrame:
+    """What a schema reads and the table has not is null."""
+    columns = schema.columns(of)
+    numeric = [one.column for one in schema.numeric if one.of == of]
+    missing = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in table.columns]
+    missing += [pl.lit(None, dtype=pl.Float32).alias(name) for name in numeric if name not in table.columns]
+    return table.with_columns(missing) if missing else table
+
+
+def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
+    own = bundle.items.select("item_id", "content_vector", "semantic_codes")
+    found = items.drop("content_vector", "semantic_codes", SEMANTIC_ID, strict=False).join(
+        own, on="item_id", how="left", maintain_order="left"
+    )
+    new = np.flatnonzero((found["content_vector"].is_null() & (items["text"].fill_null("") != "")).to_numpy())
+    assert bundle.encoder is not None
+    if len(new):
+        vectors = bundle.encoder.encode(items["text"].gather(new).to_list())
+        made = {"place": new, "vector": pl.Series(vectors, dtype=own.schema["content_vector"])}
+        if bundle.codebook is not None:
+            made["codes"] = pl.Series(bundle.codebook.encode(vectors), dtype=own.schema["semantic_codes"])
+        found = found.with_row_index("place").join(
+            pl.DataFrame(made).cast({"place": pl.UInt32}), on="place", how="left", maintain_order="left"
+        )
+        found = found.with_columns(pl.coalesce("content_vector", "vector").alias("content_vector"))
+        if bundle.codebook is not None:
+            found = found.with_columns(pl.coalesce("semantic_codes", "codes").alias("semantic_codes"))
+        found = found.drop("place", "vector", "codes", strict=False)
+    if bundle.tokenizer is None:
+        return found
+    coded = found["semantic_codes"].is_not_null().to_numpy()
+    tokens: list[list[str] | None] = [None] * found.height
+    if coded.any():
+        codes = found["semantic_codes"].filter(pl.Series(coded)).to_numpy()
+        for place, values in zip(np.flatnonzero(coded).tolist(), bundle.tokenizer.tokens(codes), strict=True):
+            tokens[place] = values
+    return found.with_columns(pl.Series(SEMANTIC_ID, tokens, dtype=pl.List(pl.String)))
+
+
+def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:
+    """Which test examples (N,) are of new items, rare items and new users, by what was trained on."""
+    train, test = frame.part("train"), frame.part("test")
+    often = np.bincount(train["item"].to_numpy(), minlength=frame.items.height)[test["item"].to_numpy()]
+    known_users = np.isin(test["user"].to_numpy(), train["user"].unique().to_numpy())
+    return {
+        "all": np.ones(test.height, dtype=bool),
+        "new items": often == 0,
+        "rare items": (often > 0) & (often < _RARE),
+        "new users": ~known_users,
+    }
+
+
+def _quality(
+    labels: NDArray[np.float32], probabilities: Floats, parts: dict[str, NDArray[np.bool_]]
+) -> dict[str, Quality]:
+    return {name: quality(labels[held], probabilities[held]) for name, held in parts.items()}
+
+
+def _latencies(*bundles: Bundle) -> list[float]:
+    """Median time, in ms, to score 500 candidates; the bundles take turns, so that noise meets both."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        calls = [_Scoring(bundle) for bundle in bundles]
+        times: list[list[float]] = [[] for _ in calls]
+        for number in range(_ROUNDS + 3):
+            for call, found in zip(calls, times, strict=True):
+                began = time.perf_counter()
+                call(number)
+                found.append(1_000 * (time.perf_counter() - began))
+    finally:
+        torch.set_num_threads(threads)
+    return [float(np.median(found[3:])) for found in times]
+
+
+class _Scoring:
+    """A bundle's scoring alone: lookups, gather and network, rows in memory."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._rows = bundle.rows()
+        self._catalogue = Catalogue(bundle)
+        self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
+        events = bundle.dataset.events
+        columns = {name: [None] for name in (*events.categorical, *events.numeric)}
+        context = pl.DataFrame(columns or {"nothing": [0]})
+        text = [pl.col(name).cast(pl.String) for name in events.categorical]
+        numbers = [pl.col(name).cast(pl.Float32) for name in events.numeric]
+        self._events = Entities(
+            bundle.schema, "event", context.with_columns(*text, *numbers), self._catalogue.admission
+        )
+
+    def __call__(self, number: int) -> None:
+        items = len(self._catalogue.item_ids)
+        if not items:
+            return
+        rng = np.random.default_rng(number)
+        users = self._catalogue.user_ids
+        user = users[number % len(users)] if users else ""
+        chosen = rng.integers(0, items, _CANDIDATES)
+        lookups = self._scorer.lookups(user, chosen, chosen[:20], self._events)
+        self._scorer.score(lookups, self._rows[lookups.rows])
+
+
+def _bytes(bundle: Bundle) -> int:
+    return sum((bundle.directory / name).stat().st_size for name in ("table.safetensors", "network.safetensors"))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.5f}"

@@ -1,0 +1,151 @@
+"""The last step of the offline job: a bundle into the registry, past the gates, with where it came from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
+
+from features.dataset.descriptor import Dataset
+from features.dataset.profile import profile
+from features.errors import BundleError
+from features.frame import Frame
+from features.training_events import event_ids, read_trained
+from models.bundle.bundle import Bundle
+from models.registry.gate import Gates, Verdict
+from models.registry.registry import CHALLENGER, CHAMPION, Lineage, Registry, Release
+from tessera.pipeline.compare import verdict
+
+_OTHER_DATA = "The champion was trained on other data than these: it is judged on what it has not seen."
+_UNKNOWN = "What the champion was trained on is not known: an earlier release published it, by another split or data."
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a bundle comes from.
+
+    Attributes:
+        data_key: hash of the descriptor and of every file's bytes.
+        split: how the test part was chosen.
+        trained: file of the events that it was trained on, see `features.training_events`.
+        options: of the run, nested.
+        parent: id of the bundle that it was warm-started from, or None.
+        code: version of the code that made it.
+        engine: of the table in training.
+    """
+
+    dataset: Dataset
+    data_key: str
+    split: str
+    options: dict[str, Any]
+    parent: str | None
+    code: str
+    engine: str
+    trained: Path
+
+
+class Publisher:
+    """Registers bundles.
+
+    Args:
+        champions: where the champion is fetched to.
+    """
+
+    def __init__(self, registry: Registry, console: Console, champions: Path) -> None:
+        self._registry = registry
+        self._console = console
+        self._champions = champions
+
+    def publish(
+        self, bundle: Bundle, origin: Origin, frame: Callable[[], Frame], gates: Gates
+    ) -> tuple[Release, Verdict | None]:
+        """Registers a bundle; it becomes the challenger where the gates let it.
+
+        Args:
+            frame: of the run, whose test part both are measured on.
+
+        Returns:
+            The release, and the verdict; none of the first bundle, nor of one that has its alias already.
+        """
+        with self._console.status("publish: registering in MLflow"):
+            release = self._registry.publish(
+                bundle,
+                trained=origin.trained,
+                params={"split": origin.split} | flat(origin.options),
+                metrics=_test_metrics(bundle),
+                lineage=Lineage(
+                    dataset=origin.data_key,
+                    encoder=bundle.manifest.encoder,
+                    codebook=bundle.manifest.codebook,
+                    parent=origin.parent,
+                    code=origin.code,
+                    engine=origin.engine,
+                    profile=profile(origin.dataset).to_json(),
+                ),
+            )
+        if {CHAMPION, CHALLENGER} & set(release.aliases):
+            return release, None
+        before = self._registry.resolve(release.model)
+        with self._console.status("publish: the champion on the same test set"):
+            try:
+                champion = self._registry.open(before, self._champions)
+            except BundleError as error:
+                said = (
+                    f"publish: the champion cannot be compared with: {error}; the bundle has no alias, "
+                    f"`tessera rollout promote {release.version}` makes it the champion"
+                )
+                self._console.print(Text(said, "yellow"))
+                return release, None
+            note = "" if self._registry.lineage(before).dataset == origin.data_key else _OTHER_DATA
+            made = frame()
+            seen = self._seen(before, champion, bundle, origin)
+            if seen is None:
+                unseen, note = np.zeros(made.part("test").height, dtype=bool), _UNKNOWN
+            else:
+                unseen = ~np.isin(event_ids(made, "test"), np.concatenate([seen, read_trained(origin.trained)]))
+            judged = verdict(champion, bundle, made, gates, note=note, unseen=unseen)
+        if judged.passed:
+            return self._registry.challenge(release, verdict=judged.to_json()), judged
+        self._registry.record(release, "gates.json", judged.to_json())
+        return release, judged
+
+    def _seen(self, before: Release, champion: Bundle, bundle: Bundle, origin: Origin) -> NDArray[np.uint32] | None:
+        """The events that the champion was trained on; None where nobody can say.
+
+        A champion that an earlier release published says nothing of them. By the same split of the same data it was
+        trained on what the newcomer was.
+        """
+        found = self._registry.trained(before)
+        if found is not None:
+            return found
+        same = self._registry.lineage(before).dataset == origin.data_key
+        split = bundle.dataset.split
+        alike = champion.dataset.split == split and split.by != "random"
+        return read_trained(origin.trained) if same and alike else None
+
+
+def flat(options: dict[str, Any]) -> dict[str, str]:
+    """Nested options by dotted name, as short as MLflow takes them."""
+    found: dict[str, str] = {}
+    pending: list[tuple[str, Any]] = [("", options)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += [(f"{name}.{key}".lstrip("."), below) for key, below in value.items()]
+        else:
+            found[name] = str(value)[:500]
+    return found
+
+
+def _test_metrics(bundle: Bundle) -> dict[str, float]:
+    quality = bundle.manifest.metrics["quality"]["ranker"]
+    return {
+        f"{part}.{name}": value
+        for part, measured in quality.items()
+        for name, value in measured.items()
+        if value is not None
+    }

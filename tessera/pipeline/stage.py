@@ -1,0 +1,240 @@
+"""Stages that finish whole or not at all, and are not done twice.
+
+A stage's output is a directory that appears by a rename when it is complete. Its key is a hash of everything that
+decides it, the keys of the stages before it included: the same key is not done again, another key replaces it.
+The sha256 of each of its files is kept with the key, so a stage that was damaged since is done again.
+"""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from features.durable import make_directory, recover_directory, replace_directory, write_file
+from features.errors import DatasetError, TesseraError
+from features.lock import locked
+
+Advance = Callable[[int, int], None]
+_KEY = "stage.json"
+
+
+class Inputs(Protocol):
+    """The files outside the stages that a stage reads."""
+
+    @property
+    def stamps(self) -> Sequence[Any]:
+        """Tells the files from others that were later put in their place."""
+
+    def check(self) -> None:
+        """Raises TesseraError if a file is no longer the one that was stamped."""
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """Content of `stage.json`.
+
+    Attributes:
+        key: of the finished stage; of a stage that was stopped, its key and its inputs' stamps in one hash.
+        files: sha256 by relative path; None in directories of releases that kept none.
+    """
+
+    key: str = ""
+    files: dict[str, str] | None = None
+
+
+class _SpeedColumn(ProgressColumn):
+    """How many a second, of late."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed or 0:,.0f} {self._unit}/s", style="progress.data.speed")
+
+
+class Stages:
+    """The stages of one run, in one directory.
+
+    Args:
+        directory: holds one directory for each finished stage, and `.NAME.partial` of one that was stopped.
+        console: where progress bars go.
+    """
+
+    def __init__(self, directory: Path, console: Console) -> None:
+        self._directory = directory
+        self._console = console
+        self.executed: dict[str, float] = {}
+        """Stages done by this object, with the seconds each took."""
+        self._held = False
+        make_directory(directory)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Excludes other runs from the directory while the body runs; may be nested.
+
+        Raises:
+            TesseraError: another run uses the directory.
+        """
+        if self._held:
+            yield
+            return
+        with locked(self._directory / "run", wait_s=0):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+
+    def run(
+        self,
+        name: str,
+        key: str,
+        work: Callable[[Path, Advance], None],
+        *,
+        unit: str = "",
+        inputs: Inputs | None = None,
+    ) -> Path:
+        """Returns the stage's directory, doing the work first where it is not in place and whole.
+
+        Args:
+            name: of the stage and its directory.
+            key: hash of all that decides the output; see `key_of`.
+            work: fills a directory. After a stop it gets the same directory again, with what it had finished.
+            unit: of what the work counts; where given, the bar says how many a second.
+            inputs: files that the work reads outside the stages. Where one changes meanwhile, nothing is kept.
+
+        Raises:
+            TesseraError: another run uses the directory, or an input changed while the stage was made.
+        """
+        with self.held():
+            place = self._directory / name
+            recover_directory(place)
+            if _record(place).key == key:
+                damage = _damage(place)
+                if damage is None:
+                    self._console.print(Text(f"{name}: in place", "dim"))
+                    return place
+                self._console.print(Text(f"{name}: {damage}; the stage is done again", "yellow"), soft_wrap=True)
+            start = time.perf_counter()
+            self._do(name, key, work, unit, inputs)
+            self.executed[name] = time.perf_counter() - start
+            return place
+
+    def _do(self, name: str, key: str, work: Callable[[Path, Advance], None], unit: str, inputs: Inputs | None) -> None:
+        partial = self._directory / f".{name}.partial"
+        # A stopped stage may hold what it made of an input that was replaced and put back: its stamp differs.
+        begun = key if inputs is None else key_of(key, inputs.stamps)
+        if _record(partial).key != begun:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _write(partial, _Record(begun))
+        if inputs is not None:
+            inputs.check()
+        with self._bar(name, unit) as advance:
+            work(partial, advance)
+        if inputs is not None:
+            try:
+                inputs.check()
+            except TesseraError:
+                shutil.rmtree(partial)
+                raise
+        _write(partial, _Record(key, _hashes(partial)))
+        replace_directory(partial, self._directory / name)
+
+    @contextmanager
+    def _bar(self, name: str, unit: str) -> Iterator[Advance]:
+        columns = (
+            TextColumn(f"{name:<9}", style="bold", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            *((_SpeedColumn(unit),) if unit else ()),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(name, total=None)
+
+            def advance(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            yield advance
+            found = progress.tasks[0]
+            progress.update(task, total=found.total or 1, completed=found.total or 1)
+
+
+def key_of(*parts: Any) -> str:
+    """Hashes what decides a stage: anything JSON can hold."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def finished_key(directory: Path) -> str:
+    """Returns the key of a finished stage of another run.
+
+    Raises:
+        DatasetError: the stage is missing, or was damaged since; names the file.
+    """
+    if not (directory / _KEY).is_file():
+        raise DatasetError(f"{directory} is missing: give the --out of a finished `tessera run` on items with text")
+    damage = _damage(directory)
+    if damage is not None:
+        raise DatasetError(f"{damage}; run again into {directory.parent}, which does the stage again")
+    return _record(directory).key
+
+
+def _damage(directory: Path) -> str | None:
+    """Compares a finished stage with the record of its files: returns the first difference, or None."""
+    recorded = _record(directory).files
+    if recorded is None:
+        return None
+    found = _hashes(directory)
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            return f"{directory / name} is missing"
+        if name not in recorded:
+            return f"{directory / name} is not of this stage"
+        if found[name] != recorded[name]:
+            return f"{directory / name} was altered (sha256 differs)"
+    return None
+
+
+def _record(directory: Path) -> _Record:
+    """The record of a directory; an empty key where it has none that can be read."""
+    try:
+        return msgspec.json.decode((directory / _KEY).read_bytes(), type=_Record)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return _Record()
+
+
+def _write(directory: Path, record: _Record) -> None:
+    write_file(directory / _KEY, msgspec.json.encode(record))
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of each file of a stage by relative path, hidden files and the record excluded."""
+    found = {}
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory)
+        if path.is_file() and name != Path(_KEY) and not any(part.startswith(".") for part in name.parts):
+            with path.open("rb") as file:
+                found[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
