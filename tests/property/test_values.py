@@ -23,7 +23,7 @@ from features.message import Rows, event_decoder, event_rows
 from features.value.canonical import VERSION, canonical, cells
 from serving.api.bodies import EventsRequest
 from serving.api.ingest import Intake
-from tests.unit.test_canonical import COLUMNS
+from tests.unit.features.test_canonical import COLUMNS
 
 DRAWS = int(os.environ.get("TESSERA_DRAWS", "150"))
 # Text of every plane, and what other types look like as text.

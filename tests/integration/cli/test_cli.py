@@ -16,7 +16,7 @@ from tessera.demo.synthetic import write_synthetic
 from tessera.settings import Settings
 from tests.integration.world import World
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def tessera(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:

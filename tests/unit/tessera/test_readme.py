@@ -13,7 +13,7 @@ from serving.client import AsyncClient, Client
 from tessera.cli.bench import NAMES
 from tessera.cli.main import app
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^(?:\.venv/bin/)?tessera ([^#\n]*[^#\s])", README, flags=re.MULTILINE)))
 
 

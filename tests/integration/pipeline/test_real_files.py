@@ -22,9 +22,9 @@ from features.errors import DatasetError, TesseraError
 from tessera.cli.stream import send
 from tessera.pipeline.run import RunOptions, run
 from tessera.settings import Settings
-from tests.unit.test_table import bare
+from tests.unit.features.test_tables import bare
 
-FILES = Path(__file__).parents[1] / "realfiles"
+FILES = Path(__file__).parents[2] / "realfiles"
 
 
 def checked(descriptor: str) -> Profile:

@@ -13,7 +13,7 @@ from features.dataset.descriptor import load_dataset
 from features.dataset.profile import Profile, Span, profile, render
 from features.errors import DatasetError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 DESCRIPTOR = """
 name = "shop"

@@ -18,7 +18,7 @@ from serving.store.redis.store import RedisStore
 from tests.integration.guide import GuideError, read_blocks, run_guide
 from tests.integration.warm import warm_tessera
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "docs" / "guides"
 GUIDES = sorted(path for path in FOLDER.glob("*.md") if path.name != "README.md")
 FOR_SERVERS = [path for path in GUIDES if any(one.kind == "sh servers" for one in read_blocks(path.read_text()))]

@@ -22,7 +22,7 @@ from tessera.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 
-REALFILES = Path(__file__).parents[1] / "realfiles"
+REALFILES = Path(__file__).parents[2] / "realfiles"
 BASE, MARKUP = REALFILES / "base", REALFILES / "26-ids-show-markup"
 ODD = "[/r/x] [bold] :tea:"
 # Of every command what it needs; {out} is a directory in the place that cannot be used, {run} a finished run.

@@ -13,7 +13,7 @@ from features.dataset.delimited import read_delimited
 from features.dataset.descriptor import Users
 from features.dataset.tables import read_table, read_users
 from features.errors import DatasetError
-from tests.unit.test_table import bare
+from tests.unit.features.test_tables import bare
 
 TEXTS = ["Tea 0", 'The 12"', 'He said "hi"', "back\\slash", "a, b; c\td|e", "two\nlines", "'s", "", "é 茶", '""', "\\"]
 

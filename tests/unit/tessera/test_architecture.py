@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # features ← models ← streaming ← serving ← tessera: what a package may import of ours.
 MAY_IMPORT = {

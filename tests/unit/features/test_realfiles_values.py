@@ -14,7 +14,7 @@ from models.bundle import record
 from serving.ranking.service import attribute_json
 from serving.retrieval.filter import Attributes, Filter
 
-FILES = Path(__file__).parents[1] / "realfiles"
+FILES = Path(__file__).parents[2] / "realfiles"
 
 
 def opened(name: str) -> Dataset:

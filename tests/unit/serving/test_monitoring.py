@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from serving.metrics import Metrics
 from streaming.metrics import Gauges
 
-INFRA = Path(__file__).parents[2] / "infra"
+INFRA = Path(__file__).parents[3] / "infra"
 DASHBOARD = json.loads((INFRA / "grafana" / "tessera.json").read_text(encoding="utf-8"))
 ALERTS = yaml.safe_load((INFRA / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

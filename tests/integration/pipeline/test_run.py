@@ -26,7 +26,7 @@ from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.run import STAGES, RunOptions, run
 from tests.integration.world import World, quiet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared" / "data"
 
 

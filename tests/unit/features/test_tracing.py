@@ -59,7 +59,7 @@ def test_off_the_sdk_is_not_imported() -> None:
         "with Settings.from_environment({}).traced('x'), trace.request('GET', {}), trace.span('y'): pass\n"
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -62,7 +62,7 @@ def test_every_failure_of_the_page_is_caused_by_a_test_and_its_commands_are_run(
 
 
 def test_every_alert_is_in_the_runbook() -> None:
-    rules = yaml.safe_load((HERE.parents[1] / "infra" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))
+    rules = yaml.safe_load((HERE.parents[2] / "infra" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))
     alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
     named = set(re.findall(r"\bTessera[A-Z]\w+", PAGE.read_text(encoding="utf-8")))
     assert alerts == named

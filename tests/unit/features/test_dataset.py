@@ -9,7 +9,7 @@ from features.dataset.descriptor import Dataset, Events, Items, Label, Split, lo
 from features.dataset.label import parse_rule
 from features.errors import DatasetError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 GOOD = """
 name = "shop"
