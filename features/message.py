@@ -14,7 +14,7 @@ import msgspec
 import polars as pl
 
 from features.dataset.descriptor import Events, Items
-from features.dataset.files import Table
+from features.dataset.files import SourceTable
 from features.dataset.tables import features, shape_events, shape_items
 from features.errors import DatasetError, EventError
 from features.value.attribute import fit, listed, typed
@@ -242,11 +242,11 @@ class _Form(NamedTuple):
         """The value of a filterable column; see `features.value.attribute.fit`."""
         return fit(listed(value, dtype), dtype, of_csv=self.of_csv)
 
-    def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> Table:
+    def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> SourceTable:
         """Rows as a table; a column without a reader is left out."""
         columns = zip(rows.columns, zip(*[rows.values[place] for place in places], strict=True), strict=True)
         frame = pl.DataFrame([readers[column](column, list(values)) for column, values in columns if column in readers])
-        return Table(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
+        return SourceTable(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
 
 
 def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[list[int]]:

@@ -33,7 +33,7 @@ class _Partition:
     buckets: dict[int, list[int]] = field(default_factory=dict)
 
 
-class Recent:
+class EventWindow:
     """Judges events of one batch after the other.
 
     Args:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from sklearn.metrics import roc_auc_score
 
 from streaming.log.protocol import Message
-from streaming.step_result import Outcome
+from streaming.step_result import StepResult
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 30, 300)
 _RECENT = 20_000
@@ -18,7 +18,7 @@ _KINDS = ("events", "neutral", "duplicates", "items", "deleted", "stale")
 _TINY = 1e-7
 
 
-class Gauges:
+class StreamMetrics:
     """Counts what trainer and writer do; may be called from several threads."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Gauges:
         """Answers `GET /metrics` on a port of this machine."""
         start_http_server(port, addr="127.0.0.1", registry=self.registry)
 
-    def batch(self, messages: Sequence[Message], outcome: Outcome) -> None:
+    def batch(self, messages: Sequence[Message], outcome: StepResult) -> None:
         """Notes a committed micro-batch."""
         with self._lock:
             self._batches.inc()

@@ -27,10 +27,10 @@ from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
 from models.table.batch import Assembler, Batch, Entities, Examples
-from streaming.lateness import Recent, id_key
+from streaming.lateness import EventWindow, id_key
 from streaming.log.protocol import Message
 from streaming.log.topics import Topics
-from streaming.step_result import POISON, Address, Bad, Outcome, address
+from streaming.step_result import POISON, Address, Rejected, StepResult, address
 
 LATENESS_S = 3_600
 """How much older than the newest event of its partition an event may be, in seconds of event time."""
@@ -94,7 +94,7 @@ class Step:
         self._candidates = bundle.items.height
         self._dataset = bundle.dataset
         self._clock = self._dataset.events.time is not None
-        self.recent = Recent(int(lateness_s * 1_000_000), timed=self._clock)
+        self.recent = EventWindow(int(lateness_s * 1_000_000), timed=self._clock)
         self.arrivals = 0
         # Users whose history the stream has changed.
         self.visitors: set[int] = set()
@@ -117,7 +117,7 @@ class Step:
         train: bool = True,
         poison: AbstractSet[Address] = frozenset(),
         admitted: NDArray[np.uint64] | None = None,
-    ) -> Outcome:
+    ) -> StepResult:
         """Advances the state by a batch: first its items, then its events, each in order.
 
         Args:
@@ -130,7 +130,7 @@ class Step:
         Raises:
             OversizedError: a record that a message caused does not fit into a delta of `limit_bytes`.
         """
-        outcome = Outcome()
+        outcome = StepResult()
         unusable = set(poison)
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
         inbox = {self._topics.items: _Inbox(), self._topics.events: _Inbox()}
@@ -146,7 +146,7 @@ class Step:
                 inbox[message.topic].messages.append(message)
                 inbox[message.topic].decoded.append(decoded)
             except EventError as error:
-                outcome.bad.append(Bad(message, error.cause, str(error)))
+                outcome.bad.append(Rejected(message, error.cause, str(error)))
         self.seq += 1
         records = self._items(inbox[self._topics.items], outcome)
         touched, changes = self._events(inbox[self._topics.events], outcome, train, admitted)
@@ -194,12 +194,12 @@ class Step:
 
     # Items.
 
-    def _items(self, inbox: _Inbox, outcome: Outcome) -> list[Record]:
+    def _items(self, inbox: _Inbox, outcome: StepResult) -> list[Record]:
         if not inbox.messages or self._dataset.items is None:
             return []
         rows = Rows(self._decoders[self._topics.items].columns, [found.row for found in inbox.decoded])
         frame, bad = item_rows(rows, self._dataset.items, self.catalogue.item_types, version=self.bundle.canonical)
-        outcome.bad += [Bad(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
+        outcome.bad += [Rejected(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
         if not frame.height:
             return []
         newest: dict[str, int | None] = {}
@@ -262,7 +262,7 @@ class Step:
     # Events.
 
     def _events(
-        self, inbox: _Inbox, outcome: Outcome, train: bool, admitted: NDArray[np.uint64] | None
+        self, inbox: _Inbox, outcome: StepResult, train: bool, admitted: NDArray[np.uint64] | None
     ) -> tuple[NDArray[np.int64], list[Record]]:
         nothing = np.zeros(0, dtype=np.int64)
         frame = self._fresh(inbox, outcome)
@@ -285,13 +285,13 @@ class Step:
             records += self._numbered(record.ADMITTED, [record.encode_admitted(part) for part in parts])
         return touched, records
 
-    def _fresh(self, inbox: _Inbox, outcome: Outcome) -> pl.DataFrame:
+    def _fresh(self, inbox: _Inbox, outcome: StepResult) -> pl.DataFrame:
         """The events that count, shaped: neither faulty, nor late, nor seen before."""
         if not inbox.messages:
             return pl.DataFrame()
         rows = Rows(self._decoders[self._topics.events].columns, [found.row for found in inbox.decoded])
         frame, bad = event_rows(rows, self._dataset.events, version=self.bundle.canonical)
-        outcome.bad += [Bad(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
+        outcome.bad += [Rejected(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
         outcome.neutral += len(inbox.messages) - len(bad) - frame.height
         if not frame.height:
             return frame
@@ -336,7 +336,7 @@ class Step:
         self.arrivals += frame.height
         return times
 
-    def _examples(self, frame: pl.DataFrame, outcome: Outcome) -> tuple[Examples, NDArray[np.int64]]:
+    def _examples(self, frame: pl.DataFrame, outcome: StepResult) -> tuple[Examples, NDArray[np.int64]]:
         """Events with the history before each one, which then enters it; and the users whose history changed."""
         count = frame.height
         has_user, has_item = "user_id" in frame.columns, "item_id" in frame.columns
@@ -371,7 +371,7 @@ class Step:
             repeated.context,
         )
 
-    def _train(self, batch: Batch, outcome: Outcome) -> NDArray[np.int64]:
+    def _train(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
         logits = self.ranker(batch)
         loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
         (loss / self.bundle.manifest.training.batch).backward()
@@ -421,9 +421,11 @@ def _appended_us(messages: Sequence[Message]) -> NDArray[np.int64]:
     return np.array([min(max(message.timestamp_ms, 0), _LAST_MS) * 1_000 for message in messages], dtype=np.int64)
 
 
-def _too_late(message: Message) -> Bad:
-    return Bad(message, "late", "the event is older than the newest of its partition by more than the stated bound")
+def _too_late(message: Message) -> Rejected:
+    return Rejected(
+        message, "late", "the event is older than the newest of its partition by more than the stated bound"
+    )
 
 
-def _ahead_of_its_time(message: Message) -> Bad:
-    return Bad(message, "future", "the event's time lies more than a day after its message was appended")
+def _ahead_of_its_time(message: Message) -> Rejected:
+    return Rejected(message, "future", "the event's time lies more than a day after its message was appended")

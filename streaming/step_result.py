@@ -21,7 +21,7 @@ def address(message: Message) -> Address:
 
 
 @dataclass(frozen=True)
-class Bad:
+class Rejected:
     """A message that is set aside: the kind of fault in one word, and what it is."""
 
     message: Message
@@ -30,7 +30,7 @@ class Bad:
 
 
 @dataclass
-class Outcome:
+class StepResult:
     """What one step did. messages = events + neutral + duplicates + items + deleted + stale + bad.
 
     Attributes:
@@ -47,7 +47,7 @@ class Outcome:
 
     deltas: list[Delta] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
+    bad: list[Rejected] = field(default_factory=list)
     events: int = 0
     neutral: int = 0
     duplicates: int = 0

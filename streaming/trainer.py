@@ -24,7 +24,7 @@ from streaming.log.topics import Topics
 from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import LATENESS_S, Step
-from streaming.step_result import POISON, Address, Bad, Outcome, address
+from streaming.step_result import POISON, Address, Rejected, StepResult, address
 
 # A late event is no sign of a wrong topic.
 _HARMLESS = frozenset({"late"})
@@ -53,7 +53,7 @@ class Totals:
     failed_snapshots: int = 0
     causes: dict[str, int] = field(default_factory=dict)
 
-    def add(self, messages: int, outcome: Outcome) -> None:
+    def add(self, messages: int, outcome: StepResult) -> None:
         """Counts one batch."""
         self.batches += 1
         self.messages += messages
@@ -106,7 +106,7 @@ class Trainer:
         topics: Topics,
         options: TrainerOptions = TrainerOptions(),
         snapshots: Snapshots | None = None,
-        watch: Callable[[list[Message], Outcome], None] = lambda messages, outcome: None,
+        watch: Callable[[list[Message], StepResult], None] = lambda messages, outcome: None,
         failpoint: Callable[[str], None] = lambda place: None,
     ) -> None:
         self._log = log
@@ -229,7 +229,7 @@ class Trainer:
     def _position(self) -> Positions:
         return {place: at for reader in self._readers for place, at in reader.position().items()}
 
-    def _write(self, transaction: Transaction, outcome: Outcome) -> None:
+    def _write(self, transaction: Transaction, outcome: StepResult) -> None:
         for payload in outcome.payloads:
             transaction.append(self._topics.deltas, payload)
         kept = min(KEPT_BYTES, self._limit_bytes // 4)
@@ -254,7 +254,7 @@ class Trainer:
         self.close()
         self._open()
 
-    def _judge(self, messages: list[Message], bad: list[Bad]) -> None:
+    def _judge(self, messages: list[Message], bad: list[Rejected]) -> None:
         """Stops before anything of the batch is committed, so that nothing is lost to the dead letters."""
         faulty = {address(one.message) for one in bad if one.cause not in _HARMLESS}
         self._recent_faults += [address(message) in faulty for message in messages]
@@ -268,7 +268,7 @@ class Trainer:
 
     # Poison: a message at which the step raises.
 
-    def _step(self, messages: list[Message]) -> Outcome:
+    def _step(self, messages: list[Message]) -> StepResult:
         try:
             return self.step.apply(messages)
         except BaseException as error:
@@ -276,7 +276,7 @@ class Trainer:
                 raise
             return self._without_poison(messages, error)
 
-    def _without_poison(self, messages: list[Message], error: BaseException) -> Outcome:
+    def _without_poison(self, messages: list[Message], error: BaseException) -> StepResult:
         before, positions = self._restored()
         # Kept, so that the next poison costs no more than this one: what a restart reads is what a search reads.
         pristine = Snapshot.of(before, deltas=self._log.end_offsets(self._topics.deltas)[0], inputs=positions)

@@ -12,9 +12,9 @@ from models.registry.registry import CHAMPION
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
 from serving.rollout.lifecycle import running
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from tessera.mirroring import mirrored
 from tessera.settings import Settings
 
@@ -23,7 +23,7 @@ _LOGGER = logging.getLogger(__name__)
 _AGAIN_S = 30.0
 
 
-class Opener:
+class ServiceOpener:
     """Makes the service of a bundle, over the settings' store.
 
     Args:
@@ -39,7 +39,7 @@ class Opener:
 
     def __call__(self, bundle: Bundle) -> tuple[RankService, Callable[[], None]]:
         """The service, ready to answer, and what lets go of it."""
-        load_bundle(self._store, bundle, storage=self._settings.storage)
+        fill_store(self._store, bundle, storage=self._settings.storage)
         with contextlib.ExitStack() as stack:
             rows = (
                 stack.enter_context(mirrored(self._settings, self._store, bundle, self._metrics))
@@ -51,7 +51,7 @@ class Opener:
             return service, stack.pop_all().close
 
 
-class Follower:
+class RegistryFollower:
     """Looks at the registry now and then; swaps when the alias names another bundle.
 
     A bundle that cannot be fetched, checked or loaded is left alone for a while, and the one that serves goes on.
@@ -69,8 +69,8 @@ class Follower:
         self,
         settings: Settings,
         store: OnlineStore,
-        current: Current,
-        opener: Opener,
+        current: Router,
+        opener: ServiceOpener,
         *,
         model: str | None,
         grace_s: float,

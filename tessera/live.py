@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from features.errors import FencedError, LogError, StoreError, TesseraError
 from models.bundle.bundle import Bundle
-from streaming.metrics import Gauges
+from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.settings import Settings
@@ -42,7 +42,7 @@ class Live:
         settings: Settings,
         bundle: Bundle,
         options: TrainerOptions,
-        gauges: Gauges,
+        gauges: StreamMetrics,
         roles: tuple[str, ...] = ROLES,
         *,
         failpoint: Callable[[str], None] = lambda place: None,

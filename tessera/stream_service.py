@@ -9,7 +9,7 @@ from pathlib import Path
 from features.errors import TesseraError
 from models.bundle.bundle import Bundle
 from models.registry.registry import CHAMPION
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
 from serving.store.verify import replay
 from serving.store.writer import StoreWriter, position_of
@@ -91,7 +91,7 @@ def open_writer(
     log.create_topics(topics.partitions())
 
     def refill() -> None:
-        load_bundle(store, bundle, storage=storage)
+        fill_store(store, bundle, storage=storage)
         if position_of(store, bundle.id, topics.deltas) is None:
             replay(log, bundle, store, topics, snapshots.newest(bundle) if snapshots is not None else None)
 

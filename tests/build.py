@@ -16,7 +16,7 @@ from features.content import lsa
 from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, Users
 from features.durable import write_directory
 from features.frame import Frame, build_frame
-from models.bundle.bundle import Parts, Training
+from models.bundle.bundle import BundleParts, Training
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig, Trained, new_ranker, train
 from models.semantic_id.codebook import rqvae
@@ -91,7 +91,7 @@ def coloured_parts(
     epochs: int = 1,
     events: int = 400,
     options: TableOptions | None = None,
-) -> Parts:
+) -> BundleParts:
     """Everything a bundle needs, made in a moment; `directory` takes the encoder and the codebook."""
     dataset, tables = coloured_dataset(directory, name=name), coloured_tables(events=events)
     encoder = lsa.fit(tables["items"]["text"].to_list(), dim=4, seed=0)
@@ -111,7 +111,7 @@ def coloured_parts(
     config = TrainConfig(batch=64, max_epochs=epochs, network=SMALL_NETWORK)
     untrained = Trained(new_ranker(schema, config), Sketch.sized(0), ())
     trained = train(schema, frame, config) if epochs else untrained
-    return Parts(
+    return BundleParts(
         dataset=dataset,
         schema=schema,
         ranker=trained.ranker,

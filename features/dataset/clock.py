@@ -7,14 +7,14 @@ import polars as pl
 
 from features.dataset.column import as_number, first, parsed, refuse_null
 from features.dataset.descriptor import Time
-from features.dataset.files import Table
+from features.dataset.files import SourceTable
 
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999
 _COUNT = r"^-?[0-9]+(\.[0-9]+)?$"
 
 
-def times(table: Table, time: Time) -> pl.Series:
+def times(table: SourceTable, time: Time) -> pl.Series:
     """The clock: (R,) Int64, microseconds since 1970 in UTC, without nulls."""
     values, name = table.column(time.column), time.column
     refuse_null(table, name, "the event has no time; fill it in, or remove the row")
@@ -29,7 +29,7 @@ def times(table: Table, time: Time) -> pl.Series:
     return _counted(table, name, values, time)
 
 
-def _text_times(table: Table, time: Time) -> pl.Series:
+def _text_times(table: SourceTable, time: Time) -> pl.Series:
     """Times as text: numbers are counts of the unit, by default seconds; all else, without a unit, is ISO-8601."""
     name = time.column
     texts = table.column(name).str.strip_chars()
@@ -45,7 +45,7 @@ def _text_times(table: Table, time: Time) -> pl.Series:
     return found if moments is None else found.zip_with(counts, moments)
 
 
-def _text_counts(table: Table, name: str, texts: pl.Series, time: Time) -> pl.Series:
+def _text_counts(table: SourceTable, name: str, texts: pl.Series, time: Time) -> pl.Series:
     """Numbers as text: whole ones exactly, whatever stands beside them."""
     whole = texts.cast(pl.Int64, strict=False)
     if not whole.null_count():
@@ -59,7 +59,7 @@ def _text_counts(table: Table, name: str, texts: pl.Series, time: Time) -> pl.Se
     return counted.zip_with(whole.is_not_null(), _counted(table, name, found.fill_null(0), time))
 
 
-def _counted(table: Table, name: str, values: pl.Series, time: Time) -> pl.Series:
+def _counted(table: SourceTable, name: str, values: pl.Series, time: Time) -> pl.Series:
     """Counts of the unit, as microseconds."""
     unit = time.unit or "s"
     if time.unit is None and table.kind != "message" and _are_dates(values):
@@ -83,7 +83,7 @@ def _are_dates(values: pl.Series) -> bool:
     return not days.null_count()
 
 
-def _iso(table: Table, name: str, values: pl.Series, where: pl.Series) -> pl.Series:
+def _iso(table: SourceTable, name: str, values: pl.Series, where: pl.Series) -> pl.Series:
     """ISO-8601 text: a date, or a date and time with or without seconds, fraction and offset (none: UTC)."""
     moments = (
         values.str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
@@ -102,7 +102,7 @@ def _iso(table: Table, name: str, values: pl.Series, where: pl.Series) -> pl.Ser
     return moments.dt.epoch("us")
 
 
-def positions(table: Table, name: str) -> pl.Series:
+def positions(table: SourceTable, name: str) -> pl.Series:
     """The order column: (R,) Int64 without nulls."""
     refuse_null(table, name, "the event has no position; fill it in, or remove the row")
     values = table.column(name)

@@ -9,8 +9,8 @@ Shape letter: R, the rows of the table.
 import polars as pl
 
 from features.dataset.descriptor import Categorical, Label
-from features.dataset.files import Table, infer
-from features.dataset.label import Rule, parse_rule
+from features.dataset.files import SourceTable, infer
+from features.dataset.label import LabelRule, parse_rule
 from features.value.attribute import typed
 from features.value.canonical import canonical
 from features.value.written_list import WrittenListError, written_lists
@@ -21,7 +21,7 @@ _WRITTEN = {"value": pl.String(), "list": pl.List(pl.String)}
 _WRITTEN_FROM = 2
 
 
-def texts(table: Table, name: str) -> pl.Series:
+def texts(table: SourceTable, name: str) -> pl.Series:
     """A column as canonical text or lists of it; see `features.value.canonical`."""
     values = table.column(name)
     try:
@@ -41,12 +41,12 @@ def _nul(values: pl.Series) -> int | None:
     return first(values.list.eval(pl.element().str.contains("\0", literal=True)).list.any())
 
 
-def attribute(table: Table, name: str) -> pl.Series:
+def attribute(table: SourceTable, name: str) -> pl.Series:
     """A filterable column: typed as the files hold it; a csv's as `features.dataset.files.infer` says."""
     return infer(table.column(name)) if table.kind == "csv" else table.column(name)
 
 
-def ids(table: Table, name: str) -> pl.Series:
+def ids(table: SourceTable, name: str) -> pl.Series:
     """An identifier column: (R,) String without nulls."""
     values = texts(table, name)
     if isinstance(values.dtype, pl.List):
@@ -57,7 +57,7 @@ def ids(table: Table, name: str) -> pl.Series:
     return values
 
 
-def unique_ids(table: Table, name: str) -> pl.Series:
+def unique_ids(table: SourceTable, name: str) -> pl.Series:
     """An identifier column in which no id comes twice: (R,) String."""
     values = ids(table, name)
     row = first(~values.is_first_distinct())
@@ -67,7 +67,7 @@ def unique_ids(table: Table, name: str) -> pl.Series:
     return values
 
 
-def categories(table: Table, name: str, options: Categorical) -> pl.Series:
+def categories(table: SourceTable, name: str, options: Categorical) -> pl.Series:
     """A categorical feature: (R,) String, or (R,) List(String) where it is multi-valued; null stays null.
 
     Splitting trims each value and drops the empty ones; a list column is multi-valued with or without `split`, and so
@@ -92,7 +92,7 @@ def categories(table: Table, name: str, options: Categorical) -> pl.Series:
     return found.select(chosen.alias(name)).to_series()
 
 
-def numbers(table: Table, name: str) -> pl.Series:
+def numbers(table: SourceTable, name: str) -> pl.Series:
     """A numeric feature: (R,) Float32; NaN and what is beyond float32 become null."""
     values = table.column(name)
     if isinstance(values.dtype, pl.String):
@@ -103,7 +103,7 @@ def numbers(table: Table, name: str) -> pl.Series:
     return numeric.select(pl.when(pl.col("value").is_finite()).then("value")).to_series().alias(name)
 
 
-def labels(table: Table, label: Label) -> pl.Series:
+def labels(table: SourceTable, label: Label) -> pl.Series:
     """What each row's label is: (R,) Int8 of 0 and 1; null where it is neither and the row is to be dropped."""
     if label.column is None:
         return pl.repeat(1, table.frame.height, dtype=pl.Int8, eager=True)
@@ -124,7 +124,7 @@ def labels(table: Table, label: Label) -> pl.Series:
     return matched.select(pl.when("positive").then(1).when("negative").then(0).cast(pl.Int8)).to_series()
 
 
-def _zero_or_one(table: Table, name: str) -> pl.Series:
+def _zero_or_one(table: SourceTable, name: str) -> pl.Series:
     values = _scalars(table, name)
     known = values.str.to_lowercase().replace({"true": "1", "false": "0"})
     row = first(known.is_not_null() & ~known.is_in(["0", "1"]))
@@ -134,7 +134,7 @@ def _zero_or_one(table: Table, name: str) -> pl.Series:
     return known.cast(pl.Int8)
 
 
-def _matches(table: Table, name: str, rule: Rule) -> pl.Series:
+def _matches(table: SourceTable, name: str, rule: LabelRule) -> pl.Series:
     """Where a rule holds: (R,) Boolean, null where the column is."""
     values = _scalars(table, name)
     if isinstance(rule.value, str):
@@ -155,14 +155,14 @@ def _matches(table: Table, name: str, rule: Rule) -> pl.Series:
     return pl.Series(rule.compare(parsed(table, name, remedy).fill_nan(None), rule.value))
 
 
-def _scalars(table: Table, name: str) -> pl.Series:
+def _scalars(table: SourceTable, name: str) -> pl.Series:
     values = texts(table, name)
     if isinstance(values.dtype, pl.List):
         raise table.error(name, "holds lists, but a label is judged from one value; name another column")
     return values
 
 
-def parsed(table: Table, name: str, remedy: str) -> pl.Series:
+def parsed(table: SourceTable, name: str, remedy: str) -> pl.Series:
     """A column as Float64, its empty text null; the first text that is not a number is refused."""
     if table.column(name).dtype.is_numeric():
         return table.column(name).cast(pl.Float64)
@@ -183,7 +183,7 @@ def as_number(texts: pl.Series) -> pl.Series:
     return found.fill_null(words) if words.null_count() < len(words) else found
 
 
-def refuse_null(table: Table, name: str, problem: str) -> None:
+def refuse_null(table: SourceTable, name: str, problem: str) -> None:
     """Raises DatasetError with the problem if the column has a null."""
     row = first(table.column(name).is_null())
     if row is not None:

@@ -29,7 +29,7 @@ _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?$"
 
 
 @dataclass(frozen=True)
-class Table:
+class SourceTable:
     """A table as its files hold it.
 
     Attributes:
@@ -89,7 +89,7 @@ def load(
     table: str,
     wanted: Collection[str] | None = None,
     many: Collection[str] | None = None,
-) -> Table:
+) -> SourceTable:
     """Reads the files of a source, all columns or the wanted ones that exist; `many` names those that may hold lists.
 
     Raises:
@@ -120,7 +120,7 @@ def load(
     if frame.height == 0:
         held = "holds a header and no rows" if source.kind == "csv" and source.header else "holds no rows"
         raise DatasetError(f"{files[0]}: [{table}] {held}; point path at a file with data")
-    return Table(table, frame, names, files, tuple(f.height for f in frames), source.kind, hint=hint)
+    return SourceTable(table, frame, names, files, tuple(f.height for f in frames), source.kind, hint=hint)
 
 
 def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:

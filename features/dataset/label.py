@@ -22,7 +22,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class Rule:
+class LabelRule:
     """A comparison with a number, or with a string where the value is not one.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rule:
         return self.raw.lower() if not self.quoted and self.raw.lower() in ("true", "false") else None
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str) -> LabelRule:
     """Parses OP VALUE; quotes make a value a string that would else be a number: == '1'.
 
     Raises:
@@ -61,8 +61,8 @@ def parse_rule(text: str) -> Rule:
         )
     op, value = match.groups()
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        return Rule(op, value[1:-1], value[1:-1], quoted=True)
+        return LabelRule(op, value[1:-1], value[1:-1], quoted=True)
     try:
-        return Rule(op, float(value), value)
+        return LabelRule(op, float(value), value)
     except ValueError:
-        return Rule(op, value, value)
+        return LabelRule(op, value, value)

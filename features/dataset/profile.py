@@ -17,7 +17,7 @@ from rich.text import Text
 from features.content.terms import without_tokens
 from features.dataset.column import texts
 from features.dataset.descriptor import Dataset, Items, Users
-from features.dataset.files import Table
+from features.dataset.files import SourceTable
 from features.dataset.split import PARTS, assign_split
 from features.dataset.tables import load_events, load_items, read_users, shape_events, shape_items
 from features.errors import DatasetError
@@ -49,7 +49,7 @@ class TextProfile:
 
 
 @dataclass(frozen=True)
-class Span:
+class ValueRange:
     """The ISO-8601 times of the first and the last labelled event."""
 
     first: str
@@ -87,7 +87,7 @@ class Profile:
     tables: dict[str, TableProfile]
     users: int | None
     items: int | None
-    span: Span | None
+    span: ValueRange | None
     labels: Labels
     text: TextProfile | None
     unknown_items: int
@@ -131,7 +131,7 @@ def profile(dataset: Dataset) -> Profile:
         tables=tables,
         users=_distinct(events, "user_id"),
         items=_distinct(events, "item_id"),
-        span=Span(_iso(events["time"].min()), _iso(events["time"].max())) if dataset.events.time else None,
+        span=ValueRange(_iso(events["time"].min()), _iso(events["time"].max())) if dataset.events.time else None,
         labels=labels,
         text=text,
         unknown_items=_unknown(events, items, "item_id"),
@@ -231,7 +231,7 @@ def _grid(title: str, *columns: str) -> Grid:
     return grid
 
 
-def _table_profile(frame: pl.DataFrame, source: Items | Users, raw: Table | None = None) -> TableProfile:
+def _table_profile(frame: pl.DataFrame, source: Items | Users, raw: SourceTable | None = None) -> TableProfile:
     """Nulls of features as they are used; of text and filterable columns before they are joined or passed on."""
     nulls = _nulls(frame.select([*source.categorical, *source.numeric]))
     if isinstance(source, Items) and raw is not None:

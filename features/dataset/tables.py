@@ -11,7 +11,7 @@ import polars as pl
 
 from features.dataset import clock, column
 from features.dataset.descriptor import Dataset, Events, Items, TableSource, Users
-from features.dataset.files import Table, infer, load
+from features.dataset.files import SourceTable, infer, load
 from features.value.mixed_column import wire
 
 EVENT_ID = "_event_id"
@@ -80,7 +80,7 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
     return shape_events(load_events(dataset), dataset.events)
 
 
-def load_items(dataset: Dataset) -> Table | None:
+def load_items(dataset: Dataset) -> SourceTable | None:
     """The catalogue's declared columns as the files hold them."""
     if dataset.items is None:
         return None
@@ -90,7 +90,7 @@ def load_items(dataset: Dataset) -> Table | None:
     return load(items, dataset.directory, table="items", wanted=wanted, many=many)
 
 
-def load_events(dataset: Dataset) -> Table:
+def load_events(dataset: Dataset) -> SourceTable:
     """The events' declared columns as the files hold them."""
     events = dataset.events
     clock = events.time.column if events.time else events.order
@@ -99,14 +99,14 @@ def load_events(dataset: Dataset) -> Table:
     return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical)
 
 
-def message_columns(table: Table, events: Events) -> pl.DataFrame:
+def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
     """The events' columns (R rows) as messages carry them, so that a message means what its row in the files does."""
     texts = {EVENT_ID, events.user, events.item, *events.categorical}
     parsed = [infer(own) if table.kind == "csv" and own.name not in texts else own for own in table.frame]
     return pl.DataFrame([wire(own) for own in parsed])
 
 
-def shape_items(table: Table, items: Items, *, unique: bool = True) -> pl.DataFrame:
+def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.DataFrame:
     """The frame of `read_items`; without `unique` an id may come again."""
     featured = {*items.categorical, *items.numeric}
     return pl.DataFrame(
@@ -119,7 +119,7 @@ def shape_items(table: Table, items: Items, *, unique: bool = True) -> pl.DataFr
     )
 
 
-def shape_events(table: Table, events: Events) -> tuple[pl.DataFrame, int]:
+def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]:
     """The frame of `read_events`, and how many rows it drops."""
     event = pl.int_range(table.frame.height, dtype=pl.UInt32, eager=True).alias("event")
     columns = [event]
@@ -139,13 +139,13 @@ def shape_events(table: Table, events: Events) -> tuple[pl.DataFrame, int]:
     return kept, frame.height - kept.height
 
 
-def features(table: Table, source: Items | Users | Events) -> list[pl.Series]:
+def features(table: SourceTable, source: Items | Users | Events) -> list[pl.Series]:
     """The declared categorical columns, then the numeric ones, each (R,)."""
     categorical = [column.categories(table, name, options) for name, options in source.categorical.items()]
     return categorical + [column.numbers(table, name) for name in source.numeric]
 
 
-def _joined_text(table: Table, items: Items) -> pl.Series:
+def _joined_text(table: SourceTable, items: Items) -> pl.Series:
     """What the encoder sees of each item: (R,) String, columns by a line feed, a column's list by a comma."""
     parts = [column.texts(table, name).alias(str(index)) for index, name in enumerate(items.text)]
     parts = [part.list.join(", ") if isinstance(part.dtype, pl.List) else part for part in parts]

@@ -60,7 +60,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Parts:
+class BundleParts:
     """What goes into a bundle.
 
     Attributes:
@@ -229,7 +229,7 @@ class Bundle:
         return Ranker(table, self.network())
 
 
-def write_bundle(parts: Parts, destination: Path) -> Bundle:
+def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
     """Writes a bundle durably to `destination`, which must not exist."""
 
     def fill(directory: Path) -> None:

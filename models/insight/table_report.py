@@ -74,7 +74,7 @@ class HotRow:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TableSizes:
     """Bytes. `one_row_per_value` is what weights without collisions take, D floats for each known value."""
 
     weights: int
@@ -130,7 +130,7 @@ class Insight:
     exact: Norms
     hot_share: float | None
     hot: tuple[HotRow, ...]
-    sizes: Sizes
+    sizes: TableSizes
     widening: tuple[Widening, ...]
 
 
@@ -182,7 +182,7 @@ def insight(bundle: Bundle) -> Insight:
         exact=_norms(norms[cut:], accumulator[cut:]),
         hot_share=share,
         hot=hot,
-        sizes=Sizes(
+        sizes=TableSizes(
             **parts,
             total=sum(parts.values()),
             values=values,

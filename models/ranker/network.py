@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from models.ranker.dcn import cross_net, mlp
 from models.table.batch import Batch
-from models.table.reference import Table
+from models.table.reference import EmbeddingTable
 from models.table.schema import Schema
 
 
@@ -146,8 +146,8 @@ class Ranker(nn.Module):
         self.network = network
 
     @property
-    def table(self) -> Table:
-        return cast(Table, self.table_module)
+    def table(self) -> EmbeddingTable:
+        return cast(EmbeddingTable, self.table_module)
 
     def forward(self, batch: Batch) -> Tensor:
         logits: Tensor = self.network(self.table(batch), batch)

@@ -60,7 +60,7 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BundleQuality:
     """One bundle on the test set.
 
     Attributes:
@@ -126,7 +126,9 @@ class Verdict:
         return asdict(self) | {"passed": self.passed, "answer": self.answer}
 
 
-def judge(champion: Measured, challenger: Measured, gates: Gates, tested: dict[str, Drops | None]) -> list[Check]:
+def judge(
+    champion: BundleQuality, challenger: BundleQuality, gates: Gates, tested: dict[str, Drops | None]
+) -> list[Check]:
     """Compares two bundles on one test set.
 
     Args:

@@ -58,7 +58,7 @@ class Lineage:
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """A registered version with its history, for those who look.
 
     Attributes:
@@ -258,17 +258,17 @@ class Registry:
         found = {name: tags.get(f"tessera.{name}") for name in _ORIGIN}
         return Lineage(dataset=tags.get("tessera.dataset", ""), **found)
 
-    def versions(self, model: str) -> list[Version]:
+    def versions(self, model: str) -> list[ModelVersion]:
         """All versions of a model with their history, the newest first; the profiles are left with their runs."""
         aliases: dict[str, list[str]] = {}
         for alias, number in sorted(self._aliases(model).items()):
             aliases.setdefault(str(number), []).append(alias)
         runs = {run.info.run_id: run for run in _all(self._client.search_runs, [self._experiment(model)])}
-        found: list[Version] = []
+        found: list[ModelVersion] = []
         for one in sorted(self._versions(model), key=lambda one: -int(one.version)):
             origin = {name: one.tags.get(f"tessera.{name}") for name in _ORIGIN}
             found.append(
-                Version(
+                ModelVersion(
                     version=str(one.version),
                     bundle=one.tags[_BUNDLE_TAG],
                     aliases=tuple(aliases.get(str(one.version), ())),

@@ -7,8 +7,9 @@ until then it reads no row, so its vector is zero and its colliding rows learn n
 
 The published sketch never changes. What the stream sights is counted in two generations, so that no sketch fills up:
 when one holds the sightings of as many values as it has room for, the older one is forgotten. A value is therefore
-admitted when enough sightings fall among the last `Recent.capacity` new values; only values that are not admitted yet
-are counted. When to forget depends on the sightings alone, so all who are told the same sightings agree bit for bit.
+admitted when enough sightings fall among the last `RecentSightings.capacity` new values; only values that are not
+admitted yet are counted. When to forget depends on the sightings alone, so all who are told the same sightings agree
+bit for bit.
 
 Shape letters: N values, W cells of a sketch's row.
 """
@@ -30,7 +31,7 @@ _RECENT_CELLS_PER_VALUE: Final = 8
 MOST_SIGHTINGS: Final = 255
 """Counters saturate here, so no threshold lies above."""
 FALSE_SIGHTINGS: Final = 0.001
-"""Bound on the share of values never seen before that `Recent` counts at all, however many it has been told of.
+"""Bound on the share of values never seen before that `RecentSightings` counts at all, however many it saw.
 
 A full generation has W / 8 values in rows of W cells, so a new value finds all four of its cells taken with probability
 (1 - exp(-1/8)) ** 4 = .0002; there are two generations.
@@ -98,7 +99,7 @@ class Sketch:
         return [np.zeros(len(keys), np.int64) if self._one_cell else (m >> self._shift).astype(np.int64) for m in mixed]
 
 
-class Recent:
+class RecentSightings:
     """Sightings of the values of late, in two generations of fixed size.
 
     Args:
@@ -154,7 +155,7 @@ class Admission:
             raise ValueError(f"admission: expected a threshold from 0 to {MOST_SIGHTINGS}, got {threshold}")
         self.threshold = threshold
         self.published = published
-        self._recent = Recent(max(_MIN_RECENT_WIDTH, published.width))
+        self._recent = RecentSightings(max(_MIN_RECENT_WIDTH, published.width))
         self._added = KeySet()
 
     @staticmethod

@@ -18,7 +18,7 @@ EPSILON = 1e-8
 """Of row-wise Adagrad."""
 
 
-class Table(Protocol):
+class EmbeddingTable(Protocol):
     """What reads and trains the rows; the fused table and its plain twin give the same numbers."""
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -26,11 +26,11 @@ from serving.api.bodies import (
     OutcomesRequest,
     PlanView,
     Problem,
-    RankedItem,
+    RankedItemBody,
     RankRequest,
     RankResponse,
     ReadyResponse,
-    RetrievedItem,
+    RetrievedItemBody,
     RetrieveRequest,
     RetrieveResponse,
     VersionResponse,
@@ -42,14 +42,14 @@ from serving.api.keys import KeyFile
 from serving.api.problems import add_problem_handlers, blamed
 from serving.load_state import State
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.ranking.answer import Ranking
+from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
 from serving.rollout.impression import Outcome
 from serving.rounds import Rounds
 from serving.traffic.accounting import accounted
 from serving.traffic.recorder import Recorder
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from serving.traffic.shadow import Shadows
 
 _REFUSED: dict[int | str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 
 
 @dataclass
-class Parts:
+class AppParts:
     """What an app is made of, beside the bundle that answers.
 
     Attributes:
@@ -101,9 +101,9 @@ class Parts:
         self.refreshing = Rounds("items", "new items could not be taken in", self.metrics)
 
 
-def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
+def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
     """Builds the application around the bundle that answers."""
-    found = parts or Parts()
+    found = parts or AppParts()
     current.watch(lambda service: _note(found.metrics, service))
 
     @contextlib.asynccontextmanager
@@ -140,7 +140,7 @@ def create_app(current: Current, parts: Parts | None = None) -> FastAPI:
     return app
 
 
-def _reads(current: Current, parts: "Parts") -> APIRouter:
+def _reads(current: Router, parts: "AppParts") -> APIRouter:
     router = APIRouter(tags=["reads"])
     metrics = parts.metrics
 
@@ -148,7 +148,7 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
     def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
         """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
 
-        def ask(service: RankService) -> Ranking:
+        def ask(service: RankService) -> RankingAnswer:
             if body.filter is not None:
                 body.filter.check_size()
             return service.rank(
@@ -167,7 +167,7 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
         return RankResponse(
             bundle=found.bundle,
             items=[
-                RankedItem(item=item, score=score, reasons=why)
+                RankedItemBody(item=item, score=score, reasons=why)
                 for (item, score), why in zip(found.items, reasons, strict=True)
             ],
             known_user=found.known_user,
@@ -187,7 +187,7 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
         metrics.plans.labels(plan.method).inc()
         return RetrieveResponse(
             bundle=found.bundle,
-            items=[RetrievedItem(item=item, score=score) for item, score in found.items],
+            items=[RetrievedItemBody(item=item, score=score) for item, score in found.items],
             plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
         )
 
@@ -225,7 +225,7 @@ def _reads(current: Current, parts: "Parts") -> APIRouter:
     return router
 
 
-def _writes(current: Current, intake: Intake | None) -> APIRouter:
+def _writes(current: Router, intake: Intake | None) -> APIRouter:
     router = APIRouter(tags=["writes"])
 
     def open_intake() -> Intake:
@@ -260,7 +260,7 @@ def _writes(current: Current, intake: Intake | None) -> APIRouter:
     return router
 
 
-def _operation(current: Current, parts: Parts) -> APIRouter:
+def _operation(current: Router, parts: AppParts) -> APIRouter:
     router = APIRouter(tags=["operation"])
 
     @router.get("/healthz")
@@ -323,7 +323,7 @@ def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
     return ready
 
 
-def _follow(current: Current, parts: Parts, stop: threading.Event) -> None:
+def _follow(current: Router, parts: AppParts, stop: threading.Event) -> None:
     trials = Rounds("challenger", "new items could not be taken in for a challenger", parts.metrics)
     while not stop.wait(parts.refresh_s):
         with current.pinned() as service:

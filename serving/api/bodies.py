@@ -82,7 +82,7 @@ class RankRequest(BaseModel):
         return self
 
 
-class RankedItem(BaseModel):
+class RankedItemBody(BaseModel):
     """One item of an answer."""
 
     item: str
@@ -96,7 +96,7 @@ class RankResponse(BaseModel):
     """Items, best first, and the bundle that ranked them."""
 
     bundle: str
-    items: list[RankedItem]
+    items: list[RankedItemBody]
     known_user: bool
     unknown_items: list[str]
     retrieved: bool
@@ -124,7 +124,7 @@ class RetrieveRequest(BaseModel):
         return self
 
 
-class RetrievedItem(BaseModel):
+class RetrievedItemBody(BaseModel):
     """One item of an answer."""
 
     item: str
@@ -144,7 +144,7 @@ class RetrieveResponse(BaseModel):
     """Items, nearest first, and how they were found."""
 
     bundle: str
-    items: list[RetrievedItem]
+    items: list[RetrievedItemBody]
     plan: PlanView
 
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from serving.retrieval.index import Plan
+from serving.retrieval.index import SearchPlan
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankingAnswer:
     """An answer.
 
     Attributes:
@@ -30,12 +30,12 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievalAnswer:
     """What retrieval found: (item id, inner product of unit vectors), best first, and how."""
 
     bundle: str
     items: list[tuple[str, float]]
-    plan: Plan
+    plan: SearchPlan
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from models.bundle.catalogue import Catalogue
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
 from models.table.schema import Source
-from serving.ranking.answer import Found, ItemView, Ranking
+from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.ranking.embeddings import EmbeddingClient
 from serving.ranking.histories import Histories
 from serving.ranking.rows import RowReader, StoreRows
@@ -153,7 +153,7 @@ class RankService:
         *,
         wanted: Filter | None = None,
         explain: bool = False,
-    ) -> Ranking:
+    ) -> RankingAnswer:
         """Scores candidates for a user, or what retrieval finds where none are given.
 
         Args:
@@ -193,7 +193,7 @@ class RankService:
             scores = self._scorer.score(lookups, vectors)
             order = np.argsort(-scores, kind="stable")[:k]
             reasons = self._scorer.explain(lookups, vectors, order) if explain else []
-        return Ranking(
+        return RankingAnswer(
             bundle=self.bundle.id,
             items=[(names[place], float(scores[place])) for place in order],
             known_user=known_user,
@@ -213,7 +213,7 @@ class RankService:
         text: str | None = None,
         k: int,
         wanted: Filter | None = None,
-    ) -> Found:
+    ) -> RetrievalAnswer:
         """Finds the items nearest to an item, to what a user liked, or to a text; one of the three is given.
 
         Raises:
@@ -238,7 +238,7 @@ class RankService:
             query = vector if text is not None else self._retriever.taste(without)
             numbers, scores, plan = self._retriever.search(query, k, wanted, without=without)
             names = [self._catalogue.item_ids[number] for number in numbers.tolist()]
-        return Found(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan)
+        return RetrievalAnswer(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan)
 
     def item(self, name: str) -> ItemView | None:
         """An item as the store knows it, or else the bundle; None when nobody does, or it was deleted."""

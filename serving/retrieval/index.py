@@ -40,7 +40,7 @@ _COPIED = 10_000  # vectors at a time
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """How a search was done.
 
     Attributes:
@@ -127,7 +127,7 @@ class VectorIndex:
         self._lists: dict[float, int] = {}
         self._lists_asked: dict[tuple[float, int], int] = {}
         # What to do without a filter, by k and size.
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: dict[tuple[int, int], SearchPlan] = {}
         self._trained_on = 0
         self._build()
 
@@ -198,7 +198,7 @@ class VectorIndex:
             present = self._present.array
             return matches.changed(numbers, held & present[numbers], len(present))
 
-    def search(self, query: Floats, k: int, matches: Matches | None = None) -> tuple[Ints, Floats, Plan]:
+    def search(self, query: Floats, k: int, matches: Matches | None = None) -> tuple[Ints, Floats, SearchPlan]:
         """The k nearest to a query (D,), best first, of `matches` or of all: numbers and inner products (≤ k,)."""
         with self._lock:
             if matches is None:
@@ -209,7 +209,7 @@ class VectorIndex:
 
     def search_after(
         self, query: Floats, k: int, share: float, judge: Callable[[Ints], NDArray[np.bool_]]
-    ) -> tuple[Ints, Floats, Plan] | None:
+    ) -> tuple[Ints, Floats, SearchPlan] | None:
         """Finds first and judges after, where about `share` of all items match; None when too few did."""
         if self._ivf is None or share < _POST_FILTER:
             return None
@@ -219,9 +219,9 @@ class VectorIndex:
         held = judge(numbers)
         if held.sum() < k:
             return None
-        return numbers[held][:k], scores[held][:k], Plan("ivf>filter", share, None, plan.lists, plan.cost)
+        return numbers[held][:k], scores[held][:k], SearchPlan("ivf>filter", share, None, plan.lists, plan.cost)
 
-    def _unfiltered(self, query: Floats, k: int) -> tuple[Ints, Floats, Plan]:
+    def _unfiltered(self, query: Floats, k: int) -> tuple[Ints, Floats, SearchPlan]:
         every = len(self._vectors.array)
         plan = self._plans.get((k, every))
         if plan is None:
@@ -231,31 +231,31 @@ class VectorIndex:
             ivf_cost, sweep_cost = self._ivf_cost(lists, 1.0), _SWEPT * every
             sweeps = sweep_cost <= ivf_cost
             plan = (
-                Plan("exact", 1.0, every, None, sweep_cost, ivf_cost)
+                SearchPlan("exact", 1.0, every, None, sweep_cost, ivf_cost)
                 if sweeps
-                else Plan("ivf", 1.0, None, lists, ivf_cost, sweep_cost)
+                else SearchPlan("ivf", 1.0, None, lists, ivf_cost, sweep_cost)
             )
             self._plans[k, every] = plan
         if plan.lists is None:
             return *self._sweep(query, k), plan
         return *self._ivf_search(query, k, plan.lists, None), plan
 
-    def _filtered(self, query: Floats, k: int, matches: Matches) -> tuple[Ints, Floats, Plan]:
+    def _filtered(self, query: Floats, k: int, matches: Matches) -> tuple[Ints, Floats, SearchPlan]:
         count = len(matches.numbers)
         if self._ivf is None:
             found = self._exact(query, k, matches)
-            return *found, Plan("exact", matches.share, count)
+            return *found, SearchPlan("exact", matches.share, count)
         lists = self._lists_for(matches.share, k)
         exact_cost = self._exact_cost(count)
         ivf_cost = self._ivf_cost(lists, matches.share)
         if exact_cost <= ivf_cost or count <= k:
             found = self._exact(query, k, matches)
-            return *found, Plan("exact", matches.share, count, None, exact_cost, ivf_cost)
+            return *found, SearchPlan("exact", matches.share, count, None, exact_cost, ivf_cost)
         while True:
             numbers, scores = self._ivf_search(query, k, lists, matches)
             # Matches may lie elsewhere than the query does; then more lists are looked into.
             if len(numbers) >= min(k, count) or lists >= self._ivf.nlist:
-                return numbers, scores, Plan("ivf+filter", matches.share, count, lists, ivf_cost, exact_cost)
+                return numbers, scores, SearchPlan("ivf+filter", matches.share, count, lists, ivf_cost, exact_cost)
             lists = min(4 * lists, self._ivf.nlist)
 
     def _exact(self, query: Floats, k: int, matches: Matches) -> tuple[Ints, Floats]:

@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-class Comparison(Protocol):
+class LeafCondition(Protocol):
     """What a filter's leaf asks of a column."""
 
     eq: Any
@@ -73,7 +73,7 @@ class Quantities:
             make_room(self._rest, numbers)
             self._rest.array[numbers] = 0.0 if rest is None else rest
 
-    def test(self, leaf: Comparison, items: Ints | slice) -> Bools:
+    def test(self, leaf: LeafCondition, items: Ints | slice) -> Bools:
         """Which of the items (M,) hold what a comparison asks for."""
         present = self._present.array[items]
         if "eq" in leaf.model_fields_set and leaf.eq is None:
@@ -82,12 +82,12 @@ class Quantities:
         held: Bools = self._holds(leaf, self._values.array[items], rest) & present
         return held
 
-    def share(self, leaf: Comparison) -> float:
+    def share(self, leaf: LeafCondition) -> float:
         """The share of items, about, that do."""
         size = len(self._present.array)
         return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
 
-    def _holds(self, leaf: Comparison, values: Floats, rest: Floats | None) -> Bools:
+    def _holds(self, leaf: LeafCondition, values: Floats, rest: Floats | None) -> Bools:
         asked = leaf.one_of if leaf.one_of is not None else [leaf.eq] if leaf.eq is not None else None
         if asked is not None:
             pairs = [self._number(value) for value in asked]

@@ -16,7 +16,7 @@ from features import tracing as trace
 from models.bundle.catalogue import Catalogue
 from models.table.column_rows import Growable
 from serving.retrieval.filter import Attributes, Filter
-from serving.retrieval.index import Floats, Ints, Matches, Plan, VectorIndex
+from serving.retrieval.index import Floats, Ints, Matches, SearchPlan, VectorIndex
 
 _LOGGER = logging.getLogger(__name__)
 _REMEMBERED = 128
@@ -97,7 +97,7 @@ class Searcher:
         with self._lock:
             self._remembered.clear()
 
-    def search(self, query: Floats, k: int, wanted: Filter | None = None) -> tuple[Ints, Floats, Plan]:
+    def search(self, query: Floats, k: int, wanted: Filter | None = None) -> tuple[Ints, Floats, SearchPlan]:
         """The k nearest to a query (D,), best first: numbers (≤ k,), inner products (≤ k,), and how they were found.
 
         Raises:
@@ -166,7 +166,7 @@ class Retriever:
 
     def search(
         self, query: Floats | None, k: int, wanted: Filter | None = None, *, without: Ints | None = None
-    ) -> tuple[Ints, Floats, Plan]:
+    ) -> tuple[Ints, Floats, SearchPlan]:
         """The k nearest items to a query (D,), best first; see `Searcher.search`.
 
         Args:
@@ -179,7 +179,9 @@ class Retriever:
             span.note(plan=plan.method)
             return found, scores, plan
 
-    def _search(self, query: Floats | None, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, Plan]:
+    def _search(
+        self, query: Floats | None, k: int, wanted: Filter | None, gone: Ints
+    ) -> tuple[Ints, Floats, SearchPlan]:
         if query is None or not query.any() or not self._searcher.index.size:
             return self._most_popular(k, wanted, gone)
         found, scores, plan = self._searcher.search(query, k + len(gone), wanted)
@@ -205,9 +207,9 @@ class Retriever:
         length = float(np.linalg.norm(mean))
         return mean / np.float32(length) if length > 0 else None
 
-    def _most_popular(self, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, Plan]:
+    def _most_popular(self, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, SearchPlan]:
         found = self._popular[~np.isin(self._popular, np.concatenate([gone, self._deleted]))]
         if wanted is not None:
             found = found[self._searcher.attributes.matches(wanted, found)]
-        plan = Plan("popular", len(found) / max(len(self._popular), 1), len(found))
+        plan = SearchPlan("popular", len(found) / max(len(self._popular), 1), len(found))
         return found[:k], np.zeros(len(found[:k]), dtype=np.float32), plan

@@ -28,7 +28,7 @@ _NAME = re.compile(r"\w[\w .-]{0,79}")
 _EPS = 1e-9
 
 
-class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RampStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From `after_s` seconds after the start on, the challenger gets `share` of the layer."""
 
     after_s: float
@@ -55,7 +55,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control: str
     layer: str
     start: float
-    ramp: list[Step]
+    ramp: list[RampStep]
     started: int
     shadow: bool = False
     changed: int = 0

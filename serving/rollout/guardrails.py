@@ -51,7 +51,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Guardrails:
     """When an experiment ends by itself.
 
     Attributes:

@@ -15,12 +15,12 @@ from features.errors import EventError
 from features.lock import locked
 from models.registry.registry import CHAMPION, Registry, Release
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
-from serving.rollout.guardrails import Rule, Sums
+from serving.rollout.guardrails import Guardrails, Sums
 from serving.rollout.impression import Impression, Shadowed, decode_impression, decode_outcome
 from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import running, stop
 from serving.rollout.tally import Tally
-from serving.rollout.time_slices import Allowed
+from serving.rollout.time_slices import SlownessAllowance
 from streaming.log.protocol import EventLog, Positions, Reader
 from streaming.log.topics import Topics
 
@@ -50,7 +50,7 @@ class ArmView:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ExperimentState:
     """How an experiment stands.
 
     Attributes:
@@ -80,7 +80,7 @@ class Judge:
     """Reads impressions and outcomes from where its ledger stands, and goes on; says how experiments stand.
 
     Args:
-        rule: see `Rule`.
+        rule: see `Guardrails`.
         familiar: items that a bundle's training knew well, by the bundle's id; the others shown are novel.
         ledger: file of what was read before; locked while this judges. None reads both topics from their beginning.
         copy: start from what the ledger holds and change nothing of it.
@@ -93,7 +93,7 @@ class Judge:
         topics: Topics,
         *,
         model: str | None,
-        rule: Rule = Rule(),  # noqa: B008
+        rule: Guardrails = Guardrails(),  # noqa: B008
         familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
         ledger: Path | None = None,
         copy: bool = False,
@@ -110,7 +110,7 @@ class Judge:
         with contextlib.ExitStack() as held:
             if ledger is not None and not copy:
                 held.enter_context(locked(ledger, wait_s=_TURN_S))
-            allowed = Allowed(rule.slower, rule.least_ms)
+            allowed = SlownessAllowance(rule.slower, rule.least_ms)
             known = familiar(self._champion.bundle)
             self.ledger = Ledger(ledger, copy=copy, outcome=rule.outcome, familiar=known, allowed=allowed)
             held.callback(self.ledger.close)
@@ -129,7 +129,7 @@ class Judge:
         """Closes the ledger and the connection to the log."""
         self._held.close()
 
-    def look(self, *, now: float | None = None) -> list[Standing]:
+    def look(self, *, now: float | None = None) -> list[ExperimentState]:
         """Takes in what has come, and judges every experiment that runs."""
         model = self._champion.model
         champion = self._registry.resolve(model, CHAMPION)
@@ -144,7 +144,7 @@ class Judge:
         self.ledger.keep(self._reader.position())
         return [self._stand(one, self.experiments, moment) for one in self.experiments]
 
-    def act(self, standings: Sequence[Standing]) -> list[Release]:
+    def act(self, standings: Sequence[ExperimentState]) -> list[Release]:
         """Rolls back what breached and still runs; the reason goes to the registry."""
         model = self._champion.model
         going = {one.name for one in running(self._registry, model)}
@@ -188,7 +188,7 @@ class Judge:
         if isinstance(message, Shadowed) or message.model == self._champion.model:
             self.ledger.show(message)
 
-    def _stand(self, one: Experiment, experiments: Sequence[Experiment], now: float) -> Standing:
+    def _stand(self, one: Experiment, experiments: Sequence[Experiment], now: float) -> ExperimentState:
         shares = expected_shares(one, experiments, now)
         arms = self.ledger.arms(one.id, one.epoch(now))
         sums = {name: tally.sums() for name, tally in arms.items()}
@@ -196,7 +196,7 @@ class Judge:
         look = None
         if not one.shadow and min(shares) > 0:
             look = self._rule.look(sums[CONTROL], sums[CHALLENGER], shares=shares, part=one.part(), slower=slower)
-        return Standing(
+        return ExperimentState(
             experiment=one.name,
             challenger=one.challenger,
             control=one.control,
@@ -220,7 +220,7 @@ def judging(
     topics: Topics,
     *,
     model: str | None,
-    rule: Rule,
+    rule: Guardrails,
     familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
     ledger: Path | None = None,
     copy: bool = False,
@@ -231,7 +231,7 @@ def judging(
         yield judge
 
 
-def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Rule) -> Path:
+def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Guardrails) -> Path:
     """The file of the ledger of a model's experiments on a log, by what counts in it."""
     made_of = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
     return home / "judge" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.sqlite"

@@ -27,7 +27,7 @@ from serving.rollout.experiment import CHALLENGER, CONTROL
 from serving.rollout.impression import CLICK, Impression, Outcome, Shadowed, decode_outcome, encode
 from serving.rollout.sequential import Slower
 from serving.rollout.tally import Tally, bucket_of, percentile
-from serving.rollout.time_slices import MINUTE_MS, Allowed, close_slices, slower
+from serving.rollout.time_slices import MINUTE_MS, SlownessAllowance, close_slices, slower
 from streaming.log.protocol import Positions
 
 WINDOW_MS = 7 * 86_400_000
@@ -62,7 +62,7 @@ class Ledger:
         copy: bool = False,
         outcome: str = CLICK,
         familiar: frozenset[str] = frozenset(),
-        allowed: Allowed = Allowed(),  # noqa: B008 - frozen
+        allowed: SlownessAllowance = SlownessAllowance(),  # noqa: B008 - frozen
     ) -> None:
         self.familiar = familiar
         self._outcome = outcome

@@ -7,7 +7,7 @@ import msgspec
 
 from features.errors import BundleError, TesseraError
 from models.registry.registry import CHAMPION, Registry, Release
-from serving.rollout.experiment import Experiment, Step, room
+from serving.rollout.experiment import Experiment, RampStep, room
 
 # A tag of the registry holds so many characters on every database that MLflow may stand on.
 _MOST_TEXT = 5_000
@@ -15,7 +15,7 @@ _MOST_TEXT = 5_000
 _MOST_WHY = 400
 
 
-class Past(msgspec.Struct, frozen=True):
+class PastExperiment(msgspec.Struct, frozen=True):
     """An experiment that ended: when, in seconds since 1970, and why."""
 
     experiment: Experiment
@@ -23,10 +23,10 @@ class Past(msgspec.Struct, frozen=True):
     why: str
 
 
-def past(registry: Registry, model: str) -> list[Past]:
+def past(registry: Registry, model: str) -> list[PastExperiment]:
     """The last experiments that ended on a model, oldest first."""
     text = registry.ended_rollouts(model)
-    return msgspec.json.decode(text, type=list[Past]) if text else []
+    return msgspec.json.decode(text, type=list[PastExperiment]) if text else []
 
 
 def running(registry: Registry, model: str) -> list[Experiment]:
@@ -42,7 +42,7 @@ def start(
     registry: Registry,
     model: str | None,
     challenger: str,
-    ramp: Sequence[Step],
+    ramp: Sequence[RampStep],
     *,
     name: str | None = None,
     layer: str = "models",
@@ -65,7 +65,7 @@ def _start(
     registry: Registry,
     model: str | None,
     challenger: str,
-    ramp: Sequence[Step],
+    ramp: Sequence[RampStep],
     name: str | None,
     layer: str,
     shadow: bool,
@@ -128,17 +128,17 @@ def promoted(registry: Registry, release: Release) -> Release:
         return now
 
 
-def parse_ramp(text: str | None, share: float) -> list[Step]:
+def parse_ramp(text: str | None, share: float) -> list[RampStep]:
     """`0:.01,3600:.1` as steps of seconds and shares; without a text one share from the start.
 
     Raises:
         TesseraError: it is not of that form.
     """
     if text is None:
-        return [Step(0.0, share)]
+        return [RampStep(0.0, share)]
     try:
         pairs = [pair.split(":") for pair in text.split(",")]
-        return [Step(float(after), float(value)) for after, value in pairs]
+        return [RampStep(float(after), float(value)) for after, value in pairs]
     except ValueError as error:
         raise TesseraError(f"--ramp {text}: expected SECONDS:SHARE,…, like 0:.01,3600:.1") from error
 
@@ -159,7 +159,7 @@ def _end(registry: Registry, model: str, held: Sequence[Experiment], ended: Sequ
     kept_on = [one for one in held if one not in ended]
     _set(registry, model, _changed(kept_on, {one.layer for one in ended}))
     moment = int(time.time())
-    kept = [*past(registry, model), *(Past(one, moment, why[:_MOST_WHY]) for one in ended)]
+    kept = [*past(registry, model), *(PastExperiment(one, moment, why[:_MOST_WHY]) for one in ended)]
     while len(text := msgspec.json.encode(kept).decode()) > _MOST_TEXT:
         del kept[0]
     registry.set_ended_rollouts(model, text)

@@ -6,7 +6,7 @@ from typing import Any
 from features.errors import TesseraError
 from models.registry.registry import Registry
 from serving.rollout.experiment import Experiment
-from serving.rollout.judge import Standing
+from serving.rollout.judge import ExperimentState
 
 _MOST = 240
 
@@ -16,7 +16,7 @@ def looks_name(experiment: Experiment) -> str:
     return f"rollouts/{experiment.name}-{experiment.started}.json"
 
 
-class Looks:
+class LookLog:
     """Notes looks; old ones are thinned out, so that a long experiment's fit on a page."""
 
     def __init__(self, registry: Registry, model: str) -> None:
@@ -24,7 +24,7 @@ class Looks:
         self._model = model
         self._held: dict[str, list[dict[str, Any]]] = {}
 
-    def note(self, experiment: Experiment, standing: Standing, now: float) -> None:
+    def note(self, experiment: Experiment, standing: ExperimentState, now: float) -> None:
         """Adds a look, and writes all of the experiment's."""
         release = self._registry.release(self._model, experiment.challenger)
         name = looks_name(experiment)

@@ -25,7 +25,7 @@ _LEAST, _MOST_MINUTES, _TOP, _REST_MS = 100, 60, 0.01, 60 * MINUTE_MS
 
 
 @dataclass(frozen=True)
-class Allowed:
+class SlownessAllowance:
     """How much slower the challenger may be: so many times, and in any case so much."""
 
     times: float = 1.5
@@ -44,7 +44,7 @@ def slower(file: sqlite3.Connection, experiment: str, epoch: int) -> Slower:
     return Slower(msgspec.json.decode(row[0], type=tuple[float, ...])) if row else Slower()
 
 
-def close_slices(file: sqlite3.Connection, now_ms: int, allowed: Allowed) -> None:
+def close_slices(file: sqlite3.Connection, now_ms: int, allowed: SlownessAllowance) -> None:
     """Compares the arms in all slices that nothing will be added to, and forgets their times."""
     last = (now_ms - _BEHIND_MS) // MINUTE_MS
     query = "SELECT DISTINCT experiment, epoch FROM slice JOIN arm ON arm.number = slice.arm WHERE minute < ?"
@@ -55,7 +55,7 @@ def close_slices(file: sqlite3.Connection, now_ms: int, allowed: Allowed) -> Non
 class _Closing:
     """The slices of one experiment's epoch."""
 
-    def __init__(self, file: sqlite3.Connection, experiment: str, epoch: int, allowed: Allowed) -> None:
+    def __init__(self, file: sqlite3.Connection, experiment: str, epoch: int, allowed: SlownessAllowance) -> None:
         self._file = file
         self._key = (experiment, epoch)
         self._allowed = allowed

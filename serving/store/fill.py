@@ -14,7 +14,7 @@ from serving.store.protocol import OnlineStore
 _RECORDS = 10_000
 
 
-def load_bundle(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") -> bool:
+def fill_store(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") -> bool:
     """Puts a bundle where servers read, unless it is there; returns whether it had to.
 
     What the stream wrote since stays: it has higher sequence numbers. A load that was cut short is done again, since

@@ -20,7 +20,7 @@ from serving.store.protocol import (
     Changes,
     Float32,
     Int64,
-    Table,
+    StoredTable,
     check_followed,
     check_name,
     check_rows,
@@ -40,7 +40,7 @@ _MOST_WRITES = 100_000
 
 @dataclass
 class _Rows:
-    table: Table
+    table: StoredTable
     newest: dict[int, tuple[int, Float32]] = field(default_factory=dict)
 
 
@@ -80,13 +80,13 @@ class MemoryStore:
     def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
-        wanted = Table(rows=rows, dim=dim, storage=storage)
+        wanted = StoredTable(rows=rows, dim=dim, storage=storage)
         with self._lock:
             found = self._tables.setdefault(bundle, _Rows(wanted)).table
         if found != wanted:
             raise StoreError(f"bundle {bundle!r} has a table of {found}, not {wanted}; drop it, or name another bundle")
 
-    def table(self, bundle: str) -> Table:
+    def table(self, bundle: str) -> StoredTable:
         """See `OnlineStore.table`."""
         return self._rows(bundle).table
 

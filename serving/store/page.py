@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
-from serving.store.protocol import STORAGES, Float32, Int64, Table
+from serving.store.protocol import STORAGES, Float32, Int64, StoredTable
 
 PAGE_ROWS = 64
 SEQ_BYTES = 6
@@ -29,12 +29,12 @@ Call: TypeAlias = tuple[list[bytes], list[bytes | int]]
 """The keys and the arguments of one script call."""
 
 
-def table_mark(table: Table) -> bytes:
+def table_mark(table: StoredTable) -> bytes:
     """What the store keeps under the table's key: shape and layout, compared on every access."""
     return b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, table.storage.encode(), PAGE_ROWS)
 
 
-def parse_mark(mark: bytes) -> Table:
+def parse_mark(mark: bytes) -> StoredTable:
     """The table that a mark describes.
 
     Raises:
@@ -42,7 +42,7 @@ def parse_mark(mark: bytes) -> Table:
     """
     fields = dict(field.partition(b"=")[::2] for field in mark.split())
     if fields.keys() >= {b"rows", b"dim"} and fields.get(b"storage", b"").decode(errors="replace") in STORAGES:
-        table = Table(rows=int(fields[b"rows"]), dim=int(fields[b"dim"]), storage=fields[b"storage"].decode())
+        table = StoredTable(rows=int(fields[b"rows"]), dim=int(fields[b"dim"]), storage=fields[b"storage"].decode())
         if table_mark(table) == mark:
             return table
     raise StoreError(
@@ -51,29 +51,29 @@ def parse_mark(mark: bytes) -> Table:
     )
 
 
-def page_count(table: Table) -> int:
+def page_count(table: StoredTable) -> int:
     """How many pages a table has; the last may hold rows beyond the table's end, which stay unwritten."""
     return -(-table.rows // PAGE_ROWS)
 
 
-def page_bytes(table: Table) -> int:
+def page_bytes(table: StoredTable) -> int:
     """The size of a page."""
     return PAGE_ROWS * row_type(table).itemsize
 
 
-def vector_type(table: Table) -> np.dtype[np.void]:
+def vector_type(table: StoredTable) -> np.dtype[np.void]:
     """A row's numbers as they are kept: `values` (D,), and in int8 the row's `scale`."""
     kept = {"float32": "<f4", "float16": "<f2", "int8": "i1"}[table.storage]
     scale = [("scale", "<f4")] if table.storage == "int8" else []
     return np.dtype([*scale, ("values", kept, (table.dim,))])
 
 
-def row_type(table: Table) -> np.dtype[np.void]:
+def row_type(table: StoredTable) -> np.dtype[np.void]:
     """One row as a packed structured type: `seq` (6,) uint8 and `vector` of `vector_type`."""
     return np.dtype([("seq", np.uint8, (SEQ_BYTES,)), ("vector", vector_type(table))])
 
 
-def pack(table: Table, vectors: Float32) -> NDArray[np.void]:
+def pack(table: StoredTable, vectors: Float32) -> NDArray[np.void]:
     """Vectors (N, D) as they are kept, (N,) of `vector_type`; what float16 cannot hold becomes its largest number."""
     packed = np.zeros(len(vectors), dtype=vector_type(table))
     if table.storage == "int8":
@@ -96,7 +96,7 @@ def unpack(packed: NDArray[np.void]) -> Float32:
     return found
 
 
-def encode_rows(table: Table, seqs: Int64, vectors: Float32) -> NDArray[np.void]:
+def encode_rows(table: StoredTable, seqs: Int64, vectors: Float32) -> NDArray[np.void]:
     """Lay out (N,) sequence numbers and (N, D) vectors as (N,) rows of `row_type`."""
     rows = np.zeros(len(seqs), dtype=row_type(table))
     rows["seq"] = (seqs + 1).astype(">u8").view(np.uint8).reshape(-1, 8)[:, -SEQ_BYTES:]
@@ -104,7 +104,7 @@ def encode_rows(table: Table, seqs: Int64, vectors: Float32) -> NDArray[np.void]
     return rows
 
 
-def decode_vectors(table: Table, data: bytes) -> Float32:
+def decode_vectors(table: StoredTable, data: bytes) -> Float32:
     """Vectors that were cut out of rows, one after another: (N, D) float32, writable."""
     return unpack(np.frombuffer(data, dtype=vector_type(table)))
 
@@ -132,7 +132,7 @@ def chunks(values: Int64, size: int) -> Iterator[Int64]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def gather_call(bundle: str, table: Table, rows: Int64, *, seqs: bool) -> Call:
+def gather_call(bundle: str, table: StoredTable, rows: Int64, *, seqs: bool) -> Call:
     """The call of `gather.lua` that reads the headers of rows (N,), or else their vectors."""
     row_size = row_type(table).itemsize
     skip, size = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, row_size - SEQ_BYTES)
@@ -142,7 +142,7 @@ def gather_call(bundle: str, table: Table, rows: Int64, *, seqs: bool) -> Call:
     return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, places]
 
 
-def write_call(bundle: str, table: Table, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool) -> Call:
+def write_call(bundle: str, table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool) -> Call:
     """The call of `write_rows.lua` for distinct rows (N,)."""
     data = encode_rows(table, seqs, vectors)
     pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
@@ -152,7 +152,7 @@ def write_call(bundle: str, table: Table, rows: Int64, seqs: Int64, vectors: Flo
     return keys, [table_mark(table), PAGE_ROWS * data.itemsize, data.itemsize, places, data.tobytes(), int(again)]
 
 
-def load_call(bundle: str, table: Table, pages: Int64, vectors: Float32, seq: int) -> Call:
+def load_call(bundle: str, table: StoredTable, pages: Int64, vectors: Float32, seq: int) -> Call:
     """The call of `load_pages.lua` for consecutive pages of the whole table's vectors (R, D)."""
     part = vectors[int(pages[0]) * PAGE_ROWS : (int(pages[-1]) + 1) * PAGE_ROWS]
     data = encode_rows(table, np.full(len(part), seq, dtype=np.int64), part)

@@ -35,7 +35,7 @@ MAX_SEQ = 2**48 - 2
 
 
 @dataclass(frozen=True)
-class Table:
+class StoredTable:
     """A bundle's table: `rows` (R) by `dim` (D), and how a row's numbers are kept.
 
     `storage` float32 keeps every bit; float16 rounds to 11 bits; int8 keeps 8 bits and the row's own scale.
@@ -92,7 +92,7 @@ class OnlineStore(Protocol):
         """
         ...
 
-    def table(self, bundle: str) -> Table:
+    def table(self, bundle: str) -> StoredTable:
         """The bundle's table; raises StoreError when there is none."""
         ...
 
@@ -271,7 +271,7 @@ def check_name(argument: str, name: str) -> None:
         raise StoreError(f"{argument} must be a non-empty printable string without braces, not {name!r}")
 
 
-def check_rows(table: Table, rows: Int64) -> None:
+def check_rows(table: StoredTable, rows: Int64) -> None:
     """Refuse rows that are not (N,) int64 in 0..R-1."""
     _check_array("rows", rows, dtype=np.int64, shape=(None,))
     if rows.size and (rows.min() < 0 or rows.max() >= table.rows):
@@ -282,7 +282,7 @@ def check_rows(table: Table, rows: Int64) -> None:
         )
 
 
-def check_write(table: Table, rows: Int64, seqs: Int64, vectors: Float32) -> None:
+def check_write(table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32) -> None:
     """Refuse rows, sequence numbers and vectors that do not fit the table or each other."""
     check_rows(table, rows)
     _check_array("seqs", seqs, dtype=np.int64, shape=(len(rows),))

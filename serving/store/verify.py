@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from features.errors import StoreError
 from models.bundle import record
 from models.bundle.bundle import Bundle
-from serving.store.fill import load_bundle, require_loaded
+from serving.store.fill import fill_store, require_loaded
 from serving.store.page import pack, unpack
 from serving.store.protocol import OnlineStore
 from serving.store.writer import filling_of, note_position, position_of
@@ -56,7 +56,7 @@ def replay(
     Every row and record is written at its own sequence number, also where the store has that number already: what
     was damaged is mended, and what is newer stays.
     """
-    load_bundle(store, bundle, storage=storage)
+    fill_store(store, bundle, storage=storage)
     fold = Fold(log, bundle, topics, snapshot)
     fold.advance()
     for start in range(0, len(fold.seqs), _CHUNK):

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 
 from features.errors import EventError
 from serving.metrics import Stopwatch
-from serving.ranking.answer import Ranking
+from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
 from serving.rollout.impression import Impression
 from serving.traffic.recorder import Recorder
-from serving.traffic.router import Current, Pinned
+from serving.traffic.router import Pinned, Router
 
 
 def accounted(
-    current: Current, pinned: Pinned, user: str, recorder: Recorder | None, ask: Callable[[RankService], Ranking]
-) -> tuple[Ranking, Impression | None]:
+    current: Router, pinned: Pinned, user: str, recorder: Recorder | None, ask: Callable[[RankService], RankingAnswer]
+) -> tuple[RankingAnswer, Impression | None]:
     """A ranking by the pinned bundle, recorded as an impression of its arms.
 
     Whatever leaves without an answer is a failed impression: an exception of any type, scores that are no numbers, a
@@ -42,7 +42,9 @@ def accounted(
     return found, shown
 
 
-def _refused(current: Current, pinned: Pinned, error: BaseException, ask: Callable[[RankService], Ranking]) -> bool:
+def _refused(
+    current: Router, pinned: Pinned, error: BaseException, ask: Callable[[RankService], RankingAnswer]
+) -> bool:
     """Whether the caller's input is at fault, for the champion as well."""
     if not isinstance(error, EventError):
         return False

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from serving.ranking.answer import Ranking
+from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, arm
 from serving.traffic.bulkhead import Bulkhead
@@ -32,11 +32,11 @@ class Pinned:
     arms: dict[str, str]
     epochs: dict[str, int]
     shadows: tuple[tuple[str, RankService], ...]
-    run: Callable[[Callable[[], Ranking]], Ranking]
+    run: Callable[[Callable[[], RankingAnswer]], RankingAnswer]
     challenger: bool
 
 
-class Current:
+class Router:
     """Holds the service that new requests get.
 
     Args:
@@ -162,7 +162,7 @@ class Current:
             held.close()
 
 
-def _here(call: Callable[[], Ranking]) -> Ranking:
+def _here(call: Callable[[], RankingAnswer]) -> RankingAnswer:
     return call()
 
 

@@ -260,7 +260,7 @@ def status(
 
 def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
     """What `status` shows."""
-    from serving.rollout.guardrails import Rule
+    from serving.rollout.guardrails import Guardrails
     from serving.rollout.judge import judging, ledger_path
     from serving.store.lag import deltas_behind, inputs_behind
 
@@ -283,8 +283,10 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
                     newest = time.time() - one.timestamp_ms / 1_000
                 break
         if experiments:
-            path = ledger_path(settings.home, settings.kafka, topics, champion.model, Rule())
-            with judging(registry, log, topics, model=champion.model, rule=Rule(), ledger=path, copy=True) as judge:
+            path = ledger_path(settings.home, settings.kafka, topics, champion.model, Guardrails())
+            with judging(
+                registry, log, topics, model=champion.model, rule=Guardrails(), ledger=path, copy=True
+            ) as judge:
                 judged = [asdict(one) for one in judge.look()]
     return {
         "model": champion.model,

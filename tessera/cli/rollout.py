@@ -16,7 +16,7 @@ from tessera.terminal import JsonOption, ModelNameOption, err_console, out_conso
 
 if TYPE_CHECKING:
     from models.registry.registry import Release
-    from serving.rollout.judge import ArmView, Judge, Standing
+    from serving.rollout.judge import ArmView, ExperimentState, Judge
 
 _MEASURES: "dict[str, Callable[[ArmView], str]]" = {
     "requests": lambda arm: f"{arm.requests:,}",
@@ -103,7 +103,7 @@ def watch(
     json: JsonOption = False,
 ) -> None:
     """Judge again and again; roll back what breaches a guardrail, and note why."""
-    from serving.rollout.look_log import Looks
+    from serving.rollout.look_log import LookLog
     from tessera.stream_service import until_stopped
 
     settings = Settings.from_environment()
@@ -111,7 +111,7 @@ def watch(
     while not stopped.is_set():
         try:
             registry = settings.open_registry(create=False)
-            looks = Looks(registry, registry.resolve(model).model)
+            looks = LookLog(registry, registry.resolve(model).model)
             with _judge(settings, model, outcome, planned, harm) as judge:
                 while not stopped.is_set():
                     began = time.monotonic()
@@ -160,7 +160,7 @@ def report(
     """Say all about an experiment; the page and the figures are kept with the challenger's run in MLflow."""
     import tempfile
 
-    from serving.rollout.guardrails import Rule
+    from serving.rollout.guardrails import Guardrails
     from serving.rollout.judge import familiar_items, surely
     from tessera.pages.rollout_page import report, write_page
 
@@ -174,7 +174,7 @@ def report(
         return dict.fromkeys(opened.users["user_id"].to_list(), 0) | visits
 
     with contextlib.closing(settings.open_log()) as log:
-        rule = Rule(outcome=outcome, planned=planned, harm=harm)
+        rule = Guardrails(outcome=outcome, planned=planned, harm=harm)
         familiar = familiar_items(registry, model, settings.home / "bundles")
         document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known, familiar=familiar)
     with tempfile.TemporaryDirectory() as aside:
@@ -219,11 +219,11 @@ def rollback(model: ModelNameOption = None) -> None:
 def _judge(
     settings: Settings, model: str | None, outcome: str, planned: int, harm: float, *, copy: bool = False
 ) -> "Iterator[Judge]":
-    from serving.rollout.guardrails import Rule
+    from serving.rollout.guardrails import Guardrails
     from serving.rollout.judge import familiar_items, judging, ledger_path
 
     registry = settings.open_registry(create=False)
-    rule = Rule(outcome=outcome, planned=planned, harm=harm)
+    rule = Guardrails(outcome=outcome, planned=planned, harm=harm)
     familiar = familiar_items(registry, model, settings.home / "bundles")
     topics = settings.topics
     path = ledger_path(settings.home, settings.kafka, topics, registry.resolve(model).model, rule)
@@ -232,7 +232,9 @@ def _judge(
             yield judge
 
 
-def _say_look(found: "Sequence[Standing]", ended: "Sequence[Release]", aside: dict[str, int], *, json: bool) -> None:
+def _say_look(
+    found: "Sequence[ExperimentState]", ended: "Sequence[Release]", aside: dict[str, int], *, json: bool
+) -> None:
     if json:
         print_json({"experiments": found, "aside": aside, "rolled_back": [one.bundle for one in ended]})
         return
@@ -241,7 +243,7 @@ def _say_look(found: "Sequence[Standing]", ended: "Sequence[Release]", aside: di
         err_console.print(Text.assemble(("rolled back", "red"), f" {one.model} version {one.version}"))
 
 
-def _show(found: "Sequence[Standing]", aside: dict[str, int]) -> None:
+def _show(found: "Sequence[ExperimentState]", aside: dict[str, int]) -> None:
     from serving.rollout.judge import surely
 
     if not found:

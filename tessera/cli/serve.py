@@ -56,15 +56,15 @@ def serve(
     """Serve over HTTP; follow the registry's champion."""
     import uvicorn
 
-    from serving.api.app import Parts, create_app
+    from serving.api.app import AppParts, create_app
     from serving.api.guard import Limits
     from serving.api.hosts import LOOPBACK, Hosts
     from serving.api.ingest import Intake
     from serving.metrics import Metrics
     from serving.traffic.recorder import Recorder
-    from serving.traffic.router import Current
+    from serving.traffic.router import Router
     from serving.traffic.shadow import Shadows
-    from tessera.following import Follower, Opener
+    from tessera.following import RegistryFollower, ServiceOpener
     from tessera.pages.console.app import Console, add_console
     from tessera.stream_service import bundle_at, until_stopped
 
@@ -83,10 +83,10 @@ def serve(
         stack.enter_context(settings.traced("tessera-serve"))
         store = stack.enter_context(contextlib.closing(settings.open_store()))
         metrics = Metrics()
-        opener = Opener(settings, store, mirror=mirror, metrics=metrics)
+        opener = ServiceOpener(settings, store, mirror=mirror, metrics=metrics)
         service, close = opener(found)
-        current = stack.enter_context(contextlib.closing(Current(service, close=close)))
-        parts = Parts(
+        current = stack.enter_context(contextlib.closing(Router(service, close=close)))
+        parts = AppParts(
             metrics=metrics,
             limits=Limits(body_bytes=body_bytes, in_flight=in_flight, per_second=per_second),
             keys=allowed if guarded else None,
@@ -98,7 +98,7 @@ def serve(
             parts.recorder = recorder
             parts.shadows = stack.enter_context(contextlib.closing(Shadows(recorder, parts.metrics, parts.state)))
         if bundle is None:
-            follower = Follower(
+            follower = RegistryFollower(
                 settings, store, current, opener, model=model, grace_s=grace_s, metrics=parts.metrics, alias=alias
             )
             parts.reload = follower.look

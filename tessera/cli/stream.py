@@ -46,7 +46,7 @@ def stream(
     json: JsonOption = False,
 ) -> None:
     """Train the champion's table from the topics `items` and `events`, and keep the store fresh."""
-    from streaming.metrics import Gauges
+    from streaming.metrics import StreamMetrics
     from streaming.trainer import TrainerOptions
     from tessera.cli.serve import log_lines
     from tessera.live import ROLES, Live
@@ -71,7 +71,7 @@ def stream(
         counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}
     else:
         log_lines(requests=False)
-        gauges = Gauges()
+        gauges = StreamMetrics()
         if metrics_port:
             gauges.serve(metrics_port)
         live = Live(settings, found, options, gauges, ROLES if role == "both" else (role,))

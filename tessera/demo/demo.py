@@ -29,9 +29,9 @@ from features.dataset.tables import read_table
 from models.bundle.bundle import Bundle
 from serving.api.app import create_app
 from serving.ranking.service import MAX_CANDIDATES, RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.log.protocol import EventLog
 from tessera.demo import synthetic
 from tessera.pages.demo_page import DemoSummary, NewItem, StreamFigures, render_summary, write_report
@@ -106,7 +106,7 @@ def _go_live(
 ) -> dict[str, Any]:
     """The online half: what was streamed, how fresh, how fast, and what became of the new item."""
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
-        load_bundle(store, bundle)
+        fill_store(store, bundle)
         titles = _titles(dataset, chosen)
         stream = Stream(bundle, log, store, topics=settings.topics)
         with contextlib.closing(stream), _serving(bundle, store) as (client, service):
@@ -153,7 +153,7 @@ def _serving(bundle: Bundle, store: OnlineStore) -> Iterator[tuple[httpx.Client,
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     service = RankService(bundle, store)
-    app = create_app(Current(service))
+    app = create_app(Router(service))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

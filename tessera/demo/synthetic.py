@@ -42,7 +42,7 @@ _SPEC = "synthetic.json"
 
 
 @dataclass(frozen=True)
-class Spec:
+class SyntheticSpec:
     """What decides a generated dataset, byte for byte; kept beside it as synthetic.json."""
 
     seed: int
@@ -61,7 +61,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Tree:
+class TopicTree:
     """The topic tree: S subtopics, each with its topic, its own words and its topic's; and templates."""
 
     names: tuple[str, ...]
@@ -79,7 +79,7 @@ class Tree:
 
 
 @cache
-def tree() -> Tree:
+def tree() -> TopicTree:
     """Reads the topic tree that comes with the package."""
     found = tomllib.loads(_resource("synthetic_words.toml"))
     rows = [
@@ -89,7 +89,7 @@ def tree() -> Tree:
         if name != "shared"
     ]
     names, topics, words, shared = zip(*rows, strict=True)
-    return Tree(names, topics, words, shared, tuple(found["titles"]), tuple(found["sentences"]))
+    return TopicTree(names, topics, words, shared, tuple(found["titles"]), tuple(found["sentences"]))
 
 
 def write_synthetic(
@@ -109,7 +109,7 @@ def write_synthetic(
     Raises:
         DatasetError: a number is too small for a dataset that can be split.
     """
-    spec = Spec(seed, users, items, events)
+    spec = SyntheticSpec(seed, users, items, events)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     catalogue = _catalogue(spec)
@@ -147,7 +147,7 @@ def fans(directory: Path, subtopic: str, *, clicks: int = 5) -> list[str]:
     path = Path(directory) / _SPEC
     if not path.is_file():
         raise DatasetError(f"{path} is missing: tastes are known of a dataset that write_synthetic made, of no other")
-    taste = _readers(Spec(**json.loads(path.read_text(encoding="utf-8")))).taste[:, _subtopic(subtopic)]
+    taste = _readers(SyntheticSpec(**json.loads(path.read_text(encoding="utf-8")))).taste[:, _subtopic(subtopic)]
     clicked = pl.read_parquet(path.parent / "events.parquet").filter(pl.col("clicked") == 1)
     counts = clicked.group_by("user_id").len().filter(pl.col("len") >= clicks)
     known = set(counts["user_id"])
@@ -175,7 +175,7 @@ class _Readers:
     profile: pl.DataFrame
 
 
-def _catalogue(spec: Spec) -> _Catalogue:
+def _catalogue(spec: SyntheticSpec) -> _Catalogue:
     rng = spec.rng(1)
     count, topic = spec.items, tree().topic_index
     first = rng.integers(len(topic), size=count)
@@ -189,7 +189,7 @@ def _catalogue(spec: Spec) -> _Catalogue:
     return _Catalogue(np.stack([first, second], axis=1), first_day, rng.normal(0, 0.5, count), 1 / (rank + 20) ** 0.8)
 
 
-def _readers(spec: Spec) -> _Readers:
+def _readers(spec: SyntheticSpec) -> _Readers:
     rng = spec.rng(2)
     count, topic = spec.users, tree().topic_index
     topics = int(topic.max()) + 1
@@ -219,7 +219,7 @@ def _readers(spec: Spec) -> _Readers:
     return _Readers(taste, rng.normal(0, 0.3, count), presence, profile)
 
 
-def _impressions(spec: Spec, catalogue: _Catalogue, readers: _Readers) -> pl.DataFrame:
+def _impressions(spec: SyntheticSpec, catalogue: _Catalogue, readers: _Readers) -> pl.DataFrame:
     """Who was shown what, when, and whether they clicked; in order of time."""
     rng = spec.rng(3)
     # An even number a day, busier in the evening: the last 15 % of the time is then the last 15 % of the events too.
@@ -269,7 +269,7 @@ def _bias(logit: Floats) -> float:
     return low
 
 
-def _item_rows(spec: Spec, catalogue: _Catalogue) -> list[dict[str, Any]]:
+def _item_rows(spec: SyntheticSpec, catalogue: _Catalogue) -> list[dict[str, Any]]:
     rng = spec.rng(4)
     years = np.where(catalogue.first_day > 0, 2025, 2025 - rng.integers(0, 12, spec.items))
     return [_item_row(_item_id(row), catalogue.subtopics[row], int(years[row]), rng) for row in range(spec.items)]

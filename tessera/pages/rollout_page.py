@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from features.errors import EventError, TesseraError
 from models.registry.registry import CHAMPION, Registry
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
-from serving.rollout.guardrails import Rule
+from serving.rollout.guardrails import Guardrails
 from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
 from serving.rollout.judge import finite, surely, view
 from serving.rollout.ledger import Arms, Ledger
-from serving.rollout.lifecycle import Past, past, running
+from serving.rollout.lifecycle import PastExperiment, past, running
 from serving.rollout.sequential import Arm, difference
 from serving.rollout.tally import ANSWERS, OUTCOMES
-from serving.rollout.time_slices import Allowed
+from serving.rollout.time_slices import SlownessAllowance
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 from tessera.pages import markup
@@ -49,7 +49,7 @@ def report(
     name: str,
     *,
     model: str | None,
-    rule: Rule,
+    rule: Guardrails,
     known: Callable[[str], Mapping[str, int]] = lambda bundle: {},
     familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
 ) -> dict[str, Any]:
@@ -73,10 +73,15 @@ def report(
     experiment = found or ended[name].experiment
     until = time.time() if found else float(ended[name].ended)
     messages = _ordered(log, topics, experiment.started * 1_000, until * 1_000, champion.model)
-    allowed = Allowed(rule.slower, rule.least_ms)
+    allowed = SlownessAllowance(rule.slower, rule.least_ms)
     ledger = Ledger(outcome=rule.outcome, familiar=familiar(experiment.control), allowed=allowed)
     points, history = _walked(
-        experiment, [*ended.values(), *(Past(one, _NEVER, "") for one in going)], messages, until, rule, ledger
+        experiment,
+        [*ended.values(), *(PastExperiment(one, _NEVER, "") for one in going)],
+        messages,
+        until,
+        rule,
+        ledger,
     )
     epochs = ledger.epochs(experiment.id)
     last = ledger.arms(experiment.id, max(epochs, default=experiment.epoch(until)))
@@ -182,10 +187,10 @@ def _ordered(log: EventLog, topics: Topics, start_ms: float, end_ms: float, mode
 
 def _walked(
     experiment: Experiment,
-    beside: Sequence[Past],
+    beside: Sequence[PastExperiment],
     messages: Sequence[Message],
     until: float,
-    rule: Rule,
+    rule: Guardrails,
     ledger: Ledger,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """The arms at up to 30 moments, and what breached when; the ledger is filled on the way.
@@ -220,7 +225,7 @@ def _walked(
     return points, history
 
 
-def _compared(control: Arm, challenger: Arm, rule: Rule, *, part: float = 1.0) -> dict[str, Any]:
+def _compared(control: Arm, challenger: Arm, rule: Guardrails, *, part: float = 1.0) -> dict[str, Any]:
     """Two rates, and their difference with its bounds."""
     interval = difference(control, challenger, alpha=part * rule.alpha, planned=rule.planned)
     return {
@@ -233,7 +238,7 @@ def _compared(control: Arm, challenger: Arm, rule: Rule, *, part: float = 1.0) -
     }
 
 
-def _segments(arms: Arms, known: Mapping[str, int], rule: Rule, *, part: float) -> list[dict[str, Any]]:
+def _segments(arms: Arms, known: Mapping[str, int], rule: Guardrails, *, part: float) -> list[dict[str, Any]]:
     """New and known users, the heaviest tenth, and new items by what was shown of them, compared as the whole is.
 
     A segment is chosen by what was known before the experiment: what it changes, such as how often users come, would

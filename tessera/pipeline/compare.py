@@ -22,13 +22,12 @@ from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, quality
 from models.ranker.loading import assembler, examples
 from models.ranker.train import predict
-from models.registry.gate import Check, Gates, Measured, Verdict, judge
+from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
 from models.table.batch import Entities
 from models.table.schema import SEMANTIC_ID, Schema
 from serving.store.page import pack, unpack
-from serving.store.protocol import STORAGES
-from serving.store.protocol import Table as Stored
+from serving.store.protocol import STORAGES, StoredTable
 
 Floats = NDArray[np.floating]
 _RARE = 10
@@ -57,7 +56,7 @@ def verdict(
     parts = {name: held & judged for name, held in _slices(frame).items()}
     times = _latencies(champion, challenger)
     measured = [
-        Measured(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
+        BundleQuality(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
         for bundle, probabilities, time_ms in zip((champion, challenger), found, times, strict=True)
     ]
     tested = {name: drops(labels[held], found[0][held], found[1][held], users[held]) for name, held in parts.items()}
@@ -74,7 +73,7 @@ def storage_cost(bundle: Bundle, frame: Frame) -> dict[str, float]:
     rows = bundle.rows()
     found: dict[str, float] = {}
     for storage in STORAGES:
-        kept = unpack(pack(Stored(rows.shape[0], rows.shape[1], storage), rows))
+        kept = unpack(pack(StoredTable(rows.shape[0], rows.shape[1], storage), rows))
         auc = quality(labels, predictions(bundle, frame, rows=kept)).auc
         if auc is not None:
             found[storage] = auc

@@ -25,7 +25,7 @@ from features.history import DEFAULT_LENGTH
 from features.jobs.encode import encode_catalogue
 from features.jobs.shard import read_shards, write_parquet, write_shards
 from features.training_events import TRAINED, trained_on, write_trained
-from models.bundle.bundle import FORMAT, Bundle, LogPosition, Parts, Training, load_bundle, write_bundle
+from models.bundle.bundle import FORMAT, Bundle, BundleParts, LogPosition, Training, load_bundle, write_bundle
 from models.ranker.evaluate import by_item_novelty, rate_baselines
 from models.ranker.loading import assembler, examples
 from models.ranker.train import Checkpointing, TrainConfig, predict, train
@@ -393,7 +393,7 @@ class _Run:
             if (directory / "bundle").exists():
                 return
             write_bundle(
-                Parts(
+                BundleParts(
                     dataset=self._dataset,
                     schema=schema,
                     ranker=model.ranker,

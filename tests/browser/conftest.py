@@ -15,11 +15,11 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from models.registry.registry import CHALLENGER, Lineage
-from serving.rollout.experiment import Step
-from serving.rollout.guardrails import Rule
+from serving.rollout.experiment import RampStep
+from serving.rollout.guardrails import Guardrails
 from serving.rollout.judge import familiar_items, judging
 from serving.rollout.lifecycle import start, stop
-from serving.rollout.look_log import Looks
+from serving.rollout.look_log import LookLog
 from streaming.trainer import TrainerOptions
 from tessera.settings import Settings
 from tessera.stream_service import Stream
@@ -105,10 +105,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         metrics = {f"all.{name}": float(value) for name, value in measured.items()}
         release = registry.publish(one.bundle, params={}, metrics=metrics, lineage=lineage)
     registry.challenge(release, verdict={})
-    start(registry, None, CHALLENGER, [Step(0.0, 0.2)], name="monday")
+    start(registry, None, CHALLENGER, [RampStep(0.0, 0.2)], name="monday")
     stop(registry, None, "monday", why="rolled back: p99: 80.0 ms against 20.0")
     letters = _streamed(settings, world)
-    start(registry, None, release.version, [Step(0.0, 0.5)], name="friday")
+    start(registry, None, release.version, [RampStep(0.0, 0.5)], name="friday")
     with serving(home, home / "serve.log") as url:
         _visited(url, settings, world, other.bundle.id)
         yield Site(url, home, world, world.bundle.items["item_id"][0], letters)
@@ -130,9 +130,11 @@ def _visited(url: str, settings: Settings, world: World, challenger: str) -> Non
     registry = settings.open_registry()
     model, rng = world.dataset.name, np.random.default_rng(0)
     candidates = world.bundle.items["item_id"].to_list()[:30]
-    familiar, looks = familiar_items(registry, None, settings.home / "bundles"), Looks(registry, model)
+    familiar, looks = familiar_items(registry, None, settings.home / "bundles"), LookLog(registry, model)
     with contextlib.closing(settings.open_log()) as log, httpx.Client(base_url=url) as client:
-        with judging(registry, log, settings.topics, model=None, rule=Rule(planned=400), familiar=familiar) as judge:
+        with judging(
+            registry, log, settings.topics, model=None, rule=Guardrails(planned=400), familiar=familiar
+        ) as judge:
             for part in range(5):
                 outcomes = []
                 for number in range(80):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from features.errors import FencedError
 from models.bundle.bundle import load_bundle
-from streaming.metrics import Gauges
+from streaming.metrics import StreamMetrics
 from streaming.trainer import TrainerOptions
 from tessera.live import Live
 from tessera.settings import Settings
@@ -42,7 +42,9 @@ def main() -> None:
     stop = until_stopped()
     one_thread()
     trainer = TrainerOptions(batch=64, wait_s=0.05, most_bad=0.9, snapshot_every_s=1.5)
-    live = Live(Settings.from_environment(), load_bundle(Path(bundle)), trainer, Gauges(), (role,), failpoint=failpoint)
+    live = Live(
+        Settings.from_environment(), load_bundle(Path(bundle)), trainer, StreamMetrics(), (role,), failpoint=failpoint
+    )
     try:
         live.run(stop)
     except FencedError as error:

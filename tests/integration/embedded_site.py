@@ -8,14 +8,14 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
 from serving.api.keys import KeyFile
 from serving.store.memory import MemoryStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from tessera.cli.operation import diagnose
 from tessera.cli.serve import LogSink
-from tessera.following import Follower, Opener
+from tessera.following import RegistryFollower, ServiceOpener
 from tessera.settings import Settings
 from tests.integration.world import World
 from tests.runbook import Operator
@@ -41,12 +41,12 @@ class Site:
         self.releases = [self.registry.publish(one, params={}, metrics={}) for one in self.bundles]
         self.stack = contextlib.ExitStack()
         store = MemoryStore()
-        opener = Opener(self.settings, store, mirror=False)
+        opener = ServiceOpener(self.settings, store, mirror=False)
         service, close = opener(self.bundles[0])
-        self.current = Current(service, close=close)
+        self.current = Router(service, close=close)
         sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings)))
-        self.parts = Parts(keys=keys, intake=Intake(sink))
-        self.follower = Follower(
+        self.parts = AppParts(keys=keys, intake=Intake(sink))
+        self.follower = RegistryFollower(
             self.settings, store, self.current, opener, model=None, grace_s=600, metrics=self.parts.metrics
         )
         self.client = self.stack.enter_context(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from features.errors import TesseraError
-from serving.rollout.experiment import Experiment, Step, arms, expected_shares, places, room
+from serving.rollout.experiment import Experiment, RampStep, arms, expected_shares, places, room
 
 ROOT = Path(__file__).parents[2]
 USERS = [f"user-{number}" for number in range(50_000)]
@@ -21,7 +21,7 @@ USERS = [f"user-{number}" for number in range(50_000)]
 def experiment(
     name: str = "a", *, layer: str = "l", start: float = 0.0, share: float = 0.1, **fields: object
 ) -> Experiment:
-    ramp = [Step(0.0, share)]
+    ramp = [RampStep(0.0, share)]
     return Experiment(**{"name": name, "challenger": "b-2", "control": "b-1", "layer": layer, "start": start,
                          "ramp": ramp, "started": 0} | fields)  # type: ignore[arg-type]  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_arms_get_what_they_were_given() -> None:
 
 
 def test_a_wider_share_moves_only_those_it_must() -> None:
-    ramp = [Step(0.0, 0.05), Step(100.0, 0.2), Step(200.0, 0.5)]
+    ramp = [RampStep(0.0, 0.05), RampStep(100.0, 0.2), RampStep(200.0, 0.5)]
     one = experiment(ramp=ramp)
     seen = [arms(USERS, one, [one], now) for now in (0.0, 150.0, 250.0)]
     for before, after in pairwise(seen):
@@ -84,16 +84,16 @@ def test_a_wider_share_moves_only_those_it_must() -> None:
 
 
 def test_a_ramp_goes_by_its_own_start_and_a_first_step_at_once_by_no_clock() -> None:
-    late = experiment(started=1_000, ramp=[Step(10.0, 0.1)])
+    late = experiment(started=1_000, ramp=[RampStep(10.0, 0.1)])
     assert not (arms(USERS, late, [late], 1_009.0) == 1).any()
     assert (late.share(1_009.0), late.share(1_010.0)) == (0.0, 0.1)
     # A server whose clock is behind gives the same arms.
-    at_once = experiment(started=1_000, ramp=[Step(0.0, 0.1), Step(10.0, 0.2)])
+    at_once = experiment(started=1_000, ramp=[RampStep(0.0, 0.1), RampStep(10.0, 0.2)])
     assert [at_once.share(now) for now in (900.0, 1_000.0, 1_010.0)] == [0.1, 0.1, 0.2]
 
 
 def test_an_epoch_begins_with_a_step_and_with_a_change_of_the_layer_whatever_the_clock() -> None:
-    one = experiment(started=1_000, ramp=[Step(0.0, 0.1), Step(10.0, 0.2)])
+    one = experiment(started=1_000, ramp=[RampStep(0.0, 0.1), RampStep(10.0, 0.2)])
     assert [one.epoch(now) for now in (900.0, 1_009.9, 1_010.0, 2_000.0)] == [1_000, 1_000, 1_010, 1_010]
     changed = experiment(started=1_000, ramp=one.ramp, changed=1_500, changes=1)
     assert [changed.epoch(now) for now in (1_009.9, 2_000.0)] == [1_500, 1_500]
@@ -104,7 +104,7 @@ def test_an_epoch_begins_with_a_step_and_with_a_change_of_the_layer_whatever_the
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 @pytest.mark.parametrize("changes", [0, 1, 5, 60])
 def test_all_epochs_together_use_no_more_than_the_whole_chance_of_a_false_alarm(steps: int, changes: int) -> None:
-    ramp = [Step(10.0 * number, 0.01 * (number + 1)) for number in range(steps)]
+    ramp = [RampStep(10.0 * number, 0.01 * (number + 1)) for number in range(steps)]
     epochs = [(step, 0) for step in range(steps)]
     # Changes of the layer come at the step that makes the sum largest: each in turn.
     for at in range(steps):
@@ -127,9 +127,16 @@ def test_room_is_found_between_segments_and_refused_beyond_the_whole() -> None:
 
 @pytest.mark.parametrize(
     "ramp",
-    [[], [Step(0, 0.0)], [Step(0, 1.1)], [Step(-1, 0.1)], [Step(0, 0.5), Step(10, 0.2)], [Step(0, 0.1), Step(0, 0.2)]],
+    [
+        [],
+        [RampStep(0, 0.0)],
+        [RampStep(0, 1.1)],
+        [RampStep(-1, 0.1)],
+        [RampStep(0, 0.5), RampStep(10, 0.2)],
+        [RampStep(0, 0.1), RampStep(0, 0.2)],
+    ],
 )
-def test_shares_that_cannot_be_are_refused(ramp: list[Step]) -> None:
+def test_shares_that_cannot_be_are_refused(ramp: list[RampStep]) -> None:
     with pytest.raises(TesseraError, match="rollout 'a'"):
         experiment(ramp=ramp).check()
-    experiment(ramp=[Step(0, 0.1), Step(10, 1.0)]).check()
+    experiment(ramp=[RampStep(0, 0.1), RampStep(10, 1.0)]).check()

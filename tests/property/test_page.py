@@ -20,7 +20,7 @@ from serving.store.page import (
     table_mark,
     unpack,
 )
-from serving.store.protocol import MAX_SEQ, NEVER, STORAGES, Table, newest_rows
+from serving.store.protocol import MAX_SEQ, NEVER, STORAGES, StoredTable, newest_rows
 
 sizes = st.integers(0, 40)
 
@@ -29,7 +29,7 @@ sizes = st.integers(0, 40)
 def test_decode_of_encode_is_the_same_bits(data: st.DataObject, count: int, dim: int) -> None:
     seqs = data.draw(arrays(np.int64, count, elements=st.integers(NEVER, MAX_SEQ)))
     vectors = data.draw(arrays(np.uint32, (count, dim))).view(np.float32)
-    table = Table(rows=64, dim=dim)
+    table = StoredTable(rows=64, dim=dim)
     rows = encode_rows(table, seqs, vectors)
     assert rows.nbytes == count * (6 + 4 * dim)
     np.testing.assert_array_equal(decode_seqs(rows["seq"]), seqs)
@@ -39,7 +39,7 @@ def test_decode_of_encode_is_the_same_bits(data: st.DataObject, count: int, dim:
 @given(seqs=st.lists(st.integers(NEVER, MAX_SEQ), min_size=2, max_size=2))
 def test_headers_order_as_their_numbers(seqs: list[int]) -> None:
     low, high = sorted(seqs)
-    headers = encode_rows(Table(rows=2, dim=1), np.array([low, high]), np.zeros((2, 1), np.float32))["seq"]
+    headers = encode_rows(StoredTable(rows=2, dim=1), np.array([low, high]), np.zeros((2, 1), np.float32))["seq"]
     assert headers[0].tobytes() <= headers[1].tobytes()
 
 
@@ -47,7 +47,7 @@ def test_headers_order_as_their_numbers(seqs: list[int]) -> None:
 def test_narrow_storage_is_as_near_as_its_bits_allow_and_stays_when_kept_again(
     data: st.DataObject, storage: str, dim: int
 ) -> None:
-    table = Table(rows=64, dim=dim, storage=storage)
+    table = StoredTable(rows=64, dim=dim, storage=storage)
     vectors = data.draw(arrays(np.float32, (3, dim), elements=st.floats(-1e4, 1e4, width=32)))
     kept = unpack(pack(table, vectors))
     most = np.abs(vectors).max(axis=1, keepdims=True)
@@ -57,18 +57,18 @@ def test_narrow_storage_is_as_near_as_its_bits_allow_and_stays_when_kept_again(
 
 
 def test_bytes_of_a_row() -> None:
-    sizes = {name: row_type(Table(rows=64, dim=16, storage=name)).itemsize for name in STORAGES}
+    sizes = {name: row_type(StoredTable(rows=64, dim=16, storage=name)).itemsize for name in STORAGES}
     assert sizes == {"float32": 70, "float16": 38, "int8": 26}
 
 
 def test_a_number_beyond_float16_becomes_its_largest() -> None:
-    table = Table(rows=64, dim=2, storage="float16")
+    table = StoredTable(rows=64, dim=2, storage="float16")
     assert unpack(pack(table, np.array([[1e30, -1e30]], dtype=np.float32))).tolist() == [[65504.0, -65504.0]]
 
 
 @given(rows=st.integers(1, 10**9), dim=st.integers(1, 4096), storage=st.sampled_from(STORAGES))
 def test_a_mark_gives_back_its_table_and_pages_cover_it(rows: int, dim: int, storage: str) -> None:
-    table = Table(rows=rows, dim=dim, storage=storage)
+    table = StoredTable(rows=rows, dim=dim, storage=storage)
     assert parse_mark(table_mark(table)) == table
     assert 0 <= page_count(table) * PAGE_ROWS - rows < PAGE_ROWS
 

@@ -5,13 +5,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.lateness import Recent, id_key
+from streaming.lateness import EventWindow, id_key
 
 BOUND = 64
 EVENTS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 400), st.none() | st.integers(0, 12)), max_size=60)
 
 
-def judge(recent: Recent, events: list[tuple[int, int, int | None]]) -> list[str]:
+def judge(recent: EventWindow, events: list[tuple[int, int, int | None]]) -> list[str]:
     found = []
     for partition, time, key in events:
         place, times = ("events", partition), np.array([time], dtype=np.int64)
@@ -25,7 +25,7 @@ def judge(recent: Recent, events: list[tuple[int, int, int | None]]) -> list[str
 @given(EVENTS)
 def test_an_event_is_late_by_its_own_partitions_time_alone(events: list[tuple[int, int, int | None]]) -> None:
     newest: dict[int, int] = {}
-    for (partition, time, _), found in zip(events, judge(Recent(BOUND, timed=True), events), strict=True):
+    for (partition, time, _), found in zip(events, judge(EventWindow(BOUND, timed=True), events), strict=True):
         assert (found == "late") == (time < newest.get(partition, time) - BOUND)
         newest[partition] = max(time, newest.get(partition, time))
 
@@ -36,7 +36,7 @@ def test_a_repeat_within_the_bound_is_always_told_and_a_new_id_never_is(
 ) -> None:
     taken: dict[int, tuple[int, int]] = {}
     newest: dict[int, int] = {}
-    for (partition, time, key), found in zip(events, judge(Recent(BOUND, timed=True), events), strict=True):
+    for (partition, time, key), found in zip(events, judge(EventWindow(BOUND, timed=True), events), strict=True):
         if found != "late":
             newest[partition] = max(time, newest.get(partition, time))
         if key is None or found == "late":
@@ -53,8 +53,8 @@ def test_a_repeat_within_the_bound_is_always_told_and_a_new_id_never_is(
 
 @given(EVENTS, st.integers(0, 60))
 def test_what_is_kept_and_restored_goes_on_the_same(events: list[tuple[int, int, int | None]], stop: int) -> None:
-    whole = judge(Recent(BOUND, timed=True), events)
-    first, second = Recent(BOUND, timed=True), Recent(BOUND, timed=True)
+    whole = judge(EventWindow(BOUND, timed=True), events)
+    first, second = EventWindow(BOUND, timed=True), EventWindow(BOUND, timed=True)
     before = judge(first, events[:stop])
     second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.state())))
     assert before + judge(second, events[stop:]) == whole
@@ -63,13 +63,13 @@ def test_what_is_kept_and_restored_goes_on_the_same(events: list[tuple[int, int,
 
 @given(st.lists(st.integers(0, 400), max_size=30))
 def test_a_batch_is_judged_like_one_after_another(times: list[int]) -> None:
-    batch = Recent(BOUND, timed=True).late(("events", 0), np.array(times, dtype=np.int64)).tolist()
-    single = Recent(BOUND, timed=True)
+    batch = EventWindow(BOUND, timed=True).late(("events", 0), np.array(times, dtype=np.int64)).tolist()
+    single = EventWindow(BOUND, timed=True)
     assert batch == [bool(single.late(("events", 0), np.array([time]))[0]) for time in times]
 
 
 def test_memory_does_not_grow_with_time() -> None:
-    recent = Recent(BOUND, timed=True)
+    recent = EventWindow(BOUND, timed=True)
     for time in range(0, 100_000, 4):
         recent.repeated(("events", 0), [time], np.array([time]))
         recent.late(("events", 0), np.array([time]))

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from serving.rollout.experiment import Step, arms, places
+from serving.rollout.experiment import RampStep, arms, places
 from tests.chaos.cluster import until
 from tests.rehearsal.process import Server
 from tests.rehearsal.stage import Stage
@@ -102,7 +102,7 @@ def test_a_wider_share_moves_the_users_between_its_old_end_and_its_new_and_nobod
     before = apart.given()
     assert before[0] == before[1]
     # What an hour does: the step of the ramp comes.
-    ramp = [Step(0.0, 0.2), Step(1.0, 0.5)]
+    ramp = [RampStep(0.0, 0.2), RampStep(1.0, 0.5)]
     changed = [msgspec.structs.replace(one, ramp=ramp) if one == made else one for one in stage.experiments()]
     until(lambda: time.time() > made.started + 1, seconds=5, doing="the second step")
     stage.registry.set_rollouts(stage.model, msgspec.json.encode(changed).decode())

@@ -19,7 +19,7 @@ from tessera.demo import synthetic
 from tessera.pipeline.run import RunOptions, run
 from tests.integration.world import quiet
 
-SPEC = synthetic.Spec(seed=0, users=300, items=120, events=30_000)
+SPEC = synthetic.SyntheticSpec(seed=0, users=300, items=120, events=30_000)
 USERS = [synthetic._user_id(row) for row in range(SPEC.users)]
 CANDIDATES = [synthetic._item_id(row) for row in range(100)]
 

@@ -55,7 +55,7 @@ from serving.store.protocol import (
     Changes,
     Float32,
     Int64,
-    Table,
+    StoredTable,
     check_followed,
     check_name,
     check_rows,
@@ -102,13 +102,13 @@ class RedisStore:
         """
         self._servers = open_servers(address)
         self._address = without_password(address)
-        self._tables: dict[str, tuple[Table, bytes]] = {}
+        self._tables: dict[str, tuple[StoredTable, bytes]] = {}
         self._leave: weakref.finalize[..., RedisStore] | None = None
 
     def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
-        wanted = Table(rows=rows, dim=dim, storage=storage)
+        wanted = StoredTable(rows=rows, dim=dim, storage=storage)
         if self._ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
             self.drop(bundle)
         self._ask(bundle, lambda client: client.setnx(key_of(bundle, "table"), table_mark(wanted)))
@@ -117,7 +117,7 @@ class RedisStore:
         if found != wanted:
             raise StoreError(f"bundle {bundle!r} has a table of {found}, not {wanted}; drop it, or name another bundle")
 
-    def table(self, bundle: str) -> Table:
+    def table(self, bundle: str) -> StoredTable:
         """See `OnlineStore.table`."""
         return self._table(bundle)[0]
 
@@ -321,7 +321,7 @@ class RedisStore:
         if self._leave is not None:
             self._leave()
 
-    def _table(self, bundle: str) -> tuple[Table, bytes]:
+    def _table(self, bundle: str) -> tuple[StoredTable, bytes]:
         """The table and its mark, asked for once: every script and read compares the mark again."""
         held = self._tables.get(bundle)
         if held is None:
@@ -346,7 +346,7 @@ class RedisStore:
         size = page_bytes(table)
         return np.frombuffer(b"".join(page or bytes(size) for page in data), dtype=row_type(table))
 
-    def _gather(self, bundle: str, rows: Int64, *, seqs: bool) -> tuple[Table, bytes]:
+    def _gather(self, bundle: str, rows: Int64, *, seqs: bool) -> tuple[StoredTable, bytes]:
         table, _ = self._table(bundle)
         check_rows(table, rows)
         calls = (gather_call(bundle, table, chunk, seqs=seqs) for chunk in chunks(rows, _GATHER_ROWS))

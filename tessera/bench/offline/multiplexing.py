@@ -57,7 +57,7 @@ _SCORE_ROWS = 8_192
 
 
 @dataclass(frozen=True)
-class Arm:
+class MultiplexingArm:
     """One way to spend a budget.
 
     Attributes:
@@ -89,14 +89,17 @@ class Arm:
 
 
 GRID = (
-    Arm(_COLLISIONLESS, 1.0),
-    *(Arm(layout, budget, n) for budget, layout, n in product(BUDGETS, (_HASHING, _UNIFIED), LOOKUPS)),
+    MultiplexingArm(_COLLISIONLESS, 1.0),
+    *(MultiplexingArm(layout, budget, n) for budget, layout, n in product(BUDGETS, (_HASHING, _UNIFIED), LOOKUPS)),
 )
 SEARCH = (
-    *(Arm(layout, budget, n) for budget, layout, n in product(_SMALL_BUDGETS, (_HASHING, _UNIFIED), LOOKUPS)),
-    *(Arm(_EQUAL, budget, n) for budget, n in product((0.1, 0.01), LOOKUPS)),
-    *(Arm(layout, 0.1, n, width) for width, layout, n in product(_WIDTHS, (_HASHING, _UNIFIED), (1, 4))),
-    *(Arm(layout, 0.1, n, noise=True) for layout, n in product((_HASHING, _EQUAL, _UNIFIED), LOOKUPS)),
+    *(
+        MultiplexingArm(layout, budget, n)
+        for budget, layout, n in product(_SMALL_BUDGETS, (_HASHING, _UNIFIED), LOOKUPS)
+    ),
+    *(MultiplexingArm(_EQUAL, budget, n) for budget, n in product((0.1, 0.01), LOOKUPS)),
+    *(MultiplexingArm(layout, 0.1, n, width) for width, layout, n in product(_WIDTHS, (_HASHING, _UNIFIED), (1, 4))),
+    *(MultiplexingArm(layout, 0.1, n, noise=True) for layout, n in product((_HASHING, _EQUAL, _UNIFIED), LOOKUPS)),
 )
 
 
@@ -113,7 +116,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ArmResult:
     """Test quality at the epoch with the lowest validation log loss."""
 
     auc: float
@@ -130,7 +133,7 @@ def multiplexing(
         dataset: any with at least one single-valued categorical column.
         seeds: how many, from 0; each decides split, hash, start and order.
     """
-    found: dict[Arm, list[Outcome]] = {arm: [] for arm in (*GRID, *SEARCH)}
+    found: dict[MultiplexingArm, list[ArmResult]] = {arm: [] for arm in (*GRID, *SEARCH)}
     sizes: dict[bool, int] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("multiplexing", total=len(GRID) * seeds + len(SEARCH))
@@ -144,7 +147,7 @@ def multiplexing(
                 decided_by = (asdict(arm), asdict(protocol), seed, fields.key)
                 work = partial(_measured, fields, arm, protocol, seed=seed)
                 data = remembered(out / f"{name.replace(' ', '-')}.json", __name__, decided_by, work)
-                found[arm].append(msgspec.convert(data, Outcome))
+                found[arm].append(msgspec.convert(data, ArmResult))
                 progress.advance(task)
     rows = [row(arm, found, sizes[arm.noise]) for arm in found]
     plot = out / f"multiplexing-{dataset.name}.png"
@@ -152,7 +155,7 @@ def multiplexing(
     return BenchResult("multiplexing", dataset.name, seeds, rows, claims(found), str(plot))
 
 
-def row(arm: Arm, found: dict[Arm, list[Outcome]], values: int) -> dict[str, Any]:
+def row(arm: MultiplexingArm, found: dict[MultiplexingArm, list[ArmResult]], values: int) -> dict[str, Any]:
     """Mean and deviation of one arm, and Welch's test against hashing per feature at equal bytes, width and lookups."""
     peer = replace(arm, layout=_HASHING)
     aucs = _aucs(found[arm])
@@ -175,7 +178,7 @@ def row(arm: Arm, found: dict[Arm, list[Outcome]], values: int) -> dict[str, Any
     }
 
 
-def _aucs(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+def _aucs(outcomes: Sequence[ArmResult]) -> NDArray[np.float64]:
     return np.array([one.auc for one in outcomes])
 
 
@@ -212,18 +215,18 @@ def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def claims(found: dict[Arm, list[Outcome]]) -> list[Claim]:
+def claims(found: dict[MultiplexingArm, list[ArmResult]]) -> list[Claim]:
     """The paper's order and gain at one lookup, and that sharing costs nothing at equal lookups."""
     judged: list[Claim] = []
-    top = _aucs(found[Arm(_COLLISIONLESS, 1.0)])
+    top = _aucs(found[MultiplexingArm(_COLLISIONLESS, 1.0)])
     for budget in BUDGETS:
         name = f"budget {budget:g}"
-        hashing, unified = (_aucs(found[Arm(layout, budget)]) for layout in (_HASHING, _UNIFIED))
+        hashing, unified = (_aucs(found[MultiplexingArm(layout, budget)]) for layout in (_HASHING, _UNIFIED))
         margin = float(np.minimum(unified - hashing, top - unified).min())
         order = f"{name}, one lookup: hashing per feature < unified < collisionless in every seed (smallest margin)"
         judged.append(Claim(order, margin, 0.0, margin > 0))
         for lookups in LOOKUPS:
-            ours, theirs = (_aucs(found[Arm(layout, budget, lookups)]) for layout in (_UNIFIED, _HASHING))
+            ours, theirs = (_aucs(found[MultiplexingArm(layout, budget, lookups)]) for layout in (_UNIFIED, _HASHING))
             claim = (
                 f"{name}, {lookups} lookup{'s' * (lookups > 1)} each: unified less hashing per feature, points of AUC"
             )
@@ -232,15 +235,15 @@ def claims(found: dict[Arm, list[Outcome]]) -> list[Claim]:
     return judged
 
 
-def _measured(fields: Fields, arm: Arm, protocol: Protocol, *, seed: int) -> dict[str, Any]:
+def _measured(fields: Fields, arm: MultiplexingArm, protocol: Protocol, *, seed: int) -> dict[str, Any]:
     return asdict(fit(fields, arm, protocol, seed=seed))
 
 
 @one_thread()
-def fit(fields: Fields, arm: Arm, protocol: Protocol, *, seed: int) -> Outcome:
+def fit(fields: Fields, arm: MultiplexingArm, protocol: Protocol, *, seed: int) -> ArmResult:
     """Trains one arm until its validation log loss has not fallen for `patience` epochs."""
     run = _Arm(fields, arm, protocol, seed)
-    best: tuple[float, Outcome] | None = None
+    best: tuple[float, ArmResult] | None = None
     for epoch in range(protocol.max_epochs):
         if best is not None and epoch - best[1].epochs >= protocol.patience:
             break
@@ -249,7 +252,7 @@ def fit(fields: Fields, arm: Arm, protocol: Protocol, *, seed: int) -> Outcome:
         assert loss is not None
         if best is None or loss < best[0]:
             measured = quality(fields.parts["test"].labels, run.score(fields.parts["test"]))
-            best = loss, Outcome(measured.auc or 0.0, measured.log_loss or 0.0, epoch + 1)
+            best = loss, ArmResult(measured.auc or 0.0, measured.log_loss or 0.0, epoch + 1)
     assert best is not None
     return best[1]
 
@@ -257,7 +260,7 @@ def fit(fields: Fields, arm: Arm, protocol: Protocol, *, seed: int) -> Outcome:
 class _Arm:
     """Table, network and the values' rows of one arm."""
 
-    def __init__(self, fields: Fields, arm: Arm, protocol: Protocol, seed: int) -> None:
+    def __init__(self, fields: Fields, arm: MultiplexingArm, protocol: Protocol, seed: int) -> None:
         dim, size = arm.dim, arm.rows(fields.values)
         names = tuple(Feature(name, "event", name, name, arm.lookups) for name in fields.names)
         self._rows = rows_of(fields, arm.layout, rows=size, chunks=arm.lookups, seed=seed)

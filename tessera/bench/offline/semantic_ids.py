@@ -44,7 +44,7 @@ _EQUAL = 1.005
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCodebook:
     """One fit: seconds, items coded a second, errors as shares of the spread, and how the codes are used."""
 
     seconds: float
@@ -186,7 +186,7 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
     faiss.omp_set_num_threads(2)
     out.mkdir(parents=True, exist_ok=True)
     made = methods(peer_python(out / "peers", PEER_FOLDER / "rq_requirements.txt", console))
-    found: dict[tuple[str, int], list[Measured]] = {}
+    found: dict[tuple[str, int], list[MeasuredCodebook]] = {}
     jobs = [(name, budget, seed) for seed in range(seeds) for name, (all_, _) in BUDGETS.items() for budget in all_]
     with progress_bar(console) as progress:
         task = progress.add_task("semantic-ids", total=len(jobs))
@@ -198,7 +198,7 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
 
             decided_by = (name, vectors.shape, float(vectors.sum()), method, budget, seed)
             data = remembered(out / f"{slug}.json", __name__, decided_by, work)
-            found.setdefault((method, budget), []).append(msgspec.convert(data, Measured))
+            found.setdefault((method, budget), []).append(msgspec.convert(data, MeasuredCodebook))
             progress.advance(task)
     rows = [{"method": method, "budget": budget, **_mean(all_)} for (method, budget), all_ in found.items()]
     plot = out / f"semantic-ids-{name}.png"
@@ -227,13 +227,13 @@ def _own(dataset: Dataset) -> NDArray[np.float32]:
     return lsa.fit(texts, dim=_LSA_DIM, seed=0).encode(texts)
 
 
-def measure(method: Method, vectors: NDArray[np.float32], seed: int) -> Measured:
+def measure(method: Method, vectors: NDArray[np.float32], seed: int) -> MeasuredCodebook:
     """Fits nine tenths of the vectors (N, D), measures on the rest, and codes all."""
     held_out = np.random.default_rng([seed, 1]).random(len(vectors)) < _HELD_OUT
     coding = method(vectors, ~held_out, seed)
     levels = [np.bincount(level, minlength=_CODES) / len(vectors) for level in coding.codes.T]
     perplexity = [float(np.exp(entropy(share)) / _CODES) for share in levels]
-    return Measured(
+    return MeasuredCodebook(
         seconds=coding.seconds,
         encode_rate=coding.rate,
         error=_error(vectors[~held_out], coding.decoded[~held_out]),
@@ -248,12 +248,12 @@ def _error(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
     return float(((vectors - decoded) ** 2).sum() / ((vectors - vectors.mean(axis=0)) ** 2).sum())
 
 
-def _mean(measured: list[Measured]) -> dict[str, float]:
-    names = Measured.__dataclass_fields__
+def _mean(measured: list[MeasuredCodebook]) -> dict[str, float]:
+    names = MeasuredCodebook.__dataclass_fields__
     return {name: float(np.mean([getattr(one, name) for one in measured])) for name in names}
 
 
-def claims(found: dict[tuple[str, int], list[Measured]]) -> list[Claim]:
+def claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
     """The fast path beside faiss at equal error, whatever budget that takes, in the seed that speaks most against it.
 
     For each budget of faiss, the time that ours needs for an error as low is read off its curve.
@@ -277,12 +277,12 @@ def claims(found: dict[tuple[str, int], list[Measured]]) -> list[Claim]:
     ]
 
 
-def seconds_to(error: float, curve: list[Measured]) -> float:
+def seconds_to(error: float, curve: list[MeasuredCodebook]) -> float:
     """Seconds at which a method's curve reaches a held-out error, between two budgets by the logarithm of time.
 
     Infinite where no budget reaches it; the least budget's seconds where that one is better already.
     """
-    before: Measured | None = None
+    before: MeasuredCodebook | None = None
     for one in sorted(curve, key=lambda one: one.seconds):
         if one.held_out_error <= error:
             if before is None or before.held_out_error == one.held_out_error:
@@ -294,7 +294,7 @@ def seconds_to(error: float, curve: list[Measured]) -> float:
     return float("inf")
 
 
-def rqvae_claims(found: dict[tuple[str, int], list[Measured]]) -> list[Claim]:
+def rqvae_claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
     """What the RQ-VAE makes of a catalogue."""
     usage = min(one.usage for one in found["rqvae", BUDGETS["rqvae"][1]])
     unique = min(one.unique for one in found["rqvae", BUDGETS["rqvae"][1]])

@@ -54,7 +54,7 @@ from tessera.bench.peers.ctr import (
     THREADS,
     Arrays,
     Clock,
-    Measured,
+    PeerRun,
     measure,
     timed,
 )
@@ -78,7 +78,7 @@ _TRAIN = TrainConfig(
 
 
 @dataclass(frozen=True)
-class Spec:
+class TrainingSpec:
     """What decides the data: training and test rows, F features of V values, n numeric ones, and the seed."""
 
     rows: int = 400_000
@@ -89,7 +89,7 @@ class Spec:
     seed: int = 0
 
 
-def generate(spec: Spec) -> tuple[Arrays, Arrays, NDArray[np.float64]]:
+def generate(spec: TrainingSpec) -> tuple[Arrays, Arrays, NDArray[np.float64]]:
     """Draws the training and the test part, and the test rows' true probabilities."""
     rng = np.random.default_rng(spec.seed)
     count = spec.rows + spec.test_rows
@@ -155,7 +155,7 @@ def schema_of(frame: Frame) -> Schema:
     )
 
 
-def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAIN) -> Measured:
+def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAIN) -> PeerRun:
     """Tessera's trainer, by its public API: from the frame to the end of the epoch.
 
     The seconds cover looking values up, building the model and the epoch, not the frame and not the last evaluation.
@@ -187,7 +187,7 @@ def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TR
     return replace(measured, precision=left[0].precision)
 
 
-def floor(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAIN) -> Measured:
+def floor(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAIN) -> PeerRun:
     """fbgemm's table and the same network, without anything that makes batches: rows and offsets are ready tensors."""
     frame = star(training, test)
     schema = replace(schema_of(frame), admission=0)
@@ -245,7 +245,7 @@ def _bare_table(rows: int, rate: float) -> torch.nn.Module:
 
 
 def worker(directory: Path, result: Path, rows: int, seed: int, model: str) -> None:
-    """Runs the floor or Tessera's side on the stored arrays and writes `Measured` as JSON."""
+    """Runs the floor or Tessera's side on the stored arrays and writes `PeerRun` as JSON."""
     training, test = Arrays.load(directory / "train", rows), Arrays.load(directory / "test")
     if model == FLOOR:
         measured = floor(training, test, seed)
@@ -271,7 +271,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_0
     found: list[dict[str, Any]] = []
     ceilings: list[float] = []
     for seed in range(seeds):
-        spec = Spec(rows=rows, seed=seed)
+        spec = TrainingSpec(rows=rows, seed=seed)
         data = out / f"data-{seed}"
         ceilings.append(store(spec, data))
         seconds = 0.0
@@ -290,7 +290,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_0
     return BenchResult("training-speed", f"synthetic-zipf-{rows}", seeds, found, claims(found))
 
 
-def as_row(measured: Measured) -> dict[str, Any]:
+def as_row(measured: PeerRun) -> dict[str, Any]:
     """A run's figures as the result shows them."""
     speed = {
         "samples_per_second": measured.rows / measured.seconds,
@@ -339,7 +339,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     return found
 
 
-def store(spec: Spec, directory: Path) -> float:
+def store(spec: TrainingSpec, directory: Path) -> float:
     """Writes both parts as .npy, so that every process reads the same arrays; returns the best possible test AUC."""
     from sklearn.metrics import roc_auc_score
 
@@ -349,7 +349,7 @@ def store(spec: Spec, directory: Path) -> float:
     return float(roc_auc_score(test.labels, probability))
 
 
-def _run(python: Path, model: str, data: Path, spec: Spec, rows: int) -> Measured:
+def _run(python: Path, model: str, data: Path, spec: TrainingSpec, rows: int) -> PeerRun:
     result, log = data / f"{model}-{rows}.json", data / f"{model}-{rows}.log"
     same = [str(data), str(result), "--rows", str(rows), "--seed", str(spec.seed)]
     if model not in PEERS:
@@ -364,7 +364,7 @@ def _run(python: Path, model: str, data: Path, spec: Spec, rows: int) -> Measure
         raise TesseraError(
             f"training-speed: {model} failed, see {log}; its last words: {log.read_text()[-500:].strip()}"
         )
-    return Measured(**json.loads(result.read_text()))
+    return PeerRun(**json.loads(result.read_text()))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from features.errors import TesseraError
 from models.bundle import delta
 from serving.ranking.mirror import Mirror
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from streaming.log.protocol import EventLog
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, await_deltas, live_data, servers, streaming
 from tessera.bench.harness.result import BenchResult, at_most
@@ -64,7 +64,7 @@ def _run(settings: Settings, data: LiveData, dataset: Dataset, out: Path, seed: 
     with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
         store.drop(bundle.id)
         log.create_topics(settings.topics.partitions())
-        load_bundle(store, bundle, storage=settings.storage)
+        fill_store(store, bundle, storage=settings.storage)
         mirror, service = Mirror(store, bundle.id), RankService(bundle, store)
         options = ("--batch", "256", "--wait-ms", "20", "--lateness-s", str(NEVER_LATE_S))
         with streaming(settings, bundle, *options, report=report):

@@ -38,7 +38,7 @@ _PUBLISHED, _THRESHOLD, _CHUNK = 10_000, 2, 1_000_000
 
 
 @dataclass(frozen=True)
-class Sizes:
+class GrowthSizes:
     """How far each cost is followed.
 
     Attributes:
@@ -61,12 +61,12 @@ def growth(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Benc
     data = live_data(dataset, out, console)
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
-        rows += [{"seed": seed} | row for row in measure(data.bundle, data.messages, Sizes(), seed, console)]
+        rows += [{"seed": seed} | row for row in measure(data.bundle, data.messages, GrowthSizes(), seed, console)]
     return BenchResult("growth", dataset.name, seeds, rows, claims(rows))
 
 
 def measure(
-    bundle: Bundle, messages: list[bytes], sizes: Sizes, seed: int, console: Console
+    bundle: Bundle, messages: list[bytes], sizes: GrowthSizes, seed: int, console: Console
 ) -> Iterator[dict[str, Any]]:
     """Rows `{"cost", "at", "value"}` of one seed."""
     with console.status("admission"):
@@ -99,7 +99,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def _admission(
-    bundle: Bundle, messages: list[bytes], sizes: Sizes, rng: np.random.Generator
+    bundle: Bundle, messages: list[bytes], sizes: GrowthSizes, rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
     """All sizes in turns, so that the machine's mood is the same for all; the same events by new users for each."""
     if not bundle.schema.admission:
@@ -145,7 +145,7 @@ def _unknown_us(catalogue: Catalogue, number: int) -> float:
     return 1e6 * (time.process_time() - began) / _ASKED
 
 
-def _updates(bundle: Bundle, sizes: Sizes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _updates(bundle: Bundle, sizes: GrowthSizes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """A server's items change, each time to values that none of them had."""
     catalogue = Catalogue(bundle)
     items = bundle.dataset.items
@@ -187,7 +187,7 @@ def _features(catalogue: Catalogue, update: int) -> dict[str, Any]:
     return found
 
 
-def _new_values(sizes: Sizes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _new_values(sizes: GrowthSizes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     admission, shown = Admission(Sketch.sized(_PUBLISHED), _THRESHOLD), 0
     for values in sizes.values:
         share = 0.0

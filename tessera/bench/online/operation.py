@@ -22,7 +22,7 @@ from rich.console import Console
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
 from models.bundle.bundle import Bundle
-from serving.rollout.experiment import Step
+from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import running, start, stop
 from tessera.bench.harness.load import Load
 from tessera.bench.harness.result import BenchResult, at_least, at_most
@@ -155,7 +155,7 @@ def _shadow(settings: Settings, challenger: str, *, on: bool) -> None:
     registry = settings.open_registry()
     runs = bool(running(registry, registry.resolve(None).model))
     if on and not runs:
-        start(registry, None, challenger, [Step(0.0, 1.0)], name="shadow", shadow=True)
+        start(registry, None, challenger, [RampStep(0.0, 1.0)], name="shadow", shadow=True)
     elif runs and not on:
         stop(registry, None, "shadow", why="the turn is over")
 

@@ -23,10 +23,10 @@ from rich.progress import Progress
 from scipy.stats import chi2_contingency, chisquare
 
 from features.dataset.descriptor import Dataset
-from serving.rollout.experiment import Experiment, Step, arms, places
-from serving.rollout.guardrails import Rule, Sums
+from serving.rollout.experiment import Experiment, RampStep, arms, places
+from serving.rollout.guardrails import Guardrails, Sums
 from serving.rollout.sequential import Arm, Slower, mismatched
-from serving.rollout.time_slices import Allowed
+from serving.rollout.time_slices import SlownessAllowance
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 
 _EXPERIMENTS, _DAYS = 2_000, 14
@@ -65,7 +65,7 @@ _KINDS = {"A/A": _ALIKE, "worse by 5 %": replace(_ALIKE, rate=0.095), "failing":
 def rollout(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
     """Simulates 2,000 experiments of each kind, whatever the seeds: each has a seed of its own."""
     users = _IMPRESSIONS // _PER_USER
-    rule = Rule(planned=2 * users)
+    rule = Guardrails(planned=2 * users)
     rows: list[dict[str, Any]] = []
     with Progress(console=console) as bar:
         for number, (name, challenger) in enumerate(_KINDS.items()):
@@ -107,7 +107,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
     ]
 
 
-def _stopped(rng: np.random.Generator, rule: Rule, challenger: Arms, users: int) -> int:
+def _stopped(rng: np.random.Generator, rule: Guardrails, challenger: Arms, users: int) -> int:
     """The day on which the rule stops an experiment, 0 where it never does."""
     sums = [Sums(), Sums()]
     for day in range(1, _DAYS + 1):
@@ -204,7 +204,7 @@ def _less(arm: Arm, other: Arm) -> Arm:
 def _watched(seed: int, share: float) -> int:
     """The minute in which an A/A experiment is stopped, 0 where it never is."""
     rng = np.random.default_rng([seed, int(1_000 * share)])
-    rule, slower = Rule(planned=_REGULARS), Slower()
+    rule, slower = Guardrails(planned=_REGULARS), Slower()
     mine = rng.random(_REGULARS) < share
     number = np.where(mine, np.cumsum(mine), np.cumsum(~mine)) - 1
     sides = _Side(rng, int((~mine).sum())), _Side(rng, int(mine.sum()))
@@ -214,7 +214,7 @@ def _watched(seed: int, share: float) -> int:
         # For two minutes in five hours everybody waits long, for as long again three in ten do.
         stall = 300 * ((minute % 300 < 2) | ((minute % 300 < 4) & (rng.random(len(users)) < 0.3)))
         ms = rng.lognormal(1.5, 0.4, len(users)) + stall
-        compared = np.where(mine[users], Allowed().less(ms), ms)
+        compared = np.where(mine[users], SlownessAllowance().less(ms), ms)
         top = users[np.argsort(-compared)[: -(-len(users) // 100)]]
         slower = slower.with_slice(
             int(mine[top].sum()), len(top), int(mine[users].sum()), len(users) - int(mine[users].sum())
@@ -227,7 +227,7 @@ def _watched(seed: int, share: float) -> int:
 
 
 def _caught(rng: np.random.Generator) -> bool:
-    rule = Rule(planned=_SPLIT_USERS)
+    rule = Guardrails(planned=_SPLIT_USERS)
     counts = [0, 0]
     for _ in range(_DAYS):
         first = int(rng.binomial(_SPLIT_USERS // _DAYS, _SPLIT))
@@ -242,7 +242,7 @@ def _assignment() -> list[dict[str, Any]]:
     a, b = places(users, "one"), places(users, "two")
     balance = chisquare(np.histogram(a, bins=1_000, range=(0, 1))[0]).pvalue
     both = np.histogram2d(a, b, bins=20, range=[[0, 1], [0, 1]])[0]
-    one = Experiment("a", "b-2", "b-1", "one", 0.0, [Step(0.0, 0.1), Step(10.0, 0.3)], 0)
+    one = Experiment("a", "b-2", "b-1", "one", 0.0, [RampStep(0.0, 0.1), RampStep(10.0, 0.3)], 0)
     before, after = (arms(users, one, [one], now) for now in (1.0, 11.0))
     moved = (before != after) & ~((a >= 0.1) & (a < 0.3))
     return [

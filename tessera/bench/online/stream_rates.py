@@ -26,7 +26,7 @@ from models.bundle import delta
 from serving.store.redis.store import RedisStore
 from streaming.log.protocol import Message
 from streaming.log.topics import Topics
-from streaming.metrics import Gauges
+from streaming.metrics import StreamMetrics
 from streaming.step import Step
 from streaming.trainer import TrainerOptions
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, live_data, servers
@@ -111,7 +111,7 @@ def _end_to_end(settings: Settings, data: LiveData, batch: int, seed: int, out: 
         count = len(data.messages)
         sent = [(None, data.messages[n % count]) for n in range(_END_TO_END)]
         log.append(own.topics.events, sent)
-        gauges, stop = Gauges(), threading.Event()
+        gauges, stop = StreamMetrics(), threading.Event()
         times: list[tuple[float, int]] = []
 
         def tick() -> None:

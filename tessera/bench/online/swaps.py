@@ -26,7 +26,7 @@ from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
 from models.bundle.bundle import Bundle
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.redis.store import embedded_executable
 from tessera.bench.harness.load import Load
@@ -191,7 +191,7 @@ def _compared(seen: _Seen, bundles: list[Bundle]) -> int:
 
 def _offline(bundle: Bundle) -> Iterator[RankService]:
     store = MemoryStore()
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     yield RankService(bundle, store)
 
 

@@ -35,7 +35,7 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PeerRun:
     """One training of one model.
 
     Attributes:
@@ -119,7 +119,7 @@ def resident_gb(field: str) -> float:
 
 def measure(
     rows: int, fit: Callable[[], Clock], score: Callable[[], NDArray[np.floating]], labels: NDArray[np.float32]
-) -> Measured:
+) -> PeerRun:
     """Notes the memory and the time that `fit` takes, and only then scores the test rows."""
     # Preparing the data is over: the peak is counted from here.
     Path("/proc/self/clear_refs").write_text("5")
@@ -127,7 +127,7 @@ def measure(
     clock = fit()
     peak = resident_gb("VmHWM")
     auc = float(roc_auc_score(labels, score()))
-    return Measured(rows, clock.seconds, clock.cpu_seconds, clock.setup_seconds, peak, peak - before, auc)
+    return PeerRun(rows, clock.seconds, clock.cpu_seconds, clock.setup_seconds, peak, peak - before, auc)
 
 
 def timed(fit: Callable[[], object]) -> Clock:
@@ -137,7 +137,7 @@ def timed(fit: Callable[[], object]) -> Clock:
     return Clock(time.perf_counter() - start, time.process_time() - cpu)
 
 
-def deepctr(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> Measured:
+def deepctr(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> PeerRun:
     """DeepCTR-Torch's DCN-Mix, by its own `fit`."""
     from deepctr_torch.inputs import DenseFeat, SparseFeat  # type: ignore[import-not-found]
     from deepctr_torch.models import DCNMix  # type: ignore[import-not-found]
@@ -158,7 +158,7 @@ def deepctr(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: floa
     )
 
 
-def rechub(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> Measured:
+def rechub(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> PeerRun:
     """torch-rechub's DCN-V2, by its own loader and trainer."""
     from torch_rechub.basic.features import DenseFeature, SparseFeature  # type: ignore[import-not-found]
     from torch_rechub.models.ranking import DCNv2  # type: ignore[import-not-found]
@@ -184,7 +184,7 @@ def rechub(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float
 
 
 def main() -> None:
-    """Trains one peer and writes `Measured` as JSON."""
+    """Trains one peer and writes `PeerRun` as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, choices=("deepctr", "rechub"))
     parser.add_argument("data", type=Path)

@@ -20,7 +20,7 @@ from models.insight.table_report import insight
 from serving.api.guard import secret_of
 from serving.api.keys import KeyFile
 from serving.metrics import Metrics
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.dead_letter import put_back, waiting
 from tessera.pages.console import view
 from tessera.pages.console.catalogue import CodedItems
@@ -55,7 +55,7 @@ class Console:
         keys: who may do what; None where everybody may.
     """
 
-    def __init__(self, settings: Settings, current: Current, metrics: Metrics, keys: KeyFile | None) -> None:
+    def __init__(self, settings: Settings, current: Router, metrics: Metrics, keys: KeyFile | None) -> None:
         self.settings = settings
         self.current = current
         self.keys = keys

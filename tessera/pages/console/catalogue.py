@@ -13,7 +13,7 @@ _CHILDREN, _SAMPLES, _FOUND = 60, 8, 30
 
 
 @dataclass(frozen=True)
-class Item:
+class CodedItem:
     """An item to be named."""
 
     id: str
@@ -39,7 +39,7 @@ class Branch:
     open: bool
     children: tuple["Branch", ...] = ()
     more: int = 0
-    items: tuple[Item, ...] = ()
+    items: tuple[CodedItem, ...] = ()
 
 
 class CodedItems:
@@ -67,23 +67,23 @@ class CodedItems:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def item(self, name: str) -> Item | None:
+    def item(self, name: str) -> CodedItem | None:
         """An item by its id."""
         row = self._rows.get(name)
         return None if row is None else self._item(row)
 
-    def name(self, item: str) -> Item:
+    def name(self, item: str) -> CodedItem:
         """An item by its id; one without a Semantic ID by its id alone."""
-        return self.item(item) or Item(item, "", "")
+        return self.item(item) or CodedItem(item, "", "")
 
-    def search(self, text: str) -> list[Item]:
+    def search(self, text: str) -> list[CodedItem]:
         """Items whose id or text holds a text, in any case; up to thirty, the exact id first."""
         found = (self._folded.str.contains(text.lower(), literal=True)).arg_true().head(_FOUND).to_list()
         exact = self._rows.get(text)
         rows = ([] if exact is None else [exact]) + [row for row in found if row != exact]
         return [self._item(row) for row in rows[:_FOUND]]
 
-    def same_code(self, name: str) -> list[Item]:
+    def same_code(self, name: str) -> list[CodedItem]:
         """Other items with exactly an item's Semantic ID; a few."""
         row = self._rows[name]
         rows = np.flatnonzero((self.codes == self.codes[row]).all(axis=1))
@@ -121,8 +121,8 @@ class CodedItems:
     def _words(self, node: Node, parent: Node) -> str:
         return ", ".join(self._tree.words(node, parent)) if node.size > 1 else self._title(self._tree.items(node)[0])
 
-    def _item(self, row: int) -> Item:
-        return Item(self._ids[row], self._title(row), ".".join(map(str, self.codes[row].tolist())))
+    def _item(self, row: int) -> CodedItem:
+        return CodedItem(self._ids[row], self._title(row), ".".join(map(str, self.codes[row].tolist())))
 
     def _title(self, row: int) -> str:
         text = " ".join(self._texts[row].split())

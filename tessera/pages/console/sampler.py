@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from models.registry.registry import Version
+from models.registry.registry import ModelVersion
 from serving.metrics import Metrics
 from serving.rollout.experiment import Experiment
-from serving.rollout.lifecycle import Past, past, running
+from serving.rollout.lifecycle import PastExperiment, past, running
 from serving.rollout.look_log import looks_of
 from serving.store.lag import deltas_behind, inputs_behind
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.dead_letter import Filing, Letters
 from tessera.settings import Settings
 
@@ -54,9 +54,9 @@ class Seen:
 
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_KEPT))
     letters: Letters = field(default_factory=Letters)
-    versions: list[Version] = field(default_factory=list)
+    versions: list[ModelVersion] = field(default_factory=list)
     running: list[Experiment] = field(default_factory=list)
-    past: list[Past] = field(default_factory=list)
+    past: list[PastExperiment] = field(default_factory=list)
     looks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     away: dict[str, str] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class Sampler:
         metrics: the server's own counts.
     """
 
-    def __init__(self, settings: Settings, current: Current, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, current: Router, metrics: Metrics) -> None:
         self.seen = Seen()
         self._settings = settings
         self._current = current

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from models.registry.registry import Version
+from models.registry.registry import ModelVersion
 from serving.rollout.experiment import CHALLENGER, CONTROL
 from serving.rollout.judge import surely
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.dead_letter import Filed
 from streaming.log.topics import Topics
 from tessera.pages import svg as plot
@@ -40,7 +40,7 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def overview(seen: Seen, topics: Topics, current: Current) -> dict[str, Any]:
+def overview(seen: Seen, topics: Topics, current: Router) -> dict[str, Any]:
     """Throughput, freshness, lag, and what needs a look."""
     last = seen.samples[-1] if seen.samples else None
     counted = {
@@ -76,7 +76,7 @@ def _lag(last: Sample | None, topics: Topics) -> list[tuple[str, int | None]]:
     return [(name, last.lag.get(topic)) for name, topic in names.items()]
 
 
-def lineage(versions: Sequence[Version]) -> dict[str, Any]:
+def lineage(versions: Sequence[ModelVersion]) -> dict[str, Any]:
     """Versions, the newest first, with what each was warm-started from and what came of it."""
     numbers = {one.bundle: one.version for one in versions}
     rows = [

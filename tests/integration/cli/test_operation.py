@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.registry.registry import CHAMPION
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
 from tessera.cli.operation import Finding, diagnose, standing
@@ -70,7 +70,7 @@ def test_status_says_versions_lag_and_freshness(world: World, tmp_path: Path) ->
     assert before["newest_delta_s"] is None
     assert before["experiments"] == []
     with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
-        load_bundle(store, world.bundle)
+        fill_store(store, world.bundle)
         log.append(settings.topics.events, [(None, message) for message in world.messages(50)])
         options = TrainerOptions(batch=64, lateness_s=1e9)
         with contextlib.closing(Stream(world.bundle, log, store, topics=settings.topics, options=options)) as stream:

@@ -18,10 +18,10 @@ from features.errors import BundleError, FencedError, LogError
 from models.ranker.train import TrainConfig
 from models.registry.registry import CHALLENGER
 from serving.api.keys import KeyFile
-from serving.rollout.experiment import Step
+from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import start
 from serving.store.redis.store import open_embedded
-from streaming.metrics import Gauges
+from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions
 from tessera.cli.main import app
@@ -202,7 +202,7 @@ def test_of_two_streams_the_older_ends_and_every_event_counts_once(world: World,
         options = TrainerOptions(batch=16, wait_s=0.02, lateness_s=1e9)
         ended: list[BaseException] = []
         stops = [threading.Event(), threading.Event()]
-        gauges = [Gauges(), Gauges()]
+        gauges = [StreamMetrics(), StreamMetrics()]
 
         def stream(number: int) -> None:
             try:
@@ -279,7 +279,7 @@ def test_a_challenger_that_hurts_is_stopped_by_hand_and_a_promoted_one_is_undone
     with site(tmp_path, world, other) as place:
         champion, challenger = place.bundles
         place.registry.challenge(place.releases[1], verdict={})
-        start(place.registry, None, CHALLENGER, [Step(0.0, 1.0)], name="friday")
+        start(place.registry, None, CHALLENGER, [RampStep(0.0, 1.0)], name="friday")
         place.follower.look()
         place.operator.run("tessera rollout status")
         users = [f"visitor-{number}" for number in range(40)]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import redis
 
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from streaming.log.topics import Topics
 from tessera.cli.operation import diagnose
 from tessera.settings import Settings
@@ -189,7 +189,7 @@ def test_a_store_that_a_server_put_back_without_the_stream_s_work_is_found_and_m
     with redis.Redis(port=site.cluster.redis_port) as client:
         client.flushall()
     with contextlib.closing(site.settings.open_store()) as store:
-        load_bundle(store, site.world.bundle)
+        fill_store(store, site.world.bundle)
     found = {one.what: one for one in diagnose(site.settings)}["store of the champion"]
     assert "nothing of the log's deltas" in found.found
     assert "tessera replay" in found.remedy

@@ -14,7 +14,7 @@ from features.errors import BundleError
 from models.bundle.bundle import Bundle, write_bundle
 from models.registry.registry import CHAMPION, Registry, Release
 from serving.rollout import lifecycle as rollouts
-from serving.rollout.experiment import Step
+from serving.rollout.experiment import RampStep
 from tests.build import coloured_parts
 
 # MLflow asks SQLAlchemy for a loader strategy that the next SQLAlchemy drops.
@@ -146,7 +146,7 @@ def test_experiments_started_at_once_by_two_operators_both_run(
     def begin(number: int) -> None:
         operator = Registry(registry._client._uri, artifacts=Path(registry._place) / "artifacts")
         together.wait()
-        rollouts.start(operator, "at-once", str(number + 2), [Step(0.0, 0.2)])
+        rollouts.start(operator, "at-once", str(number + 2), [RampStep(0.0, 0.2)])
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(begin, range(3)))

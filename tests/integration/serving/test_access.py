@@ -18,7 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from features.errors import TesseraError
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.api.guard import Guard, Limits, scopes_of
 from serving.api.hosts import LOOPBACK, Hosts
 from serving.api.ingest import Intake
@@ -26,9 +26,9 @@ from serving.api.keys import SCOPES, KeyFile, Scope
 from serving.load_state import State
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from tessera.pages.console.app import Console, add_console
 from tessera.settings import Settings
 from tests.integration.world import World
@@ -39,7 +39,7 @@ RANK = {"user": "1", "candidates": ["a"]}
 @pytest.fixture(scope="module")
 def service(world: World) -> RankService:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     return RankService(world.bundle, store)
 
 
@@ -50,7 +50,7 @@ def keys(tmp_path: Path) -> KeyFile:
 
 @pytest.fixture
 def guarded(service: RankService, keys: KeyFile) -> Iterator[TestClient]:
-    with TestClient(create_app(Current(service), Parts(keys=keys)), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Router(service), AppParts(keys=keys)), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -217,7 +217,7 @@ def whole(service: RankService, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A server with everything that `tessera serve` adds, and its keys."""
     settings = Settings(home=tmp_path_factory.mktemp("whole"))
     keys = KeyFile(settings.home / "keys.json")
-    current, parts = Current(service), Parts(keys=keys)
+    current, parts = Router(service), AppParts(keys=keys)
     app = create_app(current, parts)
     with contextlib.closing(Console(settings, current, parts.metrics, keys)) as console:
         add_console(app, console)
@@ -275,8 +275,8 @@ def test_what_is_no_route_asks_for_the_scope_of_its_place() -> None:
     ],
 )
 def test_a_server_without_keys_answers_to_its_own_names_alone(service: RankService, host: str, known: bool) -> None:
-    parts = Parts(hosts=Hosts([*LOOPBACK, "shop.example"]), intake=Intake(Nowhere()))
-    app = create_app(Current(service), parts)
+    parts = AppParts(hosts=Hosts([*LOOPBACK, "shop.example"]), intake=Intake(Nowhere()))
+    app = create_app(Router(service), parts)
     with TestClient(app, base_url=f"http://{host}", raise_server_exceptions=False) as client:
         for answer in (
             client.post("/v1/rank", json=RANK),
@@ -294,7 +294,7 @@ def test_a_server_without_keys_answers_to_its_own_names_alone(service: RankServi
 
 def test_a_key_counts_under_any_name(service: RankService, keys: KeyFile) -> None:
     secret = keys.add("reader", ["read"])
-    app = create_app(Current(service), Parts(keys=keys))
+    app = create_app(Router(service), AppParts(keys=keys))
     with TestClient(app, base_url="http://shop.example") as client:
         assert client.post("/v1/rank", json=RANK, headers=bearer(secret)).status_code == 200
         assert client.post("/v1/rank", json=RANK).status_code == 401
@@ -308,7 +308,7 @@ class Nowhere:
 
 
 def _client(service: RankService, **limits: Any) -> TestClient:
-    return TestClient(create_app(Current(service), Parts(limits=Limits(**limits))), raise_server_exceptions=False)
+    return TestClient(create_app(Router(service), AppParts(limits=Limits(**limits))), raise_server_exceptions=False)
 
 
 def test_a_body_too_large_is_refused_with_or_without_its_length(service: RankService) -> None:
@@ -414,8 +414,8 @@ def test_slow_callers_hold_little_and_take_no_place_from_others() -> None:
 
 
 def test_a_draining_server_is_not_ready_and_still_answers(service: RankService) -> None:
-    parts = Parts()
-    with TestClient(create_app(Current(service), parts)) as client:
+    parts = AppParts()
+    with TestClient(create_app(Router(service), parts)) as client:
         assert client.get("/readyz").status_code == 200
         parts.state.draining = True
         assert is_problem(client.get("/readyz"), 503)
@@ -425,7 +425,7 @@ def test_a_draining_server_is_not_ready_and_still_answers(service: RankService) 
 def test_a_request_keeps_the_id_it_came_with_where_that_is_a_plain_word(
     service: RankService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with TestClient(create_app(Current(service))) as client, caplog.at_level("INFO", logger="tessera.access"):
+    with TestClient(create_app(Router(service))) as client, caplog.at_level("INFO", logger="tessera.access"):
         given = client.post("/v1/rank", json=RANK, headers={"x-request-id": "order-7"})
         assert given.headers["x-request-id"] == "order-7"
         made = client.post("/v1/rank", json=RANK, headers={"x-request-id": "a b\tc"}).headers["x-request-id"]

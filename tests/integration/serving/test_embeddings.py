@@ -17,9 +17,9 @@ from models.bundle import delta
 from serving.api.app import create_app
 from serving.ranking.rows import MirrorRows, StoreRows
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.trainer import TrainerOptions
 from tessera.mirroring import mirrored
 from tessera.settings import Settings
@@ -35,7 +35,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def mirror_of(world: World, settings: Settings) -> Iterator[tuple[MemoryStore, MirrorRows]]:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     with mirrored(settings, store, world.bundle) as rows:
         yield store, rows
 
@@ -49,7 +49,7 @@ def _until(ready: Any) -> None:
 
 def test_a_values_embedding_is_its_rows_by_the_hash_contract(world: World) -> None:
     bundle, store = world.bundle, MemoryStore()
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     client = RankService(bundle, store).embeddings
     schema, table = bundle.schema, bundle.rows()
     feature = next(f for f in schema.features if f.of == "item" and f.column == "item_id")
@@ -75,10 +75,10 @@ def test_a_values_embedding_is_its_rows_by_the_hash_contract(world: World) -> No
 
 def test_embeddings_over_http(world: World) -> None:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     service = RankService(world.bundle, store)
     feature = world.bundle.schema.features[0].name
-    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Router(service)), raise_server_exceptions=False) as client:
         answer = client.post("/v1/embeddings", json={"feature": feature, "values": ["a", ["a", "b"], None]})
         assert answer.status_code == 200, answer.text
         body = answer.json()
@@ -113,7 +113,7 @@ def test_a_mirror_that_lags_says_so_and_the_store_answers(
 ) -> None:
     store, rows = mirror_of
     service = RankService(world.bundle, store, rows)
-    with TestClient(create_app(Current(service))) as client:
+    with TestClient(create_app(Router(service))) as client:
         assert client.get("/readyz").json()["mirror"]["reads_from"] == "mirror"
         monkeypatch.setattr(rows.mirror, "lag_s", lambda: 60.0)
         found = client.get("/readyz")
@@ -136,7 +136,7 @@ def test_with_a_mirror_rankings_go_on_while_the_store_is_away_and_say_that_they_
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("the store does not answer")
 
-    with TestClient(create_app(Current(service))) as client:
+    with TestClient(create_app(Router(service))) as client:
         before = client.post("/v1/rank", json=body).json()
         with monkeypatch.context() as away:
             for name in ("read_records", "read_rows", "changes", "scan_records", "table"):

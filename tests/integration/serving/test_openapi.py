@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.api.hosts import LOOPBACK, Hosts
 from serving.api.ingest import Intake
 from serving.api.refusal import PROBLEM
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from tessera.cli.serve import LogSink
 from tessera.settings import Settings
 from tests.integration.world import World
@@ -65,10 +65,10 @@ def sunk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sunk]:
 @pytest.fixture(scope="module")
 def api_schema(world: World, sunk: Sunk) -> schemathesis.BaseSchema:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     # The name by which the library calls an app in its own process.
-    parts = Parts(intake=Intake(sunk), hosts=Hosts([*LOOPBACK, "testserver"]))
-    app = create_app(Current(RankService(world.bundle, store)), parts)
+    parts = AppParts(intake=Intake(sunk), hosts=Hosts([*LOOPBACK, "testserver"]))
+    app = create_app(Router(RankService(world.bundle, store)), parts)
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

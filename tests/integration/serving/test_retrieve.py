@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.trainer import TrainerOptions
 from tessera.cli.serve import LogSink
 from tessera.demo.synthetic import new_item
@@ -31,10 +31,10 @@ class Place:
     def __init__(self, world: World, directory: Path) -> None:
         self.bundle, self.settings = world.bundle, Settings(home=directory)
         self.store = MemoryStore()
-        load_bundle(self.store, self.bundle)
+        fill_store(self.store, self.bundle)
         self.service = RankService(self.bundle, self.store)
         self.sink = LogSink(self.settings)
-        app = create_app(Current(self.service), Parts(intake=Intake(self.sink)))
+        app = create_app(Router(self.service), AppParts(intake=Intake(self.sink)))
         self.client = TestClient(app, raise_server_exceptions=False)
         self.items = self.bundle.items.filter(pl.col("listed"))
 

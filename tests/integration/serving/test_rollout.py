@@ -15,29 +15,29 @@ from fastapi.testclient import TestClient
 
 from features.errors import EventError, StoreError, TesseraError
 from models.registry.registry import CHALLENGER, CHAMPION, Lineage
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
 from serving.ranking.service import RankService
-from serving.rollout.experiment import Step, arm
-from serving.rollout.guardrails import Rule
+from serving.rollout.experiment import RampStep, arm
+from serving.rollout.guardrails import Guardrails
 from serving.rollout.impression import Impression, Shadowed, decode_impression
 from serving.rollout.judge import Judge, judging
 from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import parse_ramp, promoted, running, start, stop
 from serving.store.memory import MemoryStore
 from serving.traffic.recorder import Recorder
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from serving.traffic.shadow import Shadows
 from streaming.log.topics import Topics
 from tessera.cli.serve import LogSink
-from tessera.following import Follower, Opener
+from tessera.following import RegistryFollower, ServiceOpener
 from tessera.pages.rollout_page import report, write_page
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 USERS = [f"visitor-{number}" for number in range(400)]
-RULE = Rule(planned=400)
+RULE = Guardrails(planned=400)
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +60,18 @@ class Stage:
         self.registry.challenge(self.releases[1], verdict={})
         self.items = world.bundle.items["item_id"].to_list()[:20]
         store = MemoryStore()
-        opener = Opener(self.settings, store, mirror=False)
+        opener = ServiceOpener(self.settings, store, mirror=False)
         service, close = opener(self.champion)
-        self.current = Current(service, close=close)
+        self.current = Router(service, close=close)
         self.stack = contextlib.ExitStack()
-        self.parts = Parts(intake=Intake(self.stack.enter_context(contextlib.closing(LogSink(self.settings)))))
+        self.parts = AppParts(intake=Intake(self.stack.enter_context(contextlib.closing(LogSink(self.settings)))))
         sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings)))
         self.recorder = self.stack.enter_context(contextlib.closing(Recorder(sink, self.parts.metrics)))
         self.parts.recorder = self.recorder
         self.parts.shadows = self.stack.enter_context(
             contextlib.closing(Shadows(self.recorder, self.parts.metrics, self.parts.state))
         )
-        self.follower = Follower(
+        self.follower = RegistryFollower(
             self.settings, store, self.current, opener, model=None, grace_s=600, metrics=self.parts.metrics
         )
         self.client = self.stack.enter_context(TestClient(create_app(self.current, self.parts)))
@@ -126,7 +126,7 @@ def stage(world: World, other: World, tmp_path: Path) -> Iterator[Stage]:
         yield made
 
 
-def judged(stage: Stage, *, act: bool, rule: Rule = RULE) -> Any:
+def judged(stage: Stage, *, act: bool, rule: Guardrails = RULE) -> Any:
     with contextlib.closing(stage.settings.open_log()) as log:
         with judging(stage.registry, log, stage.settings.topics, model=None, rule=rule) as judge:
             found = judge.look()
@@ -134,7 +134,7 @@ def judged(stage: Stage, *, act: bool, rule: Rule = RULE) -> Any:
 
 
 def test_users_get_their_arm_and_the_log_accounts_for_every_request(stage: Stage) -> None:
-    made = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.3)])
+    made = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.3)])
     stage.follower.look()
     answers = {user: stage.rank(user) for user in USERS}
     again = {user: stage.rank(user)["bundle"] for user in USERS}
@@ -162,7 +162,7 @@ def test_users_get_their_arm_and_the_log_accounts_for_every_request(stage: Stage
 
 
 def test_a_worse_challenger_is_rolled_back_with_the_reason_and_its_users_get_the_champion(stage: Stage) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="friday")
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)], name="friday")
     stage.follower.look()
     answers = [stage.rank(user) for user in USERS]
     stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
@@ -180,7 +180,7 @@ def test_a_worse_challenger_is_rolled_back_with_the_reason_and_its_users_get_the
 
 
 def test_the_report_of_an_experiment_says_what_happened_and_why(stage: Stage, tmp_path: Path) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="friday")
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)], name="friday")
     stage.follower.look()
     answers = [stage.rank(user) for user in USERS]
     clicks = stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
@@ -248,7 +248,7 @@ def gives_no_numbers(pooled: torch.Tensor, batch: Any) -> torch.Tensor:
 def test_whatever_leaves_the_pin_without_an_answer_is_a_failed_impression_and_rolls_the_challenger_back(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, network: Callable[..., Any], status: int
 ) -> None:
-    made = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    made = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
     monkeypatch.setattr(stage.current, "_answer_s", 0.5)
     monkeypatch.setattr("serving.traffic.bulkhead._TURN_S", 0.01)
     stage.follower.look()
@@ -272,7 +272,7 @@ def test_whatever_leaves_the_pin_without_an_answer_is_a_failed_impression_and_ro
 
 
 def test_a_callers_own_fault_is_no_impression_of_either_arm(stage: Stage) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
     stage.follower.look()
     for user in USERS[:20]:
         body = {"user": user, "candidates": stage.items, "context": {"no such": 1}}
@@ -287,7 +287,7 @@ def test_on_a_real_broker_a_bad_challenger_is_rolled_back_and_every_request_is_a
     stage_on_kafka: Stage,
 ) -> None:
     stage = stage_on_kafka
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="friday")
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)], name="friday")
     stage.follower.look()
     answers = [stage.rank(user) for user in USERS]
     stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
@@ -303,11 +303,11 @@ def test_on_a_real_broker_a_bad_challenger_is_rolled_back_and_every_request_is_a
 
 
 def test_another_experiment_that_starts_and_ends_is_no_wrong_split(stage: Stage) -> None:
-    first = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.3)], name="first")
+    first = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.3)], name="first")
     stage.follower.look()
     half = [stage.rank(user) for user in USERS[:200]]
     time.sleep(1.1)
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="second")
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)], name="second")
     stage.follower.look()
     rest = [stage.rank(user) for user in USERS[200:]]
     stage.logged(len(half) + len(rest))
@@ -328,8 +328,8 @@ def test_another_experiment_that_starts_and_ends_is_no_wrong_split(stage: Stage)
 
 
 def test_experiments_of_two_layers_each_keep_the_split_they_asked_for(stage: Stage) -> None:
-    one = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.4)], name="one", layer="one")
-    two = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="two", layer="two")
+    one = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.4)], name="one", layer="one")
+    two = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)], name="two", layer="two")
     stage.follower.look()
     both = 0
     for user in USERS:
@@ -351,7 +351,7 @@ def test_a_judge_sees_what_starts_after_it_and_tells_a_name_that_is_used_again(s
     with contextlib.closing(stage.settings.open_log()) as log:
         with judging(stage.registry, log, stage.settings.topics, model=None, rule=RULE) as judge:
             assert judge.look() == []
-            first = start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)], name="again")
+            first = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)], name="again")
             stage.follower.look()
             answers = [stage.rank(user) for user in USERS]
             stage.click(answers, {stage.champion.id: 0.9, stage.challenger.id: 0.2})
@@ -360,7 +360,7 @@ def test_a_judge_sees_what_starts_after_it_and_tells_a_name_that_is_used_again(s
             assert [one.bundle for one in judge.act(found)] == [stage.challenger.id]
             # What was ended meanwhile is not ended twice.
             assert judge.act(found) == []
-            second = start(stage.registry, None, stage.challenger.id, [Step(0.0, 0.5)], name="again")
+            second = start(stage.registry, None, stage.challenger.id, [RampStep(0.0, 0.5)], name="again")
             assert second.id != first.id
             (standing,) = judge.look()
             assert standing.breaches == ()
@@ -370,7 +370,7 @@ def test_a_judge_sees_what_starts_after_it_and_tells_a_name_that_is_used_again(s
 def test_a_judge_that_starts_again_reads_only_what_came_since_and_one_that_only_asks_changes_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
     stage.follower.look()
     path, topics = stage.settings.home / "judge" / "ledger.sqlite", stage.settings.topics
     read: list[int] = []
@@ -410,7 +410,7 @@ def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:
     for path in (stage.settings.home / "mlflow").rglob("manifest.json"):
         if json.loads(path.read_text())["id"] == stage.challenger.id:
             (path.parent / "table.safetensors").write_bytes(b"broken")
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
     stage.follower.look()
     assert {stage.rank(user)["bundle"] for user in USERS} == {stage.champion.id}
     stage.logged(len(USERS))
@@ -422,7 +422,7 @@ def test_a_challenger_that_cannot_be_opened_serves_nobody(stage: Stage) -> None:
 
 def test_a_shadow_ranks_what_was_shown_and_changes_no_answer(stage: Stage) -> None:
     before = {user: stage.rank(user)["items"] for user in USERS[:30]}
-    made = start(stage.registry, None, CHALLENGER, [Step(0.0, 1.0)], shadow=True)
+    made = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 1.0)], shadow=True)
     stage.follower.look()
     for number, user in enumerate(USERS[:30], 1):
         answer = stage.rank(user)
@@ -448,7 +448,7 @@ def test_a_shadow_ranks_what_was_shown_and_changes_no_answer(stage: Stage) -> No
 
 
 def test_a_busy_server_sheds_shadows_first(stage: Stage) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 1.0)], shadow=True)
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 1.0)], shadow=True)
     stage.follower.look()
     stage.parts.state.in_flight += 10
     for user in USERS[:5]:
@@ -461,7 +461,7 @@ def test_a_busy_server_sheds_shadows_first(stage: Stage) -> None:
 
 
 def test_promotion_ends_the_experiment_and_its_users_keep_what_they_saw(stage: Stage) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
     stage.follower.look()
     saw = {user: stage.rank(user) for user in USERS[:60]}
     now = promoted(stage.registry, stage.registry.release(None, CHALLENGER))
@@ -474,7 +474,7 @@ def test_promotion_ends_the_experiment_and_its_users_keep_what_they_saw(stage: S
 
 
 def test_outcomes_that_cannot_be_joined_are_counted_and_set_aside(stage: Stage) -> None:
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.5)])
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
     stage.follower.look()
     answer = stage.rank(USERS[0])
     good = {"impression": answer["impression"], "item": answer["items"][0]["item"]}
@@ -497,23 +497,23 @@ def test_outcomes_that_cannot_be_joined_are_counted_and_set_aside(stage: Stage) 
 
 def test_what_cannot_be_started_is_refused(stage: Stage) -> None:
     with pytest.raises(TesseraError, match="this is the champion"):
-        start(stage.registry, None, CHAMPION, [Step(0.0, 0.1)])
+        start(stage.registry, None, CHAMPION, [RampStep(0.0, 0.1)])
     with pytest.raises(TesseraError, match="has no no-such"):
-        start(stage.registry, None, "no-such", [Step(0.0, 0.1)])
+        start(stage.registry, None, "no-such", [RampStep(0.0, 0.1)])
     for share in (0.0, 1.5, -1.0):
         with pytest.raises(TesseraError, match="above 0 and up to 1"):
-            start(stage.registry, None, CHALLENGER, [Step(0.0, share)])
+            start(stage.registry, None, CHALLENGER, [RampStep(0.0, share)])
     for name in ("<b>", "a/b", "..", " ", "x" * 81):
         with pytest.raises(TesseraError, match="expected a name of 1 to 80 letters"):
-            start(stage.registry, None, CHALLENGER, [Step(0.0, 0.1)], name=name)
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.7)], name="a")
+            start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.1)], name=name)
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.7)], name="a")
     with pytest.raises(TesseraError, match="'a' runs already"):
-        start(stage.registry, None, CHALLENGER, [Step(0.0, 0.1)], name="a")
+        start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.1)], name="a")
     with pytest.raises(TesseraError, match="layer 'models': 70% of it are taken"):
-        start(stage.registry, None, CHALLENGER, [Step(0.0, 0.4)], name="b")
-    start(stage.registry, None, CHALLENGER, [Step(0.0, 0.4)], name="b", layer="elsewhere")
+        start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.4)], name="b")
+    start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.4)], name="b", layer="elsewhere")
     with pytest.raises(TesseraError, match="there is no such; there are: a, b"):
         stop(stage.registry, None, "c", why="x")
-    assert parse_ramp("0:.01,3600:.1", 0.5) == [Step(0.0, 0.01), Step(3600.0, 0.1)]
+    assert parse_ramp("0:.01,3600:.1", 0.5) == [RampStep(0.0, 0.01), RampStep(3600.0, 0.1)]
     with pytest.raises(TesseraError, match="expected SECONDS:SHARE"):
         parse_ramp("soon", 0.5)

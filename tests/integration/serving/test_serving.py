@@ -17,12 +17,12 @@ from features.history import Jagged
 from models.bundle.catalogue import Catalogue
 from models.ranker.train import predict
 from models.table.batch import Assembler, Entities, Examples
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.ranking.service import RankService
 from serving.rounds import MOST_MISSES
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from tests.integration.world import World
 from tests.servers import until
 
@@ -30,13 +30,13 @@ from tests.servers import until
 @pytest.fixture(scope="module")
 def service(world: World) -> RankService:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     return RankService(world.bundle, store)
 
 
 @pytest.fixture(scope="module")
 def client(service: RankService) -> Iterator[TestClient]:
-    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as found:
+    with TestClient(create_app(Router(service)), raise_server_exceptions=False) as found:
         yield found
 
 
@@ -135,7 +135,7 @@ def test_an_unreachable_store_is_not_ready_and_never_an_internal_error(
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("the store at redis://nowhere does not answer")
 
-    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as client:
+    with TestClient(create_app(Router(service)), raise_server_exceptions=False) as client:
         for name in ("ping", "read_records", "read_rows", "changes", "scan_records"):
             monkeypatch.setattr(service._store, name, refuse)
         for response in (client.get("/readyz"), client.post("/v1/rank", json={"user": "1"})):
@@ -156,8 +156,8 @@ def test_a_server_outlasts_every_error_behind_requests_and_is_not_ready_while_it
         return refresh()
 
     monkeypatch.setattr(service, "refresh", faulty)
-    parts = Parts(refresh_s=0.02)
-    with TestClient(create_app(Current(service), parts)) as client:
+    parts = AppParts(refresh_s=0.02)
+    with TestClient(create_app(Router(service), parts)) as client:
 
         def status() -> int:
             return client.get("/readyz").status_code
@@ -186,8 +186,8 @@ def test_a_service_refuses_a_store_that_does_not_hold_its_bundle(world: World) -
 
 def test_loading_a_bundle_twice_changes_nothing(world: World, tmp_path: Path) -> None:
     store = MemoryStore()
-    assert load_bundle(store, world.bundle)
+    assert fill_store(store, world.bundle)
     rows = np.array([3], dtype=np.int64)
     store.write_rows(world.bundle.id, rows, rows, np.ones((1, world.bundle.schema.dim), dtype=np.float32))
-    assert not load_bundle(store, world.bundle)
+    assert not fill_store(store, world.bundle)
     assert np.array_equal(store.read_rows(world.bundle.id, rows), np.ones((1, world.bundle.schema.dim)))

@@ -17,14 +17,14 @@ from features.errors import BundleError, StoreError
 from models.bundle.bundle import Bundle
 from models.bundle.record import ITEM, ItemRecord, encode
 from models.registry.registry import PREVIOUS, Lineage, Registry
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.redis.store import open_embedded
-from serving.traffic.router import Current
-from tessera.following import Follower, Opener
+from serving.traffic.router import Router
+from tessera.following import RegistryFollower, ServiceOpener
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
 
@@ -52,11 +52,13 @@ class Server:
 
     def __init__(self, settings: Settings, store: Any, first: Bundle) -> None:
         self.settings, self.store, self.registry = settings, store, settings.open_registry()
-        opener = Opener(settings, store, mirror=False)
+        opener = ServiceOpener(settings, store, mirror=False)
         service, close = opener(first)
-        self.current, self.metrics = Current(service, close=close), Metrics()
-        self.follower = Follower(settings, store, self.current, opener, model=None, grace_s=600, metrics=self.metrics)
-        app = create_app(self.current, Parts(metrics=self.metrics, reload=self.follower.look))
+        self.current, self.metrics = Router(service, close=close), Metrics()
+        self.follower = RegistryFollower(
+            settings, store, self.current, opener, model=None, grace_s=600, metrics=self.metrics
+        )
+        app = create_app(self.current, AppParts(metrics=self.metrics, reload=self.follower.look))
         self.client = TestClient(app, raise_server_exceptions=False)
 
     def promote(self, bundle: Bundle) -> str:
@@ -76,7 +78,7 @@ def server(published: Settings, world: World) -> Iterator[Server]:
 def offline(bundle: Bundle, users: list[str], items: list[str]) -> dict[str, dict[str, float]]:
     """What a bundle alone says."""
     store = MemoryStore()
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     service = RankService(bundle, store)
     return {user: dict(service.rank(user, items, len(items)).items) for user in users}
 
@@ -106,7 +108,7 @@ def test_a_hundred_swaps_under_load_fail_and_mix_nothing(server: Server, world: 
     threads = [threading.Thread(target=load, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
-    opener = Opener(server.settings, server.store, mirror=False)
+    opener = ServiceOpener(server.settings, server.store, mirror=False)
     made = {one.bundle.id: opener(one.bundle)[0] for one in (world, other)}
     for number in range(100):
         server.current.swap(made[(world, other)[number % 2 == 0].bundle.id])
@@ -238,9 +240,9 @@ def test_a_vector_of_another_encoder_is_refused_however_wide_it_is(server: Serve
 
 def test_what_a_service_holds_is_let_go_of_when_its_last_request_has_ended(world: World) -> None:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     closed: list[str] = []
-    current = Current(RankService(world.bundle, store), close=lambda: closed.append("first"))
+    current = Router(RankService(world.bundle, store), close=lambda: closed.append("first"))
     with current.pinned() as pinned:
         current.swap(RankService(world.bundle, store), close=lambda: closed.append("second"))
         assert pinned is not current.service

@@ -16,15 +16,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from features import tracing as trace
 from features.errors import StoreError
 from models.bundle import delta
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.api.keys import KeyFile
 from serving.ranking.mirror import Mirror
 from serving.ranking.rows import MirrorRows, StoreRows
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.writer import StoreWriter
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.trainer import Trainer, TrainerOptions
@@ -43,13 +43,13 @@ def spans() -> Iterator[InMemorySpanExporter]:
 @pytest.fixture(scope="module")
 def service(world: World) -> RankService:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     return RankService(world.bundle, store)
 
 
 @pytest.fixture(scope="module")
 def client(service: RankService) -> Iterator[TestClient]:
-    with TestClient(create_app(Current(service)), raise_server_exceptions=False) as found:
+    with TestClient(create_app(Router(service)), raise_server_exceptions=False) as found:
         yield found
 
 
@@ -146,9 +146,9 @@ def test_no_span_says_who_asked_or_for_what(client: TestClient, world: World, sp
 
 def test_embeddings_read_rows_in_a_lookup_and_a_mirror_says_so(world: World, spans: InMemorySpanExporter) -> None:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     rows = MirrorRows(Mirror(store, world.bundle.id), StoreRows(store, world.bundle.id), most_lag_s=1e9)
-    with TestClient(create_app(Current(RankService(world.bundle, store, rows)))) as client:
+    with TestClient(create_app(Router(RankService(world.bundle, store, rows)))) as client:
         values = world.bundle.items["item_id"].to_list()[:2]
         assert client.post("/v1/embeddings", json={"feature": "item_id", "values": values}).status_code == 200
     lookup = named(spans, "lookup")
@@ -160,14 +160,14 @@ def test_probes_leave_no_trace_and_refusals_and_failures_do(
     world: World, tmp_path: Path, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     keys = KeyFile(tmp_path / "keys.json")
     key = {"x-api-key": keys.add("somebody", ["read"])}
 
     def refuse(*_: object) -> None:
         raise StoreError("the store does not answer")
 
-    app = create_app(Current(RankService(world.bundle, store)), Parts(keys=keys))
+    app = create_app(Router(RankService(world.bundle, store)), AppParts(keys=keys))
     with TestClient(app, raise_server_exceptions=False) as client:
         for path in ("/healthz", "/readyz", "/metrics"):
             assert client.get(path, headers=key).status_code == 200
@@ -198,7 +198,7 @@ def test_tracing_is_no_other_librarys(
 
 def test_an_event_a_delta_and_the_store_are_one_trace_across_processes(world: World, tmp_path: Path) -> None:
     topics, store = Topics("t-"), MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     trained, stored = InMemorySpanExporter(), InMemorySpanExporter()
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         options = TrainerOptions(batch=40, lateness_s=1e9, most_bad=1.0)
@@ -264,7 +264,7 @@ def test_a_store_that_fails_is_a_failed_span_and_the_next_try_another(
         raise StoreError("the store does not answer")
 
     topics, store = Topics(), MemoryStore()
-    load_bundle(store, world.bundle)
+    fill_store(store, world.bundle)
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         options = TrainerOptions(batch=40, lateness_s=1e9)
         with contextlib.closing(Trainer(log, world.bundle, topics=topics, options=options)) as trainer:

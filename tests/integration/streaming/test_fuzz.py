@@ -16,7 +16,7 @@ from streaming.log.protocol import Message
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.step import Step
-from streaming.step_result import Outcome
+from streaming.step_result import StepResult
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.demo.synthetic import new_item
 from tests.integration.world import World
@@ -30,7 +30,7 @@ VALUES = st.recursive(
 FIELDS = ("user_id", "item_id", "time", "clicked", "_event_id", "_schema", "_version", "_deleted", "_backfill", "title")
 
 
-def accounted(outcome: Outcome) -> int:
+def accounted(outcome: StepResult) -> int:
     parts = (outcome.events, outcome.neutral, outcome.duplicates, outcome.items, outcome.deleted, outcome.stale)
     return sum(parts) + len(outcome.bad)
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from models.bundle.bundle import write_bundle
 from models.table.default_schema import TableOptions
-from tessera.bench.online.growth import Sizes, claims, measure
+from tessera.bench.online.growth import GrowthSizes, claims, measure
 from tests.build import coloured_parts
 
 
@@ -19,7 +19,7 @@ def test_rate_memory_and_admission_stay_what_they_were(tmp_path: Path) -> None:
         json.dumps({"user_id": "u", "item_id": f"i{place % 40}", "time": 10**6 + place, "label": place % 2}).encode()
         for place in range(600)
     ]
-    sizes = Sizes(admitted=(0, 300_000), updates=(1_000, 4_000), values=(100_000, 300_000), batches=3)
+    sizes = GrowthSizes(admitted=(0, 300_000), updates=(1_000, 4_000), values=(100_000, 300_000), batches=3)
     found = claims(list(measure(bundle, messages, sizes, 0, Console(file=io.StringIO()))))
     rate, asked, held, shown = (claim.value for claim in found)
     # Before: .05 and 500; here the machine may be busy.

@@ -12,7 +12,7 @@ from features.errors import LogError, StoreError, StreamError
 from serving.store.verify import verify
 from serving.store.writer import StoreWriter
 from streaming.log.sqlite import LocalLog
-from streaming.metrics import Gauges
+from streaming.metrics import StreamMetrics
 from streaming.trainer import TrainerOptions
 from tessera.live import Live
 from tessera.settings import Settings
@@ -27,7 +27,7 @@ def _sent(settings: Settings, messages: list[bytes]) -> None:
         log.append(settings.topics.events, [(None, message) for message in messages])
 
 
-def _run(settings: Settings, world: World, gauges: Gauges, *, events: int) -> None:
+def _run(settings: Settings, world: World, gauges: StreamMetrics, *, events: int) -> None:
     """Until so many events were trained on, and a little longer, so that the store has them too."""
     stop, ticks, after = threading.Event(), iter(range(200)), iter(range(12))
 
@@ -40,7 +40,7 @@ def _run(settings: Settings, world: World, gauges: Gauges, *, events: int) -> No
 
 
 def test_outages_of_log_and_store_are_waited_out(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, gauges = Settings(home=tmp_path), Gauges()
+    settings, gauges = Settings(home=tmp_path), StreamMetrics()
     _sent(settings, world.messages(300))
     append, write, calls = LocalLog.write_messages, StoreWriter._write, {"log": 0, "store": 0}
 
@@ -82,4 +82,4 @@ def test_a_wrong_topic_ends_the_run_with_its_reason(world: World, tmp_path: Path
     settings = Settings(home=tmp_path)
     _sent(settings, [json.dumps({"metric": n}).encode() for n in range(400)])
     with pytest.raises(StreamError, match="Is this the right topic"):
-        _run(settings, world, Gauges(), events=400)
+        _run(settings, world, StreamMetrics(), events=400)

@@ -13,17 +13,17 @@ from fastapi.testclient import TestClient
 from features.errors import StoreError
 from models.bundle import record
 from models.bundle.bundle import Bundle, write_bundle
-from serving.api.app import Parts, create_app
+from serving.api.app import AppParts, create_app
 from serving.ranking.mirror import Mirror
 from serving.ranking.rows import MirrorRows, StoreRows
 from serving.ranking.service import RankService
 from serving.store.admitted import Admitted
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.protocol import OnlineStore
 from serving.store.redis.store import RedisStore, open_embedded
 from serving.store.verify import verify
-from serving.traffic.router import Current
+from serving.traffic.router import Router
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
@@ -66,7 +66,7 @@ class Place:
         self.log = LocalLog(directory / "log.db")
         self.log.create_topics(self.topics.partitions())
         self.snapshots = Snapshots(directory / "snapshots")
-        load_bundle(store, bundle)
+        fill_store(store, bundle)
         options = TrainerOptions(batch=1, wait_s=0)
         self.trainer = Trainer(self.log, bundle, topics=self.topics, options=options, snapshots=self.snapshots)
         self.writer = open_writer(bundle, self.log, store, self.topics, snapshots=self.snapshots)
@@ -151,7 +151,7 @@ def test_a_store_that_a_server_put_back_is_filled_by_the_writer(place: Place) ->
     place.log.append(place.topics.events, [(None, event(n)) for n in range(8)])
     place.pump()
     place.store.drop(place.bundle.id)
-    load_bundle(place.store, place.bundle)
+    fill_store(place.store, place.bundle)
     place.writer.run_once()
     place.is_equal()
 
@@ -163,7 +163,7 @@ def event(number: int) -> bytes:
 
 def test_an_item_that_cannot_be_read_is_left_out_and_the_others_are_not(bundle: Bundle) -> None:
     store = MemoryStore()
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     made_by = {"encoder": bundle.manifest.encoder or "", "codebook": bundle.manifest.codebook or ""}
     vector = np.ones(4, dtype="<f4").tobytes()
     right = record.encode(record.ItemRecord(vector=vector, codes=[0, 0], features={"colour": "red"}, **made_by))
@@ -187,10 +187,10 @@ def test_an_item_that_cannot_be_read_is_left_out_and_the_others_are_not(bundle: 
 
 def test_a_mirror_that_outlasts_an_emptied_store_says_so(bundle: Bundle) -> None:
     store = MemoryStore()
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     service = RankService(bundle, store, MirrorRows(Mirror(store, bundle.id), StoreRows(store, bundle.id)))
-    parts = Parts(refresh_s=0.02)
-    with TestClient(create_app(Current(service), parts)) as client:
+    parts = AppParts(refresh_s=0.02)
+    with TestClient(create_app(Router(service), parts)) as client:
         body = {"user": "u0", "k": 3}
         before = client.post("/v1/rank", json=body).json()
         assert (before["known_user"], before["stale"]) == (True, False)
@@ -202,14 +202,14 @@ def test_a_mirror_that_outlasts_an_emptied_store_says_so(bundle: Bundle) -> None
         assert "is not loaded in the online store" in ready.json()["store"]
         during = client.post("/v1/rank", json=body).json()
         assert (during["known_user"], during["stale"], during["items"]) == (True, True, before["items"])
-        load_bundle(store, bundle)
+        fill_store(store, bundle)
         until(lambda: not client.post("/v1/rank", json=body).json()["stale"])
         assert "store" not in client.get("/readyz").json()
 
 
 def test_a_bundle_stays_while_a_server_answers_from_it_that_another_lets_go_of(bundle: Bundle) -> None:
     store = MemoryStore()
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     service = RankService(bundle, store)
     store.expire(bundle.id, after_s=0.3)
     service._renew_at = 0.0
@@ -226,7 +226,7 @@ def test_records_of_admitted_values_are_merged_and_no_value_is_lost(
     bundle: Bundle, store: OnlineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "_ADMITTED_KEYS", 64)
-    load_bundle(store, bundle)
+    fill_store(store, bundle)
     keys = np.random.default_rng(0).integers(0, 2**64, 3_000, dtype=np.uint64)
     writers = [Admitted(store, bundle.id) for _ in range(2)]
     for number, part in enumerate(np.array_split(keys, 600)):
@@ -246,7 +246,7 @@ def test_a_filling_of_a_store_is_named_anew_each_time(bundle: Bundle) -> None:
     names: list[bytes | None] = []
     for _ in range(2):
         store = MemoryStore()
-        load_bundle(store, bundle)
+        fill_store(store, bundle)
         names += store.read_records(bundle.id, record.LOADED, ["bundle"])
     assert None not in names
     assert len(set(names)) == 2

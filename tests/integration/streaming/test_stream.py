@@ -14,7 +14,7 @@ import pytest
 from models.bundle import delta, record
 from models.bundle.delta import SNAPSHOT_SEQ
 from serving.ranking.service import RankService
-from serving.store.fill import load_bundle
+from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.protocol import OnlineStore
 from serving.store.redis.store import RedisStore, open_embedded
@@ -216,7 +216,7 @@ def test_an_emptied_store_is_filled_again_from_bundle_and_log(place: Place, worl
     before = place.store.read_table(world.bundle.id)
     place.store.drop(world.bundle.id)
     if served_first:
-        load_bundle(place.store, world.bundle)
+        fill_store(place.store, world.bundle)
     with place.stream(world) as stream:
         stream.drain()
     after = place.store.read_table(world.bundle.id)

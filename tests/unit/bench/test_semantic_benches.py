@@ -15,7 +15,7 @@ from models.ranker.train import TrainConfig
 from models.semantic_id.report.compare import compare
 from tessera.bench.offline import cold_start, id_churn, semantic_ids
 from tessera.bench.offline.codebook_change import codebook_change
-from tessera.bench.offline.semantic_ids import Coding, Measured
+from tessera.bench.offline.semantic_ids import Coding, MeasuredCodebook
 from tessera.demo.synthetic import write_synthetic
 from tests.build import SMALL_NETWORK
 from tests.integration.world import quiet
@@ -124,14 +124,16 @@ def test_a_coding_is_measured_on_vectors_that_were_held_out() -> None:
     assert found.held_out_error == pytest.approx(1.0, abs=1e-5)
     assert found.unique == pytest.approx(1 / 400)
     assert found.usage == pytest.approx(1 / 256)
-    assert isinstance(found, Measured)
+    assert isinstance(found, MeasuredCodebook)
 
 
-def fitted(seconds: float, error: float) -> Measured:
-    return Measured(seconds, 200_000, error, error, 1.0, 1.0, 1.0)
+def fitted(seconds: float, error: float) -> MeasuredCodebook:
+    return MeasuredCodebook(seconds, 200_000, error, error, 1.0, 1.0, 1.0)
 
 
-def curves(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> dict[tuple[str, int], list[Measured]]:
+def curves(
+    ours: list[tuple[float, float]], theirs: list[tuple[float, float]]
+) -> dict[tuple[str, int], list[MeasuredCodebook]]:
     """A seed in which each budget of the two methods took (seconds, error)."""
     found = {}
     for name, points in (("residual-kmeans", ours), ("faiss RQ, beam 1", theirs)):

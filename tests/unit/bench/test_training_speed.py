@@ -16,10 +16,10 @@ from models.ranker.train import TrainConfig
 from tessera.bench.harness import peer
 from tessera.bench.harness.peer import PEER_FOLDER, peer_python
 from tessera.bench.offline import training_speed as bench
-from tessera.bench.offline.training_speed import Spec, as_row, claims, generate, schema_of, star, store, tessera
-from tessera.bench.peers.ctr import Arrays, Measured, label_encoded
+from tessera.bench.offline.training_speed import TrainingSpec, as_row, claims, generate, schema_of, star, store, tessera
+from tessera.bench.peers.ctr import Arrays, PeerRun, label_encoded
 
-SMALL = Spec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
+SMALL = TrainingSpec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
 QUICK = TrainConfig(
     batch=128, max_epochs=1, table_rate=0.1, network_rate=0.01, network=NetworkConfig(1, 4, hidden=(16,))
 )
@@ -33,7 +33,7 @@ def test_a_seed_decides_the_data_and_another_draws_others() -> None:
 
 
 def test_the_data_have_the_stated_rate_head_and_signal() -> None:
-    training, test, probability = generate(Spec(rows=30_000, test_rows=20_000))
+    training, test, probability = generate(TrainingSpec(rows=30_000, test_rows=20_000))
     assert training.values.shape == (30_000, 26)
     assert training.numeric.shape == (30_000, 13)
     assert abs(training.labels.mean() - 0.25) < 0.01
@@ -81,14 +81,14 @@ def test_the_worker_trains_on_as_many_rows_as_asked_and_leaves_its_figures(
     store(SMALL, tmp_path)
     monkeypatch.setattr(bench, "_TRAIN", QUICK)
     bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "tessera-auto")
-    found = Measured(**json.loads((tmp_path / "result.json").read_text()))
+    found = PeerRun(**json.loads((tmp_path / "result.json").read_text()))
     assert found.rows == 1_000
     assert found.precision in ("float32", "bfloat16")
     assert as_row(found)["samples_per_second"] == 1_000 / found.seconds
 
 
 def made_up(model: str, seed: int, speed: float, auc: float = 0.74, fit: float = 0.3) -> dict[str, Any]:
-    measured = Measured(100_000, 100_000 / speed, 1.0, None, 1.0, fit, auc)
+    measured = PeerRun(100_000, 100_000 / speed, 1.0, None, 1.0, fit, auc)
     return {"model": model, "seed": seed, **as_row(measured), "equal_time_auc": auc - 0.01 * (model != "tessera")}
 
 
@@ -172,5 +172,5 @@ def test_a_failed_run_tells_its_last_words(tmp_path: Path) -> None:
 
 
 def test_measured_survives_json() -> None:
-    found = Measured(1, 2.0, 3.0, None, 4.0, 5.0, 0.6)
-    assert Measured(**json.loads(json.dumps(asdict(found)))) == found
+    found = PeerRun(1, 2.0, 3.0, None, 4.0, 5.0, 0.6)
+    assert PeerRun(**json.loads(json.dumps(asdict(found)))) == found

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from features.dataset.descriptor import load_dataset
-from features.dataset.profile import Profile, Span, profile, render
+from features.dataset.profile import Profile, ValueRange, profile, render
 from features.errors import DatasetError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -85,7 +85,7 @@ def test_a_profile_counts_what_the_tables_hold(tmp_path: Path) -> None:
     assert found.tables["users"].nulls == {"country": 1}
     assert found.tables["events"].nulls == {"page": 1, "dwell": 0}
     assert (found.users, found.items) == (3, 4)
-    assert found.span == Span("2024-01-01T00:00:00+00:00", "2024-01-20T00:00:00+00:00")
+    assert found.span == ValueRange("2024-01-01T00:00:00+00:00", "2024-01-20T00:00:00+00:00")
     assert (found.labels.positives, found.labels.negatives, found.labels.dropped) == (8, 8, 4)
     assert found.text is not None
     assert (found.text.p50, found.text.max, found.text.empty) == (2, 4, 1)

@@ -15,7 +15,7 @@ from features.errors import BundleError
 from features.hashing import fingerprint
 from features.history import Jagged
 from models.ranker.dropout import DropoutConfig, ValueDropout
-from models.table.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, Recent, Sketch, value_keys
+from models.table.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, RecentSightings, Sketch, value_keys
 from models.table.batch import Assembler, Entities, Examples
 from models.table.key_set import KeySet
 from models.table.schema import Feature, Schema
@@ -142,7 +142,7 @@ def test_new_values_are_not_taken_for_seen_however_many_came_before() -> None:
 
 def test_forgetting_depends_on_the_sightings_not_on_how_they_are_cut() -> None:
     keys = np.unique(np.random.default_rng(2).integers(0, 2**64, 300, dtype=np.uint64))
-    whole, parts = Recent(512), Recent(512)
+    whole, parts = RecentSightings(512), RecentSightings(512)
     whole.add(keys, ones(keys))
     for part in np.array_split(keys, 7):
         parts.add(part, ones(part))

@@ -15,7 +15,7 @@ import torch
 from features.durable import write_directory
 from features.errors import BundleError, TesseraError
 from features.frame import Frame, build_frame
-from models.bundle.bundle import Bundle, Parts, load_bundle, write_bundle
+from models.bundle.bundle import Bundle, BundleParts, load_bundle, write_bundle
 from models.ranker.loading import assembler, examples
 from models.ranker.network import Ranker
 from models.ranker.train import predict, snapshot
@@ -39,12 +39,12 @@ FILES = (
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> BundleParts:
     return coloured_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
-def written(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def written(parts: BundleParts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(parts, tmp_path_factory.mktemp("bundles") / "one")
 
 
@@ -53,7 +53,7 @@ def copy(written: Bundle, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written.directory, tmp_path / "copy"))
 
 
-def scores(parts: Parts, ranker: Ranker, users: pl.DataFrame, items: pl.DataFrame) -> Any:
+def scores(parts: BundleParts, ranker: Ranker, users: pl.DataFrame, items: pl.DataFrame) -> Any:
     events = coloured_tables(events=400)["events"]
     tables = {"events": events, "items": items.drop("listed"), "users": users.drop("listed")}
     frame = build_frame(parts.dataset, tables, split=parts.dataset.split, history_length=5)
@@ -65,7 +65,7 @@ def scores(parts: Parts, ranker: Ranker, users: pl.DataFrame, items: pl.DataFram
     )
 
 
-def test_a_loaded_bundle_ranks_as_what_was_trained_bit_for_bit(parts: Parts, written: Bundle) -> None:
+def test_a_loaded_bundle_ranks_as_what_was_trained_bit_for_bit(parts: BundleParts, written: Bundle) -> None:
     expected = scores(parts, parts.ranker, parts.users, parts.items)
     bundle = load_bundle(written.directory)
     found = scores(parts, bundle.ranker().eval(), bundle.users, bundle.items)
@@ -74,7 +74,7 @@ def test_a_loaded_bundle_ranks_as_what_was_trained_bit_for_bit(parts: Parts, wri
     assert np.ptp(found) > 0
 
 
-def test_a_loaded_bundle_holds_all_that_was_written(parts: Parts, written: Bundle) -> None:
+def test_a_loaded_bundle_holds_all_that_was_written(parts: BundleParts, written: Bundle) -> None:
     bundle = load_bundle(written.directory)
     assert bundle.schema == parts.schema
     assert bundle.dataset == parts.dataset.model_copy(update={"source": Path("coloured.toml")})
@@ -96,7 +96,7 @@ def test_a_loaded_bundle_holds_all_that_was_written(parts: Parts, written: Bundl
     }
 
 
-def test_a_bundle_of_events_alone_has_neither_encoder_nor_codebook(parts: Parts, tmp_path: Path) -> None:
+def test_a_bundle_of_events_alone_has_neither_encoder_nor_codebook(parts: BundleParts, tmp_path: Path) -> None:
     bundle = write_bundle(replace(parts, encoder=None, codebook=None, tokens=None), tmp_path / "bare")
     assert (bundle.encoder, bundle.codebook, bundle.tokenizer) == (None, None, None)
 
@@ -108,7 +108,9 @@ def test_training_a_bundles_ranker_leaves_the_bundle_as_it_is(written: Bundle) -
     assert bundle.ranker().table.weight.any()
 
 
-def test_equal_content_has_an_equal_id_wherever_it_is_written(parts: Parts, written: Bundle, tmp_path: Path) -> None:
+def test_equal_content_has_an_equal_id_wherever_it_is_written(
+    parts: BundleParts, written: Bundle, tmp_path: Path
+) -> None:
     elsewhere = parts.dataset.model_copy(update={"source": tmp_path / "other" / "coloured.toml"})
     again = write_bundle(replace(parts, dataset=elsewhere), tmp_path / "another-name")
     assert again.id == written.id
@@ -116,7 +118,7 @@ def test_equal_content_has_an_equal_id_wherever_it_is_written(parts: Parts, writ
         assert (again.directory / name).read_bytes() == (written.directory / name).read_bytes()
 
 
-def test_other_content_has_another_id(parts: Parts, written: Bundle, tmp_path: Path) -> None:
+def test_other_content_has_another_id(parts: BundleParts, written: Bundle, tmp_path: Path) -> None:
     other = [
         replace(parts, metrics={"auc": 0.1}),
         replace(parts, history=parts.history[:1]),
@@ -200,7 +202,7 @@ def test_a_directory_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
         load_bundle(tmp_path)
 
 
-def test_what_stands_at_the_destination_is_never_written_over(parts: Parts, tmp_path: Path) -> None:
+def test_what_stands_at_the_destination_is_never_written_over(parts: BundleParts, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     with pytest.raises(TesseraError, match="exists already"):
@@ -209,7 +211,7 @@ def test_what_stands_at_the_destination_is_never_written_over(parts: Parts, tmp_
 
 
 def test_nothing_stands_anywhere_when_filling_fails(
-    parts: Parts, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    parts: BundleParts, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     def fill(directory: Path) -> None:
         (directory / "half.txt").write_text("half")

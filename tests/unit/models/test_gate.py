@@ -7,16 +7,16 @@ import pytest
 
 from features.errors import TesseraError
 from models.ranker.evaluate import Quality, quality
-from models.registry.gate import LEAST_ROWS, Gates, Measured, Verdict, judge
+from models.registry.gate import LEAST_ROWS, BundleQuality, Gates, Verdict, judge
 from models.registry.paired_test import Drop, Drops, auc_drop, drops
 
 GOOD = Quality(5_000, 0.3, 0.75, 0.5, 0.02, 0.85)
-BASE = Measured("old", {"all": GOOD, "new items": replace(GOOD, rows=300, auc=0.65)}, 4.0, 1_000_000)
+BASE = BundleQuality("old", {"all": GOOD, "new items": replace(GOOD, rows=300, auc=0.65)}, 4.0, 1_000_000)
 # Errors so small that the bounds are the differences.
 SHARP = 1e-6
 
 
-def drops_of(new: Measured, error: float = SHARP, base: Measured = BASE) -> dict[str, Drops | None]:
+def drops_of(new: BundleQuality, error: float = SHARP, base: BundleQuality = BASE) -> dict[str, Drops | None]:
     found: dict[str, Drops | None] = {}
     for part, old in base.quality.items():
         now = new.quality[part]
@@ -29,12 +29,12 @@ def drops_of(new: Measured, error: float = SHARP, base: Measured = BASE) -> dict
     return found
 
 
-def failed(challenger: Measured, gates: Gates = Gates(), error: float = SHARP) -> list[str]:  # noqa: B008 - frozen
+def failed(challenger: BundleQuality, gates: Gates = Gates(), error: float = SHARP) -> list[str]:  # noqa: B008 - frozen
     checks = judge(BASE, challenger, gates, drops_of(challenger, error))
     return [check.name for check in checks if not check.passed]
 
 
-def changed(part: str, **fields: float) -> Measured:
+def changed(part: str, **fields: float) -> BundleQuality:
     return replace(BASE, quality=BASE.quality | {part: replace(BASE.quality[part], **fields)})
 
 
@@ -53,7 +53,7 @@ def test_an_equal_bundle_passes_every_gate() -> None:
         (replace(BASE, bytes=2_100_000), "bytes"),
     ],
 )
-def test_each_gate_refuses_what_is_beyond_it_alone(challenger: Measured, name: str) -> None:
+def test_each_gate_refuses_what_is_beyond_it_alone(challenger: BundleQuality, name: str) -> None:
     assert failed(challenger) == [name]
 
 
@@ -66,7 +66,7 @@ def test_each_gate_refuses_what_is_beyond_it_alone(challenger: Measured, name: s
         replace(BASE, latency_ms=1.0, bytes=1),
     ],
 )
-def test_what_is_better_or_within_the_thresholds_passes(challenger: Measured) -> None:
+def test_what_is_better_or_within_the_thresholds_passes(challenger: BundleQuality) -> None:
     assert failed(challenger) == []
 
 
@@ -155,7 +155,9 @@ def test_a_handful_of_rows_is_compared_too() -> None:
 def test_equal_rankers_are_refused_no_more_often_than_alpha_and_worse_ones_are(rows: int) -> None:
     def answer(seed: int, worse: float) -> str:
         labels, one, two, users = rankers(seed, rows, worse=worse)
-        measured = [Measured(name, {"all": quality(labels, found)}, 1.0, 1) for name, found in (("a", one), ("b", two))]
+        measured = [
+            BundleQuality(name, {"all": quality(labels, found)}, 1.0, 1) for name, found in (("a", one), ("b", two))
+        ]
         checks = judge(*measured, Gates(sure=0.05), {"all": drops(labels, one, two, users)})
         return Verdict("a", "b", checks).answer
 

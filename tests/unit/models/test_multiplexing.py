@@ -12,7 +12,17 @@ from models.compressed.layout import rows_of
 from models.ranker.network import NetworkConfig
 from tessera.bench.harness.data import dataset_fields
 from tessera.bench.offline import multiplexing as bench
-from tessera.bench.offline.multiplexing import BUDGETS, GRID, LOOKUPS, SEARCH, Arm, Outcome, Protocol, claims, row
+from tessera.bench.offline.multiplexing import (
+    BUDGETS,
+    GRID,
+    LOOKUPS,
+    SEARCH,
+    ArmResult,
+    MultiplexingArm,
+    Protocol,
+    claims,
+    row,
+)
 from tessera.demo.synthetic import write_synthetic
 from tests.integration.world import quiet
 
@@ -35,12 +45,12 @@ def test_every_unified_arm_has_its_hashing_peer_at_equal_lookups_width_and_bytes
 
 
 def test_a_budget_counts_accumulators_so_narrow_rows_are_fewer_than_their_floats_say() -> None:
-    full = Arm("collisionless", 1.0).size_bytes(1_000)
+    full = MultiplexingArm("collisionless", 1.0).size_bytes(1_000)
     assert full == 4 * 1_000 * 33
     for lookups in LOOKUPS:
-        arm = Arm(UNIFIED, 0.5, lookups)
+        arm = MultiplexingArm(UNIFIED, 0.5, lookups)
         assert 0.5 * full - 4 * (arm.dim + 1) < arm.size_bytes(1_000) <= 0.5 * full
-    assert Arm(UNIFIED, 1.0, 4).rows(1_000) == 1_000 * 33 // 9
+    assert MultiplexingArm(UNIFIED, 1.0, 4).rows(1_000) == 1_000 * 33 // 9
 
 
 def test_parts_of_equal_size_do_not_follow_the_number_of_values(fields: Fields) -> None:
@@ -64,13 +74,13 @@ def test_a_field_of_noise_is_added_behind_the_others_and_says_nothing(fields: Fi
     assert len(np.unique(wide.fingerprints[fields.values :])) == 500
 
 
-def outcomes(*, one_lookup: float, many: float) -> dict[Arm, list[Outcome]]:
+def outcomes(*, one_lookup: float, many: float) -> dict[MultiplexingArm, list[ArmResult]]:
     """Hashing at .8 with one lookup and .87 with more; unified above it by the gains given."""
     found = {}
     for arm in GRID:
         base = 0.9 if arm.layout == "collisionless" else 0.8 if arm.lookups == 1 else 0.87
         gain = (one_lookup if arm.lookups == 1 else many) if arm.layout == UNIFIED else 0.0
-        found[arm] = [Outcome(base + gain, 0.5, 3), Outcome(base + gain + 0.001, 0.5, 3)]
+        found[arm] = [ArmResult(base + gain, 0.5, 3), ArmResult(base + gain + 0.001, 0.5, 3)]
     return found
 
 
@@ -99,7 +109,9 @@ def test_the_benchmark_trains_each_arm_once_and_draws_the_plot(
     fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descriptor = write_synthetic(tmp_path / "data", users=100, items=100, events=1_500)
-    monkeypatch.setattr(bench, "SEARCH", (Arm(HASHING, 0.5, 2, noise=True), Arm(UNIFIED, 0.5, 2, noise=True)))
+    monkeypatch.setattr(
+        bench, "SEARCH", (MultiplexingArm(HASHING, 0.5, 2, noise=True), MultiplexingArm(UNIFIED, 0.5, 2, noise=True))
+    )
     result = bench.multiplexing(load_dataset(descriptor), tmp_path / "out", seeds=1, console=quiet(), protocol=QUICK)
     assert len(result.rows) == len(GRID) + 2
     assert all(0.3 < one["test_auc"] < 0.9 for one in result.rows)

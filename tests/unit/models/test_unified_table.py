@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.table.batch import Batch
-from models.table.reference import ReferenceTable, Table
+from models.table.reference import EmbeddingTable, ReferenceTable
 from models.table.unified import UnifiedTable
 from tests.build import pooled_batch, pooled_schema
 
@@ -26,7 +26,7 @@ def loss_of(pooled: Tensor) -> Tensor:
     return torch.nn.functional.softplus(pooled @ direction).sum()
 
 
-def step(table: Table, batch: Batch) -> Tensor:
+def step(table: EmbeddingTable, batch: Batch) -> Tensor:
     pooled = table(batch)
     loss_of(pooled).backward()
     if isinstance(table, ReferenceTable):

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.rollout.guardrails import Look, Rule, Sums
+from serving.rollout.guardrails import Guardrails, Look, Sums
 from serving.rollout.sequential import Arm, Slower
 
-RULE = Rule(planned=40_000)
+RULE = Guardrails(planned=40_000)
 HALVES = (0.5, 0.5)
 
 
@@ -28,7 +28,7 @@ def shown(seed: int, users: int, rate: float, *, scores: float = 0.1, novel: flo
     return replace(made, **fields)
 
 
-def looked(control: Sums, challenger: Sums, rule: Rule = RULE, shares: tuple[float, float] = HALVES) -> Look:
+def looked(control: Sums, challenger: Sums, rule: Guardrails = RULE, shares: tuple[float, float] = HALVES) -> Look:
     return rule.look(control, challenger, shares=shares)
 
 
@@ -48,13 +48,13 @@ def test_a_worse_challenger_is_stopped_with_the_reason_and_a_better_one_is_not()
 def test_harm_that_is_allowed_for_is_no_breach() -> None:
     worse = shown(1, 20_000, 0.088)
     assert looked(CONTROL, worse).breaches
-    assert not looked(CONTROL, worse, Rule(planned=40_000, harm=0.3)).breaches
+    assert not looked(CONTROL, worse, Guardrails(planned=40_000, harm=0.3)).breaches
 
 
 def test_the_first_users_end_nothing_by_what_they_click() -> None:
     control = Sums(rate=Arm.of([9, 9, 9], [8, 9, 9]), users=3)
     challenger = Sums(rate=Arm.of([9, 9], [0, 0]), users=2)
-    few = Rule(planned=5)
+    few = Guardrails(planned=5)
     assert looked(control, challenger, few).interval.high < 0
     assert looked(control, challenger, few).breaches == ()
     assert looked(control, challenger).breaches == ()

@@ -13,7 +13,7 @@ import pytest
 
 from features.errors import EventError
 from serving.rollout.experiment import CHALLENGER, CONTROL
-from serving.rollout.guardrails import Rule
+from serving.rollout.guardrails import Guardrails
 from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome, encode
 from serving.rollout.ledger import SKEW_MS, WINDOW_MS, Ledger
 
@@ -198,7 +198,7 @@ def minutes(seed: int, share: float, *, per_minute: int, slow: range, slower: fl
 
 
 def p99_alarm(messages: Iterable[Impression], share: float, *, every: int) -> bool:
-    ledger, rule, minute = Ledger(), Rule(), 0
+    ledger, rule, minute = Ledger(), Guardrails(), 0
     for message in messages:
         if message.time_ms // 60_000 > minute:
             minute = message.time_ms // 60_000

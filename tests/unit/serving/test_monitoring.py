@@ -9,7 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import Metrics
-from streaming.metrics import Gauges
+from streaming.metrics import StreamMetrics
 
 INFRA = Path(__file__).parents[3] / "infra"
 DASHBOARD = json.loads((INFRA / "grafana" / "tessera.json").read_text(encoding="utf-8"))
@@ -20,7 +20,7 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
 def families() -> dict[str, Any]:
     """By family, its collector."""
-    registries: list[CollectorRegistry] = [Metrics().registry, Gauges().registry]
+    registries: list[CollectorRegistry] = [Metrics().registry, StreamMetrics().registry]
     return {
         name: collector
         for registry in registries
