@@ -128,7 +128,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _aside(path: Path) -> Path:
-    """A name of its own for each writer, be it another process or another thread."""
+    """Returns a name of its own for each writer, be it another process or another thread."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_ASIDE}")
 
 

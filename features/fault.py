@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it wraps, and what it was raised from."""
+    """Yields the error, what it wraps, and what it was raised from."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -86,7 +86,7 @@ def _of_system(error: BaseException) -> str | None:
 
 
 def _place_in(text: str) -> str:
-    """A path in a library's message, or an empty text."""
+    """Returns a path in a library's message, or an empty text."""
     found = re.search(r"(?:^|[\s'\"(:])((?:/|\.{1,2}/)[^\s'\",;]+)", text)
     return found[1] if found else ""
 

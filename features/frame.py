@@ -36,7 +36,7 @@ class Frame:
     examples: pl.DataFrame
 
     def part(self, split: str) -> pl.DataFrame:
-        """The examples of `train`, `validation` or `test`, in order; no copy where they stand together."""
+        """Returns the examples of `train`, `validation` or `test`, in order; no copy where they stand together."""
         of_part = self.examples["split"] == split
         start, count = of_part.arg_max() or 0, int(of_part.sum())
         if of_part[start : start + count].all():
@@ -88,7 +88,7 @@ def build_frame(
 
 
 def _dimension(table: pl.DataFrame | None, events: pl.DataFrame, key: str) -> pl.DataFrame:
-    """A table's rows, then one row for each key that only the events know, in order of first appearance."""
+    """Returns a table's rows, then one row for each key that only the events know, in order of first appearance."""
     found = events.select(key).unique(maintain_order=True) if key in events.columns else pl.DataFrame({key: []})
     found = found.cast({key: pl.String})
     if table is None:

@@ -23,7 +23,7 @@ class Jagged(NamedTuple):
     offsets: NDArray[np.int64]
 
     def take(self, index: NDArray[np.int64]) -> "Jagged":
-        """The lists at `index`, in that order."""
+        """Returns the lists at `index`, in that order."""
         starts, lengths = self.offsets[index], self.offsets[index + 1] - self.offsets[index]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -47,7 +47,7 @@ class EventColumns:
     positive: NDArray[np.bool_]
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The columns in their order."""
+        """Returns the columns in their order."""
         return self.user, self.item, self.time, self.positive
 
 
@@ -105,13 +105,13 @@ class History:
         return before, changed
 
     def read(self, user: int, time: int) -> list[int]:
-        """The last L items with time strictly before `time`, oldest first."""
+        """Returns the last L items with time strictly before `time`, oldest first."""
         items, times = self._of(user)
         stop = int(np.searchsorted(times, time, side="left"))
         return list(items[max(0, stop - self.length) : stop].tolist())
 
     def latest(self, user: int) -> list[int]:
-        """The last L items up to and including the newest: what a request made now sees."""
+        """Returns the last L items up to and including the newest: what a request made now sees."""
         return list(self._of(user)[0][-self.length :].tolist())
 
     def append(self, user: int, item: int, time: int) -> None:
@@ -120,7 +120,7 @@ class History:
         self.advance(EventColumns(users, items, times, np.ones(1, dtype=np.bool_)))
 
     def visits(self, user: int) -> list[tuple[int, int]]:
-        """All that is kept of a user, as (item, time), oldest first."""
+        """Returns all that is kept of a user, as (item, time), oldest first."""
         items, times = self._of(user)
         return list(zip(items.tolist(), times.tolist(), strict=True))
 
@@ -129,7 +129,7 @@ class History:
         return self._users[: self._size]
 
     def state(self) -> EventColumns:
-        """All that is kept; an empty history that is advanced by it is equal to this one."""
+        """Returns all that is kept; an empty history that is advanced by it is equal to this one."""
         return self._kept(self.users())
 
     def _of(self, user: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -89,7 +89,7 @@ class Decoder:
         self._decoder = msgspec.json.Decoder(kind)
 
     def __call__(self, data: bytes) -> Decoded:
-        """One message as a row.
+        """Returns one message as a row.
 
         Raises:
             EventError: too large, not JSON, not an object, a field missing or of a wrong type; names the field.
@@ -239,7 +239,7 @@ class _Form(NamedTuple):
         return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
 
     def attribute(self, value: Any, dtype: pl.DataType) -> Any:
-        """The value of a filterable column; see `features.value.attribute.fit`."""
+        """Returns the value of a filterable column; see `features.value.attribute.fit`."""
         return fit(listed(value, dtype), dtype, of_csv=self.of_csv)
 
     def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> SourceTable:

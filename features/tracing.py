@@ -142,7 +142,7 @@ def is_on() -> bool:
 
 
 def span(name: str, **attributes: Value) -> Span:
-    """A span inside the one that is current, with attributes under `tessera.`; `OFF` where none is recorded."""
+    """Returns a span inside the one that is current, with attributes under `tessera.`; `OFF` where none is recorded."""
     if _tracer is None or not trace.get_current_span().is_recording():
         return OFF
     return _Timed(_tracer.start_span(name, attributes=_named(attributes)))
@@ -155,7 +155,7 @@ def note(**attributes: Value) -> None:
 
 
 def request(method: str, headers: Mapping[bytes, bytes]) -> Span:
-    """The span of an HTTP request, named by `Span.answered`.
+    """Returns the span of an HTTP request, named by `Span.answered`.
 
     It continues the caller's trace: a span that is current in this process, or else what `traceparent` says.
     """
@@ -198,7 +198,7 @@ def in_batches(name: str, bundle: str, topic: str, batches: Batches) -> Span:
 
 
 def chosen_ids() -> tuple[int, int] | None:
-    """The trace id and span id that the span being started must have; None: any."""
+    """Returns the trace id and span id that the span being started must have; None: any."""
     return _chosen.get()
 
 

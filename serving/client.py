@@ -189,7 +189,7 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _traceparent() -> dict[str, str]:
-    """The span that is current, as W3C's headers, where the program that calls uses OpenTelemetry at all.
+    """Returns the span that is current, as W3C's headers, where the program that calls uses OpenTelemetry at all.
 
     Looked for and not imported: this module needs it not.
     """
@@ -258,11 +258,11 @@ class Client:
         return self._do(_send("outcomes", outcomes)).accepted
 
     def item(self, item: str) -> Item:
-        """An item as the server knows it; raises ApiError, with status 404 where nobody knows it."""
+        """Returns an item as the server knows it; raises ApiError, with status 404 where nobody knows it."""
         return self._do(_item(item))
 
     def version(self) -> Version:
-        """The bundle that answers; raises ApiError."""
+        """Returns the bundle that answers; raises ApiError."""
         return self._do(_VERSION)
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ class Metrics:
         self.bundle.labels(bundle).set(1)
 
     def page(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return bytes(generate_latest(self.registry))
 
 

@@ -58,7 +58,7 @@ def _terms(run: str) -> list[str]:
 
 @cache
 def _runs() -> re.Pattern[str]:
-    """A run of letters, digits and marks, all of scripts without spaces or none of them."""
+    """Returns a run of letters, digits and marks, all of scripts without spaces or none of them."""
     marks = _marks()
     return re.compile(rf"(?:(?=[{_UNSPACED}])[\w{marks}])+|(?:(?![{_UNSPACED}])[\w{marks}])+")
 

@@ -15,7 +15,7 @@ _COUNT = r"^-?[0-9]+(\.[0-9]+)?$"
 
 
 def times(table: SourceTable, time: Time) -> pl.Series:
-    """The clock: (R,) Int64, microseconds since 1970 in UTC, without nulls."""
+    """Returns the clock: (R,) Int64, microseconds since 1970 in UTC, without nulls."""
     values, name = table.column(time.column), time.column
     refuse_null(table, name, "the event has no time; fill it in, or remove the row")
     if isinstance(values.dtype, (pl.Date, pl.Datetime)):
@@ -103,7 +103,7 @@ def _iso(table: SourceTable, name: str, values: pl.Series, where: pl.Series) -> 
 
 
 def positions(table: SourceTable, name: str) -> pl.Series:
-    """The order column: (R,) Int64 without nulls."""
+    """Returns the order column: (R,) Int64 without nulls."""
     refuse_null(table, name, "the event has no position; fill it in, or remove the row")
     values = table.column(name)
     remedy = "a whole number is expected in the order column; mend it, or name another"

@@ -22,7 +22,7 @@ _WRITTEN_FROM = 2
 
 
 def texts(table: SourceTable, name: str) -> pl.Series:
-    """A column as canonical text or lists of it; see `features.value.canonical`."""
+    """Returns a column as canonical text or lists of it; see `features.value.canonical`."""
     values = table.column(name)
     try:
         found = canonical(values, version=table.version)
@@ -42,12 +42,12 @@ def _nul(values: pl.Series) -> int | None:
 
 
 def attribute(table: SourceTable, name: str) -> pl.Series:
-    """A filterable column: typed as the files hold it; a csv's as `features.dataset.files.infer` says."""
+    """Returns a filterable column: typed as the files hold it; a csv's as `features.dataset.files.infer` says."""
     return infer(table.column(name)) if table.kind == "csv" else table.column(name)
 
 
 def ids(table: SourceTable, name: str) -> pl.Series:
-    """An identifier column: (R,) String without nulls."""
+    """Returns an identifier column: (R,) String without nulls."""
     values = texts(table, name)
     if isinstance(values.dtype, pl.List):
         raise table.error(name, "holds lists, but an id is one value; name another column")
@@ -58,7 +58,7 @@ def ids(table: SourceTable, name: str) -> pl.Series:
 
 
 def unique_ids(table: SourceTable, name: str) -> pl.Series:
-    """An identifier column in which no id comes twice: (R,) String."""
+    """Returns an identifier column in which no id comes twice: (R,) String."""
     values = ids(table, name)
     row = first(~values.is_first_distinct())
     if row is not None:
@@ -68,7 +68,7 @@ def unique_ids(table: SourceTable, name: str) -> pl.Series:
 
 
 def categories(table: SourceTable, name: str, options: Categorical) -> pl.Series:
-    """A categorical feature: (R,) String, or (R,) List(String) where it is multi-valued; null stays null.
+    """Returns a categorical feature: (R,) String, or (R,) List(String) where it is multi-valued; null stays null.
 
     Splitting trims each value and drops the empty ones; a list column is multi-valued with or without `split`, and so
     is one in which a list is written as text.
@@ -93,7 +93,7 @@ def categories(table: SourceTable, name: str, options: Categorical) -> pl.Series
 
 
 def numbers(table: SourceTable, name: str) -> pl.Series:
-    """A numeric feature: (R,) Float32; NaN and what is beyond float32 become null."""
+    """Returns a numeric feature: (R,) Float32; NaN and what is beyond float32 become null."""
     values = table.column(name)
     if isinstance(values.dtype, pl.String):
         values = parsed(table, name, "a number is expected in a numeric column; mend it, or declare it categorical")
@@ -163,7 +163,7 @@ def _scalars(table: SourceTable, name: str) -> pl.Series:
 
 
 def parsed(table: SourceTable, name: str, remedy: str) -> pl.Series:
-    """A column as Float64, its empty text null; the first text that is not a number is refused."""
+    """Returns a column as Float64, its empty text null; the first text that is not a number is refused."""
     if table.column(name).dtype.is_numeric():
         return table.column(name).cast(pl.Float64)
     values = _scalars(table, name)
@@ -175,7 +175,7 @@ def parsed(table: SourceTable, name: str, remedy: str) -> pl.Series:
 
 
 def as_number(texts: pl.Series) -> pl.Series:
-    """(R,) Float64 of text, null where it is no number; true is 1 and false 0."""
+    """Returns (R,) Float64 of text, null where it is no number; true is 1 and false 0."""
     found = texts.cast(pl.Float64, strict=False)
     if found.null_count() == texts.null_count():
         return found
@@ -191,5 +191,5 @@ def refuse_null(table: SourceTable, name: str, problem: str) -> None:
 
 
 def first(where: pl.Series) -> int | None:
-    """The first row where a Boolean series holds."""
+    """Returns the first row where a Boolean series holds."""
     return where.arg_max() if where.any() else None

@@ -86,7 +86,7 @@ def advice(header: Sequence[str], source: TableSource, wanted: Collection[str]) 
 
 
 def _laid_out(data: bytes, source: TableSource, where: str) -> tuple[Layout, str]:
-    """The layout, and the one byte that separates its fields."""
+    """Returns the layout, and the one byte that separates its fields."""
     separator, restore = source.separator.encode(), {}
     if len(separator) > 1:
         data, marks = hide(data, [separator], where)
@@ -112,7 +112,7 @@ def _header(layout: Layout, separator: str) -> tuple[str, ...]:
 
 
 def _parse(layout: Layout, separator: str, columns: list[int]) -> pl.DataFrame:
-    """(R, len(columns)) String, named by position."""
+    """Returns (R, len(columns)) String, named by position."""
     schema = {f"column_{index + 1}": pl.String() for index in range(layout.width)}
     frame = pl.read_csv(
         layout.data,
@@ -162,7 +162,7 @@ def _refuse_faults(layout: Layout, data: bytes, source: TableSource, where: str)
 
 
 def _other_dialect(data: bytes, source: TableSource, width: int, where: str) -> str:
-    """The dialect in which all rows have their fields, as advice; "" where there is none."""
+    """Returns the dialect in which all rows have their fields, as advice; "" where there is none."""
     if source.quote is None and b"'" in data:
         layout, _ = _laid_out(data, source.model_copy(update={"quote": "'"}), where)
         if not any(layout.faults) and layout.width == width:
@@ -181,7 +181,7 @@ def _refuse_twins(names: Sequence[str], where: str) -> None:
 
 
 def _with_stand_ins(layout: Layout) -> Layout:
-    """The layout with each byte that is not UTF-8 replaced by a character that stands for it."""
+    """Returns the layout with each byte that is not UTF-8 replaced by a character that stands for it."""
     return replace(layout, data=layout.data.decode("utf-8", "tessera-byte").encode())
 
 

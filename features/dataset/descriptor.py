@@ -21,7 +21,7 @@ Format = Literal["parquet", "csv", "jsonl"]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name closest to `name` in spelling, or "" when nothing is valid."""
+    """Returns the valid name closest to `name` in spelling, or "" when nothing is valid."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)
     return matches[0] if matches else ""
 
@@ -322,7 +322,7 @@ def _refuse_repeats(key: str, names: Iterable[str]) -> None:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """One pydantic error as "[events] label.positive: what is wrong"."""
+    """Returns one pydantic error as "[events] label.positive: what is wrong"."""
     table, *keys = [str(part) for part in error["loc"]] or [""]
     is_table = bool(keys) or table in {"items", "users", "events", "split"}
     where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)

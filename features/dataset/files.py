@@ -53,14 +53,14 @@ class SourceTable:
     hint: str = ""
 
     def place(self, row: int) -> tuple[Path, int]:
-        """The file of a 0-based row of the frame, and its 1-based data row there."""
+        """Returns the file of a 0-based row of the frame, and its 1-based data row there."""
         for file, height, end in zip(self.files, self.heights, accumulate(self.heights), strict=True):
             if row < end:
                 return file, row - (end - height) + 1
         raise IndexError(row)
 
     def error(self, column: str, problem: str, *, row: int | None = None) -> DatasetError:
-        """The error to raise about a column, or about its 0-based `row`."""
+        """Returns the error to raise about a column, or about its 0-based `row`."""
         if row is not None:
             file, number = self.place(row)
             return DatasetError(f"{file}: [{self.name}] column '{column}', row {number}: {problem}")
@@ -68,7 +68,7 @@ class SourceTable:
         return DatasetError(f"{self.files[0]}{more}: [{self.name}] column '{column}': {problem}")
 
     def column(self, name: str) -> pl.Series:
-        """The column as the files hold it.
+        """Returns the column as the files hold it.
 
         Raises:
             DatasetError: there is none of that name.
@@ -141,7 +141,7 @@ def infer(texts: pl.Series) -> pl.Series:
 
 
 def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path, ...]:
-    """The files of a table, in the order in which they are read; there is at least one."""
+    """Returns the files of a table, in the order in which they are read; there is at least one."""
     path = directory / source.path
     if path.is_file():
         return (path,)
@@ -160,7 +160,7 @@ def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path
 def _read(
     source: TableSource, file: Path, table: str, wanted: Collection[str] | None, many: Collection[str] | None
 ) -> tuple[tuple[str, ...], pl.DataFrame]:
-    """One file: the names of all its columns, and those that are wanted."""
+    """Reads one file: the names of all its columns, and a frame of the wanted columns."""
     where = f"{file}: [{table}]"
     try:
         if source.kind == "parquet":

@@ -65,7 +65,7 @@ def read_jsonl(
 
 
 def strict_lines(data: bytes, where: str) -> list[bytes]:
-    """The objects of JSON lines as a log keeps them: one message each, NaN and the infinities as null.
+    """Returns the objects of JSON lines as a log keeps them: one message each, NaN and the infinities as null.
 
     Raises:
         DatasetError: a line is no JSON object; names the row.
@@ -82,7 +82,7 @@ def strict_lines(data: bytes, where: str) -> list[bytes]:
 
 
 def object_lines(data: bytes, where: str) -> list[bytes]:
-    """The lines that are not blank; a JSON document over several lines is refused by name."""
+    """Returns the lines that are not blank; a JSON document over several lines is refused by name."""
     start = data[:65_536].lstrip()
     if start.startswith(b"["):
         raise DatasetError(f"{where} is a JSON array; write one object per line (jq -c '.[]')")
@@ -125,7 +125,7 @@ def _refuse_list(name: str, values: list[Any], where: str) -> None:
 
 
 def _decoded(lines: list[bytes], kind: Any, make: Callable[[dict[str, Any], str], Any], where: str) -> list[Any]:
-    """Every line as `kind`; `make` turns what only Python's own reader takes into one."""
+    """Returns every line as `kind`; `make` turns what only Python's own reader takes into one."""
     decode = msgspec.json.Decoder(kind).decode
     found: list[Any] = []
     for row, line in enumerate(lines, start=1):
@@ -138,7 +138,7 @@ def _decoded(lines: list[bytes], kind: Any, make: Callable[[dict[str, Any], str]
 
 
 def _loose(line: bytes, where: str) -> dict[str, Any]:
-    """An object as Python's own reader takes it: with NaN and the infinities, which are null, and any bytes."""
+    """Returns an object as Python's own reader takes it: with NaN and the infinities, which are null, and any bytes."""
     try:
         found = json.loads(line.decode("utf-8", "surrogateescape"), parse_constant=lambda _: None)
     except RecursionError as error:
@@ -165,6 +165,6 @@ def _refuse_foreign(values: dict[str, Any], where: str) -> None:
 
 
 def _keys(lines: list[bytes], where: str) -> list[str]:
-    """Every key of every line, in order of first appearance."""
+    """Returns every key of every line, in order of first appearance."""
     rows = _decoded(lines, dict[str, msgspec.Raw], lambda found, _: found, where)
     return list(dict.fromkeys(name for row in rows for name in row))

@@ -66,7 +66,7 @@ class Layout:
     escape: str | None = None
 
     def head(self) -> "Layout":
-        """The layout of the first row."""
+        """Returns the layout of the first row."""
         return replace(self, data=self.data[: self.first], rows=1)
 
     @property
@@ -91,7 +91,7 @@ def _spare(data: bytes, count: int, where: str) -> list[bytes]:
 
 
 def settle(data: bytes, dialects: list[Dialect], where: str) -> Layout:
-    """The first sound layout among the dialects that a file may be written in, else the likeliest.
+    """Returns the first sound layout among the dialects that a file may be written in, else the likeliest.
 
     Regular files are laid out by array operations; only where none is sound, quotes are followed one by one.
     """
@@ -122,7 +122,7 @@ def _lay_out(data: bytes, dialect: Dialect, where: str, *, careful: bool) -> Lay
 
 
 def _without_quotes(data: bytes, separator: bytes) -> Layout:
-    """The layout of a text in which each line is a row."""
+    """Returns the layout of a text in which each line is a row."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(buffer == _LF) + 1])
     fields = np.add.reduceat((buffer == separator[0]).view(np.uint8), starts, dtype=np.int64) + 1
@@ -185,7 +185,7 @@ def _regular(data: bytes, dialect: Dialect) -> Layout | None:
 
 
 def _doubtful(data: bytes, dialect: Dialect, width: int, ends: NDArray[np.bool_]) -> int | None:
-    """The first row over several lines, each of which is a whole row if a quote that it does not close is text.
+    """Returns the first row over several lines, each of which is a whole row if a quote that it does not close is text.
 
     Args:
         ends: (lines,) whether the line's end is a row's.

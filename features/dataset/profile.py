@@ -96,7 +96,7 @@ class Profile:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The profile as plain dicts, numbers and strings."""
+        """Returns the profile as plain dicts, numbers and strings."""
         return asdict(self)
 
 
@@ -142,7 +142,7 @@ def profile(dataset: Dataset) -> Profile:
 
 
 def few_known(events: pl.DataFrame, table: pl.DataFrame | None, kind: str) -> list[str]:
-    """A warning where under half of the events name an item or user that is in its table.
+    """Returns a warning where under half of the events name an item or user that is in its table.
 
     Args:
         events: one row an event, with `item_id` or `user_id`.
@@ -224,7 +224,7 @@ def _events_grid(profile: Profile) -> Grid:
 
 
 def _grid(title: str, *columns: str) -> Grid:
-    """An empty table; a column whose name starts with > is right-aligned."""
+    """Returns an empty table; a column whose name starts with > is right-aligned."""
     grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         grid.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")

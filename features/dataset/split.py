@@ -13,7 +13,7 @@ PARTS = ("train", "validation", "test")
 
 
 def assign_split(events: pl.DataFrame, split: Split) -> pl.Series:
-    """The part of each event: (R,) String of train, validation and test, aligned with the rows.
+    """Returns the part of each event: (R,) String of train, validation and test, aligned with the rows.
 
     By time: the thresholds are the times at the train and the train + validation quantiles, and an event exactly at a
     threshold belongs to the later part, so equal times are never divided and parts never overlap in time.

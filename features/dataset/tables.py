@@ -19,7 +19,7 @@ EVENT_ID = "_event_id"
 
 
 def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFrame:
-    """All columns of a table's files, one file after another in sorted order; see `infer` for those of a csv.
+    """Returns all columns of a table's files, one file after another in sorted order; see `infer` for those of a csv.
 
     Args:
         source: where the files are and how to read them.
@@ -34,7 +34,7 @@ def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFr
 
 
 def read_items(dataset: Dataset) -> pl.DataFrame | None:
-    """The catalogue, or None where the dataset has none.
+    """Returns the catalogue, or None where the dataset has none.
 
     Returns:
         (R, …): item_id String, unique; text String, the text columns joined by a line feed, "" where all are empty;
@@ -49,7 +49,7 @@ def read_items(dataset: Dataset) -> pl.DataFrame | None:
 
 
 def read_users(dataset: Dataset) -> pl.DataFrame | None:
-    """The user profiles, or None where the dataset has none.
+    """Returns the user profiles, or None where the dataset has none.
 
     Returns:
         (R, …): user_id String, unique; then the categorical and the numeric columns, as in `read_items`.
@@ -66,7 +66,7 @@ def read_users(dataset: Dataset) -> pl.DataFrame | None:
 
 
 def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
-    """The labelled events, and how many rows were dropped because they are neither positive nor negative.
+    """Returns the labelled events, and how many rows were dropped because they are neither positive nor negative.
 
     Returns:
         (R, …): event UInt32, the row's 0-based position in the files; user_id and item_id String, each only where
@@ -81,7 +81,7 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
 
 
 def load_items(dataset: Dataset) -> SourceTable | None:
-    """The catalogue's declared columns as the files hold them."""
+    """Returns the catalogue's declared columns as the files hold them."""
     if dataset.items is None:
         return None
     items = dataset.items
@@ -91,7 +91,7 @@ def load_items(dataset: Dataset) -> SourceTable | None:
 
 
 def load_events(dataset: Dataset) -> SourceTable:
-    """The events' declared columns as the files hold them."""
+    """Returns the events' declared columns as the files hold them."""
     events = dataset.events
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
@@ -107,7 +107,7 @@ def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
 
 
 def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.DataFrame:
-    """The frame of `read_items`; without `unique` an id may come again."""
+    """Returns the frame of `read_items`; without `unique` an id may come again."""
     featured = {*items.categorical, *items.numeric}
     return pl.DataFrame(
         [
@@ -120,7 +120,7 @@ def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.
 
 
 def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]:
-    """The frame of `read_events`, and how many rows it drops."""
+    """Returns the frame of `read_events`, and how many rows it drops."""
     event = pl.int_range(table.frame.height, dtype=pl.UInt32, eager=True).alias("event")
     columns = [event]
     if events.user is not None:
@@ -140,7 +140,7 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
 
 
 def features(table: SourceTable, source: Items | Users | Events) -> list[pl.Series]:
-    """The declared categorical columns, then the numeric ones, each (R,)."""
+    """Returns the declared categorical columns, then the numeric ones, each (R,)."""
     categorical = [column.categories(table, name, options) for name, options in source.categorical.items()]
     return categorical + [column.numbers(table, name) for name in source.numeric]
 

@@ -53,7 +53,7 @@ def write_shards(
 
 
 def _row_bytes(frame: pl.DataFrame) -> list[int]:
-    """The bytes of each row's values, about: texts by their length, anything else as eight."""
+    """Returns the bytes of each row's values, about: texts by their length, anything else as eight."""
     sizes = [pl.repeat(8 * frame.width, frame.height, dtype=pl.Int64)]
     for name, dtype in frame.schema.items():
         if dtype == pl.String:

@@ -189,7 +189,7 @@ def _lists(values: pl.Series, version: int) -> pl.Series:
 
 
 def _scalars(values: pl.Series) -> pl.Series:
-    """(R,) String of scalars of one type."""
+    """Returns (R,) String of scalars of one type."""
     dtype, name = values.dtype, values.name
     if isinstance(dtype, (pl.Float32, pl.Float64)):
         return _floats(values).alias(name)

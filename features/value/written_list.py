@@ -27,7 +27,7 @@ class WrittenListError(ValueError):
 
 
 def written_lists(values: pl.Series, split: str | None) -> dict[str, list[str]]:
-    """The distinct texts of a String column that are written lists → their values as text, without null and "".
+    """Returns the distinct texts of a String column that are written lists → their values as text, without null and "".
 
     Args:
         values: (R,) String.

@@ -45,7 +45,7 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
     codebook: str = ""
 
     def content(self) -> NDArray[np.float32]:
-        """The vector (D,) float32."""
+        """Returns the vector (D,) float32."""
         return np.frombuffer(self.vector, dtype="<f4")
 
 

@@ -118,7 +118,7 @@ class Scorer:
         return [dict(sorted(row.items(), key=lambda pair: -abs(pair[1]))) for row in found]
 
     def _pooled(self, lookups: Lookups, vectors: Floats) -> Tensor:
-        """The network's input from the table, (n, W)."""
+        """Returns the network's input from the table, (n, W)."""
         rows = torch.from_numpy(vectors)
         parts = [pool(rows, lookups.shared).expand(lookups.own.size, -1), pool(rows, lookups.own)]
         return torch.cat(parts, dim=1)[:, self._places]

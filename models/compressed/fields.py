@@ -112,7 +112,7 @@ def fields(dataset: Dataset, frame: Frame) -> Fields:
 
 
 def with_noise(fields: Fields, values: int, *, seed: int) -> Fields:
-    """The fields and one more, `noise`, whose `values` values are drawn uniformly and say nothing of the label.
+    """Returns the fields and one more, `noise`, whose `values` values are drawn uniformly and say nothing of the label.
 
     It stands for a session or request id: by its number of values it asks for most of a table.
     """

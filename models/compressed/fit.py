@@ -172,5 +172,5 @@ def _lookup_ms(method: EmbeddingMethod, codes: NDArray[np.int64]) -> float:
 
 
 def _number(value: float | None) -> float:
-    """A measure that a part of one label only does not have is NaN."""
+    """Returns a measure as a number. The measure of a part that has one label only is NaN."""
     return float("nan") if value is None else value

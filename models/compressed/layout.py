@@ -15,7 +15,7 @@ Layout = Literal["collisionless", "hashing per feature", "hashing in equal parts
 
 
 def rows_of(fields: Fields, layout: Layout, *, rows: int, chunks: int = 1, seed: int = 0) -> NDArray[np.int64]:
-    """The rows (N, c) int64 in [0, R) of every value.
+    """Returns the rows (N, c) int64 in [0, R) of every value.
 
     Args:
         layout: a row for each value; a range of rows for each field that only its own values are hashed into, sized by

@@ -89,17 +89,17 @@ class EmbeddingMethod(nn.Module, ABC):
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator, bound: float = INIT_BOUND) -> nn.Parameter:
-    """A float32 parameter, uniform in ±bound."""
+    """Returns a float32 parameter, uniform in ±bound."""
     return nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * bound)
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator of its own, so that building a method leaves the process's random state alone."""
+    """Returns a generator of its own, so that building a method leaves the process's random state alone."""
     return torch.Generator().manual_seed(seed)
 
 
 def largest(name: str, sizes: range, bytes_at: Callable[[int], int], budget: int) -> int:
-    """The largest knob whose bytes, which grow with it, are within the budget.
+    """Returns the largest knob whose bytes, which grow with it, are within the budget.
 
     Args:
         name: of the method, for the error.

@@ -70,7 +70,7 @@ def _pairs(rows: NDArray[np.int64]) -> int:
 
 
 def total(found: Sequence[Collisions], kind: str) -> Collisions:
-    """All counts of a kind together."""
+    """Returns all counts of a kind together."""
     own = [one for one in found if one.kind == kind]
     pairs, expected = sum(one.pairs for one in own), sum(one.expected for one in own)
     deviation = sum(one.deviation**2 for one in own) ** 0.5

@@ -59,7 +59,7 @@ def readers(schema: Schema, network: DensePart, *, head: bool = False) -> dict[s
 
 
 def angles(read: Readers, start: Readers | None = None) -> Angles:
-    """The angles between readers (h, D), and their mean at the start."""
+    """Returns the angles between readers (h, D), and their mean at the start."""
     degrees, leakage = _angles(list(read.values()))
     one, two = np.triu_indices(len(read), 1)
     pairs = degrees[one, two]
@@ -77,7 +77,7 @@ def angles(read: Readers, start: Readers | None = None) -> Angles:
 
 
 def _angles(read: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(K, K) degrees and leakage; a reader that is all zero stands at 90 degrees to every other."""
+    """Returns (K, K) degrees and leakage; a reader that is all zero stands at 90 degrees to every other."""
     count = len(read)
     grams = np.stack([one.T @ one for one in read]).reshape(count, -1) if read else np.zeros((0, 1))
     energy = np.array([float((one**2).sum()) for one in read])

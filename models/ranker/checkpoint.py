@@ -49,7 +49,7 @@ def load(path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors."""
+    """Returns an optimizer's state as named tensors."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value.clone() for number, found in state.items() for name, value in found.items()}
 

@@ -54,14 +54,14 @@ class PlainMlp(nn.Module):
 
 
 def cross_net(width: int, layers: int, rank: int) -> nn.Module:
-    """A low-rank cross net: (B, width) float32 in and out."""
+    """Returns a low-rank cross net: (B, width) float32 in and out."""
     module = fused("torchrec.modules.crossnet")
     kind: type[nn.Module] = module.LowRankCrossNet if module else PlainCrossNet
     return kind(width, layers, rank)
 
 
 def mlp(width: int, hidden: Sequence[int]) -> nn.Module:
-    """A multi-layer perceptron with ReLU: (B, width) float32 in, (B, hidden[-1]) out."""
+    """Returns a multi-layer perceptron with ReLU: (B, width) float32 in, (B, hidden[-1]) out."""
     module = fused("torchrec.modules.mlp")
     kind: type[nn.Module] = module.MLP if module else PlainMlp
     return kind(width, list(hidden))

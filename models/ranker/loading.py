@@ -36,7 +36,7 @@ def assembler(schema: Schema, frame: Frame, part: pl.DataFrame, admission: Admis
 
 
 def examples(part: pl.DataFrame) -> Examples:
-    """A part of a frame as aligned columns; `context` counts its rows.
+    """Returns a part of a frame as aligned columns; `context` counts its rows.
 
     Raises:
         DatasetError: a label is neither 0 nor 1.
@@ -62,7 +62,7 @@ def examples(part: pl.DataFrame) -> Examples:
 
 
 def sighted(schema: Schema, frame: Frame, part: pl.DataFrame, rows: Examples) -> Assembler:
-    """An assembler whose admission has seen the examples `rows` of `part`, all at once.
+    """Returns an assembler whose admission has seen the examples `rows` of `part`, all at once.
 
     Drawn negatives are no sightings: of the examples of one event only the first counts.
     """
@@ -77,7 +77,7 @@ def sighted(schema: Schema, frame: Frame, part: pl.DataFrame, rows: Examples) ->
 
 
 def content_vectors(items: pl.DataFrame) -> NDArray[np.float32]:
-    """(N, width) float32 content vectors of items, zero where an item has none; width 0 without content."""
+    """Returns (N, width) float32 content vectors of items, zero where an item has none; width 0 without content."""
     if "content_vector" not in items.columns:
         return np.zeros((items.height, 0), dtype=np.float32)
     width = items.schema["content_vector"].shape[0]  # type: ignore[attr-defined]

@@ -76,7 +76,7 @@ def _pairs(items: pl.DataFrame, before: pl.DataFrame, shown: NDArray[np.int64]) 
 
 
 def _readers(schema: Schema, frame: Frame) -> NDArray[np.float64]:
-    """(R,) how often the train part reads each row for a value of another feature."""
+    """Returns (R,) how often the train part reads each row for a value of another feature."""
     part = frame.part("train")
     found = np.zeros(schema.rows)
     tables: tuple[tuple[Source, pl.DataFrame, NDArray[np.int64]], ...] = (

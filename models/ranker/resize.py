@@ -45,7 +45,7 @@ class Overlap:
 
 
 def overlap(before: int, after: int) -> Overlap:
-    """The segments of R and R' rows."""
+    """Returns the segments of R and R' rows."""
     starts, ends = _starts(before), _starts(after)
     edges = np.unique(np.concatenate([starts, ends]))
     width = np.diff(np.append(edges, np.uint64(_HASHES))).astype(np.int64)
@@ -56,7 +56,7 @@ def overlap(before: int, after: int) -> Overlap:
 def resized(
     schema: Schema, ranker: Ranker, *, rows: int, table_rate: float = TrainConfig.table_rate
 ) -> tuple[Schema, Ranker]:
-    """A schema with another number of rows, and a ranker of its own that goes on from the trained one.
+    """Returns a schema with another number of rows, and a ranker of its own that goes on from the trained one.
 
     Args:
         schema, ranker: as trained; they are not changed.
@@ -96,6 +96,6 @@ def resized_rows(weight: Tensor, accumulator: Tensor, rows: int) -> tuple[Tensor
 
 
 def _starts(rows: int) -> NDArray[np.uint64]:
-    """(R,) the first hash of each row: ⌈r · 2³² / R⌉."""
+    """Returns (R,) the first hash of each row: ⌈r · 2³² / R⌉."""
     row = np.arange(rows, dtype=np.uint64)
     return (row * np.uint64(_HASHES) + np.uint64(rows - 1)) // np.uint64(rows)

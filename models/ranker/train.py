@@ -267,7 +267,7 @@ def faster_precision(ranker: Ranker, batch: Batch) -> Precision:
 
 
 def new_ranker(schema: Schema, config: TrainConfig) -> Ranker:
-    """An untrained ranker, decided by the configuration's seed."""
+    """Returns an untrained ranker, decided by the configuration's seed."""
     table = open_table(schema, learning_rate=config.table_rate, seed=config.seed)
     return Ranker(table, DensePart(schema, config.network, seed=config.seed))
 

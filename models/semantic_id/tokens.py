@@ -192,13 +192,13 @@ def _span(row: Sequence[int], start: int, stop: int) -> str:
 
 
 def _spelt(codes: NDArray[np.uint16], per_level: int) -> list[str]:
-    """A character for each (level, code)."""
+    """Returns a character for each (level, code)."""
     numbers = codes.astype("<u4") + _FIRST_CHARACTER + np.arange(codes.shape[1], dtype="<u4") * per_level
     return [row.tobytes().decode("utf-32-le") for row in np.ascontiguousarray(numbers, dtype="<u4")]
 
 
 def _sentences(codes: NDArray[np.uint16], counts: NDArray[np.int64], per_level: int) -> Iterator[str]:
-    """Each code as often as it was shown, scaled down to `_SENTENCES` in all.
+    """Yields each code as often as it was shown, scaled down to `_SENTENCES` in all.
 
     SentencePiece counts equal sentences as one, and joins only what two different ones hold: to become one piece, a
     code also stands once before an end that nothing else has. A sentence of each character alone gives it a piece,

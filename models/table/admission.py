@@ -66,7 +66,7 @@ class Sketch:
 
     @staticmethod
     def wide(width: int) -> "Sketch":
-        """An empty sketch with so many cells a row, a power of two."""
+        """Returns an empty sketch with so many cells a row, a power of two."""
         return Sketch(np.zeros((_DEPTH, width), dtype=np.uint8))
 
     @property
@@ -227,6 +227,6 @@ class Admission:
 
 
 def _summed(keys: NDArray[np.uint64], sightings: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The distinct keys, sorted, and the sightings of each."""
+    """Returns the distinct keys, sorted, and the sightings of each."""
     distinct, place = np.unique(keys, return_inverse=True)
     return distinct, np.bincount(place, weights=sightings, minlength=len(distinct)).astype(np.int64)

@@ -62,7 +62,7 @@ class Entities:
         return self._columns[column].sightings(index)
 
     def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(M,) float32 of one numeric feature, standardised, missing values 0."""
+        """Returns (M,) float32 of one numeric feature, standardised, missing values 0."""
         position = [feature.name for feature in self._numeric_features].index(name)
         found: NDArray[np.float32] = self._numeric.array[index, position]
         return found
@@ -146,7 +146,7 @@ class Examples:
     context: NDArray[np.int64]
 
     def take(self, index: NDArray[np.int64]) -> "Examples":
-        """The examples at `index`, in that order."""
+        """Returns the examples at `index`, in that order."""
         labels = self.labels[index] if self.labels.size else self.labels
         return Examples(self.user[index], self.item[index], self.history.take(index), labels, self.context[index])
 
@@ -243,7 +243,7 @@ class Assembler:
             entities.admit(admission)
 
     def numeric(self, examples: Examples) -> NDArray[np.float32]:
-        """The numeric features of B examples, (B, numeric features) float32."""
+        """Returns the numeric features of B examples, (B, numeric features) float32."""
         sources = {name: (entities, index) for name, entities, index in self._sources(examples)}
         out = np.zeros((len(examples), len(self.schema.numeric)), dtype=np.float32)
         for position, numeric in enumerate(self.schema.numeric):
@@ -271,7 +271,7 @@ class Assembler:
         return rows, ends[1:] - ends[:-1]
 
     def _by_slot(self, feature: Feature, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The history item by item: rows (n, c) and counts (L · B,), slot-major; slot 0 is the oldest."""
+        """Returns the history item by item: rows (n, c) and counts (L · B,), slot-major; slot 0 is the oldest."""
         size, offsets = len(examples), examples.history.offsets
         visits = np.diff(offsets)
         slot = np.arange(offsets[-1]) - np.repeat(offsets[:-1], visits)

@@ -119,7 +119,7 @@ class CodeLists:
             self._close_gaps()
 
     def take(self, index: NDArray[np.int64] | slice) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """The lists of entities (M,): their codes (n,), list after list, and their lengths (M,)."""
+        """Returns the lists of entities (M,): their codes (n,), list after list, and their lengths (M,)."""
         if self._starts is None:
             codes = self._codes.array[index]
             held = codes != _NO_CODE

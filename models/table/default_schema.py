@@ -50,7 +50,7 @@ class TableOptions:
 def default_schema(
     dataset: Dataset, frame: Frame, options: TableOptions = TableOptions(), *, history_length: int = DEFAULT_LENGTH
 ) -> Schema:
-    """All declared features and ids, as the profile of the frame suggests and the options say.
+    """Returns all declared features and ids, as the profile of the frame suggests and the options say.
 
     Item columns and Semantic IDs are read for the item at hand and for the user's history, from the same rows.
 
@@ -96,7 +96,7 @@ def default_schema(
 
 
 def hashed_id_schema(schema: Schema) -> Schema:
-    """The hashed-id baseline at the same budget: one lookup a feature, an item known by its hashed id alone."""
+    """Returns the hashed-id baseline at the same budget: one lookup a feature, an item known by its hashed id alone."""
     kept = [feature for feature in schema.features if not (_is_item_feature(feature) and feature.column != "item_id")]
     single = tuple(Feature(f.name, f.of, f.column, f.salt) for f in kept)
     numeric = tuple(numeric for numeric in schema.numeric if numeric.of != "item")
@@ -139,7 +139,7 @@ def _vocabulary(column: pl.Series) -> list[str]:
 
 
 def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
-    """The declared numeric columns with mean and deviation over their tables, and the length of the history."""
+    """Returns the declared numeric columns with mean and deviation over their tables, and the length of the history."""
     train = frame.part("train")
     found: list[Numeric] = []
     sources: tuple[tuple[Source, tuple[str, ...], pl.DataFrame], ...] = (

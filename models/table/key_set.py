@@ -69,7 +69,7 @@ class KeySet:
         self._size += len(fresh)
 
     def sorted(self) -> Keys:
-        """All keys (len(self),), ascending."""
+        """Returns all keys (len(self),), ascending."""
         found = self._table[self._table != 0]
         if self._old is not None:
             rest = self._old[self._moved :]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def open_table(schema: Schema, *, learning_rate: float, seed: int = 0) -> "ReferenceTable | UnifiedTable":
-    """An untrained table; both kinds give the same numbers, the fused one much faster.
+    """Returns an untrained table; both kinds give the same numbers, the fused one much faster.
 
     Raises:
         TesseraError: TorchRec is installed, but does not load.

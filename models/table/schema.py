@@ -168,7 +168,7 @@ class Schema:
         return any(feature.pooling == "attention" for feature in self.features)
 
     def of(self, source: Source) -> list[Feature]:
-        """The features read from one source, in schema order."""
+        """Returns the features read from one source, in schema order."""
         return [feature for feature in self.features if feature.of == source]
 
     def columns(self, source: Literal["user", "item", "event"]) -> dict[str, Feature]:

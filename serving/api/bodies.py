@@ -23,7 +23,7 @@ MAX_ROWS = 1_000
 
 
 def _id(value: Any) -> Any:
-    """An id as JSON gives it: text, or a number or boolean in its canonical form."""
+    """Returns an id as JSON gives it: text, or a number or boolean in its canonical form."""
     return scalar(value) if isinstance(value, bool | int | float) else value
 
 

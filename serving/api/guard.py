@@ -241,7 +241,7 @@ def scopes_of(path: str, method: str) -> tuple[Scope, ...]:
 
 
 def secret_of(headers: dict[bytes, bytes]) -> str:
-    """The key that a caller shows: as a bearer token, as x-api-key, or as the password of Basic."""
+    """Returns the key that a caller shows: as a bearer token, as x-api-key, or as the password of Basic."""
     if b"x-api-key" in headers:
         return headers[b"x-api-key"].decode("latin-1").strip()
     kind, _, value = headers.get(b"authorization", b"").partition(b" ")
@@ -256,7 +256,7 @@ def secret_of(headers: dict[bytes, bytes]) -> str:
 
 
 def _request_id(given: bytes | None) -> str:
-    """The caller's own id where it is a plain word, else a new one."""
+    """Returns the caller's own id where it is a plain word, else a new one."""
     word = (given or b"").decode("latin-1")
     plain = 0 < len(word) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in word)
     return word if plain else uuid.uuid4().hex

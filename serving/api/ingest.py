@@ -85,7 +85,7 @@ def _items_of(dataset: Dataset) -> Any:
 
 
 def _key(value: Any) -> bytes:
-    """The canonical form, so that one id has one partition however it is written."""
+    """Returns the canonical form, so that one id has one partition however it is written."""
     return (scalar(value) or "").encode()
 
 

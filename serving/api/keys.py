@@ -68,12 +68,12 @@ class KeyFile:
         self._read()
 
     def keys(self) -> list[Key]:
-        """All keys, oldest first; raises TesseraError if the file is damaged or cannot be read."""
+        """Returns all keys, oldest first; raises TesseraError if the file is damaged or cannot be read."""
         self._read()
         return list(self._keys.values())
 
     def find(self, secret: str) -> Key | None:
-        """The key that a caller shows, or None; of a damaged file, the keys that were read before it was."""
+        """Returns the key that a caller shows, or None; of a damaged file, the keys that were read before it was."""
         if time.monotonic() >= self._look_at:
             try:
                 self._read()

@@ -99,7 +99,7 @@ class Filter(BaseModel):
             level = [below for one in level for below in one.below()]
 
     def below(self) -> "list[Filter]":
-        """The filters right under this one."""
+        """Returns the filters right under this one."""
         return [*(self.every or ()), *(self.some or ()), *([self.none] if self.none else ())]
 
 
@@ -115,7 +115,7 @@ class _Column(Protocol):
         ...
 
     def share(self, leaf: Filter) -> float:
-        """The share of items, about, that do."""
+        """Returns the share of items, about, that do."""
         ...
 
 
@@ -247,7 +247,7 @@ class _Categories:
         return min(1.0, float(self._counts.array[self._chosen(leaf)].sum()) / size)
 
     def _number(self, distinct: pl.Series) -> Ints:
-        """The codes of distinct values (m,); new values get the next ones."""
+        """Returns the codes of distinct values (m,); new values get the next ones."""
         new = [value for value in distinct.to_list() if value not in self._numbers]
         if new:
             first = len(self._numbers)
@@ -299,7 +299,7 @@ class _Categories:
         return chosen
 
     def _text(self, value: Any) -> str | None:
-        """The canonical form of what is asked for: that of the column's type if it is one of its values."""
+        """Returns the canonical form of what is asked for: that of the column's type if it is one of its values."""
         try:
             return scalar(fit(value, self._dtype, of_csv=self._of_csv))
         except ValueError:
@@ -324,7 +324,7 @@ class _Categories:
 
 
 def attribute_json(value: Any) -> Any:
-    """An attribute's value as JSON has it: dates, times and durations as ISO 8601, a decimal as a number."""
+    """Returns an attribute's value as JSON has it: dates, times and durations as ISO 8601, a decimal as a number."""
     if isinstance(value, list):
         return [attribute_json(part) for part in value]
     if isinstance(value, Decimal):

@@ -87,7 +87,7 @@ class Matches:
         return len(self.numbers) / max(self.size, 1)
 
     def selector(self) -> Any:
-        """The bitmap that faiss reads; made once."""
+        """Returns the bitmap that faiss reads; made once."""
         if self._selector is None:
             mask = np.zeros(-(-self.size // 8) * 8, dtype=bool)
             mask[self.numbers] = True
@@ -147,7 +147,7 @@ class VectorIndex:
         return self.size >= max(_LEAST_INDEXED, 2 * self._trained_on)
 
     def rebuilt(self) -> "VectorIndex":
-        """A new index of what is here, built without a lock and on one thread, for a thread of its own.
+        """Returns a new index of what is here, built without a lock and on one thread, for a thread of its own.
 
         Of what is put meanwhile it may hold the old vector, the new one, or a part of each: put it again.
         """
@@ -273,7 +273,7 @@ class VectorIndex:
         return numbers[order], scores[order]
 
     def _sweep(self, query: Floats, k: int) -> tuple[Ints, Floats]:
-        """The nearest of all, with no index."""
+        """Returns the nearest of all, with no index."""
         scores, numbers = faiss.knn(query.reshape(1, -1), self._vectors.array, k, faiss.METRIC_INNER_PRODUCT)
         if numbers[0, -1] >= 0 and self._present.array.take(numbers[0]).all():
             return numbers[0], scores[0]

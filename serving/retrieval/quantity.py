@@ -83,7 +83,7 @@ class Quantities:
         return held
 
     def share(self, leaf: LeafCondition) -> float:
-        """The share of items, about, that do."""
+        """Returns the share of items, about, that do."""
         size = len(self._present.array)
         return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
 

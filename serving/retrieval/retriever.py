@@ -167,7 +167,7 @@ class Retriever:
     def search(
         self, query: Floats | None, k: int, wanted: Filter | None = None, *, without: Ints | None = None
     ) -> tuple[Ints, Floats, SearchPlan]:
-        """The k nearest items to a query (D,), best first; see `Searcher.search`.
+        """Returns the k nearest items to a query (D,), best first; see `Searcher.search`.
 
         Args:
             query: a unit vector; None or zero: the most popular items instead, with the score 0.
@@ -191,7 +191,7 @@ class Retriever:
         return found[:k], scores[:k], plan
 
     def similar(self, item: int, count: int) -> list[tuple[int, float]]:
-        """The `count` nearest other items of an item with content, with their cosine similarity."""
+        """Returns the `count` nearest other items of an item with content, with their cosine similarity."""
         query = self._catalogue.vectors[item]
         if not query.any():
             return []
@@ -199,7 +199,7 @@ class Retriever:
         return list(zip(found.tolist(), scores.tolist(), strict=True))
 
     def taste(self, history: Ints) -> Floats | None:
-        """The direction of the mean vector of some items, (D,); None where there is none."""
+        """Returns the direction of the mean vector of some items, (D,); None where there is none."""
         vectors = self._catalogue.vectors
         if not len(history) or not vectors.shape[1]:
             return None

@@ -86,7 +86,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return 0.5 ** (self.changes + 1) / len(self.ramp)
 
     def _step(self, now: float) -> int:
-        """The step of the ramp that holds; -1 before the first, which a first step at once never is."""
+        """Returns the step of the ramp that holds; -1 before the first, which a first step at once never is."""
         # A server's clock may be behind that of whoever started it.
         return sum(step.after_s == 0 or self.started + step.after_s <= now for step in self.ramp) - 1
 
@@ -120,7 +120,7 @@ def places(users: Sequence[str], layer: str) -> NDArray[np.float64]:
 
 
 def arms(users: Sequence[str], experiment: Experiment, others: Sequence[Experiment], now: float) -> NDArray[np.int8]:
-    """The arms of users (N,): 1 the challenger's, 0 the control's, -1 in neither.
+    """Returns the arms of users (N,): 1 the challenger's, 0 the control's, -1 in neither.
 
     Args:
         others: all experiments; those of the same layer take users away from the control.
@@ -138,7 +138,7 @@ def arms(users: Sequence[str], experiment: Experiment, others: Sequence[Experime
 
 
 def arm(user: str, experiment: Experiment, others: Sequence[Experiment], now: float) -> str | None:
-    """The arm of one user, None in neither; see `arms`."""
+    """Returns the arm of one user, None in neither; see `arms`."""
     found = int(arms([user], experiment, others, now)[0])
     return {1: CHALLENGER, 0: CONTROL}.get(found)
 

@@ -232,7 +232,7 @@ def judging(
 
 
 def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Guardrails) -> Path:
-    """The file of the ledger of a model's experiments on a log, by what counts in it."""
+    """Returns the file of the ledger of a model's experiments on a log, by what counts in it."""
     made_of = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
     return home / "judge" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.sqlite"
 
@@ -248,7 +248,7 @@ def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callab
 
 
 def view(tally: Tally, sums: Sums) -> ArmView:
-    """An arm for those who read."""
+    """Returns an arm for those who read."""
     requests, (failed, empty) = tally.requests, tally.faults()
     return ArmView(
         requests=requests,
@@ -265,7 +265,7 @@ def view(tally: Tally, sums: Sums) -> ArmView:
 
 
 def finite(bound: float) -> float | None:
-    """A bound, or None for an infinite one, which JSON cannot say."""
+    """Returns a bound, or None for an infinite one, which JSON cannot say."""
     return bound if math.isfinite(bound) else None
 
 

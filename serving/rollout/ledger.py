@@ -111,7 +111,7 @@ class Ledger:
         return {arm: Tally(self._file, self._arm(experiment, epoch, arm)) for arm in (CONTROL, CHALLENGER)}
 
     def epochs(self, experiment: str) -> dict[int, Arms]:
-        """All epochs of an experiment in which anything came, oldest first."""
+        """Returns all epochs of an experiment in which anything came, oldest first."""
         found = sorted({epoch for name, epoch, _ in self._arms if name == experiment})
         return {epoch: self.arms(experiment, epoch) for epoch in found}
 
@@ -315,7 +315,7 @@ class Ledger:
 
 
 def _opened(path: Path | None, *, copy: bool) -> sqlite3.Connection:
-    """A ledger's file, or a temporary one that is gone when it is closed."""
+    """Returns a ledger's file, or a temporary one that is gone when it is closed."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     file = sqlite3.connect("" if path is None or copy else path)

@@ -24,13 +24,13 @@ class PastExperiment(msgspec.Struct, frozen=True):
 
 
 def past(registry: Registry, model: str) -> list[PastExperiment]:
-    """The last experiments that ended on a model, oldest first."""
+    """Returns the last experiments that ended on a model, oldest first."""
     text = registry.ended_rollouts(model)
     return msgspec.json.decode(text, type=list[PastExperiment]) if text else []
 
 
 def running(registry: Registry, model: str) -> list[Experiment]:
-    """The experiments that run on a model."""
+    """Returns the experiments that run on a model."""
     text = registry.rollouts(model)
     try:
         return msgspec.json.decode(text, type=list[Experiment]) if text else []

@@ -39,7 +39,7 @@ class LookLog:
 
 
 def looks_of(registry: Registry, model: str, experiment: Experiment) -> list[dict[str, Any]]:
-    """The looks at an experiment, oldest first; none where nobody judged it, or its challenger is gone."""
+    """Returns the looks at an experiment, oldest first; none where nobody judged it, or its challenger is gone."""
     try:
         release = registry.release(model, experiment.challenger)
         return list((registry.recorded(release, looks_name(experiment)) or {}).get("looks", ()))

@@ -56,7 +56,7 @@ class Arm:
 
     @staticmethod
     def of(exposure: ArrayLike, outcomes: ArrayLike) -> "Arm":
-        """The sums of users with so much exposure (U,) and so many outcomes (U,)."""
+        """Returns the sums of users with so much exposure (U,) and so many outcomes (U,)."""
         e, c = np.asarray(exposure, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
         return Arm(len(e), float(e.sum()), float(c.sum()), float(e @ e), float(c @ c), float(e @ c))
 
@@ -99,7 +99,7 @@ class Interval:
 
 
 def difference(control: Arm, challenger: Arm, *, alpha: float, planned: float) -> Interval:
-    """The challenger's rate less the control's, with its confidence sequence.
+    """Returns the challenger's rate less the control's, with its confidence sequence.
 
     With v the variance of the estimate and n the effective exposure, the half-width is
 
@@ -214,7 +214,7 @@ class Slower:
     logs: tuple[float, ...] = (0.0,) * len(_ODDS)
 
     def with_slice(self, mine: int, top: int, size: int, others: int) -> "Slower":
-        """The evidence after another slice: of its `top` largest numbers `mine` are the group's.
+        """Returns the evidence after another slice: of its `top` largest numbers `mine` are the group's.
 
         Args:
             size: numbers of the group in the slice; others: numbers of the other group.

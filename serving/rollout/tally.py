@@ -43,12 +43,12 @@ _PER_DOUBLING = 32
 
 
 def bucket_of(ms: float) -> int:
-    """The bucket of a time."""
+    """Returns the bucket of a time."""
     return math.floor(_PER_DOUBLING * math.log2(max(ms, 2.0**-10)))
 
 
 def percentile(buckets: Mapping[int, int], share: float) -> float:
-    """The time below which a share of the counted times are; 0 where none was counted."""
+    """Returns the time below which a share of the counted times are; 0 where none was counted."""
     rest = share * sum(buckets.values())
     for bucket, count in sorted(buckets.items()):
         rest -= count
@@ -89,7 +89,7 @@ class Tally:
         return self._arm("novel", "novel_outcomes", "novel")
 
     def by_user(self) -> tuple[list[str], NDArray[np.float64]]:
-        """All users (U,) and their sums (U, 9), in the order of `COLUMNS`."""
+        """Returns all users (U,) and their sums (U, 9), in the order of `COLUMNS`."""
         rows = self._rows(f"SELECT user, {', '.join(COLUMNS)} FROM sums WHERE arm = ? ORDER BY user")
         sums = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, len(COLUMNS))
         return [row[0] for row in rows], sums

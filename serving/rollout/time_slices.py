@@ -38,7 +38,7 @@ class SlownessAllowance:
 
 
 def slower(file: sqlite3.Connection, experiment: str, epoch: int) -> Slower:
-    """The evidence so far that the challenger's answers take longer."""
+    """Returns the evidence so far that the challenger's answers take longer."""
     query = "SELECT logs FROM slower WHERE experiment = ? AND epoch = ?"
     row = file.execute(query, (experiment, epoch)).fetchone()
     return Slower(msgspec.json.decode(row[0], type=tuple[float, ...])) if row else Slower()
@@ -95,7 +95,7 @@ class _Closing:
         ).fetchall()
 
     def _closed(self, found: Slower, times: dict[tuple[str, int], float], minute: int) -> Slower:
-        """The evidence with a slice, whose slowest users are marked."""
+        """Returns the evidence with a slice, whose slowest users are marked."""
         challengers = {number for number, arm in self._arms.items() if arm == CHALLENGER}
         users = [
             (float(self._allowed.less(ms)) if arm in challengers else ms, user, arm)

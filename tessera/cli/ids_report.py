@@ -97,7 +97,7 @@ def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, in
 
 
 def hits_table(hits: list[dict[str, Any]]) -> Table:
-    """A row for each group of items, a column for each depth."""
+    """Returns a row for each group of items, a column for each depth."""
     table = Table(title="What users like next shares codes with their history", title_justify="left")
     table.add_column("items")
     table.add_column("events", justify="right")
@@ -111,7 +111,7 @@ def hits_table(hits: list[dict[str, Any]]) -> Table:
 
 
 def depth_table(name: str, quality: dict[str, Any]) -> Table:
-    """A row for each depth of a coding."""
+    """Returns a row for each depth of a coding."""
     distinct, crowd = f"{quality['unique']:.1%} distinct IDs", f"largest group {quality['largest_group']:,}"
     title = f"{name}: {quality['items']:,} items, {distinct}, {crowd}"
     table = Table(title=title, title_justify="left")

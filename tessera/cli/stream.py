@@ -190,7 +190,7 @@ def backfill(
 
 
 def _moment(text: str | None, option: str, *, clock: bool) -> int | None:
-    """An event time as the frame has it: microseconds since 1970, or the order's own number."""
+    """Returns an event time as the frame has it: microseconds since 1970, or the order's own number."""
     if text is None:
         return None
     try:

@@ -112,7 +112,7 @@ def _explorer(coded: "Coded") -> str:
 
 
 def _children(tree: Tree, parent: Node, coded: "Coded", room: list[int]) -> str:
-    """The nodes under one, as long as the page has room; the rest is counted."""
+    """Returns the nodes under one, as long as the page has room; the rest is counted."""
     children = tree.children(parent)
     parts = []
     for number, child in enumerate(children):

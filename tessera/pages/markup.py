@@ -34,19 +34,19 @@ def cards(*content: str) -> str:
 
 
 def card(heading: str, content: str) -> str:
-    """A box with a heading."""
+    """Returns a box with a heading."""
     return f'<div class="card"><h3>{escape(heading)}</h3>{content}</div>'
 
 
 def figure(heading: str, drawing: str, caption: str) -> str:
-    """A plot and one sentence that says what it shows."""
+    """Returns a plot and one sentence that says what it shows."""
     return (
         f'<figure class="card"><h3>{escape(heading)}</h3>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
     )
 
 
 def caption(text: str) -> str:
-    """A small remark."""
+    """Returns a small remark."""
     return f'<p class="about">{escape(text)}</p>'
 
 

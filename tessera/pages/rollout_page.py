@@ -165,7 +165,7 @@ def write_page(document: dict[str, Any], path: Path) -> None:
 
 
 def _ordered(log: EventLog, topics: Topics, start_ms: float, end_ms: float, model: str) -> list[Message]:
-    """The experiment's messages in the order of their time."""
+    """Returns the experiment's messages in the order of their time."""
     log.create_topics(topics.partitions())
     names = (topics.impressions, topics.outcomes)
     ends = {(topic, part): end for topic in names for part, end in log.end_offsets(topic).items()}
@@ -193,7 +193,7 @@ def _walked(
     rule: Guardrails,
     ledger: Ledger,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """The arms at up to 30 moments, and what breached when; the ledger is filled on the way.
+    """Returns the arms at up to 30 moments, and what breached when; the ledger is filled on the way.
 
     Args:
         beside: all experiments and when they ended, this one too: who shared the layer with it at a moment.
@@ -226,7 +226,7 @@ def _walked(
 
 
 def _compared(control: Arm, challenger: Arm, rule: Guardrails, *, part: float = 1.0) -> dict[str, Any]:
-    """Two rates, and their difference with its bounds."""
+    """Returns two rates, and their difference with its bounds."""
     interval = difference(control, challenger, alpha=part * rule.alpha, planned=rule.planned)
     return {
         "users": control.users + challenger.users,

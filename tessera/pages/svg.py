@@ -112,7 +112,7 @@ def histogram(values: Sequence[float], *, describe: str, marks: Sequence[tuple[s
 
 
 def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> str:
-    """A value per epoch, numbered from 1; the lowest is marked, and it, the first and the last are labelled."""
+    """Returns a value per epoch, numbered from 1; the lowest is marked, and it, the first and the last are labelled."""
     top, base, left, right = 30.0, 130.0, 30.0, _NARROW - 30.0
     low, high = min(values), max(values)
     best = list(values).index(low)
@@ -134,7 +134,7 @@ def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> st
 
 
 def band(points: Sequence[tuple[str, float, float, float]], *, describe: str) -> str:
-    """An estimate and its bounds over time, with the line of zero.
+    """Returns an estimate and its bounds over time, with the line of zero.
 
     Args:
         points: label, estimate, lower and upper bound, in the order of time; at least one.
@@ -169,7 +169,7 @@ def band(points: Sequence[tuple[str, float, float, float]], *, describe: str) ->
 
 
 def spark(values: Sequence[float], *, describe: str) -> str:
-    """A count over time without axes, from 0; the last value has a mark."""
+    """Returns a count over time without axes, from 0; the last value has a mark."""
     top, base, right = 4.0, 44.0, _NARROW - 6.0
     high = max(max(values, default=0.0), 1e-9)
     step = right / max(len(values) - 1, 1)
@@ -184,7 +184,7 @@ def spark(values: Sequence[float], *, describe: str) -> str:
 
 
 def interval(estimate: float, low: float, high: float, *, reach: float, describe: str) -> str:
-    """One estimate and its bounds on a line around zero; bounds beyond `reach` end at the edge."""
+    """Returns one estimate and its bounds on a line around zero; bounds beyond `reach` end at the edge."""
     middle, half, y = _NARROW / 2, _NARROW / 2 - 8.0, 14.0
 
     def x(value: float) -> float:

@@ -67,7 +67,7 @@ class TensorTrain(EmbeddingMethod):
 
 
 def _side(fields: Fields) -> int:
-    """The n of each core: n³ places for the hash."""
+    """Returns the n of each core: n³ places for the hash."""
     return math.ceil(math.cbrt(_SPREAD * fields.values))
 
 

@@ -23,7 +23,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """The integers, int64 of the given shape, that `pack` packed."""
+    """Returns the integers, int64 of the given shape, that `pack` packed."""
     count = int(np.prod(shape))
     one_by_one = np.unpackbits(packed.numpy(), bitorder="little", count=count * bits).reshape(count, bits)
     return torch.from_numpy((one_by_one.astype(np.int64) << np.arange(bits)).sum(axis=1).reshape(shape))

@@ -89,13 +89,13 @@ class DeepLight(EmbeddingMethod):
         self.kept.copy_(dense != 0)
 
     def _pruned(self) -> Tensor:
-        """The table (N, D) with at most the weights that may be stored."""
+        """Returns the table (N, D) with at most the weights that may be stored."""
         weight = self.weight * self.kept
         return weight if int(torch.count_nonzero(weight)) <= self.left else weight * _largest(weight, self.left)
 
 
 def _largest(weight: Tensor, count: int) -> Tensor:
-    """A mask of the `count` largest magnitudes; of equal ones, which are left is decided by their places."""
+    """Returns a mask of the `count` largest magnitudes; of equal ones, which are left is decided by their places."""
     kept = torch.zeros(weight.numel(), dtype=torch.bool)
     kept[weight.abs().flatten().topk(count, sorted=False).indices] = True
     return kept.view_as(weight)

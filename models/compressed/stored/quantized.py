@@ -38,7 +38,7 @@ class Quantized(EmbeddingMethod):
 
     @classmethod
     def most(cls) -> int:
-        """The largest integer used; its negative is the smallest."""
+        """Returns the largest integer used; its negative is the smallest."""
         return torch.iinfo(cls.integers).max
 
     def forward(self, codes: Tensor) -> Tensor:

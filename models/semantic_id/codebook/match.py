@@ -78,7 +78,7 @@ class Relabelled:
         return self.base.decode(self._walk(codes, self._originals, renamed=True))
 
     def rename(self, codes: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """The base's codes (N, Q) by their names."""
+        """Returns the base's codes (N, Q) by their names."""
         return self._walk(codes, tuple(level.names for level in self._levels), renamed=False)
 
     def _walk(

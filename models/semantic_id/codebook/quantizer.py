@@ -60,7 +60,7 @@ def refuse_not_finite(vectors: NDArray[np.float32]) -> None:
 
 
 def refuse_width(vectors: NDArray[np.float32], dim: int, codebook: str) -> NDArray[np.float32]:
-    """The vectors as (N, dim) float32.
+    """Returns the vectors as (N, dim) float32.
 
     Raises:
         DatasetError: they have another shape.

@@ -12,7 +12,7 @@ from models.semantic_id.codebook.rqvae import RqVae
 
 
 def residual_codes(vector: NDArray[np.floating], books: NDArray[np.floating]) -> list[int]:
-    """The codes of one vector (D,) by codebooks (Q, K, D): the nearest of what is left, the lowest in a tie."""
+    """Returns the codes of one vector (D,) by codebooks (Q, K, D): the nearest of what is left, the lowest in a tie."""
     residual, codes = vector, []
     for book in books:
         distances = [float(((residual.astype(np.float64) - code) ** 2).sum()) for code in book.astype(np.float64)]
@@ -22,7 +22,7 @@ def residual_codes(vector: NDArray[np.floating], books: NDArray[np.floating]) ->
 
 
 def rqvae_codes(model: RqVae, vector: NDArray[np.float32]) -> list[int]:
-    """The codes of one vector (D,): through the encoder layer by layer, then level by level."""
+    """Returns the codes of one vector (D,): through the encoder layer by layer, then level by level."""
     state = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
     found = (vector.astype(np.float64) - state["mean"]) / state["scale"]
     layers = [name.removesuffix(".weight") for name in state if name.startswith("encoder.") and name.endswith("weight")]

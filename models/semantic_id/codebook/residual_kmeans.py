@@ -175,7 +175,7 @@ def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32], rounds: i
 
 
 def fill(vectors: NDArray[np.float32], book: NDArray[np.float32], room: int) -> NDArray[np.int64]:
-    """The cluster (N,) of each vector: the nearest that has room, whoever is nearer going first.
+    """Returns the cluster (N,) of each vector: the nearest that has room, whoever is nearer going first.
 
     In rounds: every vector that has no place asks the nearest centroid with room, which takes the nearest who ask.
     """

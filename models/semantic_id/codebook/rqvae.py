@@ -171,7 +171,7 @@ class RqVae(nn.Module):
         return found
 
     def _wide(self) -> "RqVae":
-        """A float64 twin of the frozen codebook."""
+        """Returns a float64 twin of the frozen codebook."""
         # A module draws its start from torch's global numbers, which are not ours to advance.
         with torch.random.fork_rng(devices=[]):
             twin = RqVae(self.dim, self.config).double()

@@ -41,7 +41,7 @@ class CodebookHealth:
 
 
 def held_out_items(items: int, seed: int) -> NDArray[np.bool_]:
-    """(N,) which items a codebook is not fitted on, so that its error can be measured on them."""
+    """Returns (N,) which items a codebook is not fitted on, so that its error can be measured on them."""
     return np.random.default_rng(seed).random(items) < _HELD_OUT
 
 

@@ -63,7 +63,7 @@ def hit_rates(codes: NDArray[np.uint16], coded: NDArray[np.bool_], examples: pl.
 def _hits(
     codes: NDArray[np.uint16], coded: NDArray[np.bool_], items: NDArray[np.int64], history: pl.Series
 ) -> NDArray[np.bool_]:
-    """(E, Q): whether event e's item shares its first d codes with one of its history, for d from 1."""
+    """Returns (E, Q): whether event e's item shares its first d codes with one of its history, for d from 1."""
     past = history.explode(empty_as_null=False).to_numpy().astype(np.int64)
     event = np.repeat(np.arange(len(items)), history.list.len().to_numpy())
     usable = coded[past] & (past != items[event])

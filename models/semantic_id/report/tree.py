@@ -62,7 +62,7 @@ class Tree:
         return self.order[node.start : node.stop]
 
     def children(self, node: Node) -> list[Node]:
-        """The nodes one code deeper, the largest first."""
+        """Returns the nodes one code deeper, the largest first."""
         depth = len(node.path)
         if depth == self.codes.shape[1]:
             return []
@@ -75,7 +75,7 @@ class Tree:
         return sorted(found, key=lambda child: (-child.size, child.path))
 
     def find(self, path: Sequence[int]) -> Node:
-        """The node of a prefix that some item has."""
+        """Returns the node of a prefix that some item has."""
         node = self.root
         for code in path:
             node = next(child for child in self.children(node) if child.path[-1] == code)

@@ -118,5 +118,5 @@ def topic_config(kept: Kept) -> dict[str, str]:
 
 
 def as_message(record: Any) -> Message:
-    """A client's record as ours."""
+    """Returns a client's record as ours."""
     return Message(record.topic, record.partition, record.offset, record.key, record.value or b"", record.timestamp)

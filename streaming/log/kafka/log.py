@@ -94,7 +94,7 @@ class KafkaLog:
                 self._admin.wait_for_topics(list(new))
 
     def settings(self, topic: str) -> dict[str, str]:
-        """The topic's settings on the broker that are not the broker's defaults."""
+        """Returns the topic's settings on the broker that are not the broker's defaults."""
         with told(f"settings of {topic!r}"):
             found = self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
         return {name: str(setting["value"]) for name, setting in found["topic"][topic].items()}

@@ -67,7 +67,7 @@ def compared(other: list[Rows], this: list[Rows]) -> Rows:
 
 
 def _numbers(rounds: list[Rows]) -> dict[tuple[str, str], list[float]]:
-    """The numbers of each round by the words of their row and the name of their column."""
+    """Returns the numbers of each round by the words of their row and the name of their column."""
     found: dict[tuple[str, str], list[float]] = {}
     for rows in rounds:
         for row in rows:
@@ -94,7 +94,7 @@ def _prepared(commit: str) -> list[str]:
 
 
 def _turn(command: list[str], place: Path) -> Rows:
-    """The rows of one turn; its home is its own unless addresses of servers are set."""
+    """Returns the rows of one turn; its home is its own unless addresses of servers are set."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["TESSERA_HOME"] = str(place / "home")
     done = subprocess.run([*command, "--json"], env=environment, stdout=subprocess.PIPE, text=True, check=False)

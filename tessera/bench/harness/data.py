@@ -27,7 +27,7 @@ def dataset_frame(
     history_length: int = 1,
     content: tuple[NDArray[np.float32], NDArray[np.uint16]] | None = None,
 ) -> Frame:
-    """The frame of a dataset; the seed moves a random split.
+    """Returns the frame of a dataset; the seed moves a random split.
 
     Args:
         content: vectors (N, D) and codes (N, Q) of its items, in the order of their table.
@@ -46,7 +46,7 @@ def dataset_frame(
 
 
 def dataset_fields(dataset: Dataset, *, seed: int = 0) -> Fields:
-    """The fields of a dataset; the seed moves a random split."""
+    """Returns the fields of a dataset; the seed moves a random split."""
     return fields(dataset, dataset_frame(dataset, seed=seed))
 
 
@@ -71,6 +71,6 @@ def remembered(path: Path, module: str, decided_by: Any, work: Callable[[], dict
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar that counts, with the time it took and the time it will take."""
+    """Returns a bar that counts, with the time it took and the time it will take."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console)

@@ -45,7 +45,7 @@ def live_data(dataset: Dataset, out: Path, console: Console) -> LiveData:
 
 
 def servers(name: str) -> Settings:
-    """The settings, which must name real servers, with topics of this benchmark alone.
+    """Returns the settings, which must name real servers, with topics of this benchmark alone.
 
     Raises:
         TesseraError: they do not.

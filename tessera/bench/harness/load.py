@@ -86,7 +86,7 @@ class Load:
         return len(self.ms) / self._seconds if self._seconds else 0.0
 
     def row(self, part: str) -> dict[str, Any]:
-        """The figures of a result's row."""
+        """Returns the figures of a result's row."""
         p50, p99 = np.percentile(self.ms, [50, 99])
         return {
             "part": part,

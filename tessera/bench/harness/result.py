@@ -22,12 +22,12 @@ class Claim:
 
 
 def at_least(claim: str, value: float, target: float) -> Claim:
-    """A claim that a value reaches its target."""
+    """Returns a claim that a value reaches its target."""
     return Claim(claim, value, target, value >= target)
 
 
 def at_most(claim: str, value: float, target: float) -> Claim:
-    """A claim that a value stays within its target."""
+    """Returns a claim that a value stays within its target."""
     return Claim(claim, value, target, value <= target)
 
 

@@ -62,7 +62,7 @@ class Caller:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
 
     def body(self) -> bytes:
-        """A request."""
+        """Returns a request."""
         chosen = self._rng.choice(len(self._items), self._candidates, replace=False)
         user = self._users[self._rng.integers(len(self._users))]
         return json.dumps({"user": user, "candidates": [self._items[one] for one in chosen], "k": 20}).encode()

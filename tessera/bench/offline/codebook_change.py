@@ -129,7 +129,7 @@ def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any
 
 
 def _some(frame: Frame, share: float, seed: int) -> Frame:
-    """The frame with a share of its training examples."""
+    """Returns the frame with a share of its training examples."""
     kept = np.random.default_rng([seed, 3]).random(frame.examples.height) < share
     return replace(frame, examples=frame.examples.filter((pl.col("split") != "train") | pl.Series(kept)))
 

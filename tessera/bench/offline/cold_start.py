@@ -235,7 +235,7 @@ class _World:
         return without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32)), codebook
 
     def _new(self, items: pl.DataFrame) -> NDArray[np.bool_]:
-        """(N,) whether each item is held out."""
+        """Returns (N,) whether each item is held out."""
         if self._held_out is None:
             return np.random.default_rng([self._seed, 1]).random(items.height) < _NEW_SHARE
         try:

@@ -115,7 +115,7 @@ class _Measure:
         directory.mkdir(parents=True, exist_ok=True)
 
     def all(self, jobs: Sequence[_Job], console: Console) -> list[dict[str, Any]]:
-        """A row for each job; those that cannot be done are one row for all seeds."""
+        """Returns a row for each job; those that cannot be done are one row for all seeds."""
         rows: list[dict[str, Any]] = []
         with progress_bar(console) as bar:
             task = bar.add_task("", total=len(jobs))
@@ -156,7 +156,7 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
 
 
 def _recommend(rows: Sequence[dict[str, Any]], share: float) -> dict[str, Any] | None:
-    """The cheapest of the methods that validation cannot tell from the best: fewest bytes, then fastest lookup.
+    """Returns the cheapest of the methods that validation cannot tell from the best: fewest bytes, then fastest lookup.
 
     Cannot tell: within 0.001 of its mean AUC, or within its standard deviation over the seeds where that is more.
     Bytes within a hundredth count as equal, since knobs are whole numbers.

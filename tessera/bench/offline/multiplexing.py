@@ -216,7 +216,7 @@ def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
 
 
 def claims(found: dict[MultiplexingArm, list[ArmResult]]) -> list[Claim]:
-    """The paper's order and gain at one lookup, and that sharing costs nothing at equal lookups."""
+    """Returns the paper's order and gain at one lookup, and that sharing costs nothing at equal lookups."""
     judged: list[Claim] = []
     top = _aucs(found[MultiplexingArm(_COLLISIONLESS, 1.0)])
     for budget in BUDGETS:

@@ -118,7 +118,7 @@ def _with_base_rate(logit: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def star(training: Arrays, test: Arrays) -> Frame:
-    """The arrays as a frame whose events hold every feature, categorical values as strings."""
+    """Returns the arrays as a frame whose events hold every feature, categorical values as strings."""
     parts = {"train": training, "validation": training.head(_VALIDATION_ROWS), "test": test}
     tables = []
     for name, part in parts.items():
@@ -138,7 +138,7 @@ def star(training: Arrays, test: Arrays) -> Frame:
 
 
 def schema_of(frame: Frame) -> Schema:
-    """One lookup a feature, and as many rows as the training part has distinct values."""
+    """Returns one lookup a feature, and as many rows as the training part has distinct values."""
     part = frame.part("train")
     categorical = [name for name in part.columns if name.startswith("C")]
     return Schema(
@@ -291,7 +291,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_0
 
 
 def as_row(measured: PeerRun) -> dict[str, Any]:
-    """A run's figures as the result shows them."""
+    """Returns a run's figures as the result shows them."""
     speed = {
         "samples_per_second": measured.rows / measured.seconds,
         "samples_per_cpu_second": measured.rows / measured.cpu_seconds,
@@ -300,7 +300,7 @@ def as_row(measured: PeerRun) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The features of the processor that decide how fast it multiplies, of those that Linux lists."""
+    """Returns the features of the processor that decide how fast it multiplies, of those that Linux lists."""
     flags = set(Path("/proc/cpuinfo").read_text().split())
     return " ".join(mark for mark in _MARKS if mark in flags) or "none of " + " ".join(_MARKS)
 

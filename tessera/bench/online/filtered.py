@@ -180,7 +180,7 @@ def _changes(searcher: Searcher, vectors: NDArray[np.float32], place: NDArray[np
 
 
 def _probes(index: Any, vectors: NDArray[np.float32], held: NDArray[np.bool_]) -> int:
-    """The least number of lists with which the inverted file has the recall, on items as queries."""
+    """Returns the least number of lists with which the inverted file has the recall, on items as queries."""
     queries = vectors[np.random.default_rng(1).choice(len(vectors), min(100, len(vectors)), replace=False)]
     truth = _truth(vectors, queries, held)
     total = sum(map(len, truth))

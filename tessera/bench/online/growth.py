@@ -146,7 +146,7 @@ def _unknown_us(catalogue: Catalogue, number: int) -> float:
 
 
 def _updates(bundle: Bundle, sizes: GrowthSizes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """A server's items change, each time to values that none of them had."""
+    """Updates the items of a server, each time to values that no item had before."""
     catalogue = Catalogue(bundle)
     items = bundle.dataset.items
     retriever = Retriever(catalogue, Attributes(bundle.items, items.filterable if items is not None else ()))

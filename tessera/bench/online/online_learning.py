@@ -68,7 +68,7 @@ def _row(model: str, labels: NDArray[np.float32], logits: NDArray[np.floating]) 
 
 
 def _rates(frame_dir: Path, labels: NDArray[np.float32]) -> list[dict[str, Any]]:
-    """The rows of the baselines that only count, on the streamed test part, whose labels (N,) must agree."""
+    """Returns the rows of the baselines that only count, on the streamed test part, whose labels (N,) must agree."""
     frame = read_frame(frame_dir)
     test = frame.part("test").with_row_index("row").sort("time", "event", maintain_order=True)
     order = test["row"].to_numpy()

@@ -108,7 +108,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def _stopped(rng: np.random.Generator, rule: Guardrails, challenger: Arms, users: int) -> int:
-    """The day on which the rule stops an experiment, 0 where it never does."""
+    """Returns the day on which the rule stops an experiment, 0 where it never does."""
     sums = [Sums(), Sums()]
     for day in range(1, _DAYS + 1):
         sums = [
@@ -120,7 +120,7 @@ def _stopped(rng: np.random.Generator, rule: Guardrails, challenger: Arms, users
 
 
 def _grown(before: Sums, rng: np.random.Generator, users: int, arm: Arms) -> Sums:
-    """An arm after another day."""
+    """Returns an arm after another day."""
     # Arrivals are random, so that the split is too.
     count = int(rng.poisson(users))
     impressions = 1 + rng.poisson(_PER_USER - 1, count)
@@ -150,7 +150,7 @@ class _Side:
         self._total = Sums()
 
     def come(self, rng: np.random.Generator, users: NDArray[np.int64]) -> Sums:
-        """The arm after some of its users, each of them once, have come again."""
+        """Returns the arm after some of its users, each of them once, have come again."""
         before, was = self._parts(users), self._seen[users].copy()
         faulty = self._sums[5:, users] > 0
         failed, empty = rng.random((2, len(users))) < np.array([[1e-3], [2e-3]])
@@ -190,7 +190,7 @@ class _Side:
 
 
 def _less(arm: Arm, other: Arm) -> Arm:
-    """The sums of the users of an arm who are not another's."""
+    """Returns the sums of the users of an arm who are not another's."""
     return Arm(
         arm.users - other.users,
         arm.exposure - other.exposure,
@@ -202,7 +202,7 @@ def _less(arm: Arm, other: Arm) -> Arm:
 
 
 def _watched(seed: int, share: float) -> int:
-    """The minute in which an A/A experiment is stopped, 0 where it never is."""
+    """Returns the minute in which an A/A experiment is stopped, 0 where it never is."""
     rng = np.random.default_rng([seed, int(1_000 * share)])
     rule, slower = Guardrails(planned=_REGULARS), Slower()
     mine = rng.random(_REGULARS) < share

@@ -69,7 +69,7 @@ def soak(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds: 
 
 
 def _clock(dataset: Dataset) -> tuple[str, ...]:
-    """The column and unit by which each message is given the present; none where its clock is no number."""
+    """Returns the column and unit by which each message is given the present; none where its clock is no number."""
     time_ = dataset.events.time
     return (time_.column, str(_MICROSECONDS[time_.unit])) if time_ and time_.unit in _MICROSECONDS else ()
 

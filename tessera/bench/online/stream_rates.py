@@ -137,7 +137,7 @@ def _end_to_end(settings: Settings, data: LiveData, batch: int, seed: int, out: 
 
 
 def settings_of_run(settings: Settings, out: Path, name: str) -> Settings:
-    """The same servers, with topics and a home of one run alone."""
+    """Returns the same servers, with topics and a home of one run alone."""
     from dataclasses import replace
 
     prefix = f"{settings.topics.prefix}{name}-"

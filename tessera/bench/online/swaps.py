@@ -165,7 +165,7 @@ class _Redis:
 
 
 def _counted(port: int, name: str) -> float:
-    """A number of the server's own `/metrics`."""
+    """Returns a number of the server's own `/metrics`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(connection):
         connection.request("GET", "/metrics")

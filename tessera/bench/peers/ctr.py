@@ -82,11 +82,11 @@ class Arrays:
             kept.flush()
 
     def head(self, rows: int) -> "Arrays":
-        """The first `rows` rows."""
+        """Returns the first `rows` rows."""
         return Arrays(self.values[:rows], self.numeric[:rows], self.labels[:rows])
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """One array a feature, as peers take them: `C0`, … int64 and `I0`, … float32."""
+        """Returns one array a feature, as peers take them: `C0`, … int64 and `I0`, … float32."""
         found: dict[str, NDArray[np.generic]] = {
             f"C{number}": column.astype(np.int64) for number, column in enumerate(self.values.T)
         }

@@ -73,7 +73,7 @@ class Console:
         self.sampler.close()
 
     def page(self, name: str, here: str, /, status: int = 200, **content: Any) -> HTMLResponse:
-        """A page, or the part of one that is renewed."""
+        """Returns a page, or the part of one that is renewed."""
         bundle = self.current.service.bundle
         html = self._pages.get_template(f"{name}.html").render(
             pages=_PAGES, here=here, bundle=bundle.id, model=bundle.dataset.name, away=self.sampler.seen.away,

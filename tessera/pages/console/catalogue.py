@@ -68,12 +68,12 @@ class CodedItems:
         return len(self._ids)
 
     def item(self, name: str) -> CodedItem | None:
-        """An item by its id."""
+        """Returns an item by its id."""
         row = self._rows.get(name)
         return None if row is None else self._item(row)
 
     def name(self, item: str) -> CodedItem:
-        """An item by its id; one without a Semantic ID by its id alone."""
+        """Returns an item by its id; one without a Semantic ID by its id alone."""
         return self.item(item) or CodedItem(item, "", "")
 
     def search(self, text: str) -> list[CodedItem]:
@@ -90,7 +90,7 @@ class CodedItems:
         return [self._item(int(other)) for other in rows[: _SAMPLES + 1] if other != row][:_SAMPLES]
 
     def branches(self, path: tuple[int, ...]) -> tuple[Branch, ...]:
-        """The first level, unfolded along a path; a path that no item has is unfolded as far as it goes."""
+        """Returns the first level, unfolded along a path; a path that no item has is unfolded as far as it goes."""
         return self._children(self._tree.root, path)[0]
 
     def _children(self, parent: Node, path: tuple[int, ...]) -> tuple[tuple[Branch, ...], int]:

@@ -23,12 +23,12 @@ _QUALITY = ("auc", "log_loss", "calibration_error")
 
 
 def moment(at: float, *, seconds: bool = False) -> str:
-    """A time as text, in UTC."""
+    """Returns a time as text, in UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
 
 
 def ago(seconds: float) -> str:
-    """An age in the unit that suits it."""
+    """Returns an age in the unit that suits it."""
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
@@ -36,7 +36,7 @@ def ago(seconds: float) -> str:
 
 
 def count(value: float | None) -> str:
-    """A number with thousands apart; a dash for none."""
+    """Returns a number with thousands apart; a dash for none."""
     return "–" if value is None else f"{value:,.0f}"
 
 
@@ -108,7 +108,7 @@ def rollouts(seen: Seen) -> dict[str, Any]:
 
 
 def rollout(seen: Seen, name: str) -> dict[str, Any] | None:
-    """One experiment by its id, over time; None where there is none."""
+    """Returns one experiment by its id, over time; None where there is none."""
     ended = {found.experiment.id: found for found in seen.past}
     one = next((one for one in seen.running if one.id == name), None)
     if one is None and name not in ended:
@@ -140,7 +140,7 @@ def rollout(seen: Seen, name: str) -> dict[str, Any] | None:
 
 
 def _experiment(seen: Seen, one: Any) -> dict[str, Any]:
-    """A running experiment as its last look has it."""
+    """Returns a running experiment as its last look has it."""
     looks = _looks(seen, one)
     look = looks[-1] if looks else None
     drawn = ""
@@ -162,7 +162,7 @@ def _looks(seen: Seen, one: Any) -> list[dict[str, Any]]:
 
 
 def letter(filed: Filed) -> dict[str, Any]:
-    """A dead letter with the start of its message as text."""
+    """Returns a dead letter with the start of its message as text."""
     shown = filed.letter.value[:_SHOWN_BYTES].decode("utf-8", errors="backslashreplace")
     # Control characters would be read by nobody, and some turn the text around.
     text = "".join(char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in shown)
@@ -177,7 +177,7 @@ def letter(filed: Filed) -> dict[str, Any]:
 
 
 def quality(metrics: dict[str, Any]) -> dict[str, Any]:
-    """A bundle's measures: the ranker beside its baselines, and its codebook's health."""
+    """Returns a bundle's measures: the ranker beside its baselines, and its codebook's health."""
     models = metrics.get("quality", {})
     rows = [
         (model, part, found)
