@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser lint check bench up down lock clean
+.PHONY: help setup demo test test-browser lint check docs bench up down lock clean
 
 RUN := .venv/bin
 KAFKA_PORT ?= 9092
@@ -27,6 +27,9 @@ lint: setup ## Ruff and mypy.
 	@$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy
 
 check: lint test ## Lint and tests; CI runs test-browser too.
+
+docs: setup ## Build the docs site into out/site.
+	@NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet --strict && echo "docs: out/site/index.html"
 
 bench: setup ## Quality beside the baselines in three seeds (DATASET=file.toml).
 	@$(RUN)/tessera bench main-job --seeds 3 $(if $(DATASET),--dataset $(DATASET))
