@@ -1,1 +1,1 @@
-"""From a catalogue and its events to a training frame: describe, check, encode, assign, join."""
+"""Turns a catalogue and its events into a training frame: describe, check, encode, assign, join."""

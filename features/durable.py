@@ -1,7 +1,7 @@
-"""Durable files and directories: each appears whole or not at all, and a power cut does not take it back.
+"""Writes durable files and directories: each appears whole or not at all, and survives a power cut.
 
-Content is written aside, flushed, and renamed. A rename lasts when the directory that holds the name is flushed too,
-so every function here does that.
+Content is written to a temporary name, flushed, and renamed. A rename is durable only after the directory that holds
+the name is flushed too, so every function here flushes it.
 """
 
 import os
@@ -17,15 +17,15 @@ _ASIDE = ".tmp"
 
 
 def write_file(path: Path, content: bytes | Callable[[Path], None], *, mode: int = 0o666) -> None:
-    """Writes a file, replacing the one at `path`.
+    """Writes a file, replacing the file at `path`.
 
     Args:
-        path: in an existing directory.
-        content: bytes, or a function that writes the file it is given.
-        mode: permissions, less the process's umask.
+        path: File in an existing directory.
+        content: Bytes, or a function that writes the file it is given.
+        mode: Permissions, less the process's umask.
 
     Raises:
-        OSError: the disk did not take it; what was at `path` stays.
+        OSError: The disk refused the write; the file at `path` stays unchanged.
     """
     aside = _aside(path)
     try:
@@ -46,12 +46,12 @@ def write_directory(destination: Path, fill: Callable[[Path], None]) -> None:
     """Writes a directory that does not exist yet.
 
     Args:
-        destination: its missing parents are made.
-        fill: writes into the empty directory it is given.
+        destination: Path of the directory; its missing parents are made.
+        fill: Function that writes into the empty directory it is given.
 
     Raises:
-        TesseraError: there is something at `destination`.
-        OSError: the disk did not take it; nothing is at `destination`.
+        TesseraError: `destination` exists already.
+        OSError: The disk refused the write; nothing is at `destination`.
     """
     if destination.exists():
         raise TesseraError(f"{destination} exists already; remove it, or choose another directory")
@@ -68,7 +68,7 @@ def write_directory(destination: Path, fill: Callable[[Path], None]) -> None:
 
 
 def replace_directory(made: Path, place: Path) -> None:
-    """Renames a complete directory to `place`, beside it; the directory that was there is removed last.
+    """Renames a complete directory to `place`, beside it. The directory that was at `place` is removed last.
 
     A process that ends in between leaves the old or the new directory at `place` once `recover_directory` has run.
     """
@@ -82,7 +82,7 @@ def replace_directory(made: Path, place: Path) -> None:
 
 
 def recover_directory(place: Path) -> None:
-    """Puts back what a stopped `replace_directory` had taken away."""
+    """Restores the directory that an interrupted `replace_directory` had moved."""
     old = _old(place)
     if old.exists() and not place.exists():
         rename(old, place)
@@ -105,7 +105,10 @@ def rename(source: Path, target: Path) -> None:
 
 
 def flush_tree(directory: Path) -> None:
-    """Flushes all files and directories below a directory, and itself; removes what a stopped write left aside."""
+    """Flushes all files and directories below a directory, and itself.
+
+    Removes temporary files of interrupted writes.
+    """
     for place, directories, files in os.walk(directory, topdown=False):
         for name in directories + files:
             path = Path(place, name)
@@ -118,7 +121,7 @@ def flush_tree(directory: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Names the path in a disk's error, which from an open file names none."""
+    """Adds the path to an OSError of an open file, which names none."""
     try:
         yield
     except OSError as error:
@@ -128,7 +131,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _aside(path: Path) -> Path:
-    """Returns a name of its own for each writer, be it another process or another thread."""
+    """Returns a temporary name that no other process or thread uses."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_ASIDE}")
 
 

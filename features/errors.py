@@ -6,18 +6,18 @@ Anything else that escapes is a defect.
 
 
 class TesseraError(Exception):
-    """Root of the errors that a user can mend; the command line prints it without a traceback."""
+    """Root of the errors that a user can fix; the command line prints them without a traceback."""
 
 
 class DatasetError(TesseraError):
-    """The dataset descriptor, or a table it points at, cannot be used."""
+    """Error of the dataset descriptor, or of a table it points at."""
 
 
 class EventError(TesseraError):
-    """A message is not a valid event or item.
+    """Error of a message that is not a valid event or item.
 
     Args:
-        cause: one word for the kind of fault, by which set-aside messages are counted.
+        cause: One word for the kind of fault; dead letters are counted by it.
     """
 
     def __init__(self, message: str, *, cause: str = "invalid") -> None:
@@ -26,35 +26,35 @@ class EventError(TesseraError):
 
 
 class StreamError(TesseraError):
-    """The stream must stop: going on would do harm."""
+    """Error after which the stream must stop, since continuing would do harm."""
 
 
 class BundleError(TesseraError):
-    """A bundle is incomplete, altered, or made for another contract."""
+    """Error of a bundle that is incomplete, altered, or made for another contract."""
 
 
 class TrainingError(TesseraError):
-    """Training cannot go on."""
+    """Error that ends training."""
 
 
 class LogError(TesseraError):
-    """The event log cannot do what was asked."""
+    """Error of the event log: it cannot do what was asked."""
 
 
 class FencedError(LogError):
-    """Another writer with the same transactional id has taken over; this one must stop."""
+    """Error of a writer whose transactional id another writer has taken over; this writer must stop."""
 
 
 class StoreError(TesseraError):
-    """The online store cannot do what was asked."""
+    """Error of the online store: it cannot do what was asked."""
 
 
 class AnswerError(TesseraError):
-    """A bundle made no ranking: its scores are no numbers, it did not answer in time, or too many wait for it."""
+    """Error of a ranking: its scores are not numbers, it was not ready in time, or too many requests wait."""
 
 
 class OversizedError(LogError):
-    """A message is larger than the log, or its topic, takes; sending it again cannot succeed."""
+    """Error of a message that is larger than the log, or its topic, accepts; sending it again cannot succeed."""
 
 
 def is_fault(error: BaseException) -> bool:

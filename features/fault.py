@@ -1,4 +1,4 @@
-"""Faults of the machine, said in one line: a full disk, a read-only directory, a locked database.
+"""Explains faults of the machine in one line: a full disk, a read-only directory, a locked database.
 
 Libraries wrap such a fault in errors of their own, with or without the system's number for it. `explain` finds the
 fault behind an error and names the path and the remedy.
@@ -38,15 +38,15 @@ _DATABASE = (
     ("readonly", "choose a TESSERA_HOME that can be written, or change the permissions"),
     ("unable to open", "see that its directory is there and can be written, and that the disk has room"),
     ("disk i/o error", "the disk failed, or a limit of the system was reached; see the system's log"),
-    ("malformed", "the file is damaged; restore a copy, or move it away to begin with a new one"),
-    ("not a database", "the file is damaged; restore a copy, or move it away to begin with a new one"),
+    ("malformed", "the file is damaged; restore a copy, or move it to another place to start with a new file"),
+    ("not a database", "the file is damaged; restore a copy, or move it to another place to start with a new file"),
 )
 
 
 def explain(error: BaseException) -> str | None:
-    """Says in one line which fault of the machine is behind an error, and what to do; None where it is another fault.
+    """Returns one line that names the machine's fault behind an error and the remedy, or None for another fault.
 
-    The causes of the error are searched, down to the first that names a fault.
+    The causes of the error are searched down to the first that names a fault.
     """
     for cause in _causes(error):
         said = _of_system(cause) or _of_database(cause)
@@ -56,12 +56,12 @@ def explain(error: BaseException) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the error, what it wraps, and what it was raised from."""
+    """Yields the error, the errors it wraps, and the errors it was raised from."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
         one = waiting.pop(0)
-        # An error of ours says what to do already.
+        # An error of Tessera already contains a remedy.
         if one is None or one in found or isinstance(one, TesseraError):
             continue
         found.append(one)
@@ -75,7 +75,7 @@ def _of_system(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         number = errno.ENOMEM
     if number is None:
-        # Libraries written in Rust give the number in their text alone.
+        # Libraries written in Rust give the error number only in their text.
         found = _NUMBER.search(str(error))
         number = int(found[1]) if found else None
     if number not in _REMEDIES:
@@ -86,7 +86,7 @@ def _of_system(error: BaseException) -> str | None:
 
 
 def _place_in(text: str) -> str:
-    """Returns a path in a library's message, or an empty text."""
+    """Returns the path in a library's message, or an empty text."""
     found = re.search(r"(?:^|[\s'\"(:])((?:/|\.{1,2}/)[^\s'\",;]+)", text)
     return found[1] if found else ""
 

@@ -1,8 +1,8 @@
 """The training frame: events joined with users, items and Semantic IDs, and history as of each event's time.
 
-Kept as a star: an example points at its user and its item by row number, so that a feature of an item is stored, and
-later hashed, once per item and not once per event. Nothing is dropped by the join: a user or item that only occurs in
-events gets a row of its own with null features.
+The frame is a star: an example points at its user and its item by row number, so a feature of an item is stored, and
+later hashed, once per item and not once per event. The join drops nothing: a user or item that occurs only in events
+gets a row with null features.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ _NEGATIVE_ROUNDS = 20
 
 @dataclass(frozen=True)
 class Frame:
-    """A star of three tables.
+    """Star of three tables.
 
     Attributes:
-        users: one row a user: `user_id`, features, `listed` (whether the users' table has it).
-        items: one row an item: `item_id`, features, `listed`, and where there is content `content_vector`,
+        users: One row per user: `user_id`, features, `listed` (True if the users table has the user).
+        items: One row per item: `item_id`, features, `listed`, and, if there is content, `content_vector`,
             `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
             numbers, oldest first), then the events' own columns.
@@ -36,7 +36,7 @@ class Frame:
     examples: pl.DataFrame
 
     def part(self, split: str) -> pl.DataFrame:
-        """Returns the examples of `train`, `validation` or `test`, in order; no copy where they stand together."""
+        """Returns the examples of `train`, `validation` or `test`, in order; not a copy if they are contiguous."""
         of_part = self.examples["split"] == split
         start, count = of_part.arg_max() or 0, int(of_part.sum())
         if of_part[start : start + count].all():
@@ -54,10 +54,10 @@ def build_frame(
     """Joins a dataset's tables.
 
     Args:
-        dataset: says what the events are.
-        tables: `events`, and where they exist `items` (with their content if encoded) and `users`.
-        split: usually the dataset's own.
-        history_length: L, how many positive items an example sees.
+        dataset: Descriptor of the events.
+        tables: `events`, and if they exist `items` (with their content if encoded) and `users`.
+        split: Usually the dataset's own split.
+        history_length: L, the number of positive items an example sees.
     """
     events = tables["events"]
     users = _dimension(tables.get("users"), events, "user_id")
@@ -68,7 +68,7 @@ def build_frame(
         item=_row_numbers(events, items, "item_id"),
     )
     columns = EventColumns(
-        # Where nobody is named, nobody has met anything.
+        # Without a user column, no user has a history.
         user=(
             examples["user"].to_numpy().astype(np.int64) if "user_id" in events.columns else np.arange(len(examples))
         ),
@@ -88,7 +88,7 @@ def build_frame(
 
 
 def _dimension(table: pl.DataFrame | None, events: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Returns a table's rows, then one row for each key that only the events know, in order of first appearance."""
+    """Returns a table's rows, then one row for each key that only the events have, in order of first appearance."""
     found = events.select(key).unique(maintain_order=True) if key in events.columns else pl.DataFrame({key: []})
     found = found.cast({key: pl.String})
     if table is None:
@@ -121,7 +121,7 @@ def _list_column(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> pl.Se
 def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int) -> pl.DataFrame:
     """Puts `each` negatives behind every positive: items its user has not met by that time, drawn uniformly.
 
-    A pair (user, item) met later is a fair draw: at the event's time nobody knew.
+    A pair (user, item) met later is a fair draw, since it was unknown at the event's time.
     """
     rng = np.random.default_rng(seed)
     pair = events.user * size + events.item
@@ -138,7 +138,7 @@ def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, 
         if not len(pending):
             break
         item[pending] = rng.integers(0, size, len(pending))
-    # Who has met nearly everything keeps fewer negatives, or none.
+    # A user who has met nearly every item gets fewer negatives, or none.
     drawn = np.setdiff1d(np.arange(len(user)), pending)
     positive = drawn // each
     negatives = examples[positive].with_columns(

@@ -1,7 +1,7 @@
-"""The hash contract: how a categorical value reaches its rows of the unified table.
+"""The hash contract: maps a categorical value to its rows of the unified table.
 
-One frozen, versioned function, the same offline, in the stream and in the ranker. A table is only ever read with the
-`HashSpec` it was trained with; the golden file `tests/golden/hashing.json` holds its values forever.
+The contract is one frozen, versioned function: the same offline, in the stream and in the ranker. A table must be read
+with the `HashSpec` it was trained with. The golden file `tests/golden/hashing.json` holds its values forever.
 
 Version 1, for chunk j of a feature with salt s, over a table of R rows (R < 2**32):
 
@@ -28,7 +28,7 @@ _CHUNK_SEPARATOR = "\x1f"
 
 
 def fingerprint(values: Sequence[str]) -> NDArray[np.uint64]:
-    """Hashes values to (N,) uint64: the part of the contract that does not depend on a feature or a table."""
+    """Hashes values to (N,) uint64. This part of the contract does not depend on a feature or a table."""
     digest = xxhash.xxh3_64_intdigest
     return np.fromiter((digest(value.encode()) for value in values), dtype=np.uint64, count=len(values))
 
@@ -42,11 +42,11 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class HashSpec:
-    """What a table must be read with.
+    """Parameters a table must be read with.
 
     Attributes:
         rows: R, rows of the table, 1 ≤ R < 2**32.
-        version: of this contract; another version is refused.
+        version: Version of this contract; another version is refused.
     """
 
     rows: int

@@ -1,8 +1,8 @@
 """A user's history as of an event's time: the frame twin for batch, the online step for the stream.
 
-One rule for both: an event at time t sees the last L positive events of its user with time strictly before t, oldest
-first; among equal times the order of arrival decides. Events at the same time never see each other, so a frame built
-in any order of ties leaks nothing. `tests/property/test_history.py` holds the two equal.
+Both follow one rule: an event at time t sees the last L positive events of its user with time strictly before t, oldest
+first. Among equal times the order of arrival decides. Events at the same time never see each other, so a frame built in
+any order of ties leaks nothing. `tests/property/test_history.py` tests that the two are equal.
 
 Shape letters: E events, L history length.
 """
@@ -38,7 +38,7 @@ class EventColumns:
         user: int64 user number.
         item: int64 item number.
         time: int64, any unit that orders.
-        positive: bool, whether the event enters its user's history.
+        positive: bool, True if the event enters its user's history.
     """
 
     user: NDArray[np.int64]
@@ -69,11 +69,11 @@ def history_frame(events: EventColumns, *, length: int) -> Jagged:
 
 
 class History:
-    """The online twin: a ring of recent visits for each user, advanced by whole batches of events.
+    """Online twin: a ring of recent visits for each user, advanced by whole batches of events.
 
-    Keeps per user the last L visits before the newest time, and the last L at that time: what is needed to answer
+    The history keeps per user the last L visits before the newest time, and the last L at that time: enough to answer
     exactly for every time from the newest one on. An event that arrives late, before the newest time, is answered from
-    what is kept and takes its place in time order.
+    the visits that are kept and is inserted in time order.
 
     Args:
         length: L, ≥ 1.
@@ -83,7 +83,7 @@ class History:
         if length < 1:
             raise ValueError(f"length: expected at least 1, got {length}")
         self.length = length
-        # User → place in the arrays below, -1 where a user has no visit yet.
+        # User → index into the arrays below, -1 for a user without a visit.
         self._place = np.zeros(0, dtype=np.int64)
         self._users = np.zeros(0, dtype=np.int64)
         self._count = np.zeros(0, dtype=np.int64)
@@ -92,9 +92,10 @@ class History:
         self._size = 0
 
     def advance(self, events: EventColumns) -> tuple[Jagged, NDArray[np.int64]]:
-        """Returns the history before each of the events (E,), which then enter it, and the users it changed for.
+        """Returns the history before each of the events (E,), and the users whose history changed.
 
-        The events are taken in order of arrival and see each other by the rule of this module.
+        The events then enter the history. They are read in order of arrival and see each other by the rule of this
+        module.
         """
         kept = self._kept(np.unique(events.user))
         both = EventColumns(*(np.concatenate(pair) for pair in zip(kept.arrays(), events.arrays(), strict=True)))
@@ -111,7 +112,7 @@ class History:
         return list(items[max(0, stop - self.length) : stop].tolist())
 
     def latest(self, user: int) -> list[int]:
-        """Returns the last L items up to and including the newest: what a request made now sees."""
+        """Returns the last L items up to and including the newest: the history of a request made now."""
         return list(self._of(user)[0][-self.length :].tolist())
 
     def append(self, user: int, item: int, time: int) -> None:
@@ -120,16 +121,16 @@ class History:
         self.advance(EventColumns(users, items, times, np.ones(1, dtype=np.bool_)))
 
     def visits(self, user: int) -> list[tuple[int, int]]:
-        """Returns all that is kept of a user, as (item, time), oldest first."""
+        """Returns all visits that are kept of a user, as (item, time), oldest first."""
         items, times = self._of(user)
         return list(zip(items.tolist(), times.tolist(), strict=True))
 
     def users(self) -> NDArray[np.int64]:
-        """Users with at least one visit, (U,), in order of their first."""
+        """Returns the users with at least one visit, (U,), in order of their first."""
         return self._users[: self._size]
 
     def state(self) -> EventColumns:
-        """Returns all that is kept; an empty history that is advanced by it is equal to this one."""
+        """Returns all visits that are kept. An empty history that is advanced by them is equal to this one."""
         return self._kept(self.users())
 
     def _of(self, user: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -148,7 +149,7 @@ class History:
         return EventColumns(np.repeat(self._users[places], lengths), items, times, np.ones(len(items), dtype=np.bool_))
 
     def _keep(self, user: NDArray[np.int64], item: NDArray[np.int64], time: NDArray[np.int64]) -> None:
-        """Replaces all visits of some users by the last of those given."""
+        """Replaces all visits of some users by the last of the given visits."""
         if not len(user):
             return
         # Stable, so equal times stay in order of arrival.

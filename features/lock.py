@@ -1,7 +1,7 @@
-"""Locks between processes and threads: the one idiom for what is read, changed and written back on a disk.
+"""Locks between processes and threads, for files that are read, changed and written back.
 
-A lock is a file beside what it protects, held by flock(2): the kernel releases it when its holder ends, however that
-happens, so no lock is ever stale. The file stays: removing it would let two holders lock two different files.
+A lock is a file beside the file it protects, held by flock(2). The kernel releases it when its holder ends, however
+that happens, so no lock is ever stale. The lock file stays: removing it would let two holders lock two different files.
 """
 
 import fcntl
@@ -20,15 +20,15 @@ _POLL_S = 0.02
 def locked(path: Path, *, wait_s: float) -> Iterator[None]:
     """Holds the lock of a file or directory that may not exist yet.
 
-    Excludes other processes and other threads alike, and is not reentrant. The lock file is `.NAME.lock` beside
-    `path`; its directory is made where it is missing.
+    The lock excludes other processes and other threads, and is not reentrant. The lock file is `.NAME.lock` beside
+    `path`; its directory is made if it is missing.
 
     Args:
-        path: what is read or changed while the lock is held.
-        wait_s: seconds to wait for another holder; 0 does not wait.
+        path: File or directory that is read or changed while the lock is held.
+        wait_s: Seconds to wait for another holder; 0 does not wait.
 
     Raises:
-        TesseraError: another process still holds the lock; names its pid.
+        TesseraError: Another process still holds the lock; names its pid.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,9 +1,9 @@
 """Messages on the wire: a row of the dataset's own tables as one JSON object.
 
-A team sends what its files hold, under the same column names, so the descriptor that shaped the training frame shapes
-the stream too: the same ids, times, labels and features come out. Types are checked as JSON is decoded. Each value gets
-its canonical form before there is a column, so it never depends on its neighbours. What only shows when columns are
-converted is found by halving the batch, so one bad message costs a few conversions.
+A team sends what its files hold, under the same column names. So the descriptor that shaped the training frame shapes
+the stream too, with the same ids, times, labels and features. Types are checked as JSON is decoded. Each value gets its
+canonical form before there is a column, so it never depends on its neighbours. A fault that appears only when columns
+are converted is found by halving the batch, so one bad message costs a few conversions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,10 +26,10 @@ WIRE_VERSION = 1
 _SCALAR = str | int | float | bool
 _MISFITS = (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError)
 _MESSAGE = Path("message")
-# Deltas and snapshots hold integers in 64 bits: a larger number is refused here, where its message is at fault alone.
+# Deltas and snapshots hold integers in 64 bits: a larger number is refused here, with the message that holds it.
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _EVENT_IDS = range(-(2**63), 2**64)
-# What a message may say about itself, beside the columns: name on the wire, type, default.
+# Fields of a message about itself, beside the columns: name on the wire, type, default.
 _ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
     ("_schema", _Int64, WIRE_VERSION),
     ("_event_id", str | int | None, None),
@@ -40,14 +40,14 @@ _ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
 
 
 class Decoded(NamedTuple):
-    """A message as a row of its table, and what it says about itself.
+    """Message as a row of its table, with the fields it has about itself.
 
     Attributes:
-        row: values in the order of `Decoder.columns`.
-        event_id: of two events with one id the first counts; None: never a duplicate.
-        version: of an item; the highest counts, and without one the last message.
-        deleted: whether the item is gone.
-        backfill: whether the event is old on purpose, and so never late.
+        row: Values in the order of `Decoder.columns`.
+        event_id: Of two events with one id, the first counts; None: never a duplicate.
+        version: Version of an item. The highest counts; without versions, the last message counts.
+        deleted: True if the item is deleted.
+        backfill: True if the event is old on purpose, and so never late.
     """
 
     row: tuple[Any, ...]
@@ -65,18 +65,18 @@ class Rows(NamedTuple):
 
 
 class Decoder:
-    """Bytes to rows of one table: decoding checks that every needed field is there and of a usable type.
+    """Decoder of bytes to rows of one table. It checks that every needed field is present and of a usable type.
 
     Args:
         name: `events` or `items`, named in errors.
-        required: columns that must be present and not null.
-        optional: columns that may be missing; anything else in a message is passed over.
+        required: Columns that must be present and not null.
+        optional: Columns that may be missing. All other fields of a message are ignored.
     """
 
     def __init__(self, name: str, required: Sequence[str], optional: Sequence[str]) -> None:
         self._name = name
         self.columns = (*required, *optional)
-        # Positional field names, since a column may be called anything; the JSON keys are the columns' own.
+        # Field names are positional, since a column may have any name; the JSON keys are the names of the columns.
         rename = {f"f{position}": column for position, column in enumerate(self.columns)}
         rename |= {f"e{position}": name for position, (name, _, _) in enumerate(_ENVELOPE)}
         value = _SCALAR | list[_SCALAR | None] | None
@@ -89,10 +89,10 @@ class Decoder:
         self._decoder = msgspec.json.Decoder(kind)
 
     def __call__(self, data: bytes) -> Decoded:
-        """Returns one message as a row.
+        """Decodes one message as a row.
 
         Raises:
-            EventError: too large, not JSON, not an object, a field missing or of a wrong type; names the field.
+            EventError: The message is too large, not JSON, not an object, or lacks a field or has a wrong type in it.
         """
         if len(data) > MAX_BYTES:
             raise EventError(
@@ -114,13 +114,13 @@ class Decoder:
 
 
 def event_decoder(events: Events) -> Decoder:
-    """Reads messages of the topic `events`: what the events' table needs."""
+    """Returns a decoder of the topic `events`: the columns that the events table needs."""
     keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
     return Decoder("events", [key for key in keys if key], [*events.categorical, *events.numeric])
 
 
 def item_decoder(items: Items) -> Decoder:
-    """Reads messages of the topic `items`: the id, and whatever texts, features and filters the item has."""
+    """Returns a decoder of the topic `items`: the id, and all texts, features and filters the item has."""
     optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.filterable))
     return Decoder("items", [items.id], [name for name in optional if name != items.id])
 
@@ -129,14 +129,14 @@ def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[p
     """Shapes decoded event messages.
 
     Args:
-        rows: decoded by `event_decoder`.
-        events: the table that they are rows of.
-        version: of the canonical form, the bundle's.
+        rows: Rows decoded by `event_decoder`.
+        events: Table of the rows.
+        version: Version of the canonical form, from the bundle.
 
     Returns:
-        The frame of `features.dataset.tables.read_events`, its categorical columns all lists; `event` is the position
-        in `rows`. A row whose label is neither positive nor negative is left out. And by position the reason of each
-        row that cannot be used.
+        The frame of `features.dataset.tables.read_events`, with all its categorical columns as lists; `event` is the
+        position in `rows`. A row whose label is neither positive nor negative is left out. The second value maps the
+        position of each unusable row to the reason.
     """
     clock = events.time.column if events.time else events.order
     form = _Form(version, events.kind == "csv")
@@ -158,7 +158,7 @@ def context_row(values: Mapping[str, Any], events: Events, *, version: int = VER
     """Shapes the context of one request: a row of the events' categorical and numeric columns, null where absent.
 
     Raises:
-        DatasetError, TypeError, ValueError, OverflowError: a value does not fit its column.
+        DatasetError, TypeError, ValueError, OverflowError: A value does not fit its column.
     """
     form = _Form(version, events.kind == "csv")
     readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
@@ -171,17 +171,21 @@ def context_row(values: Mapping[str, Any], events: Events, *, version: int = VER
 def item_rows(
     rows: Rows, items: Items, types: Mapping[str, pl.DataType], *, version: int = VERSION
 ) -> tuple[pl.DataFrame, dict[int, str]]:
-    """Shapes decoded item messages: the frame of `read_items` with `message_row`, the position in `rows`; and the bad.
+    """Shapes decoded item messages.
 
-    An id that comes twice is kept twice, in order. Features get the types that the catalogue has, and so does an
-    attribute unless that would change its value (see `features.value.attribute`). A value that does not fit makes its
-    message a bad one.
+    An id that comes twice is kept twice, in order. Features get the types of the catalogue, and so does an attribute
+    unless its value would change (see `features.value.attribute`). A message with a value that does not fit is
+    unusable.
 
     Args:
-        rows: decoded by `item_decoder`.
-        items: the table that they are rows of.
-        types: of the catalogue's columns.
-        version: of the canonical form, the bundle's.
+        rows: Rows decoded by `item_decoder`.
+        items: Table of the rows.
+        types: Types of the catalogue's columns.
+        version: Version of the canonical form, from the bundle.
+
+    Returns:
+        The frame of `read_items` with `message_row`, the position in `rows`. The second value maps the position of each
+        unusable row to the reason.
     """
     form = _Form(version, items.kind == "csv")
     readers: dict[str | None, _Reader] = dict.fromkeys(items.numeric, form.number)
@@ -219,23 +223,23 @@ _Reader = Callable[[str, list[Any]], pl.Series]
 
 
 class _Form(NamedTuple):
-    """Reads values of messages; a reader takes the name and the values of a column."""
+    """Readers of the values of messages. Each reader takes the name and the values of a column."""
 
     version: int
     of_csv: bool
 
     def text(self, name: str, values: list[Any]) -> pl.Series:
-        """Canonical text, (R,) String or List(String)."""
+        """Reads canonical text, (R,) String or List(String)."""
         return canonical_values(name, values, version=self.version, of_csv=self.of_csv)
 
     def number(self, name: str, values: list[Any]) -> pl.Series:
-        """Numbers, (R,) Float64; beside text, all of them as text."""
+        """Reads numbers, (R,) Float64; if a value is text, all of them are text."""
         if set(map(type, values)) <= {int, float, bool, type(None)}:
             return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
         return self.text(name, values)
 
     def as_is(self, name: str, values: list[Any]) -> pl.Series:
-        """Values of one type in that type."""
+        """Reads values of one type in that type."""
         return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
 
     def attribute(self, value: Any, dtype: pl.DataType) -> Any:
@@ -243,14 +247,16 @@ class _Form(NamedTuple):
         return fit(listed(value, dtype), dtype, of_csv=self.of_csv)
 
     def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> SourceTable:
-        """Rows as a table; a column without a reader is left out."""
+        """Returns rows as a table; a column without a reader is left out."""
         columns = zip(rows.columns, zip(*[rows.values[place] for place in places], strict=True), strict=True)
         frame = pl.DataFrame([readers[column](column, list(values)) for column, values in columns if column in readers])
         return SourceTable(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
 
 
 def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[list[int]]:
-    """Positions of the rows in groups, whose values have one type in some columns, and are all lists or none in others.
+    """Groups the positions of rows that can share columns.
+
+    In a group, values of the `exact` columns have one type, and values of the `lists` columns are all lists or none.
 
     Rules and clocks read text and numbers differently, and a column holds lists or scalars.
     """
@@ -266,7 +272,7 @@ def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str]
 def _shape(
     groups: Sequence[list[int]], shape: Callable[[Sequence[int]], pl.DataFrame]
 ) -> tuple[pl.DataFrame, dict[int, str]]:
-    """Shapes groups of rows, halving one that cannot be shaped; the frame's first column is the position, in order."""
+    """Shapes groups of rows and halves a group that cannot be shaped. The first column of the frame is the position."""
     good: list[pl.DataFrame] = []
     bad: dict[int, str] = {}
     pending = list(groups)
@@ -290,7 +296,7 @@ def _shape(
 
 
 def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
-    """Gives features their types, whatever one message holds: a lone value of a list column is a list of one."""
+    """Converts features to their types, whatever one message holds: a lone value of a list column is a list of one."""
     return frame.with_columns(_cast(frame[name], dtype) for name, dtype in types.items() if name in frame.columns)
 
 

@@ -1,8 +1,8 @@
-"""A fixed number of threads for numerics whose bits must not depend on the machine.
+"""Fixes the number of threads for numerics whose bits must not depend on the machine.
 
-A product split over threads adds up in another order, so its last bits move with the number of cores. Most models
+A product split over threads adds up in another order, so its last bits depend on the number of cores. Most models
 trained here are small enough that one thread is also the fastest: on a busy machine, threads that wait for each other
-between small operations have been seen to take forty times as long.
+between small operations have taken forty times as long.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from threading import Lock
 import torch
 from threadpoolctl import threadpool_limits
 
-# The numbers are the process's: of several threads in here, the first decides and the last to leave restores.
+# The numbers belong to the process: of several threads in here, the first sets them and the last restores them.
 _lock = Lock()
 _inside = 0
 _before = 1
@@ -20,7 +20,7 @@ _before = 1
 
 @contextmanager
 def fixed_threads(count: int) -> Iterator[None]:
-    """Runs the body with so many threads in torch, BLAS and OpenMP, and restores the numbers there were.
+    """Runs the body with this many threads in torch, BLAS and OpenMP, then restores the previous numbers.
 
     Inside another such body nothing changes.
     """

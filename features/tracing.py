@@ -1,10 +1,10 @@
-"""Spans: where a request or a micro-batch spends its time, for whoever looks at traces.
+"""Spans for traces: they time the parts of a request or a micro-batch.
 
-The only module that imports OpenTelemetry's API, since serving and streaming both ask it for spans. Until
-`tessera.trace_export` turns them on, asking costs a call and gets a span that does nothing.
+This is the only module that imports OpenTelemetry's API, since serving and streaming both ask it for spans. Until
+`tessera.trace_export` turns spans on, asking for one costs a call and returns a span that does nothing.
 
-A root is a request, or a micro-batch. Other spans are made inside a recorded root alone, so work outside one, such as a
-refresh, leaves no traces. No span says ids of users or items, nor messages of errors, which may name them.
+A root span is a request or a micro-batch. Other spans are made only inside a recorded root, so work outside a root,
+such as a refresh, leaves no traces. No span holds ids of users or items, nor messages of errors, which may name them.
 """
 
 import hashlib
@@ -30,28 +30,28 @@ _chosen: ContextVar[tuple[int, int] | None] = ContextVar("tessera.trace.chosen",
 
 
 class Span:
-    """What a with-block is timed by. This one does nothing: `OFF` is what there is without tracing."""
+    """Timer of a with-block. This class does nothing; its instance `OFF` is used when tracing is off."""
 
     __slots__ = ()
 
     @property
     def trace_id(self) -> str | None:
-        """32 hexadecimal digits."""
+        """Id of the trace: 32 hexadecimal digits."""
         return None
 
     @property
     def headers(self) -> tuple[Header, ...]:
-        """What tells the caller of a request its span: W3C's `traceparent`."""
+        """Headers that pass this span to the next service: W3C's `traceparent`."""
         return ()
 
     def note(self, **attributes: Value) -> None:
         """Adds attributes, under `tessera.`."""
 
     def answered(self, route: str | None, status: int) -> None:
-        """Notes what a request was answered with.
+        """Records the answer to a request.
 
         Args:
-            route: template of the path, not the path, which may hold an id; None where there is no such route.
+            route: Template of the path, not the path, which may hold an id; None if there is no such route.
         """
 
     def __enter__(self) -> Self:
@@ -60,14 +60,14 @@ class Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends it; an error is noted by its type."""
+        """Ends the span; an error is recorded by its type."""
 
 
 OFF = Span()
 
 
 class _Timed(Span):
-    """One that is current in its block; recorded where the sampler says so."""
+    """Span that is current in its block; the sampler decides whether it is recorded."""
 
     __slots__ = ("_method", "_span", "_token")
 
@@ -110,7 +110,7 @@ class _Timed(Span):
 
 
 class _Several(Span):
-    """Spans of several traces over one block, none of them current."""
+    """Spans of several traces over one block; none of them is current."""
 
     __slots__ = ("_spans",)
 
@@ -125,31 +125,31 @@ class _Several(Span):
 
 
 def turn_on(tracer: Tracer) -> None:
-    """Makes spans by this tracer from now on; its ids must heed `chosen_ids`."""
+    """Makes spans by this tracer from now on; the tracer's ids must follow `chosen_ids`."""
     global _tracer
     _tracer = tracer
 
 
 def turn_off() -> None:
-    """Makes no more spans; those that are open end as they would."""
+    """Stops making spans. Open spans end normally."""
     global _tracer
     _tracer = None
 
 
 def is_on() -> bool:
-    """Whether spans are made: for those who would have to count something for one."""
+    """Returns whether spans are made. Callers ask before they count something for a span."""
     return _tracer is not None
 
 
 def span(name: str, **attributes: Value) -> Span:
-    """Returns a span inside the one that is current, with attributes under `tessera.`; `OFF` where none is recorded."""
+    """Returns a span inside the current one, with attributes under `tessera.`; `OFF` if no span is recorded."""
     if _tracer is None or not trace.get_current_span().is_recording():
         return OFF
     return _Timed(_tracer.start_span(name, attributes=_named(attributes)))
 
 
 def note(**attributes: Value) -> None:
-    """Adds attributes to the span that is current, if any."""
+    """Adds attributes to the current span, if any."""
     if _tracer is not None:
         trace.get_current_span().set_attributes(_named(attributes))
 
@@ -157,7 +157,7 @@ def note(**attributes: Value) -> None:
 def request(method: str, headers: Mapping[bytes, bytes]) -> Span:
     """Returns the span of an HTTP request, named by `Span.answered`.
 
-    It continues the caller's trace: a span that is current in this process, or else what `traceparent` says.
+    The span continues the caller's trace: the current span of this process, or else `traceparent`.
     """
     if _tracer is None:
         return OFF
@@ -171,7 +171,7 @@ def request(method: str, headers: Mapping[bytes, bytes]) -> Span:
 
 
 def batch(bundle: str, topic: str, seq: int) -> Span:
-    """The span of a micro-batch: a root, by the ids that follow from bundle, deltas' topic and sequence number."""
+    """Returns the root span of a micro-batch; its ids follow from bundle, deltas' topic and sequence number."""
     if _tracer is None:
         return OFF
     found = _Timed(_root(_tracer, bundle, topic, seq))
@@ -180,16 +180,17 @@ def batch(bundle: str, topic: str, seq: int) -> Span:
 
 
 def in_batches(name: str, bundle: str, topic: str, batches: Batches) -> Span:
-    """Spans of one piece of work inside several micro-batches, wherever those were made.
+    """Returns spans of one piece of work inside several micro-batches, wherever those were made.
 
     Args:
-        batches: attributes by sequence number.
+        batches: Attributes by sequence number.
     """
     if _tracer is None:
         return OFF
     spans = []
     for seq, attributes in batches.items():
-        # Made again with the same ids and never ended, so never sent twice: the sampler decides as it did there.
+        # Each root is made again with the same ids and never ended, so it is not sent twice; the sampler decides as
+        # before.
         parent = _root(_tracer, bundle, topic, seq)
         if parent.is_recording():
             named = _named({"bundle": bundle, "seq": seq, **attributes})

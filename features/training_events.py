@@ -1,7 +1,7 @@
-"""Which events a model has learnt from, by their content: the same event of other files, or of another split, is known.
+"""Identifies the events that a model has learnt from by their content, across files and splits.
 
-An event is told by everything that is declared of it but its label: one that is learnt with the other label is no
-unseen one. Shape letters: N examples, K known events.
+Two events are the same if everything declared of them but the label is equal: an event that was learnt with the other
+label is not an unseen event. Shape letters: N examples, K known events.
 """
 
 from pathlib import Path
@@ -15,13 +15,13 @@ from features.hashing import fingerprint
 
 TRAINED = "trained.parquet"
 """Name of the file of the events that a bundle was trained on, beside it."""
-# What a frame made of an event, and what differs between runs.
+# Columns that the frame derived from an event, and columns that differ between runs.
 _NOT_OF_THE_EVENT = {"event", "user", "item", "label", "split", "history"}
 _SEPARATOR = "\x1f"
 
 
 def event_ids(frame: Frame, part: str) -> NDArray[np.uint32]:
-    """Ids (N,) of a part's examples: 32 bits each, so of K known events one in 2**32 / K is taken for a known one."""
+    """Returns ids (N,) of a part's examples, 32 bits each: of K known events, a new one collides once in 2**32 / K."""
     examples = frame.part(part)
     columns = [
         frame.users["user_id"].gather(examples["user"]) if frame.users.height else pl.Series([""] * examples.height),
@@ -41,7 +41,7 @@ def event_ids(frame: Frame, part: str) -> NDArray[np.uint32]:
 
 
 def trained_on(frame: Frame, *before: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Sorted ids (K,) of what is learnt from a frame, with what was learnt before: training chooses by validation."""
+    """Returns sorted ids (K,) of all learnt events, old and new; validation counts, since it selects epochs."""
     own = [event_ids(frame, part) for part in ("train", "validation")]
     return np.unique(np.concatenate([*own, *before]))
 
@@ -52,6 +52,6 @@ def write_trained(ids: NDArray[np.uint32], path: Path) -> None:
 
 
 def read_trained(path: Path) -> NDArray[np.uint32]:
-    """Ids (K,) as `write_trained` wrote them."""
+    """Reads ids (K,) that `write_trained` wrote."""
     found: NDArray[np.uint32] = pl.read_parquet(path)["event"].to_numpy()
     return found

@@ -1,7 +1,7 @@
-"""What an item encoder is.
+"""The item encoder: a protocol, and the helpers that every encoder shares.
 
-An encoder turns texts into unit vectors. It is fitted (or found) once, saved as a directory without pickle, and named
-by an id that is the hash of what it computes with: vectors of two ids are never compared.
+An encoder turns texts into unit vectors. It is fitted or opened once and saved as a directory without pickle. Its id is
+a hash of everything the encoder computes with. Vectors of two encoder ids must never be compared.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ DESCRIPTION = "encoder.json"
 
 
 class Encoder(Protocol):
-    """Texts to vectors: `encode` of a batch gives each text the vector it would get alone."""
+    """Maps texts to vectors. `encode` gives each text of a batch the vector that it would get alone."""
 
     @property
     def id(self) -> str:
-        """`NAME-HASH`; equal ids give comparable vectors."""
+        """Name and hash, `NAME-HASH`. Equal ids give comparable vectors."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Encoder(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Returns (N, D) float32 rows of unit length; an empty or wholly unknown text is a zero row."""
+        """Returns (N, D) float32 rows of unit length. A text that is empty or holds no known term is a zero row."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -38,7 +38,7 @@ class Encoder(Protocol):
 
 
 def content_id(name: str, *parts: bytes) -> str:
-    """Names an encoder by what it computes with."""
+    """Returns the id of an encoder: its name and a hash of everything it computes with."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
@@ -47,7 +47,7 @@ def content_id(name: str, *parts: bytes) -> str:
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Scales rows to unit length, in float64 so that the result does not depend on the batch; zero rows stay zero."""
+    """Scales rows to unit length, in float64 so that the result does not depend on the batch. Zero rows stay zero."""
     wide = np.asarray(vectors, dtype=np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))[:, None]
     scaled: NDArray[np.float32] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The encoders there are: how each is fitted, and how a saved one is loaded."""
+"""The registry of encoder kinds: each kind is fitted, or loaded from a directory."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from features.errors import BundleError, DatasetError
 
 
 class Kind(Protocol):
-    """How one kind of encoder comes to be: `fit` on a catalogue's texts, or `load` what `save` wrote."""
+    """Kind of encoder: `fit` makes an encoder from a catalogue's texts, `load` reads an encoder that `save` wrote."""
 
     def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder: ...
 
@@ -30,20 +30,20 @@ def _sentence_transformers() -> Kind:
     return sentence
 
 
-# A new encoder is one new module with `fit` and `load`, and one line here. Loaded on use: one of them brings a
-# transformer library along.
+# A new encoder is one new module with `fit` and `load`, and one line here. A module is loaded on use, since
+# `sentence` imports a transformer library.
 KINDS: dict[str, Callable[[], Kind]] = {"lsa": _lsa, "sentence-transformers": _sentence_transformers}
 
 
 def kind(name: str) -> Kind:
-    """Returns the encoder kind of that name, or raises DatasetError with the names there are."""
+    """Returns the encoder kind of that name. An unknown name raises DatasetError, which lists the known names."""
     if name not in KINDS:
         raise DatasetError(f"encoder {name!r} is unknown; choose one of: {', '.join(KINDS)}")
     return KINDS[name]()
 
 
 def load_encoder(directory: Path) -> Encoder:
-    """Loads what some encoder's `save` wrote."""
+    """Loads an encoder that `Encoder.save` wrote."""
     path = directory / DESCRIPTION
     if not path.is_file():
         raise BundleError(f"{path} is missing: {directory} does not hold an encoder")

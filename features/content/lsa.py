@@ -1,7 +1,7 @@
 """Latent semantic analysis: TF-IDF and a truncated SVD, fitted on the catalogue itself.
 
-The default encoder: it needs no download, trains in seconds, and its vectors carry what Semantic IDs need. Its terms
-are those of `features.content.terms`; an encoder that was saved before those existed keeps the words it was fitted on.
+This is the default encoder. It needs no download, trains in seconds, and its vectors carry what Semantic IDs need. Its
+terms are those of `features.content.terms`; an encoder that was saved under an older rule keeps the terms of that rule.
 Deerwester et al., "Indexing by Latent Semantic Analysis" (1990); randomised SVD by Halko et al. (2011).
 """
 
@@ -30,10 +30,10 @@ class LsaEncoder:
     """TF-IDF weights of known terms, projected on D singular directions, scaled to unit length.
 
     Args:
-        terms: (T,) the vocabulary in column order.
+        terms: (T,) vocabulary in column order.
         idf: (T,) float64 inverse document frequencies.
         components: (D, T) float32 right singular vectors.
-        version: of the rule that makes terms of a text; 1 knows only words between spaces.
+        version: Version of the rule that splits a text into terms. Version 1 knows only words between spaces.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ def _vectorizer(*, min_df: int, version: int) -> TfidfVectorizer:
 
 
 def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> LsaEncoder:
-    """Fits on a catalogue's texts; D is `dim` or what the catalogue allows.
+    """Fits on a catalogue's texts. D is `dim`, or the largest width that the catalogue allows.
 
     Raises:
-        DatasetError: no text holds a single usable word, or `model` is given (this encoder takes none).
+        DatasetError: No text holds a usable word, or `model` is given (this encoder takes none).
     """
     if model is not None:
         raise DatasetError(f"encoder model {model!r}: the lsa encoder is fitted on the catalogue and takes no model")

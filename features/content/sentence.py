@@ -1,7 +1,7 @@
 """Sentence transformers: any local directory or hub id as the item encoder.
 
-The weights stay where they are; what is saved is their place and the hash of their files, so that a bundle refuses
-to go on with other weights under the same name. Reimers & Gurevych, "Sentence-BERT" (EMNLP 2019).
+The weights stay in their directory. The saved encoder holds their location and a hash of their files, so that a bundle
+refuses to continue with other weights under the same name. Reimers & Gurevych, "Sentence-BERT" (EMNLP 2019).
 """
 
 import hashlib
@@ -21,12 +21,12 @@ _BATCH = 32
 
 
 class SentenceEncoder:
-    """One transformer, texts encoded one length-sorted batch at a time.
+    """Encoder by one transformer. Texts are encoded in batches sorted by length.
 
-    A batch pads its texts, which moves the last bits: a text alone and in a batch agree to 1e-5, not bit for bit.
+    A batch pads its texts, which changes the last bits: a text alone and in a batch agree to 1e-5, not bit for bit.
 
     Args:
-        model: a local directory or a hub id.
+        model: Local directory or hub id.
     """
 
     def __init__(self, model: str) -> None:
@@ -81,7 +81,7 @@ def _weights_hash(model: Any) -> str:
 
 
 def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> SentenceEncoder:
-    """Opens `model`; texts, dim and seed do not matter, since nothing is fitted."""
+    """Opens `model`. Texts, dim and seed have no effect, since nothing is fitted."""
     if model is None:
         raise DatasetError("encoder sentence-transformers: no model given; pass --encoder-model DIR_OR_HUB_ID")
     return SentenceEncoder(model)
@@ -93,6 +93,6 @@ def load(directory: Path) -> SentenceEncoder:
     if encoder.id != description["id"]:
         raise BundleError(
             f"{directory / DESCRIPTION}: the weights at {description['model']} are {encoder.id}, "
-            f"the vectors were made by {description['id']}; restore those weights or encode anew"
+            f"the vectors were made by {description['id']}; restore those weights or encode again"
         )
     return encoder

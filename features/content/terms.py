@@ -1,8 +1,8 @@
-"""Texts → the terms that LSA weighs, in any script.
+"""Splits texts into the terms that LSA weighs, in any script.
 
-Words are what white space and punctuation leave, with their vowel signs and accents (Hindi, Arabic, Hebrew). Chinese,
-Japanese, Thai, Lao, Khmer, Burmese and Tibetan are written without spaces: a run of them gives its character n-grams,
-as Lucene's CJKAnalyzer does (bigrams), and trigrams, and each ideograph by itself since one is often a word.
+White space and punctuation separate words; vowel signs and accents stay in them (Hindi, Arabic, Hebrew). Chinese,
+Japanese, Thai, Lao, Khmer, Burmese and Tibetan are written without spaces: a run of them gives its character bigrams,
+as Lucene's CJKAnalyzer does, and trigrams. Each ideograph is a term too, since a single ideograph is often a word.
 """
 
 import re
@@ -14,7 +14,7 @@ import polars as pl
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 VERSION = 2
-# Scripts without spaces between words; what of these blocks is neither letter nor mark ends a run.
+# Scripts without spaces between words. A character of these blocks that is neither letter nor mark ends a run.
 _UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -25,9 +25,10 @@ _GRAMS = (2, 3)
 
 
 def tokens(text: str) -> list[str]:
-    """The terms of a text, in order and with repeats: words of two characters and more, without English stop words.
+    """Returns the terms of a text, in order and with repeats.
 
-    A text without any gives its words of one character: a title "7" or "차" is better than none.
+    Terms are words of two characters and more, without English stop words. A text without any such word gives its words
+    of one character: a title "7" or "차" is better than none.
     """
     lower = text.lower()
     if lower.isascii():
@@ -41,8 +42,8 @@ def tokens(text: str) -> list[str]:
 
 
 def without_tokens(texts: pl.Series) -> pl.Series:
-    """Where a text has no term: (R,) Boolean of (R,) String."""
-    # Nearly every text holds a word of ASCII; the others are looked at one by one.
+    """Returns whether each text has no term: (R,) Boolean of (R,) String."""
+    # Nearly every text holds a word of ASCII; only the others are split one by one.
     pieces = texts.str.to_lowercase().str.extract_all(r"[a-z0-9_]{2,}")
     doubtful = ~pieces.list.eval(~pl.element().is_in(sorted(ENGLISH_STOP_WORDS))).list.any().fill_null(value=False)
     found = [not tokens(text) for text in texts.filter(doubtful)]
@@ -58,7 +59,7 @@ def _terms(run: str) -> list[str]:
 
 @cache
 def _runs() -> re.Pattern[str]:
-    """Returns a run of letters, digits and marks, all of scripts without spaces or none of them."""
+    """Returns the pattern of a run of letters, digits and marks: all of scripts without spaces, or none of them."""
     marks = _marks()
     return re.compile(rf"(?:(?=[{_UNSPACED}])[\w{marks}])+|(?:(?![{_UNSPACED}])[\w{marks}])+")
 
@@ -69,7 +70,7 @@ def _unspaced() -> re.Pattern[str]:
 
 
 def _marks() -> str:
-    """Every combining mark, as ranges of a character class; Python's \\w leaves them out."""
+    """Returns every combining mark, as ranges of a character class; Python's \\w leaves them out."""
     places = [code for code in range(0x300, min(0x11FFF, sys.maxunicode)) if unicodedata.category(chr(code))[0] == "M"]
     ranges: list[list[int]] = []
     for code in places:

@@ -1,4 +1,4 @@
-"""The clock and the order of events → whole numbers: microseconds since 1970 in UTC, or positions.
+"""Reads the clock or order column of events as whole numbers: microseconds since 1970 in UTC, or positions.
 
 Shape letter: R, the rows of the table.
 """
@@ -15,7 +15,7 @@ _COUNT = r"^-?[0-9]+(\.[0-9]+)?$"
 
 
 def times(table: SourceTable, time: Time) -> pl.Series:
-    """Returns the clock: (R,) Int64, microseconds since 1970 in UTC, without nulls."""
+    """Returns the clock column: (R,) Int64, microseconds since 1970 in UTC, without nulls."""
     values, name = table.column(time.column), time.column
     refuse_null(table, name, "the event has no time; fill it in, or remove the row")
     if isinstance(values.dtype, (pl.Date, pl.Datetime)):
@@ -30,7 +30,10 @@ def times(table: SourceTable, time: Time) -> pl.Series:
 
 
 def _text_times(table: SourceTable, time: Time) -> pl.Series:
-    """Times as text: numbers are counts of the unit, by default seconds; all else, without a unit, is ISO-8601."""
+    """Parses times written as text.
+
+    A text that is a number counts the unit, by default seconds. Without a unit, every other text is ISO-8601.
+    """
     name = time.column
     texts = table.column(name).str.strip_chars()
     if time.unit == "iso":
@@ -46,21 +49,21 @@ def _text_times(table: SourceTable, time: Time) -> pl.Series:
 
 
 def _text_counts(table: SourceTable, name: str, texts: pl.Series, time: Time) -> pl.Series:
-    """Numbers as text: whole ones exactly, whatever stands beside them."""
+    """Parses numbers written as text. A whole number is exact, whatever the other values are."""
     whole = texts.cast(pl.Int64, strict=False)
     if not whole.null_count():
         return _counted(table, name, whole, time)
     found = as_number(texts).fill_nan(None)
     odd = first(found.is_null() & whole.is_null())
     if odd is not None:
-        remedy = f"a number of {time.unit or 's'} is expected; mend it, or the unit of time"
+        remedy = f"a number of {time.unit or 's'} is expected; fix the value, or the unit of time"
         raise table.error(name, f"holds '{texts[odd]}'; {remedy}", row=odd)
     counted = _counted(table, name, whole.fill_null(0), time)
     return counted.zip_with(whole.is_not_null(), _counted(table, name, found.fill_null(0), time))
 
 
 def _counted(table: SourceTable, name: str, values: pl.Series, time: Time) -> pl.Series:
-    """Counts of the unit, as microseconds."""
+    """Converts counts of the unit to microseconds."""
     unit = time.unit or "s"
     if time.unit is None and table.kind != "message" and _are_dates(values):
         problem = f"{values[0]} reads as a day, YYYYMMDD, and would be a second of 1970"
@@ -68,7 +71,9 @@ def _counted(table: SourceTable, name: str, values: pl.Series, time: Time) -> pl
     seconds = values.cast(pl.Float64) / (1_000_000_000 if unit == "ns" else 1_000_000 // _UNIT_US[unit])
     row = first(~seconds.is_between(_FIRST_S, _LAST_S))
     if row is not None:
-        raise table.error(name, f"{values[row]} {unit} is beyond the year 9999; mend it, or the unit of time", row=row)
+        raise table.error(
+            name, f"{values[row]} {unit} is beyond the year 9999; fix the value, or the unit of time", row=row
+        )
     if values.dtype.is_float() or isinstance(values.dtype, pl.Decimal):
         return (seconds * 1_000_000).round().cast(pl.Int64)
     whole = values.cast(pl.Int64)
@@ -76,7 +81,7 @@ def _counted(table: SourceTable, name: str, values: pl.Series, time: Time) -> pl
 
 
 def _are_dates(values: pl.Series) -> bool:
-    """Whether all values are numbers YYYYMMDD from 1900 to 2100."""
+    """Returns whether all values are numbers YYYYMMDD from 1900 to 2100."""
     if not values.is_between(19_000_101, 21_001_231).all():
         return False
     days = values.cast(pl.Int64).cast(pl.String).str.to_date("%Y%m%d", strict=False)
@@ -84,7 +89,7 @@ def _are_dates(values: pl.Series) -> bool:
 
 
 def _iso(table: SourceTable, name: str, values: pl.Series, where: pl.Series) -> pl.Series:
-    """ISO-8601 text: a date, or a date and time with or without seconds, fraction and offset (none: UTC)."""
+    """Parses ISO-8601 text: a date, or a date and time with or without seconds, fraction and offset (none: UTC)."""
     moments = (
         values.str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
         .str.replace(r"^(\d{4}-\d{2}-\d{2})[ t]", "${1}T")
@@ -106,7 +111,7 @@ def positions(table: SourceTable, name: str) -> pl.Series:
     """Returns the order column: (R,) Int64 without nulls."""
     refuse_null(table, name, "the event has no position; fill it in, or remove the row")
     values = table.column(name)
-    remedy = "a whole number is expected in the order column; mend it, or name another"
+    remedy = "a whole number is expected in the order column; fix the value, or name another column"
     if isinstance(values.dtype, pl.String):
         counted = values.cast(pl.Int64, strict=False)
         values = parsed(table, name, remedy) if counted.null_count() else counted

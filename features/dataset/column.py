@@ -1,9 +1,8 @@
-"""One column as the files hold it → the values the platform works with.
+"""Converts one column as the files hold it to the values the platform works with.
 
-Identifiers and categorical values become canonical text (`features.value.canonical`) whatever type a file gave them;
-numbers and labels get one type each, and text is read value by value. What cannot be converted is refused by row and
-value.
-Shape letter: R, the rows of the table.
+Identifiers and categorical values become canonical text (`features.value.canonical`), whatever type a file gave them.
+Numbers and labels get one type each. Text is parsed value by value. A value that cannot be converted is refused with
+its row. Shape letter: R, the rows of the table.
 """
 
 import polars as pl
@@ -17,7 +16,7 @@ from features.value.written_list import WrittenListError, written_lists
 
 __all__ = ["canonical", "typed"]
 _WRITTEN = {"value": pl.String(), "list": pl.List(pl.String)}
-# Bundles whose ids and categories have an earlier canonical form take each text as it is.
+# A bundle with an earlier canonical form of ids and categories takes each text unchanged.
 _WRITTEN_FROM = 2
 
 
@@ -42,7 +41,7 @@ def _nul(values: pl.Series) -> int | None:
 
 
 def attribute(table: SourceTable, name: str) -> pl.Series:
-    """Returns a filterable column: typed as the files hold it; a csv's as `features.dataset.files.infer` says."""
+    """Returns a filterable column with the type of the files; the type of a csv column is inferred by `files.infer`."""
     return infer(table.column(name)) if table.kind == "csv" else table.column(name)
 
 
@@ -70,8 +69,8 @@ def unique_ids(table: SourceTable, name: str) -> pl.Series:
 def categories(table: SourceTable, name: str, options: Categorical) -> pl.Series:
     """Returns a categorical feature: (R,) String, or (R,) List(String) where it is multi-valued; null stays null.
 
-    Splitting trims each value and drops the empty ones; a list column is multi-valued with or without `split`, and so
-    is one in which a list is written as text.
+    Splitting trims each value and drops the empty ones. A list column is multi-valued with or without `split`; a column
+    in which a list is written as text is multi-valued too.
     """
     values = texts(table, name)
     if isinstance(values.dtype, pl.List):
@@ -93,10 +92,12 @@ def categories(table: SourceTable, name: str, options: Categorical) -> pl.Series
 
 
 def numbers(table: SourceTable, name: str) -> pl.Series:
-    """Returns a numeric feature: (R,) Float32; NaN and what is beyond float32 become null."""
+    """Returns a numeric feature: (R,) Float32. NaN, and a number outside the range of float32, become null."""
     values = table.column(name)
     if isinstance(values.dtype, pl.String):
-        values = parsed(table, name, "a number is expected in a numeric column; mend it, or declare it categorical")
+        values = parsed(
+            table, name, "a number is expected in a numeric column; fix the value, or declare it categorical"
+        )
     elif not (values.dtype.is_numeric() or isinstance(values.dtype, (pl.Boolean, pl.Null))):
         raise table.error(name, f"holds {values.dtype}, numbers expected; remove it from numeric")
     numeric = values.cast(pl.Float32).alias("value").to_frame()
@@ -104,7 +105,7 @@ def numbers(table: SourceTable, name: str) -> pl.Series:
 
 
 def labels(table: SourceTable, label: Label) -> pl.Series:
-    """What each row's label is: (R,) Int8 of 0 and 1; null where it is neither and the row is to be dropped."""
+    """Returns each row's label: (R,) Int8 of 0 and 1. Null marks a row that is neither and is to be dropped."""
     if label.column is None:
         return pl.repeat(1, table.frame.height, dtype=pl.Int8, eager=True)
     if label.positive is None:
@@ -135,7 +136,7 @@ def _zero_or_one(table: SourceTable, name: str) -> pl.Series:
 
 
 def _matches(table: SourceTable, name: str, rule: LabelRule) -> pl.Series:
-    """Where a rule holds: (R,) Boolean, null where the column is."""
+    """Returns which rows match a rule: (R,) Boolean, null for a null value."""
     values = _scalars(table, name)
     if isinstance(rule.value, str):
         own = infer(values) if table.kind == "csv" else table.column(name)
@@ -151,7 +152,7 @@ def _matches(table: SourceTable, name: str, rule: LabelRule) -> pl.Series:
         number = as_number(values)
         equal = (number == rule.value) & number.is_not_null() | (values == rule.raw)
         return equal if rule.op == "==" else ~equal
-    remedy = f"the rule '{rule.op} {rule.raw}' compares with a number; mend the value, or the rule"
+    remedy = f"the rule '{rule.op} {rule.raw}' compares with a number; fix the value, or the rule"
     return pl.Series(rule.compare(parsed(table, name, remedy).fill_nan(None), rule.value))
 
 
@@ -163,7 +164,7 @@ def _scalars(table: SourceTable, name: str) -> pl.Series:
 
 
 def parsed(table: SourceTable, name: str, remedy: str) -> pl.Series:
-    """Returns a column as Float64, its empty text null; the first text that is not a number is refused."""
+    """Returns a column as Float64, its empty text null. The first text that is not a number raises DatasetError."""
     if table.column(name).dtype.is_numeric():
         return table.column(name).cast(pl.Float64)
     values = _scalars(table, name)
@@ -175,7 +176,7 @@ def parsed(table: SourceTable, name: str, remedy: str) -> pl.Series:
 
 
 def as_number(texts: pl.Series) -> pl.Series:
-    """Returns (R,) Float64 of text, null where it is no number; true is 1 and false 0."""
+    """Returns (R,) Float64 of text. True is 1 and false 0; text that is not a number is null."""
     found = texts.cast(pl.Float64, strict=False)
     if found.null_count() == texts.null_count():
         return found
@@ -191,5 +192,5 @@ def refuse_null(table: SourceTable, name: str, problem: str) -> None:
 
 
 def first(where: pl.Series) -> int | None:
-    """Returns the first row where a Boolean series holds."""
+    """Returns the first row that is true in a Boolean series, None if no row is."""
     return where.arg_max() if where.any() else None

@@ -1,7 +1,7 @@
-"""Csv text → columns of text, every row with the fields that it should have.
+"""Reads csv text as columns of text, and checks that every row has the same number of fields.
 
-The layout is settled first (`features.dataset.layout`); this module reads it, names the columns, and says what is wrong
-with a file and how to mend it. Shape letter: R, the rows of a file.
+The layout is found first (`features.dataset.layout`). This module reads it, names the columns, and says which row of a
+file is wrong and how to fix it. Shape letter: R, the rows of a file.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from features.dataset.descriptor import TableSource
 from features.dataset.layout import Dialect, Layout, hide, settle
 from features.errors import DatasetError
 
-# Separators that are found where another was declared: as TOML writes them, and in words.
+# Separators that are recognised when another is declared: as TOML writes them, and in words.
 _SEPARATORS = {
     ",": (",", "commas"),
     ";": (";", "semicolons"),
@@ -28,7 +28,7 @@ _SEPARATORS = {
     "~": ("~", "'~'"),
     " ": (" ", "spaces"),
 }
-# Where a byte is not UTF-8, the character of the private use area that stands for it.
+# Stand-in for a byte that is not UTF-8: a character of the private use area.
 _NOT_UTF8 = 0xF700
 
 
@@ -38,24 +38,25 @@ def read_delimited(
     """Reads a csv.
 
     Args:
-        data: text with LF or CRLF line ends, none behind the last row; it is UTF-8 but for columns that are not wanted.
-        source: its separator, quote, escape, header and columns.
-        where: begins each error.
-        wanted: columns to return; None for all.
+        data: Text with LF or CRLF line ends, without a line end after the last row. It is UTF-8 except in unwanted
+            columns.
+        source: Separator, quote, escape, header and columns.
+        where: First words of each error, e.g. "FILE: [items]".
+        wanted: Columns to return; None for all.
 
     Returns:
-        The names of all columns, and (R, …) String columns of those that are wanted; an empty field is null.
+        Names of all columns, and (R, …) String columns of the wanted ones. An empty field is null.
 
     Raises:
-        DatasetError: rows of different widths, a quote that is never closed, rows that cannot be told apart, bytes that
-            are not UTF-8; names the row and the remedy.
+        DatasetError: Rows differ in width, a quote is never closed, rows cannot be told apart, or bytes are not UTF-8.
+            The message names the row and the remedy.
     """
     layout, separator = _laid_out(data, source, where)
     _refuse_faults(layout, data, source, where)
     names = source.columns or _header(layout, separator)
     chosen = [index for index, name in enumerate(names) if wanted is None or name in wanted]
     _refuse_twins([names[index] for index in chosen], where)
-    # Without any column a frame has no rows, and would pass for an empty file.
+    # A frame without columns has no rows and would be mistaken for an empty file.
     read = chosen or [0]
     try:
         frame = _parse(layout, separator, read)
@@ -72,7 +73,7 @@ def read_delimited(
 
 
 def advice(header: Sequence[str], source: TableSource, wanted: Collection[str]) -> str:
-    """What may be wrong with a csv that lacks wanted columns, with the remedy; "" where nothing is recognised."""
+    """Returns the likely cause and the remedy if a csv lacks wanted columns; "" if no cause is recognised."""
     line = source.separator.join(header)
     if line.lstrip().startswith(("{", "[")):
         return 'it looks like JSON: set format = "jsonl"'
@@ -100,7 +101,7 @@ def _dialects(data: bytes, source: TableSource, separator: bytes) -> list[Dialec
     quote, strict = quoted.encode() or None, source.quote is not None
     if source.escape is not None:
         return [Dialect(separator, quote, source.escape.encode() or None, strict)]
-    # A backslash before what ends a field may be an escape.
+    # A backslash before the end of a field may be an escape.
     ends = [separator, b"\n", *([quote] if quote else [])]
     escapes = [None, b"\\"] if any(b"\\" + end in data for end in ends) else [None]
     return [Dialect(separator, quote, escape, strict) for escape in escapes]
@@ -151,7 +152,7 @@ def _refuse_faults(layout: Layout, data: bytes, source: TableSource, where: str)
     if odd:
         raise DatasetError(
             f"{place(odd[0])} holds {odd[1]} fields, {width} expected; "
-            + (_other_dialect(data, source, width, where) or "mend the row, or separator and columns in the descriptor")
+            + (_other_dialect(data, source, width, where) or "fix the row, or separator and columns in the descriptor")
         )
     if layout.doubtful is not None:
         raise DatasetError(
@@ -162,7 +163,7 @@ def _refuse_faults(layout: Layout, data: bytes, source: TableSource, where: str)
 
 
 def _other_dialect(data: bytes, source: TableSource, width: int, where: str) -> str:
-    """Returns the dialect in which all rows have their fields, as advice; "" where there is none."""
+    """Returns advice that names the dialect in which all rows have the same number of fields; "" if there is none."""
     if source.quote is None and b"'" in data:
         layout, _ = _laid_out(data, source.model_copy(update={"quote": "'"}), where)
         if not any(layout.faults) and layout.width == width:
@@ -181,12 +182,12 @@ def _refuse_twins(names: Sequence[str], where: str) -> None:
 
 
 def _with_stand_ins(layout: Layout) -> Layout:
-    """Returns the layout with each byte that is not UTF-8 replaced by a character that stands for it."""
+    """Returns the layout with each byte that is not UTF-8 replaced by a stand-in character."""
     return replace(layout, data=layout.data.decode("utf-8", "tessera-byte").encode())
 
 
 def _refuse_foreign(frame: pl.DataFrame, source: TableSource, where: str) -> None:
-    """Refuses the first row whose wanted columns hold such a character."""
+    """Refuses the first row that has a stand-in character in a wanted column."""
     pattern = f"[{chr(_NOT_UTF8 + 0x80)}-{chr(_NOT_UTF8 + 0xFF)}]"
     found = frame.select(pl.all().str.extract(f"({pattern})"))
     rows = found.select(pl.any_horizontal(pl.all().is_not_null())).to_series()

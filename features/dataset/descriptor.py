@@ -1,7 +1,7 @@
 """The dataset descriptor: one TOML file becomes one frozen, checked configuration.
 
-Everything downstream is told what a dataset looks like by this object alone, so no code knows any dataset by name.
-Only the descriptor is checked here; what the files hold is checked where they are read (`features.dataset.tables`).
+This object alone describes a dataset to all other code, so no code knows any dataset by name. This module checks only
+the descriptor. The contents of files are checked when they are read (`features.dataset.tables`).
 """
 
 import difflib
@@ -50,7 +50,7 @@ class Config(BaseModel):
 
 
 class Split(Config):
-    """How events are divided into train, validation and test; the fractions are not used by leave-one-out."""
+    """Division of events into train, validation and test. Leave-one-out does not use the fractions."""
 
     by: Literal["time", "random", "leave-one-out", "order"]
     train: float = Field(0.8, gt=0, lt=1)
@@ -73,12 +73,12 @@ class Categorical(Config):
 
 
 class TableSource(Config):
-    """Where a table's files are, how to read them, and which columns are features.
+    """Location and format of a table's files, and the columns that are features.
 
-    `columns` names the fields of a csv in order; with a header row it replaces the names found there.
-    `quote` encloses fields of a csv, `escape` takes its meaning from the character behind it; "" is none. Without them
-    both are found: `"` encloses a field only if another one ends it, and a backslash escapes if all rows fit then.
-    A separator of more than one character switches quoting off: formats that use one do not quote.
+    `columns` names the fields of a csv in order. If the csv has a header row, `columns` replaces the names in it.
+    `quote` encloses fields of a csv; `escape` makes the next character literal; "" means none. If they are not given,
+    both are detected: `"` encloses a field only if another `"` ends it, and a backslash escapes if all rows then fit. A
+    separator of more than one character switches quoting off: formats that use one do not quote.
     """
 
     reserved: ClassVar[tuple[str, ...]] = ()
@@ -129,7 +129,7 @@ class TableSource(Config):
 
     @property
     def kind(self) -> Format:
-        """The files' format: as declared, or from the name's ending."""
+        """Format of the files: as declared, or from the ending of their name."""
         if self.format is not None:
             return self.format
         name = self.path.lower()
@@ -181,7 +181,7 @@ class Users(TableSource):
 
 
 class Time(Config):
-    """The clock of an event; without `unit` datetimes stand as they are, strings are ISO-8601, numbers are seconds.
+    """Clock of an event. Without `unit`, datetimes are used unchanged, strings are ISO-8601, numbers are seconds.
 
     A time without an offset is UTC.
     """
@@ -191,7 +191,7 @@ class Time(Config):
 
 
 class Label(Config):
-    """What makes an event a positive or a negative.
+    """Rule that makes an event a positive or a negative.
 
     A rule is OP VALUE with >= <= > < == !=. Without rules the column itself holds 0/1; with `positive` alone every
     other non-null value is negative; with both, rows that match neither are dropped. `implicit` makes every event
@@ -262,7 +262,7 @@ class Events(TableSource):
 
 
 class Dataset(Config):
-    """A dataset as its descriptor says; `source` is the descriptor itself, paths in it are relative to it."""
+    """Dataset as its descriptor says. `source` is the path of the descriptor; paths in it are relative to it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     items: Items | None = None
@@ -285,20 +285,20 @@ class Dataset(Config):
 
     @property
     def directory(self) -> Path:
-        """What the paths in the descriptor are relative to."""
+        """Directory to which the paths in the descriptor are relative."""
         return self.source.parent
 
     @property
     def has_content(self) -> bool:
-        """Whether there are items with text, so that they can be encoded and given Semantic IDs."""
+        """True if items have text, so that they can be encoded and given Semantic IDs."""
         return self.items is not None and bool(self.items.text)
 
 
 def load_dataset(path: Path) -> Dataset:
-    """Reads and checks a descriptor; what is wrong with it is said all at once.
+    """Reads and checks a descriptor. One error reports everything that is wrong with it.
 
     Raises:
-        DatasetError: the file is missing, is not TOML, or a key is unknown, missing or has an unusable value.
+        DatasetError: The file is missing, is not TOML, or a key is unknown, missing or has an unusable value.
     """
     path = Path(path).absolute()
     try:
@@ -306,7 +306,7 @@ def load_dataset(path: Path) -> Dataset:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); give the path of a dataset's TOML") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: is not TOML: {error}; mend the file there") from error
+        raise DatasetError(f"{path}: is not TOML: {error}; fix the file there") from error
     if "source" in document:
         raise DatasetError(f"{path}: unknown key 'source'; remove it, the descriptor's own path takes its place")
     try:

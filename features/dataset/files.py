@@ -1,9 +1,8 @@
-"""Files of a table → one polars frame that still knows which file each row came from.
+"""Reads the files of a table into one polars frame, and keeps which file each row came from.
 
-Everything a reader can trip over on disk is refused, by file and row: a glob without a match, a file of another format,
-a csv row with too few or too many fields, a line that is not JSON, parts that do not share their columns. Columns that
-are not wanted are not read.
-A csv's values stay text here; what they mean is said by `features.value.canonical.cell` and by the columns' readers.
+A fault on disk is refused with its file and row: a glob without a match, a file of another format, a csv row with too
+few or too many fields, a line that is not JSON, parts that do not share their columns. Unwanted columns are not read.
+Values of a csv stay text here. `features.value.canonical.cell` and the readers of the columns interpret them.
 """
 
 import glob
@@ -30,17 +29,17 @@ _NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-][0-9]+)?$"
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A table as its files hold it.
+    """Table as its files hold it.
 
     Attributes:
         name: items, users or events.
-        frame: (R rows) the columns that were asked for and exist, the files' rows one after another.
-        names: every column there is, read or not.
-        files: in sorted order, which is the order of the rows.
-        heights: rows per file.
-        kind: format of the files; "message" for rows that came by themselves.
-        version: of the canonical form of its ids and categories.
-        hint: why a column may be missing, with the remedy.
+        frame: (R rows) requested columns that exist. The rows of the files follow each other.
+        names: Every column of the files, read or not.
+        files: Paths in sorted order, which is the order of the rows.
+        heights: Rows per file.
+        kind: Format of the files; "message" for rows that came as messages.
+        version: Version of the canonical form of ids and categories.
+        hint: Likely reason and remedy for a missing column.
     """
 
     name: str
@@ -53,7 +52,7 @@ class SourceTable:
     hint: str = ""
 
     def place(self, row: int) -> tuple[Path, int]:
-        """Returns the file of a 0-based row of the frame, and its 1-based data row there."""
+        """Returns the file of a 0-based row of the frame, and the 1-based data row in that file."""
         for file, height, end in zip(self.files, self.heights, accumulate(self.heights), strict=True):
             if row < end:
                 return file, row - (end - height) + 1
@@ -71,14 +70,14 @@ class SourceTable:
         """Returns the column as the files hold it.
 
         Raises:
-            DatasetError: there is none of that name.
+            DatasetError: The table has no such column.
         """
         if name in self.frame.columns:
             return self.frame[name]
         raise self.error(
             name,
             f"does not exist; the nearest existing column is '{nearest(name, self.names)}' "
-            f"(there are: {', '.join(self.names)}); {self.hint or 'mend the name in the descriptor'}",
+            f"(there are: {', '.join(self.names)}); {self.hint or 'fix the name in the descriptor'}",
         )
 
 
@@ -90,10 +89,12 @@ def load(
     wanted: Collection[str] | None = None,
     many: Collection[str] | None = None,
 ) -> SourceTable:
-    """Reads the files of a source, all columns or the wanted ones that exist; `many` names those that may hold lists.
+    """Reads the files of a source: all columns, or the wanted ones that exist.
+
+    `many` names the columns that may hold lists.
 
     Raises:
-        DatasetError: no file, or one that cannot be read; names it, and the row where there is one.
+        DatasetError: No file matches, or a file cannot be read; names the file, and the row if known.
     """
     files = source_files(source, directory, table)
     parts = [_read(source, file, table, wanted, many) for file in files]
@@ -101,7 +102,7 @@ def load(
     missing = wanted is not None and set(wanted) - set(names)
     hint = _refuse_strangers(source, files[0], table, names, wanted or ()) if missing else ""
     for file, (found, _) in zip(files, parts, strict=True):
-        # What nothing declares may be in some files alone.
+        # A column that the descriptor does not declare may be in some files only.
         if set(found) != set(names) and (odd := _odd({*found} ^ {*names}, wanted)) is not None:
             holder = "this file lacks" if odd in names else "only this file has"
             raise DatasetError(
@@ -128,12 +129,12 @@ def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:
 
 
 def infer(texts: pl.Series) -> pl.Series:
-    """Text as integers, numbers or booleans where every value is one in its plainest spelling, else as it is."""
+    """Returns text as integers, numbers or booleans if every value is one in its plainest spelling, else unchanged."""
     values = texts.drop_nulls()
     for pattern, dtype in ((_INTEGER, pl.Int64), (_NUMBER, pl.Float64)):
         if values.head(1000).str.contains(pattern).all() and values.str.contains(pattern).all():
             typed = texts.cast(dtype, strict=False)
-            # All null stays text, and so do integers too large for 64 bits.
+            # A column of nulls stays text, and so do integers too large for 64 bits.
             return typed if len(values) and typed.null_count() == texts.null_count() else texts
     if values.str.to_lowercase().is_in(["true", "false"]).all():
         return texts.str.to_lowercase() == "true"
@@ -141,7 +142,7 @@ def infer(texts: pl.Series) -> pl.Series:
 
 
 def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path, ...]:
-    """Returns the files of a table, in the order in which they are read; there is at least one."""
+    """Returns the files of a table, at least one, in the order in which they are read."""
     path = directory / source.path
     if path.is_file():
         return (path,)
@@ -153,7 +154,7 @@ def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path
     files = tuple(file for file in found if file.is_file())
     if not files:
         what = "no file matches" if glob.has_magic(source.path) else "no such file"
-        raise DatasetError(f'{path}: [{table}] {what}; mend path = "{source.path}" (relative to the descriptor)')
+        raise DatasetError(f'{path}: [{table}] {what}; fix path = "{source.path}" (relative to the descriptor)')
     return files
 
 
@@ -166,7 +167,7 @@ def _read(
         if source.kind == "parquet":
             names = tuple(pl.read_parquet_schema(file))
             chosen = [name for name in names if wanted is None or name in wanted]
-            # A frame without any column has no rows, and would pass for an empty file.
+            # A frame without columns has no rows and would be mistaken for an empty file.
             return names, pl.read_parquet(file, columns=chosen or None)
         data = read_plain(file, where, latin_1=source.encoding == "latin-1")
         if source.kind == "csv":
@@ -183,7 +184,7 @@ def _read(
 def _refuse_strangers(
     source: TableSource, file: Path, table: str, names: tuple[str, ...], wanted: Collection[str]
 ) -> str:
-    """Refuses a file that has none of the wanted columns; returns advice where it lacks some."""
+    """Refuses a file that has none of the wanted columns. Returns advice if the file lacks some of them."""
     where = f"{file}: [{table}]"
     found = ""
     if source.kind == "csv":
@@ -194,7 +195,7 @@ def _refuse_strangers(
         return found
     raise DatasetError(
         f"{where} has none of the columns that the descriptor names ({', '.join(sorted(wanted))}); there are: "
-        f"{', '.join(names)[:300]}; {found or 'mend the names in the descriptor'}"
+        f"{', '.join(names)[:300]}; {found or 'fix the names in the descriptor'}"
     )
 
 

@@ -1,7 +1,7 @@
-"""JSON lines → columns that hold each value exactly as its line does.
+"""Reads JSON lines as columns that hold each value exactly as its line does.
 
-A line is decoded by itself and only the wanted keys of it are kept, so a value never depends on the lines around it,
-and a key that nothing declares can hold anything.
+Each line is decoded alone and only its wanted keys are kept. So a value never depends on the lines around it, and a key
+that the descriptor does not declare can hold anything.
 """
 
 import json
@@ -23,22 +23,22 @@ def read_jsonl(
     many: Collection[str] | None = None,
     splits: Mapping[str, str | None],
 ) -> tuple[tuple[str, ...], pl.DataFrame]:
-    """Reads JSON objects, one a line; blank lines are skipped. NaN and the infinities, which Python writes, are null.
+    """Reads JSON objects, one per line. Blank lines are skipped. NaN and the infinities, which Python writes, are null.
 
     Args:
-        data: UTF-8, but for keys that are not wanted.
-        where: begins each error, e.g. "FILE: [items]".
-        wanted: keys to read; None for all.
-        many: wanted keys that may hold lists; None for all.
-        splits: separator of the multi-valued columns, for text beside lists.
+        data: UTF-8, except in unwanted keys.
+        where: First words of each error, e.g. "FILE: [items]".
+        wanted: Keys to read; None for all.
+        many: Wanted keys that may hold lists; None for all.
+        splits: Separator of each multi-valued column, for text beside lists.
 
     Returns:
-        The keys that there are, and a frame of the wanted ones (R rows): typed where one type holds all values of a
-        key, else canonical text; see `features.value.mixed_column.column_of`.
+        All keys of the file, and a frame of the wanted ones (R rows). A column is typed if one type holds all values of
+        a key, else it is canonical text; see `features.value.mixed_column.column_of`.
 
     Raises:
-        DatasetError: the text is a JSON document over several lines, a line is no JSON object, is no text, or holds
-            under a wanted key an object, or a list where one value is expected; names the row.
+        DatasetError: The text is a JSON document over several lines, a line is not a JSON object or not text, or a
+            wanted key holds an object, or a list where one value is expected. The message names the row.
     """
     lines = object_lines(data, where)
     chosen = list(dict.fromkeys(wanted if wanted is not None else _keys(lines, where)))
@@ -56,7 +56,7 @@ def read_jsonl(
     names = tuple(_keys(lines, where)) if empty else tuple(chosen)
     kept = [name for name in names if name in columns]
     if not kept:
-        # A frame without any column has no rows, and would pass for an empty file.
+        # A frame without columns has no rows and would be mistaken for an empty file.
         return names, pl.DataFrame({name: pl.Series([None] * len(rows), dtype=pl.Null) for name in names[:1]})
     for name in kept:
         if many is not None and name not in many:
@@ -68,7 +68,7 @@ def strict_lines(data: bytes, where: str) -> list[bytes]:
     """Returns the objects of JSON lines as a log keeps them: one message each, NaN and the infinities as null.
 
     Raises:
-        DatasetError: a line is no JSON object; names the row.
+        DatasetError: A line is not a JSON object; names the row.
     """
     lines = object_lines(data, where)
     for number, line in enumerate(lines):
@@ -82,7 +82,7 @@ def strict_lines(data: bytes, where: str) -> list[bytes]:
 
 
 def object_lines(data: bytes, where: str) -> list[bytes]:
-    """Returns the lines that are not blank; a JSON document over several lines is refused by name."""
+    """Returns the lines that are not blank. A JSON document over several lines raises DatasetError."""
     start = data[:65_536].lstrip()
     if start.startswith(b"["):
         raise DatasetError(f"{where} is a JSON array; write one object per line (jq -c '.[]')")
@@ -93,7 +93,7 @@ def object_lines(data: bytes, where: str) -> list[bytes]:
 
 
 def nested_advice(data: bytes) -> str:
-    """Where JSON lines nest what is looked for: the field, what is in it and the remedy; "" if nothing is nested."""
+    """Returns advice for JSON lines that nest fields: the field, its content, the remedy; "" if nothing is nested."""
     for key, value in _loose(data.split(b"\n", 1)[0], "").items():
         inner = value[0] if isinstance(value, list) and value else value
         if isinstance(inner, dict):
@@ -125,7 +125,7 @@ def _refuse_list(name: str, values: list[Any], where: str) -> None:
 
 
 def _decoded(lines: list[bytes], kind: Any, make: Callable[[dict[str, Any], str], Any], where: str) -> list[Any]:
-    """Returns every line as `kind`; `make` turns what only Python's own reader takes into one."""
+    """Decodes every line as `kind`; `make` converts a line that only Python's own reader accepts."""
     decode = msgspec.json.Decoder(kind).decode
     found: list[Any] = []
     for row, line in enumerate(lines, start=1):
@@ -138,7 +138,7 @@ def _decoded(lines: list[bytes], kind: Any, make: Callable[[dict[str, Any], str]
 
 
 def _loose(line: bytes, where: str) -> dict[str, Any]:
-    """Returns an object as Python's own reader takes it: with NaN and the infinities, which are null, and any bytes."""
+    """Decodes an object with Python's own reader, which accepts any bytes, and NaN and the infinities (null here)."""
     try:
         found = json.loads(line.decode("utf-8", "surrogateescape"), parse_constant=lambda _: None)
     except RecursionError as error:

@@ -1,7 +1,7 @@
-"""Label rules: which events are positives and which are negatives.
+"""Label rules: they say which events are positives and which are negatives.
 
-Data sets say it in their own terms (a rating, a kind of event, a play count), so a rule is a comparison with one
-column: OP VALUE. Rules are parsed when the descriptor is read, so that a misspelt one is refused before any file is.
+Each dataset has its own terms (a rating, a kind of event, a play count), so a rule compares one column with a value:
+OP VALUE. Rules are parsed when the descriptor is read, so that a misspelt rule is refused before any file is read.
 """
 
 import operator
@@ -23,13 +23,13 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class LabelRule:
-    """A comparison with a number, or with a string where the value is not one.
+    """Comparison with a number, or with a string if the value is not a number.
 
     Attributes:
-        op: the operator as written.
-        value: what is compared with.
-        raw: the value as written, without quotes.
-        quoted: whether it stood in quotes.
+        op: Operator as written.
+        value: Value to compare with.
+        raw: Value as written, without quotes.
+        quoted: True if the value was written in quotes.
     """
 
     op: str
@@ -39,20 +39,20 @@ class LabelRule:
 
     @property
     def compare(self) -> Callable[[Any, Any], Any]:
-        """The operator as a function; works on polars expressions."""
+        """Operator as a function; works on polars expressions."""
         return _OPERATORS[self.op]
 
     @property
     def boolean(self) -> str | None:
-        """The value as "true" or "false" if it spells a boolean and has no quotes: == True; else None."""
+        """The value as "true" or "false" if it spells a boolean and has no quotes (== True), else None."""
         return self.raw.lower() if not self.quoted and self.raw.lower() in ("true", "false") else None
 
 
 def parse_rule(text: str) -> LabelRule:
-    """Parses OP VALUE; quotes make a value a string that would else be a number: == '1'.
+    """Parses OP VALUE. In quotes, a value is a string that would else be a number: == '1'.
 
     Raises:
-        ValueError: the text is not a rule.
+        ValueError: The text is not a rule.
     """
     match = _RULE.fullmatch(text)
     if match is None:

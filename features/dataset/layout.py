@@ -1,8 +1,8 @@
-"""The layout of a csv: where its fields and rows end, settled before a library reads it.
+"""The layout of a csv: the ends of its fields and rows, found before a library reads the file.
 
 Readers of csv disagree on quotes and escapes, and a wrong guess makes rows vanish into one field. A layout is sound if
-every line is accounted for: each row holds as many fields as the first, each field that is enclosed is closed, and no
-row over several lines could as well be several rows.
+it accounts for every line: each row holds as many fields as the first, each enclosed field is closed, and no row over
+several lines could equally be several rows.
 """
 
 import re
@@ -20,13 +20,13 @@ _CONTROLS = [bytes([code]) for code in (0x1F, 0x1E, 0x1D, 0x1C, *range(0x02, 0x0
 
 
 class Dialect(NamedTuple):
-    """How a csv may be written.
+    """Dialect in which a csv may be written.
 
     Attributes:
-        separator: one byte.
-        quote: encloses fields, one byte; None: nothing does.
-        escape: takes its meaning from the character behind it, one byte; None: nothing does.
-        strict: a field that begins with a quote must be closed, and may be over several lines.
+        separator: One byte.
+        quote: One byte that encloses fields; None if no byte does.
+        escape: One byte that makes the next character literal; None if no byte does.
+        strict: A field that begins with a quote must be closed, and may span several lines.
     """
 
     separator: bytes
@@ -37,20 +37,20 @@ class Dialect(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A file's text whose fields a plain reader splits rightly. Rows are 0-based, a header counts.
+    """Text of a file whose fields a plain reader splits correctly. Rows are 0-based; a header counts as a row.
 
     Attributes:
-        data: the text; what quotes and escapes protect may be replaced by control characters.
-        restore: each such character → the text that it replaces.
-        quote: what still encloses fields in `data`; None where nothing does.
-        rows: how many there are.
-        width: fields of the first row.
-        first: bytes of the first row.
-        odd: the first row with another number of fields, and that number.
-        unclosed: rows in which a field begins with a quote that does not end it; such a field is text.
-        doubtful: the first row over several lines of which each is a whole row if the quote is text.
-        bare_return: the first row that holds a CR outside of quotes.
-        escape: the character that escapes others; None where nothing does.
+        data: Text. Control characters may replace the parts that quotes and escapes protect.
+        restore: Each such control character → the text that it replaces.
+        quote: Byte that still encloses fields in `data`; None if none does.
+        rows: Number of rows.
+        width: Number of fields of the first row.
+        first: Bytes of the first row.
+        odd: First row with another number of fields, and that number.
+        unclosed: Rows in which a field begins with a quote that does not end it; such a field is text.
+        doubtful: First row over several lines, each of which is a whole row if the quote is text.
+        bare_return: First row that holds a CR outside of quotes.
+        escape: Character that escapes others; None if none does.
     """
 
     data: bytes
@@ -71,12 +71,15 @@ class Layout:
 
     @property
     def faults(self) -> tuple[bool, bool, int]:
-        """What makes it unsound; of two layouts the lesser is likelier."""
+        """Faults of the layout, worst first. Of two layouts, the lesser tuple is likelier."""
         return self.odd is not None, self.doubtful is not None, len(self.unclosed)
 
 
 def hide(data: bytes, texts: list[bytes], where: str) -> tuple[bytes, list[bytes]]:
-    """Replaces byte strings, one after another, by control characters that the data do not hold; returns those too."""
+    """Replaces byte strings, one after another, by control characters that the data do not hold.
+
+    Returns the data and the control characters.
+    """
     spare = _spare(data, len(texts), where)
     for text, byte in zip(texts, spare, strict=True):
         data = data.replace(text, byte)
@@ -93,7 +96,7 @@ def _spare(data: bytes, count: int, where: str) -> list[bytes]:
 def settle(data: bytes, dialects: list[Dialect], where: str) -> Layout:
     """Returns the first sound layout among the dialects that a file may be written in, else the likeliest.
 
-    Regular files are laid out by array operations; only where none is sound, quotes are followed one by one.
+    Regular files are laid out by array operations. Quotes are followed one by one only if no such layout is sound.
     """
     regular = [layout for dialect in dialects if (layout := _lay_out(data, dialect, where, careful=False))]
     if sound := [layout for layout in regular if not any(layout.faults)]:
@@ -103,7 +106,7 @@ def settle(data: bytes, dialects: list[Dialect], where: str) -> Layout:
 
 
 def _lay_out(data: bytes, dialect: Dialect, where: str, *, careful: bool) -> Layout | None:
-    """Lays a file out in one dialect; None where it is irregular and only the careful way can."""
+    """Lays a file out in one dialect. Returns None if the file is irregular and only the careful way can lay it out."""
     separator, quote, escape, _ = dialect
     restore: dict[str, str] = {}
     if escape is not None:
@@ -145,7 +148,10 @@ def _first_odd(fields: NDArray[np.int64]) -> tuple[int, int] | None:
 
 
 def _regular(data: bytes, dialect: Dialect) -> Layout | None:
-    """Lays out a file whose every quote encloses a field or stands doubled in one (RFC 4180); None if one does not."""
+    """Lays out a file whose every quote encloses a field or is doubled inside an enclosed field (RFC 4180).
+
+    Returns None if a quote does neither.
+    """
     separator, quote, _, strict = dialect
     assert quote is not None
     buffer = np.frombuffer(data + b"\n\n", dtype=np.uint8)
@@ -185,10 +191,10 @@ def _regular(data: bytes, dialect: Dialect) -> Layout | None:
 
 
 def _doubtful(data: bytes, dialect: Dialect, width: int, ends: NDArray[np.bool_]) -> int | None:
-    """Returns the first row over several lines, each of which is a whole row if a quote that it does not close is text.
+    """Returns the first row over several lines whose lines are all whole rows if its unclosed quote is text.
 
     Args:
-        ends: (lines,) whether the line's end is a row's.
+        ends: (lines,) True if the end of the line ends a row.
     """
     lines, count = data.split(b"\n"), _Fields(dialect)
     row_of = np.concatenate([[0], np.cumsum(ends)[:-1]])
@@ -201,7 +207,7 @@ def _doubtful(data: bytes, dialect: Dialect, width: int, ends: NDArray[np.bool_]
 
 
 class _Fields:
-    """Counts the fields of a line whose quotes enclose a field only if they are closed on the line."""
+    """Counter of the fields of a line. Quotes enclose a field only if they are closed on the line."""
 
     def __init__(self, dialect: Dialect) -> None:
         assert dialect.quote is not None
@@ -215,7 +221,7 @@ class _Fields:
 
 
 class _Walk:
-    """Follows quotes one by one: a field that begins with a quote is enclosed only if another one ends it."""
+    """Follows quotes one by one. A field that begins with a quote is enclosed only if another quote ends it."""
 
     def __init__(self, data: bytes, dialect: Dialect, where: str) -> None:
         assert dialect.quote is not None
@@ -227,7 +233,7 @@ class _Walk:
         self._opening = re.compile(b"(?:\\A|(?<=[\n" + end + b"]))" + mark)
         self._fields = _Fields(dialect)
         self._width = self._fields(data.partition(b"\n")[0])
-        # Hides in enclosed fields what would end one.
+        # Hides every character of an enclosed field that would end it.
         self._ends = dialect.separator + b"\n\r"
         self._marks = _spare(data, len(self._ends), where)
 
@@ -244,7 +250,7 @@ class _Walk:
             found = self._over_lines.match(data, start)
             if found and b"\n" in found[0] and self._is_doubtful(found):
                 found = self._within_line.match(data, start)
-                # Text hardly holds a line's worth of tabs.
+                # A line of text rarely holds as many tabs as a row of a table.
                 if self._dialect.separator != b"\t" and doubtful is None:
                     doubtful = row
             if found:
@@ -258,7 +264,7 @@ class _Walk:
         return replace(plain, restore=restore, unclosed=tuple(unclosed), doubtful=doubtful)
 
     def _is_doubtful(self, found: re.Match[bytes]) -> bool:
-        """Whether each line of a field over several lines is a whole row if the field's quote is text."""
+        """Returns whether each line of a field over several lines is a whole row if the field's quote is text."""
         if self._dialect.strict:
             return False
         start, stop = self._data.rfind(b"\n", 0, found.start()) + 1, self._data.find(b"\n", found.end())

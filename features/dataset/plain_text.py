@@ -1,6 +1,6 @@
-"""Bytes of a text file, made ready for a csv or JSON lines reader.
+"""Reads the bytes of a text file and prepares them for a csv or JSON lines reader.
 
-A file that is no text is refused by the name of its format and with the command that converts it: another compression,
+A file that is not text is refused with the name of its format and the command that converts it: another compression,
 a workbook, UTF-16, a pointer or a web page in place of the data. Gzip, a byte order mark and CR line ends are read.
 """
 
@@ -16,7 +16,7 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 _AS_PARQUET = 'set format = "parquet"'
 _CONVERT = "export it as csv, JSON lines or parquet"
 
-# First bytes → the format's name and the remedy. Longer marks first where one begins with another.
+# First bytes → name of the format and remedy. If one mark begins with another, the longer comes first.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive", "unpack it (unzip); only gzip is read as it is"),
     (b"PK\x05\x06", "an empty zip archive", "point path at the data"),
@@ -47,17 +47,17 @@ _PAGES = (b"<!doctype html", b"<html", b"<?xml")
 
 
 def read_plain(file: Path, where: str, *, latin_1: bool = False) -> bytes:
-    """Returns the file's text: unzipped, without byte order mark and trailing blank lines, with LF or CRLF line ends.
+    """Returns the text of a file, unzipped, without byte order mark and trailing blank lines.
 
-    The bytes are UTF-8 if the file is. Readers find the row of a byte that is not.
+    Line ends are LF or CRLF. The bytes are UTF-8 if the file is UTF-8. Readers find the row of a byte that is not.
 
     Args:
-        file: an existing file.
-        where: begins each error, e.g. "FILE: [items]".
-        latin_1: the file is declared to be Latin-1.
+        file: Existing file.
+        where: First words of each error, e.g. "FILE: [items]".
+        latin_1: True if the file is declared to be Latin-1.
 
     Raises:
-        DatasetError: the file is empty, is cut short, or is not a text file that can be read.
+        DatasetError: The file is empty, is cut short, or is not a readable text file.
     """
     try:
         data = file.read_bytes()
@@ -78,7 +78,7 @@ def _refuse_other_formats(data: bytes, where: str) -> None:
     if data.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in data[:4096] or b"xl/" in data[:4096]):
         raise DatasetError(f"{where} is an Excel workbook; save it as CSV UTF-8")
     for mark, name, remedy in _SIGNATURES:
-        # A mark of letters alone may also be the first word of a text.
+        # A mark that consists of letters may also be the first word of a text.
         if data.startswith(mark) and (not mark.isalnum() or re.search(rb"[^\t\r\n -~]", data[:32])):
             raise DatasetError(f"{where} is {name}; {remedy}")
     if data[257:262] == b"ustar":

@@ -1,8 +1,8 @@
-"""What `tessera check` says about a dataset, and what it refuses.
+"""Profiles a dataset for `tessera check`, and refuses a dataset that cannot be trained on.
 
-A dataset that passes here can be trained on: its files read, its columns convert, its ids are unique, there are
-positives and negatives, and no part of the split is empty. The readers refuse what is wrong with a value; this module
-refuses what is wrong with the whole.
+A dataset that passes can be trained on: its files are readable, its columns convert, its ids are unique, it has
+positives and negatives, and no part of the split is empty. The readers refuse faulty values; this module refuses faults
+of the whole.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -25,7 +25,7 @@ from features.errors import DatasetError
 
 @dataclass(frozen=True)
 class TableProfile:
-    """One table: its rows, the nulls of the declared columns, the distinct values of the categorical ones."""
+    """Counts of one table: rows, nulls of the declared columns, distinct values of the categorical ones."""
 
     rows: int
     nulls: dict[str, int]
@@ -34,11 +34,11 @@ class TableProfile:
 
 @dataclass(frozen=True)
 class TextProfile:
-    """The lengths, in characters, of what the encoder sees of an item.
+    """Lengths, in characters, of the text that the encoder reads for an item.
 
     Attributes:
-        empty: items without text.
-        unusable: items with text but without a word or character that the default encoder can use.
+        empty: Items without text.
+        unusable: Items with text but without a word or character that the default encoder can use.
     """
 
     p50: int
@@ -50,7 +50,7 @@ class TextProfile:
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The ISO-8601 times of the first and the last labelled event."""
+    """ISO-8601 times of the first and the last labelled event."""
 
     first: str
     last: str
@@ -58,7 +58,7 @@ class ValueRange:
 
 @dataclass(frozen=True)
 class Labels:
-    """Events by label; `dropped` ones match neither rule."""
+    """Events by label; `dropped` events match neither rule."""
 
     positives: int
     negatives: int
@@ -67,20 +67,20 @@ class Labels:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a dataset holds.
+    """Counts, ranges and warnings of a dataset.
 
     Attributes:
-        name: of the dataset.
-        tables: items and users where declared, and events; an event table's rows count the dropped ones too.
-        users: distinct users among the labelled events, None without a user column.
+        name: Name of the dataset.
+        tables: Items and users if declared, and events. The rows of events count the dropped ones too.
+        users: Distinct users among the labelled events, None without a user column.
         items: distinct items among the labelled events, None without an item column.
         span: when the labelled events were, None without a clock.
         labels: how the events divide by label.
-        text: None where items have no text.
-        unknown_items: labelled events whose item is not in the catalogue.
-        unknown_users: labelled events whose user is not in the users table.
-        split: labelled events per part.
-        warnings: what can be used, but is hardly meant.
+        text: None if items have no text.
+        unknown_items: Labelled events whose item is not in the catalogue.
+        unknown_users: Labelled events whose user is not in the users table.
+        split: Labelled events per part.
+        warnings: Sentences about data that can be used but are probably not meant.
     """
 
     name: str
@@ -101,10 +101,10 @@ class Profile:
 
 
 def profile(dataset: Dataset) -> Profile:
-    """Reads a dataset whole and says what it holds.
+    """Reads a whole dataset and returns its profile.
 
     Raises:
-        DatasetError: it cannot be used; names the file, table and column, the row where there is one, and the remedy.
+        DatasetError: The dataset cannot be used; names file, table, column, the row if known, and the remedy.
     """
     tables: dict[str, TableProfile] = {}
     items = users = text = None
@@ -142,11 +142,11 @@ def profile(dataset: Dataset) -> Profile:
 
 
 def few_known(events: pl.DataFrame, table: pl.DataFrame | None, kind: str) -> list[str]:
-    """Returns a warning where under half of the events name an item or user that is in its table.
+    """Warns if under half of the events name an item or user that is in its table; returns the warning or nothing.
 
     Args:
-        events: one row an event, with `item_id` or `user_id`.
-        table: the catalogue or the users, with the same; None where there is none.
+        events: One row per event, with `item_id` or `user_id`.
+        table: Catalogue or users table, with the same column; None if there is none.
         kind: item or user.
     """
     name, place = f"{kind}_id", {"item": "the catalogue", "user": "the users table"}[kind]
@@ -232,7 +232,7 @@ def _grid(title: str, *columns: str) -> Grid:
 
 
 def _table_profile(frame: pl.DataFrame, source: Items | Users, raw: SourceTable | None = None) -> TableProfile:
-    """Nulls of features as they are used; of text and filterable columns before they are joined or passed on."""
+    """Counts nulls: of features as used, of text and filterable columns before they are joined or passed on."""
     nulls = _nulls(frame.select([*source.categorical, *source.numeric]))
     if isinstance(source, Items) and raw is not None:
         nulls |= {name: raw.column(name).null_count() for name in source.filterable if name not in nulls}
@@ -280,13 +280,13 @@ def _refuse_one_sided(dataset: Dataset, labels: Labels, file: str) -> None:
     where = f"{file}: [events] column '{label.column}'"
     if not labels.positives:
         rule = f"no row matches positive = '{label.positive}'" if label.positive else "no row holds 1"
-        raise DatasetError(f"{where}: there are no positive labels, {rule}; mend the rule, or name another column")
+        raise DatasetError(f"{where}: there are no positive labels, {rule}; fix the rule, or name another column")
     if not labels.negatives and not label.implicit:
         rule = (
             "every row matches positive" if label.negative is None else f"no row matches negative = '{label.negative}'"
         )
         rule = rule if label.positive else "no row holds 0"
-        raise DatasetError(f"{where}: there are no negative labels, {rule}; mend the rule, or set implicit = true")
+        raise DatasetError(f"{where}: there are no negative labels, {rule}; fix the rule, or set implicit = true")
 
 
 def _split_sizes(dataset: Dataset, events: pl.DataFrame) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""Which part of the experiment an event belongs to: train, validation or test.
+"""Assigns each event to a part of the experiment: train, validation or test.
 
-One place decides it, so that training, evaluation and `tessera check` speak of the same events.
+Training, evaluation and `tessera check` all use this module, so they mean the same events by a part.
 Shape letter: R events.
 """
 
@@ -15,15 +15,16 @@ PARTS = ("train", "validation", "test")
 def assign_split(events: pl.DataFrame, split: Split) -> pl.Series:
     """Returns the part of each event: (R,) String of train, validation and test, aligned with the rows.
 
-    By time: the thresholds are the times at the train and the train + validation quantiles, and an event exactly at a
+    By time: the thresholds are the times at the train and the train + validation quantiles. An event exactly at a
     threshold belongs to the later part, so equal times are never divided and parts never overlap in time.
-    By order: the rows as they stand. By random: a seeded permutation of the rows. Leave-one-out: per user by
-    (time, event) the last is test, the last but one validation; a user with fewer than three events is all train.
+    By order: the rows in their present order. By random: a seeded permutation of the rows. Leave-one-out: per user by
+    (time, event), the last event is test and the last but one validation; a user with fewer than three events is all
+    train.
 
     Args:
-        events: as of `features.dataset.tables.read_events`; `time` is used by time, `user_id`, `time`, `event` by
-            leave-one-out.
-        split: how, and the fractions; a part's size is within one event of its fraction, but for ties.
+        events: Frame of `features.dataset.tables.read_events`. By time uses `time`; leave-one-out uses `user_id`,
+            `time` and `event`.
+        split: Method and fractions. A part's size is within one event of its fraction, except for ties.
     """
     if split.by == "leave-one-out":
         return _leave_one_out(events)
@@ -35,7 +36,7 @@ def assign_split(events: pl.DataFrame, split: Split) -> pl.Series:
         return _named(later[0], later[1])
     position = np.arange(size)
     if split.by == "random":
-        # The permutation is the order in which rows are dealt: row → place, hence the inverse.
+        # The permutation is the order in which rows are dealt. Its inverse maps a row to its place.
         position[np.random.default_rng(split.seed).permutation(size)] = np.arange(size)
     place = pl.Series(position)
     return _named(place >= first_later[0], place >= first_later[1])
@@ -56,7 +57,7 @@ def _leave_one_out(events: pl.DataFrame) -> pl.Series:
 
 
 def _named(not_train: pl.Series, is_test: pl.Series) -> pl.Series:
-    """Part names, from which rows come after train and which of them after validation."""
+    """Names the part of each row from two masks: rows after train, and rows after validation."""
     flags = pl.DataFrame({"not_train": not_train, "is_test": is_test})
     train, validation, test = (pl.lit(part) for part in PARTS)
     part = pl.when("is_test").then(test).when("not_train").then(validation).otherwise(train)

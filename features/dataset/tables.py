@@ -1,7 +1,7 @@
 """The three tables of a dataset as frames with fixed names and types.
 
-Whatever format and types the files have, from here on an item is `item_id: String`, an event `(event, user_id, item_id,
-time, label)`. Rows keep the order of the files, and the files' own order is by name.
+Whatever format and types the files have, from here on an item is `item_id: String` and an event is `(event, user_id,
+item_id, time, label)`. Rows keep the order of the files; the files are ordered by name.
 Shape letter: R, the rows of a table.
 """
 
@@ -15,26 +15,26 @@ from features.dataset.files import SourceTable, infer, load
 from features.value.mixed_column import wire
 
 EVENT_ID = "_event_id"
-"""An event's id: a column of the files that have it, and a field of messages. Of two events with one id one counts."""
+"""Name of the column, or field of a message, that holds an event's id. Of two events with one id, only one counts."""
 
 
 def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFrame:
-    """Returns all columns of a table's files, one file after another in sorted order; see `infer` for those of a csv.
+    """Returns all columns of a table's files, one file after another in sorted order; `infer` types those of a csv.
 
     Args:
-        source: where the files are and how to read them.
-        directory: what the source's path is relative to.
+        source: Location and format of the files.
+        directory: Directory to which the source's path is relative.
         table: items, users or events; named in errors.
 
     Raises:
-        DatasetError: a file is missing or cannot be read; names it, and the row where there is one.
+        DatasetError: A file is missing or cannot be read; names it, and the row if known.
     """
     found = load(source, directory, table=table)
     return found.frame if found.kind != "csv" else found.frame.select(infer(values) for values in found.frame)
 
 
 def read_items(dataset: Dataset) -> pl.DataFrame | None:
-    """Returns the catalogue, or None where the dataset has none.
+    """Returns the catalogue, or None if the dataset has none.
 
     Returns:
         (R, …): item_id String, unique; text String, the text columns joined by a line feed, "" where all are empty;
@@ -42,20 +42,20 @@ def read_items(dataset: Dataset) -> pl.DataFrame | None:
         the filterable ones that are not features too, as they are.
 
     Raises:
-        DatasetError: a file, column or value cannot be used; names it, and the row where there is one.
+        DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
     table = load_items(dataset)
     return None if table is None or dataset.items is None else shape_items(table, dataset.items)
 
 
 def read_users(dataset: Dataset) -> pl.DataFrame | None:
-    """Returns the user profiles, or None where the dataset has none.
+    """Returns the user profiles, or None if the dataset has none.
 
     Returns:
         (R, …): user_id String, unique; then the categorical and the numeric columns, as in `read_items`.
 
     Raises:
-        DatasetError: a file, column or value cannot be used; names it, and the row where there is one.
+        DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
     if dataset.users is None:
         return None
@@ -75,7 +75,7 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
         And the number of rows dropped, so `event` may skip.
 
     Raises:
-        DatasetError: a file, column or value cannot be used; names it, and the row where there is one.
+        DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
     return shape_events(load_events(dataset), dataset.events)
 
@@ -100,14 +100,17 @@ def load_events(dataset: Dataset) -> SourceTable:
 
 
 def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
-    """The events' columns (R rows) as messages carry them, so that a message means what its row in the files does."""
+    """Returns the events' columns (R rows) as messages carry them.
+
+    A message then means the same as its row in the files.
+    """
     texts = {EVENT_ID, events.user, events.item, *events.categorical}
     parsed = [infer(own) if table.kind == "csv" and own.name not in texts else own for own in table.frame]
     return pl.DataFrame([wire(own) for own in parsed])
 
 
 def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.DataFrame:
-    """Returns the frame of `read_items`; without `unique` an id may come again."""
+    """Returns the frame of `read_items`. Without `unique`, an id may occur more than once."""
     featured = {*items.categorical, *items.numeric}
     return pl.DataFrame(
         [
@@ -120,7 +123,7 @@ def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.
 
 
 def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]:
-    """Returns the frame of `read_events`, and how many rows it drops."""
+    """Returns the frame of `read_events`, and the number of rows it drops."""
     event = pl.int_range(table.frame.height, dtype=pl.UInt32, eager=True).alias("event")
     columns = [event]
     if events.user is not None:
@@ -146,7 +149,7 @@ def features(table: SourceTable, source: Items | Users | Events) -> list[pl.Seri
 
 
 def _joined_text(table: SourceTable, items: Items) -> pl.Series:
-    """What the encoder sees of each item: (R,) String, columns by a line feed, a column's list by a comma."""
+    """Returns the text that the encoder reads: (R,) String, columns joined by a line feed, lists by a comma."""
     parts = [column.texts(table, name).alias(str(index)) for index, name in enumerate(items.text)]
     parts = [part.list.join(", ") if isinstance(part.dtype, pl.List) else part for part in parts]
     if not parts:

@@ -1,4 +1,4 @@
-"""Item content to vectors: shards of (item_id, text) in, shards of (item_id, vector) out."""
+"""Encodes item content: shards of (item_id, text) in, shards of (item_id, vector) out."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -27,7 +27,7 @@ def encode_shard(shard: pl.DataFrame, *, encoder: str) -> pl.DataFrame:
 
 
 def vector_column(vectors: NDArray[np.float32]) -> pl.Series:
-    """Makes (N, D) float32 a polars column of fixed-width arrays named `vector`."""
+    """Returns (N, D) float32 as a polars column of fixed-width arrays named `vector`."""
     return pl.Series("vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1]))
 
 
@@ -40,6 +40,6 @@ def encode_catalogue(
     options: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Encodes every shard; see `map_shards` for what resumes and what it costs."""
+    """Encodes every shard; `map_shards` says how an interrupted job resumes."""
     function = partial(encode_shard, encoder=str(encoder))
     map_shards(function, shards, out, label="encode", runner=runner, options=options, progress=progress)

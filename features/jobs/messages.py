@@ -1,9 +1,9 @@
-"""History as messages: the rows of a dataset's events, in time order, as the bytes that the stream reads.
+"""Writes history as messages: the rows of a dataset's events, in time order, as the bytes that the stream reads.
 
-Rows are parsed and ordered once, then cut into shards that Beam encodes; a shard done is not redone.
+Rows are parsed and ordered once, then cut into shards that Beam encodes. A finished shard is not encoded again.
 
-An event's id is its row's own `_event_id`, or a function of the event alone: of what the stream makes of the row, and
-of how many equal rows there are. So an event has one id however its file is named, touched or extended.
+An event's id is its row's own `_event_id`, or a function of the event alone: of the values that the stream makes of the
+row, and of the number of equal rows. So an event has one id, however its file is named, touched or extended.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from features.jobs.shard import Progress, map_shards, write_shards
 from features.value.canonical import canonical
 
 _ROWS = 20_000
-# Of the shards; another release's are not used.
+# Version of the shards; shards of another release are not used.
 _FORMAT = 2
 
 
 def encode_rows(rows: pl.DataFrame) -> list[bytes]:
-    """Rows of `features.dataset.tables.message_columns` as messages, without what is null."""
+    """Encodes rows of `features.dataset.tables.message_columns` as messages, without null values."""
     names = rows.columns
     return [
         msgspec.json.encode({name: value for name, value in zip(names, row, strict=True) if value is not None})
@@ -36,7 +36,7 @@ def encode_rows(rows: pl.DataFrame) -> list[bytes]:
 
 
 class _Encode:
-    """Rows to messages; picklable."""
+    """Function from rows to messages; picklable."""
 
     def __init__(self, user: str | None) -> None:
         self._user = user
@@ -61,11 +61,11 @@ def event_ids(shaped: pl.DataFrame, own: pl.Series | None = None) -> pl.Series:
     """Returns an id for each event.
 
     Args:
-        shaped: (R, …) the frame of `features.dataset.tables.read_events`.
+        shaped: (R, …) frame of `features.dataset.tables.read_events`.
         own: (R,) String, ids that the rows have themselves; a null is filled in.
 
     Returns:
-        (R,) String. Equal rows are numbered, so that each counts; the others have the hash of their content.
+        (R,) String. Equal rows are numbered, so that each counts. All other ids are a hash of the row's content.
     """
     content = shaped.drop("event")
     hashes = [xxh3_128_hexdigest(msgspec.json.encode(row)) for row in content.iter_rows()]
@@ -89,16 +89,16 @@ def event_messages(
     """Writes a dataset's events as messages, oldest first.
 
     Args:
-        dataset: whose events.
-        directory: of the shards; what is there from an earlier call with the same arguments is kept.
-        start, stop: event times, start included and stop not, in the unit of the frame's `time`.
-        runner, options, progress: of the Beam job.
+        dataset: Dataset of the events.
+        directory: Directory of the shards. Shards of an earlier call with the same arguments are kept.
+        start, stop: Event times, start included and stop not, in the unit of the frame's `time`.
+        runner, options, progress: Settings of the Beam job.
 
     Returns:
         Parquet shards in order, with `event_id`, `key` (the user's id) and `value` (the message).
 
     Raises:
-        DatasetError: the events cannot be read, or none lies in the range.
+        DatasetError: The events cannot be read, or no event is in the range.
     """
     table = load_events(dataset)
     shaped, _ = shape_events(table, dataset.events)
@@ -115,7 +115,7 @@ def event_messages(
     times = times.sort("_time", "_event", maintain_order=True)
     rows = message_columns(table, dataset.events)[times["_event"].to_numpy()].with_columns(times[EVENT_ID])
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in table.files]
-    # Of the shards alone, which are made again for another call; nothing of it is in a message.
+    # The key names only the shards, which another call makes again; no part of the key is in a message.
     identity = hashlib.sha256(repr((_FORMAT, files, start, stop)).encode()).hexdigest()
     place = directory / f"{dataset.name}-{identity[:12]}"
     sources = place / "rows"

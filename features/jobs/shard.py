@@ -1,9 +1,9 @@
-"""The one Beam job: map a function over parquet shards, any runner, the same bytes.
+"""The one Beam job: maps a function over parquet shards, on any runner, with the same bytes.
 
-The pipeline starts from the list of shards (Create, then ParDo), which every runner supports; between the two the list
-is reshuffled, or all shards would be one element of one worker. A shard is the unit of
-work and of resumption: its output is written aside and renamed, and a shard whose output is in place is not redone.
-Since the function sees whole shards, what it writes cannot depend on the number of workers.
+The pipeline starts from the list of shards (Create, then ParDo), which every runner supports. The list is reshuffled in
+between, since all shards would otherwise be one element of one worker. A shard is the unit of work and of resumption:
+its output is written to a temporary name and renamed, and a shard whose output exists is not run again. Since the
+function sees whole shards, its output cannot depend on the number of workers.
 """
 
 import threading
@@ -24,7 +24,7 @@ FileStamp = tuple[int, int]
 
 SHARD_ROWS = 1_024
 SHARD_BYTES = 8 << 20
-"""Largest shard, about, in bytes of its values; a worker holds a whole shard."""
+"""Approximate size of the largest shard, in bytes of its values; a worker holds a whole shard."""
 _CUT = "cut"
 RUNNERS = ("DirectRunner", "DaskRunner", "PrismRunner", "FlinkRunner", "SparkRunner", "PortableRunner")
 _POLL_S = 0.2
@@ -35,11 +35,11 @@ def write_shards(
 ) -> list[Path]:
     """Cuts a frame, in its order, into `part-00000.parquet`, …; an empty frame is one empty shard.
 
-    Shards that an earlier call with the same frame has written stay as they are, once it has written all.
+    If an earlier call with the same frame has written all its shards, they stay unchanged.
 
     Args:
-        frame: cut where a shard has `rows` rows, or about `size_bytes` bytes of values; a longer row is a shard alone.
-        directory: existing or new; holds the shards of this frame alone.
+        frame: Frame, cut after `rows` rows or about `size_bytes` bytes of values; a longer row is a shard alone.
+        directory: Existing or new directory that holds only the shards of this frame.
     """
     directory.mkdir(parents=True, exist_ok=True)
     starts = _cuts(_row_bytes(frame), rows, size_bytes)
@@ -53,7 +53,7 @@ def write_shards(
 
 
 def _row_bytes(frame: pl.DataFrame) -> list[int]:
-    """Returns the bytes of each row's values, about: texts by their length, anything else as eight."""
+    """Returns the approximate bytes of each row's values: texts by their length, any other value as eight."""
     sizes = [pl.repeat(8 * frame.width, frame.height, dtype=pl.Int64)]
     for name, dtype in frame.schema.items():
         if dtype == pl.String:
@@ -90,7 +90,7 @@ def write_parquet(frame: pl.DataFrame, path: Path) -> None:
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Tells a file from another that was later put in its place: for a worker's cache of what it has loaded."""
+    """Returns a stamp that differs if another file replaced this one, for a worker's cache of loaded files."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns
 
@@ -119,19 +119,19 @@ def map_shards(
     options: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Runs `function` over every shard and leaves one output shard each in `out`.
+    """Runs `function` over every shard and writes one output shard each to `out`.
 
     Args:
-        function: picklable; shard in, shard out; must depend on nothing but the shard.
-        shards: parquet files with distinct names, on a file system that all workers see.
-        out: existing or new directory; output shards already there are kept.
-        label: names the step in the runner's views.
-        runner: one of `RUNNERS`, or `PrismRunner` when its binary can be found.
-        options: further Beam options, `--direct_num_workers=2` for example.
-        progress: called with (shards done, shards) from time to time.
+        function: Picklable; shard in, shard out; must depend on nothing but the shard.
+        shards: Parquet files with distinct names, on a file system that all workers see.
+        out: Existing or new directory; output shards that exist are kept.
+        label: Name of the step in the runner's views.
+        runner: One of `RUNNERS`, or `PrismRunner` if its binary can be found.
+        options: Further Beam options, e.g. `--direct_num_workers=2`.
+        progress: Called with (shards done, shards) from time to time.
 
     Raises:
-        TesseraError: the runner is unknown.
+        TesseraError: The runner is unknown.
     """
     if runner not in RUNNERS:
         raise TesseraError(f"runner {runner!r} is unknown; choose one of: {', '.join(RUNNERS)}")
@@ -150,7 +150,7 @@ def map_shards(
         try:
             result.wait_until_finish()
         finally:
-            # Dask's runner leaves its client, and the cluster that it started, open.
+            # Dask's runner leaves its client open, and the cluster that the client started.
             if client := getattr(result, "client", None):
                 client.close()
     finally:
@@ -160,7 +160,7 @@ def map_shards(
 
 
 def _spread(runner: str, options: Sequence[str]) -> list[str]:
-    """The options, and what makes each shard a piece of work of its own: Dask puts 128 of them into one by default."""
+    """Returns the options, plus an option that runs each shard alone: Dask puts 128 of them into one task."""
     if runner == "DaskRunner" and not any("partition" in option for option in options):
         return [*options, "--dask_partition_size=1"]
     return [*options]
@@ -168,7 +168,7 @@ def _spread(runner: str, options: Sequence[str]) -> list[str]:
 
 def _runner(name: str) -> Any:
     if name == "DirectRunner":
-        # By name, DirectRunner first looks for a Prism binary to download; this is the in-process runner itself.
+        # DirectRunner by name first searches for a Prism binary to download; this is the in-process runner itself.
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
         return FnApiRunner()

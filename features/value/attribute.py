@@ -1,7 +1,7 @@
 """An item's attributes: values for filters, kept exactly in the type that the catalogue gives their column.
 
-A message carries text, numbers, booleans and lists. `fit` makes each of them the Python value of the column's type, or
-refuses it. A number is never cut to the catalogue's width: 12.99 is 12.99 in a column of whole prices.
+A message carries text, numbers, booleans and lists. `fit` converts each of them to the Python value of the column's
+type, or refuses it. A number is never cut to the catalogue's width: 12.99 is 12.99 in a column of whole prices.
 """
 
 import re
@@ -25,16 +25,17 @@ def fit(value: Any, dtype: pl.DataType, *, of_csv: bool = False) -> Any:
     """Returns a value as the Python value of a column's type; None stays None.
 
     Args:
-        value: text, a number, a boolean, a list, or what `fit` returned.
-        dtype: type of the column in the catalogue.
-        of_csv: whether text is that of a csv table; see `features.value.canonical.cell`.
+        value: Text, a number, a boolean, a list, or a value that `fit` returned.
+        dtype: Type of the column in the catalogue.
+        of_csv: True if text comes from a csv table; see `features.value.canonical.cell`.
 
     Returns:
-        For numbers an int, float or Decimal of any size; date, datetime (UTC), time or timedelta for temporal types, a
-        number by its magnitude: seconds, ms, us or ns since 1970, or YYYYMMDD for a date; of a duration, seconds.
+        For numbers an int, float or Decimal of any size. For temporal types a date, datetime (UTC), time or timedelta.
+        A number as a time counts seconds, ms, us or ns since 1970 by its magnitude, or is YYYYMMDD for a date; a number
+        as a duration counts seconds.
 
     Raises:
-        ValueError: the value is none of that type; says what was expected.
+        ValueError: The value is not of that type; names the expected type.
     """
     if of_csv and isinstance(value, str):
         value = cell(value)
@@ -59,7 +60,7 @@ def typed(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
     makes it String, and a column of nulls takes text.
 
     Raises:
-        ValueError: a value is none of the type.
+        ValueError: A value is not of the type.
     """
     fitted = [fit(value, dtype) for value in values]
     if dtype == pl.Null:
@@ -92,7 +93,7 @@ def moment(value: Any) -> datetime:
     5138, and one of eight digits that reads as YYYYMMDD from 1900 to 2100 is that day.
 
     Raises:
-        ValueError, TypeError, OverflowError: it is no moment.
+        ValueError, TypeError, OverflowError: The value is not a moment.
     """
     if isinstance(value, str):
         value = float(value) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", value) else datetime.fromisoformat(value)

@@ -1,6 +1,6 @@
-"""The canonical form: the text that an identifier or a categorical value is, whatever type and file it came in.
+"""The canonical form: the text of an identifier or a categorical value, whatever type and file it came in.
 
-A value alone decides its text, never its column, its batch or its file, so that a file, a message and a request meet:
+A value alone decides its text, never its column, batch or file. So values of a file, a message and a request match:
 
     an integer, or a number that is whole    its digits, at any size and of any type: 5, 5.0 and Decimal("5.00") are "5"
     another number                           the shortest text that reads back as it: "0.1", "1e-07"
@@ -12,8 +12,8 @@ A value alone decides its text, never its column, its batch or its file, so that
 Text is not normalised: "é" as one code point (NFC) and as two (NFD) are two values, and so are " x" and "x".
 A float32 that is not whole has the text of the shortest decimal that reads back as it: 0.1, not 0.10000000149011612.
 
-A csv has text alone, so the text of a csv table, in its files and in messages about it, is read by one more rule;
-see `cell`. Version 1 of the form, which older bundles keep, is in `features.canonical_v1`.
+A csv has only text, so one more rule reads the text of a csv table, in its files and in messages about it; see `cell`.
+Version 1 of the form, which older bundles keep, is in `features.value.canonical_v1`.
 Shape letter: R, rows.
 """
 
@@ -31,7 +31,7 @@ from features.value import canonical_v1
 VERSION = 2
 
 _INT64 = 2**63
-# Between these polars writes a float as Python does; outside, the two differ in the exponent.
+# Between these bounds polars writes a float as Python does; outside, the two differ in the exponent.
 _PLAIN_FROM, _PLAIN_TO = 1e-4, 1e16
 _CELL = r"^(?:(-?(?:0|[1-9][0-9]*))\.0+|[Tt]rue|TRUE|[Ff]alse|FALSE|nan|NaN)$"
 _CELL_PATTERN = re.compile(_CELL)
@@ -41,7 +41,7 @@ def scalar(value: Any) -> str | None:
     """Returns the canonical form of one Python value: the readable twin of `canonical`.
 
     Raises:
-        TypeError: the value is no scalar.
+        TypeError: The value is not a scalar.
     """
     if value is None or isinstance(value, str):
         return value or None
@@ -69,8 +69,8 @@ def scalar(value: Any) -> str | None:
 def cell(text: str) -> str | None:
     """Returns the text of a csv table as the value it stands for.
 
-    `5.0` and `5.00` are the integer 5, as a program writes it whose column once held a missing value; `True`, `TRUE`
-    and `true` are the boolean; `nan` and `NaN` are a missing value. Every other text is itself.
+    `5.0` and `5.00` are the integer 5: programs write that way when the column once held a missing value. `True`,
+    `TRUE` and `true` are the boolean; `nan` and `NaN` are a missing value. Every other text stays unchanged.
     """
     match = _CELL_PATTERN.fullmatch(text)
     if match is None:
@@ -103,13 +103,13 @@ def canonical(values: pl.Series, *, version: int = VERSION) -> pl.Series:
 
     Args:
         values: (R,) scalars or lists of scalars.
-        version: of the canonical form; that of the bundle whose table is read.
+        version: Version of the canonical form: that of the bundle whose table is read.
 
     Returns:
-        (R,) String, or (R,) List(String) without null elements where `values` holds lists.
+        (R,) String, or (R,) List(String) without null elements if `values` holds lists.
 
     Raises:
-        TypeError: the type is neither scalar nor a list of scalars.
+        TypeError: The type is neither scalar nor a list of scalars.
     """
     if isinstance(values.dtype, pl.Array):
         values = values.arr.to_list()
@@ -117,7 +117,7 @@ def canonical(values: pl.Series, *, version: int = VERSION) -> pl.Series:
         return _lists(values, version)
     if values.dtype == pl.Object:
         return canonical_values(values.name, values.to_list(), version=version)
-    # The commonest columns without a query plan: a stream shapes small batches, where a plan costs more than its work.
+    # The commonest columns skip the query plan: a stream shapes small batches, whose plan costs more than its work.
     if values.dtype.is_integer():
         return values.cast(pl.String)
     if values.dtype == pl.String and not (values == "").any():
@@ -128,19 +128,19 @@ def canonical(values: pl.Series, *, version: int = VERSION) -> pl.Series:
 
 
 def canonical_values(name: str, values: Sequence[Any], *, version: int = VERSION, of_csv: bool = False) -> pl.Series:
-    """Returns Python values as JSON has them, of any types side by side, as canonical text.
+    """Returns Python values, as JSON has them and of any types together, as canonical text.
 
     Args:
-        name: of the column.
+        name: Name of the column.
         values: (R,) scalars, lists of scalars, or None.
-        version: of the canonical form.
-        of_csv: whether text is that of a csv table; see `cell`.
+        version: Version of the canonical form.
+        of_csv: True if text comes from a csv table; see `cell`.
 
     Returns:
         (R,) String; or (R,) List(String) if there is a list, where a scalar is a list of one.
 
     Raises:
-        TypeError: a value is neither scalar nor a list of scalars.
+        TypeError: A value is neither scalar nor a list of scalars.
     """
     of_csv = of_csv and version != canonical_v1.VERSION
     types = set(map(type, values)) - {type(None)}
@@ -168,7 +168,7 @@ def _single(text: str | None) -> list[str] | None:
 
 
 def _lists(values: pl.Series, version: int) -> pl.Series:
-    """Canonical text of the elements; each distinct place of the flat column goes back to its list."""
+    """Converts the elements to canonical text; each distinct place of the flat column goes back to its list."""
     lengths = values.list.len()
     flat = canonical(values.filter(lengths > 0).explode(), version=version)
     frame = pl.DataFrame({"row": pl.int_range(len(values), eager=True), "length": lengths})
@@ -226,7 +226,7 @@ def _decimals(values: pl.Series) -> pl.Series:
 
 
 def _one_by_one(texts: pl.Series, values: pl.Series, where: pl.Series) -> pl.Series:
-    """`texts` with that of the readable twin in a few places."""
+    """Replaces `texts` at a few places by the text of the readable twin."""
     if not where.any():
         return texts
     distinct = values.filter(where).unique()
@@ -254,7 +254,7 @@ def _temporal(values: pl.Series) -> pl.Series:
     zone = ""
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
         values, zone = values.dt.convert_time_zone("UTC"), "Z"
-    # Nine digits of a second; what is zero behind the sixth, or all of it, is left out.
+    # Nine digits of a second; zeros after the sixth are left out, and so is a fraction of zero.
     clock = "%H:%M:%S%.9f"
     texts = values.dt.strftime(clock if dtype == pl.Time else f"%Y-%m-%dT{clock}")
     texts = texts.str.replace(r"\.0{9}$", "").str.replace(r"(\.[0-9]{6})000$", "${1}")
@@ -268,7 +268,7 @@ def _moment(value: datetime) -> str:
 
 
 def _duration(span_ns: int) -> str:
-    """ISO 8601: days, then hours, minutes and seconds where they are not zero; negative with a minus in front."""
+    """Formats a duration as ISO 8601: days, then non-zero hours, minutes and seconds; "-" first if negative."""
     sign, rest = ("-", -span_ns) if span_ns < 0 else ("", span_ns)
     seconds, ns = divmod(rest, 1_000_000_000)
     minutes, seconds = divmod(seconds, 60)

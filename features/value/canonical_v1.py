@@ -5,7 +5,7 @@ polars writes ("0.00001", not "1e-05"), a whole float of 2**53 or more has an ex
 float64, and datetimes have a space and six digits of a second ("2026-01-31 08:00:00.000000").
 
 Under the releases that wrote version 1, the column decided: true beside 5 was "1", and a large integer beside a
-fraction lost its last digits. Here each value is as it was alone, which those bundles met in nearly every message.
+fraction lost its last digits. Here each value has the text it had alone, as those bundles met in nearly every message.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ def canonical(values: pl.Series) -> pl.Series:
     """Returns scalars of one type as (R,) String; "" and NaN are null.
 
     Raises:
-        TypeError: the type is no scalar.
+        TypeError: The type is not scalar.
     """
     return values.to_frame("value").select(_text(pl.col("value"), values.dtype)).to_series().alias(values.name)
 
 
 def canonical_values(name: str, values: Sequence[Any]) -> pl.Series:
-    """Returns scalars as JSON has them, (R,) String: each as it was in a message alone.
+    """Returns scalars as JSON has them, (R,) String: each has the text it had in a message alone.
 
     Raises:
-        TypeError: a value is no scalar.
+        TypeError: A value is not a scalar.
     """
     texts: list[str | None] = [None] * len(values)
     for kind in set(map(type, values)) - {type(None)}:

@@ -1,7 +1,7 @@
-"""Columns of values that differ in type: each value is kept exactly, whatever stands beside it.
+"""Columns of values that differ in type: each value is kept exactly, whatever the other values are.
 
 A polars column has one type, and the common type of two is often lossy: an integer of 19 digits becomes a float beside
-0.5, true becomes 1 beside 5. Where no type holds all values of a column, they become canonical text.
+0.5, true becomes 1 beside 5. If no type holds all values of a column, they become canonical text.
 Shape letter: R, rows.
 """
 
@@ -16,15 +16,15 @@ _EXACT = 2**53  # up to it a float64 holds every integer
 
 
 def column_of(name: str, values: Sequence[Any], *, split: str | None = None) -> pl.Series:
-    """Returns Python values as a column that keeps each of them exactly: typed if one type holds them all, else text.
+    """Returns Python values as a column that keeps each exactly: typed if one type holds them all, else text.
 
     Args:
-        name: of the column.
+        name: Name of the column.
         values: (R,) scalars, lists of scalars, or None.
-        split: separator of a multi-valued column; text beside lists is split by it.
+        split: Separator of a multi-valued column; it splits text beside lists.
 
     Raises:
-        TypeError: a value is neither scalar nor a list of scalars.
+        TypeError: A value is neither scalar nor a list of scalars.
     """
     types = set(map(type, values)) - {type(None)}
     if not types:
@@ -63,7 +63,7 @@ def joined(parts: Sequence[pl.Series]) -> pl.Series:
     """Returns the parts of a column one after another: typed if one type holds them all exactly, else text.
 
     Raises:
-        TypeError: the parts differ in type and one holds neither scalars nor lists of scalars.
+        TypeError: The parts differ in type and one holds neither scalars nor lists of scalars.
     """
     types = {part.dtype for part in parts} - {pl.Null()}
     if len(types) <= 1:
@@ -79,8 +79,9 @@ def joined(parts: Sequence[pl.Series]) -> pl.Series:
 
 
 def wire(values: pl.Series) -> pl.Series:
-    """Returns values as a message carries them, so that a message means what the file does: dates, times and decimals
-    as canonical text, a float32 as the float64 of its shortest decimal.
+    """Returns values as a message carries them, so that a message means the same as the file.
+
+    Dates, times and decimals become canonical text; a float32 becomes the float64 of its shortest decimal.
     """
     dtype = values.dtype
     if isinstance(dtype, (pl.List, pl.Array)):

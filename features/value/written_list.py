@@ -1,7 +1,7 @@
-"""Lists written as text, as a csv has to hold them: ['Drama', 'Action'], ["a", "b"], {'x'}, [1, 2].
+"""Reads lists written as text, as a csv has to hold them: ['Drama', 'Action'], ["a", "b"], {'x'}, [1, 2].
 
-Each text is judged by itself: it is a list if JSON or Python reads it as a list of plain values. A text that is a list
-to the eye and cannot be read is refused, since splitting it would make `['Drama'` a value.
+Each text is judged alone: it is a list if JSON or Python reads it as a list of plain values. A text that looks like a
+list and cannot be read is refused, since splitting it would make `['Drama'` a value.
 """
 
 import ast
@@ -19,7 +19,7 @@ _CLOSES = {"[": "]", "(": ")", "{": "}"}
 
 
 class WrittenListError(ValueError):
-    """A text that is a list to the eye and cannot be read; `text` is what the column holds."""
+    """Error of a text that looks like a list and cannot be read; `text` is the value of the column."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"holds a list written as text that cannot be read: {text[:80]!r}")
@@ -27,14 +27,14 @@ class WrittenListError(ValueError):
 
 
 def written_lists(values: pl.Series, split: str | None) -> dict[str, list[str]]:
-    """Returns the distinct texts of a String column that are written lists → their values as text, without null and "".
+    """Maps the distinct texts of a String column that are written lists to their values as text, without null and "".
 
     Args:
         values: (R,) String.
-        split: what separates the values of a text that is no written list, None where it is one value.
+        split: Separator of a text that is not a written list; None if such a text is one value.
 
     Raises:
-        WrittenListError: a text holds a list that cannot be read: of lists or objects, or without its quotes.
+        WrittenListError: A text holds a list that cannot be read: of lists or objects, or without its quotes.
     """
     candidates = values.filter(values.str.contains(r"^\s*[\[({].*[\])}]\s*$"))
     found = {text: _read(text, split) for text in candidates.unique(maintain_order=True)}
@@ -63,7 +63,7 @@ def _read(text: str, split: str | None) -> list[str] | None:
 
 
 def _elements(text: str) -> list[Any] | None:
-    """The elements of a JSON or Python list, tuple or set, in the order in which they stand; None if it is none."""
+    """Returns the elements, in order, of a JSON or Python list, tuple or set; None if the text is none of them."""
     try:
         found = json.loads(text)
         return found if isinstance(found, list) else None

@@ -77,7 +77,7 @@ def test_05_nested_sessions_are_told_with_the_columns_there_are() -> None:
     [
         ({"user": "u", "events": [{"item": 1, "at": 2}]}, "'events' holds a list of objects with item, at"),
         ({"data": {"user": 1, "item": 2}}, "'data' holds an object with user, item: lift its fields to the top"),
-        ({"uid": 1, "iid": 2}, "there are: uid, iid; mend the names"),
+        ({"uid": 1, "iid": 2}, "there are: uid, iid; fix the names"),
     ],
 )
 def test_other_nestings_are_told(tmp_path: Path, line: dict[str, Any], said: str) -> None:

@@ -118,7 +118,7 @@ def test_a_rendered_profile_shows_only_nulls_there_are(tmp_path: Path) -> None:
             'numreic = ["price"]',
             "shop.toml: [items]: unknown key 'numreic'; the nearest valid name",
         ),
-        ('"items.csv"', '"item.csv"', "item.csv: [items] no such file; mend path"),
+        ('"items.csv"', '"item.csv"', "item.csv: [items] no such file; fix path"),
         ('"events.jsonl"', '"*.jsonl.gz"', "*.jsonl.gz: [events] no file matches"),
         (
             'text = ["title"]',
@@ -218,7 +218,7 @@ def test_a_time_in_the_wrong_unit_is_refused_instead_of_wrapping(tmp_path: Path)
     descriptor = DESCRIPTOR.replace('time = "at"', 'time = { column = "at", unit = "s" }')
     change = {index: {"at": 1_706_702_400_000 + index} for index in range(20)}
     said = refusal(write(tmp_path, descriptor=descriptor, change=change))
-    assert "column 'at', row 1: 1706702400000 s is beyond the year 9999; mend it, or the unit" in said
+    assert "column 'at', row 1: 1706702400000 s is beyond the year 9999; fix the value, or the unit" in said
 
 
 def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
