@@ -50,7 +50,7 @@ class Rounds:
 
     @property
     def broken(self) -> bool:
-        """Whether the last `MOST_MISSES` rounds failed, every one."""
+        """True if the last `MOST_MISSES` rounds failed, every one."""
         return self._misses >= MOST_MISSES
 
     def _missed(self, error: Exception) -> None:

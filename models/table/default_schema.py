@@ -35,7 +35,7 @@ class TableOptions:
         exact: features whose values share no rows; None for those of at most eight values.
         admission: sightings after which a hashed value reads rows; 0 admits every value.
         history: how a user's history is pooled.
-        content: whether the network reads the item's content vector; None for where there is one.
+        content: True if the network reads the item's content vector; None for where there is one.
     """
 
     dim: int = 16

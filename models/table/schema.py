@@ -43,7 +43,7 @@ class Feature:
 
     @property
     def exact(self) -> bool:
-        """Whether its values share no rows."""
+        """True if its values share no rows."""
         return bool(self.vocabulary)
 
 
@@ -164,7 +164,7 @@ class Schema:
 
     @property
     def attends(self) -> bool:
-        """Whether a history is weighed by the candidate."""
+        """True if a history is weighed by the candidate."""
         return any(feature.pooling == "attention" for feature in self.features)
 
     def of(self, source: Source) -> list[Feature]:

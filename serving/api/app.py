@@ -265,12 +265,12 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 
     @router.get("/healthz")
     def healthz() -> dict[str, str]:
-        """Whether the process lives."""
+        """Returns whether the process lives."""
         return {"status": "alive"}
 
     @router.get("/readyz", response_model_exclude_none=True)
     def readyz() -> ReadyResponse:
-        """Whether requests should be sent here."""
+        """Returns whether requests should be sent here."""
         if parts.state.draining:
             raise HTTPException(503, "the server is draining; send requests elsewhere")
         with current.pinned() as service:

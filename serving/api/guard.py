@@ -65,7 +65,7 @@ class Guard:
         metrics: counts.
         limits: see `Limits`.
         keys: None lets everybody in who calls the server by one of its own names.
-        state: whether the server drains, and what it has in hand.
+        state: True if the server drains, and what it has in hand.
         hosts: the server's own names, which count where there are no keys; this machine's by default.
     """
 

@@ -44,7 +44,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: int
 
     def may(self, scope: Scope) -> bool:
-        """Whether the key's scopes hold one."""
+        """Returns whether the key's scopes hold one."""
         return scope in self.scopes or "admin" in self.scopes
 
 

@@ -125,7 +125,7 @@ class Attributes:
     Args:
         items: one row an item, in the order of their numbers.
         names: the filterable columns.
-        of_csv: whether the items' table is csv; see `features.value.canonical.cell`.
+        of_csv: True if the items' table is csv; see `features.value.canonical.cell`.
     """
 
     def __init__(self, items: pl.DataFrame, names: Sequence[str], *, of_csv: bool = False) -> None:

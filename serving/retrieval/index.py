@@ -143,7 +143,7 @@ class VectorIndex:
 
     @property
     def outgrown(self) -> bool:
-        """Whether so much has come since that a new index would search faster."""
+        """True if so much has come since that a new index would search faster."""
         return self.size >= max(_LEAST_INDEXED, 2 * self._trained_on)
 
     def rebuilt(self) -> "VectorIndex":

@@ -21,7 +21,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         epochs: by an experiment's id, since when its arms are what they are, in seconds since 1970.
         items: ids as shown, best first; scores: their probabilities.
         ms: time to answer.
-        failed: whether there was no answer.
+        failed: True if there was no answer.
         model: of the bundles.
     """
 

@@ -155,7 +155,7 @@ def split_p(counts: Sequence[int], shares: Sequence[float]) -> float:
 
 
 def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, planned: int) -> bool:
-    """Whether two arms' users are split otherwise than asked for, at a chance of α over all looks to be wrong.
+    """Returns whether two arms' users are split otherwise than asked for, at a chance of α over all looks to be wrong.
 
     Args:
         counts: (2,) users of each arm.
@@ -173,7 +173,7 @@ def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, 
 
 
 def surely_above(counts: Sequence[int], totals: Sequence[int], *, margin: float, alpha: float) -> bool:
-    """Whether the second of two chances is above the first by more than a margin.
+    """Returns whether the second of two chances is above the first by more than a margin.
 
     Where it is not, the answer is wrong in at most α of all cases over all looks. For any pair of chances (p, q) the
     product of the two arms' mixtures of likelihood ratios against p and q is a martingale, so by Ville's inequality the
@@ -227,7 +227,7 @@ class Slower:
         return Slower(tuple((np.array(self.logs) + mine * _ODDS - expected).tolist()))
 
     def surely(self, alpha: float) -> bool:
-        """Whether the group's numbers are larger, at a chance of α over all looks to be wrong."""
+        """Returns whether the group's numbers are larger, at a chance of α over all looks to be wrong."""
         return float(logsumexp(self.logs)) - math.log(len(_ODDS)) >= -math.log(alpha)
 
 

@@ -212,7 +212,7 @@ def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
 
 
 def _has_deltas(settings: Settings) -> bool:
-    """Whether the stream has changed a table; no where the log does not answer, which is a finding of its own."""
+    """Returns whether the stream has changed a table; no if the log does not answer, which is a finding of its own."""
     with contextlib.suppress(TesseraError), contextlib.closing(settings.open_log()) as log:
         return log.end_offsets(settings.topics.deltas)[0] > 0
     return False

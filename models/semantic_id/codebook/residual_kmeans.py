@@ -36,7 +36,7 @@ class ResidualKMeansConfig:
 
     Attributes:
         levels, codes: Q and K.
-        balanced: whether clusters are drawn towards equal sizes, so that every code says as much as it can.
+        balanced: True if clusters are drawn towards equal sizes, so that every code says as much as it can.
         iterations: of k-means on each level.
     """
 

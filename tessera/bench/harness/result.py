@@ -44,7 +44,7 @@ class BenchResult:
 
     @property
     def holds(self) -> bool:
-        """Whether every claim does."""
+        """True if every claim does."""
         return all(claim.holds for claim in self.claims)
 
     def to_json(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Variant:
     Attributes:
         item_id, metadata, content: its id, the declared columns, the content vector.
         tokens: its Semantic ID by a scheme, or None.
-        permuted: whether the Semantic IDs are dealt out among the items.
+        permuted: True if the Semantic IDs are dealt out among the items.
         baseline: the hashed-id ranker of ADR 9, without admission; the rest is not used then.
         budget: share of the table's usual rows.
     """

@@ -65,7 +65,7 @@ class MultiplexingArm:
         budget: share of the bytes of the collisionless table of the same width, accumulators included.
         lookups: of each value, `width / lookups` floats each.
         width: floats that a field gives to the network.
-        noise: whether the fields have the field of noise.
+        noise: True if the fields have the field of noise.
     """
 
     layout: Layout

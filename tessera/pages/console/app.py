@@ -82,7 +82,7 @@ class Console:
         return HTMLResponse(html, status, headers={"content-security-policy": _POLICY, "cache-control": "no-store"})
 
     def may_write(self, request: Request) -> bool:
-        """Whether the caller's key may put letters back."""
+        """Returns whether the caller's key may put letters back."""
         if self.keys is None:
             return True
         key = self.keys.find(secret_of(dict(request.scope["headers"])))
