@@ -241,11 +241,7 @@ class Step:
 
     def _item_records(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
         encoder, codebook = self.bundle.encoder, self.bundle.codebook
-        count = frame.height
-        vectors, codes = np.zeros((count, 0), dtype=np.float32), np.zeros((count, 0), dtype=np.uint16)
-        if encoder is not None and codebook is not None:
-            vectors = encoder.encode(frame["text"].to_list())
-            codes = codebook.encode(vectors)
+        vectors, codes, _ = self.bundle.encode_items(frame["text"].to_list())
         features = frame.drop("message_row", "text", "item_id").to_dicts()
         ids = frame["item_id"].to_list()
         return {
@@ -256,7 +252,7 @@ class Step:
                 features=features[row],
                 codebook=codebook.id if codebook else "",
             )
-            for row in range(count)
+            for row in range(frame.height)
         }
 
     # Events.

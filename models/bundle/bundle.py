@@ -37,6 +37,7 @@ from features.value import canonical
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import Quantizer
+from models.semantic_id.content_path import ContentPath, EncodedItems
 from models.semantic_id.tokens import Tokenizer, load_tokenizer
 from models.table.admission import Admission, Sketch
 from models.table.open import open_table
@@ -198,6 +199,18 @@ class Bundle:
         found = load_tokenizer(self.directory / "tokens")
         _same("tokens", found.id, self.manifest.tokens)
         return found
+
+    def encode_items(self, texts: Sequence[str]) -> EncodedItems:
+        """Turns the texts of N items into what the ranker learns of them, by this bundle's encoder and codebook.
+
+        Args:
+            texts: one for each item; the text columns joined as `features.dataset.tables.read_items` joins them.
+
+        Returns:
+            vectors (N, D) float32, codes (N, Q) uint16, and N lists of tokens. Without content D and Q are 0 and the
+            lists are empty.
+        """
+        return ContentPath(self.encoder, self.codebook, self.tokenizer).encode(texts)
 
     def rows(self) -> NDArray[np.float32]:
         """The table's rows as published, (R, D) float32."""

@@ -22,6 +22,7 @@ from typing import Literal, get_args
 
 import msgspec
 import numpy as np
+import polars as pl
 import sentencepiece
 from numpy.typing import NDArray
 
@@ -82,6 +83,16 @@ class Tokenizer:
         last = self.levels - 1 if self.scheme == "all-bigrams" and self.levels > 1 else self.levels
         spans = [(start, min(start + width, self.levels)) for start in range(0, last, step)]
         return [[_span(row, start, stop) for start, stop in spans] for row in codes.tolist()]
+
+    def column(self, codes: pl.Series) -> pl.Series:
+        """Makes codes (N,) of arrays or lists a column of lists of tokens (N,); null where the codes are null."""
+        coded = codes.is_not_null()
+        known = codes.filter(coded)
+        tokens = self.tokens(known.to_numpy().reshape(len(known), -1)) if len(known) else []
+        found: list[list[str] | None] = [None] * len(codes)
+        for row, own in zip(coded.arg_true().to_list(), tokens, strict=True):
+            found[row] = own
+        return pl.Series(found, dtype=pl.List(pl.String))
 
     def save(self, directory: Path) -> None:
         """Writes everything `load_tokenizer` needs into an existing directory."""

@@ -43,6 +43,7 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     from features.dataset.descriptor import load_dataset
     from features.dataset.tables import read_items
     from models.semantic_id.codebook.kinds import load
+    from models.semantic_id.content_path import ContentPath
     from models.semantic_id.report.drift import drift
     from models.semantic_id.report.health import held_out_items
 
@@ -51,8 +52,9 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     if items is None:
         raise TesseraError(f"{descriptor}: --new needs [items] with text")
     texts = items.filter(~pl.col("item_id").is_in(coded.ids))["text"].fill_null("").to_list()
-    vectors = load_encoder(run / "encode" / "encoder").encode(texts) if texts else coded.vectors[:0]
     book = load(run / "assign" / "codebook")
+    path = ContentPath(load_encoder(run / "encode" / "encoder"), book)
+    vectors = path.encode(texts).vectors if texts else coded.vectors[:0]
     unseen = coded.vectors[held_out_items(len(coded.ids), seed)]
     found = drift(book, unseen, vectors) or drift(book, coded.vectors, vectors)
     if found is None:

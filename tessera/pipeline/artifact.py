@@ -58,12 +58,8 @@ def with_tokens(
     codes = frame.items["semantic_codes"].filter(coded).to_numpy().reshape(-1, quantizer.levels)
     shown = np.bincount(frame.part("train")["item"].to_numpy(), minlength=frame.items.height)[coded.to_numpy()]
     tokenizer = fit_tokenizer(scheme, quantizer.levels, quantizer.codes, codes, shown, pieces=pieces)
-    tokens = pl.DataFrame(
-        {"row": coded.arg_true(), SEMANTIC_ID: pl.Series(tokenizer.tokens(codes), dtype=pl.List(pl.String))}
-    )
-    numbered = frame.items.with_row_index("row")
-    items = numbered.join(tokens, on="row", how="left", maintain_order="left").drop("row")
-    return replace(frame, items=items), tokenizer
+    tokens = tokenizer.column(frame.items["semantic_codes"]).alias(SEMANTIC_ID)
+    return replace(frame, items=frame.items.with_columns(tokens)), tokenizer
 
 
 def with_train_positives(frame: Frame) -> pl.DataFrame:

@@ -145,12 +145,11 @@ def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
         own, on="item_id", how="left", maintain_order="left"
     )
     new = np.flatnonzero((found["content_vector"].is_null() & (items["text"].fill_null("") != "")).to_numpy())
-    assert bundle.encoder is not None
     if len(new):
-        vectors = bundle.encoder.encode(items["text"].gather(new).to_list())
+        vectors, codes, _ = bundle.encode_items(items["text"].gather(new).to_list())
         made = {"place": new, "vector": pl.Series(vectors, dtype=own.schema["content_vector"])}
         if bundle.codebook is not None:
-            made["codes"] = pl.Series(bundle.codebook.encode(vectors), dtype=own.schema["semantic_codes"])
+            made["codes"] = pl.Series(codes, dtype=own.schema["semantic_codes"])
         found = found.with_row_index("place").join(
             pl.DataFrame(made).cast({"place": pl.UInt32}), on="place", how="left", maintain_order="left"
         )
@@ -160,13 +159,7 @@ def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
         found = found.drop("place", "vector", "codes", strict=False)
     if bundle.tokenizer is None:
         return found
-    coded = found["semantic_codes"].is_not_null().to_numpy()
-    tokens: list[list[str] | None] = [None] * found.height
-    if coded.any():
-        codes = found["semantic_codes"].filter(pl.Series(coded)).to_numpy()
-        for place, values in zip(np.flatnonzero(coded).tolist(), bundle.tokenizer.tokens(codes), strict=True):
-            tokens[place] = values
-    return found.with_columns(pl.Series(SEMANTIC_ID, tokens, dtype=pl.List(pl.String)))
+    return found.with_columns(bundle.tokenizer.column(found["semantic_codes"]).alias(SEMANTIC_ID))
 
 
 def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:

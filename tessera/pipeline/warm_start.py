@@ -96,7 +96,7 @@ class Previous:
         if SEMANTIC_ID in frame.items.columns:
             items = pl.read_parquet(self._directory / "frame" / "items.parquet")
             coded = items.filter(pl.col("semantic_codes").is_not_null())
-            tokens = load_tokenizer(self._directory / "frame" / "tokens").tokens(coded["semantic_codes"].to_numpy())
-            before = coded.select("item_id", pl.Series(SEMANTIC_ID, tokens, dtype=pl.List(pl.String)))
+            tokens = load_tokenizer(self._directory / "frame" / "tokens").column(coded["semantic_codes"])
+            before = coded.select("item_id", tokens.alias(SEMANTIC_ID))
             recode(found, ranker, frame, before)
         return found, ranker

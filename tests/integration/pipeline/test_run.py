@@ -18,6 +18,7 @@ from rich.console import Console
 
 from features.dataset.descriptor import load_dataset
 from features.frame import Frame
+from features.jobs.shard import read_shards
 from models.bundle.bundle import load_bundle
 from models.ranker.loading import assembler, examples
 from models.ranker.train import TrainConfig, predict
@@ -55,6 +56,17 @@ def test_a_loaded_bundle_ranks_as_the_trained_ranker_did(world: World) -> None:
 
     measured = roc_auc_score(test["label"].to_numpy(), found.astype(np.float64))
     assert measured == pytest.approx(world.bundle.manifest.metrics["quality"]["ranker"]["all"]["auc"], abs=1e-9)
+
+
+def test_the_bundle_encodes_a_text_to_what_the_stages_made_of_it(world: World) -> None:
+    texts = read_shards(world.directory / "encode" / "texts").select("item_id", "text")
+    items = world.bundle.items.join(texts, on="item_id", how="inner", maintain_order="left")
+
+    vectors, codes, tokens = world.bundle.encode_items(items["text"].to_list())
+
+    np.testing.assert_array_equal(codes, items["semantic_codes"].to_numpy())
+    assert tokens == items["semantic_id"].to_list()
+    np.testing.assert_allclose(vectors, items["content_vector"].to_numpy(), atol=1e-6)
 
 
 def _jsonl_with_iso_times(directory: Path) -> Path:
