@@ -53,7 +53,7 @@ class Live:
         self._options = options
         self._gauges = gauges
         self._roles = roles
-        self._snapshots = Snapshots(settings.home / "snapshots")
+        self._snapshots = Snapshots(settings.snapshots)
         self._fatal: list[BaseException] = []
 
     def run(self, stop: threading.Event, *, on_tick: Callable[[], None] = lambda: None) -> None:

@@ -91,6 +91,16 @@ class Settings:
         return RedisStore(self.redis) if self.redis else open_embedded(self.home / "redis")
 
     @property
+    def bundles(self) -> Path:
+        """Directory of bundles that were fetched from the registry."""
+        return self.home / "bundles"
+
+    @property
+    def snapshots(self) -> Path:
+        """Directory of the trainer's snapshots."""
+        return self.home / "snapshots"
+
+    @property
     def has_registry(self) -> bool:
         """Whether there is a registry to open: an address, or a database in `home`."""
         return bool(self.mlflow) or (self.home / _DATABASE).exists()

@@ -25,7 +25,7 @@ _DRAIN_WAIT_S = 0.5
 def champion(settings: Settings, model: str | None) -> Bundle:
     """The bundle that serves."""
     registry = settings.open_registry(create=False)
-    return registry.open(registry.resolve(model, CHAMPION), settings.home / "bundles")
+    return registry.open(registry.resolve(model, CHAMPION), settings.bundles)
 
 
 class Stream:
@@ -109,7 +109,7 @@ def open_stream(settings: Settings, bundle: Bundle, *, options: TrainerOptions) 
             store,
             topics=settings.topics,
             options=options,
-            snapshots=Snapshots(settings.home / "snapshots"),
+            snapshots=Snapshots(settings.snapshots),
             storage=settings.storage,
         )
         with contextlib.closing(stream):

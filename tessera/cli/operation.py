@@ -175,7 +175,7 @@ def _registry(settings: Settings) -> list[Finding]:
     for model in models:
         release = registry.resolve(model)
         try:
-            bundle = registry.open(release, settings.home / "bundles")
+            bundle = registry.open(release, settings.bundles)
         except TesseraError as error:
             found.append(
                 Finding(f"champion of {model}", _FAIL, str(error), "`tessera rollout rollback`, or publish it anew")
@@ -266,7 +266,7 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
 
     registry = settings.open_registry(create=False)
     champion = registry.resolve(model)
-    bundle = registry.open(champion, settings.home / "bundles")
+    bundle = registry.open(champion, settings.bundles)
     topics = settings.topics
     lag: dict[str, int | None] = {}
     newest: float | None = None

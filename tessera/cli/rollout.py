@@ -168,14 +168,14 @@ def report(
     registry = settings.open_registry(create=False)
 
     def known(bundle: str) -> dict[str, int]:
-        opened = registry.open(registry.release(model, bundle), settings.home / "bundles")
+        opened = registry.open(registry.release(model, bundle), settings.bundles)
         counts = opened.history.group_by("user_id").len()
         visits = dict(zip(counts["user_id"].to_list(), counts["len"].to_list(), strict=True))
         return dict.fromkeys(opened.users["user_id"].to_list(), 0) | visits
 
     with contextlib.closing(settings.open_log()) as log:
         rule = Guardrails(outcome=outcome, planned=planned, harm=harm)
-        familiar = familiar_items(registry, model, settings.home / "bundles")
+        familiar = familiar_items(registry, model, settings.bundles)
         document = report(registry, log, settings.topics, name, model=model, rule=rule, known=known, familiar=familiar)
     with tempfile.TemporaryDirectory() as aside:
         page = html or Path(aside) / "rollout.html"
@@ -224,7 +224,7 @@ def _judge(
 
     registry = settings.open_registry(create=False)
     rule = Guardrails(outcome=outcome, planned=planned, harm=harm)
-    familiar = familiar_items(registry, model, settings.home / "bundles")
+    familiar = familiar_items(registry, model, settings.bundles)
     topics = settings.topics
     path = ledger_path(settings.home, settings.kafka, topics, registry.resolve(model).model, rule)
     with contextlib.closing(settings.open_log()) as log:

@@ -5,13 +5,14 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
-from features.errors import LogError, TesseraError
+from features.errors import TesseraError
 from tessera.settings import Settings
 from tessera.terminal import (
     BundleOption,
@@ -24,8 +25,6 @@ from tessera.terminal import (
 )
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the server.")
-# How long a caller waits for its turn at the log, and how long nobody does once it did not answer.
-_TURN_S, _AWAY_S = 1.0, 1.0
 
 
 def serve(
@@ -61,10 +60,11 @@ def serve(
     from serving.api.hosts import LOOPBACK, Hosts
     from serving.api.ingest import Intake
     from serving.metrics import Metrics
+    from serving.ranking.mirror_feed import mirrored
+    from serving.traffic.follow import RegistryFollower, ServiceOpener
     from serving.traffic.recorder import Recorder
     from serving.traffic.router import Router
     from serving.traffic.shadow import Shadows
-    from tessera.following import RegistryFollower, ServiceOpener
     from tessera.pages.console.app import Console, add_console
     from tessera.stream_service import bundle_at, until_stopped
 
@@ -83,7 +83,8 @@ def serve(
         stack.enter_context(settings.traced("tessera-serve"))
         store = stack.enter_context(contextlib.closing(settings.open_store()))
         metrics = Metrics()
-        opener = ServiceOpener(settings, store, mirror=mirror, metrics=metrics)
+        feed = partial(mirrored, settings.open_log, settings.topics, store, metrics=metrics) if mirror else None
+        opener = ServiceOpener(store, storage=settings.storage, mirror=feed)
         service, close = opener(found)
         current = stack.enter_context(contextlib.closing(Router(service, close=close)))
         parts = AppParts(
@@ -99,7 +100,14 @@ def serve(
             parts.shadows = stack.enter_context(contextlib.closing(Shadows(recorder, parts.metrics, parts.state)))
         if bundle is None:
             follower = RegistryFollower(
-                settings, store, current, opener, model=model, grace_s=grace_s, metrics=parts.metrics, alias=alias
+                settings.open_registry(create=False),
+                settings.bundles,
+                current,
+                opener,
+                model=model,
+                grace_s=grace_s,
+                metrics=parts.metrics,
+                alias=alias,
             )
             parts.reload = follower.look
             # Before the first answer: a server that starts gives every user the arm that the others give.
@@ -133,65 +141,17 @@ def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float)
     thread.join()
 
 
-class LogSink:
-    """Where events and items that came over HTTP go; see `serving.api.ingest.Sink`.
+def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> Any:
+    from serving.api.log_sink import LogSink
 
-    While the log is away callers are refused at once, so that those who wait for it do not take the places of those
-    who only read; once in a while one of them finds out whether it is back.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._lock = threading.Lock()
-        self._log: Any = None
-        self._away_until = 0.0
-
-    def open(self) -> None:
-        """Opens the log before anybody waits for it, where it answers."""
-        with self._lock, contextlib.suppress(LogError):
-            self._opened()
-
-    def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """One caller at a time; a log that was away is opened by the first.
-
-        Raises:
-            LogError: the log does not answer, or did not a moment ago.
-        """
-        if time.monotonic() < self._away_until:
-            raise LogError(f"{kind}: the event log did not answer a moment ago; send them again")
-        if not self._lock.acquire(timeout=_TURN_S):
-            self._away_until = time.monotonic() + _AWAY_S
-            raise LogError(f"{kind}: the event log takes too long; send them again")
-        try:
-            self._opened().append(getattr(self._settings.topics, kind), list(messages))
-        except LogError:
-            self._away_until = time.monotonic() + _AWAY_S
-            raise
-        finally:
-            self._lock.release()
-
-    def close(self) -> None:
-        """Lets go of the log."""
-        if self._log is not None:
-            self._log.close()
-
-    def _opened(self) -> Any:
-        if self._log is None:
-            log = self._settings.open_log()
-            log.create_topics(self._settings.topics.partitions())
-            self._log = log
-        return self._log
-
-
-def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> LogSink:
-    sink = stack.enter_context(contextlib.closing(LogSink(settings)))
+    sink = stack.enter_context(contextlib.closing(LogSink(settings.open_log, settings.topics)))
     sink.open()
     return sink
 
 
 def _aliased(settings: Settings, model: str | None, alias: str) -> Any:
     registry = settings.open_registry(create=False)
-    return registry.open(registry.resolve(model, alias), settings.home / "bundles")
+    return registry.open(registry.resolve(model, alias), settings.bundles)
 
 
 @contextlib.contextmanager

@@ -216,7 +216,7 @@ def replay(model: ModelNameOption = None, bundle: BundleOption = None, json: Jso
     found = bundle_at(settings, model, bundle)
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        snapshot = Snapshots(settings.home / "snapshots").newest(found)
+        snapshot = Snapshots(settings.snapshots).newest(found)
         done = rebuild(log, found, store, settings.topics, snapshot, storage=settings.storage)
     if json:
         print_json(done)
@@ -243,7 +243,7 @@ def verify(
     found = bundle_at(settings, model, bundle)
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        snapshot = Snapshots(settings.home / "snapshots").newest(found) if from_snapshot else None
+        snapshot = Snapshots(settings.snapshots).newest(found) if from_snapshot else None
         done = compare(log, found, store, settings.topics, snapshot=snapshot, sample=sample)
     if json:
         print_json(done)

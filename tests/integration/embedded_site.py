@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
 from serving.api.keys import KeyFile
+from serving.api.log_sink import LogSink
 from serving.store.memory import MemoryStore
+from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.router import Router
 from tessera.cli.operation import diagnose
-from tessera.cli.serve import LogSink
-from tessera.following import RegistryFollower, ServiceOpener
 from tessera.settings import Settings
 from tests.integration.world import World
 from tests.runbook import Operator
@@ -41,13 +41,19 @@ class Site:
         self.releases = [self.registry.publish(one, params={}, metrics={}) for one in self.bundles]
         self.stack = contextlib.ExitStack()
         store = MemoryStore()
-        opener = ServiceOpener(self.settings, store, mirror=False)
+        opener = ServiceOpener(store)
         service, close = opener(self.bundles[0])
         self.current = Router(service, close=close)
-        sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings)))
+        sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings.open_log, self.settings.topics)))
         self.parts = AppParts(keys=keys, intake=Intake(sink))
         self.follower = RegistryFollower(
-            self.settings, store, self.current, opener, model=None, grace_s=600, metrics=self.parts.metrics
+            self.settings.open_registry(create=False),
+            self.settings.bundles,
+            self.current,
+            opener,
+            model=None,
+            grace_s=600,
+            metrics=self.parts.metrics,
         )
         self.client = self.stack.enter_context(
             TestClient(create_app(self.current, self.parts), raise_server_exceptions=False)

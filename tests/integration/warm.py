@@ -29,11 +29,11 @@ _LOADED = (
     "mlflow.store.tracking.sqlalchemy_store",
     "uvicorn",
     "serving.api.app",
-    "serving.store.protocol.redis.store",
-    "streaming.log.protocol.kafka",
+    "serving.store.redis.store",
+    "streaming.log.kafka",
     "tessera.cli.main",
-    "tessera.following",
-    "tessera.live",
+    "serving.traffic.follow",
+    "tessera.stream_service",
     "tessera.pipeline.run",
 )
 # Nothing here may import what takes time. The first reply is the command's pid, the second its status.

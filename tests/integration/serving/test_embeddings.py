@@ -15,13 +15,13 @@ from features.errors import EventError, StoreError
 from features.hashing import fingerprint
 from models.bundle import delta
 from serving.api.app import create_app
+from serving.ranking.mirror_feed import mirrored
 from serving.ranking.rows import MirrorRows, StoreRows
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
 from streaming.trainer import TrainerOptions
-from tessera.mirroring import mirrored
 from tessera.settings import Settings
 from tessera.stream_service import Stream
 from tests.integration.world import World
@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Settings:
 def mirror_of(world: World, settings: Settings) -> Iterator[tuple[MemoryStore, MirrorRows]]:
     store = MemoryStore()
     fill_store(store, world.bundle)
-    with mirrored(settings, store, world.bundle) as rows:
+    with mirrored(settings.open_log, settings.topics, store, world.bundle) as rows:
         yield store, rows
 
 

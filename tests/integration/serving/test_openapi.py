@@ -14,12 +14,12 @@ from schemathesis.checks import not_a_server_error
 from serving.api.app import AppParts, create_app
 from serving.api.hosts import LOOPBACK, Hosts
 from serving.api.ingest import Intake
+from serving.api.log_sink import LogSink
 from serving.api.refusal import PROBLEM
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
-from tessera.cli.serve import LogSink
 from tessera.settings import Settings
 from tests.integration.world import World
 
@@ -58,7 +58,8 @@ class Sunk:
 
 @pytest.fixture(scope="module")
 def sunk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sunk]:
-    with contextlib.closing(LogSink(Settings(home=tmp_path_factory.mktemp("log")))) as sink:
+    settings = Settings(home=tmp_path_factory.mktemp("log"))
+    with contextlib.closing(LogSink(settings.open_log, settings.topics)) as sink:
         yield Sunk(sink)
 
 

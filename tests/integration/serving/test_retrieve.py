@@ -13,12 +13,12 @@ from fastapi.testclient import TestClient
 
 from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
+from serving.api.log_sink import LogSink
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
 from streaming.trainer import TrainerOptions
-from tessera.cli.serve import LogSink
 from tessera.demo.synthetic import new_item
 from tessera.settings import Settings
 from tessera.stream_service import Stream
@@ -33,7 +33,7 @@ class Place:
         self.store = MemoryStore()
         fill_store(self.store, self.bundle)
         self.service = RankService(self.bundle, self.store)
-        self.sink = LogSink(self.settings)
+        self.sink = LogSink(self.settings.open_log, self.settings.topics)
         app = create_app(Router(self.service), AppParts(intake=Intake(self.sink)))
         self.client = TestClient(app, raise_server_exceptions=False)
         self.items = self.bundle.items.filter(pl.col("listed"))

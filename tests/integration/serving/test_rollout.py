@@ -17,6 +17,7 @@ from features.errors import EventError, StoreError, TesseraError
 from models.registry.registry import CHALLENGER, CHAMPION, Lineage
 from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
+from serving.api.log_sink import LogSink
 from serving.ranking.service import RankService
 from serving.rollout.experiment import RampStep, arm
 from serving.rollout.guardrails import Guardrails
@@ -25,12 +26,11 @@ from serving.rollout.judge import Judge, judging
 from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import parse_ramp, promoted, running, start, stop
 from serving.store.memory import MemoryStore
+from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
 from serving.traffic.shadow import Shadows
 from streaming.log.topics import Topics
-from tessera.cli.serve import LogSink
-from tessera.following import RegistryFollower, ServiceOpener
 from tessera.pages.rollout_page import report, write_page
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
@@ -60,19 +60,29 @@ class Stage:
         self.registry.challenge(self.releases[1], verdict={})
         self.items = world.bundle.items["item_id"].to_list()[:20]
         store = MemoryStore()
-        opener = ServiceOpener(self.settings, store, mirror=False)
+        opener = ServiceOpener(store)
         service, close = opener(self.champion)
         self.current = Router(service, close=close)
         self.stack = contextlib.ExitStack()
-        self.parts = AppParts(intake=Intake(self.stack.enter_context(contextlib.closing(LogSink(self.settings)))))
-        sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings)))
+        self.parts = AppParts(
+            intake=Intake(
+                self.stack.enter_context(contextlib.closing(LogSink(self.settings.open_log, self.settings.topics)))
+            )
+        )
+        sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings.open_log, self.settings.topics)))
         self.recorder = self.stack.enter_context(contextlib.closing(Recorder(sink, self.parts.metrics)))
         self.parts.recorder = self.recorder
         self.parts.shadows = self.stack.enter_context(
             contextlib.closing(Shadows(self.recorder, self.parts.metrics, self.parts.state))
         )
         self.follower = RegistryFollower(
-            self.settings, store, self.current, opener, model=None, grace_s=600, metrics=self.parts.metrics
+            self.settings.open_registry(create=False),
+            self.settings.bundles,
+            self.current,
+            opener,
+            model=None,
+            grace_s=600,
+            metrics=self.parts.metrics,
         )
         self.client = self.stack.enter_context(TestClient(create_app(self.current, self.parts)))
 

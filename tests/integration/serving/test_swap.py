@@ -23,8 +23,8 @@ from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.redis.store import open_embedded
+from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.router import Router
-from tessera.following import RegistryFollower, ServiceOpener
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
 
@@ -52,11 +52,17 @@ class Server:
 
     def __init__(self, settings: Settings, store: Any, first: Bundle) -> None:
         self.settings, self.store, self.registry = settings, store, settings.open_registry()
-        opener = ServiceOpener(settings, store, mirror=False)
+        opener = ServiceOpener(store)
         service, close = opener(first)
         self.current, self.metrics = Router(service, close=close), Metrics()
         self.follower = RegistryFollower(
-            settings, store, self.current, opener, model=None, grace_s=600, metrics=self.metrics
+            settings.open_registry(create=False),
+            settings.bundles,
+            self.current,
+            opener,
+            model=None,
+            grace_s=600,
+            metrics=self.metrics,
         )
         app = create_app(self.current, AppParts(metrics=self.metrics, reload=self.follower.look))
         self.client = TestClient(app, raise_server_exceptions=False)
@@ -108,7 +114,7 @@ def test_a_hundred_swaps_under_load_fail_and_mix_nothing(server: Server, world: 
     threads = [threading.Thread(target=load, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
-    opener = ServiceOpener(server.settings, server.store, mirror=False)
+    opener = ServiceOpener(server.store)
     made = {one.bundle.id: opener(one.bundle)[0] for one in (world, other)}
     for number in range(100):
         server.current.swap(made[(world, other)[number % 2 == 0].bundle.id])

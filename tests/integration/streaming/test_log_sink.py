@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from features.errors import LogError
-from tessera.cli.serve import LogSink
+from serving.api.log_sink import LogSink
 from tessera.settings import Settings
 
 ONE = [(b"key", b"{}")]
@@ -19,7 +19,7 @@ def test_while_one_caller_waits_for_the_log_the_others_are_refused_and_soon_afte
     tmp_path: Path,
 ) -> None:
     settings = Settings(home=tmp_path)
-    with contextlib.closing(LogSink(settings)) as sink:
+    with contextlib.closing(LogSink(settings.open_log, settings.topics)) as sink:
         sink.append("events", ONE)
         with contextlib.closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as stranger:
             stranger.execute("BEGIN IMMEDIATE")

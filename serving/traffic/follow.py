@@ -1,74 +1,96 @@
-"""A server follows an alias of the registry: the bundle that it names takes over, and the one before goes in time."""
+"""Follows an alias of the registry: the server swaps to the bundle that the alias names.
+
+The replaced bundle stays in the store for a grace period.
+"""
 
 import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from features.errors import BundleError, TesseraError
 from models.bundle.bundle import Bundle
-from models.registry.registry import CHAMPION
+from models.registry.registry import CHAMPION, Registry
 from serving.metrics import Metrics
+from serving.ranking.rows import RowReader
 from serving.ranking.service import RankService
 from serving.rollout.lifecycle import running
 from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
 from serving.traffic.router import Router
-from tessera.mirroring import mirrored
-from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)
-# How long a bundle that could not be loaded is left alone.
+# Seconds until a bundle that could not be loaded is tried again.
 _AGAIN_S = 30.0
 
 
 class ServiceOpener:
-    """Makes the service of a bundle, over the settings' store.
+    """Opens the service of a bundle over a store.
 
     Args:
-        mirror: keep its table in this process.
-        metrics: counts failures of the mirror.
-    """
-
-    def __init__(self, settings: Settings, store: OnlineStore, *, mirror: bool, metrics: Metrics | None = None) -> None:
-        self._metrics = metrics or Metrics()
-        self._settings = settings
-        self._store = store
-        self._mirror = mirror
-
-    def __call__(self, bundle: Bundle) -> tuple[RankService, Callable[[], None]]:
-        """The service, ready to answer, and what lets go of it."""
-        fill_store(self._store, bundle, storage=self._settings.storage)
-        with contextlib.ExitStack() as stack:
-            rows = (
-                stack.enter_context(mirrored(self._settings, self._store, bundle, self._metrics))
-                if self._mirror
-                else None
-            )
-            service = RankService(bundle, self._store, rows)
-            _warm(service)
-            return service, stack.pop_all().close
-
-
-class RegistryFollower:
-    """Looks at the registry now and then; swaps when the alias names another bundle.
-
-    A bundle that cannot be fetched, checked or loaded is left alone for a while, and the one that serves goes on.
-
-    Args:
-        current: what is swapped.
-        opener: makes services.
-        model: None: the only one.
-        grace_s: how long the bundle before stays in the store: until every server has swapped, and a while for going
-            back.
-        metrics: counts swaps.
+        store: Holds rows, histories and items.
+        storage: Format of the rows of a bundle that the store does not hold yet: float32, float16 or int8.
+        mirror: Opens a source of a bundle's rows in this process. None: rows come from the store.
     """
 
     def __init__(
         self,
-        settings: Settings,
         store: OnlineStore,
+        *,
+        storage: str = "float32",
+        mirror: Callable[[Bundle], AbstractContextManager[RowReader]] | None = None,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._mirror = mirror
+
+    def __call__(self, bundle: Bundle) -> tuple[RankService, Callable[[], None]]:
+        """Returns the service, ready to answer, and a function that closes the mirror.
+
+        Raises:
+            TesseraError: The store cannot be filled, or the mirror cannot be opened.
+        """
+        fill_store(self._store, bundle, storage=self._storage)
+        with contextlib.ExitStack() as stack:
+            rows = stack.enter_context(self._mirror(bundle)) if self._mirror is not None else None
+            service = RankService(bundle, self._store, rows)
+            _warm(service)
+            return service, stack.pop_all().close
+
+    def retire(self, bundle: str, *, after_s: float) -> None:
+        """Lets a bundle leave the store after some seconds. Does nothing if the store is unavailable.
+
+        Args:
+            bundle: Id of the bundle.
+            after_s: Seconds until the store drops the bundle.
+        """
+        with contextlib.suppress(TesseraError):
+            self._store.expire(bundle, after_s=after_s)
+
+
+class RegistryFollower:
+    """Polls the registry and swaps when the alias names another bundle.
+
+    If a bundle cannot be fetched, verified or loaded, it is not tried again for 30 s, and the current bundle continues.
+
+    Args:
+        registry: Names the bundles and the experiments.
+        bundles: Directory of fetched bundles.
+        current: Router whose service is swapped.
+        opener: Opens services.
+        model: Name of the model. None: the registry holds one model.
+        grace_s: Seconds that a replaced bundle stays in the store. All servers must have swapped by then.
+        metrics: Counts swaps and failed swaps.
+        alias: Alias to follow.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        bundles: Path,
         current: Router,
         opener: ServiceOpener,
         *,
@@ -77,43 +99,42 @@ class RegistryFollower:
         metrics: Metrics,
         alias: str = CHAMPION,
     ) -> None:
-        self._settings = settings
-        self._store = store
+        self._registry = registry
+        self._bundles = bundles
         self._current = current
         self._opener = opener
         self._model = model
         self._alias = alias
         self._grace_s = grace_s
         self._metrics = metrics
-        self._registry = settings.open_registry(create=False)
         self._looking = threading.Lock()
         self._refused: dict[str, float] = {}
         self._followed: object = None
 
     def look(self) -> str:
-        """Swaps where the alias names another bundle; returns the id of the one that serves.
+        """Swaps if the alias names another bundle; returns the id of the bundle that serves.
 
         Raises:
-            TesseraError: it names one that cannot be served; the one before goes on.
+            TesseraError: The alias names a bundle that cannot be served. The current bundle continues.
         """
         with self._looking:
-            # Asked before: what changes meanwhile is followed at the next look.
+            # The pulse is read first. The next poll follows a change that comes after it.
             pulse = self._registry.pulse(self._current.service.bundle.dataset.name)
-            found = self._follow_alias()
+            bundle = self._follow_alias()
             self._follow_rollouts()
             self._followed = pulse
-            return found
+            return bundle
 
     def catch_up(self) -> None:
-        """Looks once; what cannot be followed now is followed later, and the one that serves goes on."""
+        """Polls once. Logs a failure, after which the current bundle continues and a later poll tries again."""
         try:
             self.look()
         except Exception:
-            # The registry's client raises what its database or its server raises.
+            # The registry's client raises the errors of its database or its server.
             _LOGGER.exception("the registry could not be followed; bundle %s goes on", self._current.service.bundle.id)
 
     def _follow_rollouts(self) -> None:
-        """Opens the challengers of the experiments that run; one that cannot be opened serves nobody."""
+        """Opens the challengers of running experiments. A challenger that cannot be opened gets no requests."""
         model = self._current.service.bundle.dataset.name
         experiments = running(self._registry, model)
         opened: dict[str, tuple[RankService, Callable[[], None]]] = {}
@@ -122,13 +143,13 @@ class RegistryFollower:
                 continue
             try:
                 release = self._registry.release(model, wanted)
-                opened[wanted] = self._opener(self._registry.open(release, self._settings.home / "bundles"))
+                opened[wanted] = self._opener(self._registry.open(release, self._bundles))
             except TesseraError as error:
                 self._metrics.swap_failures.inc()
                 self._refused[wanted] = time.monotonic() + _AGAIN_S
                 _LOGGER.warning("challenger %s serves nobody: %s", wanted, error)
         self._current.follow(experiments, opened)
-        # Of those that nobody asks for any more nothing is remembered once their time has come.
+        # A refused bundle is forgotten when its pause is over and no experiment names it.
         now, missing = time.monotonic(), {one.challenger for one in experiments} - self._current.challengers.keys()
         self._refused = {one: until for one, until in self._refused.items() if one in missing or now < until}
 
@@ -138,7 +159,7 @@ class RegistryFollower:
         if release.bundle == before.id:
             return before.id
         try:
-            bundle = self._registry.open(release, self._settings.home / "bundles")
+            bundle = self._registry.open(release, self._bundles)
             if bundle.id != release.bundle or bundle.dataset.name != release.model:
                 raise BundleError(f"bundle {bundle.id} of {bundle.dataset.name} is not what {release.model} names")
             service, close = self._opener(bundle)
@@ -149,15 +170,19 @@ class RegistryFollower:
         self._current.swap(service, close=close)
         self._metrics.swaps.inc()
         _LOGGER.info("bundle %s took over from %s", bundle.id, before.id)
-        with contextlib.suppress(TesseraError):
-            self._store.expire(before.id, after_s=self._grace_s)
+        self._opener.retire(before.id, after_s=self._grace_s)
         return bundle.id
 
     def run(self, stop: threading.Event, *, every_s: float) -> None:
-        """Looks until told to stop."""
+        """Polls until `stop` is set.
+
+        Args:
+            stop: Ends the loop.
+            every_s: Seconds between two polls.
+        """
         while not stop.wait(every_s):
             try:
-                # A look costs requests their time, so most of the time one question is all that is asked.
+                # A full poll slows requests down. Most polls ask for the pulse alone.
                 if not self._changed():
                     continue
                 wanted = self._registry.resolve(self._model, self._alias).bundle
@@ -168,16 +193,16 @@ class RegistryFollower:
             except TesseraError as error:
                 _LOGGER.warning("bundle %s goes on: %s", self._current.service.bundle.id, error)
             except Exception:
-                # The registry's client raises what its database or its server raises.
+                # The registry's client raises the errors of its database or its server.
                 _LOGGER.exception("the registry could not be asked; bundle %s goes on", self._current.service.bundle.id)
 
     def _changed(self) -> bool:
-        """Whether there is something to follow: the registry's pulse is another one, or a refused bundle is due."""
+        """Returns True if the registry's pulse has changed or a refused bundle is due."""
         due = any(time.monotonic() >= until for until in self._refused.values())
         return due or self._registry.pulse(self._current.service.bundle.dataset.name) != self._followed
 
 
 def _warm(service: RankService) -> None:
-    """A first ranking, whose cost is nobody's request: libraries allocate and choose kernels then."""
+    """Ranks once, because libraries allocate memory and choose kernels at the first ranking."""
     if service.ranks_items:
         service.rank("", None, 10)

@@ -1,0 +1,98 @@
+"""Folds the log's deltas into a server's mirror in a thread, and reads on after an outage of the log."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from models.bundle import delta
+from models.bundle.bundle import Bundle
+from serving.metrics import Metrics
+from serving.ranking.mirror import Mirror
+from serving.ranking.rows import MirrorRows, StoreRows
+from serving.rounds import Rounds
+from serving.store.protocol import OnlineStore
+from serving.store.writer import position_of
+from streaming.log.protocol import EventLog
+from streaming.log.topics import Topics
+
+_BATCH = 256
+_WAIT_S = 0.1
+_PAUSE_S = 1.0
+
+
+@contextlib.contextmanager
+def mirrored(
+    open_log: Callable[[], EventLog],
+    topics: Topics,
+    store: OnlineStore,
+    bundle: Bundle,
+    *,
+    metrics: Metrics | None = None,
+) -> Iterator[MirrorRows]:
+    """Yields a bundle's rows from a mirror that is kept fresh from the log while the body runs.
+
+    Args:
+        open_log: Opens the event log. The mirror opens the log again after an outage.
+        topics: Names of the log's topics.
+        store: Holds the bundle's rows. A row that the mirror cannot answer comes from the store.
+        bundle: The mirrored bundle.
+        metrics: Counts failures of the feed.
+
+    Raises:
+        LogError: The log is unavailable at the start.
+        StoreError: The store is unavailable at the start.
+    """
+    with contextlib.closing(open_log()) as log:
+        log.create_topics(topics.partitions())
+        # Deltas that no writer has written yet are folded from this position on.
+        position = position_of(store, bundle.id, topics.deltas) or 0
+        position = min(position, log.end_offsets(topics.deltas)[0])
+    mirror = Mirror(store, bundle.id)
+    with mirror_feed(open_log, topics.deltas, mirror, position, Rounds("mirror", "mirror", metrics or Metrics())):
+        yield MirrorRows(mirror, StoreRows(store, bundle.id))
+
+
+@contextlib.contextmanager
+def mirror_feed(
+    open_log: Callable[[], EventLog], topic: str, mirror: Mirror, position: int, rounds: Rounds
+) -> Iterator[None]:
+    """Folds deltas into a mirror while the body runs.
+
+    Args:
+        open_log: Opens the event log.
+        topic: Name of the deltas' topic.
+        mirror: Receives the deltas.
+        position: First offset to read. It must lie no later than the offset that the mirror's rows reflect.
+        rounds: Records failures. While the feed fails, the mirror lags and rows come from the store.
+    """
+    stop = threading.Event()
+    feed = threading.Thread(target=_follow, args=(open_log, topic, mirror, position, rounds, stop), daemon=True)
+    feed.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        feed.join()
+
+
+def _follow(
+    open_log: Callable[[], EventLog],
+    topic: str,
+    mirror: Mirror,
+    position: int,
+    rounds: Rounds,
+    stop: threading.Event,
+) -> None:
+    offset = position
+    while not stop.is_set():
+        with rounds.round(), contextlib.closing(open_log()) as log:
+            with contextlib.closing(log.follow(topic, offset)) as follower:
+                while not stop.is_set():
+                    messages = follower.poll(_BATCH, _WAIT_S)
+                    for message in messages:
+                        mirror.fold(delta.decode(message.value))
+                        offset = message.offset + 1
+                    if len(messages) < _BATCH:
+                        mirror.caught_up()
+                        rounds.well()
+        stop.wait(_PAUSE_S)
