@@ -161,9 +161,11 @@ class Step:
                     table.weight,
                     table.accumulator,
                     records=[*records, *changes],
-                    times_ms=[message.timestamp_ms for message in ordered],
-                    sources=_sources(ordered),
-                    poison=sorted(unusable),
+                    trailer=delta.Trailer(
+                        times_ms=[message.timestamp_ms for message in ordered],
+                        sources=_sources(ordered),
+                        poison=sorted(unusable),
+                    ),
                     limit=self._limit_bytes,
                 )
             )

@@ -54,6 +54,20 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     last: int
 
 
+class Trailer(msgspec.Struct, frozen=True):
+    """Inputs of a micro-batch, which its last delta names.
+
+    Attributes:
+        times_ms: Times of the messages in the log, Unix milliseconds.
+        sources: Ranges of messages that the batch was made of.
+        poison: Topic, partition and offset of each message that the step failed on.
+    """
+
+    times_ms: Sequence[int] = ()
+    sources: Sequence[Source] = ()
+    poison: Sequence[tuple[str, int, int]] = ()
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """A part of what one micro-batch changed in one bundle.
 
@@ -132,9 +146,7 @@ def changed_rows(
     accumulator: Tensor,
     *,
     records: Sequence[Record],
-    times_ms: Sequence[int],
-    sources: Sequence[Source] = (),
-    poison: Sequence[tuple[str, int, int]] = (),
+    trailer: Trailer = Trailer(),  # noqa: B008 - frozen
     limit: int = DELTA_BYTES,
 ) -> Iterator[Delta]:
     """Cuts what a micro-batch changed into deltas of one sequence number, each small enough for a message.
@@ -143,7 +155,7 @@ def changed_rows(
         rows: (n,) distinct row numbers.
         weight, accumulator: the live table, (R, D) and (R,).
         records: what else changed; travels with the first deltas.
-        times_ms, sources, poison: travel with the last, which arrives when all the others have.
+        trailer: travels with the last delta, which arrives when all the others have.
         limit: size of an encoded delta in bytes. A quarter is for rows, half for records, a quarter for the rest.
 
     Raises:
@@ -166,9 +178,9 @@ def changed_rows(
             weights=weight[index].numpy().astype("<f4").tobytes(),
             accumulators=accumulator[index].numpy().astype("<f4").tobytes(),
             records=groups[number] if number < len(groups) else [],
-            times_ms=list(times_ms) if number == total - 1 else [],
-            sources=list(sources) if number == total - 1 else [],
-            poison=list(poison) if number == total - 1 else [],
+            times_ms=list(trailer.times_ms) if number == total - 1 else [],
+            sources=list(trailer.sources) if number == total - 1 else [],
+            poison=list(trailer.poison) if number == total - 1 else [],
         )
 
 

@@ -17,7 +17,6 @@ from tessera.settings import Settings
 from tessera.terminal import (
     BundleOption,
     JsonOption,
-    ModelNameOption,
     err_console,
     one_thread,
     out_console,
@@ -28,14 +27,16 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of the server.")
 
 
 def serve(
-    model: ModelNameOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Name of the model, or NAME@ALIAS; by default the champion of the registry's only model."),
+    ] = None,
     bundle: BundleOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Keep the whole table in this process, fresh from the log.")
     ] = False,
-    alias: Annotated[str, typer.Option(help="Alias of the registry to follow.")] = "champion",
     follow_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the registry.")] = 2.0,
     grace_s: Annotated[float, typer.Option(min=60, help="Seconds that a replaced bundle stays in the store.")] = 600.0,
     drain_s: Annotated[float, typer.Option(min=0, help="Seconds between not ready and closed, at the end.")] = 2.0,
@@ -69,6 +70,8 @@ def serve(
     from tessera.stream_service import bundle_at, until_stopped
 
     settings = Settings.from_environment()
+    name, _, alias = (model or "").partition("@")
+    model, alias = name or None, alias or "champion"
     allowed = _key_file(settings)
     guarded = bool(allowed.keys())
     if not guarded and host not in LOOPBACK:

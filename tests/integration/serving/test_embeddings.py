@@ -171,7 +171,7 @@ def test_a_mirror_outlasts_an_error_and_goes_on_from_the_same_delta(
     size = (1, world.bundle.schema.dim)
     for seq in (5, 6):
         change = delta.changed_rows(
-            world.bundle.id, seq, np.array([0]), torch.full(size, seq), torch.ones(1), records=[], times_ms=[]
+            world.bundle.id, seq, np.array([0]), torch.full(size, seq), torch.ones(1), records=[]
         )
         with contextlib.closing(settings.open_log()) as log:
             log.append(settings.topics.deltas, [(None, delta.encode(next(change)))])

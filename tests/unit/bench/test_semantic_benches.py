@@ -81,6 +81,7 @@ def test_cold_start_measures_each_variant_on_known_and_new_items(descriptor: Pat
         )
 
 
+@pytest.mark.slow
 def test_a_codebook_that_changed_leaves_a_ranker_measured_at_three_times(descriptor: Path, tmp_path: Path) -> None:
     result = codebook_change(load_dataset(descriptor), tmp_path, seeds=1, console=quiet(), config=FAST)
     rows = {(row["new_codebook"], row["rows"]): row for row in result.rows}

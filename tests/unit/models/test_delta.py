@@ -118,7 +118,7 @@ def written(rows: int, records: int, **changes: Any) -> list[delta.Delta]:
     numbers = rng.permutation(50_000)[:rows]
     weight, state = torch.rand(50_000, DIM, generator=torch.Generator().manual_seed(0)), torch.arange(50_000.0)
     kept = [delta.Record("item", f"i{number}", b"x") for number in range(records)]
-    fields: dict[str, Any] = {"records": kept, "times_ms": [5, 7], **changes}
+    fields: dict[str, Any] = {"records": kept, "trailer": delta.Trailer(times_ms=[5, 7]), **changes}
     parts = list(delta.changed_rows("b-1", 3, numbers, weight, state, **fields))
     assert np.concatenate([part.row_numbers for part in parts]).tolist() == numbers.tolist()
     assert np.concatenate([part.vectors for part in parts]).tobytes() == weight[numbers].numpy().tobytes()
@@ -143,14 +143,14 @@ def test_what_a_batch_changed_is_cut_without_loss(rows: int, records: int, parts
 
 def test_a_part_stays_below_the_limit_of_a_message() -> None:
     rows, weight = np.arange(4_096), torch.rand(4_096, 64)
-    for part in delta.changed_rows("b-1", 1, rows, weight, torch.ones(4_096), records=[], times_ms=[]):
+    for part in delta.changed_rows("b-1", 1, rows, weight, torch.ones(4_096), records=[]):
         assert len(delta.encode(part)) < 2**20
 
 
 def test_what_was_cut_folds_to_the_table_it_was_cut_from() -> None:
     weight, state = torch.rand(5_000, DIM), torch.rand(5_000)
     folded, states, seqs = torch.zeros(5_000, DIM), torch.zeros(5_000), np.zeros(5_000, dtype=np.int64)
-    for part in delta.changed_rows("b", 1, np.arange(5_000), weight, state, records=[], times_ms=[]):
+    for part in delta.changed_rows("b", 1, np.arange(5_000), weight, state, records=[]):
         delta.fold(delta.decode(delta.encode(part)), folded, states, seqs)
     assert torch.equal(folded, weight)
     assert torch.equal(states, state)

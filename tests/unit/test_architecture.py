@@ -1,21 +1,15 @@
-"""The architecture as laws: imports go one way, and each outside system has the modules that may know it."""
+"""The architecture as laws: the chain of packages, the size of folders, and the modules that know an outside system."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.unit import architecture
+from tests.unit.architecture import CHAIN, Sources
 
-# features ← models ← streaming ← serving ← tessera: what a package may import of ours.
-MAY_IMPORT = {
-    "features": {"features"},
-    "models": {"features", "models"},
-    "streaming": {"features", "models", "streaming"},
-    "serving": {"features", "models", "streaming", "serving"},
-    "tessera": {"features", "models", "streaming", "serving", "tessera"},
-}
+ROOT = Path(__file__).parents[2]
 
 # Outside system → the only modules, or directories, that may import it.
 IMPORTERS = {
@@ -50,7 +44,7 @@ IMPORTERS = {
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 PICKLING_CALLS = {"torch.save", "torch.load", "numpy.save", "np.save"}
 
-MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+MODULES = sorted(path for package in CHAIN for path in (ROOT / package).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in MODULES]
 
 
@@ -61,11 +55,6 @@ def imported(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield f"{package}." * bool(node.level) + (node.module or "")
-
-
-def wrong_way(tree: ast.Module, package: str) -> set[str]:
-    tops = {name.partition(".")[0] for name in imported(tree, package)}
-    return (tops & MAY_IMPORT.keys()) - MAY_IMPORT[package]
 
 
 def foreign(tree: ast.Module, name: str) -> set[str]:
@@ -105,10 +94,91 @@ def parse(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text(encoding="utf-8"), filename=name)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_imports_go_one_way(name: str) -> None:
-    package = name.partition("/")[0]
-    assert not wrong_way(parse(name), package), f"{name}: {package} may import {sorted(MAY_IMPORT[package])} of ours"
+RULES = (
+    architecture.against_the_chain,
+    architecture.circles,
+    architecture.wide_folders,
+    architecture.repeated_classes,
+    architecture.heavy_face,
+)
+
+
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    return Sources(ROOT)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_tree_keeps_the_rule(rule: Callable[[Sources], list[str]], sources: Sources) -> None:
+    assert rule(sources) == []
+
+
+SEVENTEEN = ", ".join(f"a{n}" for n in range(17))
+PLANTED = [
+    (
+        architecture.against_the_chain,
+        {"features/a.py": "def f():\n    from serving.store import page\n", "serving/store/page.py": ""},
+        ["features.a imports serving.store.page"],
+    ),
+    (
+        architecture.against_the_chain,
+        {"streaming/a.py": "import serving.b\n", "serving/b.py": "import streaming.a\n"},
+        ["streaming.a imports serving.b"],
+    ),
+    (
+        architecture.circles,
+        {"models/a.py": "from models.table import b\n", "models/table/b.py": "from models.a import x\n"},
+        ["models: a and table import each other"],
+    ),
+    (
+        architecture.circles,
+        {
+            "serving/api/a.py": "import serving.traffic.b\n",
+            "serving/traffic/b.py": "from serving.store.c import x\n",
+            "serving/store/c.py": "def f():\n    from serving.api import a\n",
+        },
+        [
+            "serving: api and store import each other",
+            "serving: api and traffic import each other",
+            "serving: store and traffic import each other",
+        ],
+    ),
+    (
+        architecture.wide_folders,
+        {f"models/table/m{n}.py": "" for n in range(16)} | {f"tessera/cli/m{n}.py": "" for n in range(16)},
+        ["models/table holds 16 modules"],
+    ),
+    (
+        architecture.repeated_classes,
+        {"features/a.py": "class Table: ...\nclass _Own: ...\n", "serving/b.py": "class Table: ...\nclass _Own: ...\n"},
+        ["class Table: features/a.py, serving/b.py"],
+    ),
+    (
+        architecture.long_signatures,
+        {"models/a.py": "class A:\n    def f(self, a, b, c, d, e, f, g, h, *, i): ...\n"},
+        ["models/a.py:2: f takes 9 parameters"],
+    ),
+    (
+        architecture.long_signatures,
+        {"tessera/cli/a.py": f"def f({SEVENTEEN}): ...\ndef g(a, b, c, d, e, f, g, h, i): ...\n"},
+        ["tessera/cli/a.py:1: f takes 17 parameters"],
+    ),
+    (
+        architecture.heavy_face,
+        {"tessera/a.py": "x = 1\n" * 40, "models/a.py": "x = 1\n" * 60},
+        ["tessera holds 40.0% of the lines"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "files", "expected"), PLANTED, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_rule_finds_a_planted_violation(
+    rule: Callable[[Sources], list[str]], files: dict[str, str], expected: list[str], tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert rule(Sources(tmp_path)) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,20 +203,7 @@ def test_the_environment_is_read_by_the_command_line_alone(name: str) -> None:
 
 
 def test_every_package_is_looked_at() -> None:
-    assert {name.partition("/")[0] for name in NAMES} == MAY_IMPORT.keys()
-
-
-@pytest.mark.parametrize(
-    ("source", "package", "expected"),
-    [
-        ("import models.train", "features", {"models"}),
-        ("def f():\n    from serving.store.redis.store import RedisStore", "streaming", {"serving"}),
-        ("from serving import client", "streaming", {"serving"}),
-        ("from features import error\nfrom . import page", "serving", set()),
-    ],
-)
-def test_the_check_of_directions_sees_what_it_should(source: str, package: str, expected: set[str]) -> None:
-    assert wrong_way(ast.parse(source), package) == expected
+    assert {name.partition("/")[0] for name in NAMES} == set(CHAIN)
 
 
 def test_the_other_checks_see_what_they_should() -> None:
