@@ -1,13 +1,46 @@
 """Fixtures that more than one kind of test needs."""
 
 import os
+from collections import defaultdict
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 # A server without keys answers to this machine's names alone, and the client's own default is none of them.
 TestClient.__init__ = partialmethod(TestClient.__init__, base_url="http://localhost")  # type: ignore[assignment,method-assign]
+
+
+# Folders whose tests share what takes long to start.
+_TOGETHER = ("rehearsal", "chaos", "browser")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups the tests for parallel workers: a file stays on one worker, and files with slow tests start first.
+
+    Tests marked `apart` share nothing with the rest of their file, so each is a group of its own.
+    """
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        folder = item.path.parent.name
+        apart = item.get_closest_marker("apart") is not None
+        group = folder if folder in _TOGETHER else item.nodeid if apart else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups[group].append(item)
+
+    def slow(group: str) -> bool:
+        return any(item.get_closest_marker("slow") for item in groups[group])
+
+    items[:] = [item for group in sorted(groups, key=lambda group: not slow(group)) for item in groups[group]]
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory that all parallel workers of this run share; the worker's own when there is one process."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.chaos.cluster import ROOT, jars
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
 
 

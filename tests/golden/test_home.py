@@ -17,6 +17,8 @@ from serving.api.keys import KeyFile
 from tests.rehearsal.process import Server
 from tests.runbook import Operator
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent / "home-310ca4f"
 ANSWERS = json.loads((HERE / "answers.json").read_text(encoding="utf-8"))
 CHAMPION, CHALLENGER = "b-7dc66bd3b08df511", "b-503bf35b210922b2"

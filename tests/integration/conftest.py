@@ -1,11 +1,16 @@
-"""What the integration tests share."""
+"""Fixtures of the integration tests."""
+
+from pathlib import Path
 
 import pytest
 
-from tests.integration.world import World, make_world
+from features.lock import locked
+from tests.integration.world import World, make_world, open_world
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A small synthetic dataset and the bundle of its run."""
-    return make_world(tmp_path_factory.mktemp("world"))
+def world(shared_directory: Path) -> World:
+    """A small synthetic dataset and the bundle of its run; the first of the parallel workers makes it."""
+    directory = shared_directory / "world"
+    with locked(shared_directory / "world.lock", wait_s=300):
+        return open_world(directory) if (directory / "made").exists() else make_world(directory)

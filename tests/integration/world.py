@@ -11,7 +11,7 @@ from rich.console import Console
 
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import read_table
-from models.bundle.bundle import Bundle
+from models.bundle.bundle import Bundle, load_bundle
 from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.run import RunOptions, run
 
@@ -43,4 +43,12 @@ def make_world(directory: Path, **options: Any) -> World:
     dataset = load_dataset(descriptor)
     result = run(dataset, directory / "run", RunOptions(**options), console=quiet(), registry=None, until="publish")
     assert result.bundle is not None
+    (directory / "made").touch()
     return World(dataset, directory / "run", result.bundle)
+
+
+def open_world(directory: Path) -> World:
+    """Opens a world that another process has made."""
+    run = directory / "run"
+    (descriptor,) = (directory / "data").glob("*.toml")
+    return World(load_dataset(descriptor), run, load_bundle(run / "publish" / "bundle"))

@@ -189,6 +189,7 @@ def test_options_of_a_kind_are_read_from_text_and_unknown_ones_refused() -> None
         codebook.fit("rqvae", FITTED, levels=1, codes=8, seed=0, options={"steps": "many"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_fits_saves_and_loads_to_the_same_codes(kind: Kind, tmp_path: Path) -> None:
     made = codebook.fit(kind, FITTED, levels=2, codes=8, seed=1)

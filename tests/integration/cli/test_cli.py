@@ -16,6 +16,8 @@ from tessera.demo.synthetic import write_synthetic
 from tessera.settings import Settings
 from tests.integration.world import World
 
+pytestmark = pytest.mark.apart
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -44,6 +46,7 @@ def test_check_prints_json_and_refuses_with_status_2(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_send_stream_and_deadletters_work_over_the_embedded_log(tmp_path: Path, world: World) -> None:
     file = tmp_path / "events.jsonl"
     file.write_bytes(b"\n".join(world.messages(50)))
@@ -82,6 +85,7 @@ def test_send_stream_and_deadletters_work_over_the_embedded_log(tmp_path: Path, 
     assert tessera("verify", *bundle, home=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_backfill_and_topics_over_the_embedded_log(tmp_path: Path, world: World) -> None:
     assert tessera("topics", "create", "--partitions", "2", home=tmp_path).returncode == 0
     refused = tessera("topics", "create", "--events-days", "7", home=tmp_path)

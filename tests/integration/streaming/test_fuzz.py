@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ from streaming.step_result import StepResult
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.demo.synthetic import new_item
 from tests.integration.world import World
+
+pytestmark = pytest.mark.apart
 
 TOPICS = Topics()
 COUNT = 10_000
@@ -54,6 +57,7 @@ def _mangled(good: bytes, chance: random.Random) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_ten_thousand_mangled_messages_through_log_step_and_dead_letters(world: World, tmp_path: Path) -> None:
     chance = random.Random(6)
     good = world.messages(500)
