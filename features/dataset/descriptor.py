@@ -50,7 +50,16 @@ class Config(BaseModel):
 
 
 class Split(Config):
-    """Division of events into train, validation and test. Leave-one-out does not use the fractions."""
+    """Division of events into train, validation and test.
+
+    Attributes:
+        by: `time` and `order` keep the last events for testing, `random` draws them, `leave-one-out` takes the last
+            two events of each user and uses no fractions.
+        train: Fraction of the events.
+        validation: Fraction of the events.
+        test: Fraction of the events; the three fractions sum to 1.
+        seed: Seed of a random split.
+    """
 
     by: Literal["time", "random", "leave-one-out", "order"]
     train: float = Field(0.8, gt=0, lt=1)
@@ -67,7 +76,11 @@ class Split(Config):
 
 
 class Categorical(Config):
-    """Options of a categorical column; `split` is the separator that makes it multi-valued."""
+    """Options of a categorical column.
+
+    Attributes:
+        split: Separator between values; it makes the column multi-valued.
+    """
 
     split: str | None = Field(None, min_length=1)
 
@@ -75,10 +88,19 @@ class Categorical(Config):
 class TableSource(Config):
     """Location and format of a table's files, and the columns that are features.
 
-    `columns` names the fields of a csv in order. If the csv has a header row, `columns` replaces the names in it.
-    `quote` encloses fields of a csv; `escape` makes the next character literal; "" means none. If they are not given,
-    both are detected: `"` encloses a field only if another `"` ends it, and a backslash escapes if all rows then fit. A
-    separator of more than one character switches quoting off: formats that use one do not quote.
+    Attributes:
+        path: Files, relative to the descriptor; globs are allowed.
+        format: `parquet`, `csv` or `jsonl`; by default the ending of the path says it. csv and jsonl may be gzipped.
+        separator: Separator of a csv. A separator of more than one character switches quoting off.
+        quote: Character that encloses fields of a csv; "" for none. By default `"` encloses a field only if another
+            `"` ends it.
+        escape: Character of a csv that makes the next character literal; "" for none. By default a
+            backslash escapes if all rows fit then.
+        header: True if the first row of a csv names its fields.
+        encoding: Encoding of a csv.
+        columns: Names of a csv's fields, in the file's order; they replace the names of a header row.
+        categorical: Columns that are categorical features: a list of names, or a table of names with their options.
+        numeric: Columns that are numeric features.
     """
 
     reserved: ClassVar[tuple[str, ...]] = ()
@@ -145,7 +167,13 @@ class TableSource(Config):
 
 
 class Items(TableSource):
-    """The catalogue: one row per item. `text` is what the encoder sees, `filterable` what retrieval may filter on."""
+    """The catalogue: one row per item.
+
+    Attributes:
+        id: Column of the item's id.
+        text: Columns that the encoder reads.
+        filterable: Columns on which retrieval may filter.
+    """
 
     reserved: ClassVar[tuple[str, ...]] = (
         "item_id",
@@ -173,7 +201,11 @@ class Items(TableSource):
 
 
 class Users(TableSource):
-    """User profiles: one row per user."""
+    """User profiles: one row per user.
+
+    Attributes:
+        id: Column of the user's id.
+    """
 
     reserved: ClassVar[tuple[str, ...]] = ("user_id", "listed")
 
@@ -181,9 +213,12 @@ class Users(TableSource):
 
 
 class Time(Config):
-    """Clock of an event. Without `unit`, datetimes are used unchanged, strings are ISO-8601, numbers are seconds.
+    """Clock of an event. A time without an offset is UTC.
 
-    A time without an offset is UTC.
+    Attributes:
+        column: Column of the time.
+        unit: Unit of numbers, or `iso` for text. By default datetimes are read as they are, strings are ISO 8601, and
+            numbers are seconds.
     """
 
     column: str
@@ -191,11 +226,14 @@ class Time(Config):
 
 
 class Label(Config):
-    """Rule that makes an event a positive or a negative.
+    """Rule that makes an event a positive or a negative. A rule is OP VALUE with >= <= > < == !=.
 
-    A rule is OP VALUE with >= <= > < == !=. Without rules the column itself holds 0/1; with `positive` alone every
-    other non-null value is negative; with both, rows that match neither are dropped. `implicit` makes every event
-    (or, with `positive`, every matching event) a positive, and `negatives` are drawn for each.
+    Attributes:
+        column: Column that the rules read; without rules it holds 0 or 1.
+        positive: Rule of a positive event. Without `negative` every other value that is not null is negative.
+        negative: Rule of a negative event. Rows that match neither rule are dropped.
+        implicit: True if every event (with `positive`: every matching event) is a positive; negatives are drawn.
+        negatives: Negatives drawn for each positive of an implicit label.
     """
 
     column: str | None = None
@@ -227,7 +265,15 @@ class Label(Config):
 
 
 class Events(TableSource):
-    """The interactions: one row per event; `categorical` and `numeric` are features of the event's context."""
+    """The interactions: one row per event. `categorical` and `numeric` are features of the event's context.
+
+    Attributes:
+        user: Column of the user's id.
+        item: Column of the item's id.
+        time: Column of the time, or a table of the column and its unit.
+        order: Column that orders the events where there is no clock.
+        label: Rules of positive and negative events.
+    """
 
     reserved: ClassVar[tuple[str, ...]] = (
         "event",
@@ -262,7 +308,16 @@ class Events(TableSource):
 
 
 class Dataset(Config):
-    """Dataset as its descriptor says. `source` is the path of the descriptor; paths in it are relative to it."""
+    """Dataset as its descriptor says.
+
+    Attributes:
+        name: Name of the model in the registry.
+        items: The catalogue; optional.
+        users: The user profiles; optional.
+        events: The interactions.
+        split: Division into train, validation and test.
+        source: Path of the descriptor itself; no key of the file.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     items: Items | None = None

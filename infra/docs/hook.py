@@ -15,7 +15,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
 
 _FENCE = re.compile(r"^( *)(```+|~~~+)([\w-]*)(.*)$")
 _ITEM = re.compile(r"^ *([-*]|\d+\.) ")
@@ -28,7 +27,8 @@ _SITE_PAGES = {"README.md": "index.md", **_TOP_PAGES}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lists every page of a folder that the navigation names."""
+    """Lists every page of a folder that the navigation names, and lets the generated parts import the code."""
+    sys.path.insert(0, str(ROOT))
     config.nav = [_listed(entry, Path(config.docs_dir)) for entry in config.nav or []]
     return config
 
