@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-import torch
 from threadpoolctl import threadpool_limits
 
 # The numbers belong to the process: of several threads in here, the first sets them and the last restores them.
@@ -24,6 +23,8 @@ def fixed_threads(count: int) -> Iterator[None]:
 
     Inside another such body nothing changes.
     """
+    import torch
+
     global _inside, _before
     with _lock:
         outermost = not _inside

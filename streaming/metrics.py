@@ -7,7 +7,6 @@ from threading import Lock
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from sklearn.metrics import roc_auc_score
 
 from streaming.log.protocol import Message
 from streaming.step_result import StepResult
@@ -103,6 +102,8 @@ class StreamMetrics:
             seen = np.array(self._seen, dtype=np.float64).reshape(-1, 2)
         if not len(seen):
             return float("nan"), float("nan")
+        from sklearn.metrics import roc_auc_score
+
         labels, chance = seen[:, 0], 1 / (1 + np.exp(-seen[:, 1]))
         chance = np.clip(chance, _TINY, 1 - _TINY)
         loss = -np.mean(labels * np.log(chance) + (1 - labels) * np.log1p(-chance))

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from features.content.terms import without_tokens
 from features.dataset.column import texts
 from features.dataset.descriptor import Dataset, Items, Users
 from features.dataset.files import SourceTable
@@ -251,6 +250,8 @@ def _cardinality(values: pl.Series) -> int:
 
 
 def _text_profile(text: pl.Series, file: str) -> TextProfile:
+    from features.content.terms import without_tokens
+
     lengths = text.str.len_chars()
     unusable = without_tokens(text)
     if unusable.all():

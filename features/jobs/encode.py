@@ -1,6 +1,6 @@
 """Encodes item content: shards of (item_id, text) in, shards of (item_id, vector) out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import load_encoder
-from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
+from features.jobs.shard import FileStamp, file_stamp
 from features.threads import one_thread
 
 
@@ -38,8 +38,10 @@ def encode_catalogue(
     *,
     runner: str = "DirectRunner",
     options: Sequence[str] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Encodes every shard; `map_shards` says how an interrupted job resumes."""
+    from features.jobs.beam import map_shards
+
     function = partial(encode_shard, encoder=str(encoder))
     map_shards(function, shards, out, label="encode", runner=runner, options=options, progress=progress)

@@ -7,7 +7,7 @@ row, and of the number of equal rows. So an event has one id, however its file i
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from features.dataset import column
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import EVENT_ID, load_events, message_columns, shape_events
 from features.errors import DatasetError
-from features.jobs.shard import Progress, map_shards, write_shards
+from features.jobs.shard import write_shards
 from features.value.canonical import canonical
 
 _ROWS = 20_000
@@ -84,7 +84,7 @@ def event_messages(
     stop: int | None = None,
     runner: str = "DirectRunner",
     options: Sequence[str] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Writes a dataset's events as messages, oldest first.
 
@@ -100,6 +100,8 @@ def event_messages(
     Raises:
         DatasetError: The events cannot be read, or no event is in the range.
     """
+    from features.jobs.beam import map_shards
+
     table = load_events(dataset)
     shaped, _ = shape_events(table, dataset.events)
     own = column.texts(table, EVENT_ID)[shaped["event"].to_numpy()] if EVENT_ID in table.frame.columns else None

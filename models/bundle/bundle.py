@@ -223,8 +223,8 @@ class Bundle:
         return Admission(Sketch(cells.numpy()), self.schema.admission)
 
     def network(self) -> DensePart:
-        """The dense part, ready to score."""
-        network = DensePart(self.schema, msgspec.convert(self.manifest.network, NetworkConfig))
+        """Returns the dense part, ready to score, without loading TorchRec."""
+        network = DensePart(self.schema, msgspec.convert(self.manifest.network, NetworkConfig), plain=True)
         network.load_state_dict(load_file(self.directory / "network.safetensors"))
         return network.eval().requires_grad_(False)
 

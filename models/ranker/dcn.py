@@ -53,15 +53,15 @@ class PlainMlp(nn.Module):
         return found
 
 
-def cross_net(width: int, layers: int, rank: int) -> nn.Module:
-    """Returns a low-rank cross net: (B, width) float32 in and out."""
-    module = fused("torchrec.modules.crossnet")
+def cross_net(width: int, layers: int, rank: int, *, plain: bool = False) -> nn.Module:
+    """Returns a low-rank cross net, (B, width) float32 in and out. `plain` asks for the twin in any case."""
+    module = None if plain else fused("torchrec.modules.crossnet")
     kind: type[nn.Module] = module.LowRankCrossNet if module else PlainCrossNet
     return kind(width, layers, rank)
 
 
-def mlp(width: int, hidden: Sequence[int]) -> nn.Module:
-    """Returns a multi-layer perceptron with ReLU: (B, width) float32 in, (B, hidden[-1]) out."""
-    module = fused("torchrec.modules.mlp")
+def mlp(width: int, hidden: Sequence[int], *, plain: bool = False) -> nn.Module:
+    """Returns an MLP with ReLU, (B, width) float32 in, (B, hidden[-1]) out. `plain` asks for the twin in any case."""
+    module = None if plain else fused("torchrec.modules.mlp")
     kind: type[nn.Module] = module.MLP if module else PlainMlp
     return kind(width, list(hidden))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss, roc_auc_score
 
 from features.frame import Frame
 
@@ -42,6 +41,8 @@ class Quality:
 
 def quality(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
     """Measures predictions (N,) against labels (N,) in {0, 1}."""
+    from sklearn.metrics import log_loss, roc_auc_score
+
     if not len(labels):
         return Quality(0, 0.0, None, None, None, None)
     clipped = np.clip(probabilities.astype(np.float64), _CLIP, 1 - _CLIP)

@@ -46,14 +46,15 @@ class Network(nn.Module):
         width: of the input.
         config: layers.
         seed: of the start.
+        plain: builds the layers without TorchRec, which takes seconds to load. The numbers are the same.
     """
 
-    def __init__(self, width: int, config: NetworkConfig, *, seed: int = 0) -> None:
+    def __init__(self, width: int, config: NetworkConfig, *, seed: int = 0, plain: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.cross = cross_net(width, config.cross_layers, min(config.cross_rank, width))
-            self.mlp = mlp(width, config.hidden)
+            self.cross = cross_net(width, config.cross_layers, min(config.cross_rank, width), plain=plain)
+            self.mlp = mlp(width, config.hidden, plain=plain)
             self.head = nn.Linear(width + config.hidden[-1], 1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -97,17 +98,18 @@ class DensePart(nn.Module):
         schema: what the table returns, and what else is read.
         config: layers.
         seed: of the start.
+        plain: see `Network`.
     """
 
-    def __init__(self, schema: Schema, config: NetworkConfig, *, seed: int = 0) -> None:
+    def __init__(self, schema: Schema, config: NetworkConfig, *, seed: int = 0, plain: bool = False) -> None:
         super().__init__()
         self.config = config
         self._schema = schema
         columns = _columns(schema)
         self._attended = [feature for feature in schema.features if feature.pooling == "attention"]
         candidates = {feature.column: feature.name for feature in schema.of("item")}
-        plain = [columns[f.name] for f in schema.features if f.pooling != "attention"]
-        self._plain = torch.cat(plain) if plain else torch.zeros(0, dtype=torch.int64)
+        pooled = [columns[f.name] for f in schema.features if f.pooling != "attention"]
+        self._plain = torch.cat(pooled) if pooled else torch.zeros(0, dtype=torch.int64)
         self._items = [columns[feature.name] for feature in self._attended]
         width = len(self._plain) + len(schema.numeric)
         with torch.random.fork_rng(devices=[]):
@@ -119,7 +121,7 @@ class DensePart(nn.Module):
             if schema.content:
                 self.content = nn.Linear(schema.content, config.content)
                 width += config.content
-        self.network = Network(width, config, seed=seed)
+        self.network = Network(width, config, seed=seed, plain=plain)
 
     def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
         """Logits (B,) of the table's output (B, K · D) and the batch it came from."""

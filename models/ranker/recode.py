@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from features.frame import Frame
 from features.hashing import fingerprint
@@ -43,7 +43,7 @@ def recode(schema: Schema, ranker: Ranker, frame: Frame, before: pl.DataFrame) -
     weight, accumulator = ranker.table.weight, ranker.table.accumulator
     state = torch.cat([weight, accumulator[:, None]], dim=1).double().numpy()
     share = np.repeat(pairs["shown"].to_numpy().astype(np.float64), new.shape[1])
-    moves = csr_array((share, (new.ravel(), old.ravel())), shape=(len(state), len(state)))
+    moves = scipy.sparse.csr_array((share, (new.ravel(), old.ravel())), shape=(len(state), len(state)))
     claimed = np.asarray(moves.sum(axis=1)).ravel()
     rows = np.flatnonzero(claimed)
     others = _readers(schema, frame)[rows]

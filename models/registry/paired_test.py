@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
 
 Floats = NDArray[np.floating]
 _CLIP, _BINS, _DRAWS = 1e-7, 15, 200
@@ -29,7 +29,7 @@ class Drop:
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         """Below the first, or above the second, the truth lies with a chance of α each."""
-        margin = float(norm.isf(alpha)) * self.error
+        margin = float(scipy.stats.norm.isf(alpha)) * self.error
         return self.worse - margin, self.worse + margin
 
 
@@ -66,11 +66,11 @@ def _components(labels: Floats, found: Floats) -> tuple[float, NDArray[np.float6
     """AUC, and each row's (N,) influence on it."""
     positive = labels > 0
     m, n = int(positive.sum()), int((~positive).sum())
-    ranks = rankdata(found)
+    ranks = scipy.stats.rankdata(found)
     # Of a positive the share of negatives below it; of a negative the share of positives above it; ties count half.
     share = np.empty(len(found))
-    share[positive] = (ranks[positive] - rankdata(found[positive])) / n
-    share[~positive] = 1 - (ranks[~positive] - rankdata(found[~positive])) / m
+    share[positive] = (ranks[positive] - scipy.stats.rankdata(found[positive])) / n
+    share[~positive] = 1 - (ranks[~positive] - scipy.stats.rankdata(found[~positive])) / m
     auc = float(share[positive].mean())
     return auc, (share - auc) / np.where(positive, m, n)
 

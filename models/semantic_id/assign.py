@@ -1,13 +1,13 @@
 """Vectors to Semantic IDs in batch: shards of (item_id, vector) in, shards with the column `codes` out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from features.jobs.shard import FileStamp, Progress, file_stamp, map_shards
+from features.jobs.shard import FileStamp, file_stamp
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
@@ -31,8 +31,10 @@ def assign_catalogue(
     *,
     runner: str = "DirectRunner",
     options: Sequence[str] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Assigns every shard; see `map_shards` for what resumes and what it costs."""
+    from features.jobs.beam import map_shards
+
     function = partial(assign_shard, codebook=str(codebook))
     map_shards(function, shards, out, label="assign", runner=runner, options=options, progress=progress)

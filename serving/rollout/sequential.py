@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
-from scipy.special import betaln, chdtrc, gammaln, lambertw, logsumexp, ndtri
 
 from features.errors import TesseraError
 
@@ -134,7 +133,7 @@ def tightest(planned: float, alpha: float) -> float:
 
     Howard, Ramdas, McAuliffe & Sekhon, Annals of Statistics 2021, Proposition 3.
     """
-    return float(-lambertw(-(alpha**2) / math.e, -1).real - 1) / planned
+    return float(-scipy.special.lambertw(-(alpha**2) / math.e, -1).real - 1) / planned
 
 
 def split_p(counts: Sequence[int], shares: Sequence[float]) -> float:
@@ -151,7 +150,7 @@ def split_p(counts: Sequence[int], shares: Sequence[float]) -> float:
     whole = sum(shares)
     expected = [total * share / whole for share in shares]
     statistic = sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
-    return float(chdtrc(len(counts) - 1, statistic))
+    return float(scipy.special.chdtrc(len(counts) - 1, statistic))
 
 
 def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, planned: int) -> bool:
@@ -164,8 +163,8 @@ def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, 
     """
     p = split_p(counts, shares)
     total = sum(counts)
-    z = float(-ndtri(p / 2)) if p > 0 else math.inf
-    if total <= planned and z * math.sqrt(total / planned) >= -ndtri(_PLANNED_PART * alpha / 4):
+    z = float(-scipy.special.ndtri(p / 2)) if p > 0 else math.inf
+    if total <= planned and z * math.sqrt(total / planned) >= -scipy.special.ndtri(_PLANNED_PART * alpha / 4):
         return True
     share = shares[1] / sum(shares)
     a, b = _CONCENTRATION * share, _CONCENTRATION * (1 - share)
@@ -191,7 +190,7 @@ def surely_above(counts: Sequence[int], totals: Sequence[int], *, margin: float,
         return _against(counts[0], totals[0], p) + _against(counts[1], totals[1], p + margin)
 
     # Convex in p. Where p is higher yet, the challenger's own share is among its chances.
-    least = minimize_scalar(evidence, bounds=(0.0, counts[1] / totals[1] - margin), method="bounded")
+    least = scipy.optimize.minimize_scalar(evidence, bounds=(0.0, counts[1] / totals[1] - margin), method="bounded")
     return min(float(least.fun), evidence(0.0)) >= -math.log(alpha)
 
 
@@ -221,20 +220,22 @@ class Slower:
         """
         x = np.arange(max(0, top - others), min(top, size) + 1)
         # Less one constant: hypergeometric log chances.
-        log_pmf = -(gammaln(x + 1) + gammaln(size - x + 1) + gammaln(top - x + 1) + gammaln(others - top + x + 1))
-        log_pmf -= logsumexp(log_pmf)
-        expected = logsumexp(log_pmf[:, None] + x[:, None] * _ODDS, axis=0)
+        log_factorial = scipy.special.gammaln
+        log_pmf = -(log_factorial(x + 1) + log_factorial(size - x + 1))
+        log_pmf -= log_factorial(top - x + 1) + log_factorial(others - top + x + 1)
+        log_pmf -= scipy.special.logsumexp(log_pmf)
+        expected = scipy.special.logsumexp(log_pmf[:, None] + x[:, None] * _ODDS, axis=0)
         return Slower(tuple((np.array(self.logs) + mine * _ODDS - expected).tolist()))
 
     def surely(self, alpha: float) -> bool:
         """Returns whether the group's numbers are larger, at a chance of α over all looks to be wrong."""
-        return float(logsumexp(self.logs)) - math.log(len(_ODDS)) >= -math.log(alpha)
+        return float(scipy.special.logsumexp(self.logs)) - math.log(len(_ODDS)) >= -math.log(alpha)
 
 
 def _mixture(count: int, total: int, share: float, a: float, b: float) -> float:
     """Log of the likelihood ratio of a beta mixture against one chance."""
     alone = count * math.log(share) + (total - count) * math.log1p(-share)
-    return float(betaln(a + count, b + total - count) - betaln(a, b)) - alone
+    return float(scipy.special.betaln(a + count, b + total - count) - scipy.special.betaln(a, b)) - alone
 
 
 def _against(count: int, total: int, share: float) -> float:
@@ -242,5 +243,5 @@ def _against(count: int, total: int, share: float) -> float:
     if (count and share <= 0) or (count < total and share >= 1):
         return math.inf
     if share <= 0 or share >= 1:
-        return float(betaln(0.5 + count, 0.5 + total - count) - betaln(0.5, 0.5))
+        return float(scipy.special.betaln(0.5 + count, 0.5 + total - count) - scipy.special.betaln(0.5, 0.5))
     return _mixture(count, total, share, 0.5, 0.5)

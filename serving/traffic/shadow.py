@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from serving.load_state import State
 from serving.metrics import Metrics
@@ -98,7 +98,7 @@ def _compared(job: _Job, shown: Impression) -> Shadowed:
         shown.id,
         job.experiment,
         shown.time_ms,
-        correlation=float(spearmanr(mine, theirs).statistic) if together else None,
+        correlation=float(scipy.stats.spearmanr(mine, theirs).statistic) if together else None,
         drift=float((theirs - mine).mean()) if len(mine) else 0.0,
         ms=ms,
     )

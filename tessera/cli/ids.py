@@ -3,20 +3,19 @@
 import difflib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import numpy as np
-import polars as pl
 import typer
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree as RichTree
 
 from features.errors import TesseraError
-from tessera.cli.ids_report import advise, depth_table, hits_of, hits_table, new_items_drift
-from tessera.pipeline.coded_items import counted, load_coded, published
 from tessera.terminal import JsonOption, err_console, out_console, print_json
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ids = typer.Typer(
     no_args_is_help=True, help="Semantic IDs: show an item's, compare two runs', report on a catalogue's."
@@ -30,7 +29,10 @@ def show(
     run: RunArgument, item: Annotated[str, typer.Argument(help="An item's id.")], json: JsonOption = False
 ) -> None:
     """Show an item's path through the tree: words of each node, who shares it, how near they are."""
+    import numpy as np
+
     from models.semantic_id.report.tree import Tree
+    from tessera.pipeline.coded_items import counted, load_coded
 
     coded = load_coded(run)
     if item not in coded.ids:
@@ -82,9 +84,12 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare two runs' Semantic IDs of the items both know, as they are and with the names matched."""
+    import numpy as np
+
     from models.semantic_id.codebook.kinds import load
     from models.semantic_id.codebook.match import match
     from models.semantic_id.report.compare import compare as compared
+    from tessera.pipeline.coded_items import load_coded
 
     old, new = load_coded(before), load_coded(after)
     place = {name: row for row, name in enumerate(new.ids)}
@@ -125,7 +130,9 @@ def report(
     """Say how the codes are used, who shares them, how pure the nodes are, and what to change."""
     from models.semantic_id.codebook.quantizer import recommended_shape
     from models.semantic_id.report.quality import id_quality
+    from tessera.cli.ids_report import advise, depth_table, hits_of, hits_table, new_items_drift
     from tessera.pages.ids_page import write_page
+    from tessera.pipeline.coded_items import load_coded, published
 
     coded = load_coded(run)
     health = msgspec.json.decode((run / "assign" / "report.json").read_bytes())
@@ -171,8 +178,11 @@ def export(
 
     With --after, rows without an item_id at the end hold the numbers of items that are gone, for the next --after.
     """
+    import polars as pl
+
     from features.jobs.shard import write_parquet
     from models.semantic_id.suffix import with_suffix
+    from tessera.pipeline.coded_items import counted, load_coded
 
     if after is not None and not suffix:
         raise TesseraError("--after goes on numbering: give --suffix too")
@@ -187,7 +197,9 @@ def export(
     write_parquet(items, out)
 
 
-def _exported(path: Path) -> pl.DataFrame:
+def _exported(path: Path) -> "pl.DataFrame":
+    import polars as pl
+
     try:
         return pl.read_parquet(path, columns=["item_id", "codes", "suffix"])
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 # Outside system → the only modules, or directories, that may import it.
 IMPORTERS = {
-    "apache_beam": ("features/jobs/shard.py",),
-    "dask": ("features/jobs/shard.py",),
-    "distributed": ("features/jobs/shard.py",),
+    "apache_beam": ("features/jobs/beam.py",),
+    "dask": ("features/jobs/beam.py",),
+    "distributed": ("features/jobs/beam.py",),
     "torchrec": ("models/table/unified.py", "models/ranker/dcn.py"),
     # The benchmark measures fbgemm's bare table as a floor.
     "fbgemm_gpu": ("models/table/unified.py", "tessera/bench/offline/training_speed.py"),
@@ -208,7 +208,7 @@ def test_every_package_is_looked_at() -> None:
 
 def test_the_other_checks_see_what_they_should() -> None:
     assert foreign(ast.parse("from apache_beam.io import x"), "features/jobs/encode.py") == {"apache_beam"}
-    assert foreign(ast.parse("import apache_beam"), "features/jobs/shard.py") == set()
+    assert foreign(ast.parse("import apache_beam"), "features/jobs/beam.py") == set()
     assert pickles(ast.parse("import pickle\ntorch.load(p)\nnp.load(p, allow_pickle=True)"), "models") == {
         "pickle",
         "torch.load",

@@ -1,25 +1,154 @@
-"""The kinds of codebooks by name: fitted alike, and loaded by what a directory says it holds."""
+"""The kinds of codebooks by name: fitted alike, and loaded by what a directory says it holds.
+
+A new kind is an object with `fit` and `load`, see `QuantizerKind`, and one line: `register("name", kind)`.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import BundleError, DatasetError
-from models.semantic_id.codebook import match, residual_kmeans, rqvae
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
+if TYPE_CHECKING:
+    from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
+    from models.semantic_id.codebook.rqvae import RqVaeConfig
+
 Kind = Literal["rqvae", "residual-kmeans", "balanced-kmeans"]
-KINDS: tuple[str, ...] = get_args(Kind)
-Config = TypeVar("Config", rqvae.RqVaeConfig, residual_kmeans.ResidualKMeansConfig)
+Config = TypeVar("Config", "RqVaeConfig", "ResidualKMeansConfig")
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CodebookShape:
+    """Size and seed of a codebook that is to be fitted.
+
+    Attributes:
+        levels: Q, the number of codes in a Semantic ID.
+        codes: K, the number of codes on each level.
+        seed: decides everything random.
+    """
+
+    levels: int
+    codes: int
+    seed: int
+
+
+class QuantizerKind(Protocol):
+    """One kind of codebook: `fit` makes one from vectors, `load` reads what its `save` wrote."""
+
+    def fit(
+        self,
+        vectors: NDArray[np.float32],
+        shape: CodebookShape,
+        *,
+        options: Mapping[str, Any],
+        start: Quantizer | None,
+        progress: Advance,
+    ) -> Quantizer:
+        """Fits a codebook on (N, D) float32 vectors.
+
+        Args:
+            vectors: (N, D) float32 content vectors.
+            shape: size and seed.
+            options: settings of the kind, as values or as text.
+            start: a codebook to continue from, or None. Raise DatasetError if the kind cannot.
+            progress: takes (steps done, steps) from time to time.
+        """
+        ...
+
+    def load(self, directory: Path) -> Quantizer:
+        """Loads what `save` wrote; `codebook.json` there names the kind in its field `kind`."""
+        ...
+
+
+class _RqVae:
+    def fit(
+        self,
+        vectors: NDArray[np.float32],
+        shape: CodebookShape,
+        *,
+        options: Mapping[str, Any],
+        start: Quantizer | None,
+        progress: Advance,
+    ) -> Quantizer:
+        from models.semantic_id.codebook import rqvae
+
+        if start is not None and not isinstance(start, rqvae.RqVae):
+            raise DatasetError(f"codebook {start.id}: an rqvae cannot start from it; refit with the same --quantizer")
+        config = _configured(rqvae.RqVaeConfig, _fixed(shape), options)
+        return rqvae.fit(vectors, config, start=start, progress=progress)
+
+    def load(self, directory: Path) -> Quantizer:
+        from models.semantic_id.codebook import rqvae
+
+        return rqvae.load(directory)
+
+
+@dataclass(frozen=True)
+class _ResidualKMeans:
+    name: str
+    balanced: bool
+
+    def fit(
+        self,
+        vectors: NDArray[np.float32],
+        shape: CodebookShape,
+        *,
+        options: Mapping[str, Any],
+        start: Quantizer | None,
+        progress: Advance,
+    ) -> Quantizer:
+        from models.semantic_id.codebook import residual_kmeans
+
+        if start is not None and not isinstance(start, residual_kmeans.ResidualKMeans):
+            raise DatasetError(
+                f"codebook {start.id}: a {self.name} cannot start from it; refit with the same --quantizer"
+            )
+        fixed = _fixed(shape) | {"balanced": self.balanced}
+        config = _configured(residual_kmeans.ResidualKMeansConfig, fixed, options)
+        return residual_kmeans.fit(vectors, config, start=None if start is None else start.books, progress=progress)
+
+    def load(self, directory: Path) -> Quantizer:
+        from models.semantic_id.codebook import residual_kmeans
+
+        return residual_kmeans.load(directory)
+
+
+# The modules of a kind are imported on use: they bring torch and scikit-learn along.
+KINDS: dict[str, QuantizerKind] = {
+    "rqvae": _RqVae(),
+    "residual-kmeans": _ResidualKMeans("residual-kmeans", balanced=False),
+    "balanced-kmeans": _ResidualKMeans("balanced-kmeans", balanced=True),
+}
+
+
+def register(name: str, kind: QuantizerKind) -> None:
+    """Adds a kind of codebook under a name.
+
+    Call it where your module is imported: every process that fits or loads such a codebook must import the module.
+
+    Args:
+        name: the value of `--quantizer`, and of the field `kind` in the `codebook.json` that `save` writes.
+        kind: see `QuantizerKind`; a module with the functions `fit` and `load` is one.
+
+    Raises:
+        DatasetError: another kind has this name.
+
+    Example:
+        `examples/own_quantizer.py` registers a quantizer and runs the contract suite on it.
+    """
+    if KINDS.setdefault(name, kind) is not kind:
+        raise DatasetError(f"quantizer {name!r} is registered already; choose another name")
 
 
 def fit(
-    kind: Kind,
+    kind: str,
     vectors: NDArray[np.float32],
     *,
     levels: int,
@@ -27,7 +156,7 @@ def fit(
     seed: int,
     options: Mapping[str, Any] | None = None,
     start: Quantizer | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Advance = lambda done, total: None,
 ) -> Quantizer:
     """Fits a codebook of Q = `levels` and K = `codes` on (N, D) float32 vectors.
 
@@ -39,33 +168,35 @@ def fit(
         DatasetError: an unknown kind or option, another kind or shape to start from, too few vectors, NaN or infinite
             values.
     """
-    shape = {"levels": levels, "codes": codes, "seed": seed}
-    start = start.base if isinstance(start, match.Relabelled) else start
-    if start is not None and (start.levels, start.codes) != (levels, codes):
+    if kind not in KINDS:
+        raise DatasetError(f"quantizer: {kind!r} is unknown; there are: {', '.join(KINDS)}")
+    base = None if start is None else _without_names(start)
+    if base is not None and (base.levels, base.codes) != (levels, codes):
         raise DatasetError(
-            f"codebook {start.id} has {start.levels} x {start.codes} codes, the new one {levels} x {codes}: "
+            f"codebook {base.id} has {base.levels} x {base.codes} codes, the new one {levels} x {codes}: "
             "to start from it, ask for as many"
         )
-    if kind == "rqvae":
-        if start is not None and not isinstance(start, rqvae.RqVae):
-            raise DatasetError(f"codebook {start.id}: an rqvae cannot start from it; refit with the same --quantizer")
-        return rqvae.fit(vectors, _configured(rqvae.RqVaeConfig, shape, options), start=start, progress=progress)
-    if kind in KINDS:
-        if start is not None and not isinstance(start, residual_kmeans.ResidualKMeans):
-            raise DatasetError(f"codebook {start.id}: a {kind} cannot start from it; refit with the same --quantizer")
-        shape["balanced"] = kind == "balanced-kmeans"
-        config = _configured(residual_kmeans.ResidualKMeansConfig, shape, options)
-        return residual_kmeans.fit(vectors, config, start=None if start is None else start.books, progress=progress)
-    raise DatasetError(f"quantizer: {kind!r} is unknown; there are: {', '.join(KINDS)}")
+    shape = CodebookShape(levels, codes, seed)
+    return KINDS[kind].fit(vectors, shape, options=options or {}, start=base, progress=progress)
 
 
-def _configured(kind: type[Config], shape: dict[str, Any], options: Mapping[str, Any] | None) -> Config:
-    known = [field.name for field in fields(kind) if field.name not in shape]
-    wrong = [name for name in options or () if name not in known]
+def _without_names(start: Quantizer) -> Quantizer:
+    from models.semantic_id.codebook import match
+
+    return start.base if isinstance(start, match.Relabelled) else start
+
+
+def _fixed(shape: CodebookShape) -> dict[str, Any]:
+    return {"levels": shape.levels, "codes": shape.codes, "seed": shape.seed}
+
+
+def _configured(kind: type[Config], fixed: dict[str, Any], options: Mapping[str, Any]) -> Config:
+    known = [field.name for field in fields(kind) if field.name not in fixed]
+    wrong = [name for name in options if name not in known]
     if wrong:
         raise DatasetError(f"quantizer: no option {wrong[0]!r}; there are: {', '.join(known)}")
     try:
-        return msgspec.convert({**shape, **(options or {})}, kind, strict=False)
+        return msgspec.convert({**fixed, **options}, kind, strict=False)
     except msgspec.ValidationError as error:
         raise DatasetError(f"quantizer: {error}; see {kind.__name__}") from error
 
@@ -83,8 +214,11 @@ def load(directory: Path) -> Quantizer:
         kind = msgspec.json.decode(path.read_bytes())["kind"]
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise BundleError(f"{directory} does not hold a whole codebook: {error}; fetch or fit it again") from error
+    if kind in KINDS:
+        return KINDS[kind].load(directory)
+    from models.semantic_id.codebook import match
+
     if kind == match.KIND:
         return match.load(directory, load)
-    if kind not in KINDS:
-        raise BundleError(f"{path}: codebook of kind {kind!r}; this release knows {', '.join(KINDS)}")
-    return rqvae.load(directory) if kind == "rqvae" else residual_kmeans.load(directory)
+    known = ", ".join(KINDS)
+    raise BundleError(f"{path}: codebook of kind {kind!r}; this release knows {known}, and kinds that you register")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.optimize import linear_sum_assignment
 
 from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
@@ -165,7 +165,7 @@ def _assigned(codes: NDArray[np.uint16], old: NDArray[np.uint16], count: int) ->
     theirs, column = np.unique(old, return_inverse=True)
     shared = np.zeros((len(mine), len(theirs)), dtype=np.int64)
     np.add.at(shared, (row, column), 1)
-    rows, columns = linear_sum_assignment(shared, maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(shared, maximize=True)
     names = np.full(count, count, dtype=np.int64)
     names[mine[rows]] = theirs[columns]
     free = np.setdiff1d(np.arange(count), theirs[columns], assume_unique=True)

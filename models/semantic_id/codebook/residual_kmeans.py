@@ -15,10 +15,10 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from scipy.sparse import csr_array
 
 from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook.clustering import centroids
@@ -168,7 +168,9 @@ def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32], rounds: i
     for _ in range(rounds):
         owner = fill(vectors, book, room)
         count = np.bincount(owner, minlength=len(book))
-        members = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(book), len(owner)))
+        members = scipy.sparse.csr_array(
+            (np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(book), len(owner))
+        )
         sums = members @ vectors.astype(np.float64)
         book = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], book).astype(np.float32)
     return book

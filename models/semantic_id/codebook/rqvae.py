@@ -22,8 +22,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -303,6 +301,9 @@ def _error(model: RqVae, inputs: Tensor) -> float:
 
 @torch.no_grad()
 def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> None:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     sample = inputs[torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE]]
     residual = model.encoder(sample)
     for level in range(model.levels):

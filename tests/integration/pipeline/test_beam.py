@@ -13,8 +13,9 @@ from features.content import lsa
 from features.content.kinds import load_encoder
 from features.durable import write_directory
 from features.errors import TesseraError
+from features.jobs.beam import map_shards
 from features.jobs.encode import encode_catalogue
-from features.jobs.shard import map_shards, read_shards, write_shards
+from features.jobs.shard import read_shards, write_shards
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.codebook import rqvae
 from tests.build import SMALL_CODEBOOK
