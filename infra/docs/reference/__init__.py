@@ -10,7 +10,6 @@ from infra.docs.reference import command_line, configuration, http_api, library,
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_line.commands,
     "descriptor": configuration.descriptor,
-    "run": configuration.run,
     "http": http_api.routes,
     "python": library.names,
     "metrics-serving": metrics.serving,

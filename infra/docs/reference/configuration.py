@@ -15,7 +15,6 @@ from pydantic_core import PydanticUndefined
 
 from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, TableSource, Time, Users
 from infra.docs.reference.markdown import code, table, text
-from models.table.default_schema import TableOptions
 
 _ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
 _NOT_SET = object()
@@ -37,11 +36,6 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
 def descriptor() -> str:
     """Returns a section for each table of the descriptor."""
     return "\n\n".join(_section(heading, kind, base) for heading, kind, base in SECTIONS)
-
-
-def run() -> str:
-    """Returns a table of the options of a run."""
-    return _section("`[run]`", TableOptions)
 
 
 def keys(kind: type, base: type | None = None) -> dict[str, tuple[Any, Any]]:
