@@ -35,6 +35,26 @@ def _sentence_transformers() -> Kind:
 KINDS: dict[str, Callable[[], Kind]] = {"lsa": _lsa, "sentence-transformers": _sentence_transformers}
 
 
+def register(name: str, kind: Kind) -> None:
+    """Adds a kind of encoder under a name.
+
+    Call it where your module is imported: every process that fits or loads such an encoder must import the module.
+
+    Args:
+        name: the value of `--encoder`, and of the field `kind` in the `encoder.json` that `save` writes.
+        kind: has `fit` and `load`, see `Kind`; a module with these two functions is one.
+
+    Raises:
+        DatasetError: another kind has this name.
+
+    Example:
+        `examples/own_encoder.py` registers an encoder and trains on its vectors.
+    """
+    if name in KINDS and KINDS[name]() is not kind:
+        raise DatasetError(f"encoder {name!r} is registered already; choose another name")
+    KINDS[name] = lambda: kind
+
+
 def kind(name: str) -> Kind:
     """Returns the encoder kind of that name. An unknown name raises DatasetError, which lists the known names."""
     if name not in KINDS:

@@ -349,11 +349,22 @@ class Dataset(Config):
         return self.items is not None and bool(self.items.text)
 
 
-def load_dataset(path: Path) -> Dataset:
+def load_dataset(path: str | Path) -> Dataset:
     """Reads and checks a descriptor. One error reports everything that is wrong with it.
+
+    Args:
+        path: TOML file. The paths in it are relative to its directory.
+
+    Returns:
+        The description of the dataset. Its tables are not read yet.
 
     Raises:
         DatasetError: The file is missing, is not TOML, or a key is unknown, missing or has an unusable value.
+
+    Example:
+        >>> dataset = load_dataset("data/dataset.toml")  # doctest: +SKIP
+        >>> dataset.name, dataset.has_content  # doctest: +SKIP
+        ('synthetic', True)
     """
     path = Path(path).absolute()
     try:

@@ -282,12 +282,24 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
     return load_bundle(destination)
 
 
-def load_bundle(directory: Path) -> Bundle:
+def load_bundle(directory: str | Path) -> Bundle:
     """Opens a bundle and checks every file.
 
+    Args:
+        directory: Directory that `tessera run` wrote, like `out/publish/bundle`.
+
+    Returns:
+        The bundle. Tables and models are read when they are first asked for.
+
     Raises:
-        BundleError: a file is missing, added or altered, or the format or hash contract is another one.
+        BundleError: A file is missing, added or altered, or the format or hash contract is another one.
+
+    Example:
+        >>> bundle = load_bundle("out/publish/bundle")  # doctest: +SKIP
+        >>> bundle.semantic_ids(["a red bicycle"]).shape  # doctest: +SKIP
+        (1, 3)
     """
+    directory = Path(directory)
     path = directory / _MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} is missing: {directory} is not a bundle; name a directory like out/publish/bundle")

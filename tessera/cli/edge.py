@@ -9,6 +9,7 @@ from rich.text import Text
 
 from features.errors import TesseraError
 from features.fault import explain
+from tessera.install import missing
 from tessera.terminal import err_console
 
 _USER, _DEFECT = 2, 1
@@ -28,6 +29,8 @@ def tell(error: BaseException, *, verbose: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, TesseraError):
         return _say(str(error), _USER)
+    if isinstance(error, ModuleNotFoundError) and (needed := missing(error)):
+        return _say(needed, _USER)
     fault = explain(error)
     if fault is not None:
         return _say(fault, _USER)
