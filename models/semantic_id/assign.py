@@ -1,4 +1,4 @@
-"""Vectors to Semantic IDs in batch: shards of (item_id, vector) in, shards with the column `codes` out."""
+"""Assigns Semantic IDs in batch: shards of (item_id, vector) in, shards with the column `codes` out."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -33,7 +33,7 @@ def assign_catalogue(
     options: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Assigns every shard; see `map_shards` for what resumes and what it costs."""
+    """Assigns codes in every shard; `map_shards` says how an interrupted job resumes."""
     from features.jobs.beam import map_shards
 
     function = partial(assign_shard, codebook=str(codebook))

@@ -1,8 +1,8 @@
-"""A suffix for items that share a Semantic ID: a number inside each group, as TIGER's fourth code.
+"""Adds a suffix to items that share a Semantic ID: a number inside each group, as TIGER's fourth code.
 
-An item keeps its suffix: numbers follow the order of arrival and are not handed out twice, so an append changes no
-identifier. Rows without an item remember the numbers of items that are gone, from one export to the next. The suffix
-says nothing of the content; a ranker has the item's id for that.
+An item keeps its suffix: numbers follow the order of arrival and are never reused, so an append changes no identifier.
+Rows without an item store the numbers of removed items from one export to the next. The suffix carries no content; a
+ranker uses the item's id for that.
 
 Shape letters: N items, Q levels.
 """
@@ -15,7 +15,7 @@ from features.errors import DatasetError
 
 
 def suffixes(codes: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """How many items before each one share its codes (N, Q): (N,), 0 for the first of a group."""
+    """Counts for each item the items before it that share its codes (N, Q): (N,), 0 for the first of a group."""
     found = np.zeros(len(codes), dtype=np.int64)
     if len(codes):
         group = np.unique(codes, axis=0, return_inverse=True)[1].ravel()
@@ -28,16 +28,16 @@ def with_suffix(items: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.D
     """Adds the column `suffix` to items with `item_id` and `codes`.
 
     Args:
-        items: in the order of arrival.
-        before: an earlier result. Its items keep their suffix while they keep their codes, and count on also when they
-            are gone from the catalogue: a number is not handed out again.
+        items: Items in the order of arrival.
+        before: Earlier result. Its items keep their suffix while they keep their codes. Numbering continues after their
+            numbers even if the items were removed from the catalogue: a number is never reused.
 
     Returns:
-        The items in their order. Behind them, for each group of codes whose highest number is no item's any more, a
-        row with a null `item_id` and that number.
+        Items in their order. After them, for each group of codes whose highest number no item has any more, a row with
+        a null `item_id` and that number.
 
     Raises:
-        DatasetError: an item is there twice, or `before` is of codes of another width.
+        DatasetError: An item occurs twice, or `before` has codes of another width.
     """
     for name, table in (("items", items), ("earlier items", before)):
         ids = pl.Series(dtype=pl.String) if table is None else table["item_id"].drop_nulls()
@@ -56,7 +56,7 @@ def with_suffix(items: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.D
     kept = old.filter(pl.col("item_id").is_not_null()).select("item_id", "code", "suffix")
     joined = own.join(kept, on=["item_id", "code"], how="left", maintain_order="left")
     joined = joined.join(next_, on="code", how="left", maintain_order="left")
-    # Newcomers number on from the last suffix of their group, in the order of arrival.
+    # New items are numbered after the last suffix of their group, in the order of arrival.
     place = pl.col("suffix").is_null().cast(pl.UInt32).cum_sum().over("code") - 1
     number = pl.coalesce("suffix", pl.col("next").fill_null(0) + place)
     numbered = joined.with_columns(suffix=number.cast(pl.UInt32))

@@ -1,4 +1,4 @@
-"""From codes to tokens: the values under which a Semantic ID reads rows of the unified table.
+"""Tokens of a Semantic ID: the values under which it reads rows of the unified table.
 
     prefix        5   5.17   5.17.3     prefix n-gram ("Enhancing Embedding Representation Stability", 2025)
     unigram       1:5   2:17   3:3      a token for each level (Singh et al., RecSys 2024)
@@ -6,8 +6,8 @@
     all-bigrams   1:5.17   2:17.3       two levels a token, overlapping
     pieces        1:5.17.3              the spans that SentencePiece learnt from impressed items (Singh et al.)
 
-A token names the level it starts at and the codes it spans, so no two spans share a token. All are values of one
-multi-valued feature: hashed by the hash contract into the table that every feature shares, and summed.
+A token names the level it starts at and the codes it spans, so no two spans share a token. All tokens are values of one
+multi-valued feature. The hash contract maps them to the table that every feature shares, and their rows are summed.
 
 Shape letters: N items, Q levels, K codes per level.
 """
@@ -33,21 +33,21 @@ Scheme = Literal["prefix", "unigram", "bigram", "all-bigrams", "pieces"]
 SCHEMES: tuple[str, ...] = get_args(Scheme)
 DESCRIPTION = "tokens.json"
 _MODEL = "tokens.model"
-# SentencePiece reads text: each (level, code) is a character of a private plane, where nothing is normalised.
+# SentencePiece reads text: each (level, code) is a character of a private plane, which is not normalised.
 _FIRST_CHARACTER = 0xF0000
 _MOST_CHARACTERS = 0xFFFC
-# Unknown, the end of `_sentences`, and one to spare.
+# Reserved pieces: unknown, the end of `_sentences`, and one spare.
 _SPECIAL_PIECES = 3
 _SENTENCES = 200_000
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """How codes become tokens; the same in batch, in the stream and in serving.
+    """Tokenizer from codes to tokens; the same in batch, in the stream and in serving.
 
     Attributes:
-        scheme: see the module.
-        levels, codes: Q and K of the codebook whose codes it takes.
+        scheme: Scheme of the tokens; the module describes each.
+        levels, codes: Q and K of the codebook whose codes are tokenized.
         model: SentencePiece's model, for `pieces`.
     """
 
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @property
     def id(self) -> str:
-        """`SCHEME-HASH` of all that decides its tokens."""
+        """`SCHEME-HASH` of everything that decides the tokens."""
         digest = hashlib.sha256(f"{self.levels} {self.codes} ".encode() + self.model).hexdigest()
         return f"{self.scheme}-{digest[:12]}"
 
@@ -66,7 +66,7 @@ class Tokenizer:
         """Turns codes (N, Q) into each item's tokens, coarse to fine.
 
         Raises:
-            DatasetError: codes of another shape, or beyond K.
+            DatasetError: The codes have another shape, or exceed K.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != self.levels or (codes.size and codes.max() >= self.codes):
@@ -79,7 +79,7 @@ class Tokenizer:
         if self.scheme == "pieces":
             return self._pieces(codes)
         width, step = {"unigram": (1, 1), "bigram": (2, 2), "all-bigrams": (2, 1)}[self.scheme]
-        # All overlapping bigrams start before the last level; a lone level at the end is a token of its own.
+        # All overlapping bigrams start before the last level; a single level at the end is a token of its own.
         last = self.levels - 1 if self.scheme == "all-bigrams" and self.levels > 1 else self.levels
         spans = [(start, min(start + width, self.levels)) for start in range(0, last, step)]
         return [[_span(row, start, stop) for start, stop in spans] for row in codes.tolist()]
@@ -109,7 +109,7 @@ class Tokenizer:
     def _named(self, piece: str) -> str:
         numbers = [ord(character) - _FIRST_CHARACTER for character in piece]
         if any(number < 0 for number in numbers):
-            return piece  # one of SentencePiece's own, which no item has
+            return piece  # a reserved piece of SentencePiece, which no item has
         start, own = numbers[0] // self.codes, [number % self.codes for number in numbers]
         return f"{start + 1}:" + ".".join(map(str, own))
 
@@ -123,16 +123,17 @@ def fit_tokenizer(
     *,
     pieces: int | None = None,
 ) -> Tokenizer:
-    """Makes a tokenizer; only `pieces` learns.
+    """Makes a tokenizer. Only `pieces` learns from data.
 
     Args:
         items: (N, Q) codes of the catalogue.
-        impressions: (N,) how often training showed each item; an item never shown teaches nothing.
-        pieces: size of SentencePiece's vocabulary, the rows that Semantic IDs may claim; by default one for each
-            (level, code) and as many again.
+        impressions: (N,) how often training showed each item; an item that was never shown contributes nothing.
+        pieces: Size of SentencePiece's vocabulary, the rows that Semantic IDs may use; by default one for each (level,
+            code) and as many again.
 
     Raises:
-        DatasetError: an unknown scheme, no impressions, or a vocabulary without room for each (level, code).
+        DatasetError: The scheme is unknown, there are no impressions, or the vocabulary lacks room for each (level,
+            code).
     """
     if scheme not in SCHEMES:
         raise DatasetError(f"tokens: {scheme!r} is unknown; there are: {', '.join(SCHEMES)}")
@@ -158,10 +159,10 @@ def fit_tokenizer(
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """Loads what `save` wrote.
+    """Loads a tokenizer that `save` wrote.
 
     Raises:
-        BundleError: a file is missing or is not what was saved.
+        BundleError: A file is missing or was altered.
     """
     path = directory / DESCRIPTION
     try:
@@ -181,8 +182,8 @@ def prefix_numbers(codes: NDArray[np.uint16], codes_per_level: int) -> NDArray[n
 
         J_0 = 0,   J_i = K · J_{i-1} + c_i + 1,   number of depth i = J_i - 1 = Σ_{t ≤ i} K^{i-t} (c_t + 1) - 1
 
-    The + 1 keeps prefixes of different depth apart (arXiv 2504.02137). Numbers are int64 where they fit, and else
-    Python's integers: eight levels of 2,048 codes need 89 bits.
+    The + 1 separates prefixes of different depth (arXiv 2504.02137). Numbers are int64 if they fit, else Python's
+    integers: eight levels of 2,048 codes need 89 bits.
     """
     wide = np.asarray(codes).astype(object if _bits(codes.shape[1], codes_per_level) > 63 else np.int64)
     found = np.zeros_like(wide)
@@ -211,9 +212,9 @@ def _spelt(codes: NDArray[np.uint16], per_level: int) -> list[str]:
 def _sentences(codes: NDArray[np.uint16], counts: NDArray[np.int64], per_level: int) -> Iterator[str]:
     """Yields each code as often as it was shown, scaled down to `_SENTENCES` in all.
 
-    SentencePiece counts equal sentences as one, and joins only what two different ones hold: to become one piece, a
-    code also stands once before an end that nothing else has. A sentence of each character alone gives it a piece,
-    also where no item has it.
+    SentencePiece counts equal sentences as one, and merges only spans that two different sentences hold. So a code that
+    should become one piece also appears once before an end token that no other sentence has. A sentence of each single
+    character gives every character a piece, even if no item has it.
     """
     distinct, place = np.unique(codes, axis=0, return_inverse=True)
     often = np.bincount(place.ravel(), weights=counts)

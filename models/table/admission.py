@@ -1,15 +1,15 @@
-"""Admission: a value reads rows of its own only after enough sightings, by one rule offline, in the stream and served.
+"""Admission: a value reads rows only after enough sightings. One rule holds offline, in the stream and in serving.
 
 Sightings are counted in count-min sketches (Cormode & Muthukrishnan, J. Algorithms 2005) with conservative update
-(Estan & Varghese, TOCS 2003): never too few, sometimes a few too many where values share cells. A value is admitted
-when the published sketch and the stream's recent sightings together say often enough, or when it was admitted before;
-until then it reads no row, so its vector is zero and its colliding rows learn nothing from it.
+(Estan & Varghese, TOCS 2003). A count is never too low, and sometimes slightly too high if values share cells. A value
+is admitted when the published sketch and the stream's recent sightings together reach the threshold. It stays admitted.
+Until then it reads no row, so its vector is zero and rows that collide with it learn nothing from it.
 
-The published sketch never changes. What the stream sights is counted in two generations, so that no sketch fills up:
-when one holds the sightings of as many values as it has room for, the older one is forgotten. A value is therefore
-admitted when enough sightings fall among the last `RecentSightings.capacity` new values; only values that are not
-admitted yet are counted. When to forget depends on the sightings alone, so all who are told the same sightings agree
-bit for bit.
+The published sketch never changes. The stream's sightings are counted in two generations, so that no sketch fills up:
+when one generation holds the sightings of as many values as it has room for, the older generation is dropped. A value
+is therefore admitted when enough sightings fall among the last `RecentSightings.capacity` new values. Only values that
+are not admitted yet are counted. The sightings alone decide when a generation is dropped, so all processes with the
+same sightings agree bit for bit.
 
 Shape letters: N values, W cells of a sketch's row.
 """
@@ -29,9 +29,9 @@ _MIN_WIDTH: Final = 1_024
 _MIN_RECENT_WIDTH: Final = 1 << 19
 _RECENT_CELLS_PER_VALUE: Final = 8
 MOST_SIGHTINGS: Final = 255
-"""Counters saturate here, so no threshold lies above."""
+"""Largest count: counters saturate here, so no threshold may be higher."""
 FALSE_SIGHTINGS: Final = 0.001
-"""Bound on the share of values never seen before that `RecentSightings` counts at all, however many it saw.
+"""Bound on the share of never-seen values that `RecentSightings` counts by mistake, however many it has counted.
 
 A full generation has W / 8 values in rows of W cells, so a new value finds all four of its cells taken with probability
 (1 - exp(-1/8)) ** 4 = .0002; there are two generations.
@@ -39,13 +39,13 @@ A full generation has W / 8 values in rows of W cells, so a new value finds all 
 
 
 def value_keys(salt: str, fingerprints: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """What identifies a feature's values (N,) to the sketch: uint64, equal for equal salt and value."""
+    """Returns the sketch's keys of a feature's values (N,): uint64, equal for equal salt and value."""
     with np.errstate(over="ignore"):
         return splitmix64(fingerprints ^ fingerprint([salt])[0])
 
 
 class Sketch:
-    """A count-min sketch of saturating bytes.
+    """Count-min sketch of saturating bytes.
 
     Args:
         cells: (depth, W) uint8, W a power of two.
@@ -61,12 +61,12 @@ class Sketch:
 
     @staticmethod
     def sized(values: int) -> "Sketch":
-        """An empty sketch with four cells a row for each of so many values, so that few are counted too high."""
+        """Returns an empty sketch with four cells a row for each of this many values, so few counts are too high."""
         return Sketch.wide(1 << (max(_MIN_WIDTH, _CELLS_PER_VALUE * values) - 1).bit_length())
 
     @staticmethod
     def wide(width: int) -> "Sketch":
-        """Returns an empty sketch with so many cells a row, a power of two."""
+        """Returns an empty sketch with this many cells a row, a power of two."""
         return Sketch(np.zeros((_DEPTH, width), dtype=np.uint8))
 
     @property
@@ -77,8 +77,8 @@ class Sketch:
     def add(self, keys: NDArray[np.uint64], sightings: NDArray[np.int64]) -> None:
         """Adds the sightings (N,) of keys (N,), which may repeat.
 
-        Only the cells of a key that are below its new count are raised, so that a value that shares some of its cells
-        adds nothing to the others'.
+        Only cells of a key that are below its new count are raised. So a value that shares some of its cells adds
+        nothing to the others' counts.
         """
         distinct, times = _summed(keys, sightings)
         count = np.minimum(self.count(distinct) + times, MOST_SIGHTINGS).astype(np.uint8)
@@ -86,7 +86,7 @@ class Sketch:
             np.maximum.at(row, places, count)
 
     def count(self, keys: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """Sightings (N,) uint8, saturated; never below the true number."""
+        """Returns sightings (N,) uint8, saturated; never below the true number."""
         found = np.full(len(keys), MOST_SIGHTINGS, dtype=np.uint8)
         for row, places in zip(self.cells, self._places(keys), strict=True):
             np.minimum(found, row[places], out=found)
@@ -100,7 +100,7 @@ class Sketch:
 
 
 class RecentSightings:
-    """Sightings of the values of late, in two generations of fixed size.
+    """Recent sightings of values, in two generations of fixed size.
 
     Args:
         width: W of a generation, a power of two.
@@ -109,12 +109,12 @@ class RecentSightings:
     def __init__(self, width: int) -> None:
         self.capacity = width // _RECENT_CELLS_PER_VALUE
         self._width = width
-        # Memory is taken by the first sighting; a server never has one.
+        # The first sighting allocates the memory; a server never has one.
         self._older = self._newer = Sketch.wide(1)
         self._held = self.capacity
 
     def count(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Sightings (N,) int64 of keys among the last `capacity` additions of a value, or up to twice as many."""
+        """Returns sightings (N,) int64 of keys among the last `capacity` additions of a value, or up to twice that."""
         return self._older.count(keys).astype(np.int64) + self._newer.count(keys)
 
     def add(self, keys: NDArray[np.uint64], sightings: NDArray[np.int64]) -> None:
@@ -129,7 +129,7 @@ class RecentSightings:
             start = stop
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Copies of both generations, and how many additions the newer one holds."""
+        """Returns copies of both generations, and the number of additions the newer one holds."""
         return {
             "older": self._older.cells.copy(),
             "newer": self._newer.cells.copy(),
@@ -137,17 +137,17 @@ class RecentSightings:
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Goes back to where `state` was taken."""
+        """Restores the state that `state` returned."""
         self._older, self._newer = Sketch(state["older"].copy()), Sketch(state["newer"].copy())
         self._held = int(state["held"][0])
 
 
 class Admission:
-    """Which values may read rows.
+    """Rule that decides which values may read rows.
 
     Args:
-        published: the sketch after training; never changed here.
-        threshold: sightings k that admit a value; 0 admits every value.
+        published: Sketch after training; it never changes here.
+        threshold: Sightings k that admit a value; 0 admits every value.
     """
 
     def __init__(self, published: Sketch, threshold: int) -> None:
@@ -160,7 +160,7 @@ class Admission:
 
     @staticmethod
     def off() -> "Admission":
-        """Admits every value."""
+        """Returns an admission that admits every value."""
         return Admission(Sketch.sized(0), 0)
 
     @property
@@ -169,43 +169,43 @@ class Admission:
         return self._added.sorted()
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Copies of all that changed since the sketch was published, by name."""
+        """Returns copies of everything that changed since the sketch was published, by name."""
         return {"admitted": self.added} | {f"recent_{name}": found for name, found in self._recent.state().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Goes back to where `state` was taken.
+        """Restores the state that `state` returned.
 
-        A state of before there were generations has the published sketch and the stream's sightings in one, `sketch`:
-        the stream's become the older generation.
+        A state from before generations existed has the published sketch and the stream's sightings in one array,
+        `sketch`; the stream's part becomes the older generation.
         """
         self._added = KeySet(state["admitted"])
         if "sketch" in state:
             older = state["sketch"] - np.minimum(self.published.cells, state["sketch"])
             empty = np.zeros((_DEPTH, 1), dtype=np.uint8)
             held = np.array([self._recent.capacity], dtype=np.int64)
-            # The next sighting makes the older generation of what is called the newer one here.
+            # The next sighting turns the generation that is called newer here into the older one.
             self._recent.restore({"older": empty, "newer": older, "held": held})
         else:
             self._recent.restore({name: state[f"recent_{name}"] for name in ("older", "newer", "held")})
 
     def admits(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which of the values (N,) are admitted."""
+        """Returns whether each of the values (N,) is admitted."""
         if not self.threshold:
             return np.ones(len(keys), dtype=np.bool_)
         return (self.published.count(keys) >= self.threshold) | self._added.holds(keys)
 
     def admitted_since(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which of the values (N,) the stream has admitted, which were not when the sketch was published."""
+        """Returns whether the stream has admitted each of the values (N,) since the sketch was published."""
         return self._added.holds(keys)
 
     def sight(
         self, keys: NDArray[np.uint64], sightings: NDArray[np.int64], *, admitted: NDArray[np.uint64] | None = None
     ) -> NDArray[np.uint64]:
-        """Adds sightings (N,) of keys (N,) and returns the keys they admit, sorted: the stream's part of the rule.
+        """Adds sightings (N,) of keys (N,) and returns the keys they admit, sorted; the stream calls this.
 
         Args:
-            admitted: the keys that the log says these sightings admitted, when the past is gone through again; by
-                default the rule decides.
+            admitted: Keys that these sightings admitted according to the log, during a replay of the past; by default
+                the rule decides.
         """
         if not self.threshold or not len(keys):
             return keys[:0]
@@ -221,7 +221,7 @@ class Admission:
         return admitted
 
     def admit(self, keys: NDArray[np.uint64]) -> None:
-        """Takes over what another one's `sight` returned: the server's part of the rule."""
+        """Admits keys that the `sight` of another process returned; the server calls this."""
         if len(keys):
             self._added.add(keys)
 

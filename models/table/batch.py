@@ -1,4 +1,4 @@
-"""From examples to batches: users and items as lists of rows, looked up once and gathered for each batch.
+"""Turns examples into batches: users and items are lists of rows, looked up once and gathered for each batch.
 
 Shape letters: N entities, n values in all, c chunks, K lookups, B batch, V rows read by a batch, L history length.
 """
@@ -17,12 +17,12 @@ from models.table.admission import Admission
 from models.table.column_rows import ColumnValues, Growable
 from models.table.schema import Feature, Schema, Source
 
-# A value far beyond what training saw must not drown all others.
+# Limit of a scaled value: a value far beyond those of training must not dominate all others.
 _MOST_STDS = 10.0
 
 
 def log_scaled(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    """`sign(x) * log1p(|x|)`, NaN kept: tames counts and prices of any size."""
+    """Returns `sign(x) * log1p(|x|)`, NaN kept: it compresses counts and prices of any size."""
     wide = values.astype(np.float64)
     return (np.sign(wide) * np.log1p(np.abs(wide))).astype(np.float32)
 
@@ -31,10 +31,10 @@ class Entities:
     """Users, items or events: per column the rows they read, and their scaled numeric features.
 
     Args:
-        schema: which columns matter.
-        of: whose columns they are.
-        frame: one row an entity; columns as the schema names them.
-        admission: which values read rows.
+        schema: Schema that names the columns to read.
+        of: Source of the columns.
+        frame: One row per entity; columns as the schema names them.
+        admission: Rule that decides which values read rows.
     """
 
     def __init__(self, schema: Schema, of: Source, frame: pl.DataFrame, admission: Admission) -> None:
@@ -58,7 +58,7 @@ class Entities:
         return self._columns[column].rows(index)
 
     def sightings(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
+        """Returns the keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
         return self._columns[column].sightings(index)
 
     def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -68,7 +68,7 @@ class Entities:
         return found
 
     def admit(self, admission: Admission) -> None:
-        """Asks another admission about every value, now and from now on."""
+        """Replaces the admission for every value, now and from now on."""
         self.admission = admission
         for column in self._columns.values():
             column.admit(admission)
@@ -80,7 +80,7 @@ class Entities:
         self._put(index, frame)
 
     def replace(self, index: NDArray[np.int64], frame: pl.DataFrame) -> None:
-        """Gives the entities `index` (M,) new values; of an entity that stands there twice the last ones count."""
+        """Gives the entities `index` (M,) new values; if an entity occurs twice, its last values count."""
         distinct, place = np.unique(index[::-1], return_index=True)
         if len(distinct) < len(index):
             index, frame = distinct, frame[(len(index) - 1 - place).tolist()]
@@ -103,16 +103,16 @@ class Entities:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the table and the network read for B examples.
+    """Input of the table and the network for B examples.
 
     Attributes:
-        values: (V,) int64 rows, lookup-major: all of lookup 0's, then all of lookup 1's, …
+        values: (V,) int64 rows, lookup-major: all of lookup 0, then all of lookup 1, …
         lengths: (K · B,) int64 values per lookup and example, in the same order.
         scale: (B, K) float32, 1 / count where a feature is pooled by its mean.
         numeric: (B, numeric features) float32.
         labels: (B,) float32 in {0, 1}, or empty when unknown.
-        visits: (B,) int64 items in each history, for attention; None where the schema has none.
-        content: (B, width) float32 content vectors of the items; None where the network reads none.
+        visits: (B,) int64 items in each history, for attention; None if the schema has no attention.
+        content: (B, width) float32 content vectors of the items; None if the network reads none.
     """
 
     values: Tensor
@@ -155,12 +155,12 @@ class Examples:
 
 
 class Assembler:
-    """Gathers batches: the only way, offline, in the stream and in serving, from examples to table rows.
+    """Gatherer of batches: the only way, offline, in the stream and in serving, from examples to table rows.
 
     Args:
-        schema: the ranker's input.
-        users, items, events: the entities that examples point into.
-        vectors: (items, width) float32 content vectors, where the schema reads them.
+        schema: Input of the ranker.
+        users, items, events: Entities that the examples index.
+        vectors: (items, width) float32 content vectors, if the schema reads them.
     """
 
     def __init__(
@@ -188,10 +188,11 @@ class Assembler:
         """Returns the batch of B examples.
 
         Args:
-            examples: what to gather.
-            features: the lookups to make, all of the schema's by default; serving makes a user's once for all items.
-            limits: (B, features), how many of a feature's values an example reads at most, the first ones; 0 is as if
-                none were admitted.
+            examples: Examples to gather.
+            features: Lookups to make, by default all of the schema's. Serving makes a user's lookups once for all
+                items.
+            limits: (B, features), the largest number of a feature's values an example reads, the first ones; with 0 it
+                reads as if none were admitted.
         """
         values: list[NDArray[np.int64]] = []
         lengths: list[NDArray[np.int64]] = []
@@ -223,9 +224,9 @@ class Assembler:
         )
 
     def sightings(self, examples: Examples) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Keys (N,) of the hashed values that examples hold, and how often each is held.
+        """Returns the keys (N,) of the hashed values that examples hold, and how often each is held.
 
-        A value in a history was sighted when its item was; it is not counted again.
+        A value in a history was sighted when its item was, so it is not counted again.
         """
         keys: list[NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
         times: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
@@ -237,7 +238,7 @@ class Assembler:
         return np.concatenate(keys), np.concatenate(times)
 
     def admit(self, admission: Admission) -> None:
-        """Asks another admission about every value, now and from now on."""
+        """Replaces the admission for every value, now and from now on."""
         self.admission = admission
         for entities in (self.users, self.items, self.events):
             entities.admit(admission)

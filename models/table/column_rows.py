@@ -1,4 +1,4 @@
-"""The values of one column as rows of the table: each distinct value is hashed once, then gathered by number.
+"""Maps the values of one column to rows of the table: each distinct value is hashed once, then gathered by number.
 
 Shape letters: N entities, n values in all, m distinct values, c chunks.
 """
@@ -16,12 +16,12 @@ from models.table.schema import Feature, Schema
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 _NO_CODE: Final = np.int32(-1)
-# So many values or codes may be unused before anything is dropped, whatever the size.
+# Number of values or codes that may be unused before any is dropped, whatever the size.
 _SPARE: Final = 1_024
 
 
 class Growable(Generic[Scalar]):
-    """A numpy array that is appended to along its first axis, at amortised constant cost."""
+    """Numpy array that grows along its first axis at amortised constant cost."""
 
     def __init__(self, start: NDArray[Scalar]) -> None:
         self._buffer = start
@@ -42,14 +42,14 @@ class Growable(Generic[Scalar]):
 
 
 def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions (n,) of all elements of M lists that begin at `starts` (M,) and have `lengths` (M,)."""
+    """Returns the positions (n,) of all elements of M lists that begin at `starts` (M,) and have `lengths` (M,)."""
     ends = np.cumsum(lengths)
     found: NDArray[np.int64] = np.repeat(starts - ends + lengths, lengths) + np.arange(int(lengths.sum()))
     return found
 
 
 def kept(mask: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lengths (M,) of lists that keep only the values where `mask` (n,) is true."""
+    """Returns the lengths (M,) of lists that keep only the values where `mask` (n,) is true."""
     before = np.concatenate([[0], np.cumsum(mask)])
     ends = np.cumsum(lengths)
     found: NDArray[np.int64] = before[ends] - before[ends - lengths]
@@ -57,7 +57,7 @@ def kept(mask: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def coded(column: pl.Series) -> tuple[NDArray[np.int32], NDArray[np.int64], pl.Series]:
-    """Numbers the distinct values of strings or lists of strings (N,), null and the empty list as no value.
+    """Numbers the distinct values of strings or lists of strings (N,); null and the empty list hold no value.
 
     Returns:
         Codes (n,), list after list; the lists' lengths (N,); the m distinct values that the codes number.
@@ -74,17 +74,17 @@ def coded(column: pl.Series) -> tuple[NDArray[np.int32], NDArray[np.int64], pl.S
 
 
 class CodeLists:
-    """A list of codes for each of N entities, changed in place: memory follows the entities, not their updates.
+    """List of codes for each of N entities, changed in place: memory follows the entities, not their updates.
 
-    While no list is longer than one, which holds for most columns, a list is one number of one array. Longer lists lie
-    behind each other. A changed list is written behind all others; the gaps are closed when they are the larger part.
+    While no list is longer than one, as in most columns, a list is one number of one array. Otherwise the lists are
+    stored one after another. A changed list is written after all others; gaps are closed when they are the larger part.
 
-    Not for concurrent use: whoever changes the lists keeps readers out.
+    Not safe for concurrent use: a caller that changes the lists must exclude readers.
     """
 
     def __init__(self) -> None:
         self._codes: Growable[np.int32] = Growable(np.zeros(0, dtype=np.int32))
-        # Where each list lies among the codes; None while code i is the list of entity i.
+        # Start of each list among the codes; None while code i is the list of entity i.
         self._starts: Growable[np.int64] | None = None
         self._lengths: Growable[np.int64] = Growable(np.zeros(0, dtype=np.int64))
         self._live = 0
@@ -100,7 +100,10 @@ class CodeLists:
         return len(self._codes.array)
 
     def put(self, index: NDArray[np.int64], codes: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
-        """Gives distinct entities `index` (M,) new lists; one beyond the last is added, and those between are empty."""
+        """Gives distinct entities `index` (M,) new lists.
+
+        An index beyond the last adds entities; those between are empty.
+        """
         if not len(index):
             return
         if self._starts is None and (lengths > 1).any():
@@ -130,7 +133,7 @@ class CodeLists:
         return self._codes.array[gather(self._starts.array[index], lengths)], lengths
 
     def renumber(self) -> NDArray[np.int64]:
-        """Numbers the m codes in use 0..m-1 in their order; returns what they were, (m,)."""
+        """Numbers the m codes in use 0..m-1 in their order; returns the previous numbers, (m,)."""
         if self._starts is not None:
             self._close_gaps()
         codes = self._codes.array
@@ -162,15 +165,15 @@ class CodeLists:
 
 
 class ColumnValues:
-    """One column of some entities: which values each holds, and the rows that a value reads.
+    """One column of some entities: the values that each holds, and the rows that a value reads.
 
-    A value is looked up when the column is made. One that is not admitted yet, or that an exact feature does not
-    know, is there but reads no row. Values that no entity holds any more are dropped when they are the larger part.
+    A value is looked up when the column is made. A value that is not admitted yet, or that an exact feature does not
+    know, is kept but reads no row. Values that no entity holds any more are dropped when they are the larger part.
 
     Args:
         column: (N,) strings or lists of strings; null and empty lists hold no value.
-        schema, feature: how values become rows.
-        admission: which hashed values read rows.
+        schema, feature: Mapping from values to rows.
+        admission: Rule that decides which hashed values read rows.
     """
 
     def __init__(self, column: pl.Series, schema: Schema, feature: Feature, admission: Admission) -> None:
@@ -193,7 +196,7 @@ class ColumnValues:
 
     @property
     def values(self) -> int:
-        """Values for which memory is held: those in use, and no more than as many again that are not."""
+        """Values for which memory is held: values in use, and at most as many again that are not."""
         return len(self._keys.array)
 
     def rows(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -208,7 +211,7 @@ class ColumnValues:
         return self._rows.array[codes], lengths
 
     def sightings(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Keys of the distinct hashed values that entities (M,), repeated or not, hold, and how often; any order."""
+        """Returns the keys of the distinct hashed values that entities (M,), repeated or not, hold, and counts."""
         if self._feature.exact:
             return self._keys.array[:0], np.zeros(0, dtype=np.int64)
         codes, _ = self._lists.take(index)
@@ -226,7 +229,7 @@ class ColumnValues:
             self._drop_unused()
 
     def admit(self, admission: Admission) -> None:
-        """Asks another admission about every value, now and from now on."""
+        """Replaces the admission for every value, now and from now on."""
         self._admission = admission
         if not self._feature.exact:
             self._known = Growable(self._admission.admits(self._keys.array))
@@ -247,7 +250,7 @@ class ColumnValues:
 def _exact_rows(
     distinct: Sequence[str], schema: Schema, feature: Feature
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows (m, c) and whether the vocabulary has the value."""
+    """Returns rows (m, c), and whether the vocabulary has the value."""
     numbers = {value: number for number, value in enumerate(feature.vocabulary)}
     found = np.array([numbers.get(value, -1) for value in distinct], dtype=np.int64)
     start, stride = schema.exact_region(feature.salt)

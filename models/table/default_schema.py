@@ -1,4 +1,4 @@
-"""The default schema of a dataset: what the profile of its frame suggests, before anybody tunes."""
+"""The default schema of a dataset, derived from the profile of its frame without tuning."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,16 +26,16 @@ _OWN_NAMES = ("user_id", "item_id", SEMANTIC_ID)
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What an operator may choose of the table; the rest follows from the data.
+    """Options of the table that an operator may set; the rest follows from the data.
 
     Attributes:
         dim: D.
-        budget: bytes of the rows' weights, R · D · 4; None for a row for each value there is.
-        chunks: lookups by feature, instead of one, or two for a feature of many values.
-        exact: features whose values share no rows; None for those of at most eight values.
-        admission: sightings after which a hashed value reads rows; 0 admits every value.
-        history: how a user's history is pooled.
-        content: True if the network reads the item's content vector; None for where there is one.
+        budget: Bytes of the rows' weights, R · D · 4; None for one row per distinct value.
+        chunks: Lookups by feature, instead of one, or two for a feature of many values.
+        exact: Features whose values share no rows; None for features of at most eight values.
+        admission: Sightings after which a hashed value reads rows; 0 admits every value.
+        history: Pooling of a user's history.
+        content: True if the network reads the item's content vector; None: true if there is one.
     """
 
     dim: int = 16
@@ -55,7 +55,7 @@ def default_schema(
     Item columns and Semantic IDs are read for the item at hand and for the user's history, from the same rows.
 
     Raises:
-        BundleError: an option names no feature, or the budget does not hold the exact features.
+        BundleError: An option names no feature, or the budget does not hold the exact features.
     """
     read: list[Feature] = []
     vocabularies: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ def default_schema(
     with_history = [feature for feature in shaped if feature.of != "event"]
     if dataset.events.user and dataset.events.item:
         past = [replace(f, name=f"history.{f.name}", of="history") for f in shaped if f.of == "item"]
-        # A mean over many items needs no width to tell values apart; attention compares an item at hand with past ones.
+        # A mean over many items needs no width to separate values; attention compares the candidate with past items.
         one = {"pooling": "attention"} if options.history == "attention" else {"pooling": "mean", "chunks": 1}
         with_history += [replace(feature, **one) for feature in past]
     values = sum(len(found) for found in vocabularies.values())
@@ -151,7 +151,7 @@ def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
         for column in columns:
             values = log_scaled(table[column].cast(pl.Float64).drop_nulls().to_numpy())
             mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
-            # A column of one value says nothing, and must not shout when another value comes.
+            # A column of one value carries no information, and must stay small when another value comes.
             found.append(Numeric(f"{of}.{column}", of, column, mean, std if std > _FLAT else 1.0))
     if dataset.events.user and dataset.events.item:
         lengths = log_scaled(train["history"].list.len().to_numpy())

@@ -1,7 +1,7 @@
-"""TorchRec and fbgemm, or the plain twins where the packages are not installed: decided in one place, and said once.
+"""Chooses the engine: TorchRec and fbgemm, or the plain twins if the packages are missing. A warning says so once.
 
-Only a package that is missing is replaced. A package that is there and does not load is an error which names it: the
-twins give the same numbers, but a dense gradient of (R, D) a step makes them many times slower.
+Only a missing package is replaced. A package that is installed and does not load is an error that names it: the twins
+give the same numbers, but their dense gradient of (R, D) per step makes them many times slower.
 """
 
 import logging
@@ -21,13 +21,13 @@ _LOGGER = logging.getLogger(__name__)
 
 @cache
 def fused(module: str) -> ModuleType | None:
-    """Imports a module that stands on TorchRec.
+    """Imports a module that depends on TorchRec.
 
     Returns:
-        None where `torchrec` or `fbgemm_gpu` is not installed.
+        None if `torchrec` or `fbgemm_gpu` is not installed.
 
     Raises:
-        TesseraError: the packages are installed, but do not load.
+        TesseraError: The packages are installed, but do not load.
     """
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
@@ -38,7 +38,7 @@ def fused(module: str) -> ModuleType | None:
     except ModuleNotFoundError as error:
         raise TesseraError(f"TorchRec needs {error.name}, which is not installed; {_INSTALL}") from error
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
-        # Of a library for another release of torch, an undefined symbol or a missing operator is all that is said.
+        # If a library was built for another release of torch, the error names only a symbol or operator.
         said = " ".join(str(error).split())[:300]
         raise TesseraError(
             f"TorchRec and fbgemm are installed but do not load: {type(error).__name__}: {said}; {_INSTALL}"

@@ -1,10 +1,10 @@
-"""A growing set of 64-bit keys in numpy: the cost of an addition or a question does not depend on the number of keys.
+"""A growing set of 64-bit keys in numpy: the cost of an addition or a query does not depend on the number of keys.
 
-Open addressing with linear probing; the keys are hashes already, so their low bits choose the slot. A table that gets
-full is replaced by one of twice the size, and each addition moves a few slots over, as in Redis: there is no addition
-that moves all of them.
+The set uses open addressing with linear probing; the keys are hashes already, so their low bits choose the slot. A
+table that gets full is replaced by one of twice the size, and each addition moves a few slots, as in Redis: no single
+addition moves all of them.
 
-Shape letters: N keys asked about, S slots of a table.
+Shape letters: N queried keys, S slots of a table.
 """
 
 from typing import Final
@@ -16,14 +16,14 @@ Keys = NDArray[np.uint64]
 
 _LEAST_SLOTS: Final = 1_024
 _MOST_FULL: Final = 0.5
-# Slots looked at in one step: so many that one step nearly always answers, however full the table is.
+# Slots read in one step: enough that one step nearly always decides, however full the table is.
 _WINDOW: Final = np.arange(16, dtype=np.uint64)
 # Slots moved for each key added: the old table is empty long before the new one, of twice the size, is full.
 _MOVED_PER_KEY, _MOVED_AT_LEAST = 8, 1_024
 
 
 class KeySet:
-    """A set of uint64 keys that are evenly distributed. One thread may add while others ask.
+    """Set of uint64 keys that are evenly distributed. One thread may add while others query.
 
     Args:
         keys: (N,) uint64, the first members; may repeat.
@@ -33,10 +33,10 @@ class KeySet:
         first = np.zeros(0, dtype=np.uint64) if keys is None else np.unique(keys)
         slots = 1 << int(max(_LEAST_SLOTS, len(first) / _MOST_FULL) - 1).bit_length()
         self._table = np.zeros(slots, dtype=np.uint64)
-        # The table that is being moved, and the slot up to which it has been; its keys stay until all are moved.
+        # Table that is being moved, and the first slot that is not moved yet; its keys stay until all are moved.
         self._old: Keys | None = None
         self._moved = 0
-        # An empty slot is 0, so 0 itself is a member apart.
+        # An empty slot is 0, so membership of the key 0 is a separate flag.
         self._has_zero = False
         self._size = 0
         self.add(first)
@@ -50,8 +50,8 @@ class KeySet:
         return len(self._table) + (0 if self._old is None else len(self._old))
 
     def holds(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which keys (N,) are members."""
-        # In this order: whoever sees the new table sees the old one too, or that all of it has been moved.
+        """Returns whether each key (N,) is a member."""
+        # The order matters: a reader that sees the new table also sees the old one, or a complete new one.
         table, old = self._table, self._old
         found = _held(table, keys)
         if old is not None:
@@ -102,19 +102,19 @@ def _held(table: Keys, keys: Keys) -> NDArray[np.bool_]:
         at = table[(slot[:, None] + _WINDOW) & last]
         here = (at == keys[place, None]).any(axis=1)
         found[place[here]] = True
-        # A member lies before the first empty slot.
+        # A member is before the first empty slot.
         further = ~here & (at != 0).all(axis=1)
         place, slot = place[further], slot[further] + np.uint64(len(_WINDOW))
     return found
 
 
 def _insert(table: Keys, keys: Keys) -> None:
-    """Writes keys, none of them 0, into a table that has room; one that is there already stays where it is."""
+    """Writes keys, none of them 0, into a table that has room; a key that is present keeps its slot."""
     last = np.uint64(len(table) - 1)
     slot = keys & last
     while len(keys):
         free = table[slot] == 0
         table[slot[free]] = keys[free]
-        # Of those that wanted one slot the last has it.
+        # If several keys want one slot, the last one written has it.
         lost = table[slot] != keys
         keys, slot = keys[lost], (slot[lost] + np.uint64(1)) & last

@@ -1,4 +1,4 @@
-"""Opens the table that trains here: TorchRec's fused table, or its plain twin where TorchRec is not installed."""
+"""Opens the table to train: TorchRec's fused table, or its plain twin if TorchRec is not installed."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def open_table(schema: Schema, *, learning_rate: float, seed: int = 0) -> "ReferenceTable | UnifiedTable":
-    """Returns an untrained table; both kinds give the same numbers, the fused one much faster.
+    """Returns an untrained table. Both kinds give the same numbers; the fused table is much faster.
 
     Raises:
         TesseraError: TorchRec is installed, but does not load.

@@ -1,6 +1,6 @@
-"""What a table is, and the plain twin of the unified one: readable torch, the same numbers.
+"""The protocol of an embedding table, and the plain twin of the unified table: readable torch, the same numbers.
 
-The twin also pools rows that came from a store, and stands in where fbgemm cannot be had.
+The twin also pools rows that came from a store, and replaces the fused table if fbgemm is not installed.
 """
 
 from typing import Protocol
@@ -12,17 +12,17 @@ from torch.nn import functional
 from models.table.batch import Batch
 from models.table.schema import Schema
 
-# Uniform, narrow: a standard normal start costs about five points of AUC.
+# Uniform and narrow: a standard normal start costs about five points of AUC.
 _INIT = 0.05
 EPSILON = 1e-8
-"""Of row-wise Adagrad."""
+"""Epsilon of row-wise Adagrad."""
 
 
 class EmbeddingTable(Protocol):
-    """What reads and trains the rows; the fused table and its plain twin give the same numbers."""
+    """Table that reads and trains rows. The fused table and its plain twin give the same numbers."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns (B, K · D) float32: per example and lookup the sum of its rows, or their mean where asked."""
+        """Returns (B, K · D) float32: per example and lookup the sum of its rows, or the mean if the batch scales."""
         ...
 
     @property
@@ -36,13 +36,13 @@ class EmbeddingTable(Protocol):
         ...
 
     def step(self) -> None:
-        """After the backward pass: applies the gradient, where the backward pass has not."""
+        """Applies the gradient after the backward pass, unless the backward pass has applied it."""
         ...
 
 
 @torch.no_grad()
 def start_rows(weight: Tensor, seed: int) -> None:
-    """Fills (R, D) float32 with where every table starts from, decided by the seed."""
+    """Fills (R, D) float32 with the initial values of every table, decided by the seed."""
     torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), out=weight)
     weight.mul_(2).sub_(1).mul_(_INIT)
 
@@ -51,7 +51,7 @@ def pool(rows: Tensor, batch: Batch) -> Tensor:
     """Pools rows (R, D) as the table does: (B, K · D).
 
     Args:
-        rows: the table, or as many of its rows as `batch.values` points into.
+        rows: The table, or the subset of its rows that `batch.values` indexes.
         batch: B examples of K lookups.
     """
     bags = batch.scale.shape[1] * batch.size
@@ -61,16 +61,16 @@ def pool(rows: Tensor, batch: Batch) -> Tensor:
 
 
 def by_example(sums: Tensor, batch: Batch) -> Tensor:
-    """Turns the bags' sums, (K · B, D) lookup-major, into (B, K · D), and sums into means where the batch says so."""
+    """Turns the bags' sums, (K · B, D) lookup-major, into (B, K · D), and sums into means by the batch's scale."""
     turned = sums.view(batch.scale.shape[1], batch.size, -1).transpose(0, 1)
-    # A pass over all that was read, forth and back, that single values do not need.
+    # A pass over all rows, forward and backward, that single values do not need.
     if not bool((batch.scale == 1).all()):
         turned = turned * batch.scale.unsqueeze(2)
     return turned.flatten(1)
 
 
 class ReferenceTable(nn.Module):
-    """A dense parameter; `step` applies row-wise Adagrad to the rows that got a gradient.
+    """Dense parameter; `step` applies row-wise Adagrad to the rows that got a gradient.
 
     Row-wise Adagrad keeps one number a row, the running sum of the mean squared gradient:
     a ← a + mean(g²);  w ← w − lr · g / (√a + ε)   (Gupta et al., 2014).

@@ -1,6 +1,6 @@
-"""What a ranker reads: its features, how many lookups each gets, and the shape of the one table they share.
+"""The schema of a ranker's input: its features, the lookups of each, and the shape of the one table they share.
 
-A schema is part of the bundle; with the hash contract it decides, alone, which rows a value reads.
+A schema is part of the bundle. Together with the hash contract it alone decides which rows a value reads.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,18 +19,18 @@ SEMANTIC_ID = "semantic_id"
 
 @dataclass(frozen=True)
 class Feature:
-    """A categorical feature.
+    """Categorical feature.
 
     Attributes:
-        name: unique in a schema.
-        of: whose column it is; `history` reads the column of the items in the user's history.
-        column: name of the column that holds its values.
-        salt: of the hash contract; features with equal salts share rows.
-        chunks: salted lookups, concatenated: a wider feature has more chunks.
-        pooling: of several values of one example. `attention` is for the history: each of its L items is looked up by
-            itself, and the network weighs them by the candidate.
-        vocabulary: where given, each of these values has rows of its own behind the hashed ones, and any other value
-            reads none.
+        name: Name, unique in a schema.
+        of: Source of the column; `history` reads the column of the items in the user's history.
+        column: Name of the column that holds the feature's values.
+        salt: Salt of the hash contract; features with equal salts share rows.
+        chunks: Salted lookups, concatenated: a wider feature has more chunks.
+        pooling: Pooling of several values of one example. `attention` is for the history: each of its L items is looked
+            up alone, and the network weighs them by the candidate.
+        vocabulary: If given, each of these values has rows of its own after the hashed ones, and any other value reads
+            none.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Numeric:
-    """A numeric feature: `(sign(x) * log1p(|x|) - mean) / std` within ±10; a missing value becomes 0, the mean."""
+    """Numeric feature: `(sign(x) * log1p(|x|) - mean) / std` within ±10; a missing value becomes 0, the mean."""
 
     name: str
     of: Source
@@ -60,12 +60,12 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Schema:
-    """The ranker's input. K lookups in all, R rows, D dim, L history length.
+    """Input of the ranker. K lookups in all, R rows, D dim, L history length.
 
     Attributes:
         rows: R: the hashed rows, then those of the exact features.
-        admission: sightings after which a hashed value reads rows; 0 admits every value.
-        content: width of the item's content vector that the network reads beside the table; 0 for none.
+        admission: Sightings after which a hashed value reads rows; 0 admits every value.
+        content: Width of the item's content vector that the network reads beside the table; 0 for none.
     """
 
     features: tuple[Feature, ...]
@@ -80,7 +80,7 @@ class Schema:
         names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise BundleError(f"features: the names {twice} stand twice; rename a column")
+            raise BundleError(f"features: the names {twice} occur twice; rename a column")
         if self.dim % 4 or self.dim < 4:
             raise BundleError(f"dim: expected a multiple of 4 (fbgemm's tables), got {self.dim}")
         if not 0 <= self.admission <= MOST_SIGHTINGS:
@@ -122,7 +122,7 @@ class Schema:
                 )
 
     def exact_region(self, salt: str) -> tuple[int, int]:
-        """First row and stride of an exact feature: value v's chunk j reads row `start + v · stride + j`."""
+        """Returns first row and stride of an exact feature: value v's chunk j reads row `start + v · stride + j`."""
         start = self.hashed_rows
         for other, (feature, chunks) in self._exact().items():
             if other == salt:
@@ -136,7 +136,7 @@ class Schema:
         return self.rows - sum(len(feature.vocabulary) * chunks for feature, chunks in self._exact().values())
 
     def _exact(self) -> dict[str, tuple[Feature, int]]:
-        """By salt, an exact feature and the most chunks with which its salt is read."""
+        """Maps each salt to an exact feature and the most chunks with which the salt is read."""
         found: dict[str, tuple[Feature, int]] = {}
         for feature in self.features:
             if feature.exact:
@@ -149,7 +149,7 @@ class Schema:
         return HashSpec(rows=max(self.hashed_rows, 1))
 
     def slots(self, feature: Feature) -> int:
-        """Bags of one example and chunk: L under attention, else 1."""
+        """Returns the bags of one example and chunk: L under attention, else 1."""
         return self.history_length if feature.pooling == "attention" else 1
 
     @cached_property
@@ -172,7 +172,7 @@ class Schema:
         return [feature for feature in self.features if feature.of == source]
 
     def columns(self, source: Literal["user", "item", "event"]) -> dict[str, Feature]:
-        """By column, the feature with the most chunks that reads it: what must be looked up once per value."""
+        """Maps each column to the feature with the most chunks that reads it, whose lookups serve all the others."""
         read = self.of(source) + (self.of("history") if source == "item" else [])
         widest: dict[str, Feature] = {}
         for feature in read:
@@ -185,7 +185,7 @@ class Schema:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Schema":
-        """Reads what `to_json` wrote; raises BundleError on anything else."""
+        """Reads a schema that `to_json` wrote; raises BundleError on any other content."""
         try:
             return msgspec.convert(data, Schema)
         except msgspec.ValidationError as error:

@@ -22,12 +22,12 @@ _ALL = "all lookups"
 
 
 class UnifiedTable(nn.Module):
-    """The table on TorchRec's fused kernel.
+    """Table on TorchRec's fused kernel.
 
     Args:
         schema: K lookups, R rows, D dim.
-        learning_rate: of the fused row-wise Adagrad.
-        seed: of the uniform start.
+        learning_rate: Rate of the fused row-wise Adagrad.
+        seed: Seed of the uniform start.
     """
 
     def __init__(self, schema: Schema, *, learning_rate: float, seed: int = 0) -> None:
@@ -66,7 +66,7 @@ class UnifiedTable(nn.Module):
         self._kernel.set_learning_rate(learning_rate)
 
     def step(self) -> None:
-        """Nothing is left to do: the rows moved in the backward pass."""
+        """Does nothing: the backward pass has updated the rows."""
 
     def forward(self, batch: Batch) -> Tensor:
         # All lookups read one table: one key with K · B bags costs half of what K keys with B bags do.

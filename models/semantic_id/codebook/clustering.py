@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from features.threads import fixed_threads
 
-# Part of what decides the bits: sums over threads depend on their number.
+# The number of threads decides the bits, since sums over threads depend on it.
 _THREADS = 2
 _POINTS_PER_CENTROID = 256
 

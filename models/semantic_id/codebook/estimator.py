@@ -1,4 +1,4 @@
-"""How training passes the codes, which have no gradient of their own, and how it spreads vectors over them.
+"""Gradient estimators for codes, which have no gradient of their own, and balanced assignment of vectors to codes.
 
 Shape letters: B batch, H latent dim, K codes.
 """
@@ -10,12 +10,12 @@ _SINKHORN_ROUNDS = 50
 
 
 def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
-    """Forward the code vectors, backward as if the latent had passed untouched."""
+    """Returns the code vectors; the backward pass treats the latent as unquantized (straight-through estimator)."""
     return latent + (quantized - latent).detach()
 
 
 def rotated(latent: Tensor, quantized: Tensor) -> Tensor:
-    """Forward the code vectors, backward through the rotation and scale that take the latent there, held constant."""
+    """Returns the code vectors; the backward pass uses the constant rotation and scale from the latent to them."""
     length, goal = (vectors.detach().norm(dim=1, keepdim=True).clamp_min(1e-6) for vectors in (latent, quantized))
     here, there = latent.detach() / length, quantized / goal
     between = functional.normalize(here + there, dim=1)
@@ -26,7 +26,7 @@ def rotated(latent: Tensor, quantized: Tensor) -> Tensor:
 
 
 def balanced_codes(distances: Tensor, epsilon: float) -> Tensor:
-    """Codes (B,) of distances (B, K) by Sinkhorn-Knopp: near, and each code about as often (LC-Rec, eq. 7)."""
+    """Assigns codes (B,) by distances (B, K) with Sinkhorn-Knopp: near, each code about as often (LC-Rec, eq. 7)."""
     wide = distances.double()
     low, high = wide.min(), wide.max()
     scores = -(2 * (wide - low) / (high - low).clamp_min(1e-12) - 1) / epsilon

@@ -1,4 +1,4 @@
-"""The kinds of codebooks by name: fitted alike, and loaded by what a directory says it holds.
+"""The kinds of codebooks by name. All are fitted by `fit` and loaded by the kind that a directory names.
 
 A new kind is an object with `fit` and `load`, see `QuantizerKind`, and one line: `register("name", kind)`.
 """
@@ -161,12 +161,12 @@ def fit(
     """Fits a codebook of Q = `levels` and K = `codes` on (N, D) float32 vectors.
 
     Args:
-        options: other fields of the kind's configuration, as values or as text, such as `{"sinkhorn": "0.003"}`.
-        start: a codebook of the same kind and shape to go on from; matching renames nothing in it.
+        options: Other fields of the kind's configuration, as values or as text, such as `{"sinkhorn": "0.003"}`.
+        start: Codebook of the same kind and shape to start from; matching then renames nothing in it.
 
     Raises:
-        DatasetError: an unknown kind or option, another kind or shape to start from, too few vectors, NaN or infinite
-            values.
+        DatasetError: The kind or option is unknown, `start` has another kind or shape, there are too few vectors, or a
+        value is NaN or infinite.
     """
     if kind not in KINDS:
         raise DatasetError(f"quantizer: {kind!r} is unknown; there are: {', '.join(KINDS)}")
@@ -205,7 +205,7 @@ def load(directory: Path) -> Quantizer:
     """Loads a codebook of any kind.
 
     Raises:
-        BundleError: the directory holds none, one of an unknown kind, or one that is not whole.
+        BundleError: The directory holds no codebook, a codebook of an unknown kind, or an incomplete codebook.
     """
     path = directory / DESCRIPTION
     if not path.is_file():

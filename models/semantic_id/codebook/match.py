@@ -1,9 +1,9 @@
-"""Keeping the meaning of codes through a retraining: new codes take the names of the old ones they replace.
+"""Matches a retrained codebook to its predecessor: new codes take the names of the old codes they replace.
 
-A codebook names its codes by chance: retrained, an item's code changes though nothing about it did. Matching renames
-new codes, node by node from the root, so that as many items as can keep their old code (Hungarian assignment on the
-items that a new and an old code share). The names of a level depend on the node above, so they cannot be permuted in
-the codebook itself; `Relabelled` carries them beside it, and stays a function of the vector alone.
+A codebook names its codes by chance. After a retraining, an item's code changes although the item did not. Matching
+renames new codes, node by node from the root, so that as many items as possible keep their old code (Hungarian
+assignment on the items that a new and an old code share). The names of a level depend on the node above, so the
+codebook itself cannot be permuted. `Relabelled` stores the names beside it and remains a function of the vector alone.
 
 Shape letters: N items, Q levels, K codes a level, n nodes of one depth.
 """
@@ -29,7 +29,7 @@ _NAMES, _BASE = "names.safetensors", "base"
 
 @dataclass(frozen=True)
 class Names:
-    """The names of one level's codes.
+    """Names of one level's codes.
 
     Attributes:
         nodes: (n,) int64, sorted: known nodes of the depth above as `number of their parent · K + code`; the root's
@@ -42,11 +42,11 @@ class Names:
 
 
 class Relabelled:
-    """A quantizer whose codes have other names; a `Quantizer`.
+    """Quantizer that renames the codes of another quantizer.
 
     Args:
-        base: what codes the vectors.
-        levels: Q tables; under a node that they do not know, codes keep the base's names.
+        base: Quantizer that codes the vectors.
+        levels: Q tables; under a node that a table does not contain, codes keep the base's names.
     """
 
     def __init__(self, base: Quantizer, levels: tuple[Names, ...]) -> None:
@@ -107,10 +107,10 @@ class Relabelled:
 
 
 def load(directory: Path, load_base: Callable[[Path], Quantizer]) -> Relabelled:
-    """Loads what `save` wrote.
+    """Loads a codebook that `save` wrote.
 
     Raises:
-        BundleError: a file is missing or cut short, or the names do not give the id they were saved under.
+        BundleError: A file is missing or cut short, or the names do not give the id they were saved under.
     """
     base = load_base(directory / _BASE)
     try:
@@ -129,12 +129,12 @@ def match(new: Quantizer, codes: NDArray[np.uint16], old: NDArray[np.uint16]) ->
     """Renames the codes of a new codebook after the old ones.
 
     Args:
-        new: the retrained codebook.
-        codes: (N, Q) what it gives to items that both know.
-        old: (N, Q) what the old codebook gave to the same items.
+        new: Retrained codebook.
+        codes: (N, Q) codes of the new codebook for items that both codebooks know.
+        old: (N, Q) codes of the old codebook for the same items.
 
     Raises:
-        DatasetError: the two differ in shape, or old codes are beyond K.
+        DatasetError: The two differ in shape, or old codes are beyond K.
     """
     if codes.shape != old.shape or codes.shape[1] != new.levels or (old.size and old.max() >= new.codes):
         raise DatasetError(
@@ -143,7 +143,7 @@ def match(new: Quantizer, codes: NDArray[np.uint16], old: NDArray[np.uint16]) ->
         )
     levels: list[Names] = []
     node = np.zeros(len(codes), dtype=np.int64)
-    # Whose names so far are the old ones: only they can keep what follows.
+    # Items whose names so far are the old ones: only they can keep the codes that follow.
     kept = np.ones(len(codes), dtype=np.bool_)
     for depth in range(new.levels):
         nodes, place = np.unique(node, return_inverse=True)
@@ -160,7 +160,7 @@ def match(new: Quantizer, codes: NDArray[np.uint16], old: NDArray[np.uint16]) ->
 
 
 def _assigned(codes: NDArray[np.uint16], old: NDArray[np.uint16], count: int) -> NDArray[np.uint16]:
-    """Names (K,) of codes that keep as many of the items (n,) as can be; codes of no item take what is left."""
+    """Names codes (K,) so that most items (n,) keep their code; codes without items take unused names."""
     mine, row = np.unique(codes, return_inverse=True)
     theirs, column = np.unique(old, return_inverse=True)
     shared = np.zeros((len(mine), len(theirs)), dtype=np.int64)
@@ -178,7 +178,7 @@ def _assigned(codes: NDArray[np.uint16], old: NDArray[np.uint16], count: int) ->
 
 
 def _place(sorted_values: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each wanted value stands, -1 where it does not."""
+    """Returns the index of each wanted value, -1 if it is absent."""
     place = np.searchsorted(sorted_values, wanted)
     inside = np.minimum(place, len(sorted_values) - 1)
     return np.where(sorted_values[inside] == wanted, inside, -1)

@@ -1,4 +1,4 @@
-"""What a residual quantizer is: vectors in, short hierarchical codes out.
+"""The residual quantizer: a protocol from vectors to short hierarchical codes, and checks that all quantizers share.
 
 Shape letters: N items, D dim of a content vector, Q levels, K codes per level.
 """
@@ -17,11 +17,11 @@ DESCRIPTION, TENSORS = "codebook.json", "codebook.safetensors"
 
 
 class Quantizer(Protocol):
-    """A frozen codebook: the same vector gets the same codes in any batch, in batch jobs and in the stream."""
+    """Frozen codebook: the same vector gets the same codes in any batch, in batch jobs and in the stream."""
 
     @property
     def id(self) -> str:
-        """`NAME-HASH` of what it computes with; codes of two ids are never mixed."""
+        """`NAME-HASH` of everything the codebook computes with; codes of two ids are never mixed."""
         ...
 
     @property
@@ -51,19 +51,19 @@ def refuse_not_finite(vectors: NDArray[np.float32]) -> None:
     """Refuses vectors (N, D) that hold NaN or infinite values.
 
     Raises:
-        DatasetError: names the first such row.
+        DatasetError: A value is NaN or infinite; names the first such row.
     """
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
-        raise DatasetError(f"vectors: row {row} holds NaN or infinite values; mend the encoder's output")
+        raise DatasetError(f"vectors: row {row} holds NaN or infinite values; fix the encoder's output")
 
 
 def refuse_width(vectors: NDArray[np.float32], dim: int, codebook: str) -> NDArray[np.float32]:
     """Returns the vectors as (N, dim) float32.
 
     Raises:
-        DatasetError: they have another shape.
+        DatasetError: The vectors have another shape.
     """
     found = np.asarray(vectors)
     if found.ndim != 2 or found.shape[1] != dim:
@@ -72,19 +72,19 @@ def refuse_width(vectors: NDArray[np.float32], dim: int, codebook: str) -> NDArr
 
 
 def default_codes(items: int) -> int:
-    """Picks K for a catalogue: the power of two nearest to sqrt(items), from 8 to 256.
+    """Chooses K for a catalogue: the power of two nearest to sqrt(items), from 8 to 256.
 
-    Two levels then tell apart about as many groups as there are items; more codes leave deep levels with codes of one
+    Two levels then separate about as many groups as there are items. More codes would give deep levels codes of one
     item each, from which a ranker cannot generalise.
     """
     return int(2 ** np.clip(np.round(np.log2(max(items, 1)) / 2), 3, np.log2(MAX_CODES)))
 
 
 def recommended_shape(items: int) -> tuple[int, int]:
-    """Levels and codes for a catalogue of so many items: `default_codes`, and one level more than tells them apart.
+    """Chooses levels and codes for a catalogue size: `default_codes`, and one level more than separates the items.
 
-    The last level is for what the ones before do not tell; on 3,883 items it is the third of 64 codes. A quarter of a
-    level may lack: neighbours share a node then, which is what a Semantic ID is for.
+    The last level is for items that the levels before do not separate; on 3,883 items it is the third of 64 codes. Up
+    to a quarter of a level may be missing: neighbours share a node then, which is the purpose of a Semantic ID.
     """
     codes = default_codes(items)
     return 1 + max(1, math.ceil(math.log(max(items, 2)) / math.log(codes) - 0.25)), codes
@@ -93,7 +93,7 @@ def recommended_shape(items: int) -> tuple[int, int]:
 def prefix_tokens(codes: NDArray[np.uint16]) -> list[list[str]]:
     """Turns codes (N, Q) into each item's prefixes, `["5", "5.17", "5.17.3"]`: its values in the unified table.
 
-    Prefixes of different depth never meet, since they hold a different number of dots. Prefix n-gram, Singh et al.
+    Prefixes of different depth never collide, since they hold a different number of dots. Prefix n-gram, Singh et al.
     (RecSys 2024) and "Enhancing Embedding Representation Stability" (arXiv 2504.02137).
     """
     texts = [[str(code) for code in row] for row in codes.tolist()]

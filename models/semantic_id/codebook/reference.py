@@ -1,4 +1,4 @@
-"""The quantizers one vector and one code at a time, in float64: what the fast ones are tested against.
+"""Reference quantizers: one vector and one code at a time, in float64; the fast quantizers are tested against them.
 
 Shape letters: D dim, Q levels, K codes.
 """
@@ -12,7 +12,7 @@ from models.semantic_id.codebook.rqvae import RqVae
 
 
 def residual_codes(vector: NDArray[np.floating], books: NDArray[np.floating]) -> list[int]:
-    """Returns the codes of one vector (D,) by codebooks (Q, K, D): the nearest of what is left, the lowest in a tie."""
+    """Returns the codes of one vector (D,) by codebooks (Q, K, D): the nearest to each residual; lowest in a tie."""
     residual, codes = vector, []
     for book in books:
         distances = [float(((residual.astype(np.float64) - code) ** 2).sum()) for code in book.astype(np.float64)]
@@ -34,9 +34,10 @@ def rqvae_codes(model: RqVae, vector: NDArray[np.float32]) -> list[int]:
 
 
 def fill(vectors: NDArray[np.float32], book: NDArray[np.float32], room: int) -> list[int]:
-    """The cluster of each vector: round by round, who has no place asks the nearest with room, which takes the nearest.
+    """Returns the cluster of each vector.
 
-    In exact arithmetic as `residual_kmeans.fill`.
+    In each round, every vector without a cluster asks the nearest centroid with room, which accepts the nearest of
+    them. Exact arithmetic gives the clusters of `residual_kmeans.fill`.
     """
     owner: list[int] = [-1] * len(vectors)
     left = [room] * len(book)
@@ -59,7 +60,7 @@ def fill(vectors: NDArray[np.float32], book: NDArray[np.float32], room: int) -> 
 def _nearest_first(
     rows: Sequence[tuple[float, int]], vectors: NDArray[np.float32], code: NDArray[np.float32]
 ) -> list[int]:
-    # Without the vector's own length, as the matrix product has it: |c|² - 2 x · c.
+    # Without the vector's own length, as in the matrix product: |c|² - 2 x · c.
     def key(row: int) -> float:
         return float((code.astype(np.float64) ** 2).sum() - 2 * vectors[row].astype(np.float64) @ code)
 

@@ -1,6 +1,6 @@
-"""Residual k-means: k-means of the vectors, then of what it leaves of them, level by level.
+"""Residual k-means: k-means of the vectors, then of their residuals, level by level.
 
-The fast path for large catalogues: no network, and about the error of residual quantizers that are trained jointly
+This is the fast path for large catalogues: no network, and about the error of residual quantizers trained jointly
 (GRID, Ju et al., 2025; OneRec, Deng et al., 2025, balances the clusters). Clustering is faiss'.
 
 Shape letters: N vectors, D dim, Q levels, K codes a level.
@@ -32,12 +32,13 @@ _WARM_ITERATIONS = 2
 
 @dataclass(frozen=True)
 class ResidualKMeansConfig:
-    """How a codebook is made.
+    """Configuration of a residual k-means codebook.
 
     Attributes:
         levels, codes: Q and K.
-        balanced: True if clusters are drawn towards equal sizes, so that every code says as much as it can.
-        iterations: of k-means on each level.
+        balanced: True if clusters are drawn towards equal sizes, so that every code carries as much information as
+            possible.
+        iterations: Iterations of k-means on each level.
     """
 
     levels: int = 3
@@ -48,11 +49,11 @@ class ResidualKMeansConfig:
 
 
 class ResidualKMeans:
-    """A frozen codebook; a `Quantizer`.
+    """Frozen codebook; a `Quantizer`.
 
     Args:
         books: (Q, K, D) float32.
-        config: how they were made.
+        config: Configuration the codebook was fitted with.
     """
 
     def __init__(self, books: NDArray[np.float32], config: ResidualKMeansConfig) -> None:
@@ -84,7 +85,7 @@ class ResidualKMeans:
         """Maps (N, D) float32 to codes (N, Q) uint16.
 
         Raises:
-            DatasetError: wrong width, NaN or infinite values.
+            DatasetError: The vectors have a wrong width, or NaN or infinite values.
         """
         found = refuse_width(vectors, self.dim, self.id)
         refuse_not_finite(found)
@@ -106,10 +107,10 @@ class ResidualKMeans:
 
 
 def load(directory: Path) -> ResidualKMeans:
-    """Loads what `save` wrote.
+    """Loads a codebook that `save` wrote.
 
     Raises:
-        BundleError: a file is missing or cut short, or the centroids do not give the id they were saved under.
+        BundleError: A file is missing or cut short, or the centroids do not give the id they were saved under.
     """
     try:
         description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
@@ -129,14 +130,14 @@ def fit(
     start: NDArray[np.float32] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ResidualKMeans:
-    """Makes a codebook from (N, D) float32 vectors.
+    """Fits a codebook to (N, D) float32 vectors.
 
     Args:
-        start: (Q, K, D) centroids to begin with, such as an older codebook's.
+        start: (Q, K, D) centroids to start from, such as an older codebook's.
         progress: called with (levels done, levels).
 
     Raises:
-        DatasetError: fewer vectors than codes per level, NaN or infinite values.
+        DatasetError: There are fewer vectors than codes per level, or NaN or infinite values.
     """
     refuse_not_finite(vectors)
     if len(vectors) < config.codes:
@@ -156,7 +157,7 @@ def _level(
     if start is None:
         found = centroids(vectors, config.codes, iterations=config.iterations, seed=seed)
         return _balanced(vectors, found, _BALANCING) if config.balanced else found
-    # Each round moves items to other codes, and the first ones gain the most.
+    # Each round moves items to other codes; the first rounds gain the most.
     if config.balanced:
         return _balanced(vectors, start, 1)
     return centroids(vectors, config.codes, iterations=_WARM_ITERATIONS, seed=seed, start=start)
@@ -177,9 +178,10 @@ def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32], rounds: i
 
 
 def fill(vectors: NDArray[np.float32], book: NDArray[np.float32], room: int) -> NDArray[np.int64]:
-    """Returns the cluster (N,) of each vector: the nearest that has room, whoever is nearer going first.
+    """Returns the cluster (N,) of each vector: the nearest that has room; nearer vectors choose first.
 
-    In rounds: every vector that has no place asks the nearest centroid with room, which takes the nearest who ask.
+    In each round, every vector without a cluster asks the nearest centroid with room, which accepts the nearest
+    vectors.
     """
     distance = (book.astype(np.float32) ** 2).sum(axis=1) - 2 * vectors @ book.T
     owner = np.full(len(vectors), -1, dtype=np.int64)

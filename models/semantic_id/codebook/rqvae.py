@@ -1,6 +1,6 @@
 """RQ-VAE: a residual-quantized autoencoder (Lee et al., CVPR 2022; TIGER, Rajput et al., NeurIPS 2023).
 
-What keeps it from collapsing onto a few codes, each a known trap:
+These measures keep it from collapsing onto a few codes:
 - inputs centred and scaled to unit mean variance (unit-norm text vectors otherwise train to "predict the mean");
 - reconstruction and quantisation terms with the same reduction: both summed over dimensions, averaged over the batch;
 - the autoencoder warms up unquantised, then every level's codes start from k-means on its residuals;
@@ -31,15 +31,15 @@ from models.semantic_id.codebook.estimator import balanced_codes, rotated, strai
 from models.semantic_id.codebook.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
 
 _WARM_UP = 0.2
-# Where a training that goes on from another codebook begins: behind the resets, which would rename codes, and late,
-# since every step moves items to other codes.
+# Share of the steps at which a training from another codebook begins: after the resets, which would rename codes, and
+# late, since every step moves items to other codes.
 _WARM_START = 0.98
 _RESETS_UNTIL = 0.7
 _RESET_EVERY = 50
 _CHECK_EVERY = 50
-_CHECKED = 0.05  # of the vectors: what early stopping looks at
-# What a few vectors cannot tell from no change; of states so near the best the latest is kept, which fits the catalogue
-# itself, most of what will be coded, better.
+_CHECKED = 0.05  # share of the vectors on which early stopping measures the error
+# A change smaller than this is within the noise of the checked vectors. Of states this close to the best, the latest is
+# kept, since it fits the catalogue itself, most of what will be coded, better.
 _NOISE = 0.01
 _KMEANS_SAMPLE = 20_000
 _ENCODE_ROWS = 4_096
@@ -50,14 +50,15 @@ Gradient = Literal["straight-through", "rotation"]
 
 @dataclass(frozen=True)
 class RqVaeConfig:
-    """How a codebook is trained; `levels`, `codes` and `latent` also shape it.
+    """Configuration of an RQ-VAE codebook; `levels`, `codes` and `latent` also set its shape.
 
     Attributes:
-        gradient: how the loss reaches the encoder past the codes: as if they were not there, or by the rotation and
-            scale that take the latent to its codes (Fifty et al., 2024, eq. 4.2).
-        sinkhorn: the ε of a balanced assignment on the last level in training (LC-Rec, Zheng et al., ICDE 2024: .003);
-            0 for none. A frozen codebook takes the nearest code all the same: a balanced one would depend on the batch.
-        patience: checks, every 50 steps after the last reset, without a lower validation error before it stops.
+        gradient: Estimator that passes the loss to the encoder: straight through, as if there were no codes, or by the
+            rotation and scale from the latent to its codes (Fifty et al., 2024, eq. 4.2).
+        sinkhorn: ε of a balanced assignment on the last level in training (LC-Rec, Zheng et al., ICDE 2024: .003); 0
+            for none. A frozen codebook always takes the nearest code: a balanced assignment would depend on the batch.
+        patience: Checks without a lower validation error before training stops; one every 50 steps after the last
+            reset.
     """
 
     levels: int = 3
@@ -76,13 +77,13 @@ class RqVaeConfig:
 
 
 class RqVae(nn.Module):
-    """The frozen or training codebook; a `Quantizer`.
+    """Frozen or training codebook; a `Quantizer`.
 
     Shape letters: N items, D dim, H latent dim, Q levels, K codes. Buffers: `mean` (D,), `scale` ().
 
     Args:
         dim: D of the vectors.
-        config: shape and training settings.
+        config: Shape and training settings.
     """
 
     def __init__(self, dim: int, config: RqVaeConfig) -> None:
@@ -144,10 +145,10 @@ class RqVae(nn.Module):
     def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
         """Maps (N, D) float32 to codes (N, Q) uint16.
 
-        Computes in float64: a float32 product's last bits move with the batch size, and a near tie with them.
+        Computes in float64: the last bits of a float32 product depend on the batch size, and would decide near ties.
 
         Raises:
-            DatasetError: wrong width, NaN or infinite values.
+            DatasetError: The vectors have a wrong width, or NaN or infinite values.
         """
         vectors = refuse_width(vectors, self.dim, self.id)
         refuse_not_finite(vectors)
@@ -170,7 +171,7 @@ class RqVae(nn.Module):
 
     def _wide(self) -> "RqVae":
         """Returns a float64 twin of the frozen codebook."""
-        # A module draws its start from torch's global numbers, which are not ours to advance.
+        # A module draws its initial weights from torch's global generator, which must not advance here.
         with torch.random.fork_rng(devices=[]):
             twin = RqVae(self.dim, self.config).double()
         twin.load_state_dict(self.state_dict())
@@ -184,10 +185,10 @@ class RqVae(nn.Module):
 
 
 def load(directory: Path) -> RqVae:
-    """Loads a codebook that `save` wrote, and refuses one that is not what it was.
+    """Loads a codebook that `save` wrote, and refuses a codebook that was altered.
 
     Raises:
-        BundleError: a file is missing or cut short, or the tensors do not give the id they were saved under.
+        BundleError: A file is missing or cut short, or the tensors do not give the id they were saved under.
     """
     path = directory / DESCRIPTION
     if not path.is_file():
@@ -222,13 +223,13 @@ def fit(
     """Trains a codebook on (N, D) float32 vectors.
 
     Args:
-        vectors: the items to learn from; hold some back to measure the error on.
-        config: `config.seed` decides everything random.
-        start: a codebook of the same shape to go on from, with its weights, codes and standardisation.
-        progress: called with (steps done, steps).
+        vectors: Items to learn from; hold some back to measure the error on.
+        config: Configuration; `config.seed` decides everything random.
+        start: Codebook of the same shape to continue from, with its weights, codes and standardisation.
+        progress: Called with (steps done, steps).
 
     Raises:
-        DatasetError: fewer vectors than codes per level, NaN or infinite values.
+        DatasetError: There are fewer vectors than codes per level, or NaN or infinite values.
     """
     refuse_not_finite(vectors)
     if len(vectors) < config.codes:
@@ -253,9 +254,9 @@ def fit(
 def _train(
     model: RqVae, inputs: Tensor, checked: Tensor, progress: Callable[[int, int], None], *, begin: float
 ) -> None:
-    """Trains from the share `begin` of the steps on.
+    """Trains from the share `begin` of the steps to the end.
 
-    Keeps the last state whose error on `checked` (n, D) is as good as any.
+    Keeps the last state whose error on `checked` (n, D) is as low as any other's.
     """
     config = model.config
     generator = torch.Generator().manual_seed(config.seed)
@@ -295,7 +296,7 @@ def _train(
 
 @torch.no_grad()
 def _error(model: RqVae, inputs: Tensor) -> float:
-    """Mean squared error of standardised inputs (n, D), coded by the nearest codes."""
+    """Returns the mean squared error of standardised inputs (n, D), coded by the nearest codes."""
     return float(_squared(inputs - model.decoder(model._quantize(model.encoder(inputs))[0])).mean())
 
 
@@ -308,7 +309,7 @@ def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> No
     residual = model.encoder(sample)
     for level in range(model.levels):
         with warnings.catch_warnings():
-            # Fewer distinct residuals than codes is what the health report is for.
+            # The health report shows a codebook with fewer distinct residuals than codes.
             warnings.simplefilter("ignore", ConvergenceWarning)
             means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
         model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
@@ -337,5 +338,5 @@ def _squared(difference: Tensor) -> Tensor:
 
 
 def _distances(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances (B, K) but for the vectors' own lengths; argmin takes the lowest code in a tie."""
+    """Returns squared distances (B, K) without the vectors' own lengths; argmin takes the lowest code in a tie."""
     return (codebook**2).sum(dim=1) - 2 * vectors @ codebook.T

@@ -1,7 +1,7 @@
-"""Two codings of the same items, side by side: what a retraining kept.
+"""Compares two codings of the same items: it measures how much a retraining kept.
 
-Normalised mutual information is reported because others do, and read with care: with many small clusters it is near .9
-where nothing was kept. The adjusted Rand index is 0 by chance.
+Normalised mutual information is reported because other work reports it. Read it with care: with many small clusters it
+is near .9 even if nothing was kept. The adjusted Rand index is 0 by chance.
 
 Shape letters: N items, Q levels.
 """
@@ -17,15 +17,15 @@ from features.errors import DatasetError
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two codings share.
+    """Agreement of two codings.
 
     Attributes:
         items: N.
-        unchanged: by depth, the share of items whose prefix is the same.
-        pairs_kept: of the pairs of items with one first code, the share that still have one.
-        rand: by depth, the adjusted Rand index of the items' prefixes as clusters (Hubert & Arabie, 1985); it does not
+        unchanged: By depth, the share of items whose prefix is the same.
+        pairs_kept: Share of the pairs of items with one first code that still have one.
+        rand: By depth, the adjusted Rand index of the items' prefixes as clusters (Hubert & Arabie, 1985); it does not
             depend on names.
-        mutual_information: by depth, normalised.
+        mutual_information: By depth, normalised.
     """
 
     items: int
@@ -39,7 +39,7 @@ def compare(before: NDArray[np.uint16], after: NDArray[np.uint16]) -> Comparison
     """Compares codes (N, Q) of the same items.
 
     Raises:
-        DatasetError: the shapes differ, or there are no items.
+        DatasetError: The shapes differ, or there are no items.
     """
     if before.shape != after.shape or not len(before):
         raise DatasetError(
@@ -57,7 +57,7 @@ def compare(before: NDArray[np.uint16], after: NDArray[np.uint16]) -> Comparison
 
 
 def pairs_kept(before: NDArray[np.integer], after: NDArray[np.integer]) -> float:
-    """Of the pairs that share a cluster before, (N,), the share that share one after; 1 where there is no such pair."""
+    """Returns the share of pairs in one cluster before, (N,), that are in one cluster after; 1 without such pairs."""
     together = _pairs(np.unique(before, return_counts=True)[1])
     still = _pairs(np.unique(np.stack([before, after], axis=1), axis=0, return_counts=True)[1])
     return still / together if together else 1.0

@@ -1,7 +1,8 @@
-"""Whether new items fit a frozen codebook as known items do.
+"""Measures drift: do new items fit a frozen codebook as known items do?
 
-Two signs: they are reconstructed worse (Mann-Whitney on the items' errors), or they crowd on other codes
-(Jensen-Shannon divergence of the codes in use, against what two draws of as many items show by chance).
+Two signs show drift. New items are reconstructed worse (Mann-Whitney on the items' errors), or they crowd on other
+codes (Jensen-Shannon divergence of the codes in use, compared with the divergence of two random draws of as many
+items).
 
 Shape letters: N vectors, D dim, Q levels, K codes.
 """
@@ -24,16 +25,16 @@ _FEWEST = 20
 
 @dataclass(frozen=True)
 class Drift:
-    """New items beside known ones.
+    """Comparison of new items with known ones.
 
     Attributes:
-        items: new ones.
-        known, new: the median, the .9 and the .99 quantile of the items' squared errors, each over the mean squared
-            distance of the known items from their mean.
-        p_value: of errors as large or larger if both came from one distribution.
-        divergence: per level, Jensen-Shannon divergence of the codes in use, in bits, 0 to 1.
-        by_chance: per level, what 99 of 100 draws of as many items from all together stay under.
-        flags: what stands out, in sentences; empty where nothing does.
+        items: Number of new items.
+        known, new: Median, .9 and .99 quantile of the items' squared errors, each over the mean squared distance of the
+            known items from their mean.
+        p_value: Probability of errors as large or larger if both came from one distribution.
+        divergence: Per level, Jensen-Shannon divergence of the codes in use, in bits, 0 to 1.
+        by_chance: Per level, the bound under which 99 of 100 draws of as many items from all items stay.
+        flags: Sentences about significant differences; empty if there are none.
     """
 
     items: int
@@ -48,8 +49,8 @@ class Drift:
 def drift(quantizer: Quantizer, known: NDArray[np.float32], new: NDArray[np.float32]) -> Drift | None:
     """Compares new vectors (n, D) with known ones (N, D); None for fewer than 20 of either.
 
-    Any codebook fits what it was made from better than what it was not: give it known items that it was not fitted on,
-    where there are enough.
+    Any codebook fits the items it was fitted on better than others. Pass known items that it was not fitted on, if
+    there are enough.
     """
     if min(len(known), len(new)) < _FEWEST:
         return None
@@ -65,7 +66,7 @@ def drift(quantizer: Quantizer, known: NDArray[np.float32], new: NDArray[np.floa
     rng = np.random.default_rng(0)
     for level in range(quantizer.levels):
         used = [np.bincount(own[:, level], minlength=quantizer.codes).astype(np.float64) for own in codes]
-        # Both are samples: what as many of each would show if all came from one distribution.
+        # Both are samples, so the divergence is compared with samples of the same size from one distribution.
         share = (used[0] + used[1]) / (len(known) + len(new))
         drawn = [rng.multinomial(count, share, size=_DRAWS) for count in (len(known), len(new))]
         chance = jensenshannon(*drawn, base=2, axis=1) ** 2

@@ -1,7 +1,7 @@
-"""How well a codebook serves a catalogue: what to look at before a ranker learns on its codes.
+"""Measures the health of a codebook over a catalogue, before a ranker learns on its codes.
 
-Usage is an alarm, not a score: it is near 1 after any k-means start. Perplexity and the share of unique IDs say how
-evenly and how finely the catalogue is cut.
+Usage is an alarm, not a score: it is near 1 after any k-means start. Perplexity and the share of unique IDs measure how
+evenly and how finely the catalogue is divided.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ _HELD_OUT = 0.05
 
 @dataclass(frozen=True)
 class CodebookHealth:
-    """The report of one codebook over one catalogue.
+    """Report of one codebook over one catalogue.
 
     Attributes:
-        usage: per level, share of the K codes that some item has.
-        perplexity: per level, exp of the code distribution's entropy, as a share of K.
-        unique: distinct Semantic IDs over items.
-        largest_group: items that share the most crowded Semantic ID.
-        error: per name of an item set, squared reconstruction error over the set's squared distance from its mean.
-        collapsed: levels (from 1) that use under half of the codes they could.
+        usage: Per level, share of the K codes that some item has.
+        perplexity: Per level, exp of the code distribution's entropy, as a share of K.
+        unique: Distinct Semantic IDs over items.
+        largest_group: Items that share the most crowded Semantic ID.
+        error: By name of an item set, squared reconstruction error over the set's squared distance from its mean.
+        collapsed: Levels (from 1) that use under half of the codes they could use.
     """
 
     items: int
@@ -41,7 +41,7 @@ class CodebookHealth:
 
 
 def held_out_items(items: int, seed: int) -> NDArray[np.bool_]:
-    """Returns (N,) which items a codebook is not fitted on, so that its error can be measured on them."""
+    """Returns a mask (N,) of the items a codebook is not fitted on, so that its error can be measured on them."""
     return np.random.default_rng(seed).random(items) < _HELD_OUT
 
 
@@ -51,9 +51,9 @@ def codebook_health(
     """Measures a codebook.
 
     Args:
-        quantizer: the frozen codebook.
-        codes: (N, Q) of the whole catalogue.
-        sets: vectors (n, D) whose error to report, by name, such as `fitted` and `held_out`.
+        quantizer: Frozen codebook.
+        codes: (N, Q) codes of the whole catalogue.
+        sets: Vectors (n, D) whose error to report, by name, such as `fitted` and `held_out`.
     """
     usage, perplexity = [], []
     for level in range(quantizer.levels):
@@ -77,14 +77,14 @@ def codebook_health(
 
 
 def relative_error(quantizer: Quantizer, vectors: NDArray[np.float32]) -> float:
-    """Squared reconstruction error over squared distance from the mean: 0 is perfect, 1 is predicting the mean."""
+    """Returns squared reconstruction error over squared distance from the mean: 0 is perfect, 1 predicts the mean."""
     spread = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
     lost = float(((vectors - quantizer.decode(quantizer.encode(vectors))) ** 2).sum())
     return lost / max(spread, 1e-12)
 
 
 def collapse_alarm(health: CodebookHealth) -> list[str]:
-    """For each collapsed level, what to change; nothing while all is well."""
+    """Returns the remedy for each collapsed level; empty if no level collapsed."""
     fewer = default_codes(health.items)
     remedy = f"--codes {fewer}" if fewer < health.codes else "fewer --codes, --quantizer balanced-kmeans"
     return [

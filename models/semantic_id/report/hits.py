@@ -1,8 +1,8 @@
-"""How often what a user likes next shares codes with what they liked before, for frequent and for rare items.
+"""Measures hits: how often a user's next liked item shares codes with the items they liked before.
 
-What a ranker can gain from Semantic IDs on rare items is what their nodes tell: a hit at depth d is a positive test
-event whose item shares its first d codes with an item of the user's history, other than itself. Beside it, by chance:
-the same items against the histories of other users.
+A ranker can gain from Semantic IDs on rare items only what their nodes carry. A hit at depth d is a positive test event
+whose item shares its first d codes with another item of the user's history. The rate by chance compares the same items
+with the histories of other users. Frequent and rare items are reported apart.
 
 Shape letters: E events, N items, Q levels.
 """
@@ -18,13 +18,13 @@ _FREQUENT = 0.2
 
 @dataclass(frozen=True)
 class HitRate:
-    """One group of items.
+    """Hit rates of one group of items.
 
     Attributes:
         group: `frequent`, the fifth of the items with most training events, or `rare`, the others.
-        events: positive test events of its items.
-        rate: per depth, the share of them that hit.
-        by_chance: per depth, the same with histories of other users.
+        events: Positive test events of the group's items.
+        rate: Per depth, the share of the events that hit.
+        by_chance: Per depth, the same share with histories of other users.
     """
 
     group: str
@@ -37,8 +37,8 @@ def hit_rates(codes: NDArray[np.uint16], coded: NDArray[np.bool_], examples: pl.
     """Measures the frame's test part.
 
     Args:
-        codes: (N, Q) by item number; any where `coded` (N,) is false.
-        examples: the frame's, with `item`, `history`, `label` and `split`.
+        codes: (N, Q) by item number; arbitrary where `coded` (N,) is false.
+        examples: Examples of the frame, with `item`, `history`, `label` and `split`.
     """
     train = examples.filter(pl.col("split") == "train")["item"].to_numpy()
     seen = np.bincount(train, minlength=len(codes))[: len(codes)]

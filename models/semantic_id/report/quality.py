@@ -1,4 +1,4 @@
-"""What a coding of a catalogue is like, whoever made it: how it branches, who shares a code, how pure its nodes are.
+"""Measures a coding of a catalogue: its branching, its shared codes, the purity of its nodes.
 
 Shape letters: N items, Q levels, D dim of a content vector.
 """
@@ -15,18 +15,18 @@ _QUARTILES = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Depth:
-    """The nodes of one depth: items that share a prefix.
+    """Nodes of one depth; a node is the items that share a prefix.
 
     Attributes:
-        depth: codes in the prefix, from 1.
-        used: codes of this level that some item has.
+        depth: Codes in the prefix, from 1.
+        used: Codes of this level that some item has.
         perplexity: exp of the entropy of this level's codes.
-        branching: exp H(code | the prefix above): over how many codes a node's items spread, as if evenly.
-        nodes: prefixes that some item has.
-        sizes: quartiles of the items under a prefix, as an item sees it.
-        shared: share of items whose prefix another item has.
-        purity: mean cosine of the pairs of items that share the prefix (Singh et al., RecSys 2024, table 1); None where
-            no two do.
+        branching: exp H(code | the prefix above): the number of codes over which a node's items spread, as if evenly.
+        nodes: Prefixes that some item has.
+        sizes: Quartiles of the items under a prefix, weighted by item.
+        shared: Share of items whose prefix another item has.
+        purity: Mean cosine of the pairs of items that share the prefix (Singh et al., RecSys 2024, table 1); None if no
+            two do.
     """
 
     depth: int
@@ -41,13 +41,13 @@ class Depth:
 
 @dataclass(frozen=True)
 class IdQuality:
-    """A coding of N items.
+    """Quality of a coding of N items.
 
     Attributes:
-        unique: distinct Semantic IDs over items.
-        sharing: items whose whole Semantic ID another item has.
-        largest_group: items that share the most crowded one.
-        cosine: mean over all pairs of items: what purity must beat.
+        unique: Distinct Semantic IDs over items.
+        sharing: Items whose whole Semantic ID another item has.
+        largest_group: Items that share the most crowded Semantic ID.
+        cosine: Mean over all pairs of items; purity should exceed it.
     """
 
     items: int
@@ -62,7 +62,7 @@ def id_quality(codes: NDArray[np.integer], vectors: NDArray[np.float32]) -> IdQu
     """Measures codes (N, Q) over the content vectors (N, D) of the same items.
 
     Raises:
-        DatasetError: there are no items, or not as many codes as vectors.
+        DatasetError: There are no items, or the numbers of codes and vectors differ.
     """
     if not len(codes) or len(codes) != len(vectors):
         raise DatasetError(f"codes: expected those of the {len(vectors)} items with vectors, got {len(codes)}")
@@ -103,7 +103,7 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 
 def _mean_cosine(unit: NDArray[np.float32], node: NDArray[np.int64]) -> float | None:
-    """Over all pairs within nodes: of n unit vectors of sum s, the cosines of all pairs sum up to (|s|² - n) / 2."""
+    """Averages over all pairs within nodes: for n unit vectors of sum s, all pairs' cosines sum to (|s|² - n) / 2."""
     order = np.argsort(node, kind="stable")
     sizes = np.bincount(node)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])

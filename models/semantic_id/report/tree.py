@@ -1,4 +1,4 @@
-"""The tree that Semantic IDs are: a node for each prefix, its items, and the words that tell it from its siblings.
+"""The tree of Semantic IDs: a node for each prefix, its items, and the words that distinguish it from its siblings.
 
 Shape letters: N items, Q levels, W words.
 """
@@ -21,11 +21,11 @@ _WORD = r"\b[^\W\d_]{2,}\b"
 
 @dataclass(frozen=True)
 class Node:
-    """A prefix.
+    """Node of the tree: a prefix.
 
     Attributes:
-        path: its codes.
-        start, stop: its items, as a range of `Tree.order`.
+        path: Codes of the prefix.
+        start, stop: Range of the node's items in `Tree.order`.
     """
 
     path: tuple[int, ...]
@@ -38,7 +38,7 @@ class Node:
 
 
 class Tree:
-    """Nodes over codes (N, Q), found by sorting: a node's items stand side by side.
+    """Tree over codes (N, Q), found by sorting: the items of a node are contiguous.
 
     Args:
         codes: (N, Q).
@@ -58,7 +58,7 @@ class Tree:
         return Node((), 0, len(self.order))
 
     def items(self, node: Node) -> NDArray[np.int64]:
-        """Numbers of the node's items."""
+        """Returns the numbers of the node's items."""
         return self.order[node.start : node.stop]
 
     def children(self, node: Node) -> list[Node]:
@@ -82,7 +82,7 @@ class Tree:
         return node
 
     def words(self, node: Node, siblings_of: Node) -> list[str]:
-        """Words of a node's texts that the parent's other texts lack, the most telling first.
+        """Returns the words of a node's texts that the parent's other texts lack, the most distinctive first.
 
         Log odds with a Dirichlet prior of the parent's words, over their deviation (Monroe et al., 2008, eq. 22), on
         the number of texts that hold a word.
@@ -102,7 +102,7 @@ class Tree:
         return [str(self._words[word]) for word in best if score[word] > 0 and own[word] > 0]
 
     def _sum(self, node: Node) -> NDArray[np.float64]:
-        """Texts by word under a node, kept for the next of its children."""
+        """Counts texts by word under a node; the counts are kept for the next of its children."""
         place = (node.start, node.stop)
         if place not in self._sums:
             self._sums = {
@@ -112,7 +112,7 @@ class Tree:
 
 
 def _counted(texts: Sequence[str]) -> tuple[csr_array, list[str]]:
-    """Which text (N,) holds which of the W words that most texts hold, (N, W), and the words."""
+    """Returns which text (N,) holds which of the W most frequent words, (N, W), and the words."""
     held = (
         pl.DataFrame({"row": np.arange(len(texts)), "word": pl.Series(list(texts), dtype=pl.String)})
         .with_columns(pl.col("word").str.to_lowercase().str.extract_all(_WORD))
