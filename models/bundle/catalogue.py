@@ -23,10 +23,10 @@ _NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed"
 
 
 class Catalogue:
-    """Users and items of one bundle by number, with what the ranker and retrieval read of them.
+    """Users and items of one bundle by number, with the values that the ranker and retrieval read of them.
 
     Args:
-        bundle: gives the entities as published.
+        bundle: Bundle with the entities as published.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -51,7 +51,7 @@ class Catalogue:
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
-        """The types of the item columns that the catalogue keeps."""
+        """Types of the item columns that the catalogue keeps."""
         return dict(self._item_columns.schema)
 
     @property
@@ -60,11 +60,11 @@ class Catalogue:
         return self._vectors.array
 
     def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
-        """Users of whom nothing but the id is known."""
+        """Returns users with no known value but the id."""
         return entity_frame([{"user_id": name} for name in ids], self._user_columns)
 
     def number_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Numbers (N,) of users; new ones are added with their id alone."""
+        """Returns the numbers (N,) of users; new users are added with their id alone."""
         new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
         if new:
             self.users.append(self.user_frame(new))
@@ -73,14 +73,14 @@ class Catalogue:
         return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
 
     def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Numbers (N,) of items; new ones are added with their id alone."""
+        """Returns the numbers (N,) of items; new items are added with their id alone."""
         new = [name for name in dict.fromkeys(ids) if name not in self.item_numbers]
         if new:
             self._add_items(new, [{} for _ in new], np.zeros((len(new), self.vectors.shape[1]), dtype=np.float32))
         return np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
 
     def add_default_item(self) -> int:
-        """Adds an item of which nothing is known, not even an id: it reads no row. Returns its number."""
+        """Adds an item without any value, not even an id: it reads no row. Returns its number."""
         number = len(self.item_ids)
         self.items.append(entity_frame([{}], self._read_columns))
         self._vectors.extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
@@ -91,10 +91,10 @@ class Catalogue:
         """Adds items, or gives known ones new features and vectors.
 
         Raises:
-            BundleError: a vector or a Semantic ID was made by another encoder or codebook than the bundle's.
+            BundleError: A vector or a Semantic ID was made by another encoder or codebook than the bundle's.
         """
         for name, record in records.items():
-            # An item that only events name has no Semantic ID.
+            # An item that occurs only in events has no Semantic ID.
             made_by = {"encoder": record.encoder} | ({"codebook": record.codebook} if record.codes else {})
             for kind, own in made_by.items():
                 expected = self._made_by[kind]
@@ -114,7 +114,10 @@ class Catalogue:
             self._add_items(new, [self._features(record) for record in chosen], self._content(chosen))
 
     def remove_items(self, ids: Sequence[str]) -> None:
-        """Forgets all of some items but their ids, which histories still name; they are no candidates any more."""
+        """Removes all values of some items but their ids, which histories still name.
+
+        The items are no candidates any more.
+        """
         self.number_items(ids)
         self.deleted.update(ids)
         distinct = list(dict.fromkeys(ids))

@@ -1,13 +1,13 @@
-"""The delta: what the stream changed, as bytes on the log, and the fold that applies it.
+"""The delta: a change of the stream as bytes on the log, and the fold that applies it.
 
     table at offset n = snapshot ⊕ deltas[..n]
 
-Whoever folds the same deltas gets the same bits: a delta carries whole rows in float32 with their optimizer state,
-never increments, and a row keeps the highest sequence number it has seen, so replays and repeats change nothing.
+All processes that fold the same deltas get the same bits. A delta carries whole rows in float32 with their optimizer
+state, never increments, and a row keeps the highest sequence number it has seen, so replays and repeats change nothing.
 
-Sequence numbers: the published bundle is 0; the stream's n-th micro-batch since then is n. Every micro-batch leaves at
-least one delta, whose header names the inputs it was made of: batch boundaries change the bits, so who does the
-batches again must cut them alike.
+Sequence numbers: the published bundle is 0; the stream's n-th micro-batch since then is n. Every micro-batch writes at
+least one delta, whose header names its inputs. Batch boundaries change the bits, so a replay of the batches must cut
+them at the same messages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ from features.errors import EventError, OversizedError
 
 VERSION = 2
 SNAPSHOT_SEQ = 0
-# Stores keep a sequence number, and one more, in six bytes.
+# Stores keep a sequence number plus one in six bytes.
 _MAX_SEQ = 2**48 - 2
 # A message stays well below Kafka's 1 MiB with any table dimension up to 64.
 _MAX_ROWS = 2_048
 _MAX_RECORDS = 512
 DELTA_BYTES = 4 << 20
-"""Size of a delta in bytes that `changed_rows` stays below: half of what a topic takes by default."""
-# What msgpack adds to a record: the heads of an array, of two texts and of bytes.
+"""Size of a delta in bytes that `changed_rows` stays below: half of the default limit of a topic."""
+# Bytes msgpack adds to a record: the heads of an array, of two texts and of bytes.
 _RECORD_HEADS = 16
 
 
@@ -38,7 +38,7 @@ def record_bytes(limit: int) -> int:
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
-    """A record that replaces the one of the same kind and id: an item, or a user's history."""
+    """Record that replaces the record of the same kind and id: an item, or a user's history."""
 
     kind: str
     id: str
@@ -69,20 +69,20 @@ class Trailer(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """A part of what one micro-batch changed in one bundle.
+    """Part of the change that one micro-batch made in one bundle.
 
     Attributes:
-        version: of this format.
-        bundle: whose table; a reader of another bundle passes over it.
-        seq: of the micro-batch, ≥ 1.
+        version: Version of this format.
+        bundle: Id of the bundle whose table changed; a reader of another bundle skips the delta.
+        seq: Sequence number of the micro-batch, ≥ 1.
         dim: D.
         rows: (n,) little-endian uint32 row numbers.
         weights: (n, D) little-endian float32.
         accumulators: (n,) little-endian float32 row-wise Adagrad state.
-        records: items and histories that changed.
-        times_ms: when the messages behind this delta were appended to their topics, for freshness.
-        sources: the inputs of the micro-batch, with its last delta.
-        poison: positions among them, (topic, partition, offset), at which the step fails; it passes over them.
+        records: Items and histories that changed.
+        times_ms: Times when the messages behind this delta were appended to their topics, for freshness.
+        sources: Inputs of the micro-batch, in its last delta.
+        poison: Positions (topic, partition, offset) among the inputs at which the step fails and which it skips.
     """
 
     version: int
@@ -114,15 +114,15 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode(delta: Delta) -> bytes:
-    """Delta to bytes: a msgpack array in the order of the fields."""
+    """Encodes a delta: a msgpack array in the order of the fields."""
     return msgspec.msgpack.encode(delta)
 
 
 def decode(data: bytes) -> Delta:
-    """Bytes to delta.
+    """Decodes a delta.
 
     Raises:
-        EventError: not a delta, another version, or arrays that do not fit each other.
+        EventError: Not a delta, another version, or arrays that do not fit each other.
     """
     try:
         delta = msgspec.msgpack.decode(data, type=Delta)
@@ -149,17 +149,17 @@ def changed_rows(
     trailer: Trailer = Trailer(),  # noqa: B008 - frozen
     limit: int = DELTA_BYTES,
 ) -> Iterator[Delta]:
-    """Cuts what a micro-batch changed into deltas of one sequence number, each small enough for a message.
+    """Cuts the change of a micro-batch into deltas of one sequence number, each small enough for a message.
 
     Args:
         rows: (n,) distinct row numbers.
-        weight, accumulator: the live table, (R, D) and (R,).
-        records: what else changed; travels with the first deltas.
-        trailer: travels with the last delta, which arrives when all the others have.
-        limit: size of an encoded delta in bytes. A quarter is for rows, half for records, a quarter for the rest.
+        weight, accumulator: Live table, (R, D) and (R,).
+        records: Other changes; they travel in the first deltas.
+        trailer: Inputs of the micro-batch; they travel in the last delta, which arrives after all others.
+        limit: Size of an encoded delta in bytes. A quarter is for rows, half for records, a quarter for the rest.
 
     Raises:
-        OversizedError: a record is larger than `record_bytes(limit)`.
+        OversizedError: A record is larger than `record_bytes(limit)`.
     """
     dim = weight.shape[1]
     height = max(1, min(_MAX_ROWS, limit // 4 // (4 * dim + 8)))

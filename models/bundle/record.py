@@ -1,4 +1,4 @@
-"""What the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
+"""Records the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,23 +19,23 @@ ADMITTED = "admitted"
 """Keys of values that were admitted: little-endian uint64, under a micro-batch's number or a hash of the keys."""
 
 CHANGED = "changed"
-"""Ids of changed items in deltas of releases before 0.2, which stores need no more."""
+"""Ids of changed items in deltas of releases before 0.2, which stores no longer need."""
 LOADED = "loaded"
-"""Says, under the id "bundle", that a published bundle is in the store, whole; the payload names this filling of it."""
+"""Marks, under the id "bundle", that the store holds a whole published bundle; the payload names this filling."""
 
 TOMBSTONE = b""
-"""The record of an item that was deleted."""
+"""Record of a deleted item."""
 
 
 class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One item.
+    """Item of the catalogue.
 
     Attributes:
-        encoder: id of the encoder that made `vector`, or "".
+        encoder: Id of the encoder that made `vector`, or "".
         vector: (D,) little-endian float32, empty without content.
-        codes: the Semantic ID, empty without content.
-        features: the values of the item's feature columns, by column.
-        codebook: id of the codebook that made `codes`, or "".
+        codes: Semantic ID, empty without content.
+        features: Values of the item's feature columns, by column.
+        codebook: Id of the codebook that made `codes`, or "".
     """
 
     encoder: str
@@ -50,19 +50,19 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A user's kept visits, (item_id, time), oldest first; and their ids in the same order."""
+    """Visits that are kept of a user, (item_id, time), oldest first; and their event ids in the same order."""
 
     items: list[str]
     times: list[int]
 
 
 def encode(record: ItemRecord | HistoryRecord) -> bytes:
-    """Record to bytes: a msgpack array in the order of the fields."""
+    """Encodes a record: a msgpack array in the order of the fields."""
     return msgspec.msgpack.encode(record)
 
 
 def decode_item(data: bytes) -> ItemRecord:
-    """Bytes to item; raises EventError on anything else."""
+    """Decodes an item; raises EventError on any other content."""
     try:
         return msgspec.msgpack.decode(data, type=ItemRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -70,7 +70,7 @@ def decode_item(data: bytes) -> ItemRecord:
 
 
 def decode_history(data: bytes) -> HistoryRecord:
-    """Bytes to history; raises EventError on anything else."""
+    """Decodes a history; raises EventError on any other content."""
     try:
         return msgspec.msgpack.decode(data, type=HistoryRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -78,12 +78,12 @@ def decode_history(data: bytes) -> HistoryRecord:
 
 
 def encode_admitted(keys: NDArray[np.uint64]) -> bytes:
-    """Keys (N,) to bytes."""
+    """Encodes keys (N,)."""
     return keys.astype("<u8").tobytes()
 
 
 def decode_admitted(data: bytes) -> NDArray[np.uint64]:
-    """Bytes to keys (N,); raises EventError on anything else."""
+    """Decodes keys (N,); raises EventError on any other content."""
     if len(data) % 8:
         raise EventError(f"admitted record: expected 8 bytes a key, got {len(data)} bytes")
     return np.frombuffer(data, dtype="<u8").astype(np.uint64)
@@ -102,5 +102,5 @@ def is_full_admitted(data: bytes) -> bool:
 
 
 def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:
-    """Feature values by column as a frame with the columns and types of `like`; what is missing is null."""
+    """Returns feature values by column as a frame with the columns and types of `like`; missing values are null."""
     return pl.DataFrame([typed(name, [row.get(name) for row in rows], dtype) for name, dtype in like.schema.items()])

@@ -1,6 +1,6 @@
-"""Scores: what a user and some candidates look up, and the network over what the table said.
+"""Scores candidates: the lookups of a user and candidates, and the network over the table's vectors.
 
-Shape letters: n candidates, K lookups, D dim, W pooled columns, F things that can be taken away.
+Shape letters: n candidates, K lookups, D dim, W pooled columns, F features that can be ablated.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Lookups:
-    """What one request reads: nothing in it changes when the catalogue does.
+    """Reads of one request; they do not change when the catalogue does.
 
     Attributes:
-        rows: distinct rows of the table (M,), read in one go.
-        shared: the user's, history's and context's lookups, made once for all candidates.
-        own: the candidates' lookups, and what the network reads beside the table.
+        rows: Distinct rows of the table (M,), read at once.
+        shared: Lookups of the user, history and context, made once for all candidates.
+        own: Lookups of the candidates, and the other inputs of the network.
     """
 
     rows: Ints
@@ -40,11 +40,11 @@ class Lookups:
 
 
 class Scorer:
-    """One bundle's network over one catalogue.
+    """Network of one bundle over one catalogue.
 
     Args:
-        schema, network: the bundle's.
-        catalogue: gives users, items and their vectors.
+        schema, network: Schema and dense part of the bundle.
+        catalogue: Users, items and their vectors.
     """
 
     def __init__(self, schema: Schema, network: DensePart, catalogue: Catalogue) -> None:
@@ -56,7 +56,7 @@ class Scorer:
         self._places = _places(schema, (*self._shared, *self._own))
 
     def lookups(self, user: str, items: Ints, history: Ints, events: Entities) -> Lookups:
-        """What to read for candidates (n,), n ≥ 1; the catalogue must not change meanwhile."""
+        """Returns the lookups for candidates (n,), n ≥ 1; the catalogue must not change meanwhile."""
         catalogue = self._catalogue
         users, number = catalogue.users, catalogue.user_numbers.get(user)
         if number is None:
@@ -73,10 +73,10 @@ class Scorer:
         )
 
     def score(self, lookups: Lookups, vectors: Floats) -> Floats:
-        """Probabilities (n,) from the rows' vectors (M, D).
+        """Returns probabilities (n,) from the rows' vectors (M, D).
 
         Raises:
-            AnswerError: one of them is no number.
+            AnswerError: A probability is not a number.
         """
         with torch.no_grad(), trace.span("network", candidates=lookups.own.size):
             logits = self._network(self._pooled(lookups, vectors), lookups.own)
@@ -85,16 +85,17 @@ class Scorer:
         return found
 
     def explain(self, lookups: Lookups, vectors: Floats, chosen: Ints) -> list[dict[str, float]]:
-        """What each feature adds to candidates' scores, by ablation: the log-odds with it less those without it.
+        """Returns each feature's contribution to candidates' scores, by ablation.
 
-        Without a categorical feature means that its lookups are zero, as for a value that is not admitted; a numeric
-        one is at its mean. Contributions need not add up to the score: features work together.
+        A contribution is the log-odds with the feature less the log-odds without it. Without a categorical feature, its
+        lookups are zero, as for a value that is not admitted; without a numeric feature, its value is the mean.
+        Contributions need not add up to the score, since features work together.
 
         Args:
-            chosen: positions (k,) among the candidates.
+            chosen: Positions (k,) among the candidates.
 
         Returns:
-            For each of them, contributions by feature, the largest first.
+            For each position, contributions by feature, the largest first.
         """
         pooled, own = self._pooled(lookups, vectors)[chosen], _of(lookups.own, chosen)
         taken: list[tuple[str, Tensor, Batch]] = [("", pooled, own)]
@@ -125,7 +126,7 @@ class Scorer:
 
 
 def _check_numbers(found: Floats) -> None:
-    """Raises AnswerError where the network made no numbers: JSON has none such, and an order by them means nothing."""
+    """Raises AnswerError if a score is not a number: JSON has no such value, and no order by it is meaningful."""
     wrong = int((~np.isfinite(found)).sum())
     if wrong:
         raise AnswerError(f"the network made {wrong:,} of {found.size:,} scores no numbers; train it again")
@@ -138,7 +139,7 @@ def _examples(user: int, items: Ints, history: Ints) -> Examples:
 
 
 def _of(batch: Batch, chosen: Ints) -> Batch:
-    """What the network reads beside the table, of some examples."""
+    """Returns the network's inputs beside the table, for some examples."""
     at = torch.from_numpy(chosen)
     return replace(
         batch,
@@ -161,7 +162,7 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
 
 
 def _columns(schema: Schema) -> dict[str, slice]:
-    """By feature, its columns of the network's input."""
+    """Maps each feature to its columns of the network's input."""
     found: dict[str, slice] = {}
     start = 0
     for feature in schema.features:
@@ -172,7 +173,7 @@ def _columns(schema: Schema) -> dict[str, slice]:
 
 
 def _places(schema: Schema, looked_up: Sequence[Feature]) -> Tensor:
-    """For each column of the network's input, where it stands when features are pooled in another order."""
+    """Returns the place of each column of the network's input when features are pooled in another order."""
     widths = {name: columns.stop - columns.start for name, columns in _columns(schema).items()}
     starts: dict[str, int] = {}
     position = 0

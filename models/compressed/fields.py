@@ -1,7 +1,7 @@
-"""Categorical fields as dense ids: what embedding methods are compared on.
+"""Categorical fields as dense ids: the data on which embedding methods are compared.
 
-The protocol of the papers: user, item and every other single-valued categorical column, one value a field; columns of
-several values and histories are left out. A value that training has not seen is the field's unknown value, id 0.
+The protocol is that of the papers: user, item and every other single-valued categorical column, one value per field.
+Columns of several values and histories are left out. A value absent from training is the field's unknown value, id 0.
 
 Shape letters: F fields, N values of all fields together, E examples.
 """
@@ -47,9 +47,9 @@ class Fields:
     """The fields of a dataset and its three parts.
 
     Attributes:
-        names: of the fields.
-        sizes: (F,) int64 values of each field, the unknown one included.
-        fingerprints: (N,) uint64 of the values, as the hash contract has them.
+        names: Names of the fields.
+        sizes: (F,) int64 values of each field, including the unknown value.
+        fingerprints: (N,) uint64 of the values, by the hash contract.
         counts: (N,) int64 training examples that hold each value.
         parts: `train`, `validation`, `test`.
     """
@@ -62,12 +62,12 @@ class Fields:
 
     @property
     def offsets(self) -> NDArray[np.int64]:
-        """(F + 1,) int64: where each field's values start."""
+        """(F + 1,) int64: start of each field's values."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that is learnt from."""
+        """Hash of all data that is learnt from."""
         found = sha256(repr(self.names).encode())
         for part in self.parts.values():
             for array in (part.codes, part.numeric, part.labels):
@@ -77,7 +77,7 @@ class Fields:
 
     @property
     def values(self) -> int:
-        """N: rows of the collisionless table."""
+        """N, the rows of the collisionless table."""
         return int(self.sizes.sum())
 
 
@@ -85,7 +85,7 @@ def fields(dataset: Dataset, frame: Frame) -> Fields:
     """Numbers the single-valued categorical columns of a frame.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: The frame has no such column.
     """
     columns = _columns(dataset, frame)
     if not columns:
@@ -112,9 +112,9 @@ def fields(dataset: Dataset, frame: Frame) -> Fields:
 
 
 def with_noise(fields: Fields, values: int, *, seed: int) -> Fields:
-    """Returns the fields and one more, `noise`, whose `values` values are drawn uniformly and say nothing of the label.
+    """Returns the fields with a field `noise` added, whose `values` values are random and independent of the label.
 
-    It stands for a session or request id: by its number of values it asks for most of a table.
+    The field represents a session or request id, which by its number of values would claim most of a table.
     """
     rng = np.random.default_rng([seed, values])
     parts, counts = {}, np.zeros(values, dtype=np.int64)
@@ -133,7 +133,7 @@ def with_noise(fields: Fields, values: int, *, seed: int) -> Fields:
 
 
 def _columns(dataset: Dataset, frame: Frame) -> dict[str, pl.Series]:
-    """By name, each field's value of every example."""
+    """Maps each field's name to its value in every example."""
     found: dict[str, pl.Series] = {}
     sources = (
         ("user", frame.users, ("user_id", *(dataset.users.categorical if dataset.users else ()))),

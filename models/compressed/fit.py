@@ -1,8 +1,8 @@
-"""Trains a ranker over one embedding method and scores what the method would store.
+"""Trains a ranker over one embedding method and scores the tensors that the method would store.
 
-DCN-V2 over the vectors of all fields and the numeric columns (Wang et al., WWW 2021), Adam, early stop on validation
-log loss. After each epoch the stored tensors go into a twin that has never been trained, and the twin is what is
-validated, kept and in the end tested: quantized, pruned, packed as it would be served.
+The ranker is DCN-V2 over the vectors of all fields and the numeric columns (Wang et al., WWW 2021), with Adam and early
+stopping on validation log loss. After each epoch the stored tensors are loaded into a twin that has never been trained.
+The twin is validated, kept and in the end tested: quantized, pruned, packed as it would be served.
 """
 
 import copy
@@ -32,10 +32,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How each method is trained: the same for all.
+    """Training configuration, the same for all methods.
 
-    Validation log loss may rise for an epoch and fall again, and where a method stopped at the first rise, which one
-    did would decide more than the method does: hence the patience.
+    Validation log loss may rise for an epoch and fall again. If a method stopped at the first rise, chance would decide
+    more than the method does. This is the reason for the patience.
     """
 
     batch: int = 512
@@ -48,15 +48,15 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it.
+    """Result of a fit.
 
     Attributes:
-        auc, log_loss: on the test part, of the best epoch.
-        validation_auc, validation_log_loss: of the same epoch, on the part that chose it.
-        bytes: of what the method stores.
-        train_seconds: of all epochs, validation included.
-        lookup_ms: median of looking up 4,096 examples, on one thread.
-        epochs: trained; the best may be up to `patience` before the last.
+        auc, log_loss: Measures on the test part, of the best epoch.
+        validation_auc, validation_log_loss: Measures of the same epoch, on the part that chose it.
+        bytes: Bytes of the stored tensors.
+        train_seconds: Seconds of all epochs, including validation.
+        lookup_ms: Median time of a lookup of 4,096 examples, on one thread.
+        epochs: Number of trained epochs; the best may be up to `patience` before the last.
     """
 
     auc: float
@@ -76,10 +76,10 @@ def fit(
     """Trains `method` in place and measures it.
 
     Args:
-        method: as `at` built it.
-        fields: whose parts are used.
-        config: of the training.
-        progress: called with (examples done, examples in all epochs at most).
+        method: Method as `at` built it.
+        fields: Fields whose parts are used.
+        config: Configuration of the training.
+        progress: Called with (examples done, most examples in all epochs).
     """
     start = time.perf_counter()
     served = copy.deepcopy(method).eval()
@@ -147,7 +147,7 @@ def _epoch(
 
 @torch.no_grad()
 def predict(method: EmbeddingMethod, network: Network, part: Part) -> NDArray[np.float32]:
-    """Probabilities (E,) float32 of a part's examples, in order."""
+    """Returns probabilities (E,) float32 of a part's examples, in order."""
     out = np.zeros(len(part.labels), dtype=np.float32)
     for at in range(0, len(out), _SCORE_ROWS):
         rows = slice(at, at + _SCORE_ROWS)

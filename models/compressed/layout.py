@@ -1,4 +1,4 @@
-"""Which rows of one table the fields' values read: the layouts that the multiplexing paper compares.
+"""Layouts of one table: the rows that the fields' values read, as the multiplexing paper compares them.
 
 Shape letters: F fields, N values of all fields, c chunks, R rows.
 """
@@ -18,14 +18,14 @@ def rows_of(fields: Fields, layout: Layout, *, rows: int, chunks: int = 1, seed:
     """Returns the rows (N, c) int64 in [0, R) of every value.
 
     Args:
-        layout: a row for each value; a range of rows for each field that only its own values are hashed into, sized by
-            its share of the values or the same for every field; or one range for all.
+        layout: One row per value; a range of rows for each field that only its own values are hashed into, sized by its
+            share of the values or the same for every field; or one range for all.
         rows: R; a collisionless layout needs N.
         chunks: c lookups of each value.
-        seed: salts the hash, so that collisions differ from seed to seed.
+        seed: Salt of the hash, so that collisions differ from seed to seed.
 
     Raises:
-        ValueError: fewer rows than the layout needs.
+        ValueError: There are fewer rows than the layout needs.
     """
     if layout == "collisionless":
         if rows < fields.values:

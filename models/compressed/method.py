@@ -1,8 +1,9 @@
-"""What an embedding method is: vectors for values out of a given number of bytes, all counted by one rule.
+"""The protocol of an embedding method: vectors for values within a budget of bytes, all counted by one rule.
 
-Counted is what serving must keep to give the same vectors: every tensor of `stored()`, in its stored type, the value
-dictionary included where a method needs a value's own id. Not counted are the method's configuration (field names and
-a few integers per field) and whatever the hash contract gives anew, such as the rows of a hashed value.
+The bytes of a method are those that serving must keep to give the same vectors: every tensor of `stored()`, in its
+stored type, including the value dictionary if a method needs a value's own id. They exclude the method's configuration
+(field names and a few integers per field) and whatever the hash contract recomputes, such as the rows of a hashed
+value.
 
 Shape letters: B batch, F fields, D dim, N values of all fields, R rows.
 """
@@ -23,10 +24,10 @@ FLOAT_BYTES = 4
 
 
 class BudgetError(TesseraError):
-    """A method cannot work in so few bytes.
+    """Error of a method that cannot work within so few bytes.
 
     Attributes:
-        least: bytes that would do.
+        least: Fewest bytes that the method needs.
     """
 
     def __init__(self, method: str, least: int, budget: int) -> None:
@@ -35,15 +36,15 @@ class BudgetError(TesseraError):
 
 
 def footprint(stored: Mapping[str, Tensor]) -> int:
-    """Bytes of what serving must keep: the one rule for every method."""
+    """Returns the bytes that serving must keep: the one rule for every method."""
     return sum(tensor.nbytes for tensor in stored.values())
 
 
 class EmbeddingMethod(nn.Module, ABC):
-    """Vectors for the values of several fields.
+    """Method that gives vectors for the values of several fields.
 
-    What `stored()` holds is by default the module's state: parameters and persistent buffers. What the hash contract
-    gives anew is a buffer with `persistent=False`.
+    By default `stored()` holds the module's state: parameters and persistent buffers. A tensor that the hash contract
+    recomputes is a buffer with `persistent=False`.
     """
 
     name: ClassVar[str]
@@ -54,37 +55,37 @@ class EmbeddingMethod(nn.Module, ABC):
         """Builds the method as close to a budget as its own knob allows, never above it.
 
         Args:
-            fields: names, sizes, fingerprints and training counts of the values; the examples are not looked at.
+            fields: Names, sizes, fingerprints and training counts of the values; the examples are not used.
             dim: D.
-            budget: bytes of `stored()` at most.
-            seed: of the start; addresses do not depend on it.
+            budget: Most bytes of `stored()`.
+            seed: Seed of the start; addresses do not depend on it.
 
         Raises:
-            BudgetError: the least that the method needs is more than the budget.
+            BudgetError: The method needs more bytes than the budget.
         """
 
     @abstractmethod
     def forward(self, codes: Tensor) -> Tensor:
-        """Vectors (B, F, D) float32 of values given as ids (B, F) int64 in [0, N); column f holds ids of field f."""
+        """Returns vectors (B, F, D) float32 of value ids (B, F) int64 in [0, N); column f holds ids of field f."""
 
     def stored(self) -> dict[str, Tensor]:
-        """Copies of exactly what serving must keep."""
+        """Returns copies of exactly the tensors that serving must keep."""
         return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
-        """Puts back what `stored` gave; the instance may have been built with another seed."""
+        """Restores tensors that `stored` returned; the instance may have been built with another seed."""
         self.load_state_dict(dict(stored))
 
     # Three hooks of the training loop; most methods need none.
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called after each optimizer step with the steps done since the start (from 1) and those of one epoch."""
+        """Called after each optimizer step with the steps done since the start (from 1) and the steps of one epoch."""
 
     def after_epoch(self, epoch: int) -> None:
         """Called between epochs, after epoch `epoch` (from 0) has been validated."""
 
     def loss(self) -> Tensor:
-        """What is added to the loss of the batch that `forward` has just seen."""
+        """Returns the term that is added to the loss of the batch that `forward` has just processed."""
         return torch.zeros(())
 
 
@@ -94,7 +95,7 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator, bound: float = I
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Returns a generator of its own, so that building a method leaves the process's random state alone."""
+    """Returns a new generator, so that building a method does not change the process's random state."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -102,12 +103,12 @@ def largest(name: str, sizes: range, bytes_at: Callable[[int], int], budget: int
     """Returns the largest knob whose bytes, which grow with it, are within the budget.
 
     Args:
-        name: of the method, for the error.
-        sizes: the knob's values, ascending, at least one.
-        bytes_at: bytes for a value of the knob.
+        name: Name of the method, for the error.
+        sizes: Values of the knob, ascending, at least one.
+        bytes_at: Bytes for a value of the knob.
 
     Raises:
-        BudgetError: not even the first is.
+        BudgetError: Even the first value exceeds the budget.
     """
     if bytes_at(sizes[0]) > budget:
         raise BudgetError(name, bytes_at(sizes[0]), budget)

@@ -1,4 +1,4 @@
-"""The embedding methods by name, in the order in which they are shown; one line registers another."""
+"""The embedding methods by name, in the order in which they are shown; a method is registered in one line."""
 
 from models.compressed.hashed.adaptive import Adaptive
 from models.compressed.hashed.bloom import Bloom

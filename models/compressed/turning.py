@@ -19,7 +19,7 @@ _START, _EPSILON = 0.05, 1e-8
 
 @dataclass(frozen=True)
 class TurningConfig:
-    """How the single-layer model is trained: Adagrad, row-wise on the table, by coordinate on the readers."""
+    """Configuration of the single-layer model's training: Adagrad, row-wise on the table, by coordinate on readers."""
 
     dim: int = 32
     epochs: int = 10
@@ -31,11 +31,11 @@ class TurningConfig:
 
 @dataclass(frozen=True)
 class Turning:
-    """How far readers turned; angles are means over pairs in degrees, folded to [0, 90].
+    """Turns of the readers; angles are means over pairs in degrees, folded to [0, 90].
 
     Attributes:
-        before, after: training; smallest: angle of the closest pair after it.
-        auc: on validation, None where it has one label.
+        before, after: Mean angles before and after training; smallest: angle of the closest pair after it.
+        auc: AUC on validation, None if it has only one label.
     """
 
     rows: int
@@ -50,8 +50,8 @@ class Turning:
 def turning(fields: Fields, rows: int, config: TurningConfig = TurningConfig()) -> Turning:
     """Trains z = b + Σ_t ⟨θ_t, e_{h_t(x_t)}⟩ with logistic loss from readers θ_t that are all one unit vector.
 
-    The paper's experiment in its worst case: at the start every collision between fields leaks in full. Rows start
-    uniform in ±0.05. The gradients are written out, so that an epoch is a few products a batch.
+    This is the paper's experiment in its worst case: at the start every collision between fields leaks in full. Rows
+    start uniform in ±0.05. The gradients are written out, so that an epoch is a few products a batch.
 
     Args:
         fields: F fields and their three parts.
@@ -72,7 +72,7 @@ def turning(fields: Fields, rows: int, config: TurningConfig = TurningConfig()) 
             vectors = table[at]
             error = torch.sigmoid((vectors * theta).sum((1, 2)) + bias) - labels[index]
             error /= len(index)
-            # Readers times what each row got of each reader: (R, F) @ (F, D), the gradient of the rows.
+            # Readers times the weight that each row got of each reader: (R, F) @ (F, D), the gradient of the rows.
             got = torch.zeros(rows * len(theta)).index_add_(
                 0, (at * len(theta) + place).flatten(), error.repeat_interleave(len(theta))
             )

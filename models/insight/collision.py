@@ -1,4 +1,4 @@
-"""Collisions of hashed values in the table, counted and beside their closed form.
+"""Counts collisions of hashed values in the table and compares them with their closed form.
 
 Shape letters: R rows, N values, c chunks.
 """
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Collisions:
-    """Pairs of hashed values on one row, beside what R rows and a uniform hash let expect.
+    """Pairs of hashed values on one row, with the number that R rows and a uniform hash predict.
 
-    Of each pair's indicator the mean is p = 1/R, and any two are independent, so that over n pairs
+    The indicator of each pair has the mean p = 1/R, and any two are independent, so that over n pairs
 
         expected = n p,   deviation = √(n p (1 − p)),   z = (pairs − expected) / deviation.
 
@@ -37,9 +37,8 @@ class Collisions:
 def collisions(rows: Mapping[str, NDArray[np.int64]], table_rows: int) -> tuple[Collisions, ...]:
     """Counts the colliding pairs of the values of some salts, within and between lookups.
 
-    Args:
-        rows: by salt, the rows (N, c) in [0, R) of its distinct values.
-        table_rows: R.
+    rows: By salt, the rows (N, c) in [0, R) of its distinct values.
+    table_rows: R.
     """
     found: list[Collisions] = []
     for salt, own in rows.items():
@@ -64,7 +63,7 @@ def _judged(of: str, kind: str, pairs: int, trials: int, cells: int) -> Collisio
 
 
 def _pairs(rows: NDArray[np.int64]) -> int:
-    """Pairs of equal rows of (N, c)."""
+    """Counts pairs of equal rows of (N, c)."""
     count = np.unique(rows, axis=0, return_counts=True)[1]
     return int((count * (count - 1) // 2).sum())
 

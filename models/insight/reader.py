@@ -1,4 +1,4 @@
-"""What reads the table's lookups, and the angles between those readers.
+"""Readers of the table's lookups, and the angles between those readers.
 
 Shape letters: D dim, K readers, h units of the first layer.
 """
@@ -17,7 +17,7 @@ Readers = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Angles:
-    """The angles between readers, in degrees; 0 reads the same direction, 90 is blind to what the other reads.
+    """Angles between readers, in degrees; 0 reads the same direction, 90 shares no direction.
 
     A reader is the (h, D) block A of a layer's weight that reads one lookup. With G = AᵀA
 
@@ -42,9 +42,9 @@ class Angles:
 
 
 def readers(schema: Schema, network: DensePart, *, head: bool = False) -> dict[str, NDArray[np.float64]]:
-    """By `feature#chunk` what reads it: (h, D) of the MLP's first layer, or (1, D) of the linear head's first order.
+    """Maps `feature#chunk` to its reader: (h, D) of the MLP's first layer, or (1, D) of the linear head's first order.
 
-    Under attention all slots of the history are read by one reader, behind their weighted sum.
+    Under attention, one reader reads all slots of the history, behind their weighted sum.
     """
     name = "network.head.weight" if head else "network.mlp._mlp.0._linear.weight"
     weight = network.state_dict()[name].numpy().astype(np.float64)
@@ -77,7 +77,7 @@ def angles(read: Readers, start: Readers | None = None) -> Angles:
 
 
 def _angles(read: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns (K, K) degrees and leakage; a reader that is all zero stands at 90 degrees to every other."""
+    """Returns (K, K) degrees and leakage; a reader of zeros is at 90 degrees to every other."""
     count = len(read)
     grams = np.stack([one.T @ one for one in read]).reshape(count, -1) if read else np.zeros((0, 1))
     energy = np.array([float((one**2).sum()) for one in read])

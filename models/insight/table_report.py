@@ -1,8 +1,8 @@
-"""What a bundle's table holds and how it is read: collisions, readers' angles, norms, bytes, and what to widen.
+"""Reports on a bundle's table: collisions, readers' angles, norms, bytes, and which feature to widen.
 
-Values that share rows do no harm where their readers stand at right angles; values of one feature that share all of
-their rows are one value to the ranker (Coleman et al., "Unified Embedding", NeurIPS 2023, section 4). Everything is
-computed from the bundle alone. Of features of the events a bundle keeps no values: what is said of them is None.
+Values that share rows do no harm if their readers are at right angles. Values of one feature that share all their rows
+are one value to the ranker (Coleman et al., "Unified Embedding", NeurIPS 2023, section 4). Everything is computed from
+the bundle alone. A bundle keeps no values of features of the events, so their figures are None.
 
 Shape letters: R rows, D dim, N values, c chunks, K readers, F fields, E examples, B batch.
 """
@@ -29,12 +29,12 @@ _HOT_SHARE = 0.01
 
 @dataclass(frozen=True)
 class FeatureInsight:
-    """One feature of the schema.
+    """Figures of one feature of the schema.
 
     Attributes:
-        lookups: readers it has: its chunks, times the history's slots under attention.
-        values: distinct ones that users, items and the vocabulary name under its salt; reading: those that read rows.
-        norm: mean ‖e‖ of the rows they read; reader: ‖A‖ of its readers together, in the MLP's first layer.
+        lookups: Readers it has: its chunks, times the history's slots under attention.
+        values: Distinct values that users, items and the vocabulary have under its salt; reading: those that read rows.
+        norm: Mean ‖e‖ of the rows they read; reader: ‖A‖ of its readers together, in the MLP's first layer.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class HotRow:
-    """A row that stands out by `why`, `values` or `accumulator`: values that read it, some as `salt=value`."""
+    """Outlier row by `why`, `values` or `accumulator`: number of values that read it, some as `salt=value`."""
 
     why: str
     row: int
@@ -75,7 +75,7 @@ class HotRow:
 
 @dataclass(frozen=True)
 class TableSizes:
-    """Bytes. `one_row_per_value` is what weights without collisions take, D floats for each known value."""
+    """Sizes in bytes. `one_row_per_value` is the size of weights without collisions, D floats for each known value."""
 
     weights: int
     accumulators: int
@@ -89,17 +89,17 @@ class TableSizes:
 
 @dataclass(frozen=True)
 class Widening:
-    """What another chunk of a hashed salt would resolve: an estimate without retraining, good for ranking alone.
+    """Estimated gain of another chunk for a hashed salt, without retraining; good for ranking salts only.
 
     Attributes:
-        merged: share of sightings whose value has the very rows of another value of the salt: one value to the ranker.
-            Sightings are positives in training for items, one a value for users.
-        crowded: share whose value shares each of its rows with some value of the salt: none of its chunks is clean.
-        resolved: crowded · (1 − q), where q of the sightings share a row in a chunk, on average over the chunks: what
-            another chunk, hashed alike, would give a clean one to.
-        reliance: √Σ (‖A‖ · mean ‖e‖)² over the salt's features, as a share of all hashed salts': how large its part of
-            the first layer's input is. What the ranker makes of it, collisions with other features, and the wider
-            input that another chunk brings are not in the estimate.
+        merged: Share of sightings whose value has exactly the rows of another value of the salt: one value to the
+            ranker. Sightings are positives in training for items, one a value for users.
+        crowded: Share whose value shares each of its rows with some value of the salt: none of its chunks is clean.
+        resolved: crowded · (1 − q), where q of the sightings share a row in a chunk, on average over the chunks: the
+            share to which another chunk, hashed alike, would give a clean row.
+        reliance: √Σ (‖A‖ · mean ‖e‖)² over the salt's features, as a share of all hashed salts': the size of its part
+            of the first layer's input. The estimate excludes the ranker's use of the input, collisions with other
+            features, and the wider input that another chunk brings.
         gain: resolved · reliance.
     """
 
@@ -114,7 +114,7 @@ class Widening:
 
 @dataclass(frozen=True)
 class Insight:
-    """All of it; `widening` has the largest gain first, `hot_share` is of all reads and of the rows' top 1 %."""
+    """All figures; `widening` has the largest gain first, `hot_share` is of all reads and of the rows' top 1 %."""
 
     bundle: str
     rows: int
@@ -136,7 +136,7 @@ class Insight:
 
 @dataclass(frozen=True)
 class _Salt:
-    """Known values under one salt; `rows` (n, c), `seen` (n,) sightings and `names` are of those that read rows."""
+    """Known values under one salt; `rows` (n, c), `seen` (n,) sightings and `names` belong to values that read rows."""
 
     salt: str
     exact: bool
@@ -147,7 +147,7 @@ class _Salt:
 
 
 def insight(bundle: Bundle) -> Insight:
-    """Looks into a bundle's table; all of `Insight` is plain data, `dataclasses.asdict` gives JSON."""
+    """Reports on a bundle's table; all of `Insight` is plain data, `dataclasses.asdict` gives JSON."""
     schema, ranker = bundle.schema, bundle.ranker()
     admission = bundle.admission()
     salts = _salts(bundle, admission)
@@ -194,7 +194,7 @@ def insight(bundle: Bundle) -> Insight:
 
 
 def _salts(bundle: Bundle, admission: Admission) -> dict[str, _Salt]:
-    """By salt what the users, the items and the vocabularies name; salts of hashed features of events have none."""
+    """Maps each salt to the values of users, items and vocabularies; salts of hashed features of events have none."""
     schema = bundle.schema
     widest: dict[str, Feature] = {}
     for feature in schema.features:
@@ -250,7 +250,7 @@ def _norms(norms: NDArray[np.float64], accumulator: NDArray[np.float32]) -> Norm
 def _hot(
     salts: Sequence[_Salt], accumulator: NDArray[np.float32], norms: NDArray[np.float64]
 ) -> tuple[float | None, tuple[HotRow, ...]]:
-    """Share of the reads, one a value and chunk, that the rows' top 1 % takes; the rows that stand out."""
+    """Returns the share of the reads, one a value and chunk, that the rows' top 1 % takes; and the outlier rows."""
     reads = sum((np.bincount(one.rows.ravel(), minlength=len(norms)) for one in salts), np.zeros(len(norms), np.int64))
     top = max(1, int(len(norms) * _HOT_SHARE))
     share = float(np.sort(reads)[-top:].sum() / reads.sum()) if reads.sum() else None
@@ -283,7 +283,7 @@ def _widening(salts: Sequence[_Salt], features: Sequence[FeatureInsight]) -> tup
 
 
 def _repeated(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of (N, c) stand there more than once: (N,)."""
+    """Returns (N,) which rows of (N, c) occur more than once."""
     _, inverse, count = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     found: NDArray[np.bool_] = count[inverse.ravel()] > 1
     return found

@@ -1,4 +1,4 @@
-"""A checkpoint: all that training needs to go on to the same bits, in one file that is there whole or not at all."""
+"""The checkpoint: the state with which training continues to the same bits, in one file that is whole or absent."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ _ABOUT = "tessera"
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands.
+    """Position of a training run.
 
     Attributes:
-        key: of all that decides it; a checkpoint of another key is not gone on from.
-        epoch: running, from 0.
-        batches: of that epoch that are done.
-        losses: validation log loss after each finished epoch.
+        key: Hash of all that decides the run; training never continues from a checkpoint of another key.
+        epoch: Running epoch, from 0.
+        batches: Batches of that epoch that are done.
+        losses: Validation log loss after each finished epoch.
     """
 
     key: str
@@ -38,7 +38,7 @@ def save(path: Path, position: Position, tensors: dict[str, Tensor]) -> None:
 
 
 def load(path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:
-    """Reads a checkpoint; None where there is none, or one of another key."""
+    """Reads a checkpoint; None if there is none, or one of another key."""
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
@@ -55,7 +55,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` returned."""
+    """Restores the tensors that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, _, field = name.partition(".")

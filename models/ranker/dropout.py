@@ -1,6 +1,6 @@
-"""Values that training hides, so that the network knows how to do without those that are not admitted yet.
+"""Hides values in training, so that the network learns to score without values that are not admitted yet.
 
-A new item lacks its id and its deep prefixes together, so they are hidden together: an id hidden alone teaches the
+A new item lacks its id and its deep prefixes together, so they are hidden together. An id hidden alone would teach the
 network to know the item by its deep prefixes instead, which a new item lacks as well.
 
 Shape letters: B batch, F features.
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from models.table.schema import SEMANTIC_ID, Feature, Schema
 
 _ALL = 255
-# How many of a Semantic ID's tokens are left, by chance: deeper ones are hidden more often.
+# Number of a Semantic ID's tokens that remain, by chance: deeper tokens are hidden more often.
 _LEFT = (0.7, 0.3)
 
 
 @dataclass(frozen=True)
 class DropoutConfig:
-    """Which share of the examples training shows as if something were new; histories and exact features stay whole.
+    """Shares of the training examples that are shown with new values; histories and exact features stay whole.
 
     Attributes:
-        value: a hashed feature of the user or the event, each by itself, reads nothing.
-        item: the item's id reads nothing, and its Semantic ID at most one token.
+        value: Share in which a hashed feature of the user or the event, each by itself, reads nothing.
+        item: Share in which the item's id reads nothing, and its Semantic ID at most one token.
     """
 
     value: float = 0.05
@@ -32,11 +32,12 @@ class DropoutConfig:
 
 
 class ValueDropout:
-    """Draws what training hides.
+    """Draws the values that training hides.
 
     Args:
-        schema: whose features are hidden; none is without admission, since every value then reads rows.
-        config: how often.
+        schema: Schema whose features are hidden; without admission nothing is hidden, since every value then reads
+            rows.
+        config: Shares of the examples.
     """
 
     def __init__(self, schema: Schema, config: DropoutConfig) -> None:
@@ -49,7 +50,7 @@ class ValueDropout:
         self._any = bool(schema.admission) and (self._rates.any() or self._item > 0)
 
     def limits(self, rng: np.random.Generator, size: int) -> NDArray[np.uint8] | None:
-        """How many values of each feature B = `size` examples read at most, (B, F) uint8; None for all of them."""
+        """Returns the most values of each feature that B = `size` examples read, (B, F) uint8; None for all values."""
         if not self._any:
             return None
         limits = np.where(rng.random((size, len(self._rates))) < self._rates, 0, _ALL).astype(np.uint8)

@@ -56,7 +56,7 @@ def quality(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) ->
 
 
 def calibration_error(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> float:
-    """Expected calibration error of predictions (N,), N ≥ 1, against labels (N,) in {0, 1}."""
+    """Returns the expected calibration error of predictions (N,), N ≥ 1, against labels (N,) in {0, 1}."""
     order = np.argsort(probabilities, kind="stable")
     bins = [part for part in np.array_split(order, _BINS) if len(part)]
     gaps = [abs(float(probabilities[part].mean(dtype=np.float64) - labels[part].mean())) for part in bins]
@@ -75,7 +75,7 @@ def by_item_novelty(
 
 
 class Popularity:
-    """The smoothed-popularity baseline: an item's positive rate in training, drawn towards the overall rate.
+    """Smoothed-popularity baseline: an item's positive rate in training, drawn towards the overall rate.
 
     p(i) = (positives_i + a · p) / (events_i + a), p the overall rate. An unseen item gets p.
 
@@ -93,7 +93,7 @@ class Popularity:
         self._rates = _smoothed(positives, events, float(labels.mean()), prior)
 
     def __call__(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Probabilities (N,) of item numbers (N,)."""
+        """Returns probabilities (N,) of item numbers (N,)."""
         found: NDArray[np.float64] = self._rates[items]
         return found
 
@@ -112,19 +112,19 @@ def running_rates(
     rate: float,
     prior: float = _PRIOR,
 ) -> NDArray[np.float64]:
-    """Smoothed positive rate (N,) of each example's key over all examples strictly before the example's time.
+    """Returns the smoothed positive rate (N,) of each example's key over all examples strictly before its time.
 
     Args:
         keys: user or item number per example; times: any unit. Examples may come in any order.
-        rate: of a key without earlier examples.
-        prior: events by which a rate is drawn towards `rate`.
+        rate: Rate of a key without earlier examples.
+        prior: Number of events by which a rate is drawn towards `rate`.
     """
     order = np.lexsort((times, keys))
     key, time, label = keys[order], times[order], labels[order].astype(np.float64)
     place = np.arange(len(key))
     new_key = np.r_[True, key[1:] != key[:-1]]
     new_time = new_key | np.r_[True, time[1:] != time[:-1]]
-    # The first example of the same key, and the first of the same key and time: those between them came before.
+    # The first example of the same key, and the first of the same key and time: the examples between them came before.
     first, tie = (np.maximum.accumulate(np.where(new, place, 0)) for new in (new_key, new_time))
     positives = np.r_[0.0, np.cumsum(label)]
     out = np.zeros(len(key))
@@ -133,11 +133,11 @@ def running_rates(
 
 
 def rate_baselines(frame: Frame) -> dict[str, NDArray[np.float64]]:
-    """Probabilities of the test part by the baselines that only count, by name in `RATE_BASELINES`.
+    """Returns probabilities of the test part by the baselines that only count, by name in `RATE_BASELINES`.
 
     `popularity` is the item's rate in training. `user-item` adds the user's rate in training to it.
-    `user-item-running` adds the same two rates counted over every example strictly before the example at hand, of any
-    part: that is the knowledge that the example's history has, and no ranker that is frozen after training has it.
+    `user-item-running` adds the same two rates counted over every example strictly before the scored example, of any
+    part. The example's history has the same knowledge; a ranker that is frozen after training does not.
     """
     examples = frame.examples
     train, test = ((examples["split"] == part).to_numpy() for part in ("train", "test"))

@@ -1,4 +1,4 @@
-"""From a frame to batches: entities looked up once, values sighted, batches gathered ahead of the trainer.
+"""Loads a frame as batches: entities looked up once, values sighted, batches gathered ahead of the trainer.
 
 Shape letters: E examples, B batch.
 """
@@ -87,7 +87,7 @@ def content_vectors(items: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def ahead(make: Callable[[Asked], Made], asked: Iterable[Asked]) -> Iterator[Made]:
-    """Makes things in order in a thread of its own, a few ahead of whoever takes them."""
+    """Makes things in order in a thread of its own, a few ahead of the consumer."""
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[Made]] = deque()
         try:

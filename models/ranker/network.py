@@ -26,10 +26,10 @@ class NetworkConfig:
     """Shape of the dense part.
 
     Attributes:
-        cross_layers, cross_rank: of the cross net.
-        hidden: widths of the MLP's layers.
-        attention: width of the keys and queries with which a history is weighed.
-        content: width to which an item's content vector is projected.
+        cross_layers, cross_rank: Layers and rank of the cross net.
+        hidden: Widths of the MLP's layers.
+        attention: Width of the keys and queries with which a history is weighed.
+        content: Width to which an item's content vector is projected.
     """
 
     cross_layers: int = 2
@@ -43,10 +43,10 @@ class Network(nn.Module):
     """DCN-V2 in parallel form: inputs (B, ·) float32 that together are (B, width), logits (B,) out.
 
     Args:
-        width: of the input.
-        config: layers.
-        seed: of the start.
-        plain: builds the layers without TorchRec, which takes seconds to load. The numbers are the same.
+        width: Width of the input.
+        config: Layers of the network.
+        seed: Seed of the initial weights.
+        plain: True builds the layers without TorchRec, which takes seconds to load. The numbers are the same.
     """
 
     def __init__(self, width: int, config: NetworkConfig, *, seed: int = 0, plain: bool = False) -> None:
@@ -59,7 +59,7 @@ class Network(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x = torch.cat(inputs, dim=1)
-        # The head's two halves apart: its input, side by side, would be one more copy of x.
+        # The head's two halves are applied apart: concatenating its input would copy x once more.
         of_cross, of_mlp = self.head.weight.split([x.shape[1], self.head.in_features - x.shape[1]], dim=1)
         crossed, deep = functional.linear(self.cross(x), of_cross), functional.linear(self.mlp(x), of_mlp)
         return (crossed + deep + self.head.bias).squeeze(1)
@@ -70,7 +70,7 @@ class TargetAttention(nn.Module):
 
         a_l = exp(s_l) / (1 + Σ exp(s)),   s_l = (Q candidate) · (K item_l) / √d,   out = Σ a_l item_l
 
-    The 1 lets a history that has nothing to say, or no items, weigh nothing.
+    The 1 gives no weight to a history without relevant items, or without items.
 
     Args:
         width: W, of an item.
@@ -83,7 +83,7 @@ class TargetAttention(nn.Module):
         self.key = nn.Linear(width, inner, bias=False)
 
     def forward(self, candidate: Tensor, items: Tensor, visits: Tensor) -> Tensor:
-        """Candidates (B, W), items (B, L, W) of which each example has its first `visits` (B,): (B, W)."""
+        """Returns (B, W) from candidates (B, W) and items (B, L, W); each example has its first `visits` (B,) items."""
         keys = self.key(items)
         scores = (keys @ self.query(candidate).unsqueeze(2)).squeeze(2) / math.sqrt(keys.shape[2])
         scores = scores.masked_fill(torch.arange(items.shape[1]) >= visits.unsqueeze(1), -torch.inf)
@@ -92,13 +92,13 @@ class TargetAttention(nn.Module):
 
 
 class DensePart(nn.Module):
-    """All that follows the table.
+    """Dense part of the ranker: all layers that follow the table.
 
     Args:
-        schema: what the table returns, and what else is read.
-        config: layers.
-        seed: of the start.
-        plain: see `Network`.
+        schema: Outputs of the table, and the other inputs.
+        config: Layers of the network.
+        seed: Seed of the initial weights.
+        plain: See `Network`.
     """
 
     def __init__(self, schema: Schema, config: NetworkConfig, *, seed: int = 0, plain: bool = False) -> None:
@@ -124,7 +124,7 @@ class DensePart(nn.Module):
         self.network = Network(width, config, seed=seed, plain=plain)
 
     def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
-        """Logits (B,) of the table's output (B, K · D) and the batch it came from."""
+        """Returns logits (B,) of the table's output (B, K · D) and the batch it came from."""
         dtype = self.network.head.weight.dtype
         pooled = pooled.to(dtype)
         inputs = [pooled[:, self._plain] if self._attended else pooled]
@@ -157,7 +157,7 @@ class Ranker(nn.Module):
 
 
 def _columns(schema: Schema) -> dict[str, Tensor]:
-    """By feature, its columns of the table's output."""
+    """Maps each feature to its columns of the table's output."""
     found: dict[str, Tensor] = {}
     start = 0
     for feature in schema.features:

@@ -1,8 +1,8 @@
-"""Another codebook under a trained ranker: the rows of the new Semantic IDs start from those of the old ones.
+"""Moves a trained ranker to another codebook: rows of the new Semantic IDs start from those of the old ones.
 
-Both codings know most items, so each new token has old ones: those that its items had at the same place, such as the
-same depth of a prefix. Its rows become their mean, weights and optimizer state alike, weighted by how often training
-shows the items. A row that values of other features read as well keeps a share of itself, by the same count.
+Both codings know most items, so each new token has old tokens: those that its items had at the same place, such as the
+same depth of a prefix. Its rows become the mean of their rows, weights and optimizer state alike, weighted by how often
+training shows the items. A row that values of other features also read keeps a share of itself, by the same count.
 
 Shape letters: R rows, D dim, m tokens, p pairs of tokens, c chunks.
 """
@@ -28,8 +28,8 @@ def recode(schema: Schema, ranker: Ranker, frame: Frame, before: pl.DataFrame) -
     """Moves the ranker's rows, in place, to the Semantic IDs of a frame.
 
     Args:
-        schema: of the ranker.
-        frame: its items hold the new tokens; its train part says how often each item is shown.
+        schema: Schema of the ranker.
+        frame: Frame whose items hold the new tokens; its train part says how often each item is shown.
         before: `item_id` and the list of tokens `semantic_id` that the ranker was trained on.
     """
     features = [feature for feature in schema.features if feature.column == SEMANTIC_ID]
@@ -54,14 +54,14 @@ def recode(schema: Schema, ranker: Ranker, frame: Frame, before: pl.DataFrame) -
 
 
 def semantic_rows(schema: Schema, tokens: Sequence[str]) -> NDArray[np.int64]:
-    """Rows (m, c) of tokens, as many as the widest reader of Semantic IDs looks up."""
+    """Returns the rows (m, c) of tokens, as many as the widest reader of Semantic IDs looks up."""
     features = [feature for feature in schema.features if feature.column == SEMANTIC_ID]
     chunks = max(feature.chunks for feature in features)
     return schema.hash_spec.lookup(features[0].salt, chunks, fingerprint(tokens))
 
 
 def _pairs(items: pl.DataFrame, before: pl.DataFrame, shown: NDArray[np.int64]) -> pl.DataFrame:
-    """`new` and `old` tokens at one place of the same items, and how often those are shown."""
+    """Returns `new` and `old` tokens at one place of the same items, and how often those are shown."""
     after = items.select("item_id", pl.col(SEMANTIC_ID).alias("new"), pl.Series("shown", shown))
     old = before.select("item_id", pl.col(SEMANTIC_ID).alias("old"))
 

@@ -1,15 +1,16 @@
-"""Another number of rows for a trained table, without training from zero.
+"""Resizes a trained table to another number of rows, without training from zero.
 
-The hash contract reduces a hash h to the row `(h >> 32) · R >> 32`, which grows with h: row r of R holds one interval
-of the 2³² values of h >> 32, and row r' of R' the values of the old rows whose intervals overlap its own. With twice
-the rows each row is copied twice and every value keeps its vector; with half of them two neighbours become one.
+The hash contract reduces a hash h to the row `(h >> 32) · R >> 32`, which grows with h. Row r of R holds one interval
+of the 2³² values of h >> 32, and row r' of R' holds the values of the old rows whose intervals overlap its own. With
+twice the rows, each row is copied twice and every value keeps its vector; with half the rows, two neighbours become
+one.
 
-A new row is the mean of the old ones that it overlaps, weighted by overlap · √accumulator: the root of row-wise
-Adagrad's running sum of squared gradients stands for how much a row was used, so that a row that nobody read hardly
-dilutes one that many did. Where none was trained, overlap alone weighs. The weights sum to one. A new accumulator is
-the mean by overlap alone; a row made of several keeps a tenth of it, so that Adagrad takes large steps where there is
-something to learn again. Both rules were chosen by validation AUC after tuning, on MovieLens-1M at half the rows. The
-rows of exact features lie behind the hashed ones and are copied as they are.
+A new row is the mean of the old rows that it overlaps, weighted by overlap · √accumulator. The root of row-wise
+Adagrad's running sum of squared gradients measures how much a row was used, so an unused row hardly dilutes a row that
+many values read. If no row was trained, overlap alone weighs. The weights sum to one. A new accumulator is the mean by
+overlap alone; a row made of several rows keeps a tenth of it, so that Adagrad takes large steps for values that must be
+learnt again. Both rules were chosen by validation AUC after tuning, on MovieLens-1M at half the rows. The rows of exact
+features follow the hashed ones and are copied unchanged.
 
 Shape letters: R rows before, R' after, S segments in which the two cuts agree (S < R + R'), D dim.
 """
@@ -27,12 +28,12 @@ from models.table.open import open_table
 from models.table.schema import Schema
 
 _HASHES = 1 << 32
-_KEPT = 0.1  # of the accumulator of a row made of several
+_KEPT = 0.1  # share of the accumulator that a row made of several rows keeps
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Where old and new rows overlap.
+    """Overlap of old and new rows.
 
     Attributes:
         old, new: (S,) int64, ascending.
@@ -56,15 +57,15 @@ def overlap(before: int, after: int) -> Overlap:
 def resized(
     schema: Schema, ranker: Ranker, *, rows: int, table_rate: float = TrainConfig.table_rate
 ) -> tuple[Schema, Ranker]:
-    """Returns a schema with another number of rows, and a ranker of its own that goes on from the trained one.
+    """Returns a schema with another number of rows, and a new ranker that continues from the trained one.
 
     Args:
-        schema, ranker: as trained; they are not changed.
-        rows: in all, those of the exact features included.
-        table_rate: learning rate of the new table.
+        schema, ranker: Trained schema and ranker; they are not changed.
+        rows: Rows in all, including those of the exact features.
+        table_rate: Learning rate of the new table.
 
     Raises:
-        BundleError: the exact features alone need more rows.
+        BundleError: The exact features alone need more rows.
     """
     wanted = replace(schema, rows=rows)
     table = open_table(wanted, learning_rate=table_rate)
@@ -82,7 +83,7 @@ def resized(
 
 
 def resized_rows(weight: Tensor, accumulator: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Hashed rows (R, D) and accumulators (R,) float32 as (R', D) and (R',) of R' rows."""
+    """Maps hashed rows (R, D) and accumulators (R,) float32 to (R', D) and (R',) of R' rows."""
     found = overlap(len(weight), rows)
     old, new, width = (torch.from_numpy(one) for one in (found.old, found.new, found.width))
     share = width.double() / width.new_zeros(rows).index_add_(0, new, width)[new]

@@ -1,4 +1,4 @@
-"""Training a ranker on a frame: seeded, early-stopped on validation log loss, the same bits on every run.
+"""Trains a ranker on a frame: seeded, early-stopped on validation log loss, the same bits on every run.
 
 Shape letters: E examples, B batch.
 """
@@ -34,24 +34,24 @@ from models.table.schema import Schema
 _SCORE_ROWS = 8_192
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["float32", "bfloat16", "auto"]
-# What `auto` must save to leave float32: less is within the noise of a few steps.
+# Share of time `auto` must save to leave float32: less is within the noise of a few steps.
 _WORTH_IT = 0.9
 _TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a ranker is trained.
+    """Configuration of a training run.
 
     Attributes:
-        patience: epochs without a lower validation log loss before it stops.
-        table_rate: learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
-        dropout: what it hides, so that the network knows how to do without new values; only under admission.
-        threads: torch's; part of what decides the bits.
-        precision: of the dense part's products in training; weights, table and loss stay float32. bfloat16 saves time
-            where the processor multiplies it (AVX-512 BF16, AMX), and takes several times as long where it does not.
-            `auto` times a few steps of both on the first batch and takes the faster; which bits come out then depends
-            on the machine.
+        patience: Epochs without a lower validation log loss before training stops.
+        table_rate: Learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
+        dropout: Values to hide, so that the network learns to score without new values; only under admission.
+        threads: Threads of torch; their number affects the bits.
+        precision: Precision of the dense part's products in training; weights, table and loss stay float32. bfloat16
+            saves time if the processor multiplies it (AVX-512 BF16, AMX), and takes several times as long if it does
+            not. `auto` times a few steps of both on the first batch and uses the faster; the bits then depend on the
+            machine.
     """
 
     batch: int = 512
@@ -68,13 +68,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves.
+    """Result of a training run.
 
     Attributes:
-        ranker: as of the best epoch.
-        sketch: of the values' sightings in training.
-        epochs: validation log loss after each epoch.
-        precision: of the dense part's products; the one that `auto` took.
+        ranker: Ranker as of the best epoch.
+        sketch: Sketch of the values' sightings in training.
+        epochs: Validation log loss after each epoch.
+        precision: Precision of the dense part's products, as chosen by `auto`.
     """
 
     ranker: Ranker
@@ -85,7 +85,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Where training leaves off and goes on: written every `seconds` and after each epoch."""
+    """File and interval of checkpoints: written every `seconds` and after each epoch."""
 
     path: Path
     seconds: float = 60.0
@@ -103,13 +103,13 @@ def train(
     """Trains on the frame's train part and keeps the epoch with the lowest log loss on its validation part.
 
     Args:
-        progress: called with (examples done, examples in all epochs at most).
-        checkpointing: goes on from the checkpoint that is there, to the bits of a run that was not stopped.
-        start: where to start instead of from a fresh ranker, of the same schema; it is trained in place.
+        progress: Called with (examples done, most examples in all epochs).
+        checkpointing: Continues from an existing checkpoint, to the bits of a run that was not interrupted.
+        start: Ranker of the same schema to start from instead of a fresh one; it is trained in place.
 
     Raises:
-        DatasetError: a part is empty, or a label is neither 0 nor 1.
-        TrainingError: the loss is no longer a number.
+        DatasetError: A part is empty, or a label is neither 0 nor 1.
+        TrainingError: The loss is no longer a number.
     """
     with fixed_threads(config.threads):
         part, held_out = frame.part("train"), frame.part("validation")
@@ -127,7 +127,7 @@ def train(
 
 
 class _Training:
-    """The state of one training and the loop that advances it."""
+    """State of one training run and the loop that advances it."""
 
     def __init__(self, source: Assembler, rows: Examples, ranker: Ranker, config: TrainConfig) -> None:
         self.ranker = ranker
@@ -154,7 +154,7 @@ class _Training:
         progress: Callable[[int, int], None],
         checkpointing: Checkpointing | None,
     ) -> None:
-        """Trains to the end and leaves the ranker as of its best epoch."""
+        """Trains to the end and restores the ranker of its best epoch."""
         total = self._config.max_epochs * len(self._rows)
         saved = time.monotonic()
         while self._epoch < self._config.max_epochs and not self._stopped():
@@ -175,7 +175,7 @@ class _Training:
         progress(total, total)
 
     def go_on(self, path: Path) -> None:
-        """Takes over the checkpoint at `path`, if it is of this training."""
+        """Restores the checkpoint at `path`, if it belongs to this training run."""
         found = checkpoint.load(path, self._key)
         if found is None:
             return
@@ -218,7 +218,7 @@ class _Training:
         self.losses = (*self.losses, _log_loss(found, check[1].labels))
         self._epoch, self._batches = self._epoch + 1, 0
         if self.losses[-1] == min(self.losses):
-            # No later epoch can take the place of the last one, which then needs no copy.
+            # No later epoch can replace the last one, so the last needs no copy.
             self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
 
     def _stopped(self) -> bool:
@@ -234,7 +234,7 @@ class _Training:
 
 
 def dense_logits(ranker: Ranker, pooled: Tensor, batch: Batch, precision: Precision) -> Tensor:
-    """Logits (B,) float32 of the table's output (B, K · D), by products of a precision."""
+    """Returns logits (B,) float32 of the table's output (B, K · D), by products of a precision."""
     if precision == "float32":
         found: Tensor = ranker.network(pooled, batch)
         return found
@@ -248,7 +248,7 @@ def dense_logits(ranker: Ranker, pooled: Tensor, batch: Batch, precision: Precis
 def faster_precision(ranker: Ranker, batch: Batch) -> Precision:
     """Times forward and backward passes of the dense part in both precisions; bfloat16 must save a tenth.
 
-    The ranker is left as it was: the table is only read, and no optimizer steps.
+    The ranker stays unchanged: the table is only read, and no optimizer steps.
     """
     with torch.no_grad():
         start = ranker.table(batch)
@@ -279,7 +279,7 @@ def snapshot(ranker: Ranker) -> dict[str, Tensor]:
 
 
 def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
-    """Puts back what `snapshot` copied."""
+    """Restores the state that `snapshot` copied."""
     ranker.network.load_state_dict(_under(state, "network."))
     ranker.table.weight.copy_(state["table.weight"])
     ranker.table.accumulator.copy_(state["table.accumulator"])
@@ -288,7 +288,7 @@ def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
 @one_thread()
 @torch.no_grad()
 def predict(ranker: Ranker, source: Assembler, rows: Examples) -> NDArray[np.float32]:
-    """Probabilities (E,) float32 of the examples, in order."""
+    """Returns probabilities (E,) float32 of the examples, in order."""
     out = np.zeros(len(rows), dtype=np.float32)
     for start in range(0, len(rows), _SCORE_ROWS):
         index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))

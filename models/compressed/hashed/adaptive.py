@@ -2,8 +2,8 @@
 
     e(v) = E[id(v)] for the most frequent values in training, else S[h(v)]
 
-Half the budget goes to rows of their own, if there are so many values. Stored: both tables, and the dictionary of
-the frequent values alone. The knob is how many these are.
+If there are enough values, half the budget goes to rows of their own. Stored: both tables, and the dictionary of the
+frequent values alone. The knob is the number of frequent values.
 """
 
 from typing import Self
@@ -20,11 +20,11 @@ from models.compressed.stored.dictionary import Dictionary, dictionary_bytes
 
 
 class Adaptive(EmbeddingMethod):
-    """Exact rows first, hashed rows after them in one table.
+    """Table of exact rows, then hashed rows.
 
     Args:
-        frequent: values with a row of their own.
-        rows: of the others.
+        frequent: Number of values with a row of their own.
+        rows: Number of rows of all other values.
     """
 
     name = "adaptive"

@@ -1,4 +1,4 @@
-"""Where hashing puts the values of all fields: rows that need not be stored, since the hash contract gives them anew.
+"""Rows of hashed values of all fields. They are not stored, since the hash contract recomputes them.
 
 Shape letters: F fields, N values of all fields, R rows, c lookups a value.
 """
@@ -13,17 +13,17 @@ from models.compressed.fields import Fields
 
 
 def shared_rows(fields: Fields, rows: int, lookups: int, *, salt: str = "") -> Tensor:
-    """Rows (N, c) int64 in [0, R) of one table for all fields, each field hashed with its name as salt."""
+    """Returns rows (N, c) int64 in [0, R) of one table for all fields, each field hashed with its name as salt."""
     return _hashed(fields, np.full(len(fields.names), rows), np.zeros(len(fields.names), np.int64), lookups, salt)
 
 
 def field_rows(fields: Fields, rows: NDArray[np.int64], lookups: int, *, salt: str = "") -> Tensor:
-    """Rows (N, c) int64 in a table where field f has rows[f] rows of its own, one field after another."""
+    """Returns rows (N, c) int64 in a table where field f has rows[f] rows of its own, one field after another."""
     return _hashed(fields, rows, np.cumsum(rows) - rows, lookups, salt)
 
 
 def unsalted_rows(fields: Fields, rows: int) -> Tensor:
-    """Rows (N, 1) int64 in [0, R) of the values alone: equal words of two fields get one row."""
+    """Returns rows (N, 1) int64 in [0, R) of the values alone: equal words of two fields get one row."""
     return torch.from_numpy(HashSpec(rows).lookup("", 1, fields.fingerprints))
 
 

@@ -65,7 +65,7 @@ class Clustered(EmbeddingMethod):
 
     @torch.no_grad()
     def after_epoch(self, epoch: int) -> None:
-        """Clusters after each of the first epochs; the rest of the training is for the tables alone."""
+        """Clusters after each of the first epochs; the remaining epochs train the tables alone."""
         if epoch >= self.clusterings:
             return
         vectors = self.main[self.pointers] + self.helper[self.helpers]
@@ -97,13 +97,13 @@ class Clustered(EmbeddingMethod):
 
 
 def _k_means(points: Tensor, clusters: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from random points: centroids (K, d) and the assignment (N,) int64 of points (N, d)."""
+    """Clusters points (N, d) by Lloyd's algorithm from random points: centroids (K, d), assignment (N,) int64."""
     centroids = points[torch.randperm(len(points), generator=generator)[:clusters]].clone()
     for _ in range(_ITERATIONS):
         assigned = _nearest(points, centroids)
         count = torch.bincount(assigned, minlength=clusters)[:, None]
         total = torch.zeros_like(centroids).index_add_(0, assigned, points)
-        # A cluster that nothing is nearest to stays where it is.
+        # A cluster that is nearest to no point keeps its centroid.
         centroids = torch.where(count > 0, total / count.clamp(min=1), centroids)
     return centroids, _nearest(points, centroids)
 

@@ -41,7 +41,7 @@ class DeepHash(EmbeddingMethod):
                 nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu")
                 layers += [linear, nn.BatchNorm1d(after), nn.ReLU()]
             last = nn.Linear(width, dim)
-            # Half the variance of what batch norm gives is left by ReLU.
+            # ReLU leaves half the variance of batch norm's output.
             nn.init.normal_(last.weight, std=INIT_STD * (2 / width) ** 0.5)
             nn.init.zeros_(last.bias)
         self.network = nn.Sequential(*layers, last)
@@ -56,7 +56,7 @@ class DeepHash(EmbeddingMethod):
         return cls(fields, dim, largest(cls.name, range(1, 2**14), bytes_at, budget), seed=seed)
 
     def forward(self, codes: Tensor) -> Tensor:
-        # Each value of the batch once: the network is the cost.
+        # Each value of the batch is computed once, since the network is the cost.
         values, place = torch.unique(codes, return_inverse=True)
         if len(values) == 1:
             values = values.expand(2)  # batch norm needs two

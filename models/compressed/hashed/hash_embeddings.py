@@ -34,7 +34,7 @@ class HashEmbeddings(EmbeddingMethod):
         chosen = shared_rows(fields, importances, 1, salt="importance ")[:, 0]
         self.register_buffer("mixed_by", chosen, persistent=False)
         self.weight = uniform((rows, dim), seeded(seed))
-        # A sum of equal variances: the vector's own is then that of a component.
+        # A sum of equal variances: the variance of the vector is then that of a component.
         self.importance = nn.Parameter(torch.full((importances, self.hashes), self.hashes**-0.5))
 
     @classmethod

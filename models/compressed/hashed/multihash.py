@@ -2,7 +2,7 @@
 
     e(v) = concat_j E_fj[h_fj(v)]        j < c tables of width D / c
 
-Two values are one only where all c hashes agree. Stored: the tables; no dictionary.
+Two values share a vector only if all c hashes agree. Stored: the tables; no dictionary.
 """
 
 from typing import ClassVar, Self

@@ -2,7 +2,7 @@
 
     e(v) = E_f[h_f(v)]        R_f rows of the fields in proportion to their sizes
 
-Values that meet in a row cannot be told apart. Stored: the tables; no dictionary.
+Values that share a row cannot be told apart. Stored: the tables; no dictionary.
 """
 
 from typing import Self

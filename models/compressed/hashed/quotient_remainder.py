@@ -2,10 +2,10 @@
 
     e(v) = Q_f[x div m_f] ∘ E_f[x mod m_f]        x = h_f(v) in [0, q_f · m_f)
 
-Here x is hashed into the range of all pairs and not the value's dense id, so that no dictionary is stored: with q and
-m alike, R_f rows have R_f² / 4 pairs, and two values of a field are seldom one. A field whose rows make no more pairs
-than rows is hashed plainly, its quotient fixed. Factors start with the root of the usual deviation, so that their
-product starts with the usual one. Stored: both tables.
+Here x is hashed into the range of all pairs and is not the value's dense id, so no dictionary is stored. With q and m
+alike, R_f rows have R_f² / 4 pairs, and two values of a field rarely share a pair. A field whose rows make no more
+pairs than rows is hashed plainly, with a fixed quotient. Factors start with the root of the usual deviation, so that
+their product starts with the usual deviation. Stored: both tables.
 """
 
 from typing import Self

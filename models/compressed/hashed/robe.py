@@ -3,8 +3,8 @@
 
     e(v)[b·Z + i] = s(v, b) · A[(h(v, b) + i) mod P]        i < Z, s = ±1
 
-Blocks may begin anywhere and overlap; one that reaches the array's end goes on at its beginning. Fields are hashed
-with their names as salts into the one array. Stored: the array; no dictionary.
+Blocks may begin anywhere and overlap; a block that reaches the array's end continues at its beginning. Fields are
+hashed with their names as salts into the one array. Stored: the array; no dictionary.
 """
 
 from typing import ClassVar, Self
@@ -49,7 +49,7 @@ class Robe(EmbeddingMethod):
 
 
 class HashedNet(Robe):
-    """Each coordinate for itself: Z = 1."""
+    """Each coordinate hashed by itself: Z = 1."""
 
     name = "hashed-net"
     block = 1

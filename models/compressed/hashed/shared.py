@@ -2,8 +2,8 @@
 
     e(v) = E[h(v)]
 
-The hash sees the value alone and no field name: two fields that hold the same word share its row, always. That is
-what tells it from feature multiplexing with one lookup (`unified.py`), which salts the hash with the field.
+The hash reads the value alone and no field name: two fields that hold the same word always share its row. This is the
+difference from feature multiplexing with one lookup (`unified.py`), which salts the hash with the field.
 Stored: the table; no dictionary.
 """
 

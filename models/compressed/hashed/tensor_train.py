@@ -2,8 +2,8 @@
 
     e(v)[a, b, c] = G1[i1][a, :] · G2[i2][:, b, :] · G3[i3][:, c]        x = (i1 · n2 + i2) · n3 + i3,  D = d1 · d2 · d3
 
-All fields share one train, and x is hashed (with the field's name as salt) into a range some sixteen times the number
-of values, not the value's dense id: no dictionary is stored, and few values are one. Cores start normal with
+All fields share one train. x is hashed (with the field's name as salt) into a range about sixteen times the number of
+values and is not the value's dense id: no dictionary is stored, and few values share an x. Cores start normal with
 deviation (σ / r)^(1/3), so that a product summed over r² paths starts with the usual deviation σ.
 """
 
@@ -55,8 +55,8 @@ class TensorTrain(EmbeddingMethod):
 
     def forward(self, codes: Tensor) -> Tensor:
         first, second, third = self.shape
-        # All n1 · n2 products of the first two cores at once: one matrix product, where a batch would gather the
-        # middle core, the largest, once for each of its values.
+        # All n1 · n2 products of the first two cores are computed at once in one matrix product. A batch would instead
+        # gather the middle core, the largest, once for each of its values.
         left = self.first.reshape(-1, self.rank) @ self.second.permute(1, 0, 2).reshape(self.rank, -1)
         left = left.view(self.side, first, self.side, second * self.rank).transpose(1, 2)
         left = left.reshape(self.side**2, first * second * self.rank)
@@ -72,7 +72,7 @@ def _side(fields: Fields) -> int:
 
 
 def _factors(dim: int) -> tuple[int, int, int]:
-    """Three factors of D, as alike as can be, ascending but for the middle one, which is the smallest."""
+    """Returns three factors of D, as equal as possible: the middle is the smallest, the others ascend."""
     found = [
         (a, b, dim // a // b) for a in range(1, dim + 1) if dim % a == 0 for b in range(1, dim + 1) if dim // a % b == 0
     ]

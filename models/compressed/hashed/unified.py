@@ -2,7 +2,7 @@
 
     e(v) = concat_j E[h(v; f, j)]        j < c lookups of width D / c
 
-Collisions within a field are as rare as in a table of that whole size; those between fields the model can tell apart.
+Collisions within a field are as rare as in a table of that whole size; the model can resolve those between fields.
 Stored: the table; no dictionary.
 """
 
@@ -40,7 +40,7 @@ class Unified(EmbeddingMethod):
 
 
 class UnifiedOneLookup(Unified):
-    """One lookup of full width: the whole vector collides, or none of it."""
+    """One lookup of full width: two values share the whole vector or none of it."""
 
     name = "unified-1"
     lookups = 1

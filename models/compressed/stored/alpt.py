@@ -2,9 +2,9 @@
 
     e(v) = s · round(clip(w / s, -127, 127))        ∂e/∂s = round(w / s) - w / s within, ±127 beyond
 
-Two departures. ALPT keeps the integers in training too and rounds at random; here training keeps floats, as only what
-serving stores is compared. And it is log s that learns, so that Adam's one rate, which ALPT lowers for s, moves a
-scale by a share of itself. Stored: the integers, the scales and the dictionary. There is no knob.
+There are two departures. ALPT keeps the integers in training too and rounds at random; here training keeps floats,
+since only the stored tensors are compared. And log s is learnt instead of s, so that Adam's one rate, which ALPT lowers
+for s, moves a scale by a share of itself. Stored: the integers, the scales and the dictionary. There is no knob.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from models.compressed.method import FLOAT_BYTES, INIT_BOUND, BudgetError, Embed
 from models.compressed.stored.dictionary import Dictionary, dictionary_bytes
 
 _MOST = 127
-_ROOM = 4  # how far beyond the start a row may grow before its scale must
+_ROOM = 4  # factor by which a row may grow beyond its start before its scale must change
 
 
 class Alpt(EmbeddingMethod):

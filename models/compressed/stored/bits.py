@@ -1,4 +1,4 @@
-"""Small integers side by side in bytes: what codes and pointers take when they are stored."""
+"""Packs small integers into bytes: the stored form of codes and pointers."""
 
 import numpy as np
 import torch
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def bits_for(choices: int) -> int:
-    """Bits that tell so many choices apart, at least one."""
+    """Returns the bits that distinguish so many choices, at least one."""
     return max(1, (choices - 1).bit_length())
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that `pack` takes for so many integers."""
+    """Returns the bytes that `pack` needs for so many integers."""
     return -(-count * bits // 8)
 
 

@@ -1,4 +1,4 @@
-"""The table without collisions: a row for each value; what all others are measured against.
+"""The table without collisions: a row for each value; all other methods are compared with it.
 
 Stored: N · D floats and the dictionary.
 """

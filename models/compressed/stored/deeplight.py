@@ -2,9 +2,9 @@
 
     keep the largest |w|: a share 1 - S · (1 - (1 - t)³) of them, t from 0 to 1 over the first epoch after a warm-up
 
-DeepLight's own schedule needs more steps than a small data set has; this one is done within the first epoch. What is
-stored, and hence scored, always holds the final number of weights. Stored: the weights left, a byte for each one's
-column, a byte for each row's count (CSR with row lengths instead of row starts) and the dictionary.
+DeepLight's own schedule needs more steps than a small data set has; this schedule ends within the first epoch. The
+stored, and hence scored, table always holds the final number of weights. Stored: the remaining weights, a byte for the
+column of each, a byte for each row's count (CSR with row lengths instead of row starts) and the dictionary.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from models.compressed.fields import Fields
 from models.compressed.method import FLOAT_BYTES, EmbeddingMethod, largest, seeded, uniform
 from models.compressed.stored.dictionary import Dictionary, dictionary_bytes
 
-_WARM_UP = 0.2  # of an epoch
+_WARM_UP = 0.2  # share of an epoch
 _EVERY = 10  # steps
 _MOST_COLUMNS = 255
 
 
 class DeepLight(EmbeddingMethod):
-    """A sparse table. The knob is the number of weights left.
+    """Sparse table. The knob is the number of weights that remain.
 
     Args:
-        left: weights that are stored at most.
+        left: Most weights that are stored.
     """
 
     name = "deeplight"
@@ -58,7 +58,7 @@ class DeepLight(EmbeddingMethod):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Prunes every tenth step of the first epoch; a weight that was pruned stays zero afterwards."""
+        """Prunes every tenth step of the first epoch; a pruned weight stays zero afterwards."""
         start = _WARM_UP * steps
         if step < start or step > steps or (step % _EVERY and step != steps):
             return
@@ -95,7 +95,7 @@ class DeepLight(EmbeddingMethod):
 
 
 def _largest(weight: Tensor, count: int) -> Tensor:
-    """Returns a mask of the `count` largest magnitudes; of equal ones, which are left is decided by their places."""
+    """Returns a mask of the `count` largest magnitudes; among equal magnitudes, their places decide."""
     kept = torch.zeros(weight.numel(), dtype=torch.bool)
     kept[weight.abs().flatten().topk(count, sorted=False).indices] = True
     return kept.view_as(weight)

@@ -1,7 +1,7 @@
-"""The value dictionary: what a method must store to give a value an id of its own.
+"""The value dictionary, which a method must store to give each value an id of its own.
 
-Eight bytes a value: the fingerprints, sorted within each field; a value's id is where its fingerprint stands. A hash
-needs nothing of the kind, which is why methods with and without a dictionary are only comparable when it is counted.
+It takes eight bytes a value: the fingerprints, sorted within each field. A value's id is the index of its fingerprint.
+A hash needs no dictionary, so methods with and without a dictionary are only comparable if its bytes are counted.
 """
 
 from itertools import pairwise
@@ -16,21 +16,21 @@ from models.compressed.fields import Fields
 
 
 def dictionary_bytes(values: int, fields: Fields) -> int:
-    """Bytes of a dictionary of so many values."""
+    """Returns the bytes of a dictionary of so many values."""
     return 8 * values + 4 * len(fields.names)
 
 
 class Dictionary(nn.Module):
-    """Ids of chosen values, numbered through all fields.
+    """Dictionary of ids of chosen values, numbered through all fields.
 
     Args:
-        fields: all values.
-        chosen: (N,) bool, those that get an id.
+        fields: All values.
+        chosen: (N,) bool, values that get an id.
 
     Attributes:
         fingerprints: (V,) uint64, stored: of the chosen values, field by field, ascending within each.
-        sizes: (F,) int32, stored: how many values each field has here.
-        ids: (N,) int64 in [0, V), or -1 for a value that is not here; found anew from what is stored.
+        sizes: (F,) int32, stored: number of values of each field in the dictionary.
+        ids: (N,) int64 in [0, V), or -1 for a value without an id; recomputed from the stored tensors.
     """
 
     def __init__(self, fields: Fields, chosen: NDArray[np.bool_] | None = None) -> None:

@@ -17,14 +17,14 @@ from models.compressed.fields import Fields
 from models.compressed.method import FLOAT_BYTES, EmbeddingMethod, largest, seeded, uniform
 from models.compressed.stored.dictionary import Dictionary, dictionary_bytes
 
-_STEPS = 4_000  # of α, from 4 down to 0
+_STEPS = 4_000  # steps of α, from 4 down to 0
 
 
 class MixedDimensions(EmbeddingMethod):
-    """A table and a projection for each field.
+    """Table and projection for each field.
 
     Args:
-        widths: (F,) of the fields' rows.
+        widths: (F,) widths of the fields' rows.
     """
 
     name = "mixed-dimensions"

@@ -3,10 +3,10 @@ which gives infrequent values fewer codes (Kang et al., WWW 2020).
 
     code_j(v) = argmin_k |q_j(v) - C_j[k]|        e(v) = concat_j C_j[code_j(v)]        j < p parts
 
-Training keeps the queries q; their gradient is the vector's, passed straight through, and the regulariser
-|sg(c) - q|² draws a query towards its centroid. Centroids learn from the gradient of the vectors they are (DPQ moves
-them by a regulariser alone). All fields share the codebooks. Stored: codebooks, codes packed into bits, dictionary;
-of MGQE also one bit a value, whether it is frequent.
+Training keeps the queries q. Their gradient is the vector's, passed straight through, and the regulariser |sg(c) - q|²
+draws a query towards its centroid. Centroids learn from the gradient of the vectors they represent (DPQ moves them by a
+regulariser alone). All fields share the codebooks. Stored: codebooks, codes packed into bits, dictionary; for MGQE also
+one bit a value that says if it is frequent.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ProductQuantized(EmbeddingMethod):
 
     Args:
         parts: p.
-        bits: of a part's code; 2**bits centroids.
+        bits: Bits of a part's code; 2**bits centroids.
     """
 
     name = "dpq"
@@ -61,7 +61,7 @@ class ProductQuantized(EmbeddingMethod):
         needed = {knob: cls._bytes(fields, dim, *knob) for knob in knobs}
         if min(needed.values()) > budget:
             raise BudgetError(cls.name, min(needed.values()), budget)
-        # Of equally many bits a value, more centroids for fewer parts tell more vectors apart.
+        # For equally many bits a value, more centroids for fewer parts distinguish more vectors.
         parts, bits = max((knob for knob in knobs if needed[knob] <= budget), key=lambda k: (k[0] * k[1], k[1]))
         return cls(fields, dim, parts, bits, seed=seed)
 
@@ -104,7 +104,7 @@ class ProductQuantized(EmbeddingMethod):
 
     @torch.no_grad()
     def restore(self, stored: Mapping[str, Tensor]) -> None:
-        """Puts back what was stored; in evaluation, vectors are then decoded from codes."""
+        """Restores stored tensors; in evaluation, vectors are then decoded from codes."""
         state = {name: stored[name] for name in self.state_dict() if name in stored}
         self.load_state_dict(state | {"queries": self.queries})
         if self.fewer_bits:
@@ -120,13 +120,13 @@ class ProductQuantized(EmbeddingMethod):
         self._served = not self.training
 
     def _decode(self, codes: Tensor) -> Tensor:
-        """Vectors (V, D) of codes (V, p)."""
+        """Returns the vectors (V, D) of codes (V, p)."""
         starts = torch.arange(self.parts) << self.bits
         return torch.nn.functional.embedding(codes + starts, self.books.flatten(0, 1)).flatten(1)
 
     @torch.no_grad()
     def _nearest(self, queries: Tensor, frequent: Tensor) -> Tensor:
-        """Codes (V, p) int64 of queries (V, D); those that are not frequent choose among the first centroids."""
+        """Returns codes (V, p) int64 of queries (V, D); infrequent queries choose among the first centroids only."""
         parted = queries.view(len(queries), self.parts, -1).transpose(0, 1).contiguous()
         apart = torch.cdist(parted, self.books, compute_mode="donot_use_mm_for_euclid_dist")
         if self.fewer_bits:
@@ -135,7 +135,7 @@ class ProductQuantized(EmbeddingMethod):
 
 
 class MultiGranular(ProductQuantized):
-    """MGQE: the tenth of the values that is most frequent has four times as many codes as the others."""
+    """MGQE: the most frequent tenth of the values has four times as many codes as the others."""
 
     name = "mgqe"
     frequent_share = 0.1

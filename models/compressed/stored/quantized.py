@@ -2,7 +2,7 @@
 
     s = max|w| / (2^(b-1) - 1)        e(v) = s · round(w / s)        |e(v) - w| <= s / 2
 
-Training sees the rounded rows; the gradient passes straight through to the float ones. Stored: the integers, the
+Training uses the rounded rows; the gradient passes straight through to the float ones. Stored: the integers, the
 scales and the dictionary. There is no knob.
 """
 
@@ -19,7 +19,7 @@ from models.compressed.stored.dictionary import Dictionary, dictionary_bytes
 
 
 class Quantized(EmbeddingMethod):
-    """What INT8 and INT16 share; `integers` is the stored type."""
+    """Base of INT8 and INT16; `integers` is the stored type."""
 
     integers: ClassVar[torch.dtype]
 
@@ -59,7 +59,7 @@ class Quantized(EmbeddingMethod):
         super().restore({name: stored[name] for name in stored if name != "scales"} | {"weight": floats})
 
     def _scales(self, rows: Tensor) -> Tensor:
-        """(…, 1) of rows (…, D)."""
+        """Returns scales (…, 1) of rows (…, D)."""
         return (rows.abs().amax(-1, keepdim=True) / self.most()).clamp(min=torch.finfo(torch.float32).tiny)
 
 
