@@ -50,7 +50,7 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Visits that are kept of a user, (item_id, time), oldest first; and their event ids in the same order."""
+    """Visits that are kept of a user, (item_id, time), oldest first, as two aligned lists."""
 
     items: list[str]
     times: list[int]
