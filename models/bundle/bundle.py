@@ -13,7 +13,7 @@ wherever and whenever it was made.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,8 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from features.content.encoder import Encoder
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
 from features.durable import write_directory
@@ -34,30 +33,29 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
-from models.ranker.network import DensePart, NetworkConfig, Ranker
+from models.bundle.contents import BundleContents, LogPosition, Manifest, Training
+from models.bundle.embedding import EmbeddingClient, Value, csv_sources
+from models.bundle.local import LocalRanker
+from models.ranker.network import Ranker
 from models.semantic_id.codebook import kinds as codebooks
-from models.semantic_id.codebook.quantizer import Quantizer
-from models.semantic_id.content_path import ContentPath, EncodedItems
-from models.semantic_id.tokens import Tokenizer, load_tokenizer
-from models.table.admission import Admission, Sketch
-from models.table.open import open_table
+from models.semantic_id.tokens import load_tokenizer
+from models.table.admission import Sketch
 from models.table.schema import Schema
+
+__all__ = [
+    "FORMAT",
+    "Bundle",
+    "BundleParts",
+    "LogPosition",
+    "Manifest",
+    "Training",
+    "file_hashes",
+    "load_bundle",
+    "write_bundle",
+]
 
 FORMAT = 3
 _MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What the stream needs to go on as training left off.
-
-    Attributes:
-        table_rate: learning rate of the row-wise Adagrad.
-        batch: examples a gradient was averaged over; the stream scales its sums by the same number.
-    """
-
-    table_rate: float
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -90,156 +88,94 @@ class BundleParts:
     codebook: Path | None
     tokens: Path | None
     trained_until: int | None = None
-    positions: Sequence["LogPosition"] = ()
-
-
-class LogPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The first message of a partition that a bundle's files did not hold.
-
-    Attributes:
-        topic, partition, offset: its place.
-        identity: of the topic, as `EventLog.identity` returns it; on another topic the position means nothing.
-    """
-
-    topic: str
-    identity: str
-    partition: int
-    offset: int
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What `manifest.json` holds; `id` is the hash of all the rest.
-
-    A field that is added has a default that means what a manifest without it meant, and is left out where it has that
-    value, so that ids hold.
-
-    Attributes:
-        canonical: version of the canonical form of ids and categories; see `features.value.canonical`.
-        trained_until: event time of the newest event outside the test part, in microseconds since 1970; None: unknown.
-        positions: up to where the topics were in the files that the bundle was made of; empty: unknown.
-    """
-
-    id: str
-    format: int
-    dataset: dict[str, Any]
-    schema: dict[str, Any]
-    hash: dict[str, Any]
-    network: dict[str, Any]
-    training: Training
-    encoder: str | None
-    codebook: str | None
-    tokens: str | None
-    metrics: dict[str, Any]
-    files: dict[str, str]
-    canonical: int = 1
-    trained_until: int | None = None
-    positions: list[LogPosition] = []
+    positions: Sequence[LogPosition] = ()
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A loaded bundle; tables and models are read when they are first asked for."""
+class Bundle(BundleContents):
+    """A released model: its files, and the numbers that it gives without a server or a store.
 
-    directory: Path
-    manifest: Manifest
+    The numbers are those of the bundle as published. What a stream has learnt since is in the online store alone.
+    """
 
-    @property
-    def id(self) -> str:
-        return self.manifest.id
-
-    @property
-    def canonical(self) -> int:
-        """Version of the canonical form of its ids and categories."""
-        return self.manifest.canonical
-
-    @cached_property
-    def schema(self) -> Schema:
-        return Schema.from_json(self.manifest.schema)
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The descriptor; its paths mean nothing here."""
-        return Dataset.model_validate(self.manifest.dataset)
-
-    @cached_property
-    def users(self) -> pl.DataFrame:
-        return pl.read_parquet(self.directory / "users.parquet")
-
-    @cached_property
-    def items(self) -> pl.DataFrame:
-        return pl.read_parquet(self.directory / "items.parquet")
-
-    @cached_property
-    def history(self) -> pl.DataFrame:
-        return pl.read_parquet(self.directory / "history.parquet")
-
-    @cached_property
-    def encoder(self) -> Encoder | None:
-        """The encoder that made the items' vectors, or None where items have no content."""
-        if self.manifest.encoder is None:
-            return None
-        found = load_encoder(self.directory / "encoder")
-        _same("encoder", found.id, self.manifest.encoder)
-        return found
-
-    @cached_property
-    def codebook(self) -> Quantizer | None:
-        """The codebook that made the items' Semantic IDs, or None."""
-        if self.manifest.codebook is None:
-            return None
-        found = codebooks.load(self.directory / "codebook")
-        _same("codebook", found.id, self.manifest.codebook)
-        return found
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        """What turns Semantic IDs into values of the table, or None."""
-        if self.manifest.tokens is None:
-            return None
-        found = load_tokenizer(self.directory / "tokens")
-        _same("tokens", found.id, self.manifest.tokens)
-        return found
-
-    def encode_items(self, texts: Sequence[str]) -> EncodedItems:
-        """Turns the texts of N items into what the ranker learns of them, by this bundle's encoder and codebook.
+    def embed(self, feature: str, values: Sequence[Value | Sequence[Value]]) -> NDArray[np.float32]:
+        """Looks values of a feature up in the unified table.
 
         Args:
-            texts: one for each item; the text columns joined as `features.dataset.tables.read_items` joins them.
+            feature: Name of a feature of the schema, like `item_id`.
+            values: N values, or lists of values, which are pooled as the feature pools them.
 
         Returns:
-            vectors (N, D) float32, codes (N, Q) uint16, and N lists of tokens. Without content D and Q are 0 and the
-            lists are empty.
+            (N, D) float32; D is the width of a table row times the feature's lookups. A value that is missing, that
+            was seen too rarely, or that an exact feature does not know, is a zero row.
+
+        Raises:
+            EventError: The bundle has no such feature, or a value is neither a scalar nor a list of scalars.
+
+        Example:
+            >>> bundle.embed("item_id", ["SKU-17", "SKU-18"]).shape  # doctest: +SKIP
+            (2, 32)
         """
-        return ContentPath(self.encoder, self.codebook, self.tokenizer).encode(texts)
+        return self._embeddings.lookup(feature, values)
 
-    def rows(self) -> NDArray[np.float32]:
-        """The table's rows as published, (R, D) float32."""
-        found: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
-        return found
-
-    def admission(self) -> Admission:
-        """Which values read rows, as of the end of training; the caller's own."""
-        cells = load_file(self.directory / "admission.safetensors")["cells"]
-        return Admission(Sketch(cells.numpy()), self.schema.admission)
-
-    def network(self) -> DensePart:
-        """Returns the dense part, ready to score, without loading TorchRec."""
-        network = DensePart(self.schema, msgspec.convert(self.manifest.network, NetworkConfig), plain=True)
-        network.load_state_dict(load_file(self.directory / "network.safetensors"))
-        return network.eval().requires_grad_(False)
-
-    def ranker(self, *, learning_rate: float | None = None) -> Ranker:
-        """A ranker of its own on TorchRec's table, with the optimizer state to go on training from.
+    def semantic_ids(self, texts: Sequence[str]) -> NDArray[np.uint16]:
+        """Codes texts by the bundle's encoder and codebook.
 
         Args:
-            learning_rate: of the table; by default that of the training.
+            texts: Content of N items, joined as `[items] text` of the descriptor joins the columns.
+
+        Returns:
+            Codes (N, Q) uint16, coarse to fine.
+
+        Raises:
+            BundleError: The bundle was trained on items without content.
+
+        Example:
+            >>> bundle.semantic_ids(["a red bicycle"])  # doctest: +SKIP
+            array([[ 5, 17,  3]], dtype=uint16)
         """
-        rate = self.manifest.training.table_rate if learning_rate is None else learning_rate
-        table = open_table(self.schema, learning_rate=rate)
-        tensors = load_file(self.directory / "table.safetensors")
-        table.weight.copy_(tensors["weight"])
-        table.accumulator.copy_(tensors["accumulator"])
-        return Ranker(table, self.network())
+        if self.codebook is None:
+            raise BundleError(
+                f"bundle {self.id} has no Semantic IDs: its items have no text; name [items] text and run again"
+            )
+        return self.encode_items(texts).codes
+
+    def rank(self, user: str, items: Sequence[str], *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+        """Scores items for a user by the published table, network and history, as a server of this bundle does.
+
+        Args:
+            user: Id. An unknown user has no history and no attributes.
+            items: N ids. An unknown item is scored as an item of which nothing is known.
+            context: Values of the events' own columns; null where absent.
+
+        Returns:
+            (N,) float32 probabilities of a positive event, in the order of `items`.
+
+        Raises:
+            EventError: `context` names a column that the dataset does not have, or a value is of a wrong type.
+            BundleError: The bundle was trained on events without items.
+            AnswerError: A score is not a number.
+
+        Example:
+            >>> bundle.rank("customer-42", ["SKU-17", "SKU-18"])  # doctest: +SKIP
+            array([0.61, 0.24], dtype=float32)
+        """
+        return self._ranker.rank(user, items, context or {})
+
+    @cached_property
+    def _embeddings(self) -> EmbeddingClient:
+        table = self.rows()
+        return EmbeddingClient(
+            self.schema,
+            self.admission(),
+            table.__getitem__,
+            version=self.canonical,
+            of_csv=csv_sources(self.dataset),
+        )
+
+    @cached_property
+    def _ranker(self) -> LocalRanker:
+        return LocalRanker(self)
 
 
 def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
@@ -345,8 +281,3 @@ def file_hashes(directory: Path) -> dict[str, str]:
 def _identity(manifest: Manifest) -> str:
     content = msgspec.json.encode(msgspec.structs.replace(manifest, id=""), order="sorted")
     return f"b-{hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def _same(what: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise BundleError(f"{what}: the files give {found}, the manifest names {expected}; fetch the bundle again")

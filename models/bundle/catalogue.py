@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.errors import BundleError
-from models.bundle.bundle import Bundle
+from models.bundle.contents import BundleContents
 from models.bundle.record import ItemRecord, entity_frame
 from models.ranker.loading import content_vectors
 from models.table.batch import Entities
@@ -29,7 +29,7 @@ class Catalogue:
         bundle: Bundle with the entities as published.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: BundleContents) -> None:
         self._made_by = {"encoder": bundle.manifest.encoder or "", "codebook": bundle.manifest.codebook or ""}
         self._tokenizer = bundle.tokenizer
         users, items = bundle.users, bundle.items

@@ -17,17 +17,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import tracing as trace
-from features.dataset.descriptor import Dataset, TableSource
-from features.errors import BundleError, DatasetError, EventError, StoreError
-from features.message import context_row
+from features.errors import BundleError, EventError, StoreError
 from models.bundle import record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
+from models.bundle.embedding import EmbeddingClient, csv_sources
+from models.bundle.local import context_frame
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
-from models.table.schema import Source
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
-from serving.ranking.embeddings import EmbeddingClient
 from serving.ranking.histories import Histories
 from serving.ranking.rows import RowReader, StoreRows
 from serving.retrieval.filter import Attributes, Filter, attribute_json
@@ -67,7 +65,7 @@ class RankService:
         filterable = items.filterable if items is not None else ()
         featured = (*items.categorical, *items.numeric) if items is not None else ()
         self._attributes = tuple(dict.fromkeys((*featured, *filterable)))
-        of_csv = _of_csv(bundle.dataset)
+        of_csv = csv_sources(bundle.dataset)
         attributes = Attributes(bundle.items, filterable, of_csv="item" in of_csv)
         self._retriever = Retriever(self._catalogue, attributes)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
@@ -75,7 +73,7 @@ class RankService:
         self.embeddings = EmbeddingClient(
             self._schema,
             self._catalogue.admission,
-            self.rows,
+            self.rows.read_rows,
             version=bundle.canonical,
             of_csv=of_csv,
         )
@@ -169,7 +167,7 @@ class RankService:
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
-        events = Entities(self._schema, "event", self._context_frame(context or {}), self._catalogue.admission)
+        events = Entities(self._schema, "event", context_frame(self.bundle, context or {}), self._catalogue.admission)
         with trace.span("history"):
             stored, stale = self._histories.read(user)
         if candidates is not None:
@@ -298,19 +296,6 @@ class RankService:
         known = item not in self._catalogue.deleted
         return self._catalogue.item_numbers.get(item, self._default_item) if known else self._default_item
 
-    def _context_frame(self, context: Mapping[str, Any]) -> pl.DataFrame:
-        events = self.bundle.dataset.events
-        unknown = [name for name in context if name not in (*events.categorical, *events.numeric)]
-        if unknown:
-            valid = ", ".join((*events.categorical, *events.numeric)) or "none"
-            raise EventError(f"context: unknown column {unknown[0]!r}; the dataset's event columns are: {valid}")
-        if not (events.categorical or events.numeric):
-            return pl.DataFrame({"nothing": [0]})
-        try:
-            return context_row(context, events, version=self.bundle.canonical)
-        except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-            raise EventError(f"context: {error}") from error
-
     def _learn(self, unknown: Sequence[str]) -> None:
         """Looks unknown candidates up in the store: the stream may have added them since the last refresh."""
         if not unknown or self._histories.away:
@@ -348,11 +333,3 @@ class RankService:
             self._catalogue.remove_items([name for name in payloads if name not in found])
             numbers = [self._catalogue.item_numbers[name] for name in payloads]
             self._retriever.update(numbers, [found[name].features if name in found else {} for name in payloads])
-
-
-def _of_csv(dataset: Dataset) -> set[Source]:
-    """Sources of features whose table is csv. An id of a user is in the events too, and follows their table."""
-    tables: dict[Source, TableSource] = {"event": dataset.events}
-    tables |= {"user": dataset.users or dataset.events, "item": dataset.items or dataset.events}
-    found = {source for source, table in tables.items() if table.kind == "csv"}
-    return found | ({"history"} if "item" in found else set())

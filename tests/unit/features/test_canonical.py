@@ -19,7 +19,7 @@ from features.dataset.files import load
 from features.message import Rows, event_decoder, event_rows
 from features.value.canonical import VERSION, canonical, canonical_values, cell, cells, scalar
 from features.value.mixed_column import column_of, joined
-from serving.ranking.embeddings import _even
+from models.bundle.embedding import _even
 
 BIG = 9007199254740993
 BERLIN = datetime.timezone(datetime.timedelta(hours=1))

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import tessera.cli.main
 from features.errors import StoreError
 from features.fault import explain
-from tests.unit.tessera.test_architecture import ROOT, parse
+from tests.unit.test_architecture import ROOT, parse
 
 
 def raised(error: Exception, cause: BaseException) -> Exception:

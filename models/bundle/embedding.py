@@ -3,19 +3,21 @@
 Shape letters: B values, c lookups of the feature, D dimension of the table.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
+from features.dataset.descriptor import Dataset, TableSource
 from features.errors import EventError
 from features.value.canonical import VERSION, canonical_values
 from models.table.admission import Admission
 from models.table.column_rows import ColumnValues
 from models.table.schema import Feature, Schema, Source
-from serving.ranking.rows import RowReader
-from serving.store.protocol import Float32
 
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 Value = str | int | float | bool | None
 
 
@@ -25,7 +27,7 @@ class EmbeddingClient:
     Args:
         schema: of the bundle.
         admission: which values read rows; shared with whoever takes new admissions in.
-        rows: where rows are read.
+        read_rows: Maps rows (M,) int64 of the table to vectors (M, D) float32.
         version: of the canonical form, the bundle's.
         of_csv: sources of features whose table is csv; see `features.value.canonical.cell`.
     """
@@ -34,14 +36,14 @@ class EmbeddingClient:
         self,
         schema: Schema,
         admission: Admission,
-        rows: RowReader,
+        read_rows: Callable[[Int64], Float32],
         *,
         version: int = VERSION,
         of_csv: Collection[Source] = (),
     ) -> None:
         self._schema = schema
         self._admission = admission
-        self._rows = rows
+        self._read_rows = read_rows
         self._version = version
         self._of_csv = of_csv
         self._features = {feature.name: feature for feature in schema.features}
@@ -73,7 +75,7 @@ class EmbeddingClient:
         rows, lengths = looked_up.rows(np.arange(len(column)))
         distinct, place = np.unique(rows, return_inverse=True)
         width = self.width(feature)
-        vectors = self._rows.read_rows(distinct)[place.reshape(-1)].reshape(len(rows), width)
+        vectors = self._read_rows(distinct)[place.reshape(-1)].reshape(len(rows), width)
         pooled = np.zeros((len(column), width), dtype=np.float32)
         np.add.at(pooled, np.repeat(np.arange(len(column)), lengths), vectors)
         if found.pooling != "sum":
@@ -90,3 +92,11 @@ def _even(values: Sequence[Value | Sequence[Value]], *, version: int = VERSION, 
     """Canonical text of values, or lists of it if one of the values is a list."""
     lists = [list(value) if isinstance(value, tuple) else value for value in values]
     return canonical_values("values", lists, version=version, of_csv=of_csv)
+
+
+def csv_sources(dataset: Dataset) -> set[Source]:
+    """Sources of features whose table is csv. An id of a user is in the events too, and follows their table."""
+    tables: dict[Source, TableSource] = {"event": dataset.events}
+    tables |= {"user": dataset.users or dataset.events, "item": dataset.items or dataset.events}
+    found = {source for source, table in tables.items() if table.kind == "csv"}
+    return found | ({"history"} if "item" in found else set())
