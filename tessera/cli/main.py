@@ -126,6 +126,7 @@ def demo(
     dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default a synthetic catalogue.")] = None,
     out: OutOption = Path("out/demo"),
     small: Annotated[bool, typer.Option("--small", help="A tenth of the synthetic data.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic data, the training and the draws.")] = 0,
 ) -> None:
     """Run the whole path on this machine and write a report page."""
     from dataclasses import replace
@@ -137,5 +138,5 @@ def demo(
     if "TESSERA_HOME" not in os.environ:
         settings = replace(settings, home=(out / "home").absolute())
     one_thread()
-    report = run_demo(dataset, out, settings, small=small, console=out_console)
+    report = run_demo(dataset, out, settings, small=small, console=out_console, seed=seed)
     out_console.print(f"report   {report.absolute()}")

@@ -1,4 +1,4 @@
-"""The whole path on one machine: run, serve, stream the held-back events as if live, add a new item, report.
+"""The whole path on one machine: run, serve, rank new items, stream the held-back events as if live, report.
 
 Everything is real, embedded or not: the log and the store that the settings point at, HTTP over loopback, the
 bundle from the registry.
@@ -6,12 +6,11 @@ bundle from the registry.
 
 import contextlib
 import datetime
-import json
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,19 @@ from features.dataset.profile import profile
 from features.dataset.tables import read_table
 from models.bundle.bundle import Bundle
 from serving.api.app import create_app
+from serving.client import Client
 from serving.ranking.service import MAX_CANDIDATES, RankService
 from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
 from serving.traffic.router import Router
 from streaming.log.protocol import EventLog
+from streaming.log.topics import Topics
+from streaming.trainer import Totals
 from tessera.demo import synthetic
-from tessera.pages.demo_page import DemoSummary, NewItem, StreamFigures, render_summary, write_report
+from tessera.demo.new_items import NewItemPlan, encode_row, measure_ranks, new_items, plan_new_items
+from tessera.demo.newcomer import Newcomer, choose_newcomer
+from tessera.pages.demo_page import DemoSummary, StreamFigures, render_summary, write_report
+from tessera.pages.new_items import NewItem, NewItemRanks
 from tessera.pipeline.run import RunOptions, run
 from tessera.settings import Settings
 from tessera.stream_service import Stream
@@ -42,45 +47,38 @@ from tessera.stream_service import Stream
 _BULK, _LIVE, _LIVE_RATE = 20_000, 4_000, 500
 _LIVE_SHARE = 4
 _REQUESTS, _CANDIDATES = 300, 100
-_SYNTHETIC_KIND = "sourdough bread"
 _READY_S = 30.0
 
 
-@dataclass(frozen=True)
-class Newcomer:
-    """A brand-new item to add while everything runs, and a user who likes its kind."""
-
-    message: dict[str, Any]
-    item: str
-    title: str
-    user: str
-
-
-def demo(descriptor: Path | None, out: Path, settings: Settings, *, small: bool, console: Console) -> Path:
+def demo(
+    descriptor: Path | None, out: Path, settings: Settings, *, small: bool, console: Console, seed: int = 0
+) -> Path:
     """Runs it all and returns the path of the report.
 
     Args:
         descriptor: of the dataset, or None for the synthetic one.
         out: directory of the run and the report.
         small: a synthetic dataset of a tenth of the size, to see that it works.
+        seed: of the synthetic dataset, the training, the new items, and the users who rank them.
     """
     if descriptor is None:
-        size = {"users": 300, "items": 400, "events": 15_000} if small else {}
-        descriptor = synthetic.write_synthetic(out / "synthetic", **size)
+        size = {"users": 100, "items": 400, "events": 20_000} if small else {}
+        descriptor = synthetic.write_synthetic(out / "synthetic", seed=seed, **size)
         console.print(Text(f"a synthetic dataset, generated: {descriptor}", "dim"))
     dataset = load_dataset(descriptor)
     found = profile(dataset)
     registry = settings.open_registry()
-    result = run(dataset, out / "run", RunOptions(), console=console, registry=registry, until="publish")
+    result = run(dataset, out / "run", RunOptions(seed=seed), console=console, registry=registry, until="publish")
     assert result.bundle is not None
     held_back = _held_back(dataset, out / "run")
-    chosen = _new_item(dataset, result.bundle, descriptor.parent)
-    live = _go_live(settings, result.bundle, dataset, held_back, chosen, console)
+    chosen = choose_newcomer(dataset, result.bundle)
+    plan = plan_new_items(dataset, result.bundle, out / "run", seed=seed)
+    live = _go_live(settings, result.bundle, dataset, held_back, chosen, plan, console)
     epochs = msgspec.json.decode((out / "run" / "train" / "ranker" / "epochs.json").read_bytes())
     summary = DemoSummary(
         title="Tessera demo",
         dataset=dataset.name,
-        synthetic=(descriptor.parent / "synthetic.json").exists(),
+        synthetic=synthetic.is_synthetic(dataset.directory),
         bundle=result.bundle.id,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         profile=_profile_lines(found.to_json()),
@@ -102,20 +100,23 @@ def _go_live(
     dataset: Dataset,
     held_back: list[bytes],
     chosen: Newcomer | None,
+    plan: NewItemPlan | None,
     console: Console,
 ) -> dict[str, Any]:
-    """The online half: what was streamed, how fresh, how fast, and what became of the new item."""
+    """Runs the online half and returns its figures: new items, the stream, freshness and latency."""
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         fill_store(store, bundle)
         titles = _titles(dataset, chosen)
         stream = Stream(bundle, log, store, topics=settings.topics)
         with contextlib.closing(stream), _serving(bundle, store) as (client, service):
             users = bundle.users["user_id"].to_list()
+            ranks = _rank_new_items(client, log, stream, settings.topics, plan, console) if plan else None
             before = _top(client, chosen.user, titles) if chosen else []
             live = min(_LIVE, len(held_back) // _LIVE_SHARE)
             bulk = held_back[: len(held_back) - live][:_BULK]
             with console.status(f"streaming {len(bulk):,} held-back events"):
                 log.append(settings.topics.events, [(None, message) for message in bulk])
+                stream.trainer.totals = Totals()
                 start = time.perf_counter()
                 stream.drain()
                 seconds = time.perf_counter() - start
@@ -140,10 +141,23 @@ def _go_live(
         "stream": figures,
         "freshness_ms": list(stream.freshness_ms),
         "serving_ms": serving_ms,
+        "new_items": ranks,
         "new_item": added,
         "top_before": before,
         "top_after": after,
     }
+
+
+def _rank_new_items(
+    client: httpx.Client, log: EventLog, stream: Stream, topics: Topics, plan: NewItemPlan, console: Console
+) -> NewItemRanks | None:
+    """Ranks the planned items; returns None where the log holds the events that decide who likes an item."""
+    if plan.before_events and any(log.end_offsets(topics.events)):
+        console.print("new items are not ranked: this home has streamed the held-back events; use a new --out")
+        return None
+    with console.status(f"ranking {len(plan.with_content)} new items for {len(plan.users)} users"):
+        with contextlib.closing(Client(str(client.base_url))) as typed, new_items(log, stream, topics, plan):
+            return measure_ranks(typed, plan)
 
 
 @contextlib.contextmanager
@@ -208,7 +222,7 @@ def _send_live(log: EventLog, topic: str, messages: list[bytes]) -> None:
 def _add(client: httpx.Client, log: EventLog, topic: str, chosen: Newcomer, items: list[str]) -> NewItem:
     """Adds the new item, waits until a ranker knows it, and ranks it among the catalogue (at most 2,000 of it)."""
     start = time.perf_counter()
-    log.append(topic, [(None, _json(chosen.message))])
+    log.append(topic, [(None, encode_row(chosen.message))])
     while _rank(client, chosen.user, candidates=[chosen.item])["unknown_items"]:
         if time.perf_counter() - start > _READY_S:
             raise TimeoutError(f"item {chosen.item} was not rankable within {_READY_S:.0f} s")
@@ -263,51 +277,7 @@ def _held_back(dataset: Dataset, run_directory: Path) -> list[bytes]:
     examples = pl.read_parquet(run_directory / "frame" / "examples.parquet")
     test = examples.filter(pl.col("split") == "test").unique("event", keep="first").sort("time", "event")
     raw = read_table(dataset.events, dataset.directory, table="events")
-    return [_json(row) for row in raw[test["event"].to_numpy()].iter_rows(named=True)]
-
-
-def _new_item(dataset: Dataset, bundle: Bundle, directory: Path) -> Newcomer | None:
-    """A brand-new item and a user who likes its kind.
-
-    For the synthetic dataset both come from what generated it. Elsewhere the user is the one whose history is closest
-    together in content, and the item is a copy, under a new id, of what is most typical of it.
-    """
-    if dataset.items is None or not dataset.has_content or dataset.events.user is None:
-        return None
-    title = dataset.items.text[0]
-    if (directory / "synthetic.json").exists():
-        for kind in (_SYNTHETIC_KIND, *synthetic.tree().names):
-            if fans := synthetic.fans(directory, kind):
-                message = synthetic.new_item(1, kind)
-                return Newcomer(message, str(message[dataset.items.id]), str(message[title]), fans[0])
-        return None
-    found = _focused(bundle)
-    if found is None:
-        return None
-    user, liked = found
-    raw = read_table(dataset.items, dataset.directory, table="items")
-    row = raw.filter(pl.col(dataset.items.id).cast(pl.String) == liked).head(1).to_dicts()
-    if not row:
-        return None
-    message = row[0] | {dataset.items.id: "brand-new-item"}
-    return Newcomer(message, "brand-new-item", f"{message[title]} (the same content under a new id)", user)
-
-
-def _focused(bundle: Bundle) -> tuple[str, str] | None:
-    """The user with the most uniform taste of those with a full history, and the item most typical of it."""
-    placed = bundle.items.select("item_id", "content_vector").drop_nulls()
-    visits = bundle.history.join(placed, on="item_id", how="inner", maintain_order="left")
-    best: tuple[float, str, str] | None = None
-    for (user,), visited in visits.group_by("user_id", maintain_order=True):
-        if visited.height < bundle.schema.history_length:
-            continue
-        vectors = visited["content_vector"].to_numpy()
-        mean = vectors.mean(axis=0)
-        # Of unit vectors, the length of the mean says how alike they are.
-        together = float(np.linalg.norm(mean))
-        if best is None or together > best[0]:
-            best = (together, str(user), visited["item_id"][int(np.argmax(vectors @ mean))])
-    return best[1:] if best else None
+    return [encode_row(row) for row in raw[test["event"].to_numpy()].iter_rows(named=True)]
 
 
 def _titles(dataset: Dataset, chosen: Newcomer | None) -> dict[str, str]:
@@ -317,17 +287,6 @@ def _titles(dataset: Dataset, chosen: Newcomer | None) -> dict[str, str]:
     ids = raw[dataset.items.id].cast(pl.String).to_list()
     texts = [str(text or "")[:80] for text in raw[dataset.items.text[0]].to_list()]
     return dict(zip(ids, texts, strict=True)) | ({chosen.item: chosen.title} if chosen else {})
-
-
-def _json(row: Mapping[str, Any]) -> bytes:
-    kept = {name: value for name, value in row.items() if value is not None}
-    return json.dumps(kept, default=_iso).encode()
-
-
-def _iso(value: Any) -> str:
-    if isinstance(value, datetime.datetime | datetime.date):
-        return value.isoformat()
-    raise TypeError(f"a value of type {type(value).__name__} has no form in JSON")
 
 
 def _profile_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:

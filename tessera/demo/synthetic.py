@@ -136,23 +136,47 @@ def new_item(seed: int, subtopic: str | None = None) -> dict[str, Any]:
     return _item_row(f"new-{seed:04}", np.array([picked, picked]), 2025, rng)
 
 
-def fans(directory: Path, subtopic: str, *, clicks: int = 5) -> list[str]:
-    """The users who like a subtopic most, strongest taste first, of those who clicked at least `clicks` times.
+def is_synthetic(directory: Path) -> bool:
+    """Returns whether `write_synthetic` made the directory's dataset."""
+    return (Path(directory) / _SPEC).is_file()
+
+
+def tastes(directory: Path, users: Sequence[str]) -> Floats:
+    """Returns how much users like the subtopics: (U, S) log-odds, columns in the order of `tree().names`.
 
     Tastes are in none of the dataset's files; they are drawn again from the seed.
 
     Raises:
+        DatasetError: the directory was not made by `write_synthetic`, or a user is not in its dataset.
+    """
+    taste = _readers(_spec(directory)).taste
+    rows = {_user_id(row): row for row in range(len(taste))}
+    unknown = [user for user in users if user not in rows]
+    if unknown:
+        raise DatasetError(f"user {unknown[0]!r} is not in the synthetic dataset at {directory}; its users are r00000…")
+    found: Floats = taste[[rows[user] for user in users]]
+    return found
+
+
+def fans(directory: Path, subtopic: str, *, clicks: int = 5) -> list[str]:
+    """The users who like a subtopic most, strongest taste first, of those who clicked at least `clicks` times.
+
+    Raises:
         DatasetError: the directory was not made by `write_synthetic`, or there is no such subtopic.
     """
-    path = Path(directory) / _SPEC
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing: tastes are known of a dataset that write_synthetic made, of no other")
-    taste = _readers(SyntheticSpec(**json.loads(path.read_text(encoding="utf-8")))).taste[:, _subtopic(subtopic)]
-    clicked = pl.read_parquet(path.parent / "events.parquet").filter(pl.col("clicked") == 1)
+    taste = _readers(_spec(directory)).taste[:, _subtopic(subtopic)]
+    clicked = pl.read_parquet(Path(directory) / "events.parquet").filter(pl.col("clicked") == 1)
     counts = clicked.group_by("user_id").len().filter(pl.col("len") >= clicks)
     known = set(counts["user_id"])
     order = [int(row) for row in np.argsort(-taste, kind="stable") if taste[row] > 1.0]
     return [_user_id(row) for row in order if _user_id(row) in known]
+
+
+def _spec(directory: Path) -> SyntheticSpec:
+    path = Path(directory) / _SPEC
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing: tastes are known of a dataset that write_synthetic made, of no other")
+    return SyntheticSpec(**json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

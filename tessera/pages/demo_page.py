@@ -17,8 +17,8 @@ from rich.text import Text
 
 from tessera.pages import markup
 from tessera.pages import svg as plot
+from tessera.pages.new_items import NewItem, NewItemRanks, Ranked, item_section, rank_figures, ranks_section
 
-Ranked = tuple[str, str, float]
 Quality = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 _RANKER = "ranker"
 _PARTS = {"all": "all items", "known": "known items", "unseen": "unseen items"}
@@ -38,26 +38,6 @@ class StreamFigures:
 
 
 @dataclass(frozen=True)
-class NewItem:
-    """An item that came during the demo.
-
-    Attributes:
-        user: for whom it was ranked.
-        rank: from 1, among `of` items.
-        seconds_to_rankable: from its message to the first request that could rank it.
-        neighbours: (item id, title, similarity) of the items whose content is nearest.
-    """
-
-    id: str
-    title: str
-    user: str
-    rank: int
-    of: int
-    seconds_to_rankable: float
-    neighbours: Sequence[Ranked] = ()
-
-
-@dataclass(frozen=True)
 class DemoSummary:
     """All that the report shows.
 
@@ -69,6 +49,7 @@ class DemoSummary:
         validation_log_loss: of the ranker, one an epoch.
         freshness_ms: from an event's arrival to where a ranker can read what it changed.
         serving_ms: latency of each request to rank.
+        new_items: ranks of many new items, None where they were not measured.
         top_before, top_after: (item id, title, score) for the new item's user, best first.
     """
 
@@ -85,6 +66,7 @@ class DemoSummary:
     stream: StreamFigures | None = None
     freshness_ms: Sequence[float] = ()
     serving_ms: Sequence[float] = ()
+    new_items: NewItemRanks | None = None
     new_item: NewItem | None = None
     top_before: Sequence[Ranked] = ()
     top_after: Sequence[Ranked] = ()
@@ -92,7 +74,7 @@ class DemoSummary:
 
 def write_report(path: Path, summary: DemoSummary) -> None:
     """Writes the page, UTF-8, and the directories above it where they are missing."""
-    sections = [_header, _tiles, _ranking, _new_item, _online, _semantic_ids, _background]
+    sections = [_header, _tiles, _new_items, _ranking, _new_item, _online, _semantic_ids, _background]
     body = "\n".join(section(summary) for section in sections)
     markup.write_page(path, summary.title, body)
 
@@ -111,7 +93,7 @@ def render_summary(console: Console, summary: DemoSummary) -> None:
 
 def key_figures(summary: DemoSummary) -> list[tuple[str, str, str]]:
     """(label, value, note) of what was measured, the most telling first."""
-    found: list[tuple[str, str, str]] = []
+    found = rank_figures(summary.new_items) if summary.new_items is not None else []
     for part in ("all", "unseen"):
         aucs = {model: parts[part]["auc"] for model, parts in (summary.quality or {}).items()}
         ranker = aucs.pop(_RANKER, None)
@@ -119,8 +101,8 @@ def key_figures(summary: DemoSummary) -> list[tuple[str, str, str]]:
             note = ", ".join(f"{model} {_ratio(value)}" for model, value in aucs.items())
             found.append((f"AUC of the ranker, {_PARTS[part]}", _ratio(ranker), note))
     if (item := summary.new_item) is not None:
-        note = f"of {item.of:,} for user {item.user}, rankable after {_seconds(item.seconds_to_rankable)}"
-        found.append(("rank of the new item", f"{item.rank:,}", note))
+        note = f"{item.title}: rank {item.rank:,} of {item.of:,} for user {item.user}"
+        found.append(("from a new item's message until it is ranked", _seconds(item.seconds_to_rankable), note))
     if (stream := summary.stream) is not None:
         note = f"{stream.events:,} events in {_seconds(stream.seconds)}, {stream.bad:,} bad"
         found.append(("events a second, streamed", f"{stream.rate_per_s:,.0f}", note))
@@ -184,26 +166,16 @@ def _ranking(summary: DemoSummary) -> str:
     )
 
 
+def _new_items(summary: DemoSummary) -> str:
+    if summary.new_items is None:
+        return markup.section("New items", markup.none("New items were not ranked for several users."))
+    return ranks_section(summary.new_items)
+
+
 def _new_item(summary: DemoSummary) -> str:
     item = summary.new_item
-    lists = [
-        markup.card(heading, markup.ranked(ranked, item.id if item else ""))
-        for heading, ranked in (("Before", summary.top_before), ("After", summary.top_after))
-        if ranked
-    ]
-    if item is None:
-        return markup.section(
-            "A brand-new item", markup.none("No new item was sent."), markup.cards(*lists) if lists else ""
-        )
-    story = (
-        f"<p><b>{escape(item.title)}</b> ({escape(item.id)}) came in while the rest was running. "
-        f"{_seconds(item.seconds_to_rankable)} later it could be ranked, and for user {escape(item.user)} it stood at "
-        f"rank <b>{item.rank:,}</b> of {item.of:,}.</p>"
-    )
-    near = [[f"{title} ({id_})", f"{similarity:.3f}"] for id_, title, similarity in item.neighbours]
-    if near:
-        lists.append(markup.card("Nearest by content", markup.table(["item", ">similarity"], near)))
-    return markup.section("A brand-new item", story, markup.cards(*lists) if lists else "")
+    seconds = _seconds(item.seconds_to_rankable) if item else ""
+    return item_section(item, summary.top_before, summary.top_after, seconds=seconds)
 
 
 def _online(summary: DemoSummary) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 _WIDTH = 400
 _NARROW = 320  # of plots without row labels, which may stand three in a row
-_LEFT, _RIGHT = 100, 62  # room for row labels, room for values
+_LEFT, _RIGHT = 118, 62  # room for row labels, room for values
 _ROW, _HEAD, _AXIS = 20, 24, 26
 _BINS = 32
 _TAIL = 1.15  # a histogram ends at this multiple of its last mark

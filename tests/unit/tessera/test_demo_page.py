@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from tessera.pages import svg as plot
-from tessera.pages.demo_page import DemoSummary, NewItem, StreamFigures, key_figures, render_summary, write_report
+from tessera.pages.demo_page import DemoSummary, StreamFigures, key_figures, render_summary, write_report
+from tessera.pages.new_items import NewItem, NewItemRanks, Ranks
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -58,6 +59,17 @@ FULL = DemoSummary(
     stream=StreamFigures(events=20_001, items=41, bad=7, seconds=4.31, rate_per_s=4_640.4, batches=81),
     freshness_ms=[float(value) for value in range(1, 202)],
     serving_ms=[2.0, 2.5, 3.0, 3.5, 44.4],
+    new_items=NewItemRanks(
+        items=61,
+        users=103,
+        catalogue=1_507,
+        seed=5,
+        kind="generated",
+        fans_are="those with <taste>",
+        others_are="the rest",
+        with_content=Ranks(fans=[11, 123, 400], others=[877, 901, 1_203]),
+        without_content=Ranks(fans=[431, 512, 600], others=[433, 499, 602]),
+    ),
     new_item=NewItem(
         id="new-1",
         title="Bees & <b>honey</b>",
@@ -116,7 +128,7 @@ def variants() -> dict[str, DemoSummary]:
     return {
         "full": FULL,
         "empty": EMPTY,
-        "without content": replace(FULL, semantic_ids=None, new_item=None, top_before=(), top_after=()),
+        "without content": replace(FULL, semantic_ids=None, new_items=None, new_item=None, top_before=(), top_after=()),
         "without unseen items": replace(FULL, quality=undecided),
         "one of each": replace(FULL, freshness_ms=[0.0], serving_ms=[5.0], validation_log_loss=[0.6]),
         "stages of no time": replace(FULL, stage_seconds={"encode": 0.0}),
@@ -146,7 +158,25 @@ def test_every_figure_of_the_summary_is_in_the_page(tmp_path: Path) -> None:
     expected += ["p50 101 ms", "p99 199 ms", "201 ms", "201 times", "p50 3.00 ms", "p99 42.8 ms", "44.4 ms", "5 times"]
     expected += ["new-1", "r01770", "1,501", "0.42 s", 'Hives "R" us (a1)', "0.934"]
     expected += ["Owls > bats", "Whales", "0.8123", "0.7456", "0.8012", "0.7901"]
+    expected += ["61", "103", "1,507", "seed 5", "those with <taste>", "the rest"]
+    expected += ["123 vs 901", "512 vs 499", "67", "262", "889", "1,052", "472", "556", "466", "550", "67 %", "0 %"]
     assert [figure for figure in expected if figure not in text] == []
+
+
+def test_the_ranks_of_new_items_come_first_with_content_then_without() -> None:
+    (_, with_content, draw), (_, without_content, _), *_ = key_figures(FULL)
+    assert (with_content, without_content) == ("123 vs 901", "512 vs 499")
+    assert draw == "among 1,507 items; 61 new items, 103 users, seed 5"
+    out = io.StringIO()
+    render_summary(Console(file=out, width=80), FULL)
+    first_screen = out.getvalue().splitlines()[:10]
+    for figure in ("123 vs 901", "512 vs 499", "61 new items", "103", "seed 5"):
+        assert any(figure in line for line in first_screen)
+
+
+@pytest.mark.parametrize(("fans", "others", "ratio"), [([1, 2, 9], [4, 4, 5], 0.5), ([7], [7], 1.0)])
+def test_the_ratio_is_of_medians(fans: list[int], others: list[int], ratio: float) -> None:
+    assert Ranks(fans, others).ratio == ratio
 
 
 def test_titles_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -167,7 +197,14 @@ def test_the_new_item_stands_out_in_the_list(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_and_not_drawn(tmp_path: Path) -> None:
     source, found = page(EMPTY, tmp_path)
     assert "svg" not in found.tags
-    for words in ("No model was evaluated", "no Semantic IDs", "No new item", "Not measured", "Nothing was recorded"):
+    for words in (
+        "No model was evaluated",
+        "no Semantic IDs",
+        "No new item",
+        "New items were not ranked",
+        "Not measured",
+        "Nothing was recorded",
+    ):
         assert words in source
     assert key_figures(EMPTY) == []
 
@@ -186,7 +223,17 @@ def test_the_page_follows_the_readers_colour_scheme_width_and_printer(tmp_path: 
 def test_the_terminal_shows_the_same_key_figures() -> None:
     out = io.StringIO()
     render_summary(Console(file=out, width=160), replace(FULL, title="[bold]not markup[/bold]"))
-    for figure in ("[bold]not markup[/bold]", "0.7506", "0.7308", "0.4805", "1,501", "4,640", "101 ms", "3.00 ms"):
+    for figure in (
+        "[bold]not markup[/bold]",
+        "0.7506",
+        "0.7308",
+        "0.4805",
+        "1,501",
+        "4,640",
+        "101 ms",
+        "3.00 ms",
+        "123 vs 901",
+    ):
         assert figure in out.getvalue()
     render_summary(Console(file=out, width=160), EMPTY)
     assert "criteo" in out.getvalue()

@@ -13,7 +13,7 @@ from features.dataset.profile import profile
 from features.dataset.split import assign_split
 from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError
-from tessera.demo.synthetic import fans, new_item, tree, write_synthetic
+from tessera.demo.synthetic import fans, is_synthetic, new_item, tastes, tree, write_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,23 @@ def test_the_fans_of_a_subtopic_click_its_topic_more_than_other_users_do(made: P
     liked = events.filter(pl.col("user_id").is_in(users))["clicked"].to_numpy().mean()
     assert len(users) == 50
     assert liked > 2 * events["clicked"].to_numpy().mean()
+
+
+def test_users_click_the_kinds_that_their_tastes_name(made: Path) -> None:
+    users = pl.read_parquet(made.parent / "users.parquet")["user_id"].to_list()
+    taste = tastes(made.parent, users)
+    assert taste.shape == (2_000, 72)
+    assert np.array_equal(tastes(made.parent, users[7:9]), taste[7:9])
+    for kind in ("roses", "beekeeping"):
+        liking = taste[:, tree().names.index(kind)]
+        assert users[int(liking.argmax())] == fans(made.parent, kind, clicks=0)[0]
+
+
+def test_only_a_generated_dataset_is_synthetic(made: Path, tmp_path: Path) -> None:
+    assert is_synthetic(made.parent)
+    assert not is_synthetic(tmp_path)
+    with pytest.raises(DatasetError, match="user 'nobody' is not in the synthetic dataset"):
+        tastes(made.parent, ["nobody"])
 
 
 def test_tastes_are_in_no_file(made: Path) -> None:
