@@ -120,7 +120,7 @@ def test_every_public_name_is_in_the_python_reference_with_its_parameters() -> N
     import tessera
 
     public = dict(library.public())
-    assert set(public) == {name for name in getattr(tessera, "__all__", ()) if not name.startswith("__")}
+    assert set(public) == {name for name in tessera.__all__ if not name.startswith("__")}
     assert [told for name in public for told in undocumented_names(getattr(tessera, name))] == []
     assert [name for name in public if f"heading: tessera.{name}\n" not in library.names()] == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.docs.docstrings import split_names
 from infra.docs.hook import plain
 
 ROOT = Path(__file__).parents[3]
@@ -77,4 +78,12 @@ def test_a_list_that_interrupts_a_paragraph_gets_its_blank_line() -> None:
 def test_fences_lose_the_instructions_of_the_guides_and_keep_their_text() -> None:
     assert plain("```sh fails\nfalse\n- no list\n```\n```text exact\n1\n```") == (
         "```sh\nfalse\n- no list\n```\n```text\n1\n```"
+    )
+
+
+def test_an_entry_that_names_several_attributes_becomes_one_entry_each() -> None:
+    told = "Attributes:\n    title, detail: What is wrong,\n        and why.\n    field: The place."
+    assert split_names(told) == (
+        "Attributes:\n    title: What is wrong,\n        and why.\n    detail: What is wrong,\n        and why.\n"
+        "    field: The place."
     )
