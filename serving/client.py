@@ -4,9 +4,9 @@
         for found in tessera.rank("42", k=5).items:
             print(found.item, found.score)
 
-A read that meets 429 or 503, or a server that is not there, is tried again, after the time that the server asks for.
-A write is tried again only where the server has not looked at it (429): it may have been appended otherwise. What the
-server refuses is an `ApiError`, and a server that does not answer a `ConnectionError`.
+A read is tried again if it meets 429 or 503 or finds no server, after the time that the server asks for. A write is
+tried again only after 429, when the server has not processed it; after other failures it may have been appended. A
+refusal by the server is an `ApiError`, and a server that does not answer a `ConnectionError`.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ _BACKOFF_S, _LONGEST_S = 0.1, 2.0
 
 
 class ApiError(Exception):
-    """What the server refused, from its problem document.
+    """Refusal by the server, from its problem document.
 
     Attributes:
-        status: HTTP's.
-        title, detail: what is wrong, and what to do.
-        field: what of the request is at fault, or None.
-        request_id: by which the server's log knows the request.
+        status: HTTP status.
+        title, detail: Fault and remedy.
+        field: Field of the request that is at fault, or None.
+        request_id: Id of the request in the server's log.
     """
 
     def __init__(self, status: int, title: str, detail: str, field: str | None, request_id: str) -> None:
@@ -40,7 +40,7 @@ class ApiError(Exception):
 
 
 class RankedItem(msgspec.Struct, frozen=True):
-    """An item and its probability of a positive event; with `explain`, what each feature adds to its log-odds."""
+    """Item and its probability of a positive event; with `explain`, each feature's contribution to its log-odds."""
 
     item: str
     score: float
@@ -60,14 +60,14 @@ class Ranking(msgspec.Struct, frozen=True):
 
 
 class RetrievedItem(msgspec.Struct, frozen=True):
-    """An item and its cosine similarity."""
+    """Item and its cosine similarity."""
 
     item: str
     score: float
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How items were found, and why so."""
+    """Search plan of a retrieval, with its reason."""
 
     method: str
     why: str
@@ -76,7 +76,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Retrieval(msgspec.Struct, frozen=True):
-    """Items, nearest first, and how they were found."""
+    """Items, nearest first, and the search plan."""
 
     bundle: str
     items: list[RetrievedItem]
@@ -93,7 +93,7 @@ class Embeddings(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, frozen=True):
-    """An item as the bundle and the stream know it."""
+    """Item as the bundle and the stream know it."""
 
     bundle: str
     item: str
@@ -105,7 +105,7 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True):
-    """What answers."""
+    """Bundle that answers."""
 
     bundle: str
     model: str
@@ -118,7 +118,7 @@ class _Accepted(msgspec.Struct, frozen=True):
 
 
 class _Call(Generic[T]):
-    """One request and the type of its answer."""
+    """Request and the type of its answer."""
 
     def __init__(self, kind: type[T], method: str, path: str, body: dict[str, Any] | None = None) -> None:
         self.kind, self.method, self.path = kind, method, path
@@ -127,7 +127,7 @@ class _Call(Generic[T]):
         self.writes = path in ("/v1/events", "/v1/items", "/v1/outcomes")
 
     def again_s(self, response: httpx.Response) -> float | None:
-        """After how many seconds to try again, None: not."""
+        """Returns the seconds until another try, or None for no other try."""
         if response.status_code == 429 or (response.status_code == 503 and not self.writes):
             asked = response.headers.get("retry-after", "")
             return min(float(asked) if asked.isdigit() else _BACKOFF_S, _LONGEST_S)
@@ -189,9 +189,9 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _traceparent() -> dict[str, str]:
-    """Returns the span that is current, as W3C's headers, where the program that calls uses OpenTelemetry at all.
+    """Returns the current span as W3C's headers, if the calling program uses OpenTelemetry.
 
-    Looked for and not imported: this module needs it not.
+    OpenTelemetry is looked up and not imported, since this module does not need it.
     """
     api = sys.modules.get("opentelemetry.trace")
     span = api.get_current_span().get_span_context() if api is not None else None
@@ -203,13 +203,13 @@ def _traceparent() -> dict[str, str]:
 
 
 class Client:
-    """Calls a server, one request after another; may be shared by threads.
+    """Client of a server, one request after another; may be shared by threads.
 
     Args:
-        url: of the server.
+        url: Address of the server.
         key: API key.
-        timeout_s: of one try.
-        retries: how often a request is tried again.
+        timeout_s: Seconds that one try may take.
+        retries: Most repetitions of a request.
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 3) -> None:
@@ -226,7 +226,7 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
     ) -> Ranking:
-        """Ranks candidates for a user, or what retrieval finds; raises ApiError."""
+        """Ranks the candidates for a user, or the items that retrieval finds; raises ApiError."""
         return self._do(_rank(user, candidates, k, context, filter, explain))
 
     def retrieve(
@@ -238,27 +238,27 @@ class Client:
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
     ) -> Retrieval:
-        """Finds the items nearest to an item, to what a user liked, or to a text; raises ApiError."""
+        """Finds the items nearest to an item, to a user's liked items, or to a text; raises ApiError."""
         return self._do(_retrieve(item, user, text, k, filter))
 
     def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
-        """Looks values of a feature up in the table; raises ApiError."""
+        """Looks up values of a feature in the table; raises ApiError."""
         return self._do(_embeddings(feature, values))
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> int:
-        """Appends events to the log; one that is wrong, and none is. Returns how many. Raises ApiError."""
+        """Appends events to the log; if any is invalid, none is appended. Returns their number. Raises ApiError."""
         return self._do(_send("events", events)).accepted
 
     def send_items(self, items: Sequence[Mapping[str, Any]]) -> int:
-        """Appends items to the log; one that is wrong, and none is. Returns how many. Raises ApiError."""
+        """Appends items to the log; if any is invalid, none is appended. Returns their number. Raises ApiError."""
         return self._do(_send("items", items)).accepted
 
     def send_outcomes(self, outcomes: Sequence[Mapping[str, Any]]) -> int:
-        """Appends what users did with items that were shown: `impression`, `item`, and `what`. Returns how many."""
+        """Appends outcomes of shown items: `impression`, `item`, and `what`. Returns their number. Raises ApiError."""
         return self._do(_send("outcomes", outcomes)).accepted
 
     def item(self, item: str) -> Item:
-        """Returns an item as the server knows it; raises ApiError, with status 404 where nobody knows it."""
+        """Returns an item as the server knows it; raises ApiError, with status 404 for an unknown item."""
         return self._do(_item(item))
 
     def version(self) -> Version:
@@ -266,7 +266,7 @@ class Client:
         return self._do(_VERSION)
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -294,7 +294,7 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio; see `Client`."""
+    """Client for asyncio; see `Client`."""
 
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 3) -> None:
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), timeout=timeout_s)
@@ -350,7 +350,7 @@ class AsyncClient:
         return await self._do(_VERSION)
 
     async def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""Load of a server: whether it drains, and how many requests and bodies it has in hand."""
+"""Load of a server: whether it drains, and its requests and bodies in hand."""
 
 
 class State:
-    """Whether a server takes new work, which `/readyz` says, and how much it has in hand."""
+    """Load of a server: it says whether new requests are accepted (`/readyz`), and counts the requests in hand."""
 
     def __init__(self) -> None:
         self.draining = False

@@ -1,4 +1,4 @@
-"""Work that a thread does again and again while a server runs: it outlasts every error, and says when it fails."""
+"""Repeated work of a server's thread: it survives every error, and reports when it fails."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from serving.metrics import Metrics
 
 _LOGGER = logging.getLogger(__name__)
 MOST_MISSES = 8
-"""Failures in a row from which on the work counts as broken."""
+"""Failures in a row after which the work counts as broken."""
 
 
 class Rounds:
@@ -32,17 +32,17 @@ class Rounds:
 
     @contextlib.contextmanager
     def round(self) -> Iterator[None]:
-        """Does one round: whatever the body raises is counted and logged, and goes no further."""
+        """Runs one round: an error of the body is counted and logged, and is not raised."""
         try:
             yield
         except Exception as error:
-            # The edge of a thread: an error that left it would end the work without a word.
+            # The edge of a thread: an error that left it would end the work silently.
             self._missed(error)
         else:
             self.well()
 
     def well(self) -> None:
-        """Notes a round without an error."""
+        """Records a round without an error."""
         with self._lock:
             misses, self._misses, self.error = self._misses, 0, None
         if misses:

@@ -1,4 +1,4 @@
-"""HTTP: ranking, retrieval, embeddings, what comes in for the log, health and metrics.
+"""The HTTP application: ranking, retrieval, embeddings, writes to the log, health and metrics.
 
 Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem document that names the field.
 """
@@ -60,7 +60,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
         (403, "The key's scopes do not cover this."),
         (413, "The body is too large."),
         (421, "A server without keys is called by a name that is not its own."),
-        (422, "The input is wrong; `field` says what of it."),
+        (422, "The input is wrong; `field` says the field at fault."),
         (429, "Too many requests."),
         (503, "Overloaded, draining, or a server behind this one does not answer."),
     )
@@ -69,20 +69,20 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 
 @dataclass
 class AppParts:
-    """What an app is made of, beside the bundle that answers.
+    """Parts of an application, beside the bundle that answers.
 
     Attributes:
-        metrics: counts; may be shared with whoever swaps bundles.
-        limits: what is taken.
-        keys: API keys; None lets everybody in who calls the server by one of `hosts`.
-        hosts: the server's own names; those of this machine by default.
-        intake: takes events and items; None where there is no log.
-        recorder: takes impressions; None records none.
-        shadows: rank what was shown, where experiments ask for it.
-        reload: looks for another bundle at once; returns the bundle's id.
-        state: says when the server drains.
-        refresh_s: how often new items are taken in from the store.
-        refreshing: how that goes.
+        metrics: Counters; may be shared with the code that swaps bundles.
+        limits: Limits of requests.
+        keys: API keys; None admits every caller that addresses the server by one of `hosts`.
+        hosts: Host names of the server; the loopback names by default.
+        intake: Appends events and items; None without a log.
+        recorder: Records impressions; None records none.
+        shadows: Rank shown candidates by the challengers of shadow experiments.
+        reload: Checks for another bundle at once; returns the bundle's id.
+        state: Says when the server drains.
+        refresh_s: Seconds between two reads of new items from the store.
+        refreshing: Record of these reads.
     """
 
     metrics: Metrics = field(default_factory=Metrics)
@@ -98,7 +98,7 @@ class AppParts:
     refreshing: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
-        self.refreshing = Rounds("items", "new items could not be taken in", self.metrics)
+        self.refreshing = Rounds("items", "new items could not be read", self.metrics)
 
 
 def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
@@ -115,7 +115,7 @@ def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
         stop.set()
         follower.join()
 
-    # With the page's scripts beside it: /docs works where no browser may fetch from elsewhere.
+    # The scripts of the page are served beside it: /docs works without access to other hosts.
     app = FastAPIOffline(
         title="Tessera",
         version="1",
@@ -132,7 +132,7 @@ def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
         hosts=found.hosts,
     )
     add_problem_handlers(app)
-    # The guard checks keys; this only tells the document that there are such.
+    # The guard checks keys; this only documents that keys exist.
     keyed = [Depends(HTTPBearer(auto_error=False))] if found.keys is not None else []
     app.include_router(_reads(current, found), responses=_REFUSED, dependencies=keyed)
     app.include_router(_writes(current, found.intake), responses=_REFUSED, dependencies=keyed)
@@ -146,7 +146,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
 
     @router.post("/v1/rank", response_model_exclude_none=True)
     def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
-        """Ranks candidates, or what retrieval finds, by the probability of a positive event."""
+        """Ranks the candidates, or the items that retrieval finds, by the probability of a positive event."""
 
         def ask(service: RankService) -> RankingAnswer:
             if body.filter is not None:
@@ -179,7 +179,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
 
     @router.post("/v1/retrieve")
     def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
-        """Finds the nearest items, by content, among those that match."""
+        """Finds the nearest items, by content, among the items that match."""
         with current.pinned() as service, blamed("filter"):
             request.state.bundle = service.bundle.id
             found = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
@@ -193,7 +193,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
 
     @router.post("/v1/embeddings")
     def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
-        """Looks values of a feature up in the table, for rankers that run elsewhere."""
+        """Looks up values of a feature in the table, for rankers that run elsewhere."""
         with current.pinned() as service:
             request.state.bundle = service.bundle.id
             with blamed("feature"):
@@ -204,9 +204,12 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist()
             )
 
-    @router.get("/v1/items/{item_id:path}", responses={404: {"model": Problem, "description": "Nobody knows it."}})
+    @router.get(
+        "/v1/items/{item_id:path}",
+        responses={404: {"model": Problem, "description": "The item is unknown."}},
+    )
     def item(item_id: str, request: Request) -> ItemResponse:
-        """An item as the bundle and the stream know it."""
+        """Returns an item as the bundle and the stream know it."""
         with current.pinned() as service:
             request.state.bundle = service.bundle.id
             found = service.item(item_id)
@@ -235,14 +238,14 @@ def _writes(current: Router, intake: Intake | None) -> APIRouter:
 
     @router.post("/v1/events", status_code=202)
     def events(body: EventsRequest, request: Request) -> Accepted:
-        """Appends events to the log; one that is wrong, and none is."""
+        """Appends the events to the log. If any event is invalid, none is appended."""
         with current.pinned() as service, blamed("events"):
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().events(service.bundle, body.events))
 
     @router.post("/v1/outcomes", status_code=202)
     def outcomes(body: OutcomesRequest) -> Accepted:
-        """Appends outcomes of what was shown to the log; those that cannot be joined are set aside there."""
+        """Appends outcomes of shown items to the log. The judge quarantines outcomes that match no impression."""
         now = time.time_ns() // 1_000_000
         made = [
             Outcome(one.impression, one.item, now if one.time_ms is None else one.time_ms, one.what)
@@ -252,7 +255,7 @@ def _writes(current: Router, intake: Intake | None) -> APIRouter:
 
     @router.post("/v1/items", status_code=202)
     def items(body: ItemsRequest, request: Request) -> Accepted:
-        """Appends items to the log; one that is wrong, and none is."""
+        """Appends the items to the log. If any item is invalid, none is appended."""
         with current.pinned() as service, blamed("items"):
             request.state.bundle = service.bundle.id
             return Accepted(accepted=open_intake().items(service.bundle, service.item_types, body.items))
@@ -278,7 +281,7 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 
     @router.get("/v1/version")
     def version() -> VersionResponse:
-        """The bundle that answers."""
+        """Returns the bundle that answers."""
         bundle = current.service.bundle
         manifest = bundle.manifest
         return VersionResponse(
@@ -287,7 +290,7 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 
     @router.post("/v1/admin/reload")
     def reload() -> VersionResponse:
-        """Looks at the registry now: the bundle that the alias names takes over before this returns."""
+        """Checks the registry now: the bundle that the alias names takes over before this returns."""
         if parts.reload is None:
             raise HTTPException(409, "this server serves one bundle; it follows no alias")
         parts.reload()
@@ -295,7 +298,7 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 
     @router.get("/metrics", response_class=Response)
     def prometheus() -> Response:
-        """Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format."""
         return Response(parts.metrics.page(), media_type=CONTENT_TYPE)
 
     return router
@@ -307,24 +310,24 @@ def _note(metrics: Metrics, service: RankService) -> None:
 
 
 def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
-    """Says from where a server answers; raises where it should not be asked."""
+    """Returns where a server's answers come from; raises if the server should get no requests."""
     error = refreshing.error
-    # A mirror answers while the store is away or empty, and says why.
+    # While the store is unavailable or empty, a mirror answers and says why.
     excused = service.rows.outlasts_store and isinstance(error, StoreError)
     if error is not None and refreshing.broken and not excused:
-        raise HTTPException(503, f"new items cannot be taken in: {type(error).__name__}: {error}; see the server's log")
+        raise HTTPException(503, f"new items cannot be read: {type(error).__name__}: {error}; see the server's log")
     ready = ReadyResponse(status="ready", bundle=service.bundle.id, store=str(error) if excused else None)
     if not isinstance(service.rows, MirrorRows):
         service.check_ready()
         return ready
-    # A mirror that lags makes no server unready: the store answers meanwhile, and the mirror without a store.
+    # A lagging mirror does not make a server unready: the store answers meanwhile, or the mirror if there is no store.
     lag_s = round(service.rows.mirror.lag_s(), 3)
     ready.mirror = {"lag_s": lag_s, "reads_from": "mirror" if service.rows.fresh else "store"}
     return ready
 
 
 def _follow(current: Router, parts: AppParts, stop: threading.Event) -> None:
-    trials = Rounds("challenger", "new items could not be taken in for a challenger", parts.metrics)
+    trials = Rounds("challenger", "new items could not be read for a challenger", parts.metrics)
     while not stop.wait(parts.refresh_s):
         with current.pinned() as service:
             with parts.refreshing.round():

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers, as OpenAPI shows them; wrong types are refused here, before anything is looked up."""
+"""Bodies of requests and answers, as OpenAPI shows them. Wrong types are refused here, before any lookup."""
 
 from typing import Annotated, Any
 
@@ -38,7 +38,7 @@ LongText = Annotated[StrictStr, AfterValidator(_encodable)]
 Text = Annotated[LongText, Field(max_length=1_024)]
 Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
 Int64 = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
-# Of any size: beyond 64 bits an integer would be read as a float, which is another id.
+# Integers of any size: beyond 64 bits an integer would be read as a float, which is another id.
 Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
 Float = Annotated[FiniteFloat, Field(strict=True)]
 Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
@@ -50,17 +50,17 @@ def _example(**body: Any) -> ConfigDict:
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """Problem document (RFC 9457)."""
 
     type: str = "about:blank"
     title: str
     status: int
-    detail: str = Field(description="What was expected, what came, and what to do.")
-    field: str | None = Field(default=None, description="What of the request is at fault.")
+    detail: str = Field(description="Expected value, given value, and remedy.")
+    field: str | None = Field(default=None, description="Field of the request that is at fault.")
 
 
 class RankRequest(BaseModel):
-    """Rank candidates for a user; without candidates they are retrieved by vector first."""
+    """Request to rank candidates for a user; without candidates they are retrieved by vector first."""
 
     model_config = _example(user="42", candidates=["1", "2", "3"], k=2)
 
@@ -68,9 +68,9 @@ class RankRequest(BaseModel):
     candidates: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
         default=None, description="Item ids; an unknown item is scored without item features."
     )
-    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="How many items to return at most.")
+    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="Most items to return.")
     context: dict[Text, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
-    filter: Filter | None = Field(default=None, description="What retrieved candidates must match.")
+    filter: Filter | None = Field(default=None, description="Condition that retrieved candidates must match.")
     explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
 
     @model_validator(mode="after")
@@ -83,12 +83,13 @@ class RankRequest(BaseModel):
 
 
 class RankedItemBody(BaseModel):
-    """One item of an answer."""
+    """Ranked item of an answer."""
 
     item: str
     score: float = Field(description="Probability of a positive event.")
     reasons: dict[str, float] | None = Field(
-        default=None, description="What each feature adds to the log-odds: with it less without it, the largest first."
+        default=None,
+        description="Contribution of each feature to the log-odds: with it less without it, largest first.",
     )
 
 
@@ -100,22 +101,22 @@ class RankResponse(BaseModel):
     known_user: bool
     unknown_items: list[str]
     retrieved: bool
-    impression: str | None = Field(default=None, description="Name it when you send outcomes of these items.")
+    impression: str | None = Field(default=None, description="Id to send with outcomes of these items.")
     stale: bool = Field(description="The store did not answer: rows and history are as they were last seen.")
 
 
 class RetrieveRequest(BaseModel):
-    """Find the items nearest to an item, to what a user liked, or to a text, among those that match a filter."""
+    """Request for the items nearest to an item, to a user's liked items, or to a text, that match a filter."""
 
     model_config = _example(item="1", k=5, filter={"column": "year", "gte": 1990})
 
     item: Id | None = Field(default=None, description="Nearest to this item's content.")
-    user: Id | None = Field(default=None, description="Nearest to the mean of what this user liked.")
+    user: Id | None = Field(default=None, description="Nearest to the mean of the items this user liked.")
     text: Annotated[LongText, Field(min_length=1, max_length=16_384)] | None = Field(
         default=None, description="Nearest to this text, by the bundle's encoder."
     )
-    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="How many items to return at most.")
-    filter: Filter | None = Field(default=None, description="What they must match; over the filterable columns.")
+    k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="Most items to return.")
+    filter: Filter | None = Field(default=None, description="Condition on the filterable columns.")
 
     @model_validator(mode="after")
     def _one_query(self) -> "RetrieveRequest":
@@ -125,23 +126,23 @@ class RetrieveRequest(BaseModel):
 
 
 class RetrievedItemBody(BaseModel):
-    """One item of an answer."""
+    """Retrieved item of an answer."""
 
     item: str
-    score: float = Field(description="Cosine similarity; 0 where the most popular items stand in.")
+    score: float = Field(description="Cosine similarity; 0 for the most popular items, which are the fallback.")
 
 
 class PlanView(BaseModel):
-    """How it was found."""
+    """Search plan of a retrieval."""
 
     method: str = Field(description="exact, ivf, ivf+filter, ivf>filter, or popular.")
     why: str
-    share: float = Field(description="Of the items, about, that match.")
-    matches: int | None = Field(description="How many do, where that was counted.")
+    share: float = Field(description="Approximate share of the items that match.")
+    matches: int | None = Field(description="Number of matches, if counted.")
 
 
 class RetrieveResponse(BaseModel):
-    """Items, nearest first, and how they were found."""
+    """Items, nearest first, and the search plan."""
 
     bundle: str
     items: list[RetrievedItemBody]
@@ -149,7 +150,7 @@ class RetrieveResponse(BaseModel):
 
 
 class EmbeddingsRequest(BaseModel):
-    """Values of one feature."""
+    """Request for vectors of one feature's values."""
 
     model_config = _example(feature="item_id", values=["42", "43"])
 
@@ -177,7 +178,7 @@ class EventsRequest(BaseModel):
 
 
 class OutcomeRow(BaseModel):
-    """What a user did with an item that was shown."""
+    """Action of a user on an item that was shown."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -188,7 +189,7 @@ class OutcomeRow(BaseModel):
 
 
 class OutcomesRequest(BaseModel):
-    """Outcomes for the log; one that is sent again counts once."""
+    """Outcomes for the log; an outcome that is sent again counts once."""
 
     model_config = _example(outcomes=[{"impression": "4f1c…", "item": "7"}])
 
@@ -196,7 +197,7 @@ class OutcomesRequest(BaseModel):
 
 
 class ItemsRequest(BaseModel):
-    """Items for the log: rows of the dataset's items; with `_deleted` true an item leaves."""
+    """Items for the log: rows of the dataset's items; a row with `_deleted` true deletes its item."""
 
     model_config = _example(items=[{"item_id": "7", "title": "A new article"}])
 
@@ -204,13 +205,13 @@ class ItemsRequest(BaseModel):
 
 
 class Accepted(BaseModel):
-    """They are in the log; the stream takes them in."""
+    """Confirms that the rows are in the log; the stream will consume them."""
 
     accepted: int
 
 
 class ItemResponse(BaseModel):
-    """An item as the bundle and the stream know it."""
+    """Item as the bundle and the stream know it."""
 
     bundle: str
     item: str
@@ -222,7 +223,7 @@ class ItemResponse(BaseModel):
 
 
 class VersionResponse(BaseModel):
-    """What answers."""
+    """Bundle that answers."""
 
     bundle: str
     model: str
@@ -231,7 +232,7 @@ class VersionResponse(BaseModel):
 
 
 class ReadyResponse(BaseModel):
-    """Whether requests are answered, from where rows are read, and why not from the store."""
+    """Readiness of the server, the source of its rows, and the reason if that is not the store."""
 
     status: str
     bundle: str

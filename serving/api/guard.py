@@ -1,9 +1,9 @@
-"""What stands before every route: request ids, API keys, limits of rate, size and number, and the drain at the end.
+"""The guard in front of every route: request ids, API keys, limits of rate, size and number, and the final drain.
 
-An ASGI middleware. A request is turned away before its body is parsed: 401 or 403 without a key that may, 421 where a
-server without keys is called by a name that is not its own, 408 and 413 for a body too slow or too large, 429 above a
-key's rate, and 503 with Retry-After where more are being answered than the server is good for. Nothing queues: what
-cannot be answered soon is refused at once, before more of its body is read.
+The guard is an ASGI middleware. It refuses a request before its body is parsed: 401 or 403 without a sufficient key,
+421 if a server without keys is called by a foreign name, 408 and 413 for a body too slow or too large, 429 above a
+key's rate, and 503 with Retry-After if the server is overloaded. Nothing queues: a request that cannot be answered soon
+is refused at once, before more of its body is read.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from serving.load_state import State
 from serving.metrics import Metrics, Stopwatch, log_request
 
 OPEN = frozenset({"/healthz", "/readyz"})
-# Asked every few seconds; their traces would only hide the others.
+# Paths requested every few seconds; their traces would only hide the others.
 _UNTRACED = OPEN | {"/metrics"}
 _WRITES = frozenset({"/v1/events", "/v1/items", "/v1/outcomes"})
 _ADMIN, _CONSOLE = "/v1/admin/", "/console"
 _SAFE = frozenset({"GET", "HEAD"})
-_OVERLOADED = Refusal(503, "overloaded", "more requests than the server is good for", retry_s=1)
-_CROWDED = Refusal(503, "overloaded", "more bodies are being sent than the server is good for", retry_s=1, close=True)
+_OVERLOADED = Refusal(503, "overloaded", "more requests than the server can answer", retry_s=1)
+_CROWDED = Refusal(503, "overloaded", "more bodies are being sent than the server can read", retry_s=1, close=True)
 
 Scope_ = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,14 +40,14 @@ App = Callable[[Scope_, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """Limits of a server.
 
     Attributes:
-        body_bytes: of one request.
-        body_s: until all of it has come.
-        in_flight: requests answered at a time; as many more may be sending a body that does not come at once.
-        per_second: requests of one key, on average; 0 is without a limit.
-        burst_s: how many seconds' worth may come at once.
+        body_bytes: Largest body of one request.
+        body_s: Seconds until the whole body must have arrived.
+        in_flight: Requests answered at a time; as many more may be sending a body that does not arrive at once.
+        per_second: Requests of one key per second, on average; 0 is without a limit.
+        burst_s: Seconds' worth of requests that may arrive at once.
     """
 
     body_bytes: int = 1 << 20
@@ -58,15 +58,15 @@ class Limits:
 
 
 class Guard:
-    """Wraps an app.
+    """Middleware that guards an app.
 
     Args:
-        app: gets what is let through.
-        metrics: counts.
-        limits: see `Limits`.
-        keys: None lets everybody in who calls the server by one of its own names.
-        state: True if the server drains, and what it has in hand.
-        hosts: the server's own names, which count where there are no keys; this machine's by default.
+        app: App that gets the admitted requests.
+        metrics: Counters.
+        limits: Limits of requests.
+        keys: API keys; None admits every caller that addresses the server by one of its host names.
+        state: Tells if the server drains, and the requests in hand.
+        hosts: Host names of the server, which count only without keys; the loopback names by default.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Guard:
         self._buckets = Buckets(limits.per_second, limits.burst_s)
 
     async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Handles a request; see ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -183,7 +183,7 @@ class Guard:
         wait_s = self._buckets.take(key.name if key else _address(scope))
         if wait_s > 0:
             self._metrics.refused.labels("rate").inc()
-            limit = f"at most {self._limits.per_second:g} requests a second are taken of one caller"
+            limit = f"at most {self._limits.per_second:g} requests a second are accepted from one caller"
             return Refusal(429, "rate", limit, retry_s=math.ceil(wait_s)), key
         return None, key
 
@@ -191,13 +191,13 @@ class Guard:
         return self._state.in_flight < self._limits.in_flight
 
     async def _body(self, receive: Receive, headers: dict[bytes, bytes]) -> "bytes | Refusal":
-        """Reads a body, or as much of it as decides that it is refused.
+        """Reads a body, or the part of it that decides a refusal.
 
-        A caller whose body does not come at once keeps its parts in memory. Such callers take no place from those that
-        are answered, and there are at most as many of them.
+        A caller whose body does not arrive at once keeps its parts in memory. Such callers take no place of requests
+        that are being answered, and their number is limited to the same count.
         """
         most = self._limits.body_bytes
-        too_large = Refusal(413, "size", f"a body of at most {most:,} bytes is taken; send less at a time")
+        too_large = Refusal(413, "size", f"a body of at most {most:,} bytes is accepted; send less at a time")
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > most:
             return too_large
@@ -211,7 +211,7 @@ class Guard:
                 except TimeoutError:
                     return Refusal(408, "slow", f"the body did not come within {self._limits.body_s:g} s")
                 if message["type"] == "http.disconnect":
-                    return Refusal(400, "gone", "the caller went away")
+                    return Refusal(400, "gone", "the caller disconnected")
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > most:
@@ -241,7 +241,7 @@ def scopes_of(path: str, method: str) -> tuple[Scope, ...]:
 
 
 def secret_of(headers: dict[bytes, bytes]) -> str:
-    """Returns the key that a caller shows: as a bearer token, as x-api-key, or as the password of Basic."""
+    """Returns the key in a request: from a bearer token, x-api-key, or the password of Basic."""
     if b"x-api-key" in headers:
         return headers[b"x-api-key"].decode("latin-1").strip()
     kind, _, value = headers.get(b"authorization", b"").partition(b" ")
@@ -256,7 +256,7 @@ def secret_of(headers: dict[bytes, bytes]) -> str:
 
 
 def _request_id(given: bytes | None) -> str:
-    """Returns the caller's own id where it is a plain word, else a new one."""
+    """Returns the caller's request id if it is a plain word, else a new id."""
     word = (given or b"").decode("latin-1")
     plain = 0 < len(word) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in word)
     return word if plain else uuid.uuid4().hex
@@ -268,7 +268,7 @@ def _address(scope: Scope_) -> str:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Gives the body that was read already, then whatever comes."""
+    """Replays the body that was read already, then receives the rest."""
     given = False
 
     async def again() -> MutableMapping[str, Any]:

@@ -1,7 +1,7 @@
-"""Names that a server without API keys answers to.
+"""Host names that a server without API keys answers to.
 
-A page elsewhere can make its own name lead to this machine (DNS rebinding). A browser then takes the server for a part
-of that page's site and sends it anything, deletions and the console's forms included. The name stands in the Host
+A foreign web page can make its own name lead to this machine (DNS rebinding). A browser then treats the server as part
+of that page's site and sends it any request, including deletions and the console's forms. The name is in the Host
 header, which a page cannot change, so a server that knows its own names refuses such requests.
 """
 
@@ -11,7 +11,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Hosts:
-    """A set of host names, compared without port, case and a final dot.
+    """Set of host names, compared without port, case and a final dot.
 
     Args:
         names: Host names or addresses, such as "localhost", "::1" or "shop.internal:8000".

@@ -1,7 +1,7 @@
-"""What comes in over HTTP for the log: events and items, checked like any message before they are appended.
+"""Checks events and items sent over HTTP like any message, then appends them to the log.
 
-Every row of a request is checked before the first is appended: one that is wrong, and nothing is. Where the log itself
-fails in between, some may be in it; sent again with an `_event_id` or a `_version`, they count once.
+Every row of a request is checked before the first is appended. If any row is invalid, none is appended. If the log
+fails in between, it may hold some of the rows; sent again with an `_event_id` or a `_version`, they count once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,29 +20,29 @@ Kind = Literal["events", "items", "outcomes"]
 
 
 class Sink(Protocol):
-    """Where checked messages go: the log."""
+    """Destination of checked messages: the log."""
 
     def append(self, kind: Kind, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Appends (key, message) to a topic; raises LogError when it cannot."""
+        """Appends (key, message) to a topic; raises LogError if it cannot."""
         ...
 
 
 class Intake:
-    """Checks rows of a bundle's dataset and appends them.
+    """Checker of rows of a bundle's dataset, which it appends to the log.
 
     Args:
-        sink: takes what was checked.
+        sink: Destination of checked rows.
     """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
     def events(self, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Appends events, by the user's key; returns how many.
+        """Appends events, by the user's key; returns their number.
 
         Raises:
-            EventError: a row is no event of the dataset; names the first that is not. Nothing was appended.
-            LogError: the log does not answer.
+            EventError: A row is not an event of the dataset; names the first such row. Nothing was appended.
+            LogError: The log does not answer.
         """
         events = bundle.dataset.events
         decode = event_decoder(events)
@@ -63,7 +63,7 @@ class Intake:
         """Appends items, by their id; see `events`.
 
         Args:
-            types: of the catalogue's columns.
+            types: Types of the catalogue's columns.
         """
         items = _items_of(bundle.dataset)
         decode = item_decoder(items)

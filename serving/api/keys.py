@@ -1,8 +1,8 @@
 """API keys: made here, shown once, kept as hashes, checked at every request.
 
-A key is 256 random bits, so one round of SHA-256 keeps it as safe at rest as a slow hash would: there is nothing to
-guess. The file is read again when it changes, so a removed key ends at once. A file that cannot be read changes
-nothing: the keys read before stay, and the log names the fault.
+A key is 256 random bits, so one round of SHA-256 protects it as well as a slow hash would: it cannot be guessed. The
+file is read again when it changes, so a removed key ends at once. If the file cannot be read, the keys that were read
+before stay valid, and the log names the fault.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of a key.
+    """Stored form of a key.
 
     Attributes:
-        name: whose it is; in logs and metrics.
-        sha256: of the key, in hexadecimal.
-        scopes: what it may do; `admin` may do everything.
-        created: seconds since 1970.
+        name: Owner of the key. Shown in logs and metrics.
+        sha256: Hash of the key, in hexadecimal.
+        scopes: Permissions of the key; `admin` may do everything.
+        created: Seconds since 1970.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyFile:
-    """The keys in a file.
+    """Keys in a file.
 
     Args:
-        path: may not exist yet; then there are no keys.
+        path: File of the keys; if it does not exist yet, there are no keys.
 
     Raises:
-        TesseraError: the file is damaged or cannot be read.
+        TesseraError: The file is damaged or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class KeyFile:
         return list(self._keys.values())
 
     def find(self, secret: str) -> Key | None:
-        """Returns the key that a caller shows, or None; of a damaged file, the keys that were read before it was."""
+        """Returns the stored key that matches, or None. If the file is damaged, the keys read before still count."""
         if time.monotonic() >= self._look_at:
             try:
                 self._read()
@@ -85,10 +85,10 @@ class KeyFile:
         return self._keys.get(_hashed(secret))
 
     def add(self, name: str, scopes: Sequence[Scope]) -> str:
-        """Makes a key and returns it: the only time that it can be seen.
+        """Makes a key and returns it. It cannot be read again later.
 
         Raises:
-            TesseraError: the name is taken, or a scope is none.
+            TesseraError: The name is taken, or a scope is unknown.
         """
         wrong = [scope for scope in scopes if scope not in SCOPES]
         if wrong or not scopes:
@@ -102,7 +102,7 @@ class KeyFile:
         return secret
 
     def remove(self, name: str) -> None:
-        """Ends a key; raises TesseraError where there is none of this name."""
+        """Ends a key; raises TesseraError if no key has this name."""
         self._refuse_unknown(name)
         with locked(self.path, wait_s=_WAIT_S):
             self._refuse_unknown(name)
@@ -111,7 +111,7 @@ class KeyFile:
     def _refuse_unknown(self, name: str) -> None:
         known = [key.name for key in self.keys()]
         if name not in known:
-            raise TesseraError(f"key {name!r}: there is none; there are {', '.join(known) or 'no keys'}")
+            raise TesseraError(f"key {name!r}: no such key; known: {', '.join(known) or 'no keys'}")
 
     def _write(self, keys: Sequence[Key]) -> None:
         write_file(self.path, msgspec.json.format(msgspec.json.encode(list(keys)), indent=2) + b"\n", mode=0o600)

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: what was wrong, which field is at fault, what to do."""
+"""Errors as RFC 9457 problem documents: fault, field, remedy."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ def problem(status: int, title: str, detail: str, *, field: str | None = None) -
 
 @contextlib.contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """Input that is found wrong inside is this field's, unless the message begins with another's name."""
+    """Blames a field for faulty input inside the body, unless the message begins with another field's name."""
     try:
         yield
     except EventError as error:
@@ -41,13 +41,13 @@ class _WrongInput(TesseraError):
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Has an app answer every error with a problem document."""
+    """Makes an app answer every error with a problem document."""
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         parts = [str(part) for part in first["loc"] if part != "body"]
-        # Behind a context column's name stand the types it could have had.
+        # The location continues with the types that the column could have had.
         field = ".".join(parts[:2] if parts[:1] == ["context"] else parts) or "body"
         if first["type"] == "json_invalid":
             field = "body"

@@ -7,7 +7,7 @@ _MOST_KEYS = 10_000
 
 
 class Buckets:
-    """A bucket of tokens for each caller, filled at the rate and no deeper than the burst."""
+    """Buckets of tokens, one for each caller, filled at the rate up to the burst."""
 
     def __init__(self, per_second: float, burst_s: float) -> None:
         self._rate = per_second
@@ -16,7 +16,7 @@ class Buckets:
         self._held: dict[str, tuple[float, float]] = {}
 
     def take(self, caller: str) -> float:
-        """Takes a token; returns how many seconds to wait where there is none, else 0."""
+        """Takes a token; returns the seconds to wait if there is none, else 0."""
         if not self._rate:
             return 0.0
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Answers that no route made: problem documents of requests that are turned away."""
+"""Answers of requests that no route handles: problem documents of refused requests."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that is turned away.
+    """Refusal of a request.
 
     Attributes:
         status: HTTP status.
         why: Word by which refusals are counted.
         detail: Sentence for the caller.
-        retry_s: Seconds until another try makes sense; 0 says nothing of it.
-        challenge: Whether to ask for a key.
-        close: Whether to close the connection, since the rest of the body is not wanted.
+        retry_s: Seconds until another try makes sense; 0 gives no advice.
+        challenge: True if the answer asks for a key.
+        close: True if the connection is closed, since the rest of the body is not wanted.
     """
 
     status: int
@@ -47,7 +47,7 @@ class Refusal:
         if self.retry_s:
             headers.append((b"retry-after", str(self.retry_s).encode()))
         if self.challenge:
-            # Basic too: a browser then asks for the key, and can show /docs.
+            # Basic is offered too: a browser then asks for the key, and can show /docs.
             headers += [(b"www-authenticate", b"Bearer"), (b"www-authenticate", b'Basic realm="tessera"')]
         if self.close or self.status in (408, 413):
             headers.append((b"connection", b"close"))

@@ -1,15 +1,15 @@
-"""Filters on items' attributes: a small language, and the columns it is judged by.
+"""Filters on items' attributes: a small language, and the columns it is evaluated on.
 
 A filter is a tree: comparisons of one column at the leaves, `and`, `or` and `not` above them.
 
     {"and": [{"column": "year", "gte": 1990}, {"not": {"column": "genres", "in": ["Horror", "War"]}}]}
 
-A column of lists holds a value when one of its elements is that value. An item without a value matches no comparison
-but `"eq": null`.
+A column of lists holds a value if one of its elements is that value. An item without a value matches no comparison
+except `"eq": null`.
 
-Attributes change in place, so whoever puts keeps searches out.
+Attributes change in place, so a caller of `put` must exclude searches.
 
-Shape letters: N items, M chosen ones, V distinct values of a column.
+Shape letters: N items, M chosen items, V distinct values of a column.
 """
 
 from bisect import bisect_left, bisect_right
@@ -32,7 +32,7 @@ from serving.retrieval.quantity import Quantities, make_room
 
 MOST_DEPTH, MOST_PARTS, MOST_VALUES = 16, 256, 1_000
 _SAMPLE = 2_048
-# So many values may be unused before any are dropped, however few there are.
+# Number of values that may be unused before any are dropped.
 _SPARE = 1_024
 
 Bools = NDArray[np.bool_]
@@ -45,7 +45,7 @@ Scalar = StrictBool | Number | Text
 
 
 class Filter(BaseModel):
-    """What items must hold: one comparison of a column, or other filters under `and`, `or` or `not`."""
+    """Condition on items: one comparison of a column, or other filters under `and`, `or` or `not`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -57,7 +57,7 @@ class Filter(BaseModel):
     )
 
     column: Text | None = Field(default=None, description="A filterable column of the items.")
-    eq: Scalar | None = Field(default=None, description="Holds this value; null: holds none.")
+    eq: Scalar | None = Field(default=None, description="The value is equal to this one; null: there is no value.")
     one_of: list[Scalar] | None = Field(default=None, alias="in", min_length=1, max_length=MOST_VALUES)
     gt: Number | Text | None = None
     gte: Number | Text | None = None
@@ -86,16 +86,16 @@ class Filter(BaseModel):
 
     @cached_property
     def key(self) -> str:
-        """Equal texts are equal filters."""
+        """Text of the filter; equal texts are equal filters."""
         return self.model_dump_json(by_alias=True, exclude_unset=True)
 
     def check_size(self) -> None:
-        """Raises EventError where a filter is deeper, or has more parts, than is good for a server."""
+        """Raises EventError if a filter is deeper, or has more parts, than a server accepts."""
         level, parts, depth = [self], 0, 0
         while level:
             parts, depth = parts + len(level), depth + 1
             if depth > MOST_DEPTH or parts > MOST_PARTS:
-                raise EventError(f"filter: at most {MOST_DEPTH} levels and {MOST_PARTS} parts are taken")
+                raise EventError(f"filter: at most {MOST_DEPTH} levels and {MOST_PARTS} parts are accepted")
             level = [below for one in level for below in one.below()]
 
     def below(self) -> "list[Filter]":
@@ -104,40 +104,43 @@ class Filter(BaseModel):
 
 
 class _Column(Protocol):
-    """One attribute of all items, by item number, changed in place."""
+    """Attribute of all items, by item number, changed in place."""
 
     def put(self, numbers: Ints, values: pl.Series) -> None:
-        """Gives distinct items (M,) new values (M,); an item beyond the last is added, those between hold none."""
+        """Gives distinct items (M,) new values (M,).
+
+        An item beyond the last is added; items in between hold no value.
+        """
         ...
 
     def test(self, leaf: Filter, items: Ints | slice) -> Bools:
-        """Which of the items (M,) hold what a comparison asks for."""
+        """Returns which of the items (M,) satisfy a comparison."""
         ...
 
     def share(self, leaf: Filter) -> float:
-        """Returns the share of items, about, that do."""
+        """Returns the approximate share of items that satisfy a comparison."""
         ...
 
 
 class Attributes:
-    """The filterable columns of a catalogue's items, by item number, growing with it.
+    """Filterable columns of a catalogue's items, by item number, growing with it.
 
     Args:
-        items: one row an item, in the order of their numbers.
-        names: the filterable columns.
+        items: One row per item, in the order of their numbers.
+        names: Names of the filterable columns.
         of_csv: True if the items' table is csv; see `features.value.canonical.cell`.
     """
 
     def __init__(self, items: pl.DataFrame, names: Sequence[str], *, of_csv: bool = False) -> None:
         self._types = {name: items.schema[name] for name in names}
         self._columns: dict[str, _Column] = {name: _open(name, items[name], of_csv=of_csv) for name in names}
-        # Items of which anything is known; a number between them may be nobody's.
+        # Items with any known value; a number between them may belong to no item.
         self._known: Growable[np.bool_] = Growable(np.ones(items.height, dtype=bool))
 
     def put(self, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Gives items (M,) new attributes, or new items their first; a row without a column holds no value there.
+        """Gives items (M,) new attributes, or new items their first. A row without a column holds no value there.
 
-        Of an item that comes twice the last row counts. When a value does not fit its column, nothing is changed.
+        If an item occurs twice, the last row counts. If a value does not fit its column, nothing is changed.
         """
         last = dict(zip(numbers, rows, strict=True))
         if not last:
@@ -152,17 +155,18 @@ class Attributes:
         self._known.array[index] = True
 
     def mask(self, wanted: Filter, size: int) -> Bools:
-        """Which of the items 0..size-1 match, (size,)."""
+        """Returns which of the items 0..size-1 match, (size,)."""
         found = np.zeros(size, dtype=bool)
         inside = slice(0, min(size, len(self._known.array)))
         found[inside] = self._judge(wanted, inside) & self._known.array[inside]
         return found
 
     def matches(self, wanted: Filter, numbers: Ints) -> Bools:
-        """Which of some items (M,) match, (M,).
+        """Returns which of some items (M,) match, (M,).
 
         Raises:
-            EventError: the filter names a column that is not filterable, or compares one with a value of another kind.
+            EventError: The filter names a column that is not filterable, or compares a column with another kind of
+                value.
         """
         found = np.zeros(len(numbers), dtype=bool)
         inside = np.flatnonzero(numbers < len(self._known.array))
@@ -171,7 +175,7 @@ class Attributes:
         return found
 
     def share(self, wanted: Filter) -> float:
-        """About which share of the items matches, from counts and samples; columns are taken as independent."""
+        """Returns the approximate share of matching items, from counts and samples; columns count as independent."""
         if wanted.every:
             return float(np.prod([self.share(part) for part in wanted.every]))
         if wanted.some:
@@ -181,7 +185,7 @@ class Attributes:
         return self._column(wanted).share(wanted)
 
     def _judge(self, wanted: Filter, items: Ints | slice) -> Bools:
-        """Judges items as if all were known."""
+        """Evaluates the filter as if all items were known."""
         if wanted.every:
             every: Bools = np.logical_and.reduce([self._judge(part, items) for part in wanted.every])
             return every
@@ -203,7 +207,7 @@ class Attributes:
 
 
 class _Categories:
-    """Strings, booleans, or lists of scalars, by code."""
+    """Column of strings, booleans, or lists of scalars, by code."""
 
     def __init__(self, name: str, values: pl.Series, *, of_csv: bool) -> None:
         self._name = name
@@ -211,7 +215,7 @@ class _Categories:
         self._dtype: pl.DataType = inner
         self._of_csv = of_csv
         self._numbers: dict[str, int] = {}
-        # The values in order, and their codes: a range of text is a part of them.
+        # Values in order, and their codes: a range of text is a slice of them.
         self._sorted: list[str] = []
         self._order: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._lists = CodeLists()
@@ -247,7 +251,7 @@ class _Categories:
         return min(1.0, float(self._counts.array[self._chosen(leaf)].sum()) / size)
 
     def _number(self, distinct: pl.Series) -> Ints:
-        """Returns the codes of distinct values (m,); new values get the next ones."""
+        """Returns the codes of distinct values (m,); new values get the next codes."""
         new = [value for value in distinct.to_list() if value not in self._numbers]
         if new:
             first = len(self._numbers)
@@ -258,7 +262,7 @@ class _Categories:
         return np.array([self._numbers[value] for value in distinct.to_list()], dtype=np.int64)
 
     def _merge(self, values: list[str], codes: Ints) -> None:
-        """Takes new values, in order, into the order."""
+        """Inserts new values, in order, into the order."""
         if not self._sorted:
             self._sorted, self._order = values, codes
             return
@@ -273,7 +277,7 @@ class _Categories:
         self._sorted = merged + self._sorted[start:]
 
     def _drop_unused(self) -> None:
-        """Forgets values that no item holds any more, once they are the larger part."""
+        """Removes values that no item holds any more, once they are the larger part."""
         used = np.flatnonzero(self._counts.array)
         if 2 * len(used) + _SPARE < len(self._numbers):
             used = self._lists.renumber()
@@ -287,7 +291,7 @@ class _Categories:
         self._most_values = 2 * len(used) + _SPARE
 
     def _chosen(self, leaf: Filter) -> Bools:
-        """Which of the V values are asked for."""
+        """Returns which of the V values satisfy a comparison."""
         chosen = np.zeros(len(self._numbers), dtype=bool)
         if leaf.column is not None and {"gt", "gte", "lt", "lte"} & leaf.model_fields_set:
             chosen[self._order[self._range(leaf)]] = True
@@ -299,14 +303,14 @@ class _Categories:
         return chosen
 
     def _text(self, value: Any) -> str | None:
-        """Returns the canonical form of what is asked for: that of the column's type if it is one of its values."""
+        """Returns the canonical form of a value in a filter: that of the column's type if the value is one of it."""
         try:
             return scalar(fit(value, self._dtype, of_csv=self._of_csv))
         except ValueError:
             return scalar(value)
 
     def _range(self, leaf: Filter) -> slice:
-        """Where the values within bounds lie in the order."""
+        """Returns the slice of the order with values within bounds."""
         bounds = {name: getattr(leaf, name) for name in ("gt", "gte", "lt", "lte")}
         wrong = next((bound for bound in bounds.values() if bound is not None and not isinstance(bound, str)), None)
         if wrong is not None:

@@ -1,13 +1,14 @@
-"""Nearest vectors among those that match a filter: the index, and the planner that chooses how to search it.
+"""The vector index: nearest vectors among those that match a filter, and the planner that chooses the method.
 
-Three ways, and which is best depends on how many items match:
+The number of matches decides which of three methods is best:
 
-- exact: score every match. Its cost grows with the matches, and it misses nothing.
-- ivf: an inverted file whose lists are scanned under a bitmap of the matches. The fewer match, the more lists must be
-  looked into for the same recall; how many is measured when the index is built, not guessed.
-- ivf, then filter: nearly everything matches, so find some more than asked for and judge only those.
+- exact: score every match. The cost grows with the matches, and no item is missed.
+- ivf: an inverted file whose lists are scanned under a bitmap of the matches. The fewer items match, the more lists
+must
+  be scanned for the same recall; their number is measured when the index is built, not guessed.
+- ivf, then filter: if nearly everything matches, find some more than asked for and evaluate the filter on those only.
 
-The only serving module that uses faiss. Shape letters: N items, D dim, M matches, k neighbours.
+This is the only serving module that uses faiss. Shape letters: N items, D dim, M matches, k neighbours.
 """
 
 import threading
@@ -24,15 +25,15 @@ from models.table.column_rows import Growable
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-# Its types know nothing of the Python that it adds.
+# The library's types lack the methods that its Python layer adds.
 faiss: Any = untyped_faiss
-# Below, an exact scan of everything is as fast as an index.
+# Below this size, an exact scan of everything is as fast as an index.
 _LEAST_INDEXED = 1_000
 _RECALL = 0.98
 _SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 _QUERIES, _NEIGHBOURS = 128, 50
-_MOST_SCORES = 100_000_000  # held while it is measured
-# Costs of a vector: scored in its list; passed over there; scored in one sweep over all; gathered from all over.
+_MOST_SCORES = 100_000_000  # scores held during the measurement
+# Costs of a vector: scored in its list; skipped there; scored in one sweep over all; gathered from all over.
 _SCANNED, _PASSED, _SWEPT, _GATHERED = 1.0, 0.25, 0.5, 2.0
 _POST_FILTER = 0.8
 _SPARE = 1.15
@@ -41,14 +42,14 @@ _COPIED = 10_000  # vectors at a time
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a search was done.
+    """Plan of a search, as it was carried out.
 
     Attributes:
-        method: exact, ivf, ivf+filter (under a bitmap), ivf>filter (found first, judged after), or popular.
-        share: of the items, about, that match.
-        matches: how many do, where that was counted.
-        lists: inverted lists looked into.
-        cost, other_cost: of this way and of the one that was not chosen, in vectors scored.
+        method: exact, ivf, ivf+filter (under a bitmap), ivf>filter (found first, filtered after), or popular.
+        share: Approximate share of the items that match.
+        matches: Number of matches, if it was counted.
+        lists: Inverted lists that were scanned.
+        cost, other_cost: Cost of this method and of the alternative, in vectors scored.
     """
 
     method: str
@@ -60,7 +61,7 @@ class SearchPlan:
 
     @property
     def why(self) -> str:
-        """The numbers that decided, in words."""
+        """Numbers that decided, in words."""
         costs = f"costs {self.cost:,.0f} vectors scored, the other way {self.other_cost:,.0f}"
         if self.method == "exact":
             return f"to score {self.matches:,} items {costs}" if self.other_cost else "few items: all are scored"
@@ -69,13 +70,13 @@ class SearchPlan:
         if self.method == "ivf+filter":
             return f"to scan {self.lists} lists under a bitmap of {self.matches:,} matches {costs}"
         if self.method == "ivf>filter":
-            return f"about {self.share:.0%} match: found without the filter, judged after"
+            return f"about {self.share:.0%} match: found without the filter, filtered after"
         return "no vector to search by: the most popular"
 
 
 @dataclass
 class Matches:
-    """The items that match a filter, counted: their numbers (M,) ascending, and as a bitmap where one is needed."""
+    """Counted items that match a filter: their numbers (M,) ascending, and a bitmap of them if needed."""
 
     numbers: Ints
     size: int
@@ -96,9 +97,9 @@ class Matches:
         return self._selector
 
     def changed(self, numbers: Ints, held: NDArray[np.bool_], size: int) -> "Matches":
-        """The matches after distinct items (M,), ascending, were judged again: `held` (M,) tells which match now.
+        """Returns the matches after distinct items (M,), ascending, were evaluated again: `held` (M,) are the results.
 
-        Costs a copy of the numbers, and what the M items cost; the other items are not judged.
+        The cost is a copy of the numbers plus the cost of the M items; the other items are not evaluated.
         """
         place = np.searchsorted(self.numbers, numbers)
         there = np.zeros(len(numbers), dtype=bool)
@@ -110,11 +111,11 @@ class Matches:
 
 
 class VectorIndex:
-    """Vectors by number, found by inner product; numbers may be added, changed and removed while others search.
+    """Index of vectors by number, searched by inner product. Numbers may be added, changed and removed during searches.
 
     Args:
-        vectors: (N, D) float32 of the numbers 0..N-1; a zero row is not there.
-        seed: of the clustering and of the measurement.
+        vectors: (N, D) float32 of the numbers 0..N-1; a zero row means no vector.
+        seed: Seed of the clustering and of the measurement.
     """
 
     def __init__(self, vectors: Floats, *, seed: int = 0) -> None:
@@ -126,32 +127,32 @@ class VectorIndex:
         self._ivf: Any = None
         self._lists: dict[float, int] = {}
         self._lists_asked: dict[tuple[float, int], int] = {}
-        # What to do without a filter, by k and size.
+        # Plan without a filter, by k and size.
         self._plans: dict[tuple[int, int], SearchPlan] = {}
         self._trained_on = 0
         self._build()
 
     @property
     def size(self) -> int:
-        """How many vectors can be found."""
+        """Number of vectors that can be found."""
         return int(self._present.array.sum())
 
     @property
     def rows(self) -> int:
-        """N, the numbers that there are room for."""
+        """N, the numbers that have space."""
         return len(self._vectors.array)
 
     @property
     def outgrown(self) -> bool:
-        """True if so much has come since that a new index would search faster."""
+        """True if so many vectors were added that a new index would search faster."""
         return self.size >= max(_LEAST_INDEXED, 2 * self._trained_on)
 
     def rebuilt(self) -> "VectorIndex":
-        """Returns a new index of what is here, built without a lock and on one thread, for a thread of its own.
+        """Returns a new index of the present vectors, built without a lock and on one thread, for a thread of its own.
 
-        Of what is put meanwhile it may hold the old vector, the new one, or a part of each: put it again.
+        A vector that is put meanwhile may be old, new, or a mixture in it: put the vector again.
         """
-        # The number of threads is a setting of the thread that asks.
+        # The number of threads is a setting of the calling thread.
         faiss.omp_set_num_threads(1)
         vectors, present = self._vectors.array, self._present.array
         copy = np.zeros((min(len(vectors), len(present)), vectors.shape[1]), dtype=np.float32)
@@ -161,12 +162,12 @@ class VectorIndex:
         return VectorIndex(copy, seed=self._seed)
 
     def vectors(self, numbers: Ints) -> Floats:
-        """Vectors (M, D) of numbers (M,), zero where there is none."""
+        """Returns vectors (M, D) of numbers (M,), zero for a number without one."""
         with self._lock:
             return np.where(self._present.array[numbers, None], self._vectors.array[numbers], np.float32(0))
 
     def put(self, numbers: Ints, vectors: Floats) -> None:
-        """Adds vectors (M, D), or changes those that are there; a zero row removes."""
+        """Adds or changes vectors (M, D); a zero row removes one."""
         if not len(numbers) or not self._vectors.array.shape[1]:
             return
         with self._lock:
@@ -186,20 +187,23 @@ class VectorIndex:
             self._every = None
 
     def matches(self, mask: NDArray[np.bool_]) -> Matches:
-        """Those of the items that `mask` (n,) names, n ≤ N, which can be found."""
+        """Returns the items of `mask` (n,), n ≤ N, that can be found."""
         size = len(self._present.array)
         whole = np.zeros(size, dtype=bool)
         whole[: len(mask)] = mask[:size]
         return Matches(np.flatnonzero(whole & self._present.array), size)
 
     def rejudged(self, matches: Matches, numbers: Ints, held: NDArray[np.bool_]) -> Matches:
-        """Matches after distinct items (M,), ascending, changed: those that `held` (M,) names and that can be found."""
+        """Returns the matches after distinct items (M,), ascending, changed; `held` (M,) marks those that match now."""
         with self._lock:
             present = self._present.array
             return matches.changed(numbers, held & present[numbers], len(present))
 
     def search(self, query: Floats, k: int, matches: Matches | None = None) -> tuple[Ints, Floats, SearchPlan]:
-        """The k nearest to a query (D,), best first, of `matches` or of all: numbers and inner products (≤ k,)."""
+        """Returns the k nearest to a query (D,), best first, of `matches` or of all.
+
+        The results are numbers and inner products (≤ k,), and the plan.
+        """
         with self._lock:
             if matches is None:
                 if self._ivf is not None:
@@ -210,7 +214,7 @@ class VectorIndex:
     def search_after(
         self, query: Floats, k: int, share: float, judge: Callable[[Ints], NDArray[np.bool_]]
     ) -> tuple[Ints, Floats, SearchPlan] | None:
-        """Finds first and judges after, where about `share` of all items match; None when too few did."""
+        """Finds items first and filters after, if about `share` of all items match; None if too few remained."""
         if self._ivf is None or share < _POST_FILTER:
             return None
         with self._lock:
@@ -253,7 +257,7 @@ class VectorIndex:
             return *found, SearchPlan("exact", matches.share, count, None, exact_cost, ivf_cost)
         while True:
             numbers, scores = self._ivf_search(query, k, lists, matches)
-            # Matches may lie elsewhere than the query does; then more lists are looked into.
+            # Matches may be far from the query; then more lists are scanned.
             if len(numbers) >= min(k, count) or lists >= self._ivf.nlist:
                 return numbers, scores, SearchPlan("ivf+filter", matches.share, count, lists, ivf_cost, exact_cost)
             lists = min(4 * lists, self._ivf.nlist)
@@ -273,11 +277,11 @@ class VectorIndex:
         return numbers[order], scores[order]
 
     def _sweep(self, query: Floats, k: int) -> tuple[Ints, Floats]:
-        """Returns the nearest of all, with no index."""
+        """Returns the nearest of all vectors, without an index."""
         scores, numbers = faiss.knn(query.reshape(1, -1), self._vectors.array, k, faiss.METRIC_INNER_PRODUCT)
         if numbers[0, -1] >= 0 and self._present.array.take(numbers[0]).all():
             return numbers[0], scores[0]
-        # Rows that are not there score 0, which may be better than what is.
+        # Rows without a vector score 0, which may be better than a real score.
         return self._exact(query, k, self._all())
 
     def _exact_cost(self, count: int) -> float:
@@ -305,7 +309,10 @@ class VectorIndex:
         return self._every
 
     def _lists_for(self, share: float, k: int) -> int:
-        """Lists that gave the recall for such a share; k neighbours are as far away as 50 of a share 50 / k of it."""
+        """Returns the lists that gave the recall for such a share.
+
+        k neighbours are as far as 50 neighbours of a share 50 / k of it.
+        """
         if (lists := self._lists_asked.get((share, k))) is None:
             if len(self._lists_asked) > 1_000:
                 self._lists_asked.clear()
@@ -313,7 +320,7 @@ class VectorIndex:
         return lists
 
     def _interpolated(self, wanted: float) -> int:
-        # Between two measured shares, lists are a power of the share.
+        # Between two measured shares, the number of lists is a power of the share.
         shares = np.log(np.array(_SHARES[::-1]))
         lists = np.log(np.array([self._lists[one] for one in _SHARES[::-1]], dtype=np.float64))
         if wanted < _SHARES[-1]:
@@ -331,14 +338,14 @@ class VectorIndex:
         index.cp.niter, index.cp.seed = 10, self._seed
         index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 64
         index.train(vectors)
-        # Removing a number then takes no look through all lists.
+        # A number is then removed without a search through all lists.
         index.set_direct_map_type(faiss.DirectMap.Hashtable)
         index.add_with_ids(vectors, numbers)
         self._ivf, self._trained_on = index, size
         self._measure(vectors, numbers)
 
     def _measure(self, vectors: Floats, numbers: Ints) -> None:
-        """How many lists give the recall when a share of the items matches: tried with items as queries."""
+        """Measures the lists that give the recall if a share of the items matches, with items as queries."""
         rng = np.random.default_rng(self._seed)
         count = min(_QUERIES, len(vectors), max(8, _MOST_SCORES // len(vectors)))
         chosen = rng.choice(len(vectors), count, replace=False)
@@ -364,7 +371,7 @@ class VectorIndex:
         while lists < self._ivf.nlist:
             parameters = faiss.SearchParametersIVF(nprobe=lists, sel=matches.selector())
             _, found = self._ivf.search(queries, k + 1, params=parameters)
-            # As arrays: a loop in Python would keep the interpreter from those who search.
+            # Arrays are used because a Python loop would keep the interpreter from concurrent searches.
             wanted = np.where(truth == own[:, None], -1, truth)
             hits = sum(int(np.isin(right[right >= 0], row).sum()) for row, right in zip(found, wanted, strict=True))
             if hits >= _RECALL * truth.size:

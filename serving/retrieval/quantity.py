@@ -1,7 +1,7 @@
 """Attributes that have an order: numbers, and dates, times and durations as microseconds.
 
-A number is kept as the sum of two float64, the nearest one and what is missing from it, so integers of 19 digits,
-prices with cents and both beside each other are compared exactly. The second is only there once a value needs it.
+A number is kept as the sum of two float64: the nearest one and the remainder. So integers of 19 digits and prices with
+cents are compared exactly, also in one column. The second array exists only once a value needs it.
 Shape letter: M, items.
 """
 
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 
 class LeafCondition(Protocol):
-    """What a filter's leaf asks of a column."""
+    """Comparison of a filter's leaf with a column."""
 
     eq: Any
     one_of: Any
@@ -43,17 +43,17 @@ class LeafCondition(Protocol):
 
 
 class Quantities:
-    """Numbers, or temporal values as microseconds: since 1970, since midnight, or of a duration.
+    """Column of numbers, or temporal values as microseconds: since 1970, since midnight, or of a duration.
 
     Args:
-        name: of the column.
-        values: one an item, in the order of their numbers.
+        name: Name of the column.
+        values: One value per item, in the order of their numbers.
     """
 
     def __init__(self, name: str, values: pl.Series) -> None:
         self._name = name
         self._dtype = values.dtype
-        # A feature is kept in float32, where 12.21 is another number.
+        # A feature is kept in float32, in which 12.21 is another number.
         self._narrow = values.dtype == pl.Float32
         self._values: Growable[np.float64] = Growable(np.zeros(0))
         self._rest: Growable[np.float64] | None = None
@@ -61,7 +61,10 @@ class Quantities:
         self.put(np.arange(len(values), dtype=np.int64), values)
 
     def put(self, numbers: Ints, values: pl.Series) -> None:
-        """Gives distinct items (M,) new values (M,); an item beyond the last is added, those between hold none."""
+        """Gives distinct items (M,) new values (M,).
+
+        An item beyond the last is added; items in between hold no value.
+        """
         filled, rest, present = _split(values)
         make_room(self._values, numbers)
         make_room(self._present, numbers)
@@ -74,7 +77,7 @@ class Quantities:
             self._rest.array[numbers] = 0.0 if rest is None else rest
 
     def test(self, leaf: LeafCondition, items: Ints | slice) -> Bools:
-        """Which of the items (M,) hold what a comparison asks for."""
+        """Returns which of the items (M,) satisfy a comparison."""
         present = self._present.array[items]
         if "eq" in leaf.model_fields_set and leaf.eq is None:
             return ~present
@@ -83,7 +86,7 @@ class Quantities:
         return held
 
     def share(self, leaf: LeafCondition) -> float:
-        """Returns the share of items, about, that do."""
+        """Returns the approximate share of items that satisfy a comparison."""
         size = len(self._present.array)
         return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
 
@@ -105,13 +108,13 @@ class Quantities:
         return found
 
     def _number(self, value: Any) -> tuple[float, float]:
-        """What is asked for as two floats, the nearest one and the rest."""
+        """Returns a value of a filter as two floats, the nearest one and the remainder."""
         temporal = self._dtype.is_temporal()
         spans = isinstance(self._dtype, pl.Duration)
         wrong = isinstance(value, bool) or (not isinstance(value, str) if temporal and not spans else False)
         if wrong or (not temporal and isinstance(value, str)):
-            raise EventError(f"filter: column {self._name!r} holds {self._kind}; {value!r} is none")
-        # A day may be compared with a moment of it.
+            raise EventError(f"filter: column {self._name!r} holds {self._kind}; {value!r} is not one")
+        # A day may be compared with a moment of the day.
         dtype = pl.Datetime("us") if self._dtype == pl.Date else self._dtype
         try:
             first, second = _pair(fit(value, dtype) if temporal else value)
@@ -143,7 +146,7 @@ _BOUNDS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 def _split(values: pl.Series) -> tuple[Floats, Floats | None, Bools]:
-    """Values (M,) as floats, what is missing from them where any needs it, and which are there."""
+    """Splits values (M,) into floats, their remainders if any is needed, and a mask of the values that exist."""
     dtype = values.dtype
     if isinstance(dtype, pl.Date | pl.Datetime):
         values = values.cast(pl.Datetime("us")).dt.epoch("us")

@@ -1,7 +1,7 @@
-"""Candidates by content: the items nearest to an item, to what a user liked, or to a text, among those that match.
+"""Candidates by content: the items nearest to an item, to a user's liked items, or to a text, that match a filter.
 
-Follows the catalogue: new items, changed ones and deletions are found, or not found any more, at once. Without
-anything to search by, the most popular items of training stand in.
+The retriever follows the catalogue: new, changed and deleted items take effect at once. Without anything to search by,
+the most popular items of training are the fallback.
 """
 
 import logging
@@ -20,37 +20,37 @@ from serving.retrieval.index import Floats, Ints, Matches, SearchPlan, VectorInd
 
 _LOGGER = logging.getLogger(__name__)
 _REMEMBERED = 128
-# Vectors that a new index takes over while nothing can be put.
+# Vectors that a new index copies while puts are blocked.
 _AT_ONCE = 64
-# So many changes are kept for filters to judge, or as many as there are items.
+# Changes that are kept for filters to evaluate: this many, or as many as there are items.
 _LEAST_CHANGES = 4_096
 
 
 class Searcher:
-    """Vectors and attributes by number: the nearest of those that match a filter.
+    """Vectors and attributes by number, searched for the nearest that match a filter.
 
-    What a filter matches is remembered, since the same filters come again and again. When items change, a remembered
-    filter judges those items alone, once it is asked for again.
+    Matches of a filter are remembered, since the same filters recur. When items change, a remembered filter evaluates
+    only those items at its next use.
 
     Args:
         vectors: (N, D) float32; a zero row is not found.
-        attributes: of the same numbers.
+        attributes: Attributes of the same numbers.
     """
 
     def __init__(self, vectors: Floats, attributes: Attributes) -> None:
         self.attributes = attributes
         self.index = VectorIndex(vectors)
         self._lock = threading.Lock()
-        # By filter: what it matches, and how many of the changes that is after.
+        # By filter: its matches, and the number of changes after which they were counted.
         self._remembered: OrderedDict[str, tuple[Matches, int]] = OrderedDict()
         self._changed = Growable(np.zeros(0, dtype=np.int64))
         self._putting = threading.Lock()
-        # While a new index is built beside this one: what was put meanwhile.
+        # Numbers that were put while a new index is built beside this one.
         self._meanwhile: list[Ints] | None = None
         self._builder: threading.Thread | None = None
 
     def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds numbers (M,), or changes those that are there: vectors (M, D) and attributes."""
+        """Adds numbers (M,), or changes existing ones: vectors (M, D) and attributes."""
         self.attributes.put(numbers.tolist(), rows)
         with self._putting:
             self.index.put(numbers, vectors)
@@ -72,7 +72,7 @@ class Searcher:
             builder.join()
 
     def _rebuild(self, index: VectorIndex) -> None:
-        """Builds an index of what is here beside the one that answers, brings it up to date, and swaps."""
+        """Builds an index of the present vectors beside the one that answers, brings it up to date, and swaps."""
         try:
             fresh = index.rebuilt()
             while True:
@@ -87,21 +87,23 @@ class Searcher:
                     part = changed[start : start + _AT_ONCE]
                     fresh.put(part, index.vectors(part))
         except Exception:
-            # The edge of a thread: the index that is there goes on, and the next put tries again.
+            # The edge of a thread: the existing index continues, and the next put tries again.
             _LOGGER.exception("a new index could not be built")
             with self._putting:
                 self._meanwhile = None
 
     def forget(self) -> None:
-        """Forgets what filters match; the next search judges all items again."""
+        """Removes remembered matches of filters; the next search evaluates all items again."""
         with self._lock:
             self._remembered.clear()
 
     def search(self, query: Floats, k: int, wanted: Filter | None = None) -> tuple[Ints, Floats, SearchPlan]:
-        """The k nearest to a query (D,), best first: numbers (≤ k,), inner products (≤ k,), and how they were found.
+        """Returns the k nearest to a query (D,), best first.
+
+        The results are numbers (≤ k,), inner products (≤ k,), and the plan.
 
         Raises:
-            EventError: the filter does not fit the columns.
+            EventError: The filter does not fit the columns.
         """
         index = self.index
         if wanted is None:
@@ -120,7 +122,7 @@ class Searcher:
         return index.search(query, k, matches)
 
     def _known_matches(self, index: VectorIndex, wanted: Filter) -> Matches | None:
-        """What a filter matched when it was last asked, with the items judged again that have changed since."""
+        """Returns the remembered matches of a filter, after items that changed since are evaluated again."""
         with self._lock:
             known = self._remembered.get(wanted.key)
             if known is None:
@@ -144,11 +146,11 @@ class Searcher:
 
 
 class Retriever:
-    """Finds a catalogue's items, under their numbers.
+    """Retriever of a catalogue's items, by their numbers.
 
     Args:
-        catalogue: whose items are found; tells of its changes by `update`.
-        attributes: what filters judge.
+        catalogue: Catalogue of the items; its changes are passed to `update`.
+        attributes: Attributes that filters evaluate.
     """
 
     def __init__(self, catalogue: Catalogue, attributes: Attributes) -> None:
@@ -158,7 +160,7 @@ class Retriever:
         self._deleted = np.zeros(0, dtype=np.int64)
 
     def update(self, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Takes in what changed in the catalogue: items by number, and their attributes, empty where one is gone."""
+        """Applies changes of the catalogue: items by number, and their attributes, empty for a deleted item."""
         changed = np.array(numbers, dtype=np.int64)
         self._searcher.put(changed, self._catalogue.vectors[changed], rows)
         gone = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
@@ -170,9 +172,9 @@ class Retriever:
         """Returns the k nearest items to a query (D,), best first; see `Searcher.search`.
 
         Args:
-            query: a unit vector; None or zero: the most popular items instead, with the score 0.
-            wanted: what they must match.
-            without: numbers that are not wanted.
+            query: Unit vector; for None or zero the most popular items are returned, with the score 0.
+            wanted: Filter that the items must match.
+            without: Numbers to exclude.
         """
         with trace.span("retrieve", k=k) as span:
             found, scores, plan = self._search(query, k, wanted, np.zeros(0, np.int64) if without is None else without)
@@ -199,7 +201,7 @@ class Retriever:
         return list(zip(found.tolist(), scores.tolist(), strict=True))
 
     def taste(self, history: Ints) -> Floats | None:
-        """Returns the direction of the mean vector of some items, (D,); None where there is none."""
+        """Returns the direction of the mean vector of some items, (D,); None if there is none."""
         vectors = self._catalogue.vectors
         if not len(history) or not vectors.shape[1]:
             return None

@@ -6,11 +6,11 @@ Two implementations keep this protocol: `streaming.log.sqlite.LocalLog` (SQLite,
 Order: messages of one partition are read in the order of their offsets, which is the order they were committed in.
 Between partitions no order is promised.
 
-Positions: a position is always the offset of the NEXT message to read, one past the last one returned. A fresh group
-stands at 0; a group that has read offsets 0..41 stands at 42. Offsets of one partition grow but may have gaps.
+Positions: a position is always the offset of the NEXT message to read, one past the last one returned. A fresh group is
+at 0; a group that has read offsets 0..41 is at 42. Offsets of one partition grow but may have gaps.
 
-Delivery: reading is at least once. It is exactly once in effect when what follows from the messages and the position
-behind them are committed by one `Transaction`.
+Delivery: reading is at least once. It is exactly once in effect if the results of the messages and the position after
+them are committed by one `Transaction`.
 """
 
 import difflib
@@ -26,20 +26,20 @@ Positions = dict[tuple[str, int], int]
 """Next offset to read per (topic, partition)."""
 
 MESSAGE_BYTES = 8 * 1024 * 1024
-"""Size in bytes of a message with its key that a log takes; a topic on Kafka may be set to take less."""
+"""Largest size in bytes of a message with its key; a topic on Kafka may be set to accept less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One committed record, with the address that makes a replay repeatable.
+    """Committed record, with the address that makes a replay repeatable.
 
     Attributes:
-        topic: where it was appended.
+        topic: Topic of the message.
         partition: 0-based partition of the topic.
-        offset: place in the partition; the position behind this message is `offset + 1`.
-        key: bytes that chose the partition, or None.
-        value: the payload; may be empty.
-        timestamp_ms: when it was appended, in milliseconds since the epoch, by the writer's clock.
+        offset: Offset in the partition; the position after this message is `offset + 1`.
+        key: Bytes that chose the partition, or None.
+        value: Payload; may be empty.
+        timestamp_ms: Time of the append, milliseconds since the epoch, by the writer's clock.
     """
 
     topic: str
@@ -51,124 +51,124 @@ class Message:
 
 
 class Reader(Protocol):
-    """Reads some topics on behalf of a group, from the group's committed positions on.
+    """Reader of some topics on behalf of a group, from the group's committed positions on.
 
     One thread uses a reader at a time.
     """
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
-        """Return the next messages, at most `max_messages`.
+        """Returns the next messages, at most `max_messages`.
 
-        Returns as soon as that many are there, or with what there is when `timeout_s` has passed. Only committed
-        messages come, in offset order within a partition, and each moves `position()` to its offset + 1. The first
-        poll joins the group before the time starts to count. An empty list means that nothing came in time, not that
-        the end is reached: compare `position()` with `EventLog.end_offsets()` for that.
+        Returns as soon as that many have arrived, or with fewer when `timeout_s` has passed. Only committed messages
+        are returned, in offset order within a partition, and each moves `position()` to its offset + 1. The first poll
+        joins the group before the time starts to count. An empty list means that nothing arrived in time, not that the
+        end is reached: compare `position()` with `EventLog.end_offsets()` for that.
 
         Raises:
-            LogError: the log does not answer, or the group could not be joined.
+            LogError: The log does not answer, or the group could not be joined.
         """
         ...
 
     def position(self) -> Positions:
-        """Return the next offset to read of every partition this reader holds, 0 where nothing was read yet.
+        """Returns the next offset to read of every partition this reader holds, 0 if nothing was read yet.
 
-        At the end of a partition it equals `EventLog.end_offsets()`, also when the last entries are not messages.
+        At the end of a partition it equals `EventLog.end_offsets()`, even if the last entries are not messages.
         """
         ...
 
     def rewind(self) -> None:
-        """Go back to the group's committed positions, so that what an aborted transaction had read comes again.
+        """Goes back to the group's committed positions, so that messages of an aborted transaction are read again.
 
         A reader with a `start` does not go back before it.
         """
         ...
 
     def commit(self) -> None:
-        """Commit `position()` for the group at once, outside a transaction.
+        """Commits `position()` for the group at once, outside a transaction.
 
         Raises:
-            LogError: partitions have moved to another reader since they were read; `rewind()` and read again.
+            LogError: Partitions have moved to another reader since they were read; `rewind()` and read again.
         """
         ...
 
     def close(self) -> None:
-        """Leave the group without committing. A second call does nothing."""
+        """Leaves the group without committing. A second call does nothing."""
         ...
 
 
 class Follower(Protocol):
-    """Reads the one partition of a topic from a position on, for itself alone: nothing is committed or shared.
+    """Reader of the one partition of a topic from a position on, for itself alone: nothing is committed or shared.
 
     One thread uses a follower at a time.
     """
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
-        """Return the next messages, at most `max_messages`: as soon as there are any, or none when the time is up.
+        """Returns the next messages, at most `max_messages`: as soon as there are any, or none after the timeout.
 
         Raises:
-            LogError: the log does not answer.
+            LogError: The log does not answer.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the connection. A second call does nothing."""
+        """Closes the connection. A second call does nothing."""
         ...
 
 
 class Transaction(Protocol):
-    """What becomes visible together, or not at all. Valid only inside `Transactor.begin()`."""
+    """Messages and positions that become visible together, or not at all. Valid only inside `Transactor.begin()`."""
 
     def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
-        """Add one message; it gets its offset, and can be read, when the transaction has committed.
+        """Adds one message. It gets its offset, and can be read, when the transaction has committed.
 
         Raises:
-            LogError: the topic does not exist.
-            OversizedError: the message is larger than the log takes.
-            FencedError: a newer transactor has the same id.
+            LogError: The topic does not exist.
+            OversizedError: The message is larger than the log accepts.
+            FencedError: A newer transactor has the same id.
         """
         ...
 
     def commit_offsets(self, reader: Reader) -> None:
-        """Make `reader.position()`, as it stands now, the group's committed position when the transaction commits.
+        """Makes the present `reader.position()` the group's committed position when the transaction commits.
 
         Raises:
-            LogError: partitions have moved to another reader since they were read; let the transaction abort,
+            LogError: Partitions have moved to another reader since they were read; let the transaction abort,
                 `rewind()` and read again.
-            FencedError: a newer transactor has the same id.
+            FencedError: A newer transactor has the same id.
         """
         ...
 
 
 class Transactor(Protocol):
-    """Writes transactions under one id, of which only the newest holder may write."""
+    """Writer of transactions under one id, of which only the newest holder may write."""
 
     def begin(self) -> AbstractContextManager[Transaction]:
-        """Open a transaction: it commits when the `with` body ends, and aborts when the body raises.
+        """Opens a transaction: it commits when the `with` body ends, and aborts when the body raises.
 
         When the body has ended without an error, the transaction is durable. Readers see it at once on a LocalLog, and
-        within milliseconds on Kafka. After an abort nothing of it is ever seen, and the reader still stands behind
-        what it read: call `rewind()` to get that again.
+        within milliseconds on Kafka. After an abort none of it is ever visible, and the reader's position is still
+        after the messages it read: call `rewind()` to read them again.
 
         Raises:
-            OversizedError: a message is larger than its topic takes; make a new transactor, this one cannot go on.
-            FencedError: a newer transactor has the same id. On Kafka this shows at the first exchange with the broker,
+            OversizedError: A message is larger than its topic accepts; make a new transactor, this one cannot continue.
+            FencedError: A newer transactor has the same id. On Kafka this shows at the first exchange with the broker,
                 so a transaction in which nothing was written may end without it.
-            LogError: a transaction is open already, or the log does not answer.
+            LogError: A transaction is open already, or the log does not answer.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the id's resources. A second call does nothing."""
+        """Releases the id's resources. A second call does nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a topic keeps. The state is rebuilt from a snapshot and what came since, so keep more than that.
+    """Retention of a topic. State is rebuilt from a snapshot and later messages, so keep more than that.
 
     Attributes:
-        seconds: how long messages stay; None: for ever.
-        newest_by_key: also drop a message that has a newer one of its key, when it is older than a day.
+        seconds: Seconds that messages stay; None: forever.
+        newest_by_key: True also drops a message that has a newer one of its key, when it is older than a day.
     """
 
     seconds: float | None = None
@@ -179,91 +179,91 @@ class EventLog(Protocol):
     """Topics of partitions of messages. Close readers and transactors before the log they came from."""
 
     def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
-        """Create the topics that do not exist, {name: number of partitions}; return when they can be used.
+        """Creates the topics that do not exist, {name: number of partitions}; returns when they can be used.
 
-        `kept` says what each keeps, everything by default.
+        `kept` sets the retention of each topic; by default everything is kept.
 
-        An existing topic keeps its partition count, whatever is asked for, because a changed count would send a key
+        An existing topic keeps its partition count, whatever is requested, because a changed count would send a key
         to another partition and break its order.
         """
         ...
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
-        """Append (key, value) pairs; on return all of them are durable and can be read.
+        """Appends (key, value) pairs; on return all of them are durable and can be read.
 
-        Messages with one key go to one partition, in the order given; messages without a key take turns. When it
-        raises, some of them may have been written: appending again delivers at least once.
+        Messages with one key go to one partition, in the given order; messages without a key alternate. If this raises,
+        some of them may have been written: appending again delivers at least once.
 
         Raises:
-            OversizedError: a message is larger than the log, or the topic, takes.
-            LogError: the topic does not exist, or the log did not take the messages.
+            OversizedError: A message is larger than the log, or the topic, accepts.
+            LogError: The topic does not exist, or the log did not accept the messages.
         """
         ...
 
     def reader(
         self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
     ) -> Reader:
-        """Return a reader that starts at the group's committed positions, or at the beginning where there are none.
+        """Returns a reader that starts at the group's committed positions, or at the beginning if there are none.
 
-        A `sole` reader reads all partitions and does not join the group, so it waits for nobody and loses nothing to
-        others; it is for one who is fenced in another way, by a transactor that commits its positions.
+        A `sole` reader reads all partitions and does not join the group, so it waits for no other reader and loses no
+        partition to one. It is for a caller that is fenced in another way, by a transactor that commits its positions.
 
-        `start` says where a sole reader begins instead, for those that keep their positions with what they made of the
-        messages; a position that is no longer kept means the oldest message that is. Other partitions begin where the
-        group stands.
+        `start` sets the positions of a sole reader instead, for a caller that stores positions with the results of the
+        messages. If a position is no longer kept, reading starts at the oldest message that is. Other partitions start
+        at the group's position.
         """
         ...
 
     def follow(self, topic: str, start: int) -> Follower:
-        """Return a follower of a topic's partition 0 from offset `start` on.
+        """Returns a follower of a topic's partition 0 from offset `start` on.
 
         Raises:
-            LogError: no such topic, or messages from `start` on are no longer kept.
+            LogError: There is no such topic, or messages from `start` on are no longer kept.
         """
         ...
 
     def transactor(self, transactional_id: str) -> Transactor:
-        """Return a transactor and fence older ones of the same id: their next transaction raises FencedError."""
+        """Returns a transactor and fences older ones of the same id: their next transaction raises FencedError."""
         ...
 
     def committed(self, topics: Sequence[str], *, group: str) -> Positions:
-        """Return the group's committed position in the partitions of the topics where there is one.
+        """Returns the group's committed position in the partitions of the topics that have one.
 
-        There is none where the group never committed, and none where the log has forgotten it: Kafka does so when a
-        group has had no member for `offsets.retention.minutes`, a week by default.
+        A partition has none if the group never committed, or if the log has deleted it: Kafka does so when a group has
+        had no member for `offsets.retention.minutes`, a week by default.
         """
         ...
 
     def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
-        """Return per partition the offset of the first kept message that was appended at a time or after it.
+        """Returns per partition the offset of the first kept message that was appended at a time or after it.
 
-        The end offset where there is no such message; the first message that is kept for time 0.
+        Without such a message it is the end offset; for time 0 it is the first message that is kept.
         """
         ...
 
     def identity(self, topic: str) -> str:
-        """Return what tells this topic from any other, also from one of its name on another log or made after it."""
+        """Returns an id that distinguishes this topic from any other, even from a later topic of the same name."""
         ...
 
     def end_offsets(self, topic: str) -> dict[int, int]:
-        """Return per partition the position behind its last committed message; 0 where nothing was appended.
+        """Returns per partition the position after its last committed message; 0 if nothing was appended.
 
-        Messages of open transactions do not count, nor does what was appended after the oldest open one.
+        Messages of open transactions do not count, nor do messages appended after the oldest open transaction.
         """
         ...
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
-        """Yield the committed messages with start <= offset < stop, in order, without a group.
+        """Yields the committed messages with start <= offset < stop, in order, without a group.
 
         Ends at `stop` or at the end offset at the time of the call, whichever is first; it never waits for more.
 
         Raises:
-            LogError: no such topic or partition, or messages from `start` on are no longer kept.
+            LogError: There is no such topic or partition, or messages from `start` on are no longer kept.
         """
         ...
 
     def close(self) -> None:
-        """Let go of connections and files. A second call does nothing."""
+        """Closes connections and files. A second call does nothing."""
         ...
 
 
@@ -271,10 +271,10 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def check_partitions(partitions: Mapping[str, int]) -> None:
-    """Refuse topic names and partition counts that not every implementation can take.
+    """Refuses topic names and partition counts that not every implementation accepts.
 
     Raises:
-        LogError: names the topic at fault.
+        LogError: Names the topic at fault.
     """
     for topic, count in partitions.items():
         if not _NAME.fullmatch(topic) or topic in {".", ".."}:
@@ -286,10 +286,10 @@ def check_partitions(partitions: Mapping[str, int]) -> None:
 
 
 def check_poll(max_messages: int, timeout_s: float) -> None:
-    """Refuse arguments of `Reader.poll` that would never return a message.
+    """Refuses arguments of `Reader.poll` that would never return a message.
 
     Raises:
-        LogError: names the argument at fault.
+        LogError: Names the argument at fault.
     """
     if max_messages < 1:
         raise LogError(f"max_messages: expected 1 or more, got {max_messages}")
@@ -298,22 +298,22 @@ def check_poll(max_messages: int, timeout_s: float) -> None:
 
 
 def check_size(topic: str, key: bytes | None, value: bytes) -> None:
-    """Refuse a message that not every implementation can take.
+    """Refuses a message that not every implementation accepts.
 
     Raises:
-        OversizedError: key and value are larger than `MESSAGE_BYTES`.
+        OversizedError: Key and value are larger than `MESSAGE_BYTES`.
     """
     if (size := len(key or b"") + len(value)) > MESSAGE_BYTES:
-        raise OversizedError(f"topic {topic!r}: a message of {size} bytes, at most {MESSAGE_BYTES} are taken")
+        raise OversizedError(f"topic {topic!r}: a message of {size} bytes, at most {MESSAGE_BYTES} are accepted")
 
 
 def unknown_topic(topic: str, known: Iterable[str]) -> LogError:
-    """Return the error for a topic that does not exist, naming those that do, the nearest first."""
+    """Returns the error for a topic that does not exist, naming those that do, the nearest first."""
     names = sorted(known, key=lambda name: (-difflib.SequenceMatcher(None, topic, name).ratio(), name))
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return LogError(f"topic {topic!r} does not exist; there is {listed or 'none yet'}. Create it with create_topics.")
 
 
 def unknown_partition(topic: str, partition: int, count: int) -> LogError:
-    """Return the error for a partition that the topic does not have."""
+    """Returns the error for a partition that the topic does not have."""
     return LogError(f"partition: topic {topic!r} has partitions 0 to {count - 1}, got {partition}")

@@ -3,10 +3,10 @@
 Several processes may read and write the file at once. SQLite lets one of them write at a time, so a transaction
 gathers its messages in memory and writes them in one short `BEGIN IMMEDIATE` when it commits.
 
-A group may have ONE active reader: partitions are not shared out, a second reader of the group would get the same
-messages, and the positions committed last would win.
+A group may have ONE active reader: partitions are not shared. A second reader of the group would get the same messages,
+and the positions committed last would win.
 
-Nothing is ever deleted: the log is what all other state is rebuilt from.
+Nothing is ever deleted: all other state is rebuilt from the log.
 """
 
 import sqlite3
@@ -35,8 +35,8 @@ from streaming.log.protocol import (
 
 FORMAT = 1
 
-# A message's rowid is its partition's id above, its offset below: messages then lie in reading order in the table's
-# own tree, and a second tree for (partition, offset) is saved. 2**40 offsets a partition, 2**23 partitions.
+# A message's rowid is its partition's id above, its offset below: messages are then in reading order in the table's own
+# tree, and a second tree for (partition, offset) is saved. 2**40 offsets a partition, 2**23 partitions.
 _OFFSET_BITS = 40
 
 _SCHEMA = (
@@ -58,7 +58,7 @@ _Pending = tuple[str, bytes | None, bytes]
 
 
 class _File:
-    """One connection to the SQLite file, shared by the threads of this process."""
+    """Connection to the SQLite file, shared by the threads of this process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,14 +101,14 @@ class _File:
                 found = FORMAT
             if found != FORMAT:
                 raise LogError(f"{self.path}: expected log format {FORMAT}, got {found}; use the release that wrote it")
-            # Beside the format, which earlier releases still read.
+            # The table is separate from the format number, so that earlier releases can still read the file.
             connection.execute("CREATE TABLE IF NOT EXISTS incarnation (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
             if not connection.execute("SELECT count(*) FROM incarnation").fetchone()[0]:
                 connection.execute("INSERT INTO incarnation VALUES (?)", (uuid.uuid4().hex,))
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """Hold the file's write lock; the body's changes are durable on exit, or undone when it raises."""
+        """Holds the file's write lock; the body's changes are durable on exit, or undone if it raises."""
         with self._lock, self._told():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -137,7 +137,7 @@ class _File:
             self._connection.close()
 
     def partitions(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Return {number: (id, next offset)} of a topic; raises LogError when it does not exist."""
+        """Returns {number: (id, next offset)} of a topic; raises LogError if it does not exist."""
         found = self.rows("SELECT number, id, next_offset FROM partition WHERE topic = ? ORDER BY number", topic)
         if not found:
             raise unknown_topic(topic, (name for (name,) in self.rows("SELECT DISTINCT topic FROM partition")))
@@ -152,7 +152,7 @@ class _File:
         return [Message(topic, number, row - base, key, value, at_ms) for row, key, value, at_ms in found]
 
     def first_since(self, id_: int, end: int, timestamp_ms: int) -> int:
-        """Return the offset of a partition's first message of a time or after it, or its end."""
+        """Returns the offset of a partition's first message of a time or after it, or its end."""
         base = id_ << _OFFSET_BITS
         query = "SELECT id FROM message WHERE id >= ? AND id < ? AND timestamp_ms >= ? ORDER BY id LIMIT 1"
         found = self.rows(query, base, base + end, timestamp_ms)
@@ -165,7 +165,7 @@ class _File:
 
 
 class LocalReader:
-    """Reads for a group that has no other active reader; see `Reader` for the contract."""
+    """Reader of a group that has no other active reader; see `Reader` for the contract."""
 
     def __init__(self, file: _File, topics: Sequence[str], group: str, start: Positions | None = None) -> None:
         self.group = group
@@ -190,7 +190,7 @@ class LocalReader:
 
     def _take(self, limit: int) -> list[Message]:
         ends = {id_: end for topic in self._topics for id_, end in self._file.partitions(topic).values()}
-        # Each look starts at another partition, so that a long backlog in one does not starve the others.
+        # Each poll starts at another partition, so that a long backlog in one does not starve the others.
         self._turn += 1
         pivot = self._turn % len(self._ids) if self._ids else 0
         places = list(self._ids.items())
@@ -215,11 +215,11 @@ class LocalReader:
             _write_positions(connection, self.group, self._position)
 
     def close(self) -> None:
-        """Nothing to let go of: the file belongs to the log."""
+        """Does nothing: the file belongs to the log."""
 
 
 class LocalFollower:
-    """Reads one partition for itself alone; see `Follower` for the contract."""
+    """Follower of one partition; see `Follower` for the contract."""
 
     def __init__(self, file: _File, topic: str, start: int) -> None:
         self._file = file
@@ -241,7 +241,7 @@ class LocalFollower:
             time.sleep(_SLEEP_S)
 
     def close(self) -> None:
-        """Nothing to let go of: the file belongs to the log."""
+        """Does nothing: the file belongs to the log."""
 
 
 class LocalTransaction:
@@ -267,7 +267,7 @@ class LocalTransaction:
 
 
 class LocalTransactor:
-    """One holder of a transactional id; see `Transactor` for the contract."""
+    """Holder of a transactional id; see `Transactor` for the contract."""
 
     def __init__(self, log: "LocalLog", file: _File, transactional_id: str) -> None:
         self._log = log
@@ -306,14 +306,14 @@ class LocalTransactor:
             )
 
     def close(self) -> None:
-        """Nothing to let go of: the file belongs to the log."""
+        """Does nothing: the file belongs to the log."""
 
 
 class LocalLog:
-    """The event log in one SQLite file, made when it is missing; see `EventLog` for the contract.
+    """Event log in one SQLite file, made if it is missing; see `EventLog` for the contract.
 
     Raises:
-        LogError: the file is no event log, or of another format.
+        LogError: The file is not an event log, or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -340,7 +340,7 @@ class LocalLog:
             self.write_messages(connection, [(topic, key, value) for key, value in messages])
 
     def write_messages(self, connection: sqlite3.Connection, messages: Sequence[_Pending]) -> None:
-        """Give each message its partition and offset, inside the caller's `_File.write()`."""
+        """Gives each message its partition and offset, inside the caller's `_File.write()`."""
         at_ms = time.time_ns() // 1_000_000
         tables = {topic: self._file.partitions(topic) for topic in {topic for topic, _, _ in messages}}
         ends = {id_: end for table in tables.values() for id_, end in table.values()}
@@ -390,7 +390,7 @@ class LocalLog:
         return self._read(topic, partition, id_, max(start, 0), min(stop, end))
 
     def _read(self, topic: str, partition: int, id_: int, start: int, stop: int) -> Iterator[Message]:
-        # In chunks, because an open cursor would keep the write-ahead log from being checkpointed.
+        # Messages are read in chunks, because an open cursor would keep the write-ahead log from being checkpointed.
         while start < stop:
             chunk = self._file.messages(topic, partition, id_, start=start, stop=stop, limit=_READ_CHUNK)
             yield from chunk

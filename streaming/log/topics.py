@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topics:
-    """The platform's topics on one log; a prefix keeps several platforms on one broker apart.
+    """Topics of the platform on one log; a prefix separates several platforms on one broker.
 
     Attributes:
-        prefix: put before each name as it is.
+        prefix: Text put before each name, unchanged.
     """
 
     prefix: str = ""
@@ -25,7 +25,7 @@ class Topics:
 
     @property
     def deltas(self) -> str:
-        """What the trainer changed; `models.bundle.delta` says in which bytes."""
+        """Changes by the trainer, encoded by `models.bundle.delta`."""
         return f"{self.prefix}deltas"
 
     @property
@@ -35,16 +35,16 @@ class Topics:
 
     @property
     def impressions(self) -> str:
-        """What was shown to whom, by which bundle."""
+        """Impressions: shown items, user and bundle."""
         return f"{self.prefix}impressions"
 
     @property
     def outcomes(self) -> str:
-        """What users did with what was shown."""
+        """Outcomes: actions of users on shown items."""
         return f"{self.prefix}outcomes"
 
     def partitions(self, inputs: int = 1) -> dict[str, int]:
-        """How many partitions each topic gets; deltas stay in one, since their order is the table's history."""
+        """Returns the number of partitions of each topic; deltas have one, since their order is the table's history."""
         return {
             self.items: inputs,
             self.events: inputs,

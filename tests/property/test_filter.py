@@ -145,7 +145,7 @@ def test_columns_and_values_that_do_not_fit_are_named() -> None:
     attributes = Attributes(pl.DataFrame({"year": [1], "colour": ["red"]}), ["year", "colour"])
     for tree, why in (
         ({"column": "size", "eq": 1}, "column 'size' is not filterable; the filterable columns are: year, colour"),
-        ({"column": "year", "eq": "old"}, "column 'year' holds numbers; 'old' is none"),
+        ({"column": "year", "eq": "old"}, "column 'year' holds numbers; 'old' is not one"),
         ({"column": "colour", "gt": 3}, "column 'colour' holds text"),
     ):
         with pytest.raises(EventError, match=why):

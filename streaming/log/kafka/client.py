@@ -1,4 +1,4 @@
-"""How the Kafka client is set up, and its errors as ours."""
+"""Sets up the Kafka client, and converts its errors to LogError."""
 
 import socket
 import time
@@ -18,11 +18,11 @@ _COMPACTION_LAG_MS = 24 * 3_600 * 1_000
 
 
 class _Connections(KafkaNetClient):
-    """The client's connections, made to survive a broker that is away for a while."""
+    """Connections of the client that survive a broker that is unavailable for a while."""
 
     def await_ready(self, node_id: Any, timeout_ms: float = REQUEST_MS) -> bool:
-        # The producer's thread loses a transactional request when this raises, and whoever waits for the answer waits
-        # for ever. When it returns False instead, the request is tried again.
+        # If this raises, the producer's thread loses a transactional request, and its caller waits forever. If it
+        # returns False instead, the request is tried again.
         try:
             return bool(super().await_ready(node_id, timeout_ms=timeout_ms))
         except KafkaConnectionError:
@@ -33,7 +33,7 @@ class _Connections(KafkaNetClient):
 CONNECTION: dict[str, Any] = {
     "bootstrap_timeout_ms": 10_000,
     "request_timeout_ms": REQUEST_MS,
-    # The default of 30 s would keep a reader away from a broker that has long come back.
+    # The default of 30 s would delay a reader long after the broker is back.
     "reconnect_backoff_max_ms": 1_000,
     "kafka_client": _Connections,
 }
@@ -42,11 +42,11 @@ CONSUMER: dict[str, Any] = {
     "enable_auto_commit": False,
     "auto_offset_reset": "earliest",
     "allow_auto_create_topics": False,
-    # A partition that is left out of the fetch in flight waits this long for the next one: the default of 500 is felt
-    # online. Shorter costs processor time when idle, 9 % of a core at 10 ms and 4 % at 50.
+    # A partition that is left out of the fetch in flight waits this long for the next one: the default of 500 is
+    # noticeable online. A shorter wait costs processor time when idle, 9 % of a core at 10 ms and 4 % at 50.
     "fetch_max_wait_ms": 20,
     "max_partition_fetch_bytes": MESSAGE_BYTES,
-    # How long a look waits while there is nothing to fetch, and before it asks again for an unsettled position.
+    # Wait of a poll when there is nothing to fetch, and before it asks again for an unsettled position.
     "retry_backoff_ms": 10,
     "metrics_enabled": False,
 }
@@ -54,14 +54,15 @@ PRODUCER: dict[str, Any] = {
     "enable_idempotence": True,
     "acks": "all",
     "allow_auto_create_topics": False,
-    # The client's and the broker's own limits are 1 MiB, which a batch of deltas passes. The client counts its heads.
+    # The client's and the broker's own limits are 1 MiB, which a batch of deltas exceeds. The client counts its
+    # headers.
     "max_request_size": MESSAGE_BYTES + 1_024,
     "batch_size": 512 * 1024,
-    # A transaction often meets the tail of the one before; waiting the default 100 ms would be most of its time.
+    # A transaction often meets the end of the one before; the default wait of 100 ms would be most of its time.
     "retry_backoff_ms": 5,
     "metrics_enabled": False,
 }
-# Of a transaction: a topic that takes little refuses a batch of messages that would each fit.
+# Batch size of a transaction: a topic with a small limit refuses a batch of messages that would each fit.
 TRANSACTION_BATCH_BYTES = 64 * 1024
 NO_SUCH_TOPIC = (UnknownTopicOrPartitionError.errno, InvalidTopicError.errno)
 _OVERSIZED = ("MessageSizeTooLargeError", "RecordListTooLargeError", "RecordTooLargeError")
@@ -69,8 +70,8 @@ _FENCED = ("ProducerFencedError", "InvalidProducerEpochError")
 
 
 def client_error(doing: str, error: BaseException) -> LogError:
-    """Return our error for one of the client's."""
-    # Later calls of a fenced producer raise a plain KafkaError that only quotes the first one, hence the text.
+    """Returns the LogError for an error of the client."""
+    # Later calls of a fenced producer raise a plain KafkaError that only quotes the first error, hence the text.
     text = f"{type(error).__name__}: {error}"
     if any(name in text for name in _FENCED):
         return FencedError(
@@ -78,13 +79,13 @@ def client_error(doing: str, error: BaseException) -> LogError:
             f"timeout; stop this writer ({text})"
         )
     if any(name in text for name in _OVERSIZED):
-        return OversizedError(f"{doing}: a message is larger than its topic takes ({text})")
+        return OversizedError(f"{doing}: a message is larger than its topic accepts ({text})")
     return LogError(f"{doing}: {text}")
 
 
 @contextmanager
 def told(doing: str) -> Iterator[None]:
-    """Turns what the client raises in the body into our errors, which begin with what was being done."""
+    """Converts errors of the client in the body into LogError, whose message begins with the attempted operation."""
     try:
         yield
     except KafkaError as error:
@@ -92,7 +93,7 @@ def told(doing: str) -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Refuse addresses that nothing listens on, at once; the client would try for its whole timeout, in silence."""
+    """Refuses addresses without a listener at once; the client would try silently until its timeout."""
     failures = []
     for one in address.split(","):
         host, _, port = one.strip().rpartition(":")
@@ -107,7 +108,7 @@ def check_address(address: str) -> None:
 
 
 def topic_config(kept: Kept) -> dict[str, str]:
-    """The broker's own settings; compaction leaves the last day whole, so that batches can be done again from it."""
+    """Returns the broker's settings. Compaction leaves the last day whole, so that batches can be repeated from it."""
     policies = [name for name, on in (("compact", kept.newest_by_key), ("delete", kept.seconds is not None)) if on]
     return {
         "cleanup.policy": ",".join(policies) or "delete",

@@ -44,18 +44,18 @@ _ASK_EVERY_S = 1.0
 
 
 class KafkaLog:
-    """The event log on a Kafka cluster; see `EventLog` for the contract.
+    """Event log on a Kafka cluster; see `EventLog` for the contract.
 
-    Topics are created with unlimited retention, because the log is what all other state is rebuilt from; change it on
-    the broker where that is too much. A reader whose committed position was deleted goes on at the oldest message.
+    Topics are created with unlimited retention, because all other state is rebuilt from the log. Change the retention
+    on the broker if that is too much. A reader whose committed position was deleted continues at the oldest message.
 
     Args:
         address: `host:port` of any broker, several separated by commas.
-        replication_factor: copies of each partition of created topics.
+        replication_factor: Copies of each partition of created topics.
         client_options: kafka-python's connection options (`security_protocol`, `ssl_cafile`, `sasl_mechanism`, …).
 
     Raises:
-        LogError: an option is unknown, or no broker answers.
+        LogError: An option is unknown, or no broker answers.
     """
 
     def __init__(self, address: str, *, replication_factor: int = 1, **client_options: Any) -> None:
@@ -88,7 +88,7 @@ class KafkaLog:
                 for topic in missing
             }
             if new:
-                # Another process may create them at this moment; that is as good.
+                # Another process may create them at this moment, which is as good.
                 with suppress(TopicAlreadyExistsError):
                     self._admin.create_topics(new)
                 self._admin.wait_for_topics(list(new))
@@ -101,7 +101,7 @@ class KafkaLog:
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
         if time.monotonic() - self._appended > _ASK_EVERY_S:
-            # The client would keep the messages for minutes before it says that nobody is there.
+            # The client would keep the messages for minutes before it reports that no broker answers.
             self._make_sure()
         with told(f"append to {topic!r}"):
             with self._lock:
@@ -112,7 +112,8 @@ class KafkaLog:
                 sent = [self.send(producer, topic, key, value) for key, value in messages]
                 producer.flush(timeout=REQUEST_MS / 1000)
             except KafkaTimeoutError:
-                # What it still holds is given up here, or it would be written beside what the caller sends again.
+                # The client's remaining messages are discarded, or they would be written beside those that the caller
+                # sends again.
                 with self._lock:
                     self._producer = None
                 producer.close(timeout=0)
@@ -126,7 +127,10 @@ class KafkaLog:
             check_address(self._address)
 
     def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any:
-        """Hand one message to a producer; returns its future. A key's partition is the one Java clients choose."""
+        """Sends one message to a producer; returns its future.
+
+        A key's partition is the one that Java clients choose.
+        """
         check_size(topic, key, value)
         if topic not in self._counts:
             self._counts[topic] = self._partition_count(topic)
@@ -155,7 +159,7 @@ class KafkaLog:
             # A reader that dies holds its partitions for the session's timeout; the client's default is 45 s.
             consumer = self._consumer(group_id=group, session_timeout_ms=SESSION_TIMEOUT_MS)
             consumer.subscribe(list(topics))
-            # Joining before the topics' metadata is there gives an empty assignment first and a second one later.
+            # Joining before the topics' metadata arrives gives an empty assignment first and a second one later.
             for topic in topics:
                 consumer.partitions_for_topic(topic)
         return KafkaReader(consumer, group)
@@ -196,7 +200,8 @@ class KafkaLog:
     def committed(self, topics: Sequence[str], *, group: str) -> Positions:
         places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
         with told(f"committed positions of group {group!r}"):
-            # A consumer that never joins, not the admin client: it waits for a transaction that is being settled.
+            # This is a consumer that never joins, not the admin client: it waits for a transaction that is being
+            # settled.
             consumer = self._consumer(group_id=group)
             try:
                 found = {tuple(place): consumer.committed(place, timeout_ms=REQUEST_MS) for place in places}
@@ -217,7 +222,7 @@ class KafkaLog:
         with told(f"offsets of {topic!r} at {timestamp_ms}"):
             consumer = self._idle.pop() if self._idle else self._consumer()
             try:
-                # Not by time where all are wanted: what follows the last message counts as kept.
+                # Time 0 asks for all messages, so no lookup by time: an offset after the last message counts as kept.
                 if timestamp_ms <= 0:
                     kept = consumer.beginning_offsets(places, timeout_ms=REQUEST_MS)
                     return {place.partition: min(at, ends[place.partition]) for place, at in kept.items()}
@@ -254,8 +259,8 @@ class KafkaLog:
 
     @staticmethod
     def _until(consumer: KafkaConsumer, place: TopicPartition, stop: int) -> Iterator[Message]:
-        # The position, not the last message, says when to end: transaction markers take offsets too, and it moves
-        # past them.
+        # The position ends the loop, not the last message: transaction markers take offsets too, and the position
+        # moves past them.
         at, moved_at = -1, time.monotonic()
         while (position := consumer.position(place, timeout_ms=REQUEST_MS)) < stop:
             if position > at:

@@ -1,4 +1,4 @@
-"""Reading from Kafka: a member of a group, a sole reader in a group's name, a follower without a group."""
+"""Readers of Kafka: a member of a group, a sole reader in a group's name, a follower without a group."""
 
 import time
 
@@ -10,15 +10,15 @@ from streaming.log.kafka.client import REQUEST_MS, as_message, told
 from streaming.log.protocol import Message, Positions, check_poll
 
 _JOIN_S = 60.0
-# How often a follower that gets nothing makes sure that the broker answers, and how long it waits for that.
+# Interval at which an idle follower checks that the broker answers, and its wait for that answer.
 _ASK_EVERY_S, _ANSWER_S = 1.0, 5.0
 
 
 class KafkaReader:
-    """One member of a consumer group; see `Reader` for the contract.
+    """Member of a consumer group; see `Reader` for the contract.
 
-    Several readers of a group share its partitions. When the group is rebalanced, what this reader has returned and
-    not committed may go to another one: its next commit then raises LogError until `rewind()`.
+    Several readers of a group share its partitions. After a rebalance of the group, messages that this reader has
+    returned and not committed may go to another reader: its next commit then raises LogError until `rewind()`.
     """
 
     def __init__(self, consumer: KafkaConsumer, group: str) -> None:
@@ -26,7 +26,7 @@ class KafkaReader:
         self._consumer = consumer
         self._member: tuple[int, str] | None = None
         self._position: Positions = {}
-        # Messages returned since the reader was made, and how many of them were behind the last commit.
+        # Number of messages returned since the reader was made, and how many of them were before the last commit.
         self._returned = 0
         self._settled = 0
         self._stale = False
@@ -41,7 +41,7 @@ class KafkaReader:
                 left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
                 found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages - len(messages))
                 if self._moved():
-                    # The group was rebalanced meanwhile: what came before may be another reader's by now.
+                    # The group was rebalanced meanwhile: earlier messages may belong to another reader now.
                     messages.clear()
                     self._join()
                 else:
@@ -57,7 +57,7 @@ class KafkaReader:
         return now.state != MemberState.STABLE or (now.generation_id, now.member_id) != self._member
 
     def _join(self) -> None:
-        """Wait until the group has given this reader its partitions, and stand at their committed positions."""
+        """Waits until the group has given this reader its partitions, and moves to their committed positions."""
         if not self._moved():
             return
         self._stale = self._stale or self._returned > self._settled
@@ -68,7 +68,7 @@ class KafkaReader:
                     f"group {self.group!r}: expected to join within {_JOIN_S:.0f} s; another reader of the group may "
                     "hang: end it, or read with another group"
                 )
-            # What this returns is read again: the seek below goes back to the committed positions.
+            # Messages returned here are read again: the seek below goes back to the committed positions.
             self._consumer.poll(timeout_ms=50)
         self._member = (now.generation_id, now.member_id)
         self._seek_committed()
@@ -82,7 +82,7 @@ class KafkaReader:
         self._note_position()
 
     def _first(self, place: TopicPartition, position: int) -> int:
-        """Where reading goes on in a partition."""
+        """Returns the offset at which reading continues in a partition."""
         return position
 
     def _note_position(self) -> None:
@@ -105,25 +105,25 @@ class KafkaReader:
         self._returned = self._settled = 0
 
     def offsets(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Return `position()` in the client's terms; raises LogError when it is not this reader's to commit."""
+        """Returns `position()` in the client's terms; raises LogError if this reader may not commit it."""
         position = self.position()
         if self._stale or self._moved():
             raise LogError(
-                f"group {self.group!r}: its partitions were shared out anew after they were read here; abort the "
+                f"group {self.group!r}: its partitions were reassigned after they were read here; abort the "
                 "transaction, rewind() and read again"
             )
         return {TopicPartition(*place): OffsetAndMetadata(at, "", -1) for place, at in position.items()}
 
     def membership(self) -> ConsumerGroupMetadata:
-        """Return the group, member and generation that positions are committed under."""
+        """Returns the group, member and generation that positions are committed under."""
         return self._consumer.group_metadata()
 
     def returned(self) -> int:
-        """Return how many messages were returned so far, to be given to `settle` when they are committed."""
+        """Returns the number of messages returned so far, to be passed to `settle` when they are committed."""
         return self._returned
 
     def settle(self, returned: int) -> None:
-        """Note that the first `returned` messages are behind the committed position."""
+        """Notes that the first `returned` messages are before the committed position."""
         self._settled = max(self._settled, returned)
 
     def commit(self) -> None:
@@ -164,7 +164,7 @@ class KafkaSoleReader(KafkaReader):
 
 
 class KafkaFollower:
-    """A consumer without a group; see `Follower` for the contract."""
+    """Consumer without a group; see `Follower` for the contract."""
 
     def __init__(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
         self._consumer = consumer
@@ -180,13 +180,13 @@ class KafkaFollower:
                 found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._place, ())
                 if found:
                     self._heard = time.monotonic()
-                # A fetch of nothing but transaction markers returns early and empty.
+                # A fetch of transaction markers alone returns early and empty.
                 if found or time.monotonic() >= deadline:
                     self._make_sure()
                     return [as_message(record) for record in found]
 
     def _make_sure(self) -> None:
-        """Raises where the broker is away: the client's own look at it comes back empty then, as from a quiet topic."""
+        """Raises if the broker is unavailable: the client's own poll then returns nothing, as from an idle topic."""
         if time.monotonic() - self._heard > _ASK_EVERY_S:
             self._consumer.end_offsets([self._place], timeout_ms=1_000 * _ANSWER_S)
             self._heard = time.monotonic()

@@ -14,13 +14,13 @@ from streaming.log.protocol import Reader
 
 
 class Sender(Protocol):
-    """What a transaction needs of the log."""
+    """Part of the log that a transaction needs."""
 
     def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any: ...
 
 
 class KafkaTransaction:
-    """An open transaction of a producer; see `Transaction` for the contract."""
+    """Open transaction of a producer; see `Transaction` for the contract."""
 
     def __init__(self, log: Sender, producer: KafkaProducer, doing: str) -> None:
         self._log = log
@@ -37,14 +37,14 @@ class KafkaTransaction:
         if not isinstance(reader, KafkaReader):
             raise LogError(f"reader: expected one that this log made, got {type(reader).__name__}")
         with told(self._doing):
-            # The broker compares the generation in membership() with the group's; the group's bare name would do
-            # without that, and let a reader that lost its partitions commit.
+            # The broker compares the generation in membership() with the group's. The group's name alone would skip
+            # this check and let a reader that lost its partitions commit.
             self._producer.send_offsets_to_transaction(reader.offsets(), reader.membership())
         self._read.append((reader, reader.returned()))
 
     def commit(self) -> None:
-        # Each message's fate is looked at before the end is asked for: the client would end a transaction whose
-        # producer was given a new epoch meanwhile as if it had been empty.
+        # Each message's result is checked before the commit: the client would commit a transaction whose producer was
+        # given a new epoch meanwhile as if it had been empty.
         self._producer.flush()
         for sent in self._sent:
             sent.get(timeout=0)
@@ -54,7 +54,7 @@ class KafkaTransaction:
 
 
 class KafkaTransactor:
-    """A producer with a transactional id; see `Transactor` for the contract."""
+    """Producer with a transactional id; see `Transactor` for the contract."""
 
     def __init__(self, log: Sender, producer: KafkaProducer, transactional_id: str) -> None:
         self._log = log
@@ -90,8 +90,8 @@ class KafkaTransactor:
         try:
             self._producer.abort_transaction()
         except KafkaError as error:
-            # The body's own error is the one to show; this one is for whoever begins again. The broker aborts what is
-            # left open when the id's next holder comes, or at the transaction's timeout.
+            # The body's own error is the one to show; this error is for the caller of the next begin. The broker aborts
+            # an open transaction when the id's next holder comes, or at the transaction's timeout.
             self._broken = self._broken or client_error(
                 f"{self._doing}: make a new transactor, this one cannot go on", error
             )

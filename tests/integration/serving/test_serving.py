@@ -176,7 +176,7 @@ def test_a_server_outlasts_every_error_behind_requests_and_is_not_ready_while_it
         assert int(failures[1]) > MOST_MISSES
         fault.clear()
         until(lambda: status() == 200)
-    assert sum("could not be taken in" in record.message for record in caplog.records) == 2
+    assert sum("could not be read" in record.message for record in caplog.records) == 2
 
 
 def test_a_service_refuses_a_store_that_does_not_hold_its_bundle(world: World) -> None:
