@@ -14,6 +14,6 @@ if [ -z "${TESSERA_TEST_REDIS:-}" ] && answers "${REDIS_PORT:-6379}"; then
   export TESSERA_TEST_REDIS=redis://127.0.0.1:${REDIS_PORT:-6379}/0
 fi
 # Tests wait more than they compute, so there are twice as many workers as processors. TEST_WORKERS=0 is one process.
-workers=${TEST_WORKERS:-$((2 * $(nproc)))}
+workers=${TEST_WORKERS:-$((2 * $(getconf _NPROCESSORS_ONLN)))}
 # The console's tests need a browser: `make test-browser`.
 exec .venv/bin/python -m pytest --ignore=tests/browser --numprocesses "$workers" --dist loadgroup --durations 10 "$@"

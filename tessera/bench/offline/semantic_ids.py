@@ -38,7 +38,6 @@ _LEVELS, _CODES, _DIM = 3, 256, 384
 _ITEMS, _HELD_OUT = 50_000, 0.1
 _LSA_DIM = 128
 _FAST, _PEER = "residual-kmeans", "faiss RQ, beam 1"
-_RATE = 100_000
 # Errors this close are equal: two seeds of one method differ by as much.
 _EQUAL = 1.005
 
@@ -273,7 +272,11 @@ def claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
         at_most(
             f"{_FAST}: fit time over that of {_PEER} at equal error, its budget that is best for it", max(times), 1.0
         ),
-        at_least(f"{_FAST}: items coded a second", min(m.encode_rate for own in ours for m in own), _RATE),
+        at_least(
+            f"{_FAST}: items coded a second over those of {_PEER}",
+            min(a.encode_rate for own, _ in pairs for a in own) / max(b.encode_rate for _, peer in pairs for b in peer),
+            1.0,
+        ),
     ]
 
 
