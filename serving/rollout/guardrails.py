@@ -1,7 +1,7 @@
-"""The rule that ends an experiment: what is looked at, how sure one must be, and what breached.
+"""The guardrails that end an experiment: measures, confidence, and breaches.
 
-The chance of a false alarm is shared out: the arms' difference, the split and the operational guardrails each have a
-part of it, and none depends on how often one looks, or on who looked before.
+The chance of a false alarm is divided: the arms' difference, the split and the operational guardrails each have a part
+of it. None depends on how often the judge looks, or on an earlier look.
 """
 
 import math
@@ -13,15 +13,15 @@ from serving.rollout.sequential import Arm, Interval, Slower, difference, mismat
 
 @dataclass(frozen=True)
 class Sums:
-    """One arm as the rule sees it: its users' sums.
+    """Sums over the users of one arm, as the guardrails use them.
 
     Attributes:
-        rate: outcomes by answers.
-        calibration: outcomes by what was predicted for the items shown.
-        novelty: items shown that training hardly knew, by all items shown.
-        users: how many asked for something; failed, empty: how many of them got no answer once, or one without an item.
-        slow: how many of them were among the slowest of a slice of time, see `serving.rollout.time_slices`.
-        requests: how many were timed; p99_ms: of their times, 0 without any.
+        rate: Outcomes by answers.
+        calibration: Outcomes by the predicted outcomes of the shown items.
+        novelty: Shown items that training hardly knew, by all shown items.
+        users: Number of users with a request; failed, empty: those who got no answer once, or one without an item.
+        slow: Users among the slowest of a time slice, see `serving.rollout.time_slices`.
+        requests: Timed requests; p99_ms: p99 of their times, 0 without any.
     """
 
     rate: Arm = field(default_factory=Arm)
@@ -37,12 +37,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Look:
-    """What one look found.
+    """Result of one look.
 
     Attributes:
-        interval: the challenger's rate less the control's.
-        split_p: how surprising the split of users is.
-        breaches: what ends the experiment, in words; empty where it goes on.
+        interval: Challenger's rate less the control's.
+        split_p: p-value of the split of users.
+        breaches: Sentences about breaches that end the experiment; empty if it continues.
     """
 
     interval: Interval
@@ -52,24 +52,25 @@ class Look:
 
 @dataclass(frozen=True)
 class Guardrails:
-    """When an experiment ends by itself.
+    """Guardrails, the rule that ends an experiment automatically.
 
     Attributes:
-        outcome: which outcomes count; the others are shown and judge nothing.
-        planned: users of both arms at which the statistics are at their sharpest, where each is answered once and has
-            outcomes independent of any other's.
-        alpha: of the difference of rates, over all looks.
-        split_alpha: of the split, over all looks.
-        fault_alpha: of each operational guardrail, over all looks.
-        harm: how much lower the challenger's rate may be, as a share of the control's: below it for sure is a breach.
-        most_failed, most_empty: how many more of its users than the control's may meet a failure, or an empty answer.
-        slower, least_ms: its slowest answers may take so many times what the control's take in the same minutes, and in
-            any case so much longer.
-        miscalibrated: outcomes by prediction may be so many times the control's, or the control's so many times its,
-            where the control's are nearer to one.
-        most_novel: how many more, or fewer, of the items it shows may be hardly known to training.
-        least_users, least_requests: of each arm before ratios, and its p99, are judged.
-        least_slow: users of the challenger who met a slow answer before its p99 is judged: one user is no arm.
+        outcome: Outcomes that count; all others are shown and judge nothing.
+        planned: Users of both arms at which the statistics are sharpest, if each is answered once and has outcomes
+            independent of any other's.
+        alpha: Chance of a false alarm by the difference of rates, over all looks.
+        split_alpha: Chance of a false alarm by the split, over all looks.
+        fault_alpha: Chance of a false alarm by each operational guardrail, over all looks.
+        harm: Allowed loss of the challenger's rate, as a share of the control's rate. A breach is a loss that is larger
+            with confidence.
+        most_failed, most_empty: Excess share of the challenger's users that may meet a failure, or an empty answer.
+        slower, least_ms: Factor by which the challenger's slowest answers may exceed the control's of the same minutes,
+            and an excess in ms that is always allowed.
+        miscalibrated: Factor by which the challenger's outcomes by prediction may differ from the control's, if the
+            control's are nearer to one.
+        most_novel: Difference in the share of shown items that training hardly knew.
+        least_users, least_requests: Least of each arm before ratios, and its p99, are judged.
+        least_slow: Users of the challenger who met a slow answer before its p99 is judged: one user is no evidence.
     """
 
     outcome: str = CLICK
@@ -97,12 +98,12 @@ class Guardrails:
         part: float = 1.0,
         slower: Slower = Slower(),  # noqa: B008 - frozen
     ) -> Look:
-        """Judges two arms as they stand now.
+        """Judges two arms by their present sums.
 
         Args:
-            shares: what control and challenger were given.
-            part: of the α's that this stretch of the experiment may use.
-            slower: evidence that the challenger's answers take longer.
+            shares: Shares of the layer that control and challenger were given.
+            part: Share of the α's that this epoch of the experiment may use.
+            slower: Evidence that the challenger's answers take longer.
         """
         interval = difference(control.rate, challenger.rate, alpha=part * self.alpha, planned=self.planned)
         users = (control.users, challenger.users)
@@ -110,9 +111,7 @@ class Guardrails:
         breaches: list[str] = []
         if mismatched(users, shares, alpha=part * self.split_alpha, planned=self.planned):
             wanted = f"{shares[0] / sum(shares):.1%} to {shares[1] / sum(shares):.1%}"
-            breaches.append(
-                f"sample ratio: {users[0]:,} and {users[1]:,} users where {wanted} was asked for, p {p:.2g}"
-            )
+            breaches.append(f"sample ratio: {users[0]:,} and {users[1]:,} users, expected {wanted}, p {p:.2g}")
         harmed = difference(
             control.rate.times(1 - self.harm), challenger.rate, alpha=part * self.alpha, planned=self.planned
         )
@@ -130,7 +129,7 @@ class Guardrails:
         return min(control.rate.users, challenger.rate.users) >= self.least_users
 
     def _faults(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
-        """What is wrong with the challenger's answers themselves, beside the control's."""
+        """Returns faults in the challenger's answers themselves, compared with the control's."""
         found: list[str] = []
         for name, mine, theirs, most in (
             ("requests failed", challenger.failed, control.failed, self.most_failed),
@@ -143,11 +142,11 @@ class Guardrails:
         return found
 
     def _drifts(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
-        """Scores and items that are other than they were, whatever the rates say."""
+        """Returns drifts of scores and items, whatever the rates are."""
         if not self._enough(control, challenger):
             return []
         found: list[str] = []
-        # Faults show early, so their sequences are at their sharpest after a hundredth of the plan.
+        # Faults show early, so their sequences are sharpest after a hundredth of the plan.
         planned = max(self.planned // 100, 1)
         mine, theirs = challenger.calibration.rate, control.calibration.rate
         above, below = (
@@ -155,7 +154,7 @@ class Guardrails:
             for most in (self.miscalibrated, 1 / self.miscalibrated)
         )
         other = above.low > 0 or below.high < 0
-        # One that is nearer to the truth than the control mends it.
+        # A challenger that is nearer to the truth than the control improves it.
         if other and (not mine or not theirs or abs(math.log(mine)) > abs(math.log(theirs))):
             found.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")
         mine, theirs = challenger.novelty.rate, control.novelty.rate

@@ -1,4 +1,4 @@
-"""What was shown to whom, and what came of it: messages of the topics `impressions` and `outcomes`, as JSON."""
+"""Impressions and outcomes: messages of the topics `impressions` and `outcomes`, as JSON."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ CLICK = "click"
 
 
 class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omit_defaults=True):
-    """One answer, or one request that failed.
+    """Answer that was shown, or request that failed.
 
     Attributes:
-        id: of the request; outcomes name it.
-        user: whose ranking it was.
-        time_ms: when, since 1970.
-        bundle: which ranked.
-        arms: by an experiment's id, `control` or `challenger`; without those the user is in no arm of.
-        epochs: by an experiment's id, since when its arms are what they are, in seconds since 1970.
-        items: ids as shown, best first; scores: their probabilities.
-        ms: time to answer.
+        id: Id of the request; outcomes name it.
+        user: User of the ranking.
+        time_ms: Time, milliseconds since 1970.
+        bundle: Bundle that ranked.
+        arms: By an experiment's id, `control` or `challenger`; experiments with the user in no arm are absent.
+        epochs: By an experiment's id, the start of its present arms, seconds since 1970.
+        items: Ids as shown, best first; scores: their probabilities.
+        ms: Time to answer, milliseconds.
         failed: True if there was no answer.
-        model: of the bundles.
+        model: Model of the bundles.
     """
 
     id: str
@@ -39,13 +39,13 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
 
 
 class Shadowed(msgspec.Struct, frozen=True, tag="shadowed", tag_field="kind", omit_defaults=True):
-    """What a challenger in the shadow made of an answer's items; nobody saw it.
+    """Ranking of an answer's items by a challenger in the shadow; it is never shown.
 
     Attributes:
-        experiment: its id.
-        correlation: Spearman's, of its scores with the champion's; null below two items.
-        drift: mean of its scores less the champion's.
-        ms: time it took; failed: whether it raised.
+        experiment: Id of the experiment.
+        correlation: Spearman's correlation of its scores with the champion's; null below two items.
+        drift: Mean of its scores less the champion's.
+        ms: Time it took, milliseconds; failed: true if it raised.
     """
 
     id: str
@@ -58,13 +58,13 @@ class Shadowed(msgspec.Struct, frozen=True, tag="shadowed", tag_field="kind", om
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a user did with an item that was shown.
+    """Action of a user on a shown item.
 
     Attributes:
-        impression: id of the request.
-        item: which of its items.
-        what: click, or any other word: a conversion is told from a click by it.
-        time_ms: when, since 1970.
+        impression: Id of the request.
+        item: Item of the impression.
+        what: Kind of the outcome: click, or another word for a conversion.
+        time_ms: Time, milliseconds since 1970.
     """
 
     impression: str
@@ -74,7 +74,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def encode(message: Impression | Shadowed | Outcome) -> bytes:
-    """Message to bytes."""
+    """Encodes a message."""
     return msgspec.json.encode(message)
 
 
@@ -83,13 +83,13 @@ _OUTCOMES = msgspec.json.Decoder(Outcome)
 
 
 def decode_impression(data: bytes) -> Impression | Shadowed:
-    """Bytes of the topic `impressions`; raises EventError on anything else."""
+    """Decodes a message of the topic `impressions`; raises EventError on any other content."""
     found: Impression | Shadowed = _decoded(_IMPRESSIONS, data, "impression")
     return found
 
 
 def decode_outcome(data: bytes) -> Outcome:
-    """Bytes of the topic `outcomes`; raises EventError on anything else."""
+    """Decodes a message of the topic `outcomes`; raises EventError on any other content."""
     found: Outcome = _decoded(_OUTCOMES, data, "outcome")
     return found
 

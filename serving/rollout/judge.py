@@ -1,4 +1,4 @@
-"""The judge of running experiments: reads what was shown and what came of it, and rolls back what breaches its rule."""
+"""The judge of experiments: it reads impressions and outcomes, and rolls back breaches of a guardrail."""
 
 import contextlib
 import hashlib
@@ -30,11 +30,11 @@ _FEW = 5
 
 @dataclass(frozen=True)
 class ArmView:
-    """One arm as a report shows it.
+    """Arm as a report shows it.
 
     Attributes:
-        users: who were shown something; outcomes: those that count, kinds: all of them by what they are.
-        failed, empty: shares of the requests.
+        users: Users with an impression; outcomes: those that count, kinds: all outcomes by kind.
+        failed, empty: Shares of the requests.
     """
 
     requests: int
@@ -51,14 +51,14 @@ class ArmView:
 
 @dataclass(frozen=True)
 class ExperimentState:
-    """How an experiment stands.
+    """State of an experiment at a look.
 
     Attributes:
-        since: since when its arms are what they are, in seconds since 1970; nothing before is compared.
-        estimate, low, high: the challenger's rate less the control's, and the bounds that hold at every look; None
-            where nothing is known.
-        split_p: how surprising the split of users is.
-        breaches: what ends it; empty where it goes on.
+        since: Start of the present arms, seconds since 1970; earlier data are not compared.
+        estimate, low, high: Challenger's rate less the control's, and its always-valid interval, which holds at every
+            look; None without data.
+        split_p: p-value of the split of users.
+        breaches: Sentences about breaches that end the experiment; empty if it continues.
     """
 
     experiment: str
@@ -77,13 +77,13 @@ class ExperimentState:
 
 
 class Judge:
-    """Reads impressions and outcomes from where its ledger stands, and goes on; says how experiments stand.
+    """Judge of experiments. It reads impressions and outcomes from its ledger's position on and reports their state.
 
     Args:
-        rule: see `Guardrails`.
-        familiar: items that a bundle's training knew well, by the bundle's id; the others shown are novel.
-        ledger: file of what was read before; locked while this judges. None reads both topics from their beginning.
-        copy: start from what the ledger holds and change nothing of it.
+        rule: Guardrails of the experiments.
+        familiar: Items that a bundle's training knew well, by the bundle's id; other shown items are novel.
+        ledger: File of earlier readings, locked while this judge runs. None reads both topics from their beginning.
+        copy: True starts from a copy of the ledger and never changes the ledger.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Judge:
             held.callback(self.ledger.close)
             ends, start = self._ends(), self.ledger.positions
             if any(position > ends.get(place, 0) for place, position in start.items()):
-                # Another log, or one that was begun again: what was folded is none of it.
+                # The log is another one, or was recreated: folded messages are none of its messages.
                 self.ledger.restart()
                 start = {}
             self._reader: Reader = log.reader(
@@ -130,14 +130,14 @@ class Judge:
         self._held.close()
 
     def look(self, *, now: float | None = None) -> list[ExperimentState]:
-        """Takes in what has come, and judges every experiment that runs."""
+        """Reads new messages, and judges every running experiment."""
         model = self._champion.model
         champion = self._registry.resolve(model, CHAMPION)
         if champion.bundle != self._champion.bundle:
             self._champion, self.ledger.familiar = champion, self._familiar(champion.bundle)
         self._read()
         moment = time.time() if now is None else now
-        # Asked behind the reading: an experiment of which anything was read has been started by now, or has ended.
+        # The registry is read after the topics: an experiment with any message has been started by now, or has ended.
         self.experiments = running(self._registry, model)
         self.ledger.close_slices(int(1_000 * moment))
         self.ledger.forget(int(1_000 * moment), [one.id for one in self.experiments])
@@ -145,7 +145,7 @@ class Judge:
         return [self._stand(one, self.experiments, moment) for one in self.experiments]
 
     def act(self, standings: Sequence[ExperimentState]) -> list[Release]:
-        """Rolls back what breached and still runs; the reason goes to the registry."""
+        """Rolls back running experiments with breaches; the reason is written to the registry."""
         model = self._champion.model
         going = {one.name for one in running(self._registry, model)}
         return [
@@ -156,7 +156,7 @@ class Judge:
 
     @property
     def aside(self) -> dict[str, int]:
-        """Messages that were set aside, by reason."""
+        """Counts quarantined messages by reason."""
         found = dict(self.ledger.aside)
         if self.ledger.waiting:
             found["unknown impression"] = self.ledger.waiting
@@ -225,7 +225,7 @@ def judging(
     ledger: Path | None = None,
     copy: bool = False,
 ) -> Iterator[Judge]:
-    """A judge, closed in order."""
+    """Yields a judge and closes its parts in order."""
     judge = Judge(registry, log, topics, model=model, rule=rule, familiar=familiar, ledger=ledger, copy=copy)
     with contextlib.closing(judge):
         yield judge
@@ -238,7 +238,7 @@ def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Guardrai
 
 
 def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callable[[str], frozenset[str]]:
-    """Items with five positive events or more in a bundle's training, by the bundle's id."""
+    """Returns a function from a bundle's id to the items with five or more positive events in its training."""
 
     def find(bundle: str) -> frozenset[str]:
         items = registry.open(registry.release(model, bundle), cache).items
@@ -248,7 +248,7 @@ def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callab
 
 
 def view(tally: Tally, sums: Sums) -> ArmView:
-    """Returns an arm for those who read."""
+    """Returns an arm as a report shows it."""
     requests, (failed, empty) = tally.requests, tally.faults()
     return ArmView(
         requests=requests,
@@ -269,6 +269,8 @@ def finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
-def surely(low: float | None, high: float | None) -> str:
-    """Bounds in words."""
-    return "too few users for bounds" if low is None or high is None else f"surely in {low:+.4f} to {high:+.4f}"
+def interval_text(low: float | None, high: float | None) -> str:
+    """Formats the always-valid interval of a difference."""
+    if low is None or high is None:
+        return "too few users for an interval"
+    return f"always-valid interval [{low:+.4f}, {high:+.4f}]"

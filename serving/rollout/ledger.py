@@ -1,14 +1,15 @@
-"""Impressions and outcomes joined by experiment: each arm's sums, and what was set aside.
+"""Impressions and outcomes joined by experiment: the sums of each arm, and the quarantined messages.
 
-Everything is a fold over two topics, so whoever reads them from the beginning comes to the same figures. An outcome
-counts once for its impression and item; one that names no known impression or none of its items, that comes before
-what it is of, or long after, is counted and set aside.
+Everything is a fold over two topics, so all readers from the beginning get the same figures. An outcome counts once for
+its impression and item. An outcome is counted as quarantined if it names an unknown impression or an item that the
+impression lacks, or comes before its impression or long after it.
 
-The fold is kept in a file (SQLite), with the positions behind what was folded, in one transaction: a judge that starts
-again goes on where it was, and holds nothing in memory but a page cache. What no outcome can join any more is removed.
+The fold is kept in a file (SQLite), with the positions after the folded messages, in one transaction. A judge that
+restarts continues there, and holds nothing in memory but a page cache. Rows that no outcome can join any more are
+removed.
 
-An experiment is told by its id, which holds its start, so that a name can be used again. It is counted by epochs: in
-each the arms are the same ones throughout, and only within it are they compared.
+An experiment is identified by its id, which holds its start, so that a name can be used again. It is counted by epochs:
+within an epoch the arms do not change, and only within an epoch are they compared.
 """
 
 import contextlib
@@ -31,12 +32,12 @@ from serving.rollout.time_slices import MINUTE_MS, SlownessAllowance, close_slic
 from streaming.log.protocol import Positions
 
 WINDOW_MS = 7 * 86_400_000
-# Clocks of two machines may be so far apart.
+# Most difference between the clocks of two machines.
 SKEW_MS = 60_000
 _VERSION = 1
-# Outcomes that wait for their impression: how many, and how long. A server's queue can be so far behind.
+# Outcomes that wait for their impression: number and time. A server's queue can lag this much.
 _MOST_EARLY, _EARLY_MS = 100_000, 86_400_000
-# An impression is kept so much longer than its outcomes count, for those that come on the last day.
+# An impression is kept this much longer than its outcomes count, for outcomes that arrive on the last day.
 _KEPT_MS = WINDOW_MS + 86_400_000
 _CACHE_KIB = 16_384
 
@@ -44,15 +45,15 @@ Arms = dict[str, Tally]
 
 
 class Ledger:
-    """The fold. One thread uses it.
+    """Fold of impressions and outcomes. One thread uses it.
 
     Args:
-        path: its file, made where there is none; None keeps it in a temporary file, for as long as this lives.
-        copy: start from what the file holds and leave it as it is.
-        outcome: which outcomes count. A file that was made for others is begun again, and so is another version's.
-        familiar: ids of items that the champion's training knew well; how often others are shown is a guardrail. None
-            at all: nothing is known of items.
-        allowed: how much slower a challenger may be.
+        path: File, made if missing; None uses a temporary file that is deleted with this object.
+        copy: True starts from the file's content and never changes the file.
+        outcome: Outcomes that count. A file for other outcomes, or of another version, is cleared.
+        familiar: Ids of items that the champion's training knew well; the share of other shown items is a guardrail.
+            None: nothing is known about items.
+        allowed: Slowness that a challenger is allowed.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Ledger:
         self._made_for = f"{_VERSION} {outcome} {allowed}"
         self._file = _opened(path, copy=copy)
         self._arms: dict[tuple[str, int, str], int] = {}
-        # What was folded since the last read, by what it is added to: one statement a batch instead of one a message.
+        # Folded since the last read, by the row to add to: one statement a batch instead of one a message.
         self._sums: dict[tuple[int, str], list[float]] = {}
         self._times: Counter[tuple[int, int]] = Counter()
         if self._meta() != self._made_for:
@@ -79,11 +80,11 @@ class Ledger:
         self._arms = {(experiment, epoch, arm): number for experiment, epoch, arm, number in rows}
 
     def close(self) -> None:
-        """Closes the file; what was not kept is lost."""
+        """Closes the file; changes since the last `keep` are lost."""
         self._file.close()
 
     def restart(self) -> None:
-        """Forgets everything: the topics, or what counts, are others than those that were folded."""
+        """Clears the ledger: the topics, or the outcomes that count, are not those that were folded."""
         tables = self._file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         with self._file:
             for (name,) in tables:
@@ -94,7 +95,7 @@ class Ledger:
         self._arms.clear()
 
     def keep(self, positions: Positions) -> None:
-        """Makes what was folded durable, together with the positions behind it."""
+        """Makes the folded messages durable, together with the positions after them."""
         self._flush()
         rows = [(topic, part, position) for (topic, part), position in positions.items()]
         self._file.executemany("INSERT OR REPLACE INTO position VALUES (?, ?, ?)", rows)
@@ -102,30 +103,30 @@ class Ledger:
 
     @property
     def positions(self) -> Positions:
-        """The next offset to fold of each partition; empty where nothing was kept yet."""
+        """Returns the next offset to fold of each partition; empty if nothing was kept yet."""
         return {(topic, part): at for topic, part, at in self._file.execute("SELECT * FROM position")}
 
     def arms(self, experiment: str, epoch: int) -> Arms:
-        """Both arms of an experiment's epoch; empty ones where nothing has come."""
+        """Returns both arms of an experiment's epoch; empty ones without messages."""
         self._flush()
         return {arm: Tally(self._file, self._arm(experiment, epoch, arm)) for arm in (CONTROL, CHALLENGER)}
 
     def epochs(self, experiment: str) -> dict[int, Arms]:
-        """Returns all epochs of an experiment in which anything came, oldest first."""
+        """Returns all epochs of an experiment with messages, oldest first."""
         found = sorted({epoch for name, epoch, _ in self._arms if name == experiment})
         return {epoch: self.arms(experiment, epoch) for epoch in found}
 
     def slower(self, experiment: str, epoch: int) -> Slower:
-        """Evidence that the challenger's answers take longer than the control's, of all slices that were closed."""
+        """Returns the evidence, of all closed slices, that the challenger's answers take longer than the control's."""
         return slower(self._file, experiment, epoch)
 
     def close_slices(self, now_ms: int) -> None:
-        """Compares the arms' times in the minutes that are over; see `serving.rollout.time_slices`."""
+        """Compares the arms' times in past minutes; see `serving.rollout.time_slices`."""
         self._flush()
         close_slices(self._file, now_ms, self._allowed)
 
     def show(self, message: Impression | Shadowed) -> None:
-        """Takes an impression in; one that comes again counts once."""
+        """Folds an impression; a repeated impression counts once."""
         if isinstance(message, Shadowed):
             self._show_shadowed(message)
             return
@@ -135,7 +136,7 @@ class Ledger:
             if arm in (CONTROL, CHALLENGER)
         ]
         number = _number(message.id)
-        # An outcome of what counts for nobody is known, and counts for nobody.
+        # An outcome of a kind that does not count is known, and counts for no arm.
         items = np.array([_number(item) for item in message.items], dtype=np.int64).tobytes() if arms else b""
         row = (number, message.time_ms, message.user if arms else "", np.array(arms, dtype=np.int64).tobytes(), items)
         if not self._file.execute("INSERT OR IGNORE INTO shown VALUES (?, ?, ?, ?, ?)", row).rowcount:
@@ -166,7 +167,7 @@ class Ledger:
         sums[tally.NOVEL] += novel
 
     def note(self, outcome: Outcome) -> None:
-        """Takes an outcome in; one that is ahead of its impression waits for it."""
+        """Folds an outcome; an outcome that arrives before its impression waits for it."""
         number, item = _number(outcome.impression), _number(outcome.item)
         query = "SELECT time_ms, user, arms, items FROM shown WHERE id = ?"
         shown = self._file.execute(query, (number,)).fetchone()
@@ -201,11 +202,11 @@ class Ledger:
             sums[tally.NOVEL_OUTCOMES] += self._is_novel(outcome.item)
 
     def forget(self, now_ms: int, going: Iterable[str]) -> None:
-        """Removes what can change no figure any more: call it when both topics were read to their ends.
+        """Removes rows that can change no figure any more: call it when both topics were read to their ends.
 
         Args:
-            now_ms: by the judge's own clock; a wrong clock in a message removes nothing.
-            going: ids of the experiments that run; the sums of all others are removed.
+            now_ms: Time of the judge's own clock, milliseconds; a wrong clock in a message removes nothing.
+            going: Ids of the running experiments; the sums of all others are removed.
         """
         old = now_ms - _KEPT_MS
         self._file.execute("DELETE FROM counted WHERE id IN (SELECT id FROM shown WHERE time_ms < ?)", (old,))
@@ -233,21 +234,21 @@ class Ledger:
 
     @property
     def aside(self) -> Counter[str]:
-        """Messages that were set aside, by reason; see `waiting` too."""
+        """Counts quarantined messages by reason; see `waiting` too."""
         return Counter(dict(self._file.execute("SELECT why, count FROM aside").fetchall()))
 
     @property
     def waiting(self) -> int:
-        """Outcomes of impressions that nobody has seen yet."""
+        """Number of outcomes whose impression has not arrived."""
         return int(self._file.execute("SELECT COUNT(*) FROM early").fetchone()[0])
 
     @property
     def impressions(self) -> int:
-        """How many are kept, for outcomes to come."""
+        """Number of impressions that are kept for outcomes to come."""
         return int(self._file.execute("SELECT COUNT(*) FROM shown").fetchone()[0])
 
     def shadowed(self, experiment: str) -> dict[str, Any]:
-        """How many rankings in the shadow there were, how alike, how far off, how slow, how often broken."""
+        """Returns the number of shadow rankings, their correlation, drift, times and failures."""
         query = "SELECT ranked, failed, alike, compared, drift FROM shadow WHERE experiment = ?"
         row = self._file.execute(query, (experiment,)).fetchone()
         ranked, failed, alike, compared, drift = row or (0, 0, 0.0, 0, 0.0)
@@ -315,7 +316,7 @@ class Ledger:
 
 
 def _opened(path: Path | None, *, copy: bool) -> sqlite3.Connection:
-    """Returns a ledger's file, or a temporary one that is gone when it is closed."""
+    """Returns a ledger's file, or a temporary file that is deleted when it is closed."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     file = sqlite3.connect("" if path is None or copy else path)
@@ -330,5 +331,5 @@ def _opened(path: Path | None, *, copy: bool) -> sqlite3.Connection:
 
 
 def _number(name: str) -> int:
-    """64 bits of a name, signed as the file wants them: two of 10^8 impressions share one in 1 of 3,700 ledgers."""
+    """Hashes a name to 64 bits, signed as SQLite needs: two of 10^8 impressions share one in 1 of 3,700 ledgers."""
     return int(fingerprint([name]).view(np.int64)[0])

@@ -1,4 +1,4 @@
-"""The experiments of a model in the registry: started and ended. Servers and judges follow what stands there."""
+"""Starts and ends experiments of a model in the registry. Servers and judges follow the registry."""
 
 import time
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from features.errors import BundleError, TesseraError
 from models.registry.registry import CHAMPION, Registry, Release
 from serving.rollout.experiment import Experiment, RampStep, room
 
-# A tag of the registry holds so many characters on every database that MLflow may stand on.
+# Most characters of a registry's tag on every database that MLflow supports.
 _MOST_TEXT = 5_000
-# Of a reason, what stands with the experiment; all of it stands with the challenger's version.
+# Part of a reason that is stored with the experiment; all of it is stored with the challenger's version.
 _MOST_WHY = 400
 
 
 class PastExperiment(msgspec.Struct, frozen=True):
-    """An experiment that ended: when, in seconds since 1970, and why."""
+    """Experiment that ended: time, in seconds since 1970, and reason."""
 
     experiment: Experiment
     ended: int
@@ -24,13 +24,13 @@ class PastExperiment(msgspec.Struct, frozen=True):
 
 
 def past(registry: Registry, model: str) -> list[PastExperiment]:
-    """Returns the last experiments that ended on a model, oldest first."""
+    """Returns the last ended experiments of a model, oldest first."""
     text = registry.ended_rollouts(model)
     return msgspec.json.decode(text, type=list[PastExperiment]) if text else []
 
 
 def running(registry: Registry, model: str) -> list[Experiment]:
-    """Returns the experiments that run on a model."""
+    """Returns the running experiments of a model."""
     text = registry.rollouts(model)
     try:
         return msgspec.json.decode(text, type=list[Experiment]) if text else []
@@ -51,11 +51,11 @@ def start(
     """Starts an experiment of a release against the champion.
 
     Args:
-        challenger: an alias, a version, or a bundle's id.
-        ramp: shares by time.
+        challenger: Alias, version, or id of a bundle.
+        ramp: Shares by time.
 
     Raises:
-        TesseraError: no such release, it is the champion, or the layer has no room.
+        TesseraError: There is no such release, it is the champion, or the layer has no room.
     """
     with registry.changing():
         return _start(registry, model, challenger, ramp, name, layer, shadow)
@@ -84,7 +84,7 @@ def _start(
         layer=layer,
         start=0.0,
         ramp=list(ramp),
-        # A name that was used gets another id: impressions tell the two apart by it.
+        # A name that was used before gets another id, by which impressions tell the two apart.
         started=max([int(time.time()), *(second + 1 for second in before)]),
         shadow=shadow,
     )
@@ -97,7 +97,7 @@ def _start(
 
 
 def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Release:
-    """Ends an experiment: its users get the champion, and the reason stands with the challenger."""
+    """Ends an experiment: its users get the champion, and the reason is stored with the challenger."""
     with registry.changing():
         return _stop(registry, model, name, why)
 
@@ -108,17 +108,17 @@ def _stop(registry: Registry, model: str | None, name: str, why: str) -> Release
     ended = next((one for one in held if one.name == name), None)
     if ended is None:
         known = ", ".join(one.name for one in held) or "none"
-        raise TesseraError(f"rollout {name!r}: there is no such; there are: {known}")
+        raise TesseraError(f"no rollout named {name!r}; running: {known}")
     _end(registry, champion.model, held, [ended], why)
     release = registry.release(champion.model, ended.challenger)
-    # The reason stands with a challenger that no other experiment still tries; one in the shadow stays a challenger.
+    # The reason is stored with a challenger that no other experiment tries; one in the shadow stays a challenger.
     if not ended.shadow and not any(one.challenger == ended.challenger for one in held if one.name != name):
         registry.end_challenge(release, why=why)
     return registry.release(champion.model, release.version)
 
 
 def promoted(registry: Registry, release: Release) -> Release:
-    """Makes a release the champion, and ends the experiments that this decides: those against the champion before."""
+    """Makes a release the champion, and ends the experiments against the previous champion."""
     with registry.changing():
         now = registry.promote(release)
         held = running(registry, release.model)
@@ -129,10 +129,10 @@ def promoted(registry: Registry, release: Release) -> Release:
 
 
 def parse_ramp(text: str | None, share: float) -> list[RampStep]:
-    """`0:.01,3600:.1` as steps of seconds and shares; without a text one share from the start.
+    """Parses `0:.01,3600:.1` as steps of seconds and shares; without a text, one share from the start.
 
     Raises:
-        TesseraError: it is not of that form.
+        TesseraError: The text has another form.
     """
     if text is None:
         return [RampStep(0.0, share)]
@@ -144,7 +144,7 @@ def parse_ramp(text: str | None, share: float) -> list[RampStep]:
 
 
 def _changed(experiments: Sequence[Experiment], layers: set[str]) -> list[Experiment]:
-    """Experiments whose layer gains or loses another: from now on their control is another one."""
+    """Returns the experiments whose layer gains or loses an experiment, with a new control from now on."""
     now = int(time.time())
     return [
         msgspec.structs.replace(one, changed=max(now, one.epoch(now) + 1), changes=one.changes + 1)
@@ -155,7 +155,7 @@ def _changed(experiments: Sequence[Experiment], layers: set[str]) -> list[Experi
 
 
 def _end(registry: Registry, model: str, held: Sequence[Experiment], ended: Sequence[Experiment], why: str) -> None:
-    """Servers stop first; what ended is noted after."""
+    """Ends experiments: servers stop first; the ended experiments are recorded after."""
     kept_on = [one for one in held if one not in ended]
     _set(registry, model, _changed(kept_on, {one.layer for one in ended}))
     moment = int(time.time())

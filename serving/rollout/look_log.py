@@ -1,4 +1,4 @@
-"""What a judge saw of an experiment, look by look, kept with the challenger's run: for the console, and for later."""
+"""Looks of a judge at an experiment, stored with the challenger's run for the console and later reports."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,12 +12,12 @@ _MOST = 240
 
 
 def looks_name(experiment: Experiment) -> str:
-    """Where an experiment's looks are kept, among its challenger's documents."""
+    """Returns the name under which an experiment's looks are stored among its challenger's documents."""
     return f"rollouts/{experiment.name}-{experiment.started}.json"
 
 
 class LookLog:
-    """Notes looks; old ones are thinned out, so that a long experiment's fit on a page."""
+    """Recorder of looks; old looks are thinned out, so that those of a long experiment fit on a page."""
 
     def __init__(self, registry: Registry, model: str) -> None:
         self._registry = registry
@@ -25,7 +25,7 @@ class LookLog:
         self._held: dict[str, list[dict[str, Any]]] = {}
 
     def note(self, experiment: Experiment, standing: ExperimentState, now: float) -> None:
-        """Adds a look, and writes all of the experiment's."""
+        """Adds a look, and writes all looks of the experiment."""
         release = self._registry.release(self._model, experiment.challenger)
         name = looks_name(experiment)
         if name not in self._held:
@@ -39,7 +39,7 @@ class LookLog:
 
 
 def looks_of(registry: Registry, model: str, experiment: Experiment) -> list[dict[str, Any]]:
-    """Returns the looks at an experiment, oldest first; none where nobody judged it, or its challenger is gone."""
+    """Returns the looks at an experiment, oldest first; none if it was not judged, or its challenger is gone."""
     try:
         release = registry.release(model, experiment.challenger)
         return list((registry.recorded(release, looks_name(experiment)) or {}).get("looks", ()))

@@ -1,4 +1,4 @@
-"""Statistics of a running experiment, valid however often one looks, and whoever looked before.
+"""Statistics of a running experiment, valid at any number of looks and independent of earlier looks.
 
 - The difference of two arms' ratios has a confidence sequence: an interval at every look such that all of them hold the
   truth at once with probability 1 - α (asymptotically; Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, Annals of
@@ -8,14 +8,14 @@
   at any time up to a planned number of users: the standardised count is a Brownian motion B on [0, 1], and
   P(max |B| ≥ c) ≤ 4 (1 - Φ(c)) by the reflection principle. Beyond the plan a beta mixture of likelihood ratios takes
   over (Ville's inequality; Lindon & Malek, NeurIPS 2022).
-- One chance is surely above another, plus a margin, where two beta mixtures say so together (`surely_above`).
-- Of two groups of numbers, one's are surely larger at the top where a mixture over odds of Fisher's noncentral
-  hypergeometric distribution says so (`Slower`).
+- A chance is above another by more than a margin, with confidence, if two beta mixtures agree (`surely_above`).
+- One group's numbers are larger at the top than another's, with confidence, if a mixture over odds of Fisher's
+  noncentral hypergeometric distribution says so (`Slower`).
 
-No test remembers a look: a judge that starts again comes to the same answer.
+No test remembers a look: a judge that restarts gets the same answer.
 
 A ratio is outcomes over exposure, such as clicks over impressions. A user's impressions go together: the variance is
-that of users' residuals (the delta method; Deng et al., WWW 2018), which takes one with a hundred impressions as one.
+of users' residuals (the delta method; Deng et al., WWW 2018), which counts a user with a hundred impressions once.
 
 Shape letters: A arms, U users.
 """
@@ -30,9 +30,9 @@ from numpy.typing import ArrayLike
 
 from features.errors import TesseraError
 
-# Of the split's α, what is for looks up to the plan; the rest is for those beyond.
+# Share of the split's α for looks up to the plan; the rest is for looks beyond.
 _PLANNED_PART = 0.8
-# How many users' worth of belief in the right split the mixture starts with.
+# Number of users that the mixture's prior belief in the right split is worth.
 _CONCENTRATION = 1_000.0
 
 
@@ -41,7 +41,7 @@ class Arm:
     """Sums over one arm's users.
 
     Attributes:
-        users: how many there are.
+        users: Number of users.
         exposure, outcomes: Σ e_u and Σ c_u over users u.
         ee, cc, ec: Σ e_u², Σ c_u² and Σ e_u c_u.
     """
@@ -61,12 +61,12 @@ class Arm:
 
     @property
     def rate(self) -> float:
-        """Outcomes by exposure; 0 without any."""
+        """Outcomes by exposure; 0 without exposure."""
         return self.outcomes / self.exposure if self.exposure else 0.0
 
     @property
     def variance(self) -> float:
-        """Of the rate: Σ (c_u - r e_u)² / (Σ e_u)²."""
+        """Variance of the rate: Σ (c_u - r e_u)² / (Σ e_u)²."""
         if not self.exposure:
             return math.inf
         rate = self.rate
@@ -74,7 +74,10 @@ class Arm:
         return max(residuals, 0.0) / self.exposure**2
 
     def times(self, factor: float) -> "Arm":
-        """The same users with so many times the outcomes: a margin is tested as a part of the data, not as a bound."""
+        """Returns the same users with this many times the outcomes.
+
+        A margin is tested as a part of the data, not as a bound.
+        """
         return Arm(self.users, self.exposure, factor * self.outcomes, self.ee, factor**2 * self.cc, factor * self.ec)
 
     def __add__(self, other: "Arm") -> "Arm":
@@ -90,7 +93,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference and the bounds that hold it, at this look and at all others; infinite where nothing is known."""
+    """Difference and its bounds, which hold at this look and at all others; infinite without data."""
 
     estimate: float
     low: float
@@ -108,8 +111,8 @@ def difference(control: Arm, challenger: Arm, *, alpha: float, planned: float) -
     of both arms and v₀ what v would be were each unit of exposure a trial of its own (Kish's design effect is v / v₀).
 
     Args:
-        alpha: chance that any of all looks' intervals misses the truth.
-        planned: effective exposure at which the sequence is at its tightest; it is valid at any.
+        alpha: Chance that any of all looks' intervals misses the truth.
+        planned: Effective exposure at which the sequence is tightest; it is valid at any.
 
     Raises:
         TesseraError: alpha is not in (0, 1), or planned is not positive.
@@ -119,7 +122,7 @@ def difference(control: Arm, challenger: Arm, *, alpha: float, planned: float) -
     estimate = challenger.rate - control.rate
     both = control + challenger
     variance = control.variance + challenger.variance
-    # Users who are all alike, such as none that clicked yet, do not tell how far the next may be off.
+    # Users who are all alike, such as those without a click yet, do not show how different the next may be.
     if both.users < 2 or not 0 < variance < math.inf or not both.rate > 0:
         return Interval(estimate, -math.inf, math.inf)
     alone = both.rate * (1 / control.exposure + 1 / challenger.exposure)
@@ -129,7 +132,7 @@ def difference(control: Arm, challenger: Arm, *, alpha: float, planned: float) -
 
 
 def tightest(planned: float, alpha: float) -> float:
-    """ρ² of the normal mixture that is at its tightest at `planned`: (-W₋₁(-α² / e) - 1) / planned.
+    """Returns ρ² of the normal mixture that is tightest at `planned`: (-W₋₁(-α² / e) - 1) / planned.
 
     Howard, Ramdas, McAuliffe & Sekhon, Annals of Statistics 2021, Proposition 3.
     """
@@ -137,10 +140,10 @@ def tightest(planned: float, alpha: float) -> float:
 
 
 def split_p(counts: Sequence[int], shares: Sequence[float]) -> float:
-    """How surprising a split of users (A,) is where arms were given `shares` (A,): the chi-square test's p-value.
+    """Returns the chi-square test's p-value of a split of users (A,), if arms were given `shares` (A,).
 
     Raises:
-        TesseraError: the two are not equally long, or a share is not positive.
+        TesseraError: The two have different lengths, or a share is not positive.
     """
     if len(counts) != len(shares) or not all(share > 0 for share in shares):
         raise TesseraError(f"counts {list(counts)} and shares {list(shares)}: expected as many, and positive shares")
@@ -154,12 +157,12 @@ def split_p(counts: Sequence[int], shares: Sequence[float]) -> float:
 
 
 def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, planned: int) -> bool:
-    """Returns whether two arms' users are split otherwise than asked for, at a chance of α over all looks to be wrong.
+    """Returns whether two arms' users deviate from the requested split, with a chance of α to be wrong over all looks.
 
     Args:
         counts: (2,) users of each arm.
-        shares: (2,) what the arms were given.
-        planned: users of both at which the test is at its sharpest.
+        shares: (2,) shares that the arms were given.
+        planned: Users of both arms at which the test is sharpest.
     """
     p = split_p(counts, shares)
     total = sum(counts)
@@ -174,13 +177,13 @@ def mismatched(counts: Sequence[int], shares: Sequence[float], *, alpha: float, 
 def surely_above(counts: Sequence[int], totals: Sequence[int], *, margin: float, alpha: float) -> bool:
     """Returns whether the second of two chances is above the first by more than a margin.
 
-    Where it is not, the answer is wrong in at most α of all cases over all looks. For any pair of chances (p, q) the
-    product of the two arms' mixtures of likelihood ratios against p and q is a martingale, so by Ville's inequality the
-    true pair's stays below 1 / α with probability 1 - α. The answer is yes where the product is above 1 / α for every
-    pair with q ≤ p + margin.
+    If it is not, the answer is wrong in at most α of all cases over all looks. For any pair of chances (p, q), the
+    product of the two arms' mixtures of likelihood ratios against p and q is a martingale. By Ville's inequality the
+    true pair's product stays below 1 / α with probability 1 - α. The answer is yes if the product is above 1 / α for
+    every pair with q ≤ p + margin.
 
     Args:
-        counts: (2,) how often it happened, in control and challenger; totals: (2,) in how many.
+        counts: (2,) occurrences in control and challenger; totals: (2,) trials of each.
         margin: in [0, 1).
     """
     if not min(totals) or counts[1] / totals[1] <= counts[0] / totals[0] + margin:
@@ -189,7 +192,7 @@ def surely_above(counts: Sequence[int], totals: Sequence[int], *, margin: float,
     def evidence(p: float) -> float:
         return _against(counts[0], totals[0], p) + _against(counts[1], totals[1], p + margin)
 
-    # Convex in p. Where p is higher yet, the challenger's own share is among its chances.
+    # Convex in p. If p is higher than that, the challenger's own share is among its chances.
     least = scipy.optimize.minimize_scalar(evidence, bounds=(0.0, counts[1] / totals[1] - margin), method="bounded")
     return min(float(least.fun), evidence(0.0)) >= -math.log(alpha)
 
@@ -199,12 +202,12 @@ _ODDS = np.log([1.5, 2.0, 4.0, 8.0, 32.0])
 
 @dataclass(frozen=True)
 class Slower:
-    """Evidence that one group's numbers are larger at the top than another's, gathered slice by slice of time.
+    """Evidence that one group's numbers are larger at the top than another's, gathered per slice of time.
 
-    Within a slice all numbers of both groups are put in order and the top is looked at. Were the groups alike, each set
-    of places in the order would be as likely the group's as any other, whatever the slice was like for both: the count
-    is hypergeometric. The odds of the alternative are mixed over, so the evidence is a martingale over slices
-    (Ville's inequality).
+    Within a slice, all numbers of both groups are sorted and the top is counted. If the groups were alike, each set of
+    ranks would be equally likely the group's, whatever conditions both shared in the slice: the count is
+    hypergeometric. The evidence mixes over odds of the alternative, so it is a martingale over slices (Ville's
+    inequality).
 
     Attributes:
         logs: (5,) log likelihood ratio of each odds, over all slices.
@@ -213,13 +216,13 @@ class Slower:
     logs: tuple[float, ...] = (0.0,) * len(_ODDS)
 
     def with_slice(self, mine: int, top: int, size: int, others: int) -> "Slower":
-        """Returns the evidence after another slice: of its `top` largest numbers `mine` are the group's.
+        """Returns the evidence after another slice: `mine` of its `top` largest numbers are the group's.
 
         Args:
-            size: numbers of the group in the slice; others: numbers of the other group.
+            size: Numbers of the group in the slice; others: numbers of the other group.
         """
         x = np.arange(max(0, top - others), min(top, size) + 1)
-        # Less one constant: hypergeometric log chances.
+        # Log chances of the hypergeometric distribution, less a constant.
         log_factorial = scipy.special.gammaln
         log_pmf = -(log_factorial(x + 1) + log_factorial(size - x + 1))
         log_pmf -= log_factorial(top - x + 1) + log_factorial(others - top + x + 1)
@@ -228,18 +231,18 @@ class Slower:
         return Slower(tuple((np.array(self.logs) + mine * _ODDS - expected).tolist()))
 
     def surely(self, alpha: float) -> bool:
-        """Returns whether the group's numbers are larger, at a chance of α over all looks to be wrong."""
+        """Returns whether the group's numbers are larger, with a chance of α to be wrong over all looks."""
         return float(scipy.special.logsumexp(self.logs)) - math.log(len(_ODDS)) >= -math.log(alpha)
 
 
 def _mixture(count: int, total: int, share: float, a: float, b: float) -> float:
-    """Log of the likelihood ratio of a beta mixture against one chance."""
+    """Returns the log likelihood ratio of a beta mixture against one chance."""
     alone = count * math.log(share) + (total - count) * math.log1p(-share)
     return float(scipy.special.betaln(a + count, b + total - count) - scipy.special.betaln(a, b)) - alone
 
 
 def _against(count: int, total: int, share: float) -> float:
-    """Log of the likelihood ratio of Jeffreys' mixture against one chance in [0, 1]; infinite where it cannot be."""
+    """Returns the log likelihood ratio of Jeffreys' mixture against one chance in [0, 1]; infinite if impossible."""
     if (count and share <= 0) or (count < total and share >= 1):
         return math.inf
     if share <= 0 or share >= 1:

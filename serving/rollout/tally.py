@@ -1,4 +1,4 @@
-"""One arm's sums in one epoch, as a ledger keeps them: a row of sums for each user, and how long answers took."""
+"""Sums of one arm in one epoch, as a ledger keeps them: a row of sums for each user, and the times of answers."""
 
 import math
 import sqlite3
@@ -38,7 +38,7 @@ COLUMNS = (
     "requests", "failed", "empty", "answers", "outcomes", "predicted", "shown", "novel", "novel_outcomes",
 )  # fmt: skip
 REQUESTS, FAILED, EMPTY, ANSWERS, OUTCOMES, PREDICTED, SHOWN, NOVEL, NOVEL_OUTCOMES = range(9)
-# Buckets of times: so many for each doubling, so a percentile is right to 1.1 %.
+# Buckets of times: this many for each doubling, so a percentile is right to 1.1 %.
 _PER_DOUBLING = 32
 
 
@@ -48,7 +48,7 @@ def bucket_of(ms: float) -> int:
 
 
 def percentile(buckets: Mapping[int, int], share: float) -> float:
-    """Returns the time below which a share of the counted times are; 0 where none was counted."""
+    """Returns the time below which a share of the counted times are; 0 if none was counted."""
     rest = share * sum(buckets.values())
     for bucket, count in sorted(buckets.items()):
         rest -= count
@@ -61,14 +61,14 @@ _RATIO = "COUNT(*), SUM({e}), SUM({c}), SUM({e} * {e}), SUM({c} * {c}), SUM({e} 
 
 
 class Tally:
-    """One arm in one epoch; reads from the ledger's file each time it is asked."""
+    """Arm in one epoch; it reads the ledger's file at each call."""
 
     def __init__(self, file: sqlite3.Connection, number: int) -> None:
         self._file = file
         self._number = number
 
     def sums(self) -> Sums:
-        """What the rule judges."""
+        """Returns the sums that the guardrails judge."""
         users, failed, empty, slow, requests = self._one(
             "COUNT(*), SUM(failed > 0), SUM(empty > 0), SUM(slow_ms IS NOT NULL), SUM(requests)"
         )
@@ -85,7 +85,7 @@ class Tally:
         )
 
     def of_novel_items(self) -> Arm:
-        """Outcomes by novel items shown, of the users who were shown any."""
+        """Returns outcomes by novel items shown, of users with any novel item."""
         return self._arm("novel", "novel_outcomes", "novel")
 
     def by_user(self) -> tuple[list[str], NDArray[np.float64]]:
@@ -96,16 +96,16 @@ class Tally:
 
     @property
     def kinds(self) -> Counter[str]:
-        """Outcomes by what they are."""
+        """Returns outcomes by kind."""
         return Counter(dict(self._rows("SELECT what, count FROM kinds WHERE arm = ?")))
 
     @property
     def requests(self) -> int:
-        """All of them, answered or not."""
+        """Number of requests, answered or not."""
         return int(self._one("SUM(requests)")[0])
 
     def faults(self) -> tuple[int, int]:
-        """Requests without an answer, and answers without an item."""
+        """Returns the numbers of requests without an answer, and of answers without an item."""
         failed, empty = self._one("SUM(failed), SUM(empty)")
         return int(failed), int(empty)
 

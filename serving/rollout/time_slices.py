@@ -1,10 +1,9 @@
-"""Times compared within the same minutes, so that a stretch that is slow for everybody is nobody's fault.
+"""Compares times within the same minutes, so that a period that is slow for both arms blames neither.
 
-A slice is a minute, or as many as it takes until a hundred users were answered, an hour at most. A user stands in it
-with the slowest of their answers; the challenger's times count less what the rule allows it. The slowest hundredth of
-the users are the top, and how many of them are the challenger's is what `serving.rollout.sequential.Slower` gathers. A
-user who was in the top stands in no slice for an hour: one who always asks for what takes long is not new evidence each
-minute.
+A slice is a minute, or as many minutes as it takes until a hundred users were answered, an hour at most. A user counts
+with the slowest of their answers; the challenger's times count less the allowance. The slowest hundredth of the users
+are the top, and `serving.rollout.sequential.Slower` gathers how many of them are the challenger's. A user in the top is
+in no slice for an hour, since a user who always sends slow requests is not new evidence each minute.
 """
 
 import math
@@ -19,20 +18,20 @@ from serving.rollout.experiment import CHALLENGER
 from serving.rollout.sequential import Slower
 
 MINUTE_MS = 60_000
-# A server's queue of impressions may be so far behind while its log is away; what comes later is not compared.
+# Lag of a server's queue of impressions while its log is unavailable; later impressions are not compared.
 _BEHIND_MS = 2 * MINUTE_MS
 _LEAST, _MOST_MINUTES, _TOP, _REST_MS = 100, 60, 0.01, 60 * MINUTE_MS
 
 
 @dataclass(frozen=True)
 class SlownessAllowance:
-    """How much slower the challenger may be: so many times, and in any case so much."""
+    """Allowed slowness of the challenger: a factor, and an excess that is always allowed."""
 
     times: float = 1.5
     ms: float = 5.0
 
     def less(self, ms: ArrayLike) -> NDArray[np.float64]:
-        """Times (N,) of the challenger, less what it is allowed."""
+        """Returns times (N,) of the challenger, less the allowance."""
         given = np.asarray(ms, dtype=np.float64)
         return np.minimum(given / self.times, given - self.ms)
 
@@ -45,7 +44,7 @@ def slower(file: sqlite3.Connection, experiment: str, epoch: int) -> Slower:
 
 
 def close_slices(file: sqlite3.Connection, now_ms: int, allowed: SlownessAllowance) -> None:
-    """Compares the arms in all slices that nothing will be added to, and forgets their times."""
+    """Compares the arms in all slices that are complete, and deletes their times."""
     last = (now_ms - _BEHIND_MS) // MINUTE_MS
     query = "SELECT DISTINCT experiment, epoch FROM slice JOIN arm ON arm.number = slice.arm WHERE minute < ?"
     for experiment, epoch in file.execute(query, (last,)).fetchall():
@@ -53,7 +52,7 @@ def close_slices(file: sqlite3.Connection, now_ms: int, allowed: SlownessAllowan
 
 
 class _Closing:
-    """The slices of one experiment's epoch."""
+    """Slices of one experiment's epoch."""
 
     def __init__(self, file: sqlite3.Connection, experiment: str, epoch: int, allowed: SlownessAllowance) -> None:
         self._file = file
@@ -86,7 +85,7 @@ class _Closing:
         )
 
     def _users(self, minute: int) -> list[tuple[str, int, float]]:
-        """User, arm and slowest time of those who stand in a minute."""
+        """Returns user, arm and slowest time of the users in a minute."""
         marks = ",".join("?" * len(self._arms))
         return self._file.execute(
             "SELECT slice.user, slice.arm, ms FROM slice JOIN sums ON sums.arm = slice.arm AND sums.user = slice.user "

@@ -237,7 +237,7 @@ def status(
     experiments: Annotated[bool, typer.Option(help="Join impressions and outcomes too.")] = True,
 ) -> None:
     """Show versions, lag and freshness of the stream, and how experiments stand."""
-    from serving.rollout.judge import surely
+    from serving.rollout.judge import interval_text
 
     found = standing(Settings.from_environment(), model, experiments=experiments)
     if json:
@@ -253,7 +253,9 @@ def status(
     table.add_row("newest change of the table", "none yet" if age is None else f"{age:,.0f} s ago")
     for one in found["experiments"]:
         arms = "; ".join(f"{name} {arm['rate']:.4f} of {arm['requests']:,}" for name, arm in one["arms"].items())
-        said = f"{one['share']:.1%} of the users; {arms}; {one['estimate']:+.4f}, {surely(one['low'], one['high'])}"
+        said = (
+            f"{one['share']:.1%} of the users; {arms}; {one['estimate']:+.4f}, {interval_text(one['low'], one['high'])}"
+        )
         table.add_row(f"experiment {one['experiment']}", said + "".join(f"; {breach}" for breach in one["breaches"]))
     out_console.print(table)
 

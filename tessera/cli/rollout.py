@@ -161,7 +161,7 @@ def report(
     import tempfile
 
     from serving.rollout.guardrails import Guardrails
-    from serving.rollout.judge import familiar_items, surely
+    from serving.rollout.judge import familiar_items, interval_text
     from tessera.pages.rollout_page import report, write_page
 
     settings = Settings.from_environment()
@@ -188,7 +188,7 @@ def report(
     else:
         last = document["points"][-1]
         out_console.print(f"{name}: {document['decision']}")
-        out_console.print(f"  difference {last['estimate']:+.4f}, {surely(last['low'], last['high'])}")
+        out_console.print(f"  difference {last['estimate']:+.4f}, {interval_text(last['low'], last['high'])}")
         if html is not None:
             out_console.print(f"page     {html.absolute()}")
 
@@ -244,7 +244,7 @@ def _say_look(
 
 
 def _show(found: "Sequence[ExperimentState]", aside: dict[str, int]) -> None:
-    from serving.rollout.judge import surely
+    from serving.rollout.judge import interval_text
 
     if not found:
         out_console.print("no experiment runs")
@@ -259,7 +259,7 @@ def _show(found: "Sequence[ExperimentState]", aside: dict[str, int]) -> None:
         else:
             since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.since))
             out_console.print(
-                f"  since {since}: difference {one.estimate:+.4f}, {surely(one.low, one.high)}; "
+                f"  since {since}: difference {one.estimate:+.4f}, {interval_text(one.low, one.high)}; "
                 f"split p {one.split_p:.2g}"
             )
         for breach in one.breaches:

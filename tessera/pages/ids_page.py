@@ -11,7 +11,7 @@ from tessera.pages import svg as plot
 if TYPE_CHECKING:
     from tessera.pipeline.coded_items import Coded
 
-# What a page holds at most: a catalogue of a million items must not make one that no browser opens.
+# Most nodes of a page: a page of a million items would open in no browser.
 _NODES = 4_000
 _CHILDREN = 64
 _SAMPLES = 3
@@ -21,19 +21,17 @@ def write_page(path: Path, coded: "Coded", document: dict[str, Any]) -> None:
     """Writes the page.
 
     Args:
-        coded: the items.
-        document: what `tessera ids report --json` prints.
+        coded: Items with their codes.
+        document: Output of `tessera ids report --json`.
     """
     ours = document["quality"]["ours"]
     about = (
         f"{ours['items']:,} items, {len(ours['depths'])} levels of {document['codebook']['codes']:,} codes, "
-        f"{ours['unique']:.1%} distinct Semantic IDs; the most crowded one is of {ours['largest_group']:,} items."
+        f"{ours['unique']:.1%} distinct Semantic IDs; the most crowded ID has {ours['largest_group']:,} items."
     )
     body = [
         f"<h1>Semantic IDs</h1>\n{markup.caption(about)}",
-        markup.section(
-            "What to look at", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in document['advice'])}</ul>"
-        ),
+        markup.section("Advice", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in document['advice'])}</ul>"),
         *(_coding(name, quality) for name, quality in document["quality"].items()),
         *([_hits(document["hits"])] if document.get("hits") else []),
         _explorer(coded),
@@ -62,7 +60,7 @@ def _coding(name: str, quality: dict[str, Any]) -> str:
     drawing = plot.rows(groups, describe=f"Purity and sharing by depth of {name}", low=0, high=1, ticks=ticks)
     caption = (
         f"Purity: mean cosine of the items that share the codes; of all pairs it is {quality['cosine']:.3f}. "
-        "Shared: items whose codes so far another item has. Look for purity that rises while sharing still is high."
+        "Shared: items whose codes so far another item has. In a good coding purity rises while sharing is still high."
     )
     rows = [
         [
@@ -107,12 +105,12 @@ def _explorer(coded: "Coded") -> str:
     room = [_NODES]
     inner = _children(tree, tree.root, coded, room)
     left = "" if room[0] > 0 else f" The page holds {_NODES:,} nodes, the largest first; `tessera ids show` has all."
-    remark = f"Unfold code by code. The words are those that tell a node from its siblings.{left}"
+    remark = f"Unfold code by code. The words distinguish a node from its siblings.{left}"
     return markup.section("The tree", markup.caption(remark), f'<div class="tree">{inner}</div>')
 
 
 def _children(tree: Tree, parent: Node, coded: "Coded", room: list[int]) -> str:
-    """Returns the nodes under one, as long as the page has room; the rest is counted."""
+    """Returns the nodes under one, while the page has room; the rest is counted."""
     children = tree.children(parent)
     parts = []
     for number, child in enumerate(children):

@@ -1,6 +1,6 @@
-"""The report's building blocks: text in, escaped HTML out.
+"""Building blocks of the reports: text in, escaped HTML out.
 
-Only `content` and `drawing` are HTML already; every other argument is text, so that no title can bring markup along.
+Only `content` and `drawing` are HTML already. Every other argument is text and is escaped, so no title adds markup.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ def write_page(path: Path, title: str, body: str) -> None:
 
 
 def section(heading: str, *content: str) -> str:
-    """Content, already HTML, under a heading."""
+    """Returns content, already HTML, under a heading."""
     return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(content) + "\n</section>"
 
 
 def cards(*content: str) -> str:
-    """Cards side by side where there is room."""
+    """Returns cards side by side, if there is room."""
     return '<div class="cards">\n' + "\n".join(content) + "\n</div>"
 
 
@@ -39,7 +39,7 @@ def card(heading: str, content: str) -> str:
 
 
 def figure(heading: str, drawing: str, caption: str) -> str:
-    """Returns a plot and one sentence that says what it shows."""
+    """Returns a plot and one sentence that explains it."""
     return (
         f'<figure class="card"><h3>{escape(heading)}</h3>{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
     )
@@ -51,12 +51,12 @@ def caption(text: str) -> str:
 
 
 def none(text: str) -> str:
-    """Says that something is missing."""
+    """Returns a note that something is missing."""
     return f'<p class="none">{escape(text)}</p>'
 
 
 def table(columns: Sequence[str], body: Iterable[Sequence[str]], *, strong: str = "") -> str:
-    """Columns named with > hold numbers; a row of one cell is a heading; `strong` is the first cell of marked rows."""
+    """Returns a table. Columns named with > hold numbers; a row of one cell is a heading; `strong` marks rows."""
     kinds = [' class="number"' if name.startswith(">") else "" for name in columns]
     names = [escape(name.removeprefix(">")) for name in columns]
     head = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(names, kinds, strict=True))
@@ -72,7 +72,7 @@ def table(columns: Sequence[str], body: Iterable[Sequence[str]], *, strong: str 
 
 
 def ranked(items: Sequence[tuple[str, str, float]], marked: str) -> str:
-    """(id, title, score), best first; the item `marked` stands out."""
+    """Lists (id, title, score), best first, with the item `marked` highlighted."""
     lines = []
     for id_, title, score in items:
         kind = ' class="strong"' if id_ == marked else ""

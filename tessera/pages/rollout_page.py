@@ -1,7 +1,7 @@
-"""The report of one experiment: arms over time with their bounds, segments of users, guardrails, decision and why.
+"""The report of one experiment: arms over time with intervals, segments of users, guardrails, decision and reason.
 
-Made from the log alone, by going through its impressions and outcomes in the order of their time: the same figures
-whoever makes it, and whenever.
+It is made from the log alone, from the impressions and outcomes in the order of their time, so every run of it gives
+the same figures.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from models.registry.registry import CHAMPION, Registry
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
 from serving.rollout.guardrails import Guardrails
 from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
-from serving.rollout.judge import finite, surely, view
+from serving.rollout.judge import finite, interval_text, view
 from serving.rollout.ledger import Arms, Ledger
 from serving.rollout.lifecycle import PastExperiment, past, running
 from serving.rollout.sequential import Arm, difference
@@ -53,15 +53,15 @@ def report(
     known: Callable[[str], Mapping[str, int]] = lambda bundle: {},
     familiar: Callable[[str], frozenset[str]] = lambda bundle: frozenset(),
 ) -> dict[str, Any]:
-    """Everything about an experiment, as plain dicts, numbers and strings.
+    """Returns a report of an experiment, as plain dicts, numbers and strings.
 
     Args:
-        name: of one that runs, or that ended.
-        known: users in a bundle's training and the visits that it kept of each, by the bundle's id; the others are new.
-        familiar: items that its training knew well; the others are new.
+        name: Name of a running or ended experiment.
+        known: Users in a bundle's training with the number of their visits, by the bundle's id; all others are new.
+        familiar: Items that its training knew well; all others are new.
 
     Raises:
-        TesseraError: there is no such experiment.
+        TesseraError: There is no such experiment.
     """
     champion = registry.resolve(model, CHAMPION)
     going = running(registry, champion.model)
@@ -69,7 +69,7 @@ def report(
     found = next((one for one in going if one.name == name), None)
     if found is None and name not in ended:
         names = ", ".join(one.name for one in going) or "none"
-        raise TesseraError(f"rollout {name!r}: there is no such; running: {names}; ended: {', '.join(ended) or 'none'}")
+        raise TesseraError(f"no rollout named {name!r}; running: {names}; ended: {', '.join(ended) or 'none'}")
     experiment = found or ended[name].experiment
     until = time.time() if found else float(ended[name].ended)
     messages = _ordered(log, topics, experiment.started * 1_000, until * 1_000, champion.model)
@@ -124,7 +124,7 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         ("failed", "failed", ".2%"),
         ("empty", "empty", ".2%"),
         ("p99 ms", "p99_ms", ".1f"),
-        ("outcomes by predicted", "calibration", ".3f"),
+        ("outcomes by prediction", "calibration", ".3f"),
         ("items hardly known", "novelty", ".1%"),
     )
     rows = [
@@ -146,13 +146,13 @@ def write_page(document: dict[str, Any], path: Path) -> None:
             markup.cards(
                 markup.figure(
                     "The challenger's rate less the control's",
-                    plot.band(drawn, describe="difference of the arms' rates over time, with its bounds"),
+                    plot.band(drawn, describe="difference of the arms' rates over time, with its interval"),
                     "The band holds the truth at every moment at once; below zero as a whole, it ends the experiment.",
                 )
                 if drawn
                 else markup.card("The challenger's rate less the control's", markup.none("Nothing was shown yet.")),
                 markup.card(
-                    "Since the arms are what they are", markup.table(("", f">{CONTROL}", f">{CHALLENGER}"), rows)
+                    "Since the last change of the arms", markup.table(("", f">{CONTROL}", f">{CHALLENGER}"), rows)
                 ),
             ),
         ),
@@ -193,10 +193,10 @@ def _walked(
     rule: Guardrails,
     ledger: Ledger,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Returns the arms at up to 30 moments, and what breached when; the ledger is filled on the way.
+    """Returns the arms at up to 30 moments, and the breaches with their times; it fills the ledger on the way.
 
     Args:
-        beside: all experiments and when they ended, this one too: who shared the layer with it at a moment.
+        beside: All experiments with their ends, this one included: they share the layer with it at a moment.
     """
     points: list[dict[str, Any]] = []
     history: list[dict[str, str]] = []
@@ -207,7 +207,7 @@ def _walked(
             one = messages[at]
             ledger.note(one) if isinstance(one, Outcome) else ledger.show(one)
             at += 1
-        # What came last says which epoch it was.
+        # The last message decides the epoch.
         ledger.close_slices(int(1_000 * cut))
         epoch = max(ledger.epochs(experiment.id), default=experiment.epoch(cut))
         arms, slower = ledger.arms(experiment.id, epoch), ledger.slower(experiment.id, epoch)
@@ -217,7 +217,7 @@ def _walked(
         shares = expected_shares(experiment, there, cut)
         if not experiment.shadow and min(shares) > 0:
             look = rule.look(control, challenger, shares=shares, part=experiment.part(), slower=slower)
-            # Of each kind the first: what was breached stays so.
+            # The first breach of each kind is kept.
             kinds = {line["breach"].partition(":")[0] for line in history}
             history += [
                 {"at": _moment(cut), "breach": one} for one in look.breaches if one.partition(":")[0] not in kinds
@@ -226,7 +226,7 @@ def _walked(
 
 
 def _compared(control: Arm, challenger: Arm, rule: Guardrails, *, part: float = 1.0) -> dict[str, Any]:
-    """Returns two rates, and their difference with its bounds."""
+    """Returns two rates, and their difference with its interval."""
     interval = difference(control, challenger, alpha=part * rule.alpha, planned=rule.planned)
     return {
         "users": control.users + challenger.users,
@@ -239,10 +239,10 @@ def _compared(control: Arm, challenger: Arm, rule: Guardrails, *, part: float = 
 
 
 def _segments(arms: Arms, known: Mapping[str, int], rule: Guardrails, *, part: float) -> list[dict[str, Any]]:
-    """New and known users, the heaviest tenth, and new items by what was shown of them, compared as the whole is.
+    """Compares segments as the whole: new and known users, the heaviest tenth, and new items by their impressions.
 
-    A segment is chosen by what was known before the experiment: what it changes, such as how often users come, would
-    choose other users in each arm. The segments share the chance of a miss.
+    A segment is chosen by data from before the experiment: values that the experiment changes, such as how often users
+    come, would choose different users in each arm. The segments share the chance of a miss.
     """
     visits = np.array(list(known.values()))
     heavy = float(np.quantile(visits, _HEAVY)) if len(visits) else math.inf
@@ -262,7 +262,7 @@ def _segments(arms: Arms, known: Mapping[str, int], rule: Guardrails, *, part: f
 
 
 def _rate(users: Sequence[str], sums: NDArray[np.float64], test: Callable[[str], bool]) -> Arm:
-    """Outcomes by answers of some users who got any."""
+    """Returns outcomes by answers of the selected users with any answer."""
     chosen = sums[[test(user) for user in users]].reshape(-1, sums.shape[1]) if users else sums
     answered = chosen[chosen[:, ANSWERS] > 0]
     return Arm.of(answered[:, ANSWERS], answered[:, OUTCOMES])
@@ -275,7 +275,7 @@ def _segment_table(segments: Sequence[dict[str, Any]]) -> str:
             (f"{one['segment']}, {one['users']:,}",),
             (CONTROL, f"{one['control']:.4f}"),
             (CHALLENGER, f"{one['challenger']:.4f}"),
-            ("difference", f"{one['estimate']:+.4f}, {surely(one['low'], one['high'])}"),
+            ("difference", f"{one['estimate']:+.4f}, {interval_text(one['low'], one['high'])}"),
         ]
     return markup.table(("", ">outcomes an answer"), rows)
 

@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG: no script, no image file; colours come from the page's style, light or dark.
+"""Plots of the reports as inline SVG: no script, no image file; colours come from the page's style, light or dark.
 
 Drawings are at most 400 units wide, so that their lettering is still legible at the width of a phone.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 _WIDTH = 400
-_NARROW = 320  # of plots without row labels, which may stand three in a row
+_NARROW = 320  # width of plots without row labels, which may be three in a row
 _LEFT, _RIGHT = 118, 62  # room for row labels, room for values
 _ROW, _HEAD, _AXIS = 20, 24, 26
 _BINS = 32
@@ -20,7 +20,7 @@ _TAIL = 1.15  # a histogram ends at this multiple of its last mark
 
 @dataclass(frozen=True)
 class Row:
-    """One mark of a row plot; `strong` is what the reader should look at, `shown` is the value as text."""
+    """Mark of a row plot; `strong` highlights it, `shown` is the value as text."""
 
     label: str
     value: float | None
@@ -40,13 +40,13 @@ def rows(
     form: Literal["dot", "bar"] = "bar",
     ticks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Horizontal dots or bars in groups; a value of None leaves its row empty.
+    """Draws horizontal dots or bars in groups; a value of None leaves its row empty.
 
     Args:
-        groups: heading ("" for none) and rows.
-        describe: what a screen reader says.
-        low, high: ends of the axis; values beyond are drawn at the end.
-        ticks: where to draw a grid line, and its label under the plot.
+        groups: Heading ("" for none) and rows.
+        describe: Text for screen readers.
+        low, high: Ends of the axis; values beyond are drawn at the end.
+        ticks: Places of grid lines, and their labels under the plot.
     """
     span = max(high - low, 1e-12)
 
@@ -82,19 +82,19 @@ def _row(row: Row, y: float, start: float, end: float | None, form: str) -> list
 
 
 def histogram(values: Sequence[float], *, describe: str, marks: Sequence[tuple[str, float]], unit: str) -> str:
-    """How often each size of value occurs, from 0; what lies beyond the marks is counted in the last bin.
+    """Draws how often each size of value occurs, from 0; values beyond the marks are counted in the last bin.
 
     Args:
-        values: at least one, none negative.
-        marks: labelled vertical lines, ascending, such as percentiles.
-        unit: of the values, beside the last tick.
+        values: At least one, none negative.
+        marks: Labelled vertical lines, ascending, such as percentiles.
+        unit: Unit of the values, beside the last tick.
     """
     top, base = 40.0, 150.0
     end = max(min(max(values), marks[-1][1] * _TAIL), 1e-9)
     counts, edges = np.histogram(np.minimum(values, end), bins=_BINS, range=(0, end))
     step = _NARROW / _BINS
     scale = (base - top) / max(int(counts.max()), 1)
-    # A bin that holds anything shows, however tall the others are.
+    # A bin with any value is visible, however tall the others are.
     tall = [max(float(count) * scale, 1.5) if count else 0.0 for count in counts]
     parts = [_rect(i * step + 0.5, base - height, step - 1, height, "weak") for i, height in enumerate(tall) if height]
     parts.append(_line(0, base, _NARROW, base, "axis"))
@@ -104,7 +104,7 @@ def histogram(values: Sequence[float], *, describe: str, marks: Sequence[tuple[s
         parts.append(_text(where, base + 15, f"{at:g} {unit}" if at else "0", f"tick {side}"))
     for number, (label, value) in enumerate(marks):
         where = min(value / end, 1) * _NARROW
-        # Each label on a line of its own, so that close percentiles do not write over each other.
+        # Each label has a line of its own, so that close percentiles do not overlap.
         height = 12 + 15 * (number % 2)
         parts.append(_line(where, height + 4, where, base, "mark"))
         parts.append(_text(where + (-5 if where > _NARROW / 2 else 5), height + 5, label, _side(where)))
@@ -112,7 +112,7 @@ def histogram(values: Sequence[float], *, describe: str, marks: Sequence[tuple[s
 
 
 def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> str:
-    """Returns a value per epoch, numbered from 1; the lowest is marked, and it, the first and the last are labelled."""
+    """Draws a value per epoch, numbered from 1; the lowest is marked, and it, the first and the last are labelled."""
     top, base, left, right = 30.0, 130.0, 30.0, _NARROW - 30.0
     low, high = min(values), max(values)
     best = list(values).index(low)
@@ -134,10 +134,10 @@ def curve(values: Sequence[float], *, describe: str, shown: Sequence[str]) -> st
 
 
 def band(points: Sequence[tuple[str, float, float, float]], *, describe: str) -> str:
-    """Returns an estimate and its bounds over time, with the line of zero.
+    """Draws an estimate and its interval over time, with the line of zero.
 
     Args:
-        points: label, estimate, lower and upper bound, in the order of time; at least one.
+        points: Label, estimate, lower and upper bound, in the order of time; at least one.
     """
     top, base, left, right = 14.0, 150.0, 52.0, _WIDTH - 12.0
     low = min(0.0, *(point[2] for point in points))
@@ -169,7 +169,7 @@ def band(points: Sequence[tuple[str, float, float, float]], *, describe: str) ->
 
 
 def spark(values: Sequence[float], *, describe: str) -> str:
-    """Returns a count over time without axes, from 0; the last value has a mark."""
+    """Draws a count over time without axes, from 0; the last value has a mark."""
     top, base, right = 4.0, 44.0, _NARROW - 6.0
     high = max(max(values, default=0.0), 1e-9)
     step = right / max(len(values) - 1, 1)
@@ -184,7 +184,7 @@ def spark(values: Sequence[float], *, describe: str) -> str:
 
 
 def interval(estimate: float, low: float, high: float, *, reach: float, describe: str) -> str:
-    """Returns one estimate and its bounds on a line around zero; bounds beyond `reach` end at the edge."""
+    """Draws one estimate and its interval on a line around zero; bounds beyond `reach` end at the edge."""
     middle, half, y = _NARROW / 2, _NARROW / 2 - 8.0, 14.0
 
     def x(value: float) -> float:
@@ -203,7 +203,7 @@ def interval(estimate: float, low: float, high: float, *, reach: float, describe
 
 
 def nice_ticks(end: float, about: int = 4) -> list[float]:
-    """Round numbers from 0 up to `end`, some `about` of them."""
+    """Returns round numbers from 0 up to `end`, about `about` of them."""
     rough = end / about
     power = 10.0 ** np.floor(np.log10(rough))
     step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda size: abs(size - rough))

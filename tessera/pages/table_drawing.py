@@ -1,4 +1,4 @@
-"""`tessera table`: what a bundle's table holds, as rich tables and as one drawing."""
+"""Output of `tessera table`: a bundle's table as rich tables and as one drawing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from models.insight.reader import Angles
 from models.insight.table_report import Insight, Norms
 
 _NONE = "–"
-_SURE = 3.0  # deviations within which a count is what chance gives
+_SURE = 3.0  # deviations within which a count is explained by chance
 _INK, _ACCENT, _SOFT, _WARN = "#23211e", "#0b6b6b", "#b9c4c2", "#9a4b00"
-_DRAWN = 20  # rows of a panel at most
+_DRAWN = 20  # most rows of a panel
 
 
 def render(insight: Insight, console: Console) -> None:
-    """Prints all of it, the features first."""
+    """Prints all figures, the features first."""
     shape = f"{insight.rows:,} rows of {insight.dim} floats, {insight.hashed_rows:,} of them shared"
     console.print(Text(f"{insight.bundle}: {shape}", "bold"))
     for table in (_features(insight), _collisions(insight), _angles(insight), _norms(insight), _hot(insight)):
@@ -30,7 +30,7 @@ def render(insight: Insight, console: Console) -> None:
 
 
 def plot(insight: Insight, path: Path) -> None:
-    """Draws a PNG: collisions beside what chance gives, readers' angles, row norms, and what to widen."""
+    """Draws a PNG: collisions compared with chance, readers' angles, row norms, and features to widen."""
     figure = Figure(figsize=(13, 10), layout="constrained")
     panels = figure.subplots(2, 2)
     _draw_collisions(panels[0, 0], insight)
@@ -98,7 +98,7 @@ def _dead(norms: Norms) -> str:
 
 
 def _hot(insight: Insight) -> Table:
-    table = _grid("rows that stand out", ("by", "row", "read, among others, by"), ("values", "accumulator", "‖e‖"))
+    table = _grid("outlier rows", ("by", "row", "read, among others, by"), ("values", "accumulator", "‖e‖"))
     for one in insight.hot:
         samples = ", ".join(one.samples) or "no known value"
         numbers = (_count(one.values), f"{one.accumulator:.3g}", _number(one.norm))
@@ -122,12 +122,12 @@ def _sizes(insight: Insight) -> Table:
 
 def _widening(insight: Insight) -> Table:
     columns = ("chunks", "merged", "crowded", "resolved", "reliance", "gain")
-    table = _grid("what to widen: another chunk, by estimated gain", ("feature",), columns)
+    table = _grid("features to widen: another chunk, by estimated gain", ("feature",), columns)
     for one in insight.widening:
         shares = (one.merged, one.crowded, one.resolved, one.reliance, one.gain)
         table.add_row(Text(one.salt), _count(one.chunks), *(f"{share:.2%}" for share in shares))
     table.caption = (
-        "merged: sightings whose value is one with another of its feature; crowded: it shares each row with some; "
+        "merged: sightings whose value shares all rows with another; crowded: it shares each row with some value; "
         "reliance: share of the first layer's input; an estimate, not retrained"
     )
     return table
@@ -152,10 +152,10 @@ def _plain(axes: Axes, title: str, names: Sequence[str], xlabel: str) -> None:
 
 
 def _draw_collisions(axes: Axes, insight: Insight) -> None:
-    """z of each count; the band is what chance gives."""
+    """Draws z of each count; the band is the range of chance."""
     kinds = ("within", "fully", "between")
     drawn = sorted(insight.collisions, key=lambda one: (kinds.index(one.kind), -one.pairs))[:_DRAWN]
-    # A count that is expected to be far below one pair is no normal variable.
+    # A count that is expected to be far below one pair is not normally distributed.
     drawn = [one for one in drawn if one.expected >= 1]
     names = [f"{one.of}, merged" if one.kind == "fully" else one.of for one in drawn]
     axes.axvspan(-_SURE, _SURE, color=_ACCENT, alpha=0.08)
@@ -164,7 +164,7 @@ def _draw_collisions(axes: Axes, insight: Insight) -> None:
         inside = abs(one.z) <= _SURE
         axes.plot(one.z, place, "o", color=_ACCENT if inside else _WARN, markersize=6)
         axes.text(1.01, place, f"{one.pairs:,}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    _plain(axes, "Colliding pairs beside what chance gives", names, "(measured − expected) / σ; right: pairs measured")
+    _plain(axes, "Colliding pairs compared with chance", names, "(measured − expected) / σ; right: pairs measured")
     reach = max([_SURE + 1.0, *(abs(one.z) + 0.5 for one in drawn)])
     axes.set_xlim(-reach, reach)
 
@@ -210,5 +210,5 @@ def _draw_widening(axes: Axes, insight: Insight) -> None:
     axes.barh(places - 0.19, crowded, color=_WARN, height=0.34, label="sightings of values without a row of their own")
     axes.barh(places + 0.19, reliance, color=_SOFT, height=0.34, label="share of the first layer's input")
     names = [f"{one.salt} ({one.chunks})" for one in drawn]
-    _plain(axes, "What to widen first, from the top", names, "per cent; in brackets the chunks it has")
+    _plain(axes, "Features to widen first, from the top", names, "per cent; in brackets the chunks it has")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.12))

@@ -120,7 +120,7 @@ def test_room_is_found_between_segments_and_refused_beyond_the_whole() -> None:
     assert room("other", 1.0, held) == 0.0
     assert room("l", 0.2, held[:1]) == 0.3
     for share in (0.3, 0.5):
-        with pytest.raises(TesseraError, match="layer 'l': 60% of it are taken"):
+        with pytest.raises(TesseraError, match="layer 'l': 60% of it is taken"):
             room("l", share, held)
     assert room("l", 0.2, [*held, experiment("c", start=0.3, share=0.2)]) == 0.8
 

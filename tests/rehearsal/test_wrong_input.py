@@ -30,8 +30,8 @@ pytestmark = pytest.mark.slow
         (["start", "--challenger", "VERSION", "--ramp", "0:.5,60:.1"], "a ramp goes up in time and share"),
         (["start", "--challenger", "VERSION", "--ramp", "soon"], "--ramp soon: expected SECONDS:SHARE,…"),
         (["promote", "99"], "has no 99; its aliases are ["),
-        (["stop", "nobody"], "rollout 'nobody': there is no such; there are: none"),
-        (["report", "nobody"], "rollout 'nobody': there is no such"),
+        (["stop", "nobody"], "no rollout named 'nobody'; running: none"),
+        (["report", "nobody"], "no rollout named 'nobody'"),
         (["status", "--model", "nobody"], "model 'nobody': expected one of ['rehearsal-"),
     ],
 )
@@ -56,7 +56,7 @@ def test_experiments_that_take_more_than_all_of_a_layer_are_refused(stage: Stage
     held = stage.begin(stage.bundles.good, "most", "--share", "0.7")
     version = stage.versions[stage.bundles.bad.id]
     done = stage.run("rollout", "start", "--challenger", version, "--name", "more", "--share", "0.4", status=2)
-    assert "layer 'models': 70% of it are taken, and no 40% are free in one piece" in done.stderr
+    assert "layer 'models': 70% of it is taken, and no 40% is free in one piece" in done.stderr
     again = stage.run("rollout", "start", "--challenger", version, "--name", "most", "--share", "0.1", status=2)
     assert "rollout 'most' runs already" in again.stderr
     assert stage.experiments() == [held]

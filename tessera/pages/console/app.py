@@ -1,7 +1,8 @@
-"""The console's routes, under `/console`: pages rendered here, from what the sampler holds.
+"""Routes of the console, under `/console`: pages rendered here from the samples in memory.
 
-They need no other site, no build and no script: the one script there is renews what is live. Who may see them is the
-guard's matter (`serving.api.guard`): a key of scope `console` shows them, and with `write` it puts letters back.
+The pages need no other site, no build and no script; their one script renews the live parts. The guard
+(`serving.api.guard`) decides who may see them: a key of scope `console` shows them, and with `write` it replays
+letters.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ _PAGES = (
     ("/letters", "Dead letters"),
     ("/health", "Features and table"),
 )
-# Nothing is fetched from elsewhere, and no other site may frame a page or be sent a form.
+# Nothing is fetched from other sites, and no other site may frame a page or send a form to it.
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -46,13 +47,13 @@ _NEIGHBOURS = 12
 
 
 class Console:
-    """What the pages share.
+    """Parts that the pages share.
 
     Args:
-        settings: where log, store and registry are.
-        current: what serves.
-        metrics: the server's own.
-        keys: who may do what; None where everybody may.
+        settings: Addresses of log, store and registry.
+        current: Router of the bundles that serve.
+        metrics: Metrics of the server.
+        keys: Permissions of callers; None if every caller may do everything.
     """
 
     def __init__(self, settings: Settings, current: Router, metrics: Metrics, keys: KeyFile | None) -> None:
@@ -69,11 +70,11 @@ class Console:
         self._pages.filters |= {"moment": view.moment, "ago": view.ago, "count": view.count}
 
     def close(self) -> None:
-        """Ends the looking."""
+        """Stops the sampler."""
         self.sampler.close()
 
     def page(self, name: str, here: str, /, status: int = 200, **content: Any) -> HTMLResponse:
-        """Returns a page, or the part of one that is renewed."""
+        """Returns a page, or only its live part."""
         bundle = self.current.service.bundle
         html = self._pages.get_template(f"{name}.html").render(
             pages=_PAGES, here=here, bundle=bundle.id, model=bundle.dataset.name, away=self.sampler.seen.away,
@@ -174,7 +175,7 @@ def _letters(router: APIRouter, console: Console) -> None:
 
     @router.post("/letters")
     async def replay(request: Request) -> Response:
-        # A browser sends its key along with any site's form: only this site's own may do something.
+        # A browser sends its key along with any site's form, so only the console's own forms are accepted.
         origin = urlsplit(request.headers.get("origin", ""))
         if not origin.netloc or origin.netloc != request.headers.get("host"):
             raise HTTPException(403, "this form was not sent by a page of the console")

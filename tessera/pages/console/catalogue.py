@@ -1,4 +1,4 @@
-"""Items and their Semantic IDs as the console shows them: the tree to unfold, and the search for an item."""
+"""Items and their Semantic IDs for the console: the tree to unfold, and the search for an item."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _CHILDREN, _SAMPLES, _FOUND = 60, 8, 30
 
 @dataclass(frozen=True)
 class CodedItem:
-    """An item to be named."""
+    """Item as shown: id, title and code."""
 
     id: str
     title: str
@@ -23,13 +23,13 @@ class CodedItem:
 
 @dataclass(frozen=True)
 class Branch:
-    """A node of the tree on the page.
+    """Node of the tree on the page.
 
     Attributes:
-        code: its path, joined by dots.
-        share: of its parent's items.
-        children: of one that is unfolded; the rest of them is `more`.
-        items: a few, of one that is unfolded and has no children, or few items.
+        code: Path of the node, joined by dots.
+        share: Share of its parent's items.
+        children: Children of an unfolded node; `more` counts the rest.
+        items: A few items of an unfolded node with no children, or with few items.
     """
 
     code: str
@@ -43,10 +43,10 @@ class Branch:
 
 
 class CodedItems:
-    """The items of a bundle that have a Semantic ID.
+    """Items of a bundle that have a Semantic ID.
 
     Args:
-        bundle: with a codebook.
+        bundle: Bundle with a codebook.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -59,7 +59,7 @@ class CodedItems:
         self._rows = {name: row for row, name in enumerate(self._ids)}
         self.codes = items["semantic_codes"].to_numpy().astype(np.int64).reshape(items.height, -1)
         self._tree = Tree(self.codes, self._texts)
-        # The words of the first level read all texts: once, and before anybody waits for them.
+        # The words of the first level read all texts: they are counted once, before the first request.
         self._first = {
             child.path: self._words(child, self._tree.root) for child in self._tree.children(self._tree.root)
         }
@@ -73,31 +73,31 @@ class CodedItems:
         return None if row is None else self._item(row)
 
     def name(self, item: str) -> CodedItem:
-        """Returns an item by its id; one without a Semantic ID by its id alone."""
+        """Returns an item by its id; an item without a Semantic ID gets its id alone."""
         return self.item(item) or CodedItem(item, "", "")
 
     def search(self, text: str) -> list[CodedItem]:
-        """Items whose id or text holds a text, in any case; up to thirty, the exact id first."""
+        """Finds items whose id or text contains a text, in any case; up to thirty, the exact id first."""
         found = (self._folded.str.contains(text.lower(), literal=True)).arg_true().head(_FOUND).to_list()
         exact = self._rows.get(text)
         rows = ([] if exact is None else [exact]) + [row for row in found if row != exact]
         return [self._item(row) for row in rows[:_FOUND]]
 
     def same_code(self, name: str) -> list[CodedItem]:
-        """Other items with exactly an item's Semantic ID; a few."""
+        """Returns a few other items with exactly an item's Semantic ID."""
         row = self._rows[name]
         rows = np.flatnonzero((self.codes == self.codes[row]).all(axis=1))
         return [self._item(int(other)) for other in rows[: _SAMPLES + 1] if other != row][:_SAMPLES]
 
     def branches(self, path: tuple[int, ...]) -> tuple[Branch, ...]:
-        """Returns the first level, unfolded along a path; a path that no item has is unfolded as far as it goes."""
+        """Returns the first level, unfolded along a path as far as items have it."""
         return self._children(self._tree.root, path)[0]
 
     def _children(self, parent: Node, path: tuple[int, ...]) -> tuple[tuple[Branch, ...], int]:
         every = self._tree.children(parent)
         depth = len(parent.path)
         shown = every[:_CHILDREN]
-        # The one on the path is there even where others are larger.
+        # The child on the path is shown even if others are larger.
         shown += [child for child in every[_CHILDREN:] if child.path == path[: depth + 1]]
         return tuple(self._branch(child, parent, path) for child in shown), len(every) - len(shown)
 

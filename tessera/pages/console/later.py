@@ -1,4 +1,4 @@
-"""Something that takes a while and is wanted by pages: made once for a bundle, behind them, while they say so."""
+"""Computes a slow value once per bundle in a background thread. Pages show "not ready" until it is done."""
 
 import logging
 import threading
@@ -12,10 +12,10 @@ Made = TypeVar("Made")
 
 
 class Later(Generic[Made]):
-    """What a bundle's pages read, or None until it is there.
+    """Slow value of a bundle, or None until it is computed.
 
     Args:
-        make: takes the bundle; runs in a thread of its own, one at a time.
+        make: Function of the bundle; runs in a thread of its own, one at a time.
     """
 
     def __init__(self, make: Callable[[Bundle], Made]) -> None:
@@ -26,7 +26,7 @@ class Later(Generic[Made]):
         self.failed = ""
 
     def get(self, bundle: Bundle) -> Made | None:
-        """What was made of a bundle; begins to make it where nobody has."""
+        """Returns the value of a bundle; starts its computation at the first call."""
         with self._lock:
             if bundle.id != self._bundle:
                 self._bundle, self._made, self.failed = bundle.id, None, ""
@@ -37,8 +37,8 @@ class Later(Generic[Made]):
         try:
             made = self._make(bundle)
         except Exception as error:
-            # Nobody waits for this thread: the page says what went wrong.
-            _LOGGER.exception("console: %s could not be looked through", bundle.id)
+            # No caller waits for this thread: the page shows the error.
+            _LOGGER.exception("console: %s could not be analysed", bundle.id)
             with self._lock:
                 if bundle.id == self._bundle:
                     self.failed = f"{type(error).__name__}: {error}"

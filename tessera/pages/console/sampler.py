@@ -1,6 +1,6 @@
-"""What the console's pages show of log, store and registry, looked up in the background.
+"""Samples of log, store and registry for the console's pages, taken in the background.
 
-A page is made from memory, so that it is there at once and costs no request anything, whatever is away.
+A page is rendered from memory, so it is fast and costs requests nothing, even if a server is unavailable.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ _KEPT = 150  # samples: five minutes
 
 @dataclass(frozen=True)
 class Sample:
-    """One look.
+    """State at one moment.
 
     Attributes:
-        at: seconds since 1970.
-        requests, failed: answered so far, and of them those with a status of 500 or more.
-        ends: messages appended so far, by topic.
-        lag: messages that the trainer has not taken in, and deltas that are not in the store; None where nobody reads.
-        fresh_s: age of the oldest change that is not in the store yet; 0 where all are, None where unknown.
+        at: Seconds since 1970.
+        requests, failed: Requests answered so far, and those with a status of 500 or more.
+        ends: Messages appended so far, by topic.
+        lag: Messages that the trainer has not consumed, and deltas that are not in the store; None without a reader.
+        fresh_s: Age of the oldest change that is not in the store yet; 0 if all are, None if unknown.
     """
 
     at: float
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass
 class Seen:
-    """All that pages are made of; replaced part by part, never changed."""
+    """All data of the pages; parts are replaced, never changed."""
 
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_KEPT))
     letters: Letters = field(default_factory=Letters)
@@ -61,7 +61,7 @@ class Seen:
     away: dict[str, str] = field(default_factory=dict)
 
     def rates(self, value: Callable[[Sample], float]) -> list[float]:
-        """How much a count grew a second, between one sample and the next."""
+        """Returns the growth of a count per second, between each sample and the next."""
         held = list(self.samples)
         return [
             max(value(after) - value(before), 0.0) / max(after.at - before.at, 1e-3)
@@ -70,12 +70,12 @@ class Seen:
 
 
 class Sampler:
-    """Looks until closed.
+    """Thread that takes samples until it is closed.
 
     Args:
-        settings: where log, store and registry are.
-        current: what serves.
-        metrics: the server's own counts.
+        settings: Addresses of log, store and registry.
+        current: Router of the bundles that serve.
+        metrics: Counts of the server.
     """
 
     def __init__(self, settings: Settings, current: Router, metrics: Metrics) -> None:
@@ -95,7 +95,7 @@ class Sampler:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends after the look in hand, and lets go of what was opened."""
+        """Stops after the sample in hand, and closes what was opened."""
         self._stop.set()
         self._thread.join(10)
         for held in (self._log, self._store):
@@ -103,14 +103,14 @@ class Sampler:
                 held.close()
 
     def look(self) -> None:
-        """One look at everything, at once."""
+        """Takes one sample of everything."""
         with self._looking:
             self._sample()
             self._follow_registry()
 
     @property
     def log(self) -> Any:
-        """The log; opened by the first who asks."""
+        """Event log; the first use opens it."""
         if self._log is None:
             log = self._settings.open_log()
             log.create_topics(self._settings.topics.partitions())
@@ -172,7 +172,7 @@ class Sampler:
             elif not self.seen.running:
                 return
             ended = {one.experiment.id for one in self.seen.past}
-            # What has ended does not change any more.
+            # An ended experiment does not change any more.
             looks = {name: found for name, found in self.seen.looks.items() if name in ended and found}
             for one in [*self.seen.running, *(found.experiment for found in self.seen.past)]:
                 if one.id not in looks:
@@ -181,11 +181,11 @@ class Sampler:
 
     @contextlib.contextmanager
     def _watched(self, what: str) -> Any:
-        """Notes that something is away, and goes on: a page says so."""
+        """Records that a server is unavailable, and continues: pages show the error."""
         try:
             yield
         except Exception as error:
-            # Clients raise what their servers and databases raise; whatever it is, the page shows it.
+            # Clients raise the errors of their servers and databases; the page shows any of them.
             if what not in self.seen.away:
                 _LOGGER.warning("console: %s: %s", what, error)
             self.seen.away = self.seen.away | {what: f"{type(error).__name__}: {error}"}

@@ -1,4 +1,4 @@
-"""What stands on the console's pages: numbers and drawings, from what was sampled."""
+"""Content of the console's pages: numbers and drawings from the samples."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from models.registry.registry import ModelVersion
 from serving.rollout.experiment import CHALLENGER, CONTROL
-from serving.rollout.judge import surely
+from serving.rollout.judge import interval_text
 from serving.traffic.router import Router
 from streaming.dead_letter import Filed
 from streaming.log.topics import Topics
@@ -41,7 +41,7 @@ def count(value: float | None) -> str:
 
 
 def overview(seen: Seen, topics: Topics, current: Router) -> dict[str, Any]:
-    """Throughput, freshness, lag, and what needs a look."""
+    """Returns throughput, freshness, lag, and the entries that need attention."""
     last = seen.samples[-1] if seen.samples else None
     counted = {
         "requests answered": lambda one: one.requests,
@@ -71,13 +71,13 @@ def overview(seen: Seen, topics: Topics, current: Router) -> dict[str, Any]:
 def _lag(last: Sample | None, topics: Topics) -> list[tuple[str, int | None]]:
     if last is None:
         return []
-    names = {"events not trained on": topics.events, "items not taken in": topics.items}
+    names = {"events not trained on": topics.events, "items not consumed": topics.items}
     names |= {"changes not in the store": topics.deltas}
     return [(name, last.lag.get(topic)) for name, topic in names.items()]
 
 
 def lineage(versions: Sequence[ModelVersion]) -> dict[str, Any]:
-    """Versions, the newest first, with what each was warm-started from and what came of it."""
+    """Returns versions, the newest first, with the version each started from and its successors."""
     numbers = {one.bundle: one.version for one in versions}
     rows = [
         {
@@ -92,7 +92,7 @@ def lineage(versions: Sequence[ModelVersion]) -> dict[str, Any]:
 
 
 def rollouts(seen: Seen) -> dict[str, Any]:
-    """Experiments that run, and those that ended."""
+    """Returns running and ended experiments."""
     return {
         "running": [_experiment(seen, one) for one in seen.running],
         "past": [
@@ -108,7 +108,7 @@ def rollouts(seen: Seen) -> dict[str, Any]:
 
 
 def rollout(seen: Seen, name: str) -> dict[str, Any] | None:
-    """Returns one experiment by its id, over time; None where there is none."""
+    """Returns one experiment by its id, over time; None if there is none."""
     ended = {found.experiment.id: found for found in seen.past}
     one = next((one for one in seen.running if one.id == name), None)
     if one is None and name not in ended:
@@ -125,7 +125,7 @@ def rollout(seen: Seen, name: str) -> dict[str, Any] | None:
         for breach in look["breaches"]:
             if all(line["kind"] != breach.partition(":")[0] for line in history):
                 history.append({"at": moment(look["at"]), "kind": breach.partition(":")[0], "breach": breach})
-    band = plot.band(points, describe="the challenger's rate less the control's, with its bounds") if points else ""
+    band = plot.band(points, describe="the challenger's rate less the control's, with its interval") if points else ""
     return {
         "experiment": experiment,
         "why": ended[name].why if one is None else "",
@@ -146,7 +146,7 @@ def _experiment(seen: Seen, one: Any) -> dict[str, Any]:
     drawn = ""
     if look is not None and not one.shadow and look["low"] is not None:
         reach = 1.1 * max(abs(look["low"]), abs(look["high"]), 1e-9)
-        said = f"difference {look['estimate']:+.4f}, {surely(look['low'], look['high'])}"
+        said = f"difference {look['estimate']:+.4f}, {interval_text(look['low'], look['high'])}"
         drawn = plot.interval(look["estimate"], look["low"], look["high"], reach=reach, describe=said)
     return {
         "one": one,
@@ -164,7 +164,7 @@ def _looks(seen: Seen, one: Any) -> list[dict[str, Any]]:
 def letter(filed: Filed) -> dict[str, Any]:
     """Returns a dead letter with the start of its message as text."""
     shown = filed.letter.value[:_SHOWN_BYTES].decode("utf-8", errors="backslashreplace")
-    # Control characters would be read by nobody, and some turn the text around.
+    # Control characters are not legible, and some reverse the text around them.
     text = "".join(char if char.isprintable() or char in "\n\t" else f"\\u{ord(char):04x}" for char in shown)
     return {
         "number": filed.number,

@@ -62,7 +62,7 @@ def test_the_first_users_end_nothing_by_what_they_click() -> None:
 
 def test_a_wrong_split_is_a_breach_whatever_the_rates() -> None:
     look = looked(CONTROL, shown(2, 20_000, 0.1), shares=(0.9, 0.1))
-    assert look.breaches[0].startswith("sample ratio: 20,000 and 20,000 users where 90.0% to 10.0% was asked for")
+    assert look.breaches[0].startswith("sample ratio: 20,000 and 20,000 users, expected 90.0% to 10.0%")
     assert look.split_p < 1e-6
 
 
