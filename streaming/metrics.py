@@ -42,7 +42,7 @@ class StreamMetrics:
         self._auc = Gauge("tessera_progressive_auc", "Of recent events, before the update.", registry=own)
         self._lock = Lock()
         self._seen: deque[tuple[float, float]] = deque(maxlen=_RECENT)
-        self._ages: deque[float] = deque(maxlen=_RECENT)
+        self.ages_ms: deque[float] = deque(maxlen=_RECENT)
         self.transaction_ms: deque[float] = deque(maxlen=_RECENT)
         self.made_visible = 0
         self._rate: deque[tuple[float, int]] = deque(maxlen=200)
@@ -78,7 +78,7 @@ class StreamMetrics:
         with self._lock:
             for age in ages_ms:
                 self._fresh.labels(at).observe(age / 1_000)
-            self._ages.extend(ages_ms)
+            self.ages_ms.extend(ages_ms)
             self.made_visible += len(ages_ms)
 
     def behind(self, lag: dict[tuple[str, int], int]) -> None:
@@ -118,7 +118,7 @@ class StreamMetrics:
     def freshness_ms(self) -> tuple[float, float]:
         """p50 and p99 of the recent messages; NaN before the first."""
         with self._lock:
-            ages = np.array(self._ages)
+            ages = np.array(self.ages_ms)
         if not len(ages):
             return float("nan"), float("nan")
         p50, p99 = np.percentile(ages, [50, 99])

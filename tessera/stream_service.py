@@ -1,12 +1,20 @@
-"""Wiring of the online parts: a stream's trainer and writer, and a server, each over the settings' log and store."""
+"""Runs a stream: the trainer of a bundle's table, and the writer that keeps the online store fresh.
+
+Trainer and writer share nothing but the log, so neither fills the other's memory. Each opens connections of its own.
+"""
 
 import contextlib
+import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
-from features.errors import TesseraError
+from features.errors import FencedError, LogError, StoreError, TesseraError
 from models.bundle.bundle import Bundle
 from models.registry.registry import CHAMPION
 from serving.store.fill import fill_store
@@ -15,66 +23,254 @@ from serving.store.verify import replay
 from serving.store.writer import StoreWriter, position_of
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
+from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
-from streaming.trainer import Trainer, TrainerOptions
+from streaming.trainer import Totals, Trainer, TrainerOptions
 from tessera.settings import Settings
 
+_LOGGER = logging.getLogger(__name__)
+ROLES = ("trainer", "writer")
 _DRAIN_WAIT_S = 0.5
+_LAG_EVERY_S = 1.0
+_TICK_S = 0.25
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_WRITER_WAIT_S = 0.1
 
 
-def champion(settings: Settings, model: str | None) -> Bundle:
-    """The bundle that serves."""
-    registry = settings.open_registry(create=False)
-    return registry.open(registry.resolve(model, CHAMPION), settings.bundles)
+@dataclass(frozen=True)
+class StreamConnections:
+    """Opens the systems of a stream.
 
-
-class Stream:
-    """Trainer and store writer in one loop: what a micro-batch changed is in the store before the next one starts.
-
-    Args:
-        bundle: whose table is trained.
-        log, store: open; they stay open.
-        topics: their names.
-        options: of the trainer.
-        snapshots: see `Trainer`.
-        storage: how a store that is filled for the first time keeps rows.
+    Attributes:
+        log: Opens the event log for one role. The service leaves the context when the role ends.
+        store: Opens the online store, likewise.
+        topics: Names of the log's topics.
+        snapshots: Keeps the trainer's state. None: a start reads the whole log.
+        storage: Format of the rows of a bundle that the store does not hold yet: float32, float16 or int8.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
+    log: Callable[[], AbstractContextManager[EventLog]]
+    store: Callable[[], AbstractContextManager[OnlineStore]]
+    topics: Topics = field(default_factory=Topics)
+    snapshots: Snapshots | None = None
+    storage: str = "float32"
+
+    @staticmethod
+    def of(settings: Settings) -> "StreamConnections":
+        """Returns the connections that the settings name. Each role opens and closes its own."""
+        return StreamConnections(
+            log=lambda: closing(settings.open_log()),
+            store=lambda: closing(settings.open_store()),
+            topics=settings.topics,
+            snapshots=Snapshots(settings.snapshots),
+            storage=settings.storage,
+        )
+
+    @staticmethod
+    def shared(
         log: EventLog,
         store: OnlineStore,
         *,
         topics: Topics,
-        options: TrainerOptions = TrainerOptions(),  # noqa: B008 - frozen
         snapshots: Snapshots | None = None,
         storage: str = "float32",
+    ) -> "StreamConnections":
+        """Returns connections over a log and a store that are open already and stay open."""
+        return StreamConnections(lambda: nullcontext(log), lambda: nullcontext(store), topics, snapshots, storage)
+
+
+class StreamService:
+    """Runs the trainer and the store writer of one bundle.
+
+    `run` gives each role a thread until it is told to stop. `once` drains the topics in the calling thread and ends.
+    A caller that takes micro-batch after micro-batch opens the service with `with` and calls `run_once` or `drain`:
+    then the changes of a micro-batch are in the store before the next micro-batch starts.
+
+    Attributes:
+        metrics: Figures of the stream.
+        trainer, writer: The opened roles, between `open` and `close`.
+
+    Args:
+        bundle: Bundle whose table is trained.
+        connections: Opens log and store.
+        options: Options of the trainer.
+        roles: Roles that run here, of `ROLES`. The other role may run in another process.
+        metrics: Receives the figures of the stream.
+        failpoint: See `Trainer`.
+    """
+
+    trainer: Trainer
+    writer: StoreWriter
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        connections: StreamConnections,
+        options: TrainerOptions = TrainerOptions(),  # noqa: B008 - frozen
+        *,
+        roles: tuple[str, ...] = ROLES,
+        metrics: StreamMetrics | None = None,
+        failpoint: Callable[[str], None] = lambda place: None,
     ) -> None:
-        self.trainer = Trainer(log, bundle, topics=topics, options=options, snapshots=snapshots)
-        self.freshness_ms: list[float] = []
-        self.writer = open_writer(
-            bundle, log, store, topics, snapshots=snapshots, storage=storage, watch=self.freshness_ms.extend
-        )
+        self.metrics = metrics or StreamMetrics()
+        self._bundle = bundle
+        self._connections = connections
+        self._options = options
+        self._roles = roles
+        self._failpoint = failpoint
+        self._fatal: list[BaseException] = []
+        self._stack = contextlib.ExitStack()
 
-    def run_once(self, *, wait_s: float | None = None) -> int:
-        """One micro-batch through trainer and writer; returns how many messages it took."""
-        taken = self.trainer.run_once(wait_s=wait_s)
-        while self.writer.run_once():
-            pass
-        return taken
+    # Threads: one per role.
 
-    def drain(self) -> None:
-        """Goes on until both topics are read to their ends and the store has all of it."""
-        while not self.trainer.drained():
-            self.run_once(wait_s=_DRAIN_WAIT_S)
-        while self.writer.run_once(wait_s=_DRAIN_WAIT_S):
-            pass
+    def run(self, stop: threading.Event, *, on_tick: Callable[[], None] = lambda: None) -> None:
+        """Runs each role in a thread until `stop` is set. A role starts again after an outage of log or store.
+
+        Args:
+            stop: Ends each role after its current batch.
+            on_tick: Called four times a second, and once after the roles have ended.
+
+        Raises:
+            FencedError: Another trainer has taken over.
+            TesseraError: To continue would do harm; the message says what to fix.
+        """
+        works = {"trainer": self._train, "writer": self._write}
+        threads = [
+            threading.Thread(target=self._supervised, args=(role, works[role], stop), name=role) for role in self._roles
+        ]
+        for thread in threads:
+            thread.start()
+        while not stop.wait(_TICK_S):
+            on_tick()
+        for thread in threads:
+            thread.join()
+        on_tick()
+        if self._fatal:
+            raise self._fatal[0]
+
+    def _supervised(self, role: str, work: Callable[[threading.Event], None], stop: threading.Event) -> None:
+        pause = _FIRST_PAUSE_S
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                work(stop)
+            except FencedError as error:
+                self._end(error, stop)
+            except (LogError, StoreError) as error:
+                # An outage. Messages that were not committed are read from the log again.
+                self.metrics.outage(role, error)
+                _LOGGER.warning("the %s waits: %s", role, error)
+                pause = _FIRST_PAUSE_S if time.monotonic() - began > _LONGEST_PAUSE_S else pause
+                stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+            except BaseException as error:
+                self._end(error, stop)
+
+    def _end(self, error: BaseException, stop: threading.Event) -> None:
+        self._fatal.append(error)
+        stop.set()
+
+    def _train(self, stop: threading.Event) -> None:
+        with self._opened_trainer() as trainer:
+            due = 0.0
+            while not stop.is_set():
+                trainer.run_once()
+                if time.monotonic() >= due:
+                    self.metrics.behind(trainer.lag())
+                    due = time.monotonic() + _LAG_EVERY_S
+            with contextlib.suppress(TesseraError):
+                trainer.write_snapshot()
+
+    def _write(self, stop: threading.Event) -> None:
+        with self._opened_writer() as writer:
+            while not stop.is_set():
+                writer.run_once(wait_s=_WRITER_WAIT_S)
+
+    # The calling thread: one role after the other.
+
+    def once(self) -> Totals:
+        """Drains the topics, writes a snapshot, and returns the trainer's totals. An outage raises.
+
+        Raises:
+            LogError: The log is unavailable.
+            StoreError: The store is unavailable.
+            StreamError: Too many messages are faulty, or the snapshot cannot be written.
+        """
+        with self:
+            self.drain()
+            if "trainer" not in self._roles:
+                return Totals()
+            self.trainer.write_snapshot()
+            return self.trainer.totals
+
+    def open(self) -> Self:
+        """Opens the roles for the calling thread and returns the service."""
+        with contextlib.ExitStack() as stack:
+            if "trainer" in self._roles:
+                self.trainer = stack.enter_context(self._opened_trainer())
+            if "writer" in self._roles:
+                self.writer = stack.enter_context(self._opened_writer())
+            self._stack = stack.pop_all()
+        return self
 
     def close(self) -> None:
-        """Lets go of the log; what was committed stays."""
-        self.trainer.close()
-        self.writer.close()
+        """Closes the roles. Committed changes stay."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run_once(self, *, wait_s: float | None = None) -> int:
+        """Takes a micro-batch through trainer and writer; returns the number of its messages.
+
+        Args:
+            wait_s: Seconds that the micro-batch waits to fill. None: the trainer's option.
+        """
+        messages = self.trainer.run_once(wait_s=wait_s) if "trainer" in self._roles else 0
+        while "writer" in self._roles and self.writer.run_once():
+            pass
+        return messages
+
+    def drain(self) -> None:
+        """Runs until the input topics are read to their ends and the store has all deltas."""
+        while "trainer" in self._roles and not self.trainer.drained():
+            self.run_once(wait_s=_DRAIN_WAIT_S)
+        while "writer" in self._roles and self.writer.run_once(wait_s=_DRAIN_WAIT_S):
+            pass
+
+    @contextlib.contextmanager
+    def _opened_trainer(self) -> Iterator[Trainer]:
+        with self._connections.log() as log:
+            trainer = Trainer(
+                log,
+                self._bundle,
+                topics=self._connections.topics,
+                options=self._options,
+                snapshots=self._connections.snapshots,
+                watch=self.metrics.batch,
+                failpoint=self._failpoint,
+            )
+            with closing(trainer):
+                yield trainer
+
+    @contextlib.contextmanager
+    def _opened_writer(self) -> Iterator[StoreWriter]:
+        to = self._connections
+        with to.store() as store, to.log() as log:
+            writer = open_writer(
+                self._bundle,
+                log,
+                store,
+                to.topics,
+                snapshots=to.snapshots,
+                storage=to.storage,
+                watch=self.metrics.visible,
+            )
+            with closing(writer):
+                yield writer
 
 
 def open_writer(
@@ -87,7 +283,7 @@ def open_writer(
     storage: str = "float32",
     watch: Callable[[list[float]], None] = lambda ages_ms: None,
 ) -> StoreWriter:
-    """A writer to a store, which is filled first, and whenever it was emptied, from snapshot and log."""
+    """Returns a writer to a store. An empty store is filled from snapshot and log, now and whenever it was emptied."""
     log.create_topics(topics.partitions())
 
     def refill() -> None:
@@ -99,25 +295,14 @@ def open_writer(
     return StoreWriter(log, bundle.id, store, topics=topics, refill=refill, watch=watch)
 
 
-@contextlib.contextmanager
-def open_stream(settings: Settings, bundle: Bundle, *, options: TrainerOptions) -> Iterator[Stream]:
-    """A stream over the settings' log and store, closed in order."""
-    with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
-        stream = Stream(
-            bundle,
-            log,
-            store,
-            topics=settings.topics,
-            options=options,
-            snapshots=Snapshots(settings.snapshots),
-            storage=settings.storage,
-        )
-        with contextlib.closing(stream):
-            yield stream
+def champion(settings: Settings, model: str | None) -> Bundle:
+    """Returns the bundle that serves."""
+    registry = settings.open_registry(create=False)
+    return registry.open(registry.resolve(model, CHAMPION), settings.bundles)
 
 
 def until_stopped() -> threading.Event:
-    """An event that SIGINT and SIGTERM set, so that a loop ends after the batch in hand."""
+    """Returns an event that SIGINT and SIGTERM set, so that a loop ends after its current batch."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -135,7 +320,7 @@ def refuse_shared_topics(settings: Settings) -> None:
 
 
 def bundle_at(settings: Settings, model: str | None, directory: Path | None) -> Bundle:
-    """A bundle from a directory where one is named, else the champion."""
+    """Returns the bundle of a directory, or the champion if no directory is given."""
     from models.bundle import bundle as bundles
 
     return bundles.load_bundle(directory) if directory else champion(settings, model)

@@ -49,9 +49,15 @@ def stream(
     from streaming.metrics import StreamMetrics
     from streaming.trainer import TrainerOptions
     from tessera.cli.serve import log_lines
-    from tessera.live import ROLES, Live
     from tessera.settings import Settings
-    from tessera.stream_service import bundle_at, open_stream, refuse_shared_topics, until_stopped
+    from tessera.stream_service import (
+        ROLES,
+        StreamConnections,
+        StreamService,
+        bundle_at,
+        refuse_shared_topics,
+        until_stopped,
+    )
 
     if role not in (*ROLES, "both"):
         raise TesseraError(f"--role {role}: expected trainer, writer or both")
@@ -63,24 +69,23 @@ def stream(
     one_thread()
     options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
     err_console.print(f"stream of bundle {found.id} from {settings.kafka or settings.home / 'log.db'}")
+    gauges = StreamMetrics()
+    roles = ROLES if role == "both" else (role,)
+    service = StreamService(found, StreamConnections.of(settings), options, roles=roles, metrics=gauges)
     if once:
-        with settings.traced("tessera-stream"), open_stream(settings, found, options=options) as running:
-            running.drain()
-            running.trainer.write_snapshot()
-            totals: Any = running.trainer.totals
+        with settings.traced("tessera-stream"):
+            totals: Any = service.once()
         counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}
     else:
         log_lines(requests=False)
-        gauges = StreamMetrics()
         if metrics_port:
             gauges.serve(metrics_port)
-        live = Live(settings, found, options, gauges, ROLES if role == "both" else (role,))
         with settings.traced("tessera-stream"):
             if watch:
                 with Screen(_view(gauges), console=err_console, auto_refresh=False) as screen:
-                    live.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
+                    service.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
             else:
-                live.run(stop)
+                service.run(stop)
         counts = {"messages": sum(gauges.counts.values()) - gauges.counts["batches"] - gauges.counts["outages"]}
         counts |= gauges.counts
         totals = counts | {"causes": gauges.causes, "freshness_ms": gauges.freshness_ms()}

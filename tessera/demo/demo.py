@@ -42,7 +42,7 @@ from tessera.pages.demo_page import DemoSummary, StreamFigures, render_summary, 
 from tessera.pages.new_items import NewItem, NewItemRanks
 from tessera.pipeline.run import RunOptions, run
 from tessera.settings import Settings
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 
 _BULK, _LIVE, _LIVE_RATE = 20_000, 4_000, 500
 _LIVE_SHARE = 4
@@ -107,8 +107,8 @@ def _go_live(
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         fill_store(store, bundle)
         titles = _titles(dataset, chosen)
-        stream = Stream(bundle, log, store, topics=settings.topics)
-        with contextlib.closing(stream), _serving(bundle, store) as (client, service):
+        stream = StreamService(bundle, StreamConnections.shared(log, store, topics=settings.topics))
+        with stream, _serving(bundle, store) as (client, service):
             users = bundle.users["user_id"].to_list()
             ranks = _rank_new_items(client, log, stream, settings.topics, plan, console) if plan else None
             before = _top(client, chosen.user, titles) if chosen else []
@@ -124,7 +124,7 @@ def _go_live(
             figures = StreamFigures(
                 totals.events, totals.items, totals.bad, seconds, totals.messages / max(seconds, 1e-9), totals.batches
             )
-            stream.freshness_ms.clear()
+            stream.metrics.ages_ms.clear()
             with console.status("streaming live, one event after another"), _running(stream):
                 _send_live(log, settings.topics.events, held_back[len(bulk) : len(bulk) + live])
                 added = (
@@ -139,7 +139,7 @@ def _go_live(
                 added = replace(added, neighbours=near)
     return {
         "stream": figures,
-        "freshness_ms": list(stream.freshness_ms),
+        "freshness_ms": list(stream.metrics.ages_ms),
         "serving_ms": serving_ms,
         "new_items": ranks,
         "new_item": added,
@@ -149,7 +149,7 @@ def _go_live(
 
 
 def _rank_new_items(
-    client: httpx.Client, log: EventLog, stream: Stream, topics: Topics, plan: NewItemPlan, console: Console
+    client: httpx.Client, log: EventLog, stream: StreamService, topics: Topics, plan: NewItemPlan, console: Console
 ) -> NewItemRanks | None:
     """Ranks the planned items; returns None where the log holds the events that decide who likes an item."""
     if plan.before_events and any(log.end_offsets(topics.events)):
@@ -184,7 +184,7 @@ def _serving(bundle: Bundle, store: OnlineStore) -> Iterator[tuple[httpx.Client,
 
 
 @contextlib.contextmanager
-def _running(stream: Stream) -> Iterator[None]:
+def _running(stream: StreamService) -> Iterator[None]:
     """The stream in a thread; leaves when all that was sent is in the store."""
     stop = threading.Event()
     failure: list[BaseException] = []

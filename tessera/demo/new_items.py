@@ -28,7 +28,7 @@ from streaming.log.topics import Topics
 from tessera.demo import synthetic
 from tessera.pages.new_items import NewItemRanks, Ranks
 from tessera.pipeline.artifact import read_frame
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamService
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -93,7 +93,7 @@ def plan_new_items(dataset: Dataset, bundle: Bundle, run_directory: Path, *, see
 
 
 @contextlib.contextmanager
-def new_items(log: EventLog, stream: Stream, topics: Topics, plan: NewItemPlan) -> Iterator[None]:
+def new_items(log: EventLog, stream: StreamService, topics: Topics, plan: NewItemPlan) -> Iterator[None]:
     """Adds the planned items through the stream, and deletes them on exit."""
     log.append(topics.items, [(name.encode(), encode_row(row)) for name, row in plan.messages])
     stream.drain()

@@ -22,7 +22,7 @@ from serving.rollout.lifecycle import start, stop
 from serving.rollout.look_log import LookLog
 from streaming.trainer import TrainerOptions
 from tessera.settings import Settings
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World, make_world
 from tests.servers import free_port
 
@@ -120,7 +120,9 @@ def _streamed(settings: Settings, world: World) -> int:
         log.create_topics(settings.topics.partitions())
         log.append(settings.topics.events, [(None, message) for message in [*world.messages(100), *bad]])
         options = TrainerOptions(batch=64, lateness_s=1e9)
-        with contextlib.closing(Stream(world.bundle, log, store, topics=settings.topics, options=options)) as stream:
+        with StreamService(
+            world.bundle, StreamConnections.shared(log, store, topics=settings.topics), options
+        ) as stream:
             stream.drain()
     return len(bad)
 

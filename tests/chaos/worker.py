@@ -16,11 +16,9 @@ from pathlib import Path
 
 from features.errors import FencedError
 from models.bundle.bundle import load_bundle
-from streaming.metrics import StreamMetrics
 from streaming.trainer import TrainerOptions
-from tessera.live import Live
 from tessera.settings import Settings
-from tessera.stream_service import until_stopped
+from tessera.stream_service import StreamConnections, StreamService, until_stopped
 from tessera.terminal import one_thread
 
 FENCED = 3
@@ -42,11 +40,10 @@ def main() -> None:
     stop = until_stopped()
     one_thread()
     trainer = TrainerOptions(batch=64, wait_s=0.05, most_bad=0.9, snapshot_every_s=1.5)
-    live = Live(
-        Settings.from_environment(), load_bundle(Path(bundle)), trainer, StreamMetrics(), (role,), failpoint=failpoint
-    )
+    connections = StreamConnections.of(Settings.from_environment())
+    service = StreamService(load_bundle(Path(bundle)), connections, trainer, roles=(role,), failpoint=failpoint)
     try:
-        live.run(stop)
+        service.run(stop)
     except FencedError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(FENCED)

@@ -39,8 +39,8 @@ from tessera.bench.harness.floor import plain_values
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, live_data, servers
 from tessera.bench.harness.peer import PEER_FOLDER, peer_python
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
-from tessera.live import Live
 from tessera.settings import Settings
+from tessera.stream_service import StreamConnections, StreamService
 from tessera.terminal import one_thread
 
 _BATCHES = (64, 256, 1_024)
@@ -156,7 +156,7 @@ def _end_to_end(settings: Settings, data: LiveData, batch: int, seed: int, out: 
                 stop.set()
 
         options = TrainerOptions(batch=batch, lateness_s=NEVER_LATE_S, snapshot_every_s=3_600)
-        Live(own, bundle, options, gauges).run(stop, on_tick=tick)
+        StreamService(bundle, StreamConnections.of(own), options, metrics=gauges).run(stop, on_tick=tick)
         store.drop(bundle.id)
     first = next(place for place, (_, seen) in enumerate(times) if seen)
     seconds = times[-1][0] - times[first][0]

@@ -14,7 +14,7 @@ from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
 from tessera.cli.operation import Finding, diagnose, standing
 from tessera.settings import Settings
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 from tests.servers import free_port
 
@@ -73,7 +73,9 @@ def test_status_says_versions_lag_and_freshness(world: World, tmp_path: Path) ->
         fill_store(store, world.bundle)
         log.append(settings.topics.events, [(None, message) for message in world.messages(50)])
         options = TrainerOptions(batch=64, lateness_s=1e9)
-        with contextlib.closing(Stream(world.bundle, log, store, topics=settings.topics, options=options)) as stream:
+        with StreamService(
+            world.bundle, StreamConnections.shared(log, store, topics=settings.topics), options
+        ) as stream:
             stream.drain()
         log.append(settings.topics.events, [(None, message) for message in world.messages(7)])
         after = standing(settings, None, experiments=False)
@@ -91,7 +93,7 @@ def test_on_a_real_broker_marks_of_transactions_are_no_lag_and_the_newest_change
         log.create_topics(topics.partitions())
         log.append(topics.events, [(None, message) for message in world.messages(50)])
         options = TrainerOptions(batch=16, lateness_s=1e9)
-        with contextlib.closing(Stream(world.bundle, log, store, topics=topics, options=options)) as stream:
+        with StreamService(world.bundle, StreamConnections.shared(log, store, topics=topics), options) as stream:
             stream.drain()
         after = standing(settings, None, experiments=False)
     assert after["lag"] == {topics.items: 0, topics.events: 0, topics.deltas: 0}

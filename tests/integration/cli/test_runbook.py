@@ -25,7 +25,7 @@ from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions
 from tessera.cli.main import app
-from tessera.live import Live
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.embedded_site import RANK, site
 from tests.integration.world import World, make_world
 from tests.mlflow_server import MlflowServer, Way
@@ -206,7 +206,10 @@ def test_of_two_streams_the_older_ends_and_every_event_counts_once(world: World,
 
         def stream(number: int) -> None:
             try:
-                Live(place.settings, world.bundle, options, gauges[number]).run(stops[number])
+                service = StreamService(
+                    world.bundle, StreamConnections.of(place.settings), options, metrics=gauges[number]
+                )
+                service.run(stops[number])
             except LogError as error:
                 ended.append(error)
 

@@ -17,7 +17,7 @@ from streaming.log.topics import Topics
 from tessera.demo import synthetic
 from tessera.demo.demo import _serving
 from tessera.demo.new_items import NewItemPlan, measure_ranks, new_items, plan_new_items
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 
 
@@ -29,12 +29,12 @@ def plan(world: World) -> NewItemPlan:
 
 
 @contextlib.contextmanager
-def live(world: World, home: Path) -> Iterator[tuple[LocalLog, Stream, str]]:
+def live(world: World, home: Path) -> Iterator[tuple[LocalLog, StreamService, str]]:
     store = MemoryStore()
     fill_store(store, world.bundle)
     with contextlib.closing(LocalLog(home / "log.db")) as log:
-        stream = Stream(world.bundle, log, store, topics=Topics())
-        with contextlib.closing(stream), _serving(world.bundle, store) as (client, _):
+        stream = StreamService(world.bundle, StreamConnections.shared(log, store, topics=Topics()))
+        with stream, _serving(world.bundle, store) as (client, _):
             yield log, stream, str(client.base_url)
 
 

@@ -20,7 +20,7 @@ from serving.store.memory import MemoryStore
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.build import coloured_parts
 
 OPTIONS = {
@@ -37,7 +37,7 @@ class Online:
 
     bundle: Bundle
     log: LocalLog
-    stream: Stream
+    stream: StreamService
     service: RankService
 
     def send(self, topic: str, *messages: dict[str, object]) -> None:
@@ -71,7 +71,8 @@ def online(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Online]:
     parts = coloured_parts(tmp_path, options=OPTIONS[request.param])
     bundle, store = write_bundle(parts, tmp_path / "bundle"), MemoryStore()
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
-        stream = Stream(bundle, log, store, topics=Topics(), options=TrainerOptions(batch=8))
+        connections = StreamConnections.shared(log, store, topics=Topics())
+        stream = StreamService(bundle, connections, TrainerOptions(batch=8)).open()
         with contextlib.closing(stream):
             yield Online(bundle, log, stream, RankService(bundle, store))
 
@@ -119,7 +120,8 @@ def test_a_restarted_trainer_and_a_fresh_server_admit_what_was_admitted(online: 
     added = online.stream.trainer.step.catalogue.admission.added
     store = online.service._store
     online.stream.close()
-    again = Stream(online.bundle, online.log, store, topics=Topics(), options=TrainerOptions(batch=8))
+    connections = StreamConnections.shared(online.log, store, topics=Topics())
+    again = StreamService(online.bundle, connections, TrainerOptions(batch=8)).open()
     try:
         np.testing.assert_array_equal(again.trainer.step.catalogue.admission.added, added)
         fresh = Online(online.bundle, online.log, again, RankService(online.bundle, store))

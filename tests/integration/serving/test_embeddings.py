@@ -23,7 +23,7 @@ from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
 from streaming.trainer import TrainerOptions
 from tessera.settings import Settings
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 
 
@@ -101,7 +101,9 @@ def test_a_mirror_follows_the_stream_and_ranks_as_the_store_does(
     with contextlib.closing(settings.open_log()) as log:
         log.append(settings.topics.events, [(None, message) for message in world.messages(200)])
         options = TrainerOptions(batch=64, lateness_s=1e9)
-        with contextlib.closing(Stream(world.bundle, log, store, topics=settings.topics, options=options)) as stream:
+        with StreamService(
+            world.bundle, StreamConnections.shared(log, store, topics=settings.topics), options
+        ) as stream:
             stream.drain()
     _until(lambda: np.array_equal(rows.mirror.seqs(), store.read_seqs(world.bundle.id, every)))
     np.testing.assert_array_equal(rows.mirror.read_rows(every), store.read_rows(world.bundle.id, every))

@@ -21,7 +21,7 @@ from serving.traffic.router import Router
 from streaming.trainer import TrainerOptions
 from tessera.demo.synthetic import new_item
 from tessera.settings import Settings
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 
 
@@ -50,8 +50,8 @@ class Place:
     def drain(self) -> None:
         with contextlib.closing(self.settings.open_log()) as log:
             options = TrainerOptions(batch=64, lateness_s=1e9)
-            stream = Stream(self.bundle, log, self.store, topics=self.settings.topics, options=options)
-            with contextlib.closing(stream):
+            connections = StreamConnections.shared(log, self.store, topics=self.settings.topics)
+            with StreamService(self.bundle, connections, options) as stream:
                 stream.drain()
         self.service.refresh()
 

@@ -34,7 +34,7 @@ from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import Step
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.demo.synthetic import new_item
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.chaos.cluster import until
 from tests.integration.world import World
 
@@ -205,7 +205,8 @@ def test_deltas_before_the_oldest_snapshot_may_expire(
         with pytest.raises(LogError, match="from a snapshot that is new enough"):
             Trainer(log, world.bundle, **arguments)
         store = MemoryStore()
-        with contextlib.closing(Stream(world.bundle, log, store, **arguments, snapshots=snapshots)) as stream:
+        connections = StreamConnections.shared(log, store, topics=topics, snapshots=snapshots)
+        with StreamService(world.bundle, connections, OPTIONS) as stream:
             stream.drain()
         assert verify(log, world.bundle, store, topics, snapshot=snapshots.newest(world.bundle)).difference == ""
 
@@ -418,7 +419,9 @@ def test_the_store_is_the_fold_and_damage_is_found_and_mended(
     bundle = world.bundle
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         send(log, topics, world.messages(200), items=[json.dumps(new_item(1)).encode()])
-        with contextlib.closing(Stream(bundle, log, store, topics=topics, options=OPTIONS, storage=storage)) as stream:
+        with StreamService(
+            bundle, StreamConnections.shared(log, store, topics=topics, storage=storage), OPTIONS
+        ) as stream:
             stream.drain()
             touched = np.flatnonzero(stream.trainer.step.seqs)
         assert store.table(bundle.id).storage == storage
@@ -446,8 +449,8 @@ def test_a_lost_store_comes_back_from_snapshot_and_log(
     snapshots = Snapshots(tmp_path / "snapshots")
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         send(log, topics, world.messages(120), items=[json.dumps(new_item(n)).encode() for n in (1, 2)])
-        arguments: dict[str, Any] = {"topics": topics, "options": OPTIONS, "snapshots": snapshots}
-        with contextlib.closing(Stream(world.bundle, log, store, **arguments)) as stream:
+        connections = StreamConnections.shared(log, store, topics=topics, snapshots=snapshots)
+        with StreamService(world.bundle, connections, OPTIONS) as stream:
             stream.drain()
             stream.trainer.write_snapshot()
             gone = json.dumps({"item_id": new_item(1)["item_id"], "_deleted": True}).encode()
@@ -456,7 +459,7 @@ def test_a_lost_store_comes_back_from_snapshot_and_log(
         store.drop(world.bundle.id)
         with pytest.raises(StoreError, match="not loaded"):
             verify(log, world.bundle, store, topics, sample=1)
-        with contextlib.closing(Stream(world.bundle, log, store, **arguments)) as stream:
+        with StreamService(world.bundle, connections, OPTIONS) as stream:
             stream.drain()
         assert verify(log, world.bundle, store, topics).difference == ""
         service = RankService(world.bundle, store)
@@ -471,7 +474,7 @@ def test_a_deleted_item_leaves_store_index_and_candidates_and_stays_away(
     published = bundle.items["item_id"][0]
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         send(log, topics, [], items=[json.dumps(new_item(1) | {"_version": 5}).encode()])
-        with contextlib.closing(Stream(bundle, log, store, topics=topics, options=OPTIONS)) as stream:
+        with StreamService(bundle, StreamConnections.shared(log, store, topics=topics), OPTIONS) as stream:
             stream.drain()
             service = RankService(bundle, store)
             count = service.items

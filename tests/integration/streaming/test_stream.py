@@ -25,7 +25,7 @@ from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
 from tessera.demo.synthetic import new_item
-from tessera.stream_service import Stream
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 
 _BAD = [
@@ -55,10 +55,10 @@ class Place:
     topics: Topics
 
     @contextlib.contextmanager
-    def stream(self, world: World, *, batch: int = 64) -> Iterator[Stream]:
+    def stream(self, world: World, *, batch: int = 64) -> Iterator[StreamService]:
         options = TrainerOptions(batch=batch, most_bad=1.0)
-        running = Stream(world.bundle, self.log, self.store, topics=self.topics, options=options)
-        with contextlib.closing(running):
+        connections = StreamConnections.shared(self.log, self.store, topics=self.topics)
+        with StreamService(world.bundle, connections, options) as running:
             yield running
 
     def send(self, topic: str, messages: list[bytes]) -> None:
@@ -145,7 +145,7 @@ def test_a_restarted_stream_goes_on_as_if_it_had_never_stopped(place: Place, wor
         assert _fingerprint(stream) == stopped
 
 
-def _fingerprint(stream: Stream) -> str:
+def _fingerprint(stream: StreamService) -> str:
     step = stream.trainer.step
     table = step.ranker.table
     digest = hashlib.sha256(table.weight.numpy().tobytes() + table.accumulator.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The running stream: it pauses while log or store are away and goes on by itself, and stops for what is wrong."""
+"""The running stream: it pauses while log or store are unavailable, continues, and stops for faults of its input."""
 
 import contextlib
 import json
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import tessera.live
+import tessera.stream_service
 from features.errors import LogError, StoreError, StreamError
 from serving.store.verify import verify
-from serving.store.writer import StoreWriter
+from serving.store.writer import StoreWriter, position_of
 from streaming.log.sqlite import LocalLog
 from streaming.metrics import StreamMetrics
 from streaming.trainer import TrainerOptions
-from tessera.live import Live
 from tessera.settings import Settings
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 
 OPTIONS = TrainerOptions(batch=32, wait_s=0.02, lateness_s=1e9)
@@ -36,7 +36,7 @@ def _run(settings: Settings, world: World, gauges: StreamMetrics, *, events: int
         if done or next(ticks, None) is None:
             stop.set()
 
-    Live(settings, world.bundle, OPTIONS, gauges).run(stop, on_tick=tick)
+    StreamService(world.bundle, StreamConnections.of(settings), OPTIONS, metrics=gauges).run(stop, on_tick=tick)
 
 
 def test_outages_of_log_and_store_are_waited_out(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_outages_of_log_and_store_are_waited_out(world: World, tmp_path: Path, m
 
     monkeypatch.setattr(LocalLog, "write_messages", failing_log)
     monkeypatch.setattr(StoreWriter, "_write", failing_store)
-    monkeypatch.setattr(tessera.live, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(tessera.stream_service, "_FIRST_PAUSE_S", 0.01)
     _run(settings, world, gauges, events=300)
     assert gauges.counts["outages"] == 3
     assert "away" in gauges.last_error
@@ -76,6 +76,31 @@ def test_outages_of_log_and_store_are_waited_out(world: World, tmp_path: Path, m
     assert metrics["tessera_messages_total", ("events",)] == 300
     assert 0 < metrics["tessera_freshness_seconds_count", ("store",)] <= 300
     assert metrics["tessera_lag", ("events", "0")] == 0
+
+
+def test_roles_run_once_one_after_the_other_leave_the_store_at_the_fold(world: World, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    _sent(settings, world.messages(100))
+    connections = StreamConnections.of(settings)
+    totals = StreamService(world.bundle, connections, OPTIONS, roles=("trainer",)).once()
+    assert totals.events == 100
+    with contextlib.closing(settings.open_store()) as store:
+        assert position_of(store, world.bundle.id, settings.topics.deltas) is None
+    assert StreamService(world.bundle, connections, OPTIONS, roles=("writer",)).once().messages == 0
+    with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
+        assert verify(log, world.bundle, store, settings.topics).difference == ""
+
+
+def test_an_outage_ends_a_stream_that_runs_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path)
+    _sent(settings, world.messages(40))
+    monkeypatch.setattr(StoreWriter, "_write", _away)
+    with pytest.raises(StoreError, match="away"):
+        StreamService(world.bundle, StreamConnections.of(settings), OPTIONS).once()
+
+
+def _away(*_: object) -> None:
+    raise StoreError("the store is away")
 
 
 def test_a_wrong_topic_ends_the_run_with_its_reason(world: World, tmp_path: Path) -> None:
