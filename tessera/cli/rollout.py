@@ -162,7 +162,8 @@ def report(
 
     from serving.rollout.guardrails import Guardrails
     from serving.rollout.judge import familiar_items, interval_text
-    from tessera.pages.rollout_page import report, write_page
+    from serving.rollout.report import report
+    from tessera.pages.rollout_page import write_page
 
     settings = Settings.from_environment()
     registry = settings.open_registry(create=False)

@@ -25,13 +25,14 @@ from serving.rollout.impression import Impression, Shadowed, decode_impression
 from serving.rollout.judge import Judge, judging
 from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import parse_ramp, promoted, running, start, stop
+from serving.rollout.report import report
 from serving.store.memory import MemoryStore
 from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
 from serving.traffic.shadow import Shadows
 from streaming.log.topics import Topics
-from tessera.pages.rollout_page import report, write_page
+from tessera.pages.rollout_page import write_page
 from tessera.settings import Settings
 from tests.integration.world import World, make_world
 
