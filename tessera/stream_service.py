@@ -16,7 +16,7 @@ from typing import Self
 
 from features.errors import FencedError, LogError, StoreError, TesseraError
 from models.bundle.bundle import Bundle
-from models.registry.registry import CHAMPION
+from models.registry.release import CHAMPION
 from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
 from serving.store.verify import replay

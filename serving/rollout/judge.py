@@ -13,7 +13,8 @@ import polars as pl
 
 from features.errors import EventError
 from features.lock import locked
-from models.registry.registry import CHAMPION, Registry, Release
+from models.registry.registry import Registry
+from models.registry.release import CHAMPION, Release
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
 from serving.rollout.guardrails import Guardrails, Sums
 from serving.rollout.impression import Impression, Shadowed, decode_impression, decode_outcome

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from features.errors import BundleError, TesseraError
-from models.registry.registry import CHAMPION, Registry, Release
+from features.errors import TesseraError
+from models.registry.registry import Registry
+from models.registry.release import CHAMPION, Release
 from serving.rollout.experiment import Experiment, RampStep, room
 
-# Most characters of a registry's tag on every database that MLflow supports.
-_MOST_TEXT = 5_000
 # Part of a reason that is stored with the experiment; all of it is stored with the challenger's version.
 _MOST_WHY = 400
 
@@ -25,17 +24,12 @@ class PastExperiment(msgspec.Struct, frozen=True):
 
 def past(registry: Registry, model: str) -> list[PastExperiment]:
     """Returns the last ended experiments of a model, oldest first."""
-    text = registry.ended_rollouts(model)
-    return msgspec.json.decode(text, type=list[PastExperiment]) if text else []
+    return registry.documents.ended(model, PastExperiment)
 
 
 def running(registry: Registry, model: str) -> list[Experiment]:
     """Returns the running experiments of a model."""
-    text = registry.rollouts(model)
-    try:
-        return msgspec.json.decode(text, type=list[Experiment]) if text else []
-    except msgspec.DecodeError as error:
-        raise BundleError(f"model {model!r}: the rollouts in the registry cannot be read: {error}") from error
+    return registry.documents.running(model, Experiment)
 
 
 def start(
@@ -92,7 +86,7 @@ def _start(
     if any(one.name == made.name for one in held):
         raise TesseraError(f"rollout {made.name!r} runs already; end it by `tessera rollout stop`, or choose a --name")
     made = msgspec.structs.replace(made, start=room(layer, made.reserved, held))
-    _set(registry, champion.model, [*_changed(held, {layer}), made])
+    registry.documents.set_running(champion.model, [*_changed(held, {layer}), made])
     return made
 
 
@@ -157,19 +151,7 @@ def _changed(experiments: Sequence[Experiment], layers: set[str]) -> list[Experi
 def _end(registry: Registry, model: str, held: Sequence[Experiment], ended: Sequence[Experiment], why: str) -> None:
     """Ends experiments: servers stop first; the ended experiments are recorded after."""
     kept_on = [one for one in held if one not in ended]
-    _set(registry, model, _changed(kept_on, {one.layer for one in ended}))
+    registry.documents.set_running(model, _changed(kept_on, {one.layer for one in ended}))
     moment = int(time.time())
-    kept = [*past(registry, model), *(PastExperiment(one, moment, why[:_MOST_WHY]) for one in ended)]
-    while len(text := msgspec.json.encode(kept).decode()) > _MOST_TEXT:
-        del kept[0]
-    registry.set_ended_rollouts(model, text)
-
-
-def _set(registry: Registry, model: str, experiments: Sequence[Experiment]) -> None:
-    text = msgspec.json.encode(list(experiments)).decode()
-    if len(text) > _MOST_TEXT:
-        raise TesseraError(
-            f"model {model!r}: {len(experiments)} rollouts are more than the registry can hold; end one, or give them "
-            "shorter ramps and names"
-        )
-    registry.set_rollouts(model, text)
+    over = [PastExperiment(one, moment, why[:_MOST_WHY]) for one in ended]
+    registry.documents.set_ended(model, [*past(registry, model), *over])

@@ -29,19 +29,19 @@ class LookLog:
         release = self._registry.release(self._model, experiment.challenger)
         name = looks_name(experiment)
         if name not in self._held:
-            self._held[name] = list((self._registry.recorded(release, name) or {}).get("looks", ()))
+            self._held[name] = list((self._registry.documents.get(release, name) or {}).get("looks", ()))
         looks = self._held[name]
         looks.append({"at": now} | asdict(standing))
         if len(looks) > _MOST:
             half = len(looks) // 2
             looks[:half] = looks[:half:2]
-        self._registry.record(release, name, {"experiment": experiment.name, "looks": looks})
+        self._registry.documents.put(release, name, {"experiment": experiment.name, "looks": looks})
 
 
 def looks_of(registry: Registry, model: str, experiment: Experiment) -> list[dict[str, Any]]:
     """Returns the looks at an experiment, oldest first; none if it was not judged, or its challenger is gone."""
     try:
         release = registry.release(model, experiment.challenger)
-        return list((registry.recorded(release, looks_name(experiment)) or {}).get("looks", ()))
+        return list((registry.documents.get(release, looks_name(experiment)) or {}).get("looks", ()))
     except TesseraError:
         return []

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import EventError, TesseraError
-from models.registry.registry import CHAMPION, Registry
+from models.registry.registry import Registry
+from models.registry.release import CHAMPION
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
 from serving.rollout.guardrails import Guardrails
 from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome

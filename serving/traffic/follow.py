@@ -13,7 +13,8 @@ from pathlib import Path
 
 from features.errors import BundleError, TesseraError
 from models.bundle.bundle import Bundle
-from models.registry.registry import CHAMPION, Registry
+from models.registry.registry import Registry
+from models.registry.release import CHAMPION
 from serving.metrics import Metrics
 from serving.ranking.rows import RowReader
 from serving.ranking.service import RankService

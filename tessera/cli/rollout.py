@@ -15,7 +15,7 @@ from tessera.settings import Settings
 from tessera.terminal import JsonOption, ModelNameOption, err_console, out_console, print_json
 
 if TYPE_CHECKING:
-    from models.registry.registry import Release
+    from models.registry.release import Release
     from serving.rollout.judge import ArmView, ExperimentState, Judge
 
 _MEASURES: "dict[str, Callable[[ArmView], str]]" = {
@@ -139,7 +139,7 @@ def stop(
     model: ModelNameOption = None,
 ) -> None:
     """End an experiment: its users get the champion."""
-    from models.registry.registry import CHALLENGER
+    from models.registry.release import CHALLENGER
     from serving.rollout.lifecycle import stop
 
     release = stop(Settings.from_environment().open_registry(create=False), model, name, why=why)
@@ -182,8 +182,8 @@ def report(
         page = html or Path(aside) / "rollout.html"
         write_page(document, page)
         release = registry.release(document["model"], document["challenger"])
-        registry.record(release, f"rollout-{name}.json", document)
-        registry.record_page(release, f"rollout-{name}.html", page.read_text(encoding="utf-8"))
+        registry.documents.put(release, f"rollout-{name}.json", document)
+        registry.documents.put_page(release, f"rollout-{name}.html", page.read_text(encoding="utf-8"))
     if json:
         print_json(document)
     else:
@@ -209,7 +209,7 @@ def promote(
 @rollout.command()
 def rollback(model: ModelNameOption = None) -> None:
     """Make the release before the champion again."""
-    from models.registry.registry import PREVIOUS
+    from models.registry.release import PREVIOUS
     from serving.rollout.lifecycle import promoted
 
     registry = Settings.from_environment().open_registry(create=False)

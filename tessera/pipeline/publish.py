@@ -17,7 +17,9 @@ from features.frame import Frame
 from features.training_events import event_ids, read_trained
 from models.bundle.bundle import Bundle
 from models.registry.gate import Gates, Verdict
-from models.registry.registry import CHALLENGER, CHAMPION, Lineage, Registry, Release
+from models.registry.lineage import Lineage
+from models.registry.registry import Registry
+from models.registry.release import CHALLENGER, CHAMPION, Release
 from tessera.pipeline.compare import verdict
 
 _OTHER_DATA = "The champion was trained on other data than these: it is judged on what it has not seen."
@@ -110,7 +112,7 @@ class Publisher:
             judged = verdict(champion, bundle, made, gates, note=note, unseen=unseen)
         if judged.passed:
             return self._registry.challenge(release, verdict=judged.to_json()), judged
-        self._registry.record(release, "gates.json", judged.to_json())
+        self._registry.documents.put(release, "gates.json", judged.to_json())
         return release, judged
 
     def _seen(self, before: Release, champion: Bundle, bundle: Bundle, origin: Origin) -> NDArray[np.uint32] | None:
@@ -119,7 +121,7 @@ class Publisher:
         A champion that an earlier release published says nothing of them. By the same split of the same data it was
         trained on what the newcomer was.
         """
-        found = self._registry.trained(before)
+        found = self._registry.documents.trained(before)
         if found is not None:
             return found
         same = self._registry.lineage(before).dataset == origin.data_key

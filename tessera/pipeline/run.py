@@ -30,7 +30,8 @@ from models.ranker.evaluate import by_item_novelty, rate_baselines
 from models.ranker.loading import assembler, examples
 from models.ranker.train import Checkpointing, TrainConfig, predict, train
 from models.registry.gate import Gates, Verdict
-from models.registry.registry import Registry, Release
+from models.registry.registry import Registry
+from models.registry.release import Release
 from models.semantic_id.assign import assign_catalogue
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import recommended_shape

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from models.registry.registry import CHALLENGER, Lineage
+from models.registry.lineage import Lineage
+from models.registry.release import CHALLENGER
 from serving.rollout.experiment import RampStep
 from serving.rollout.guardrails import Guardrails
 from serving.rollout.judge import familiar_items, judging

@@ -20,7 +20,8 @@ from typing import Any
 import httpx
 
 from models.bundle.bundle import Bundle
-from models.registry.registry import Lineage, Registry
+from models.registry.lineage import Lineage
+from models.registry.registry import Registry
 from serving.rollout.experiment import Experiment
 from serving.rollout.impression import Impression, decode_impression
 from serving.rollout.lifecycle import past, promoted, running, stop

@@ -105,7 +105,7 @@ def test_a_wider_share_moves_the_users_between_its_old_end_and_its_new_and_nobod
     ramp = [RampStep(0.0, 0.2), RampStep(1.0, 0.5)]
     changed = [msgspec.structs.replace(one, ramp=ramp) if one == made else one for one in stage.experiments()]
     until(lambda: time.time() > made.started + 1, seconds=5, doing="the second step")
-    stage.registry.set_rollouts(stage.model, msgspec.json.encode(changed).decode())
+    stage.registry.documents.set_running(stage.model, changed)
     place = dict(zip(USERS, places(USERS, "models").tolist(), strict=True))
     between = {user for user in USERS if 0.45 <= place[user] < 0.75}
     some = min(between)

@@ -139,7 +139,7 @@ def test_an_experiment_that_was_started_by_a_clock_an_hour_ahead_runs_and_is_jud
     stage.crown(stage.bundles.weak)
     made = stage.begin(stage.bundles.good, "ahead")
     ahead = msgspec.structs.replace(made, started=made.started + 3_600)
-    stage.registry.set_rollouts(stage.model, msgspec.json.encode([ahead]).decode())
+    stage.registry.documents.set_running(stage.model, [ahead])
     stage.reload()
     users = USERS[:60]
     seen = stage.visit(users)

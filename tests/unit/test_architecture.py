@@ -19,7 +19,7 @@ IMPORTERS = {
     "torchrec": ("models/table/unified.py", "models/ranker/dcn.py"),
     # The benchmark measures fbgemm's bare table as a floor.
     "fbgemm_gpu": ("models/table/unified.py", "tessera/bench/offline/training_speed.py"),
-    "mlflow": ("models/registry/registry.py", "models/registry/mlflow_client.py"),
+    "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
     # The benchmarks measure plain Redis values as a floor.
     "redis": (

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from models.registry.registry import ModelVersion
+from models.registry.lineage import ModelVersion
 from serving.metrics import Metrics
 from serving.rollout.experiment import Experiment
 from serving.rollout.lifecycle import PastExperiment, past, running

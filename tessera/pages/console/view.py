@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from models.registry.registry import ModelVersion
+from models.registry.lineage import ModelVersion
 from serving.rollout.experiment import CHALLENGER, CONTROL
 from serving.rollout.judge import interval_text
 from serving.traffic.router import Router

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.registry.registry import CHAMPION
+from models.registry.release import CHAMPION
 from serving.store.fill import fill_store
 from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions

@@ -16,7 +16,7 @@ import yaml
 
 from features.errors import BundleError, FencedError, LogError
 from models.ranker.train import TrainConfig
-from models.registry.registry import CHALLENGER
+from models.registry.release import CHALLENGER
 from serving.api.keys import KeyFile
 from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import start

@@ -12,7 +12,7 @@ import pytest
 from features.dataset.descriptor import Dataset, load_dataset
 from models.ranker.train import TrainConfig
 from models.registry.gate import Gates
-from models.registry.registry import CHALLENGER, CHAMPION, PREVIOUS
+from models.registry.release import CHALLENGER, CHAMPION, PREVIOUS
 from tessera.code_version import code_version
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.compare import predictions, storage_cost, verdict
@@ -43,9 +43,9 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         assert first.release.aliases == (CHAMPION,)
         assert first.verdict is None
     with subtests.test("the registry keeps parameters, metrics, the data's profile and the lineage"):
-        client = registry._client
-        version = client.get_model_version(first.release.model, first.release.version)
-        kept = client.get_run(version.run_id).data
+        client = registry._tracking
+        version = client.version(first.release.model, first.release.version)
+        kept = client.run(version.run_id).data
         assert kept.params["table.dim"] == "16"
         assert kept.params["seed"] == "0"
         assert kept.metrics["all.auc"] > 0.5
@@ -176,6 +176,6 @@ def test_another_seeds_test_rows_that_the_champion_was_trained_on_are_not_judged
     # Fewer than it takes: no verdict, whatever the gates.
     assert (second.verdict.answer, second.release and second.release.aliases) == ("cannot tell", ())
     # One that an earlier release published says nothing of what it learnt: the same split of the same data is known.
-    trained = registry.trained(first.release) if first.release else None
+    trained = registry.documents.trained(first.release) if first.release else None
     assert trained is not None
     assert len(trained) == len(learnt)

@@ -12,7 +12,8 @@ import pytest
 
 from features.errors import BundleError
 from models.bundle.bundle import Bundle, write_bundle
-from models.registry.registry import CHAMPION, Registry, Release
+from models.registry.registry import Registry
+from models.registry.release import CHAMPION, Release
 from serving.rollout import lifecycle as rollouts
 from serving.rollout.experiment import RampStep
 from tests.build import coloured_parts
@@ -101,10 +102,10 @@ def test_another_client_of_the_same_database_sees_what_was_published(
 def test_more_models_versions_and_runs_than_one_page_are_all_seen(
     registry: Registry, make: Callable[[str, int], Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.registry.registry._PAGE", 1)
+    monkeypatch.setattr("models.registry.mlflow_client._PAGE", 1)
     for number in range(3):
         registry.publish(make("pages", 100 + number), params={}, metrics={"auc": 0.5})
-        registry._create_model(f"page-{number}")
+        registry._tracking.create_model(f"page-{number}")
     assert {"pages", "page-0", "page-1", "page-2"} <= set(registry.models())
     assert [(one.version, one.metrics["auc"]) for one in registry.versions("pages")] == [(n, 0.5) for n in "321"]
 
@@ -127,7 +128,7 @@ def test_two_servers_that_start_together_both_open_the_bundle(
     for _ in range(3):
         shutil.rmtree(tmp_path / "bundles", ignore_errors=True)
         barrier, told = context.Barrier(2), context.Queue()
-        given = (registry._client._uri, release, tmp_path, barrier, told)
+        given = (registry._tracking.uri, release, tmp_path, barrier, told)
         servers = [context.Process(target=_open, args=given) for _ in range(2)]
         for server in servers:
             server.start()
@@ -144,7 +145,7 @@ def test_experiments_started_at_once_by_two_operators_both_run(
     together = threading.Barrier(3)
 
     def begin(number: int) -> None:
-        operator = Registry(registry._client._uri, artifacts=Path(registry._place) / "artifacts")
+        operator = Registry(registry._tracking.uri, artifacts=Path(registry._place) / "artifacts")
         together.wait()
         rollouts.start(operator, "at-once", str(number + 2), [RampStep(0.0, 0.2)])
 

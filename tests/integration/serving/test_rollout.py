@@ -14,7 +14,8 @@ import torch
 from fastapi.testclient import TestClient
 
 from features.errors import EventError, StoreError, TesseraError
-from models.registry.registry import CHALLENGER, CHAMPION, Lineage
+from models.registry.lineage import Lineage
+from models.registry.release import CHALLENGER, CHAMPION
 from serving.api.app import AppParts, create_app
 from serving.api.ingest import Intake
 from serving.api.log_sink import LogSink

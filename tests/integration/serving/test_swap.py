@@ -16,7 +16,9 @@ from fastapi.testclient import TestClient
 from features.errors import BundleError, StoreError
 from models.bundle.bundle import Bundle
 from models.bundle.record import ITEM, ItemRecord, encode
-from models.registry.registry import PREVIOUS, Lineage, Registry
+from models.registry.lineage import Lineage
+from models.registry.registry import Registry
+from models.registry.release import PREVIOUS
 from serving.api.app import AppParts, create_app
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
@@ -259,7 +261,7 @@ def test_what_a_service_holds_is_let_go_of_when_its_last_request_has_ended(world
 
 
 def test_the_registry_keeps_where_a_bundle_came_from(published: Settings, world: World) -> None:
-    client = published.open_registry()._client
-    version = client.get_model_version(world.dataset.name, "1")
+    client = published.open_registry()._tracking
+    version = client.version(world.dataset.name, "1")
     assert version.tags["tessera.dataset"] == "d"
-    assert client.get_run(version.run_id).data.tags["tessera.bundle"] == world.bundle.id
+    assert client.run(version.run_id).data.tags["tessera.bundle"] == world.bundle.id
