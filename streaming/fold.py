@@ -18,8 +18,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ, Delta
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
-from streaming.snapshot import Snapshot, records
-from streaming.step import Step
+from streaming.snapshot import Snapshot
 
 
 class Fold:
@@ -53,11 +52,9 @@ class Fold:
             payload = record.encode(record.HistoryRecord(items, times))
             self.records[record.HISTORY, user] = (SNAPSHOT_SEQ, payload)
         if snapshot is not None:
-            step = Step(bundle, topics)
-            snapshot.restore(step)
             self._weight = torch.from_numpy(snapshot.arrays["weight"].copy())
             self.seqs = snapshot.arrays["seqs"].copy()
-            self.records |= {(found.kind, found.id): (snapshot.seq, found.payload) for found in records(step)}
+            self.records |= {(one.kind, one.id): (snapshot.seq, one.payload) for one in snapshot.records(bundle)}
             self.position, self.seq = snapshot.deltas, snapshot.seq
 
     @property

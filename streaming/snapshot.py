@@ -17,19 +17,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from features.durable import write_directory
 from features.errors import BundleError, StreamError
-from features.history import EventColumns
 from models.bundle import record
 from models.bundle.bundle import Bundle, file_hashes
 from models.bundle.delta import Record
 from streaming.log.protocol import Positions
-from streaming.step import Step
 
 FORMAT = 2
 """2 keeps the sightings of values in two generations, 1 in one sketch with the published ones; both are read."""
@@ -46,7 +43,9 @@ class _Manifest(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
-class _Memory(msgspec.Struct, frozen=True):
+class Memory(msgspec.Struct, frozen=True):
+    """The part of a snapshot that is not arrays: entities that the stream added, and what it remembers of messages."""
+
     users: list[str]
     items: list[str]
     item_records: dict[str, bytes]
@@ -65,6 +64,10 @@ class Snapshot:
         deltas: position in the deltas' topic; what stands before it is in the state.
         inputs: positions in the inputs; what stands before them is in the state.
         arrays: by name; `weight` (R, D) float32, `accumulator` (R,) float32 and `seqs` (R,) int64 are the table.
+            `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
+            `visitors` (U,) int64 are the users whose history the stream has changed. `admitted` (K,) uint64 are the
+            keys that it admitted, ascending.
+        memory: the rest.
     """
 
     bundle: str
@@ -72,61 +75,49 @@ class Snapshot:
     deltas: int
     inputs: Positions
     arrays: dict[str, NDArray[Any]]
-    memory: _Memory
+    memory: Memory
 
-    @staticmethod
-    def of(step: Step, *, deltas: int, inputs: Positions) -> "Snapshot":
-        """Copies a step's state."""
-        table, catalogue, visits = step.ranker.table, step.catalogue, step.history.state()
-        arrays = {
-            "weight": table.weight.numpy().copy(),
-            "accumulator": table.accumulator.numpy().copy(),
-            "seqs": step.seqs.copy(),
-            "visit_users": visits.user.copy(),
-            "visit_items": visits.item.copy(),
-            "visit_times": visits.time.copy(),
-            "visitors": np.array(sorted(step.visitors), dtype=np.int64),
-        } | catalogue.admission.state()
-        memory = _Memory(
-            users=catalogue.user_ids[step.published_users :],
-            items=catalogue.item_ids[step.published_items :],
-            item_records=dict(step.item_records),
-            item_versions=dict(step.item_versions),
-            arrivals=step.arrivals,
-            recent=msgspec.to_builtins(step.recent.state()),
-        )
-        return Snapshot(step.bundle.id, step.seq, deltas, dict(inputs), arrays, memory)
+    def records(self, bundle: Bundle) -> Iterator[Record]:
+        """Yields the newest record of everything that the stream wrote: items, histories, admitted values.
 
-    def restore(self, step: Step) -> None:
-        """Brings a step that stands at its bundle to this state."""
-        arrays, memory, catalogue = self.arrays, self.memory, step.catalogue
-        table = step.ranker.table
-        table.weight.copy_(torch.from_numpy(arrays["weight"]))
-        table.accumulator.copy_(torch.from_numpy(arrays["accumulator"]))
-        step.seqs = arrays["seqs"].copy()
-        catalogue.admission.restore(arrays)
-        catalogue.number_users(memory.users)
-        catalogue.number_items(memory.items)
-        written = {name: data for name, data in memory.item_records.items() if data != record.TOMBSTONE}
-        catalogue.put_items({name: record.decode_item(data) for name, data in written.items()})
-        catalogue.remove_items([name for name in memory.item_records if name not in written])
-        step.history = type(step.history)(step.history.length)
-        users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
-        step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
-        step.visitors = set(arrays["visitors"].tolist())
-        step.recent.restore(memory.recent)
-        step.item_records, step.item_versions = dict(memory.item_records), dict(memory.item_versions)
-        step.arrivals, step.seq = memory.arrivals, self.seq
+        A store that holds the published bundle and these records is at this snapshot, apart from the rows.
+
+        Args:
+            bundle: The snapshot's bundle.
+        """
+        for name, payload in self.memory.item_records.items():
+            yield Record(record.ITEM, name, payload)
+        yield from self._histories(bundle)
+        for name, payload in record.admitted_records(self.arrays["admitted"]):
+            yield Record(record.ADMITTED, name, payload)
+
+    def _histories(self, bundle: Bundle) -> Iterator[Record]:
+        """Yields the histories that the stream has changed, in the order of the users' numbers."""
+        users, items = ([*known, *new] for known, new in zip(numbered(bundle), self._added(), strict=True))
+        order = np.argsort(self.arrays["visit_users"], kind="stable")
+        visits = [self.arrays[f"visit_{name}"][order] for name in ("users", "items", "times")]
+        visitors = np.sort(self.arrays["visitors"])
+        starts, ends = (np.searchsorted(visits[0], visitors, side=side) for side in ("left", "right"))
+        for user, start, end in zip(visitors.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            names = [items[number] for number in visits[1][start:end].tolist()]
+            history = record.HistoryRecord(items=names, times=visits[2][start:end].tolist())
+            yield Record(record.HISTORY, users[user], record.encode(history))
+
+    def _added(self) -> tuple[list[str], list[str]]:
+        return self.memory.users, self.memory.items
 
 
-def records(step: Step) -> Iterator[Record]:
-    """What a store holds beside the rows, for a store that has lost it: what the stream wrote, at its latest."""
-    for name, payload in step.item_records.items():
-        yield Record(record.ITEM, name, payload)
-    for user in sorted(step.visitors):
-        yield Record(record.HISTORY, step.catalogue.user_ids[user], record.encode(step.history_record(user)))
-    for name, payload in record.admitted_records(step.catalogue.admission.added):
-        yield Record(record.ADMITTED, name, payload)
+def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
+    """Returns the ids of the users and of the items that a stream starts with, each at its number.
+
+    The published entities come first, then those that only the published histories name, by first appearance.
+    """
+    users, items = bundle.users["user_id"].to_list(), bundle.items["item_id"].to_list()
+    visits = bundle.history
+    return (
+        list(dict.fromkeys([*users, *visits["user_id"].to_list()])),
+        list(dict.fromkeys([*items, *visits["item_id"].to_list()])),
+    )
 
 
 class Snapshots:
@@ -202,7 +193,7 @@ class Snapshots:
                 raise BundleError(f"{directory}: made for {manifest.bundle} in format {manifest.format}; not used")
             if file_hashes(directory) != manifest.files:
                 raise BundleError(f"{directory}: altered since it was written (sha256 differs); not used")
-            memory = msgspec.msgpack.decode((directory / _MEMORY).read_bytes(), type=_Memory)
+            memory = msgspec.msgpack.decode((directory / _MEMORY).read_bytes(), type=Memory)
             arrays = load_file(directory / _ARRAYS)
         except (OSError, msgspec.DecodeError, SafetensorError) as error:
             raise BundleError(f"{directory}: {error}; not used") from error

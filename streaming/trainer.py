@@ -25,6 +25,7 @@ from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import LATENESS_S, Step
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
+from streaming.step_state import restore_step, snapshot_of
 
 # A late event is no sign of a wrong topic.
 _HARMLESS = frozenset({"late"})
@@ -195,7 +196,7 @@ class Trainer:
     def _snapshot(self) -> Snapshot:
         # No delta of this bundle stands behind the last batch's, so any end from then on is a good position.
         end = self._log.end_offsets(self._topics.deltas)[0]
-        return Snapshot.of(self.step, deltas=end, inputs=self._position())
+        return snapshot_of(self.step, deltas=end, inputs=self._position())
 
     def _keep(self, snapshot: Snapshot) -> None:
         """Writes a snapshot where that is possible: the log has everything, so a start takes longer without it."""
@@ -279,7 +280,7 @@ class Trainer:
     def _without_poison(self, messages: list[Message], error: BaseException) -> StepResult:
         before, positions = self._restored()
         # Kept, so that the next poison costs no more than this one: what a restart reads is what a search reads.
-        pristine = Snapshot.of(before, deltas=self._log.end_offsets(self._topics.deltas)[0], inputs=positions)
+        pristine = snapshot_of(before, deltas=self._log.end_offsets(self._topics.deltas)[0], inputs=positions)
         self._keep(pristine)
         reasons = self._poisonous(messages, pristine)
         self.step = self._anew(pristine)
@@ -322,7 +323,7 @@ class Trainer:
             trained_until=self._start.trained_until,
         )
         if snapshot is not None:
-            snapshot.restore(step)
+            restore_step(step, snapshot)
         return step
 
     # Restore.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.bundle import delta
 from serving.store.redis.store import open_embedded
 from tessera.demo.synthetic import write_synthetic
 from tessera.settings import Settings
@@ -102,6 +103,15 @@ def test_backfill_and_topics_over_the_embedded_log(tmp_path: Path, world: World)
     assert json.loads(tessera("stream", *bundle, "--once", "--json", home=tmp_path).stdout)["events"] == sent
 
 
+def _trained(home: Path) -> int:
+    """Messages behind the deltas in a home's log."""
+    settings = Settings(home=home)
+    with contextlib.closing(settings.open_log()) as log:
+        topic = settings.topics.deltas
+        deltas = log.read(topic, 0, 0, log.end_offsets(topic).get(0, 0))
+        return sum(len(delta.decode(message.value).times_ms) for message in deltas)
+
+
 def test_a_stream_ends_after_the_batch_in_hand_when_it_is_told_to(tmp_path: Path, world: World) -> None:
     file = tmp_path / "events.jsonl"
     file.write_bytes(b"\n".join(world.messages(200)))
@@ -111,10 +121,9 @@ def test_a_stream_ends_after_the_batch_in_hand_when_it_is_told_to(tmp_path: Path
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as running:
-        give_up = time.monotonic() + 60
-        while not list((tmp_path / "redis").glob("redis.sock")) and time.monotonic() < give_up:
+        give_up = time.monotonic() + 120
+        while _trained(tmp_path) < 200 and time.monotonic() < give_up:
             time.sleep(0.1)
-        time.sleep(4)
         running.terminate()
         out, _ = running.communicate(timeout=30)
     assert running.returncode == 0

@@ -25,13 +25,15 @@ from serving.store.protocol import OnlineStore
 from serving.store.redis.store import RedisStore, open_embedded
 from serving.store.verify import replay, verify
 from streaming.dead_letter import causes, put_back, read_dead_letters
+from streaming.fold import Fold
 from streaming.log.kafka import KafkaLog
 from streaming.log.protocol import EventLog, Message
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.restore import group_of
-from streaming.snapshot import Snapshot, Snapshots
+from streaming.snapshot import Snapshots
 from streaming.step import Step
+from streaming.step_state import snapshot_of
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.demo.synthetic import new_item
 from tessera.stream_service import StreamConnections, StreamService
@@ -72,7 +74,7 @@ def drained(trainer: Trainer) -> Trainer:
 
 def bits(step: Step) -> dict[str, Any]:
     """The whole state, comparable."""
-    snapshot = Snapshot.of(step, deltas=0, inputs={})
+    snapshot = snapshot_of(step, deltas=0, inputs={})
     arrays = {name: array.tobytes() for name, array in snapshot.arrays.items() if not name.startswith("visit")}
     users = step.history.users().tolist()
     return arrays | {
@@ -465,6 +467,31 @@ def test_a_lost_store_comes_back_from_snapshot_and_log(
         service = RankService(world.bundle, store)
         names = [new_item(n)["item_id"] for n in (1, 2)]
         assert service.rank("anyone", names, 2).unknown_items == names[:1]
+
+
+def test_a_fold_from_a_snapshot_is_the_fold_from_the_bundle(topics: Topics, world: World, tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path / "snapshots")
+    gone = json.dumps({"item_id": new_item(1)["item_id"], "_deleted": True}).encode()
+    stranger = dated(world.messages(150)[-1], user_id="stranger", item_id="never seen", clicked=1)
+    with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
+        send(log, topics, [*world.messages(150), stranger], items=[json.dumps(new_item(n)).encode() for n in (1, 2)])
+        arguments: dict[str, Any] = {"topics": topics, "options": OPTIONS, "snapshots": snapshots}
+        with contextlib.closing(Trainer(log, world.bundle, **arguments)) as trainer:
+            drained(trainer)
+            send(log, topics, [], items=[gone])
+            drained(trainer).write_snapshot()
+        folded, snapshot = Fold(log, world.bundle, topics), snapshots.newest(world.bundle)
+        assert snapshot is not None
+        assert folded.advance() > 1
+        started = Fold(log, world.bundle, topics, snapshot)
+        assert started.advance() == 0
+    np.testing.assert_array_equal(started.weight, folded.weight)
+    np.testing.assert_array_equal(started.seqs, folded.seqs)
+    kinds = (record.ITEM, record.HISTORY)
+    one, two = ({key: data for key, (_, data) in fold.records.items() if key[0] in kinds} for fold in (started, folded))
+    assert one == two
+    assert one[record.ITEM, new_item(1)["item_id"]] == record.TOMBSTONE
+    assert "never seen" in record.decode_history(one[record.HISTORY, "stranger"]).items
 
 
 def test_a_deleted_item_leaves_store_index_and_candidates_and_stays_away(
