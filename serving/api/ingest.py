@@ -5,7 +5,7 @@ fails in between, it may hold some of the rows; sent again with an `_event_id` o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import msgspec
 
@@ -15,16 +15,7 @@ from features.message import Rows, event_decoder, event_rows, item_decoder, item
 from features.value.canonical import scalar
 from models.bundle.bundle import Bundle
 from serving.rollout.impression import Outcome, encode
-
-Kind = Literal["events", "items", "outcomes"]
-
-
-class Sink(Protocol):
-    """Destination of checked messages: the log."""
-
-    def append(self, kind: Kind, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Appends (key, message) to a topic; raises LogError if it cannot."""
-        ...
+from serving.sink import Kind, Sink
 
 
 class Intake:

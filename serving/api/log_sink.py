@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from features.errors import LogError
+from serving.sink import Kind
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 
@@ -14,7 +15,7 @@ _TURN_S, _AWAY_S = 1.0, 1.0
 
 
 class LogSink:
-    """Sink over an event log that is opened when it is first needed; see `serving.api.ingest.Sink`.
+    """Sink over an event log that is opened when it is first needed; see `serving.sink.Sink`.
 
     While the log is unavailable, callers are refused at once. Otherwise callers that wait for the log would occupy the
     threads that answer readers. After each pause one caller tries the log again.
@@ -36,7 +37,7 @@ class LogSink:
         with self._lock, contextlib.suppress(LogError):
             self._opened()
 
-    def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+    def append(self, kind: Kind, messages: Sequence[tuple[bytes, bytes]]) -> None:
         """Appends (key, message) pairs to the topic of a kind. Callers append in turn.
 
         Raises:

@@ -1,27 +1,13 @@
 """Admitted values in a store: records of micro-batches, merged into few large ones, so that a start reads few."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
 from models.bundle import record
+from serving.store.protocol import OnlineStore
 
 _SMALL = 256
-
-
-class Records(Protocol):
-    """What is needed of an online store."""
-
-    def write_records(
-        self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
-    ) -> int: ...
-
-    def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]: ...
-
-    def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]: ...
-
-    def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None: ...
 
 
 class Admitted:
@@ -35,7 +21,7 @@ class Admitted:
         bundle: Id of the bundle.
     """
 
-    def __init__(self, store: Records, bundle: str) -> None:
+    def __init__(self, store: OnlineStore, bundle: str) -> None:
         self._store = store
         self._bundle = bundle
         self._small: set[str] | None = None

@@ -6,15 +6,14 @@ row and record, so doing a delta again changes nothing.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features import tracing as trace
 from models.bundle import delta, record
 from models.bundle.delta import Delta
-from serving.store.admitted import Admitted, Records
+from serving.store.admitted import Admitted
+from serving.store.protocol import OnlineStore
 from streaming.log.protocol import EventLog, Follower, Message
 from streaming.log.topics import Topics
 
@@ -23,7 +22,7 @@ POSITION = "position"
 _OLD_FILLING = "1"
 
 
-def filling_of(store: "RecordReader", bundle: str) -> str | None:
+def filling_of(store: OnlineStore, bundle: str) -> str | None:
     """Returns the name of the filling of a store that answers, or None where the bundle is not in it.
 
     Whoever loads a bundle into an empty store names the filling anew.
@@ -32,7 +31,7 @@ def filling_of(store: "RecordReader", bundle: str) -> str | None:
     return None if found is None else found.decode()
 
 
-def position_of(store: "RecordReader", bundle: str, topic: str) -> int | None:
+def position_of(store: OnlineStore, bundle: str, topic: str) -> int | None:
     """Returns the next offset of the deltas' topic that no writer has written, or None where no writer has run.
 
     A position holds for the filling of the store in which it was noted: of what a store has lost it says nothing.
@@ -41,7 +40,7 @@ def position_of(store: "RecordReader", bundle: str, topic: str) -> int | None:
     return None if found is None else int(found)
 
 
-def note_position(store: "RowSink", bundle: str, topic: str, filling: str | None, position: int) -> None:
+def note_position(store: OnlineStore, bundle: str, topic: str, filling: str | None, position: int) -> None:
     """Notes that all deltas before a position are in this filling of the store; the highest position stays."""
     payload = str(position).encode()
     store.write_records(bundle, POSITION, [_position_id(topic, filling)], [position], [payload])
@@ -49,22 +48,6 @@ def note_position(store: "RowSink", bundle: str, topic: str, filling: str | None
 
 def _position_id(topic: str, filling: str | None) -> str:
     return topic if filling in (None, _OLD_FILLING) else f"{topic} in {filling}"
-
-
-class RecordReader(Protocol):
-    """What it takes to ask how far a writer came."""
-
-    def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]: ...
-
-
-class RowSink(Records, Protocol):
-    """What the writer needs of an online store."""
-
-    def write_rows(
-        self, bundle: str, rows: NDArray[np.int64], seqs: NDArray[np.int64], vectors: NDArray[np.float32]
-    ) -> int: ...
-
-    def incarnation(self) -> str: ...
 
 
 class StoreWriter:
@@ -88,7 +71,7 @@ class StoreWriter:
         self,
         log: EventLog,
         bundle: str,
-        store: RowSink,
+        store: OnlineStore,
         *,
         topics: Topics,
         refill: Callable[[], None] = lambda: None,

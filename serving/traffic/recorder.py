@@ -9,22 +9,14 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Protocol
 
 from features.errors import TesseraError
 from serving.metrics import Metrics
 from serving.rollout.impression import Impression, Shadowed, encode
+from serving.sink import Sink
 
 _LOGGER = logging.getLogger(__name__)
 _MOST, _BATCH, _WAIT_S, _PAUSE_S = 20_000, 500, 0.2, 0.5
-
-
-class Appender(Protocol):
-    """Where impressions go: the log."""
-
-    def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Appends (key, message) pairs; raises LogError when it cannot."""
-        ...
 
 
 class Recorder:
@@ -35,7 +27,7 @@ class Recorder:
         metrics: counts what was appended and dropped.
     """
 
-    def __init__(self, sink: Appender, metrics: Metrics) -> None:
+    def __init__(self, sink: Sink, metrics: Metrics) -> None:
         self._sink = sink
         self._metrics = metrics
         self._queue: queue.Queue[Impression | Shadowed] = queue.Queue(_MOST)
