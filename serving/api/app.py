@@ -40,13 +40,13 @@ from serving.api.hosts import Hosts
 from serving.api.ingest import Intake
 from serving.api.keys import KeyFile
 from serving.api.problems import add_problem_handlers, blamed
+from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
 from serving.rollout.impression import Outcome
-from serving.rounds import Rounds
 from serving.traffic.accounting import accounted
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
@@ -108,12 +108,8 @@ def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        stop = threading.Event()
-        follower = threading.Thread(target=_follow, args=(current, found, stop), daemon=True)
-        follower.start()
-        yield
-        stop.set()
-        follower.join()
+        with contextlib.closing(_refreshing(current, found)):
+            yield
 
     # The scripts of the page are served beside it: /docs works without access to other hosts.
     app = FastAPIOffline(
@@ -326,16 +322,21 @@ def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
     return ready
 
 
-def _follow(current: Router, parts: AppParts, stop: threading.Event) -> None:
+def _refreshing(current: Router, parts: AppParts) -> Background:
+    """Reads new items from the store, for the bundle that serves and for the challengers, until it is closed."""
     trials = Rounds("challenger", "new items could not be read for a challenger", parts.metrics)
-    while not stop.wait(parts.refresh_s):
-        with current.pinned() as service:
-            with parts.refreshing.round():
+
+    def refresh(_: threading.Event) -> None:
+        try:
+            with current.pinned() as service:
                 service.refresh()
                 parts.metrics.items.set(service.items)
                 parts.metrics.unreadable.set(len(service.unreadable))
                 if isinstance(service.rows, MirrorRows):
                     parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())
-        for challenger in current.challengers.values():
-            with trials.round():
-                challenger.refresh()
+        finally:
+            for challenger in current.challengers.values():
+                with trials.round():
+                    challenger.refresh()
+
+    return Background("items", refresh, parts.refreshing, every_s=parts.refresh_s)

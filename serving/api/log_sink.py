@@ -2,10 +2,10 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 from features.errors import LogError
+from serving.breaker import Breaker
 from serving.sink import Kind
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
@@ -30,7 +30,7 @@ class LogSink:
         self._topics = topics
         self._lock = threading.Lock()
         self._log: EventLog | None = None
-        self._away_until = 0.0
+        self._breaker = Breaker(_AWAY_S)
 
     def open(self) -> None:
         """Opens the log before the first request needs it. Does nothing if the log is unavailable."""
@@ -43,16 +43,18 @@ class LogSink:
         Raises:
             LogError: The log is unavailable, or was within the last second.
         """
-        if time.monotonic() < self._away_until:
+        if not self._breaker.allows():
             raise LogError(f"{kind}: the event log did not answer a moment ago; send them again")
         if not self._lock.acquire(timeout=_TURN_S):
-            self._away_until = time.monotonic() + _AWAY_S
+            self._breaker.failed()
             raise LogError(f"{kind}: the event log takes too long; send them again")
         try:
             self._opened().append(getattr(self._topics, kind), list(messages))
         except LogError:
-            self._away_until = time.monotonic() + _AWAY_S
+            self._breaker.failed()
             raise
+        else:
+            self._breaker.succeeded()
         finally:
             self._lock.release()
 

@@ -1,13 +1,13 @@
 """Users' histories from the store, and what stands in for them while it is away."""
 
 import threading
-import time
 
 import polars as pl
 
 from features.errors import StoreError
 from models.bundle import record
 from models.bundle.bundle import Bundle
+from serving.breaker import Breaker
 from serving.store.protocol import OnlineStore
 
 # How long nothing is asked of a store that just failed.
@@ -29,14 +29,14 @@ class Histories:
         self._outlasts = outlasts
         self._lock = threading.Lock()
         self._seen: dict[str, bytes | None] = {}
-        self._away_until = 0.0
+        self._breaker = Breaker(_AWAY_S)
         # The store answers and has lost the bundle; whoever follows it says so.
         self.emptied = False
 
     @property
     def away(self) -> bool:
         """Whether the store failed a moment ago, and should not be asked."""
-        return time.monotonic() < self._away_until
+        return self._breaker.open
 
     def read(self, user: str) -> tuple[bytes | None, bool]:
         """A user's record, None where there is none; and whether it is an old one because the store is away.
@@ -46,26 +46,16 @@ class Histories:
         """
         if not self._outlasts:
             return self._store.read_records(self._bundle.id, record.HISTORY, [user])[0], False
-        if not self.emptied and self._may_ask():
+        if not self.emptied and self._breaker.allows():
             try:
                 found = self._store.read_records(self._bundle.id, record.HISTORY, [user])[0]
             except StoreError:
-                self._away_until = time.monotonic() + _AWAY_S
+                self._breaker.failed()
             else:
-                self._away_until = 0.0
+                self._breaker.succeeded()
                 self._remember(user, found)
                 return found, False
         return self._seen.get(user) or self._published(user), True
-
-    def _may_ask(self) -> bool:
-        """Of the requests that come when a store may be back, one finds out, and the others do not wait for it."""
-        with self._lock:
-            now = time.monotonic()
-            if now < self._away_until:
-                return False
-            if self._away_until:
-                self._away_until = now + _AWAY_S
-            return True
 
     def _remember(self, user: str, found: bytes | None) -> None:
         with self._lock:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 from models.bundle import delta
 from models.bundle.bundle import Bundle
+from serving.background import Background, Rounds
 from serving.metrics import Metrics
 from serving.ranking.mirror import Mirror
 from serving.ranking.rows import MirrorRows, StoreRows
-from serving.rounds import Rounds
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
 from streaming.log.protocol import EventLog
@@ -65,34 +65,19 @@ def mirror_feed(
         position: First offset to read. It must lie no later than the offset that the mirror's rows reflect.
         rounds: Records failures. While the feed fails, the mirror lags and rows come from the store.
     """
-    stop = threading.Event()
-    feed = threading.Thread(target=_follow, args=(open_log, topic, mirror, position, rounds, stop), daemon=True)
-    feed.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        feed.join()
-
-
-def _follow(
-    open_log: Callable[[], EventLog],
-    topic: str,
-    mirror: Mirror,
-    position: int,
-    rounds: Rounds,
-    stop: threading.Event,
-) -> None:
     offset = position
-    while not stop.is_set():
-        with rounds.round(), contextlib.closing(open_log()) as log:
-            with contextlib.closing(log.follow(topic, offset)) as follower:
-                while not stop.is_set():
-                    messages = follower.poll(_BATCH, _WAIT_S)
-                    for message in messages:
-                        mirror.fold(delta.decode(message.value))
-                        offset = message.offset + 1
-                    if len(messages) < _BATCH:
-                        mirror.caught_up()
-                        rounds.well()
-        stop.wait(_PAUSE_S)
+
+    def follow(stop: threading.Event) -> None:
+        nonlocal offset
+        with contextlib.closing(open_log()) as log, contextlib.closing(log.follow(topic, offset)) as follower:
+            while not stop.is_set():
+                messages = follower.poll(_BATCH, _WAIT_S)
+                for message in messages:
+                    mirror.fold(delta.decode(message.value))
+                    offset = message.offset + 1
+                if len(messages) < _BATCH:
+                    mirror.caught_up()
+                    rounds.well()
+
+    with contextlib.closing(Background("mirror", follow, rounds, every_s=_PAUSE_S, at_once=True)):
+        yield

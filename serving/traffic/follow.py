@@ -15,6 +15,7 @@ from features.errors import BundleError, TesseraError
 from models.bundle.bundle import Bundle
 from models.registry.registry import Registry
 from models.registry.release import CHAMPION
+from serving.background import Background, Rounds
 from serving.metrics import Metrics
 from serving.ranking.rows import RowReader
 from serving.ranking.service import RankService
@@ -174,28 +175,29 @@ class RegistryFollower:
         self._opener.retire(before.id, after_s=self._grace_s)
         return bundle.id
 
-    def run(self, stop: threading.Event, *, every_s: float) -> None:
-        """Polls until `stop` is set.
+    def follow(self, *, every_s: float) -> Background:
+        """Polls in a thread until the returned work is closed.
 
         Args:
-            stop: Ends the loop.
             every_s: Seconds between two polls.
         """
-        while not stop.wait(every_s):
-            try:
-                # A full poll slows requests down. Most polls ask for the pulse alone.
-                if not self._changed():
-                    continue
-                wanted = self._registry.resolve(self._model, self._alias).bundle
-                if time.monotonic() >= self._refused.get(wanted, 0.0):
-                    self.look()
-                else:
-                    self._follow_rollouts()
-            except TesseraError as error:
-                _LOGGER.warning("bundle %s goes on: %s", self._current.service.bundle.id, error)
-            except Exception:
-                # The registry's client raises the errors of its database or its server.
-                _LOGGER.exception("the registry could not be asked; bundle %s goes on", self._current.service.bundle.id)
+        rounds = Rounds("registry", "the registry cannot be followed, the bundle that serves goes on", self._metrics)
+        return Background("follower", lambda stop: self.poll(), rounds, every_s=every_s)
+
+    def poll(self) -> None:
+        """Swaps if the registry has changed and its bundle is not refused for now.
+
+        Raises:
+            TesseraError: The alias names a bundle that cannot be served. The current bundle continues.
+        """
+        # A full look slows requests down. Most polls ask for the pulse alone.
+        if not self._changed():
+            return
+        wanted = self._registry.resolve(self._model, self._alias).bundle
+        if time.monotonic() >= self._refused.get(wanted, 0.0):
+            self.look()
+        else:
+            self._follow_rollouts()
 
     def _changed(self) -> bool:
         """Returns True if the registry's pulse has changed or a refused bundle is due."""

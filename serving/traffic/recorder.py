@@ -5,56 +5,77 @@ what it holds, and what no longer fits is counted as dropped, since answers matt
 """
 
 import contextlib
-import logging
 import queue
-import threading
-from collections.abc import Sequence
 
 from features.errors import TesseraError
+from serving.background import Background, Rounds
 from serving.metrics import Metrics
 from serving.rollout.impression import Impression, Shadowed, encode
 from serving.sink import Sink
 
-_LOGGER = logging.getLogger(__name__)
 _MOST, _BATCH, _WAIT_S, _PAUSE_S = 20_000, 500, 0.2, 0.5
 
 
 class Recorder:
-    """Takes impressions and appends them.
+    """Appends impressions to the log in the background.
 
     Args:
-        sink: the log.
-        metrics: counts what was appended and dropped.
+        sink: Appends to the log.
+        metrics: Counts appended and dropped impressions.
     """
 
     def __init__(self, sink: Sink, metrics: Metrics) -> None:
         self._sink = sink
         self._metrics = metrics
         self._queue: queue.Queue[Impression | Shadowed] = queue.Queue(_MOST)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
-        self._thread.start()
+        # Taken from the queue, and not appended yet.
+        self._batch: list[Impression | Shadowed] = []
+        rounds = Rounds("impressions", "impressions wait", metrics)
+        self._worker = Background(
+            "impressions", lambda stop: self._append(), rounds, every_s=0.0, after_failure_s=_PAUSE_S, at_once=True
+        )
 
     def put(self, message: Impression | Shadowed) -> None:
-        """Hands a message over; returns at once."""
+        """Queues a message; returns at once."""
         try:
             self._queue.put_nowait(message)
         except queue.Full:
             self._metrics.impressions.labels("dropped").inc()
 
     def close(self) -> None:
-        """Appends what it holds, where the log takes it, and ends."""
-        self._stop.set()
-        self._thread.join(10)
+        """Appends the queued messages, and ends. If the log is unavailable, they are dropped and counted."""
+        if not self._worker.close(10):
+            return
+        rounds = self._worker.rounds
+        while self._batch or not self._queue.empty():
+            with rounds.round():
+                self._append()
+            if isinstance(rounds.error, TesseraError):
+                break
+        if left := len(self._batch) + self._queue.qsize():
+            self._metrics.impressions.labels("dropped").inc(left)
 
-    def _run(self) -> None:
-        while not (self._stop.is_set() and self._queue.empty()):
-            batch = self._taken()
-            while batch and not self._appended(batch):
-                if self._stop.wait(_PAUSE_S):
-                    # The log is away at the end: what it did not take is lost, and counted.
-                    self._metrics.impressions.labels("dropped").inc(len(batch) + self._queue.qsize())
-                    return
+    def _append(self) -> None:
+        """Appends the next batch.
+
+        Raises:
+            TesseraError: The log is unavailable. The batch is kept for the next call.
+            Exception: The batch cannot be appended at all. It is dropped and counted.
+        """
+        self._batch = self._batch or self._taken()
+        if not self._batch:
+            return
+        outcome = "dropped"
+        try:
+            self._sink.append("impressions", [(one.id.encode(), encode(one)) for one in self._batch])
+            outcome = "appended"
+        except TesseraError:
+            outcome = ""
+            raise
+        finally:
+            if outcome:
+                self._metrics.impressions.labels(outcome).inc(len(self._batch))
+                self._batch = []
 
     def _taken(self) -> list[Impression | Shadowed]:
         batch: list[Impression | Shadowed] = []
@@ -63,17 +84,3 @@ class Recorder:
             while len(batch) < _BATCH:
                 batch.append(self._queue.get_nowait())
         return batch
-
-    def _appended(self, batch: Sequence[Impression | Shadowed]) -> bool:
-        try:
-            self._sink.append("impressions", [(one.id.encode(), encode(one)) for one in batch])
-        except TesseraError as error:
-            _LOGGER.warning("impressions wait: %s", error)
-            return False
-        except Exception:
-            # The edge of a thread: it must outlast a batch that nothing can be done with, which is lost and counted.
-            _LOGGER.exception("%d impressions are lost", len(batch))
-            self._metrics.impressions.labels("dropped").inc(len(batch))
-            return True
-        self._metrics.impressions.labels("appended").inc(len(batch))
-        return True

@@ -6,13 +6,13 @@ one; where no such moment comes soon it goes without. So under load shadows are 
 
 import logging
 import queue
-import threading
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import scipy
 
+from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
@@ -21,7 +21,7 @@ from serving.traffic.recorder import Recorder
 
 _LOGGER = logging.getLogger(__name__)
 _MOST = 16
-_PATIENCE_S, _LOOK_S = 0.05, 0.001
+_PATIENCE_S, _LOOK_S, _WAIT_S = 0.05, 0.001, 0.2
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Shadows:
         self._recorder = recorder
         self._metrics = metrics
         self._state = state
-        self._queue: queue.Queue[_Job | None] = queue.Queue(_MOST)
-        self._thread = threading.Thread(target=self._run, name="shadows", daemon=True)
-        self._thread.start()
+        self._queue: queue.Queue[_Job] = queue.Queue(_MOST)
+        rounds = Rounds("shadows", "a shadow could not rank", metrics)
+        self._worker = Background("shadows", lambda stop: self._rank_next(), rounds, every_s=0.0, at_once=True)
 
     def offer(self, shadows: tuple[tuple[str, RankService], ...], shown: Impression) -> None:
         """Ranks in the background, where there is room; returns at once."""
@@ -56,18 +56,23 @@ class Shadows:
                 self._metrics.shadows.labels("shed").inc()
 
     def close(self) -> None:
-        """Ends after the job in hand."""
-        self._queue.put(None)
-        self._thread.join(10)
+        """Ranks the queued jobs, and ends."""
+        if self._worker.close(10):
+            with self._worker.rounds.round():
+                while not self._queue.empty():
+                    self._rank_next()
 
-    def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            if not self._quiet():
-                self._metrics.shadows.labels("shed").inc()
-                continue
-            found = _ranked(job)
-            self._metrics.shadows.labels("failed" if found.failed else "ranked").inc()
-            self._recorder.put(found)
+    def _rank_next(self) -> None:
+        try:
+            job = self._queue.get(timeout=_WAIT_S)
+        except queue.Empty:
+            return
+        if not self._quiet():
+            self._metrics.shadows.labels("shed").inc()
+            return
+        shadowed = _ranked(job)
+        self._metrics.shadows.labels("failed" if shadowed.failed else "ranked").inc()
+        self._recorder.put(shadowed)
 
     def _quiet(self) -> bool:
         """Waits for a moment in which no request is being answered; says whether one came."""

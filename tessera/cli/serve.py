@@ -5,7 +5,6 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, cast
 
@@ -115,7 +114,7 @@ def serve(
             parts.reload = follower.look
             # Before the first answer: a server that starts gives every user the arm that the others give.
             follower.catch_up()
-            stack.enter_context(_running(lambda: follower.run(stop, every_s=follow_s), stop))
+            stack.enter_context(contextlib.closing(follower.follow(every_s=follow_s)))
         access = f"{len(allowed.keys())} API keys" if guarded else "no API keys: this machine alone"
         err_console.print(f"bundle {found.id}, {service.items:,} items, {access}, http://{host}:{port}/docs")
         app = create_app(current, parts)
@@ -155,17 +154,6 @@ def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> Any:
 def _aliased(settings: Settings, model: str | None, alias: str) -> Any:
     registry = settings.open_registry(create=False)
     return registry.open(registry.resolve(model, alias), settings.bundles)
-
-
-@contextlib.contextmanager
-def _running(work: Any, stop: threading.Event) -> Iterator[None]:
-    thread = threading.Thread(target=work, daemon=True, name="follower")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def log_lines(*, requests: bool) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from models.registry.lineage import ModelVersion
+from serving.background import Background, Rounds
 from serving.metrics import Metrics
 from serving.rollout.experiment import Experiment
 from serving.rollout.lifecycle import PastExperiment, past, running
@@ -89,15 +90,14 @@ class Sampler:
         self._registry: Any = None
         self._pulse: Any = None
         self._versions_due = 0.0
-        self._stop = threading.Event()
+        self._registry_due = 0.0
         self._looking = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
-        self._thread.start()
+        rounds = Rounds("console", "the console cannot be brought up to date", metrics)
+        self._worker = Background("console", lambda stop: self._round(), rounds, every_s=_EVERY_S, at_once=True)
 
     def close(self) -> None:
         """Stops after the sample in hand, and closes what was opened."""
-        self._stop.set()
-        self._thread.join(10)
+        self._worker.close(10)
         for held in (self._log, self._store):
             if held is not None:
                 held.close()
@@ -117,15 +117,12 @@ class Sampler:
             self._log = log
         return self._log
 
-    def _run(self) -> None:
-        due = 0.0
-        while not self._stop.is_set():
-            with self._looking:
-                self._sample()
-                if time.monotonic() >= due:
-                    self._follow_registry()
-                    due = time.monotonic() + _REGISTRY_EVERY_S
-            self._stop.wait(_EVERY_S)
+    def _round(self) -> None:
+        with self._looking:
+            self._sample()
+            if time.monotonic() >= self._registry_due:
+                self._follow_registry()
+                self._registry_due = time.monotonic() + _REGISTRY_EVERY_S
 
     def _sample(self) -> None:
         answered = [one for metric in self._metrics.requests.collect() for one in metric.samples]

@@ -92,17 +92,11 @@ def test_a_damaged_champion_leaves_the_one_before_serving_and_a_rollback_ends_it
             if json.loads(path.read_text())["id"] == damaged.id:
                 (path.parent / "table.safetensors").write_bytes(b"broken")
         place.operator.run(f"tessera rollout promote {damaged.id}")
-        stop = threading.Event()
-        follower = threading.Thread(target=place.follower.run, args=(stop,), kwargs={"every_s": 0.1})
-        follower.start()
-        try:
+        with contextlib.closing(place.follower.follow(every_s=0.1)):
             _until(lambda: place.parts.metrics.swap_failures._value.get() > 0)
             assert place.serves() == place.bundles[0].id
             assert "table.safetensors" in place.faults()[f"champion of {world.dataset.name}"]
             place.operator.mends("bad-bundle")
-        finally:
-            stop.set()
-            follower.join()
         assert place.follower.look() == place.serves() == place.bundles[0].id
         assert place.faults() == {}
 

@@ -18,8 +18,8 @@ from models.bundle.catalogue import Catalogue
 from models.ranker.train import predict
 from models.table.batch import Assembler, Entities, Examples
 from serving.api.app import AppParts, create_app
+from serving.background import MOST_MISSES
 from serving.ranking.service import RankService
-from serving.rounds import MOST_MISSES
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
