@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from serving.retrieval.index import SearchPlan
+from serving.retrieval.search_plan import SearchPlan
 
 
 @dataclass(frozen=True)

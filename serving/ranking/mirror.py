@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle.delta import Delta
+from serving.store.check import check_rows
 from serving.store.page import pack, unpack
-from serving.store.protocol import Float32, Int64, OnlineStore, check_rows
+from serving.store.protocol import Float32, Int64, OnlineStore
 
 
 class Mirror:

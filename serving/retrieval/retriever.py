@@ -16,7 +16,8 @@ from features import tracing as trace
 from models.bundle.catalogue import Catalogue
 from models.table.column_rows import Growable
 from serving.retrieval.filter import Attributes, Filter
-from serving.retrieval.index import Floats, Ints, Matches, SearchPlan, VectorIndex
+from serving.retrieval.index import Floats, Ints, Matches, VectorIndex
+from serving.retrieval.search_plan import SearchPlan
 
 _LOGGER = logging.getLogger(__name__)
 _REMEMBERED = 128

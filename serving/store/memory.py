@@ -13,14 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from features.errors import StoreError
-from serving.store.page import pack, unpack
-from serving.store.protocol import (
-    FOLLOWED,
-    NEVER,
-    Changes,
-    Float32,
-    Int64,
-    StoredTable,
+from serving.store.check import (
     check_followed,
     check_name,
     check_rows,
@@ -32,6 +25,8 @@ from serving.store.protocol import (
     newest_rows,
     not_loaded,
 )
+from serving.store.page import pack, unpack
+from serving.store.protocol import FOLLOWED, NEVER, Changes, Float32, Int64, StoredTable
 
 _LEAST_LEFT_S = 30.0
 _CHUNK = 500

@@ -10,15 +10,12 @@ Nothing is ever deleted: all other state is rebuilt from the log.
 """
 
 import sqlite3
-import threading
 import time
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from features.errors import FencedError, LogError
 from streaming.log.protocol import (
@@ -30,144 +27,19 @@ from streaming.log.protocol import (
     check_poll,
     check_size,
     unknown_partition,
-    unknown_topic,
 )
+from streaming.log.sqlite_file import LogFile, row_id
 
-FORMAT = 1
-
-# A message's rowid is its partition's id above, its offset below: messages are then in reading order in the table's own
-# tree, and a second tree for (partition, offset) is saved. 2**40 offsets a partition, 2**23 partitions.
-_OFFSET_BITS = 40
-
-_SCHEMA = (
-    "CREATE TABLE partition (id INTEGER PRIMARY KEY, topic TEXT NOT NULL, number INTEGER NOT NULL,"
-    " next_offset INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, number)) STRICT",
-    "CREATE TABLE message (id INTEGER PRIMARY KEY, key BLOB, value BLOB NOT NULL,"
-    " timestamp_ms INTEGER NOT NULL) STRICT",
-    "CREATE TABLE committed (group_id TEXT NOT NULL, topic TEXT NOT NULL, number INTEGER NOT NULL,"
-    " position INTEGER NOT NULL, PRIMARY KEY (group_id, topic, number)) STRICT, WITHOUT ROWID",
-    "CREATE TABLE transactor (id TEXT PRIMARY KEY, epoch INTEGER NOT NULL) STRICT, WITHOUT ROWID",
-    f"PRAGMA user_version = {FORMAT}",
-)
-
-_BUSY_S = 30.0
 _READ_CHUNK = 1000
 _SLEEP_S, _LONGEST_SLEEP_S = 0.002, 0.02
 
 _Pending = tuple[str, bytes | None, bytes]
 
 
-class _File:
-    """Connection to the SQLite file, shared by the threads of this process."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.RLock()
-        with self._told():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        try:
-            with self._told():
-                self._enter_wal()
-                # FULL, not NORMAL: with a write-ahead log NORMAL syncs at checkpoints only, and a power cut could
-                # take back appends that had returned. "Durable on return" costs one fsync a commit.
-                self._connection.execute("PRAGMA synchronous = FULL")
-            self._create()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _enter_wal(self) -> None:
-        # SQLite does not wait for its lock when it changes the journal mode, so processes that open a new file at the
-        # same moment have to try again.
-        give_up = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > give_up:
-                    raise
-                time.sleep(0.01)
-
-    def _create(self) -> None:
-        with self.write() as connection:
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
-                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise LogError(f"{self.path}: expected an event log, got another program's database; name another")
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-                found = FORMAT
-            if found != FORMAT:
-                raise LogError(f"{self.path}: expected log format {FORMAT}, got {found}; use the release that wrote it")
-            # The table is separate from the format number, so that earlier releases can still read the file.
-            connection.execute("CREATE TABLE IF NOT EXISTS incarnation (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
-            if not connection.execute("SELECT count(*) FROM incarnation").fetchone()[0]:
-                connection.execute("INSERT INTO incarnation VALUES (?)", (uuid.uuid4().hex,))
-
-    @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
-        """Holds the file's write lock; the body's changes are durable on exit, or undone if it raises."""
-        with self._lock, self._told():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-        with self._lock, self._told():
-            return self._connection.execute(query, arguments).fetchall()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise LogError(
-                f"{self.path}: the event log failed ({error}); check path, disk and other writers"
-            ) from error
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    def partitions(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Returns {number: (id, next offset)} of a topic; raises LogError if it does not exist."""
-        found = self.rows("SELECT number, id, next_offset FROM partition WHERE topic = ? ORDER BY number", topic)
-        if not found:
-            raise unknown_topic(topic, (name for (name,) in self.rows("SELECT DISTINCT topic FROM partition")))
-        return {number: (id_, end) for number, id_, end in found}
-
-    def messages(self, topic: str, number: int, id_: int, *, start: int, stop: int, limit: int) -> list[Message]:
-        base = id_ << _OFFSET_BITS
-        found = self.rows(
-            "SELECT id, key, value, timestamp_ms FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
-            *(base + start, base + stop, limit),
-        )
-        return [Message(topic, number, row - base, key, value, at_ms) for row, key, value, at_ms in found]
-
-    def first_since(self, id_: int, end: int, timestamp_ms: int) -> int:
-        """Returns the offset of a partition's first message of a time or after it, or its end."""
-        base = id_ << _OFFSET_BITS
-        query = "SELECT id FROM message WHERE id >= ? AND id < ? AND timestamp_ms >= ? ORDER BY id LIMIT 1"
-        found = self.rows(query, base, base + end, timestamp_ms)
-        return found[0][0] - base if found else end
-
-    def committed(self, topics: Sequence[str], group: str) -> Positions:
-        known = {(topic, number) for topic in topics for number in self.partitions(topic)}
-        found = self.rows("SELECT topic, number, position FROM committed WHERE group_id = ?", group)
-        return {(topic, number): position for topic, number, position in found if (topic, number) in known}
-
-
 class LocalReader:
     """Reader of a group that has no other active reader; see `Reader` for the contract."""
 
-    def __init__(self, file: _File, topics: Sequence[str], group: str, start: Positions | None = None) -> None:
+    def __init__(self, file: LogFile, topics: Sequence[str], group: str, start: Positions | None = None) -> None:
         self.group = group
         self._start = start or {}
         self._file = file
@@ -221,7 +93,7 @@ class LocalReader:
 class LocalFollower:
     """Follower of one partition; see `Follower` for the contract."""
 
-    def __init__(self, file: _File, topic: str, start: int) -> None:
+    def __init__(self, file: LogFile, topic: str, start: int) -> None:
         self._file = file
         self._topic = topic
         self._id, _ = file.partitions(topic)[0]
@@ -247,7 +119,7 @@ class LocalFollower:
 class LocalTransaction:
     """Messages and positions gathered until the commit; see `Transaction` for the contract."""
 
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: LogFile) -> None:
         self._file = file
         self._known: set[str] = set()
         self.messages: list[_Pending] = []
@@ -269,7 +141,7 @@ class LocalTransaction:
 class LocalTransactor:
     """Holder of a transactional id; see `Transactor` for the contract."""
 
-    def __init__(self, log: "LocalLog", file: _File, transactional_id: str) -> None:
+    def __init__(self, log: "LocalLog", file: LogFile, transactional_id: str) -> None:
         self._log = log
         self._file = file
         self._id = transactional_id
@@ -317,7 +189,7 @@ class LocalLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = _File(path)
+        self._file = LogFile(path)
         self._turn = count()
 
     def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
@@ -340,7 +212,7 @@ class LocalLog:
             self.write_messages(connection, [(topic, key, value) for key, value in messages])
 
     def write_messages(self, connection: sqlite3.Connection, messages: Sequence[_Pending]) -> None:
-        """Gives each message its partition and offset, inside the caller's `_File.write()`."""
+        """Gives each message its partition and offset, inside the caller's `LogFile.write()`."""
         at_ms = time.time_ns() // 1_000_000
         tables = {topic: self._file.partitions(topic) for topic in {topic for topic, _, _ in messages}}
         ends = {id_: end for table in tables.values() for id_, end in table.values()}
@@ -348,7 +220,7 @@ class LocalLog:
         for topic, key, value in messages:
             turn = next(self._turn) if key is None else zlib.crc32(key)
             id_, _ = tables[topic][turn % len(tables[topic])]
-            rows.append(((id_ << _OFFSET_BITS) + ends[id_], key, value, at_ms))
+            rows.append((row_id(id_, ends[id_]), key, value, at_ms))
             ends[id_] += 1
         connection.executemany("INSERT INTO message VALUES (?, ?, ?, ?)", rows)
         moved = [(end, id_) for id_, end in ends.items()]

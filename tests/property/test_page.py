@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from features.errors import StoreError
+from serving.store.check import newest_rows
 from serving.store.page import (
     PAGE_ROWS,
     chunks,
@@ -20,7 +21,7 @@ from serving.store.page import (
     table_mark,
     unpack,
 )
-from serving.store.protocol import MAX_SEQ, NEVER, STORAGES, StoredTable, newest_rows
+from serving.store.protocol import MAX_SEQ, NEVER, STORAGES, StoredTable
 
 sizes = st.integers(0, 40)
 

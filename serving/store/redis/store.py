@@ -31,6 +31,18 @@ from numpy.typing import NDArray
 
 from features.errors import StoreError
 from models.bundle import record
+from serving.store.check import (
+    check_followed,
+    check_name,
+    check_rows,
+    check_seq,
+    check_vectors,
+    check_write,
+    encode_ids,
+    newest_records,
+    newest_rows,
+    not_loaded,
+)
 from serving.store.page import (
     PAGE_ROWS,
     SEQ_BYTES,
@@ -50,23 +62,7 @@ from serving.store.page import (
     unpack,
     write_call,
 )
-from serving.store.protocol import (
-    FOLLOWED,
-    Changes,
-    Float32,
-    Int64,
-    StoredTable,
-    check_followed,
-    check_name,
-    check_rows,
-    check_seq,
-    check_vectors,
-    check_write,
-    encode_ids,
-    newest_records,
-    newest_rows,
-    not_loaded,
-)
+from serving.store.protocol import FOLLOWED, Changes, Float32, Int64, StoredTable
 from serving.store.redis.embedded import EmbeddedServer
 from serving.store.redis.scripts import Script, run_batch
 from serving.store.redis.servers import open_servers, without_password
