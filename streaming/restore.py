@@ -15,10 +15,11 @@ from features.errors import LogError
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import Source
+from streaming.fresh_events import LATENESS_S
 from streaming.log.protocol import EventLog, Message, Positions
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
-from streaming.step import LATENESS_S, Step
+from streaming.step import Step
 
 # Of `start_of`; not the stream's own bound, which may be another one at the next start.
 _MARGIN_MS = LATENESS_S * 1_000

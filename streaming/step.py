@@ -12,7 +12,6 @@ Order in a batch: items, then events, each by (partition, offset).
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -21,34 +20,19 @@ from torch.nn import functional
 
 from features.errors import EventError
 from features.history import EventColumns, History, Jagged
-from features.message import Decoded, Decoder, Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.message import Decoded, Decoder, Rows, event_decoder, item_decoder, item_rows
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
 from models.table.batch import Assembler, Batch, Entities, Examples
-from streaming.lateness import EventWindow, id_key
+from streaming.fresh_events import LATENESS_S, FreshEvents, Inbox
 from streaming.log.protocol import Message
 from streaming.log.topics import Topics
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
 
-LATENESS_S = 3_600
-"""How much older than the newest event of its partition an event may be, in seconds of event time."""
-# An event is refused when its clock is ahead of the log's by more than a day. One that is ahead by more than a few
-# minutes counts, but moves its partition's time no further than that: the wrong clock of one device makes nobody late.
-_AHEAD_US = 24 * 3_600 * 1_000_000
 # Rows of the table that can be marked and searched while one row of a batch is sorted.
 _SORT_COST = 256
-_CLOCK_SLACK_US = 5 * 60 * 1_000_000
-_LAST_MS = 2**52
-
-
-@dataclass
-class _Inbox:
-    """The decoded messages of one topic."""
-
-    messages: list[Message] = field(default_factory=list)
-    decoded: list[Decoded] = field(default_factory=list)
 
 
 class Step:
@@ -93,9 +77,6 @@ class Step:
         self.published_users, self.published_items = len(self.catalogue.user_numbers), len(self.catalogue.item_ids)
         self._candidates = bundle.items.height
         self._dataset = bundle.dataset
-        self._clock = self._dataset.events.time is not None
-        self.recent = EventWindow(int(lateness_s * 1_000_000), timed=self._clock)
-        self.arrivals = 0
         # Users whose history the stream has changed.
         self.visitors: set[int] = set()
         # What the stream last wrote of each item, and the version it had.
@@ -103,12 +84,19 @@ class Step:
         self.item_versions: dict[str, int] = {}
         self._topics = topics
         self._limit_bytes = limit_bytes
-        self._trained_until = trained_until
         # A user's record holds so many item ids, and must fit into a delta.
         self._most_id_bytes = delta.record_bytes(limit_bytes) // (bundle.schema.history_length + 2)
         self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events)}
         if self._dataset.items is not None:
             self._decoders[topics.items] = item_decoder(self._dataset.items)
+        self.fresh = FreshEvents(
+            self._dataset.events,
+            self._decoders[topics.events].columns,
+            topic=topics.events,
+            canonical=bundle.canonical,
+            lateness_s=lateness_s,
+            trained_until=trained_until,
+        )
 
     def apply(
         self,
@@ -133,7 +121,7 @@ class Step:
         outcome = StepResult()
         unusable = set(poison)
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
-        inbox = {self._topics.items: _Inbox(), self._topics.events: _Inbox()}
+        inbox = {self._topics.items: Inbox(), self._topics.events: Inbox()}
         for message in ordered:
             try:
                 if address(message) in poison:
@@ -196,7 +184,7 @@ class Step:
 
     # Items.
 
-    def _items(self, inbox: _Inbox, outcome: StepResult) -> list[Record]:
+    def _items(self, inbox: Inbox, outcome: StepResult) -> list[Record]:
         if not inbox.messages or self._dataset.items is None:
             return []
         rows = Rows(self._decoders[self._topics.items].columns, [found.row for found in inbox.decoded])
@@ -260,10 +248,10 @@ class Step:
     # Events.
 
     def _events(
-        self, inbox: _Inbox, outcome: StepResult, train: bool, admitted: NDArray[np.uint64] | None
+        self, inbox: Inbox, outcome: StepResult, train: bool, admitted: NDArray[np.uint64] | None
     ) -> tuple[NDArray[np.int64], list[Record]]:
         nothing = np.zeros(0, dtype=np.int64)
-        frame = self._fresh(inbox, outcome)
+        frame = self.fresh.select(inbox, outcome)
         if not frame.height:
             return nothing, []
         outcome.events += frame.height
@@ -282,57 +270,6 @@ class Step:
             parts = [admitted[start : start + most] for start in range(0, len(admitted), most)]
             records += self._numbered(record.ADMITTED, [record.encode_admitted(part) for part in parts])
         return touched, records
-
-    def _fresh(self, inbox: _Inbox, outcome: StepResult) -> pl.DataFrame:
-        """The events that count, shaped: neither faulty, nor late, nor seen before."""
-        if not inbox.messages:
-            return pl.DataFrame()
-        rows = Rows(self._decoders[self._topics.events].columns, [found.row for found in inbox.decoded])
-        frame, bad = event_rows(rows, self._dataset.events, version=self.bundle.canonical)
-        outcome.bad += [Rejected(inbox.messages[place], "invalid", reason) for place, reason in bad.items()]
-        outcome.neutral += len(inbox.messages) - len(bad) - frame.height
-        if not frame.height:
-            return frame
-        frame = frame.with_columns(pl.Series("time", self._times(frame)))
-        position, times = frame["event"].to_numpy(), frame["time"].to_numpy()
-        kept = np.zeros(frame.height, dtype=np.bool_)
-        chosen = [inbox.messages[place] for place in position]
-        appended = _appended_us(chosen)
-        ahead: NDArray[np.bool_] = (times - appended > _AHEAD_US) & self._clock
-        outcome.bad += [_ahead_of_its_time(chosen[place]) for place in np.flatnonzero(ahead)]
-        trained = self._trained(times, appended)
-        outcome.duplicates += int(trained.sum())
-        on_purpose = np.array([inbox.decoded[place].backfill for place in position], dtype=np.bool_)
-        keys = [None if (found := inbox.decoded[place].event_id) is None else id_key(found) for place in position]
-        partitions = np.array([message.partition for message in chosen])
-        for partition in np.unique(partitions):
-            for old in (False, True):
-                index = np.flatnonzero((partitions == partition) & ~ahead & ~trained & (on_purpose == old))
-                # What is old on purpose has a time of its own, which makes nothing else late.
-                place = (self._topics.events + " backfill" * old, int(partition))
-                at_most = appended[index] + _CLOCK_SLACK_US if self._clock and not old else None
-                late = self.recent.late(place, times[index], at_most=at_most) & ~on_purpose[index]
-                outcome.bad += [_too_late(chosen[number]) for number in index[late]]
-                index = index[~late]
-                repeated = self.recent.repeated(place, [keys[number] for number in index], times[index])
-                outcome.duplicates += int(repeated.sum())
-                kept[index[~repeated]] = True
-        return frame if kept.all() else frame.filter(pl.Series(kept))
-
-    def _trained(self, times: NDArray[np.int64], appended: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which events (E,) the bundle was trained on."""
-        if self._trained_until is None:
-            return np.zeros(len(times), dtype=np.bool_)
-        return np.maximum(times, appended) <= self._trained_until
-
-    def _times(self, frame: pl.DataFrame) -> NDArray[np.int64]:
-        """Event times; without a clock or an order, the number of events that arrived before, in any batch."""
-        times: NDArray[np.int64] = frame["time"].to_numpy()
-        if not self._clock and self._dataset.events.order is None:
-            # Beyond any position in the files, since the stream comes after them.
-            times = (1 << 40) + self.arrivals + np.arange(frame.height, dtype=np.int64)
-        self.arrivals += frame.height
-        return times
 
     def _examples(self, frame: pl.DataFrame, outcome: StepResult) -> tuple[Examples, NDArray[np.int64]]:
         """Events with the history before each one, which then enters it; and the users whose history changed."""
@@ -412,18 +349,3 @@ def _sources(messages: Sequence[Message]) -> list[Source]:
     for message in messages:
         offsets.setdefault((message.topic, message.partition), []).append(message.offset)
     return [Source(*place, found[0], found[-1]) for place, found in offsets.items()]
-
-
-def _appended_us(messages: Sequence[Message]) -> NDArray[np.int64]:
-    """When messages (E,) were appended, in microseconds; a producer may have written any number as its time."""
-    return np.array([min(max(message.timestamp_ms, 0), _LAST_MS) * 1_000 for message in messages], dtype=np.int64)
-
-
-def _too_late(message: Message) -> Rejected:
-    return Rejected(
-        message, "late", "the event is older than the newest of its partition by more than the stated bound"
-    )
-
-
-def _ahead_of_its_time(message: Message) -> Rejected:
-    return Rejected(message, "future", "the event's time lies more than a day after its message was appended")

@@ -34,8 +34,8 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
         items=catalogue.item_ids[step.published_items :],
         item_records=dict(step.item_records),
         item_versions=dict(step.item_versions),
-        arrivals=step.arrivals,
-        recent=msgspec.to_builtins(step.recent.state()),
+        arrivals=step.fresh.arrivals,
+        recent=msgspec.to_builtins(step.fresh.recent.state()),
     )
     return Snapshot(step.bundle.id, step.seq, deltas, dict(inputs), arrays, memory)
 
@@ -57,6 +57,6 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
     step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
     step.visitors = set(arrays["visitors"].tolist())
-    step.recent.restore(memory.recent)
+    step.fresh.recent.restore(memory.recent)
     step.item_records, step.item_versions = dict(memory.item_records), dict(memory.item_versions)
-    step.arrivals, step.seq = memory.arrivals, snapshot.seq
+    step.fresh.arrivals, step.seq = memory.arrivals, snapshot.seq

@@ -19,11 +19,12 @@ from features.errors import LogError, OversizedError, StreamError, is_fault
 from models.bundle import delta
 from models.bundle.bundle import Bundle
 from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
+from streaming.fresh_events import LATENESS_S
 from streaming.log.protocol import EventLog, Message, Positions, Transaction
 from streaming.log.topics import Topics
 from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
-from streaming.step import LATENESS_S, Step
+from streaming.step import Step
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
 from streaming.step_state import restore_step, snapshot_of
 
