@@ -52,7 +52,7 @@ CONSTRUCTORS: dict[str, Callable[[Path], OnlineStore]] = {
 
 
 def only_server(store: RedisStore) -> Any:
-    return store._servers.every()[0]
+    return store._redis.servers.every()[0]
 
 
 def _open_cluster(directory: Path) -> RedisStore:
@@ -421,8 +421,8 @@ def test_the_writes_that_are_listed_are_bounded_and_who_asks_too_late_is_told(st
     if isinstance(store, RedisStore):
         one = [(f"{n}", bytes(5) + b"\x01") for n in range(5_000)]
         keys = [f"tessera:{{{bundle}}}:{name}".encode() for name in ("record:item", "kinds", "table", "changes:item")]
-        store._run(bundle, Script("write_records"), ((keys, [b"item", 0, b"mark", *pair]) for pair in one))
-        held = store._ask(bundle, lambda client: client.xlen(f"tessera:{{{bundle}}}:changes:item"))
+        store._redis.run(bundle, Script("write_records"), ((keys, [b"item", 0, b"mark", *pair]) for pair in one))
+        held = store._redis.ask(bundle, lambda client: client.xlen(f"tessera:{{{bundle}}}:changes:item"))
         assert 4_096 <= held < 4_300
     late = store.changes(bundle, "item", start)
     assert (late.ids, late.lost) == ([], True)
@@ -648,7 +648,7 @@ def test_an_embedded_directory_too_long_for_a_socket_is_refused(tmp_path: Path) 
 
 
 def _address(store: RedisStore) -> str:
-    return os.environ["TESSERA_TEST_REDIS"] if store._leave is None else store._address
+    return os.environ["TESSERA_TEST_REDIS"] if store._leave is None else store._redis.address
 
 
 def test_a_bundle_that_expires_is_gone_with_all_it_had_and_one_that_is_kept_stays(
@@ -695,7 +695,7 @@ def test_a_bundle_that_somebody_still_answers_from_is_put_off_and_one_that_stays
     assert store.keep(staying)
     if isinstance(store, RedisStore):
         store.expire(staying, after_s=60)
-        for client in store._servers.every():
+        for client in store._redis.servers.every():
             left = [client.pttl(key) for key in client.scan_iter(f"tessera:{{{staying}}}:*")]
             assert all(0 < one <= 60_000 for one in left)
 
@@ -719,7 +719,7 @@ def test_bundles_lie_on_all_nodes_of_a_cluster_and_a_lost_node_is_an_error_until
             for number in range(12):
                 store.create_table(f"b{number}", rows=ROWS, dim=DIM)
                 store.write_rows(f"b{number}", ints(number), ints(1), np.ones((1, DIM), dtype=np.float32))
-            sizes = [server.dbsize() for server in store._servers.every()]
+            sizes = [server.dbsize() for server in store._redis.servers.every()]
             assert len(sizes) == 3
             assert all(sizes)
             assert sum(sizes) == 24

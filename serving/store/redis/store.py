@@ -18,10 +18,8 @@ import itertools
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -46,7 +44,6 @@ from serving.store.check import (
 from serving.store.page import (
     PAGE_ROWS,
     SEQ_BYTES,
-    Call,
     chunks,
     decode_seqs,
     decode_vectors,
@@ -63,9 +60,9 @@ from serving.store.page import (
     write_call,
 )
 from serving.store.protocol import FOLLOWED, Changes, Float32, Int64, StoredTable
+from serving.store.redis.commands import RedisCommands
 from serving.store.redis.embedded import EmbeddedServer
-from serving.store.redis.scripts import Script, run_batch
-from serving.store.redis.servers import open_servers, without_password
+from serving.store.redis.scripts import Script
 
 _GATHER_ROWS = 4096  # rows of one script call; Redis serves nobody else meanwhile (about 5 ms)
 _WRITE_ROWS = 1000
@@ -74,10 +71,8 @@ _TABLE_PAGES = 1024
 _RECORDS = 500
 _READ_RECORDS = 1_000
 _ENTRIES = 100  # writes of at most 500 records that a follower reads at a time
-_CALLS = 16  # script calls of one round trip
 _CUT_BYTES = 2_000  # what a page's way over the wire may cost in bytes, for each row that the script need not cut
 _LEAST_LEFT_MS = 30_000
-_T = TypeVar("_T")
 
 
 class RedisStore:
@@ -96,8 +91,7 @@ class RedisStore:
         Args:
             address: see `serving.store.redis.servers.open_servers`.
         """
-        self._servers = open_servers(address)
-        self._address = without_password(address)
+        self._redis = RedisCommands(address)
         self._tables: dict[str, tuple[StoredTable, bytes]] = {}
         self._leave: weakref.finalize[..., RedisStore] | None = None
 
@@ -105,9 +99,9 @@ class RedisStore:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
         wanted = StoredTable(rows=rows, dim=dim, storage=storage)
-        if self._ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
+        if self._redis.ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
             self.drop(bundle)
-        self._ask(bundle, lambda client: client.setnx(key_of(bundle, "table"), table_mark(wanted)))
+        self._redis.ask(bundle, lambda client: client.setnx(key_of(bundle, "table"), table_mark(wanted)))
         self._tables.pop(bundle, None)
         found, _ = self._table(bundle)
         if found != wanted:
@@ -126,7 +120,7 @@ class RedisStore:
             write_call(bundle, table, rows[chunk], seqs[chunk], vectors[chunk], again=again)
             for chunk in chunks(kept, _WRITE_ROWS)
         )
-        replies = self._run(bundle, _WRITE, calls)
+        replies = self._redis.run(bundle, _WRITE, calls)
         if None in replies:
             return self._again(bundle).write_rows(bundle, rows, seqs, vectors, again=again)
         return sum(replies)
@@ -137,7 +131,7 @@ class RedisStore:
         check_seq("seq", seq)
         check_vectors(vectors, rows=table.rows, dim=table.dim)
         pages = list(chunks(np.arange(page_count(table)), _LOAD_PAGES))
-        replies = self._run(bundle, _LOAD, (load_call(bundle, table, chunk, vectors, seq) for chunk in pages))
+        replies = self._redis.run(bundle, _LOAD, (load_call(bundle, table, chunk, vectors, seq) for chunk in pages))
         if None in replies:
             self._again(bundle).load_rows(bundle, vectors, seq=seq)
             return
@@ -199,7 +193,7 @@ class RedisStore:
         ]
         chunks = (values[i : i + _RECORDS] for i in range(0, len(values), _RECORDS))
         return sum(
-            self._run(
+            self._redis.run(
                 bundle,
                 _RECORD,
                 ((keys, [kind.encode(), int(again), _new_mark(), *itertools.chain(*chunk)]) for chunk in chunks),
@@ -211,14 +205,14 @@ class RedisStore:
         key = _record_key(bundle, kind)
         names = encode_ids(ids)
         parts = [names[start : start + _READ_RECORDS] for start in range(0, len(names), _READ_RECORDS)]
-        values = itertools.chain(*self._each(bundle, [("HMGET", key, *part) for part in parts]))
+        values = itertools.chain(*self._redis.each(bundle, [("HMGET", key, *part) for part in parts]))
         return [None if value is None else value[SEQ_BYTES:] for value in values]
 
     def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
         """See `OnlineStore.scan_records`; about 500 in one command."""
         key, cursor = _record_key(bundle, kind), 0
         while True:
-            cursor, values = self._command(bundle, "HSCAN", key, cursor, "COUNT", _RECORDS)
+            cursor, values = self._redis.command(bundle, "HSCAN", key, cursor, "COUNT", _RECORDS)
             yield [(name.decode(), value[SEQ_BYTES:]) for name, value in values.items()]
             if not int(cursor):
                 return
@@ -229,7 +223,7 @@ class RedisStore:
         entry, _, mark = cursor.partition(" ")
         keys = [_changes_key(bundle, kind), key_of(bundle, "table")]
         keys += [key_of(bundle, f"order:{kind}"), key_of(bundle, f"order:{record.CHANGED}")]
-        ((lost, last, known, *ids),) = self._run(
+        ((lost, last, known, *ids),) = self._redis.run(
             bundle, _CHANGES, [(keys, [entry.encode(), mark.encode(), _new_mark(), _ENTRIES])]
         )
         return Changes([name.decode() for name in ids], f"{last.decode()} {known.decode()}".strip(), bool(lost))
@@ -238,30 +232,30 @@ class RedisStore:
         """See `OnlineStore.remove_records`."""
         key, names = _record_key(bundle, kind), encode_ids(ids)
         starts = range(0, len(names), _RECORDS)
-        self._each(bundle, [("HDEL", key, *names[start : start + _RECORDS]) for start in starts])
+        self._redis.each(bundle, [("HDEL", key, *names[start : start + _RECORDS]) for start in starts])
 
     def drop(self, bundle: str) -> None:
         """See `OnlineStore.drop`; the table's mark goes first, so that nobody writes or reads a page any more."""
         check_name("bundle", bundle)
         self._tables.pop(bundle, None)
         table, dropping, kinds = (key_of(bundle, name) for name in ("table", "dropping", "kinds"))
-        self._ask(bundle, lambda client: _renamed(client, table, dropping))
-        mark = self._command(bundle, "GET", dropping)
+        self._redis.ask(bundle, lambda client: _renamed(client, table, dropping))
+        mark = self._redis.command(bundle, "GET", dropping)
         pages = page_count(parse_mark(mark)) if mark else 0
         for chunk in chunks(np.arange(pages), _TABLE_PAGES):
-            self._command(bundle, "UNLINK", *page_keys(bundle, chunk))
-        self._command(bundle, "UNLINK", *self._kind_keys(bundle))
-        self._command(bundle, "UNLINK", dropping, kinds)
+            self._redis.command(bundle, "UNLINK", *page_keys(bundle, chunk))
+        self._redis.command(bundle, "UNLINK", *self._kind_keys(bundle))
+        self._redis.command(bundle, "UNLINK", dropping, kinds)
 
     def expire(self, bundle: str, *, after_s: float) -> None:
         """See `OnlineStore.expire`; the server forgets the keys by itself, whoever is alive then."""
         at_ms = int((time.time() + after_s) * 1_000)
         for keys in self._keys(bundle):
-            self._each(bundle, [("PEXPIREAT", key, at_ms) for key in keys])
+            self._redis.each(bundle, [("PEXPIREAT", key, at_ms) for key in keys])
 
     def keep(self, bundle: str) -> bool:
         """See `OnlineStore.keep`."""
-        left_ms = int(self._command(bundle, "PTTL", key_of(bundle, "table")))
+        left_ms = int(self._redis.command(bundle, "PTTL", key_of(bundle, "table")))
         if left_ms == -2:  # it is not there
             return False
         if left_ms == -1:  # no time was set
@@ -271,12 +265,12 @@ class RedisStore:
             self.drop(bundle)
             return False
         for keys in self._keys(bundle):
-            self._each(bundle, [("PERSIST", key) for key in keys])
+            self._redis.each(bundle, [("PERSIST", key) for key in keys])
         return True
 
     def renew(self, bundle: str, *, least_s: float) -> None:
         """See `OnlineStore.renew`."""
-        if 0 <= int(self._command(bundle, "PTTL", key_of(bundle, "table"))) < 1_000 * least_s:
+        if 0 <= int(self._redis.command(bundle, "PTTL", key_of(bundle, "table"))) < 1_000 * least_s:
             self.expire(bundle, after_s=2 * least_s)
 
     def bytes_per_row(self, bundle: str) -> float:
@@ -284,7 +278,7 @@ class RedisStore:
         table, _ = self._table(bundle)
         full = max(1, table.rows // PAGE_ROWS)
         keys = page_keys(bundle, np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
-        sizes = [int(self._command(bundle, "MEMORY USAGE", key, "SAMPLES", 0) or 0) for key in keys]
+        sizes = [int(self._redis.command(bundle, "MEMORY USAGE", key, "SAMPLES", 0) or 0) for key in keys]
         return float(np.mean(sizes)) / min(PAGE_ROWS, table.rows)
 
     def facts(self) -> list[dict[str, str]]:
@@ -300,20 +294,20 @@ class RedisStore:
                 "last_save": str(about.get("rdb_last_bgsave_status", "")),
             }
 
-        return self._all(asked)
+        return self._redis.every(asked)
 
     def incarnation(self) -> str:
         """See `OnlineStore.incarnation`."""
-        found = self._all(lambda client: str(client.info("server")["run_id"]))
+        found = self._redis.every(lambda client: str(client.info("server")["run_id"]))
         return " ".join(sorted(found))
 
     def ping(self) -> None:
         """See `OnlineStore.ping`."""
-        self._all(lambda client: client.ping())
+        self._redis.every(lambda client: client.ping())
 
     def close(self) -> None:
         """See `OnlineStore.close`; of an embedded server, the last to close saves and stops it."""
-        self._servers.close()
+        self._redis.close()
         if self._leave is not None:
             self._leave()
 
@@ -322,7 +316,7 @@ class RedisStore:
         held = self._tables.get(bundle)
         if held is None:
             check_name("bundle", bundle)
-            mark = self._command(bundle, "GET", key_of(bundle, "table"))
+            mark = self._redis.command(bundle, "GET", key_of(bundle, "table"))
             if mark is None:
                 raise not_loaded(bundle)
             held = self._tables[bundle] = (parse_mark(mark), mark)
@@ -336,7 +330,7 @@ class RedisStore:
     def _pages(self, bundle: str, pages: Int64) -> NDArray[np.void]:
         """Whole pages (N,), as rows (64 N,) of `row_type`."""
         table, mark = self._table(bundle)
-        found, *data = self._command(bundle, "MGET", key_of(bundle, "table"), *page_keys(bundle, pages))
+        found, *data = self._redis.command(bundle, "MGET", key_of(bundle, "table"), *page_keys(bundle, pages))
         if found != mark:
             return self._again(bundle)._pages(bundle, pages)
         size = page_bytes(table)
@@ -346,35 +340,14 @@ class RedisStore:
         table, _ = self._table(bundle)
         check_rows(table, rows)
         calls = (gather_call(bundle, table, chunk, seqs=seqs) for chunk in chunks(rows, _GATHER_ROWS))
-        replies = self._run(bundle, _GATHER, calls)
+        replies = self._redis.run(bundle, _GATHER, calls)
         if None in replies:
             return self._again(bundle)._gather(bundle, rows, seqs=seqs)
         return table, b"".join(replies)
 
-    def _run(self, bundle: str, script: Script, calls: Iterable[Call]) -> list[Any]:
-        """The replies to many calls of a script, some calls to a round trip."""
-        calls, replies = iter(calls), []
-        while batch := list(itertools.islice(calls, _CALLS)):
-            replies += self._ask(bundle, partial(run_batch, script=script, calls=batch))
-        return replies
-
-    def _command(self, bundle: str, *words: Any) -> Any:
-        return self._ask(bundle, lambda client: client.execute_command(*words))
-
-    def _each(self, bundle: str, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The replies to many commands in one round trip."""
-
-        def send(client: redis.Redis) -> list[Any]:
-            pipeline = client.pipeline(transaction=False)
-            for words in commands:
-                pipeline.execute_command(*words)
-            return list(pipeline.execute())
-
-        return self._ask(bundle, send) if commands else []
-
     def _kind_keys(self, bundle: str) -> list[bytes]:
         """The keys of all kinds; one that is followed has some before it has a record."""
-        kinds = {kind.decode() for kind in self._command(bundle, "SMEMBERS", key_of(bundle, "kinds"))}
+        kinds = {kind.decode() for kind in self._redis.command(bundle, "SMEMBERS", key_of(bundle, "kinds"))}
         return [key for kind in sorted(kinds | FOLLOWED) for key in _keys_of_kind(bundle, kind)]
 
     def _keys(self, bundle: str) -> Iterable[list[bytes]]:
@@ -383,32 +356,6 @@ class RedisStore:
         yield [key_of(bundle, "table"), key_of(bundle, "kinds"), *self._kind_keys(bundle)]
         for chunk in chunks(np.arange(page_count(table)), _TABLE_PAGES):
             yield page_keys(bundle, chunk)
-
-    def _ask(self, bundle: str, call: Callable[[redis.Redis], _T]) -> _T:
-        """What the server of a bundle says; asks once more where a cluster has moved the bundle."""
-        try:
-            try:
-                return call(self._servers.of(key_of(bundle, "table")))
-            except (redis.exceptions.MovedError, redis.ConnectionError, redis.TimeoutError):
-                if not self._servers.look_again():
-                    raise
-                return call(self._servers.of(key_of(bundle, "table")))
-        except redis.RedisError as error:
-            raise self._failed(error) from error
-
-    def _all(self, call: Callable[[redis.Redis], _T]) -> list[_T]:
-        """What every server says."""
-        try:
-            return [call(client) for client in self._servers.every()]
-        except redis.RedisError as error:
-            self._servers.look_again()
-            raise self._failed(error) from error
-
-    def _failed(self, error: redis.RedisError) -> StoreError:
-        return StoreError(
-            f"the online store at {self._address} failed: {error}; see that the server runs and has memory, "
-            "and that TESSERA_REDIS names it"
-        )
 
 
 def _renamed(client: redis.Redis, source: bytes, target: bytes) -> None:

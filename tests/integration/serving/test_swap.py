@@ -157,7 +157,7 @@ def test_two_bundles_lie_side_by_side_in_redis_and_the_old_one_has_a_time(
     with contextlib.closing(open_embedded(tmp_path)) as store:
         server = Server(published, store, world.bundle)
         server.promote(other.bundle)
-        redis = store._servers.every()[0]
+        redis = store._redis.servers.every()[0]
         kept = [redis.ttl(key) for key in redis.scan_iter(f"tessera:{{{other.bundle.id}}}:*")]
         going = [redis.ttl(key) for key in redis.scan_iter(f"tessera:{{{world.bundle.id}}}:*")]
         assert set(kept) == {-1}
