@@ -29,7 +29,7 @@ lint: setup ## Ruff and mypy.
 check: lint test ## Lint and tests; CI runs test-browser too.
 
 docs: setup ## Build the docs site into out/site.
-	@NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet --strict && echo "docs: out/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict && echo "docs: out/site/index.html"
 
 bench: setup ## Quality beside the baselines in three seeds (DATASET=file.toml).
 	@$(RUN)/tessera bench main-job --seeds 3 $(if $(DATASET),--dataset $(DATASET))

@@ -40,12 +40,26 @@ def external_assets(html: str) -> list[str]:
     return [address for address in parser.addresses if re.match(r"(https?:)?//", address)]
 
 
+def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Builds a site as `make docs` does; with `--quiet` MkDocs would not count its warnings."""
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(site),
+    ]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_needs_no_other_server(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
-    )
+    done = build(ROOT / "mkdocs.yml", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = sorted(tmp_path.rglob("*.html"))
     assert len(pages) > 30
@@ -56,6 +70,25 @@ def test_the_site_builds_without_a_warning_and_needs_no_other_server(tmp_path: P
     # Lists and tables that Markdown does not recognise stay text.
     text = {page: re.sub(r"<pre.*?</pre>|<code>.*?</code>", "", page.read_text(), flags=re.DOTALL) for page in pages}
     assert [page for page, html in text.items() if re.search(r"<p>\s*\||\n\s*[-*] \w|\|--", html)] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "fault"),
+    [
+        ("[lost](nowhere.md)", "'nowhere.md', but the target is not found"),
+        ("[lost](index.md#nowhere)", "no such anchor"),
+        ("<!-- generated: nothing -->", "no generated part named 'nothing'"),
+    ],
+)
+def test_a_link_or_a_part_that_leads_nowhere_fails_the_build(page: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Start\n\n{page}\n", encoding="utf-8")
+    config = f"INHERIT: {ROOT / 'mkdocs.yml'}\nhooks: [{ROOT / 'infra/docs/hook.py'}]\nplugins: [search]\n"
+    config += "docs_dir: docs\nextra_css: []\nextra: {polyfills: []}\nnav: [index.md]\n"
+    (tmp_path / "mkdocs.yml").write_text(config, encoding="utf-8")
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode != 0
+    assert fault in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
