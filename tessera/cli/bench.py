@@ -42,7 +42,7 @@ _TIMED = ("soak", "swaps")
 def bench(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
     dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default the synthetic catalogue.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 3,
     split: Annotated[
         list[str] | None, typer.Option(help="Ways to split; repeatable. Default: the descriptor's.")
     ] = None,
@@ -50,7 +50,7 @@ def bench(
         str | None,
         typer.Option(help="cold-start: the items to hold out, in SQL, 'year >= 2000'; by default a tenth."),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: how long it runs; 60 by default.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Commit of another version, such as 310ca4f; both run in turns.")
     ] = None,
@@ -92,7 +92,7 @@ def bench(
 
 def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Callable[..., BenchResult]":
     if name == "operation" and path is None:
-        # The console is judged with so many items.
+        # The console is measured with this many items.
         from tessera.demo.synthetic import write_synthetic
 
         path = write_synthetic(out / "synthetic-100k", users=5_000, items=100_000, events=200_000)
@@ -105,7 +105,7 @@ def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Ca
     if name == "semantic-ids":
         from tessera.bench.offline.semantic_ids import semantic_ids
 
-        # Generated vectors unless a dataset is given.
+        # Vectors are generated unless a dataset is given.
         own = _datasets(path, [None], out)[0] if path else None
         return partial(semantic_ids, own, out / f"{name}-{own.name if own else 'synthetic'}")
     if name == "main-job":

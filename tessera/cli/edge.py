@@ -19,11 +19,12 @@ def tell(error: BaseException, *, verbose: bool) -> int:
     """Prints an error on standard error and returns the exit status.
 
     Args:
-        error: that ended the command. The panic of a library written in Rust is no Exception, and comes here too.
-        verbose: prints the traceback first.
+        error: Error that ended the command. The panic of a library written in Rust is not an Exception, but comes here
+            too.
+        verbose: True prints the traceback first.
 
     Returns:
-        2 where the user can help, 1 where the program is at fault.
+        2 if the user can fix it, 1 if the program is at fault.
     """
     if verbose:
         traceback.print_exception(error)
@@ -40,9 +41,9 @@ def tell(error: BaseException, *, verbose: bool) -> int:
 
 
 def print_anything() -> None:
-    """Lets standard output and error take any text: characters they cannot encode are printed as escapes."""
+    """Makes standard output and error accept any text: characters they cannot encode are printed as escapes."""
     for stream in (sys.stdout, sys.stderr):
-        # A stream that cannot be flushed in place, such as a socket's, stays as it is.
+        # A stream that cannot be reconfigured, such as a socket's, is left unchanged.
         with contextlib.suppress(AttributeError, OSError):
             cast("TextIO", stream).reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 

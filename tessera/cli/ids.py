@@ -1,4 +1,4 @@
-"""`tessera ids`: Semantic IDs of a run shown, compared and reported."""
+"""Commands `tessera ids`: Semantic IDs of a run shown, compared and reported."""
 
 import difflib
 from dataclasses import asdict
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 ids = typer.Typer(
-    no_args_is_help=True, help="Semantic IDs: show an item's, compare two runs', report on a catalogue's."
+    no_args_is_help=True, help="Semantic IDs: of one item, of two runs compared, of a catalogue reported."
 )
-RunArgument = Annotated[Path, typer.Argument(help="What `tessera run --out` wrote.")]
+RunArgument = Annotated[Path, typer.Argument(help="Directory that `tessera run --out` wrote.")]
 _NEIGHBOURS = 3
 
 
@@ -28,7 +28,7 @@ _NEIGHBOURS = 3
 def show(
     run: RunArgument, item: Annotated[str, typer.Argument(help="An item's id.")], json: JsonOption = False
 ) -> None:
-    """Show an item's path through the tree: words of each node, who shares it, how near they are."""
+    """Show an item's path through the tree: the words, items and nearest neighbours of each node."""
     import numpy as np
 
     from models.semantic_id.report.tree import Tree
@@ -38,7 +38,7 @@ def show(
     if item not in coded.ids:
         near = difflib.get_close_matches(item, coded.ids, n=3, cutoff=0.5)
         hint = f"near ones: {', '.join(near)}" if near else f"one of them: {coded.ids[0]}"
-        raise TesseraError(f"item {item!r} is none of the {len(coded.ids):,} coded items; {hint}")
+        raise TesseraError(f"item {item!r} is not among the {len(coded.ids):,} coded items; {hint}")
     row = coded.ids.index(item)
     unit = coded.vectors / np.maximum(np.linalg.norm(coded.vectors, axis=1, keepdims=True), 1e-12)
     tree = Tree(coded.codes, coded.texts)
@@ -69,7 +69,7 @@ def show(
     drawn = RichTree(Text.assemble((item, "bold"), f"  {coded.title(row)}"))
     branch = drawn
     for step in steps:
-        words = ", ".join(step["words"]) or "no word tells it from its siblings"
+        words = ", ".join(step["words"]) or "no word distinguishes it"
         prefix = (".".join(map(str, step["prefix"])), "bold")
         branch = branch.add(Text.assemble(prefix, f"  {counted(step['items'])}: {words}"))
         for one in step["neighbours"]:
@@ -119,15 +119,15 @@ def report(
     run: RunArgument,
     new: Annotated[
         Path | None,
-        typer.Option(help="A descriptor: how the items of it that the run has not coded fit its codebook."),
+        typer.Option(help="Descriptor with new items: report how well they fit the run's codebook."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a page with a tree to unfold.")] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Published IDs to measure beside: JSON, by item id or in catalogue order.")
+        Path | None, typer.Option(help="Published IDs to compare with: JSON, by item id or in catalogue order.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say how the codes are used, who shares them, how pure the nodes are, and what to change."""
+    """Report the use of the codes, shared IDs and the purity of the nodes, and advise changes."""
     from models.semantic_id.codebook.quantizer import recommended_shape
     from models.semantic_id.report.quality import id_quality
     from tessera.cli.ids_report import advise, depth_table, hits_of, hits_table, new_items_drift
@@ -176,7 +176,7 @@ def export(
 ) -> None:
     """Write the Semantic IDs of a run to a file, made unique by a suffix that an append does not change.
 
-    With --after, rows without an item_id at the end hold the numbers of items that are gone, for the next --after.
+    With --after, rows without an item_id at the end hold the numbers of removed items, for the next --after.
     """
     import polars as pl
 
@@ -185,7 +185,7 @@ def export(
     from tessera.pipeline.coded_items import counted, load_coded
 
     if after is not None and not suffix:
-        raise TesseraError("--after goes on numbering: give --suffix too")
+        raise TesseraError("--after continues the numbering: give --suffix too")
     coded = load_coded(run)
     codes = pl.Series("codes", coded.codes, dtype=pl.Array(pl.UInt16, coded.codes.shape[1]))
     items = pl.DataFrame({"item_id": coded.ids}).with_columns(codes.cast(pl.List(pl.UInt16)))

@@ -1,4 +1,4 @@
-"""What `tessera ids report` finds out and says."""
+"""Data and texts of `tessera ids report`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def hits_of(run: Path) -> "list[HitRate]":
-    """How histories lead to the next item by their codes; nothing where the run has no frame."""
+    """Returns how often the codes of histories match the next item; nothing if the run has no frame."""
     from models.semantic_id.report.hits import hit_rates
 
     if not (run / "frame").is_dir():
@@ -34,10 +34,10 @@ def hits_of(run: Path) -> "list[HitRate]":
 def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dict[str, Any]:
     """Codes the items of a descriptor that the run does not know, and compares them with those it held out.
 
-    A run that held out too few is compared as a whole.
+    If a run held out too few items, all its items are compared.
 
     Raises:
-        TesseraError: there are too few of them.
+        TesseraError: There are too few new items.
     """
     from features.content.kinds import load_encoder
     from features.dataset.descriptor import load_dataset
@@ -63,10 +63,10 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
 
 
 def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, int]) -> list[str]:
-    """What to look at or to change, in sentences.
+    """Returns advice in sentences.
 
     Args:
-        shape: levels and codes recommended for the catalogue's size.
+        shape: Levels and codes recommended for the catalogue's size.
     """
     levels, codes = shape
     found = []
@@ -95,12 +95,12 @@ def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, in
             f"items that were held out are coded worse ({errors['held_out']:.3f} of their spread is lost, "
             f"{errors['fitted']:.3f} of the others'): new items fit the codebook less well, refit when many came"
         )
-    return found or ["nothing stands out"]
+    return found or ["no advice"]
 
 
 def hits_table(hits: list[dict[str, Any]]) -> Table:
     """Returns a row for each group of items, a column for each depth."""
-    table = Table(title="What users like next shares codes with their history", title_justify="left")
+    table = Table(title="Share of next liked items that share codes with the history", title_justify="left")
     table.add_column("items")
     table.add_column("events", justify="right")
     for depth in range(1, len(hits[0]["rate"]) + 1):

@@ -32,7 +32,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Fe
 
 
 def main() -> None:
-    """Entry point: an error is one line, with exit status 2 where the user can help."""
+    """Runs the command line. An error is one line, with exit status 2 if the user can fix it."""
     print_anything()
     try:
         app(standalone_mode=True)
@@ -51,9 +51,9 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
         os.environ.setdefault("TORCH_LOGS", "-torch.fx")
         for name in ("root", "distributed", "torch", "alembic", "mlflow"):
             logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
-        # An engine that is missing is said once: training takes many times as long.
+        # The warning that an engine is missing is shown: training then takes many times as long.
         logging.getLogger("models").setLevel(logging.WARNING)
-        # Their errors are mostly outages that the client outlasts, or are raised here with their remedy.
+        # Errors of clients are mostly outages that the client outlasts, or are raised here with their remedy.
         for name in ("apache_beam", "kafka"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -88,7 +88,7 @@ def table_report(
     plot: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what the table holds: collisions, readers, norms, dead and hot rows, bytes, where a lookup would help."""
+    """Report on the table: collisions, readers, norms, dead and hot rows, bytes, features to widen."""
     from dataclasses import asdict
 
     import tessera.pages.table_drawing as pages

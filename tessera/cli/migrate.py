@@ -1,4 +1,4 @@
-"""`tessera migrate`: converts a home that was moved, or that an earlier version made, to what this version reads."""
+"""The command `tessera migrate`: converts a home that was moved, or that an earlier version made."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,11 @@ STEPS: dict[str, Callable[[Settings], int]] = {
         settings.home / "mlflow.db", settings.home / "mlflow"
     ),
 }
-"""What there is to convert, by the name shown; each step returns how much it converted and may be repeated."""
+"""Conversions by their shown name; each step returns the number of converted entries and may be repeated."""
 
 
 def migrate(json: JsonOption = False) -> None:
-    """Convert a home that was moved, or that an earlier version made; does nothing where nothing needs it."""
+    """Convert a home that was moved, or that an earlier version made; does nothing if nothing needs it."""
     settings = Settings.from_environment()
     done = {name: step(settings) for name, step in STEPS.items()}
     if json:

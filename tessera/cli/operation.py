@@ -1,4 +1,4 @@
-"""`tessera doctor` and `tessera status`: whether everything that is needed is there, and how it stands."""
+"""Commands `tessera doctor` and `tessera status`: checks of all dependencies, and the state of the system."""
 
 import contextlib
 import errno
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 _OK, _WARN, _FAIL = "ok", "warning", "fault"
 _LEAST_FREE = 2 * 10**9
 _PROBE_BYTES = 1 << 16
-# Offsets before a topic's end that may hold marks of transactions instead of messages.
+# Offsets before a topic's end that may hold markers of transactions instead of messages.
 _MARKS = 64
 _COLOURS = {_OK: "green", _WARN: "yellow", _FAIL: "red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
         level: ok, warning or fault.
-        remedy: what to do; empty where all is well.
+        remedy: Remedy; empty if there is no fault.
     """
 
     what: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Check every dependency and setting, and say what to mend; exit 1 where there is a fault."""
+    """Check every dependency and setting, and say what to fix; exit 1 if there is a fault."""
     findings = diagnose(Settings.from_environment())
     if json:
         print_json([asdict(one) for one in findings])
@@ -58,7 +58,7 @@ def doctor(json: JsonOption = False) -> None:
 
 
 def diagnose(settings: Settings) -> list[Finding]:
-    """Looks at everything; what fails does not keep the rest from being looked at."""
+    """Runs all checks; a failed check does not stop the others."""
     checks: dict[str, Callable[[Settings], list[Finding]]] = {
         "packages": _packages,
         "home": _home,
@@ -72,7 +72,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         try:
             found += check(settings)
         except Exception as error:
-            # Whatever a dependency raises is what the doctor is asked about.
+            # The doctor reports any error that a dependency raises.
             found.append(Finding(name, _FAIL, f"{type(error).__name__}: {error}", _REMEDIES[name]))
     return found
 
@@ -83,7 +83,7 @@ _REMEDIES = {
     "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
     "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
-    "keys": "mend the file, or remove it and make new keys",
+    "keys": "fix the file, or remove it and make new keys",
 }
 
 
@@ -110,7 +110,7 @@ def _home(settings: Settings) -> list[Finding]:
     settings.home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.home).free
     found = f"{settings.home}, {free / 1e9:.1f} GB free"
-    remedy = "make room: bundles, snapshots and the embedded log and store lie there"
+    remedy = "make room: bundles, snapshots and the embedded log and store are there"
     probe = settings.home / ".doctor"
     try:
         probe.write_bytes(bytes(_PROBE_BYTES))
@@ -178,7 +178,7 @@ def _registry(settings: Settings) -> list[Finding]:
             bundle = registry.open(release, settings.bundles)
         except TesseraError as error:
             found.append(
-                Finding(f"champion of {model}", _FAIL, str(error), "`tessera rollout rollback`, or publish it anew")
+                Finding(f"champion of {model}", _FAIL, str(error), "`tessera rollout rollback`, or publish it again")
             )
             continue
         found.append(Finding(f"champion of {model}", _OK, f"version {release.version}, {bundle.id}, every file sound"))
@@ -206,7 +206,7 @@ def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
             return Finding(what, _WARN, f"{bundle.id} is not loaded", remedy)
         streamed = position_of(store, bundle.id, settings.topics.deltas) is not None
     if not streamed and _has_deltas(settings):
-        remedy = "`tessera replay` writes them; start `tessera stream` for this bundle where none runs"
+        remedy = "`tessera replay` writes them; start `tessera stream` for this bundle if none runs"
         return Finding(what, _WARN, f"{bundle.id} is loaded, and nothing of the log's deltas is in it", remedy)
     return Finding(what, _OK, f"{bundle.id} is loaded")
 
@@ -236,7 +236,7 @@ def status(
     json: JsonOption = False,
     experiments: Annotated[bool, typer.Option(help="Join impressions and outcomes too.")] = True,
 ) -> None:
-    """Show versions, lag and freshness of the stream, and how experiments stand."""
+    """Show versions, lag and freshness of the stream, and the state of experiments."""
     from serving.rollout.judge import interval_text
 
     found = standing(Settings.from_environment(), model, experiments=experiments)
@@ -261,7 +261,7 @@ def status(
 
 
 def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
-    """What `status` shows."""
+    """Returns the content of `status`."""
     from serving.rollout.guardrails import Guardrails
     from serving.rollout.judge import judging, ledger_path
     from serving.store.lag import deltas_behind, inputs_behind
@@ -279,7 +279,7 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
         lag[topics.deltas], _ = deltas_behind(log, store, bundle, topics)
         end = log.end_offsets(topics.deltas)[0]
         for back in (_MARKS, 8, 2):
-            # Where so many are no longer kept, fewer may be.
+            # If this many messages are no longer kept, fewer may be.
             with contextlib.suppress(TesseraError):
                 for one in log.read(topics.deltas, 0, end - back, end):
                     newest = time.time() - one.timestamp_ms / 1_000

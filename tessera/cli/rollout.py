@@ -1,4 +1,4 @@
-"""`tessera rollout`: who serves whom. It is all in the registry; servers follow it within seconds."""
+"""Commands `tessera rollout`: versions and the users they serve. The registry holds all of it; servers follow it."""
 
 import contextlib
 import time
@@ -26,21 +26,21 @@ _MEASURES: "dict[str, Callable[[ArmView], str]]" = {
     "failed": lambda arm: f"{arm.failed:.2%}",
     "empty": lambda arm: f"{arm.empty:.2%}",
     "p99": lambda arm: f"{arm.p99_ms:.1f} ms",
-    "outcomes by predicted": lambda arm: _number(arm.calibration),
+    "outcomes by prediction": lambda arm: _number(arm.calibration),
     "items hardly known": lambda arm: "–" if arm.novelty is None else f"{arm.novelty:.1%}",
     "kinds": lambda arm: ", ".join(f"{count:,} {kind}" for kind, count in arm.kinds.items()),
 }
-rollout = typer.Typer(no_args_is_help=True, help="Who serves whom: champion, challenger, previous.")
+rollout = typer.Typer(no_args_is_help=True, help="Versions in service: champion, challenger, previous; experiments.")
 PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
-OutcomeOption = Annotated[str, typer.Option(help="Which outcomes count: click, or what yours are called.")]
+OutcomeOption = Annotated[str, typer.Option(help="Outcomes that count: click, or another name of your outcomes.")]
 HarmOption = Annotated[
-    float, typer.Option(min=0, max=1, help="How much lower the challenger's rate may be, as a share of the control's.")
+    float, typer.Option(min=0, max=1, help="Allowed loss of the challenger's rate, as a share of the control's.")
 ]
 
 
 @rollout.command("list")
 def list_releases(model: ModelNameOption = None, json: JsonOption = False) -> None:
-    """Show a model's versions, their bundles, aliases, and why one is challenger no more."""
+    """Show a model's versions, their bundles, aliases, and the reason for each ended challenge."""
     registry = Settings.from_environment().open_registry(create=False)
     found = registry.releases(registry.resolve(model).model)
     if json:
@@ -59,15 +59,15 @@ def list_releases(model: ModelNameOption = None, json: JsonOption = False) -> No
 
 @rollout.command()
 def start(
-    challenger: Annotated[str, typer.Option(help="An alias, a version, or a bundle's id.")] = "challenger",
-    share: Annotated[float, typer.Option(help="Of the layer's users, above 0 and up to 1.")] = 0.1,
-    ramp: Annotated[str | None, typer.Option(help="Instead of one share: SECONDS:SHARE,… like 0:.01,3600:.1.")] = None,
+    challenger: Annotated[str, typer.Option(help="Alias, version, or id of a bundle.")] = "challenger",
+    share: Annotated[float, typer.Option(help="Share of the layer's users, above 0 and up to 1.")] = 0.1,
+    ramp: Annotated[str | None, typer.Option(help="Shares by time: SECONDS:SHARE,… like 0:.01,3600:.1.")] = None,
     layer: Annotated[str, typer.Option(help="Experiments of one layer share its users without overlap.")] = "models",
-    name: Annotated[str | None, typer.Option(help="Of the experiment; by default the model and its version.")] = None,
-    shadow: Annotated[bool, typer.Option("--shadow", help="It ranks, and nobody sees it.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the experiment; by default model and version.")] = None,
+    shadow: Annotated[bool, typer.Option("--shadow", help="Rank without showing the rankings.")] = False,
     model: ModelNameOption = None,
 ) -> None:
-    """Give a share of the users the challenger's rankings."""
+    """Give the challenger's rankings to a share of the users."""
     from serving.rollout.lifecycle import parse_ramp, start
 
     registry = Settings.from_environment().open_registry(create=False)
@@ -86,7 +86,7 @@ def status(
     harm: HarmOption = 0.0,
     json: JsonOption = False,
 ) -> None:
-    """Join impressions and outcomes, and show how the experiments stand; nothing is changed."""
+    """Join impressions and outcomes, and show the state of the experiments; nothing is changed."""
     settings = Settings.from_environment()
     with _judge(settings, model, outcome, planned, harm, copy=True) as judge:
         _say_look(judge.look(), [], judge.aside, json=json)
@@ -98,11 +98,11 @@ def watch(
     outcome: OutcomeOption = CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
-    every_s: Annotated[float, typer.Option(min=1, help="Seconds between looks.")] = 60.0,
-    once: Annotated[bool, typer.Option("--once", help="One look, and what follows from it.")] = False,
+    every_s: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, act on the result, and stop.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Judge again and again; roll back what breaches a guardrail, and note why."""
+    """Judge repeatedly; roll back experiments that breach a guardrail, and record the reason."""
     from serving.rollout.look_log import LookLog
     from tessera.stream_service import until_stopped
 
@@ -124,7 +124,7 @@ def watch(
                         return
                     stopped.wait(max(0.0, every_s - (time.monotonic() - began)))
         except Exception as error:
-            # Log or registry are away, in whatever words of theirs: a judge that ended would roll nothing back.
+            # Log or registry are unavailable, with any error of theirs: a judge that ended would roll nothing back.
             if once:
                 raise
             said = f" {type(error).__name__}: {error}; tried again"
@@ -134,8 +134,8 @@ def watch(
 
 @rollout.command()
 def stop(
-    name: Annotated[str, typer.Argument(help="Of the experiment.")],
-    why: Annotated[str, typer.Option(help="Stands with the challenger.")] = "stopped by hand",
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+    why: Annotated[str, typer.Option(help="Reason; shown with the challenger.")] = "stopped by hand",
     model: ModelNameOption = None,
 ) -> None:
     """End an experiment: its users get the champion."""
@@ -149,15 +149,15 @@ def stop(
 
 @rollout.command()
 def report(
-    name: Annotated[str, typer.Argument(help="Of an experiment that runs, or that ended.")],
-    html: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of a running or ended experiment.")],
+    html: Annotated[Path | None, typer.Option(help="File of the page.")] = None,
     model: ModelNameOption = None,
     outcome: OutcomeOption = CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
     json: JsonOption = False,
 ) -> None:
-    """Say all about an experiment; the page and the figures are kept with the challenger's run in MLflow."""
+    """Report on an experiment; the page and the figures are kept with the challenger's run in MLflow."""
     import tempfile
 
     from serving.rollout.guardrails import Guardrails
@@ -196,10 +196,10 @@ def report(
 
 @rollout.command()
 def promote(
-    name: Annotated[str, typer.Argument(help="An alias, a version, or a bundle's id.")] = "challenger",
+    name: Annotated[str, typer.Argument(help="Alias, version, or id of a bundle.")] = "challenger",
     model: ModelNameOption = None,
 ) -> None:
-    """Make a release the champion; the one before becomes `previous`, and experiments against it end."""
+    """Make a release the champion; the previous champion becomes `previous`, and experiments against it end."""
     from serving.rollout.lifecycle import promoted
 
     registry = Settings.from_environment().open_registry(create=False)
@@ -208,7 +208,7 @@ def promote(
 
 @rollout.command()
 def rollback(model: ModelNameOption = None) -> None:
-    """Make the release before the champion again."""
+    """Make the previous champion the champion again."""
     from models.registry.release import PREVIOUS
     from serving.rollout.lifecycle import promoted
 
@@ -266,7 +266,7 @@ def _show(found: "Sequence[ExperimentState]", aside: dict[str, int]) -> None:
         for breach in one.breaches:
             out_console.print(Text.assemble("  ", ("breach", "red"), f" {breach}"))
     if aside:
-        out_console.print("set aside: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))
+        out_console.print("quarantined: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))
 
 
 def _arms_table(arms: "dict[str, ArmView]") -> Table:

@@ -1,4 +1,4 @@
-"""`tessera serve` and `tessera keys`: the HTTP server and who may call it."""
+"""Commands `tessera serve` and `tessera keys`: the HTTP server and its API keys."""
 
 import contextlib
 import logging
@@ -36,7 +36,7 @@ def serve(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Keep the whole table in this process, fresh from the log.")
     ] = False,
-    follow_s: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the registry.")] = 2.0,
+    follow_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two polls of the registry.")] = 2.0,
     grace_s: Annotated[float, typer.Option(min=60, help="Seconds that a replaced bundle stays in the store.")] = 600.0,
     drain_s: Annotated[float, typer.Option(min=0, help="Seconds between not ready and closed, at the end.")] = 2.0,
     in_flight: Annotated[int, typer.Option(min=1, help="Requests answered at a time; more get 503.")] = 64,
@@ -45,12 +45,12 @@ def serve(
     unrecorded: Annotated[
         bool, typer.Option("--unrecorded", help="Append no impressions; experiments need them.")
     ] = False,
-    console: Annotated[bool, typer.Option(help="Pages for those who operate it, at /console.")] = True,
+    console: Annotated[bool, typer.Option(help="Serve the operators' pages at /console.")] = True,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", help="Name that callers may use where there are no API keys; repeatable."),
+        typer.Option("--allow-host", help="Host name that callers may use without API keys; repeatable."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line for each request.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Log no line per request.")] = False,
 ) -> None:
     """Serve over HTTP; follow the registry's champion."""
     import uvicorn
@@ -75,7 +75,7 @@ def serve(
     guarded = bool(allowed.keys())
     if not guarded and host not in LOOPBACK:
         raise TesseraError(
-            f"--host {host}: without API keys only this machine is served; `tessera keys add NAME` makes one"
+            f"--host {host}: without API keys only this machine is served; `tessera keys add NAME` makes a key"
         )
     found = bundle_at(settings, model, bundle) if bundle else _aliased(settings, model, alias)
     stop = until_stopped()
@@ -112,7 +112,8 @@ def serve(
                 alias=alias,
             )
             parts.reload = follower.look
-            # Before the first answer: a server that starts gives every user the arm that the others give.
+            # Assignments are read before the first answer, so a starting server gives every user the same arm as the
+            # others.
             follower.catch_up()
             stack.enter_context(contextlib.closing(follower.follow(every_s=follow_s)))
         access = f"{len(allowed.keys())} API keys" if guarded else "no API keys: this machine alone"
@@ -130,7 +131,7 @@ def serve(
 
 
 def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float) -> None:
-    """Runs a server in a thread; on `stop` says that it is not ready, goes on for a while, then ends in order."""
+    """Runs a server in a thread. On `stop` it reports not ready, continues for a while, then ends in order."""
     thread = threading.Thread(target=server.run, name="http")
     thread.start()
     while thread.is_alive() and not stop.wait(0.2):
@@ -157,7 +158,7 @@ def _aliased(settings: Settings, model: str | None, alias: str) -> Any:
 
 
 def log_lines(*, requests: bool) -> None:
-    """The process's own log as JSON lines on standard error."""
+    """Writes the process's own log as JSON lines on standard error."""
     from serving.metrics import JsonLines
 
     handler = logging.StreamHandler(sys.stderr)
@@ -179,12 +180,12 @@ def _key_file(settings: Settings) -> Any:
 
 @keys.command("add")
 def keys_add(
-    name: Annotated[str, typer.Argument(help="Whose key it is; stands in logs.")],
+    name: Annotated[str, typer.Argument(help="Owner of the key; shown in logs.")],
     scope: Annotated[
         list[str] | None, typer.Option(help="read, write, console or admin; repeatable. Default: read.")
     ] = None,
 ) -> None:
-    """Make a key and print it, once: only its hash is kept."""
+    """Make a key and print it once: only its hash is kept."""
     from serving.api.keys import Scope
 
     secret = _key_file(Settings.from_environment()).add(name, cast("list[Scope]", scope or ["read"]))
@@ -193,7 +194,7 @@ def keys_add(
 
 @keys.command("list")
 def keys_list(json: JsonOption = False) -> None:
-    """Show whose keys there are and what they may do."""
+    """Show the owners of the keys and their scopes."""
     found = _key_file(Settings.from_environment()).keys()
     if json:
         print_json([{"name": key.name, "scopes": key.scopes, "created": key.created} for key in found])
@@ -205,6 +206,6 @@ def keys_list(json: JsonOption = False) -> None:
 
 
 @keys.command("remove")
-def keys_remove(name: Annotated[str, typer.Argument(help="Whose key to end.")]) -> None:
+def keys_remove(name: Annotated[str, typer.Argument(help="Owner of the key to end.")]) -> None:
     """End a key; a running server refuses it within a second."""
     _key_file(Settings.from_environment()).remove(name)

@@ -1,4 +1,4 @@
-"""Commands of the stream: run it, feed it, prove it, mend what it set aside."""
+"""Commands of the stream: run it, feed it, verify it, and put dead letters back."""
 
 import contextlib
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from tessera.terminal import (
     print_json,
 )
 
-letters = typer.Typer(no_args_is_help=True, help="Messages that were set aside.")
+letters = typer.Typer(no_args_is_help=True, help="Dead letters: messages that were quarantined.")
 topics = typer.Typer(no_args_is_help=True, help="The topics of the log.")
 _DAY_S = 86_400.0
 
@@ -34,10 +34,10 @@ def stream(
     once: Annotated[bool, typer.Option("--once", help="Drain the topics and stop.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show a live view.")] = False,
     role: Annotated[str, typer.Option(help="trainer, writer or both; each may run in a process of its own.")] = "both",
-    batch: Annotated[int, typer.Option(min=1, max=4_096, help="Messages a micro-batch takes at most.")] = 256,
-    wait_ms: Annotated[int, typer.Option(min=1, help="How long a micro-batch waits to fill.")] = 50,
-    lateness_s: Annotated[float, typer.Option(min=1, help="How late an event may be, in event time.")] = 3_600,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Of the table; by default the training's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=4_096, help="Most messages of a micro-batch.")] = 256,
+    wait_ms: Annotated[int, typer.Option(min=1, help="Milliseconds a micro-batch waits to fill.")] = 50,
+    lateness_s: Annotated[float, typer.Option(min=1, help="Seconds an event may be late, in event time.")] = 3_600,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="By default the training's.")] = None,
     most_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Share of faulty messages that stops the stream.")
     ] = 0.5,
@@ -106,7 +106,7 @@ def _view(gauges: Any) -> Table:
         "messages a second": f"{gauges.per_second():,.0f}",
         "applied": f"{gauges.counts['events']:,} events, {gauges.counts['items']:,} items, "
         f"{gauges.counts['deleted']:,} deletions",
-        "passed over": f"{gauges.counts['neutral']:,} neutral, {gauges.counts['duplicates']:,} duplicates, "
+        "skipped": f"{gauges.counts['neutral']:,} neutral, {gauges.counts['duplicates']:,} duplicates, "
         f"{gauges.counts['stale']:,} stale",
         "dead letters": ", ".join(f"{count:,} {cause}" for cause, count in gauges.causes.items()) or "none",
         "lag": ", ".join(f"{topic}-{part} {lag:,}" for (topic, part), lag in gauges.lag.items()) or "-",
@@ -124,7 +124,7 @@ def send(
     file: Annotated[Path, typer.Argument(help="JSON lines, plain or gzip; one message each.")],
     key: Annotated[str | None, typer.Option(help="Field whose value chooses the partition.")] = None,
 ) -> None:
-    """Append a file of JSON lines to a topic of the log: all of it, or nothing of a file with a line that is none."""
+    """Append a file of JSON lines to a topic of the log. If any line is invalid, nothing is appended."""
     import msgspec
 
     from features.dataset.jsonl import strict_lines
@@ -141,7 +141,8 @@ def send(
     if key is not None:
         for number, line in enumerate(lines):
             try:
-                # The canonical form, as the server's intake has it: one id has one partition however it is written.
+                # The key is in canonical form, as in the server's intake: one id has one partition however it is
+                # written.
                 keys[number] = str(scalar(msgspec.json.decode(line, type=dict[str, Any])[key])).encode()
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
                 raise TesseraError(f"{file}: line {number + 1}: no field {key!r} to choose the partition by") from error
@@ -190,12 +191,12 @@ def backfill(
         print_json({"sent": sent})
     else:
         out_console.print(
-            f"{sent:,} events appended; `tessera stream --once` takes them in, or the running stream does"
+            f"{sent:,} events appended; `tessera stream --once` consumes them, or the running stream does"
         )
 
 
 def _moment(text: str | None, option: str, *, clock: bool) -> int | None:
-    """Returns an event time as the frame has it: microseconds since 1970, or the order's own number."""
+    """Returns an event time as in the frame: microseconds since 1970, or the order's own number."""
     if text is None:
         return None
     try:
@@ -238,7 +239,7 @@ def verify(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Prove that the store is the fold of the log; print the first difference and exit with 1 where it is not."""
+    """Verify that the store is the fold of the log. Otherwise print the first difference and exit with 1."""
     from serving.store.verify import verify as compare
     from streaming.snapshot import Snapshots
     from tessera.settings import Settings
@@ -262,10 +263,10 @@ def verify(
 
 @topics.command("create")
 def topics_create(
-    partitions: Annotated[int, typer.Option(min=1, help="Of items, events and impressions.")] = 1,
-    events_days: Annotated[float | None, typer.Option(min=1, help="How long events stay; by default for ever.")] = None,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of items, events and impressions.")] = 1,
+    events_days: Annotated[float | None, typer.Option(min=1, help="Days that events stay; by default forever.")] = None,
     deltas_days: Annotated[
-        float | None, typer.Option(min=1, help="How long deltas stay; more than snapshots need.")
+        float | None, typer.Option(min=1, help="Days that deltas stay; more than snapshots need.")
     ] = None,
     compact_items: Annotated[
         bool, typer.Option("--compact-items", help="Keep the newest message of each item.")
@@ -288,7 +289,7 @@ def topics_create(
 
 @topics.command("positions")
 def topics_positions() -> None:
-    """Print where items and events end, for `tessera run --positions` on files that hold all messages before."""
+    """Print the ends of items and events, for `tessera run --positions` on files that hold all earlier messages."""
     from models.bundle.bundle import LogPosition
     from tessera.settings import Settings
 
@@ -305,7 +306,7 @@ def topics_positions() -> None:
 
 @letters.command("list")
 def letters_list(json: JsonOption = False) -> None:
-    """List dead letters: where each message stood, and why it was set aside."""
+    """List dead letters: the position of each message, and the reason."""
     from streaming.dead_letter import causes, read_dead_letters
     from tessera.settings import Settings
 
@@ -327,7 +328,7 @@ def letters_list(json: JsonOption = False) -> None:
 
 
 @letters.command("show")
-def letters_show(number: Annotated[int, typer.Argument(help="As `list` numbers them.")]) -> None:
+def letters_show(number: Annotated[int, typer.Argument(help="Number in `list`.")]) -> None:
     """Print one dead letter's reason on standard error and its original bytes on standard output."""
     import sys
 
@@ -339,7 +340,7 @@ def letters_show(number: Annotated[int, typer.Argument(help="As `list` numbers t
         log.create_topics(settings.topics.partitions())
         found = {filed.number: filed.letter for filed in read_dead_letters(log, settings.topics)}
     if number not in found:
-        raise TesseraError(f"letter {number}: there is none; `tessera deadletters list` shows them")
+        raise TesseraError(f"letter {number}: no such letter; `tessera deadletters list` shows all")
     letter = found[number]
     err_console.print(f"{letter.topic} partition {letter.partition} offset {letter.offset}: {letter.reason}")
     sys.stdout.buffer.write(letter.value + b"\n")
@@ -347,10 +348,10 @@ def letters_show(number: Annotated[int, typer.Argument(help="As `list` numbers t
 
 @letters.command("replay")
 def letters_replay(
-    numbers: Annotated[list[int] | None, typer.Argument(help="As `list` numbers them.")] = None,
-    cause: Annotated[str | None, typer.Option(help="All that were set aside for this cause.")] = None,
+    numbers: Annotated[list[int] | None, typer.Argument(help="Numbers in `list`.")] = None,
+    cause: Annotated[str | None, typer.Option(help="Put back all letters of this cause.")] = None,
     mended: Annotated[
-        Path | None, typer.Option(help='JSON lines {"number": 7, "value": {…}}: what to append instead.')
+        Path | None, typer.Option(help='JSON lines {"number": 7, "value": {…}}: messages to append instead.')
     ] = None,
 ) -> None:
     """Put dead letters back into their topics, each exactly once."""

@@ -135,7 +135,7 @@ def test_a_report_says_what_was_measured_and_what_to_change(run: Path) -> None:
     assert "level 2 collapsed" in advice
     assert "held out are coded worse" in advice
     healthy = {"codes": 4, "perplexity": [0.9], "error": {"fitted": 0.1, "held_out": 0.11}}
-    assert advise(healthy, {"sharing": 0, "items": 9}, (2, 4)) == ["nothing stands out"]
+    assert advise(healthy, {"sharing": 0, "items": 9}, (2, 4)) == ["no advice"]
 
 
 def test_published_ids_are_measured_on_our_vectors(run: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_an_item_is_shown_with_its_path_and_its_nearest(run: Path) -> None:
     assert distances == sorted(distances)
     assert "i7" not in {one["item"] for step in found["path"] for one in step["neighbours"]}
     assert "i7" in invoke("show", str(run), "i7")
-    with pytest.raises(TesseraError, match=r"'i77' is none of the 60 coded items; near ones: i7"):
+    with pytest.raises(TesseraError, match=r"'i77' is not among the 60 coded items; near ones: i7"):
         invoke("show", str(run), "i77")
 
 
