@@ -23,7 +23,7 @@ _FORMAT = 1
 
 
 class _Kept(msgspec.Struct, frozen=True):
-    """What is known of a topic's ids: the keys of all, up to the position of each partition."""
+    """Keys of all ids of a topic, up to the position of each partition."""
 
     format: int
     topic: str

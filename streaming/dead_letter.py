@@ -60,7 +60,7 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter", tag_field="kind"):
 
     @property
     def whole(self) -> bool:
-        """Whether message and key are kept from the first byte to the last."""
+        """True if message and key are kept from the first byte to the last."""
         return len(self.value) >= self.size_bytes and len(self.key or b"") >= self.key_size_bytes
 
 
@@ -80,7 +80,7 @@ class Filed:
 
     @property
     def waits(self) -> bool:
-        """Whether it can be put back and was not yet."""
+        """True if it can be put back and was not yet."""
         return not self.put_back and self.letter.cause != UNREADABLE
 
 
@@ -177,7 +177,7 @@ class Filing:
 
 
 def causes(letters: Collection[Filed]) -> dict[str, int]:
-    """How many letters wait to be put back, by cause."""
+    """Counts the letters that wait to be put back, by cause."""
     return dict(Counter(filed.letter.cause for filed in letters if filed.waits).most_common())
 
 

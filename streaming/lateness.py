@@ -1,4 +1,4 @@
-"""What the stream remembers of recent time: how late an event may be, and which ids it has seen.
+"""Lateness and duplicates: the stream's memory of recent times and ids.
 
 Event time runs on its own in every partition, since partitions are read at different speeds: an event is late when it
 is older than the newest one of ITS partition by more than the bound. The log's own clock limits how far one event moves
@@ -38,7 +38,7 @@ class EventWindow:
 
     Args:
         bound: how much older than the newest event of its partition an event may be, in the unit of `time`.
-        timed: whether `time` is a clock; if not, no event is late.
+        timed: True if `time` is a clock; if not, no event is late.
     """
 
     def __init__(self, bound: int, *, timed: bool) -> None:
@@ -73,7 +73,7 @@ class EventWindow:
         return late & self._timed
 
     def repeated(self, place: Place, keys: Sequence[int | None], times: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which events (E,) of a partition repeat an id; the ids of the others are remembered from now on."""
+        """Returns which events (E,) of a partition repeat an id, and remembers the ids of the others."""
         repeated = np.zeros(len(keys), dtype=np.bool_)
         partition = self._partitions.setdefault(place, _Partition())
         for position, (key, time) in enumerate(zip(keys, times.tolist(), strict=True)):
@@ -91,7 +91,7 @@ class EventWindow:
         return len(self._seen)
 
     def state(self) -> dict[str, Any]:
-        """All that is remembered, as plain values."""
+        """Returns the whole memory, as plain values."""
         return {
             "partitions": [
                 [*place, partition.newest, [[bucket, keys] for bucket, keys in partition.buckets.items()]]

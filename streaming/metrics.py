@@ -1,4 +1,4 @@
-"""What a running stream says of itself: Prometheus metrics, and the figures of the live view."""
+"""Metrics of a running stream for Prometheus, and the figures of the live view."""
 
 import time
 from collections import deque

@@ -1,4 +1,4 @@
-"""How a step comes back after a restart: a snapshot, or the bundle, and what the log holds since.
+"""Restores a step after a restart: from a snapshot, or the bundle, and the log since.
 
 The table is folded with the deltas; histories, items, admission and ids come back by sending the inputs, cut into the
 batches that the deltas name, through the same step without training.
@@ -32,13 +32,13 @@ def group_of(bundle: Bundle, topic: str) -> str:
 
 
 def input_topics(topics: Topics) -> tuple[str, str]:
-    """What a trainer reads, in the order in which a batch takes them."""
+    """Returns the input topics of a trainer, in the order in which a batch reads them."""
     return topics.items, topics.events
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a bundle's stream begins.
+    """Start of a bundle's stream.
 
     Attributes:
         positions: in every partition of the inputs, the first message that is applied.

@@ -176,7 +176,7 @@ class Snapshots:
         return None
 
     def oldest_position(self, bundle: Bundle) -> int | None:
-        """Where the deltas of the oldest kept snapshot begin; those before it may expire."""
+        """Returns the position of the oldest kept snapshot; earlier deltas may expire."""
         found = self._found(bundle.id)
         return self._load(found[-1], bundle.id).deltas if found else None
 

@@ -211,7 +211,7 @@ class Step:
         return self._written(written)
 
     def _is_newest(self, name: str, version: int | None, timestamp_ms: int) -> bool:
-        """Whether a message about an item counts; without a version of its own the log's order decides."""
+        """Returns whether a message about an item counts; without a version of its own the log's order decides."""
         known = self.item_versions.get(name)
         if version is not None and known is not None and version <= known:
             return False
@@ -287,7 +287,7 @@ class Step:
         return Examples(users, items, past, labels, np.arange(count, dtype=np.int64)), changed
 
     def _with_negatives(self, examples: Examples) -> Examples:
-        """Where every event is a positive: drawn negatives behind each, seeded by the batch's number."""
+        """Adds drawn negatives behind each event if every event is a positive, seeded by the batch's number."""
         label = self._dataset.events.label
         if not label.implicit or self._candidates < 2:
             return examples
@@ -327,7 +327,7 @@ class Step:
         ]
 
     def history_record(self, user: int) -> record.HistoryRecord:
-        """What the store keeps of a user's history."""
+        """Returns the store's record of a user's history."""
         visits = self.history.visits(user)
         ids = self.catalogue.item_ids
         return record.HistoryRecord(items=[ids[item] for item, _ in visits], times=[time for _, time in visits])

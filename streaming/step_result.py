@@ -1,4 +1,4 @@
-"""What a step says of a batch: the deltas it caused, and what became of each message."""
+"""Result of a step on a batch: the deltas it caused, and the fate of each message."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ Address = tuple[str, int, int]
 
 
 def address(message: Message) -> Address:
-    """Where a message stands."""
+    """Address of a message."""
     return message.topic, message.partition, message.offset
 
 
@@ -31,7 +31,7 @@ class Rejected:
 
 @dataclass
 class StepResult:
-    """What one step did. messages = events + neutral + duplicates + items + deleted + stale + bad.
+    """Result of one step. messages = events + neutral + duplicates + items + deleted + stale + bad.
 
     Attributes:
         deltas: in order; at least one.

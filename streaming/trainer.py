@@ -68,7 +68,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How a trainer works.
+    """Options of a trainer.
 
     Attributes:
         batch: messages a micro-batch takes at most.
@@ -210,7 +210,7 @@ class Trainer:
             _LOGGER.warning("%s", error)
 
     def drained(self) -> bool:
-        """Whether both topics are read to their ends."""
+        """Returns whether both topics are read to their ends."""
         return not any(self.lag().values())
 
     def lag(self) -> dict[tuple[str, int], int]:
@@ -301,7 +301,7 @@ class Trainer:
         return outcome
 
     def _poisonous(self, messages: list[Message], pristine: Snapshot) -> dict[Address, str]:
-        """Where the messages stand at which the step raises, each tried by itself, and what it raises."""
+        """Returns the positions of messages at which the step raises, each tried alone, and the errors."""
         try:
             self._anew(pristine).apply(messages)
             return {}

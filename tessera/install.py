@@ -97,7 +97,7 @@ def leave_working_directory(*, started_as_module: bool) -> None:
     `python -m` puts the directory first, where a `features.py` of the user's would hide Tessera's package.
 
     Args:
-        started_as_module: whether `python -m tessera` runs. The command `tessera` has another first entry.
+        started_as_module: True if `python -m tessera` runs. The command `tessera` has another first entry.
     """
     here = Path.cwd()
     if here == Path(__file__).resolve().parents[1]:

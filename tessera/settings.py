@@ -1,4 +1,4 @@
-"""Where the outside systems are: the only module that reads the environment.
+"""Addresses of the outside systems: the only module that reads the environment.
 
 A client library is imported when its system is opened, so that a command loads only what it uses.
 """
@@ -102,7 +102,7 @@ class Settings:
 
     @property
     def has_registry(self) -> bool:
-        """Whether there is a registry to open: an address, or a database in `home`."""
+        """True if there is a registry to open: an address, or a database in `home`."""
         return bool(self.mlflow) or (self.home / _DATABASE).exists()
 
     def open_registry(self, *, create: bool = True) -> "Registry":
@@ -153,7 +153,7 @@ def _sqlite(database: Path) -> str:
 
 
 def _traces(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Where spans go, by OpenTelemetry's own variables and one of ours."""
+    """Returns the destinations of spans, by OpenTelemetry's own variables and one of ours."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return {}
     found: dict[str, Any] = {}

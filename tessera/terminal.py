@@ -1,4 +1,4 @@
-"""What the commands share: consoles, common options, JSON on standard output."""
+"""Shared parts of the commands: consoles, common options, JSON on standard output."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Where finished spans go: to a collector over OTLP, into a file as JSON lines, or both.
+"""Exports finished spans: to a collector over OTLP, into a file as JSON lines, or both.
 
 The only module that imports OpenTelemetry's SDK, and it is imported only when traces are asked for. The provider is
 one of our own and never the process's global one, which MLflow and FastAPI would use too. Sampling, batching, and what
@@ -150,7 +150,7 @@ def _otlp(endpoint: str, protocol: str) -> SpanExporter:
 
 
 def _resource(service: str) -> Resource:
-    """What the environment says of this process; its name is ours where it says none."""
+    """Returns the process's attributes from the environment; the default name is Tessera's."""
     found = Resource.create()
     named = not str(found.attributes[SERVICE_NAME]).startswith("unknown_service")
     return found if named else found.merge(Resource({SERVICE_NAME: service}))

@@ -98,7 +98,7 @@ def product(sku: str, category: int, rng: np.random.Generator) -> dict[str, Any]
 def shown(
     seconds: np.ndarray, category: np.ndarray, loved: np.ndarray, fresh: np.ndarray, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Who saw what, when, and whether they clicked."""
+    """Returns the shown items: user, item, time, and a click or none."""
     rows = []
     for second in seconds.tolist():
         customer, sku = int(rng.integers(CUSTOMERS)), int(rng.integers(PRODUCTS))

@@ -103,7 +103,7 @@ def plain(markdown: str) -> str:
 
 
 def _in_list(lines: list[str]) -> bool:
-    """Whether the last paragraph began as a list item."""
+    """Returns whether the last paragraph began as a list item."""
     for line in reversed(lines):
         if _ITEM.match(line):
             return True

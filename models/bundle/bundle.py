@@ -60,7 +60,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class BundleParts:
-    """What goes into a bundle.
+    """Parts of a bundle.
 
     Attributes:
         dataset: the descriptor it was trained on.

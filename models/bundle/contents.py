@@ -28,7 +28,7 @@ from models.table.schema import Schema
 
 @dataclass(frozen=True)
 class Training:
-    """What the stream needs to go on as training left off.
+    """State with which the stream continues the training.
 
     Attributes:
         table_rate: learning rate of the row-wise Adagrad.
@@ -54,7 +54,7 @@ class LogPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What `manifest.json` holds; `id` is the hash of all the rest.
+    """Content of `manifest.json`; `id` is the hash of all the rest.
 
     A field that is added has a default that means what a manifest without it meant, and is left out where it has that
     value, so that ids hold.
@@ -139,7 +139,7 @@ class BundleContents:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """What turns Semantic IDs into values of the table, or None."""
+        """Tokenizer from Semantic IDs to values of the table, or None."""
         if self.manifest.tokens is None:
             return None
         found = load_tokenizer(self.directory / "tokens")
@@ -164,7 +164,7 @@ class BundleContents:
         return found
 
     def admission(self) -> Admission:
-        """Which values read rows, as of the end of training; the caller's own."""
+        """Returns a new admission as of the end of training: the rule which values read rows."""
         cells = load_file(self.directory / "admission.safetensors")["cells"]
         return Admission(Sketch(cells.numpy()), self.schema.admission)
 

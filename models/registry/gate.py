@@ -18,7 +18,7 @@ Answer = Literal["passed", "worse", "cannot tell"]
 
 @dataclass(frozen=True)
 class Gates:
-    """How much worse a challenger may be than the champion.
+    """Limits on how much worse a challenger may be than the champion.
 
     Quality is compared on a sample of the world, so a challenger is refused only where it is surely worse than allowed:
     one that is as good is refused in at most `alpha` of all cases, over all gates of quality together.
@@ -81,9 +81,9 @@ class Check:
 
     Attributes:
         limit: what `challenger` may be at the worst; None: shown only.
-        passed: whether it is not surely beyond.
+        passed: True if it is not surely beyond.
         low, high: how much worse the challenger is, at least and at most; None where it is not tested.
-        told: whether the test set could tell.
+        told: True if the test set could tell.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How much worse one ranker is than another on the same rows, and how well these rows can tell.
+"""Tests how much worse one ranker is than another on the same rows, and with what confidence.
 
 - AUC by its structural components (DeLong, DeLong & Clarke-Pearson, Biometrics 1988) from midranks (Sun & Xu, IEEE
   Signal Processing Letters 2014). A user's rows go together: components are summed by user (Obuchowski, Biometrics
@@ -22,7 +22,7 @@ _CLIP, _BINS, _DRAWS = 1e-7, 15, 200
 
 @dataclass(frozen=True)
 class Drop:
-    """How much worse the challenger is, and the standard error of that; negative where it is better."""
+    """Loss of the challenger and its standard error; negative if the challenger is better."""
 
     worse: float
     error: float

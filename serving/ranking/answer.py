@@ -1,4 +1,4 @@
-"""What a service answers, before it is HTTP."""
+"""Answers of a service, before they become HTTP."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ class RankingAnswer:
         items: (item id, probability), best first.
         known_user: False when neither the bundle nor the stream knows the user.
         unknown_items: candidates nobody knows; they were scored without item features.
-        retrieved: whether the candidates were found by vector.
-        stale: whether the store did not answer, so that rows and history are as they were last seen.
+        retrieved: True if the candidates were found by vector.
+        stale: True if the store did not answer, so that rows and history are as they were last seen.
         reasons: for each item, what each feature adds to its log-odds; empty where nobody asked.
     """
 
@@ -31,7 +31,7 @@ class RankingAnswer:
 
 @dataclass(frozen=True)
 class RetrievalAnswer:
-    """What retrieval found: (item id, inner product of unit vectors), best first, and how."""
+    """Result of retrieval: (item id, inner product of unit vectors), best first, and the plan."""
 
     bundle: str
     items: list[tuple[str, float]]

@@ -19,7 +19,7 @@ class Histories:
     """Reads one bundle's histories.
 
     Args:
-        outlasts: whether to go on without the store, with what was last seen of a user, or was published; else a store
+        outlasts: True if to go on without the store, with what was last seen of a user, or was published; else a store
             that does not answer is an error.
     """
 
@@ -35,7 +35,7 @@ class Histories:
 
     @property
     def away(self) -> bool:
-        """Whether the store failed a moment ago, and should not be asked."""
+        """Returns whether the store failed a moment ago, and should not be asked."""
         return self._breaker.open
 
     def read(self, user: str) -> tuple[bytes | None, bool]:

@@ -1,4 +1,4 @@
-"""Where a server reads rows: the online store, or a mirror of it in this process while that is fresh enough."""
+"""Sources of a server's rows: the online store, or a mirror of it in this process while the mirror is fresh."""
 
 import contextlib
 from typing import Protocol
@@ -16,7 +16,7 @@ class RowReader(Protocol):
 
     @property
     def outlasts_store(self) -> bool:
-        """Whether rows can be read while the store is away."""
+        """True if rows can be read while the store is away."""
         ...
 
     def read_rows(self, rows: Int64) -> Float32:
@@ -63,7 +63,7 @@ class MirrorRows:
 
     @property
     def fresh(self) -> bool:
-        """Whether the mirror answers."""
+        """True if the mirror answers."""
         return self.mirror.lag_s() <= self._most_lag_s
 
     @property

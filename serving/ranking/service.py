@@ -89,12 +89,12 @@ class RankService:
 
     @property
     def ranks_items(self) -> bool:
-        """Whether the bundle knows items at all; one trained on events alone does not."""
+        """True if the bundle knows items at all; one trained on events alone does not."""
         return self.items > 0
 
     @property
     def items(self) -> int:
-        """How many items can be ranked."""
+        """Number of items that can be ranked."""
         return len(self._catalogue.item_numbers) - len(self._catalogue.deleted)
 
     @property

@@ -1,4 +1,4 @@
-"""How far the stream is behind: the trainer its inputs, the store the trainer's changes."""
+"""Measures lag: input messages the trainer has not read, and deltas the store does not have."""
 
 from collections.abc import Iterator
 from itertools import chain

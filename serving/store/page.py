@@ -30,7 +30,7 @@ Call: TypeAlias = tuple[list[bytes], list[bytes | int]]
 
 
 def table_mark(table: StoredTable) -> bytes:
-    """What the store keeps under the table's key: shape and layout, compared on every access."""
+    """Returns the mark under the table's key: shape and layout, compared on every access."""
     return b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, table.storage.encode(), PAGE_ROWS)
 
 
@@ -52,7 +52,7 @@ def parse_mark(mark: bytes) -> StoredTable:
 
 
 def page_count(table: StoredTable) -> int:
-    """How many pages a table has; the last may hold rows beyond the table's end, which stay unwritten."""
+    """Returns the number of pages; the last may hold rows beyond the table's end, which stay unwritten."""
     return -(-table.rows // PAGE_ROWS)
 
 
@@ -89,7 +89,7 @@ def pack(table: StoredTable, vectors: Float32) -> NDArray[np.void]:
 
 
 def unpack(packed: NDArray[np.void]) -> Float32:
-    """What was kept of vectors: (N, D) float32, writable."""
+    """Returns stored vectors: (N, D) float32, writable."""
     found: Float32 = packed["values"].astype(np.float32)
     if packed.dtype.names is not None and "scale" in packed.dtype.names:
         found *= packed["scale"][:, None]

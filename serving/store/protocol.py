@@ -249,7 +249,7 @@ class OnlineStore(Protocol):
         ...
 
     def incarnation(self) -> str:
-        """Which start of the server answers: what was written to another one may have been lost with it."""
+        """Returns an id of the server's start: writes to an earlier start may have been lost with it."""
         ...
 
     def ping(self) -> None:

@@ -28,7 +28,7 @@ _DERIVED = frozenset({record.ADMITTED})
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared.
+    """Result of a comparison.
 
     Attributes:
         seq: of the last micro-batch in the fold.

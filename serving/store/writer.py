@@ -123,11 +123,11 @@ class StoreWriter:
         self._reader.close()
 
     def _alive(self) -> tuple[str, str | None]:
-        """Which start of which filling of the store answers."""
+        """Returns the store's start and filling that answer."""
         return self._store.incarnation(), filling_of(self._store, self._bundle)
 
     def _follow(self) -> tuple[tuple[str, str | None], Follower]:
-        """Which store answers, and the log from the position on that it has."""
+        """Returns the store that answers, and the log from the store's position on."""
         life = self._alive()
         position = position_of(self._store, self._bundle, self._topic)
         self._admitted = Admitted(self._store, self._bundle)

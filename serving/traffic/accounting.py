@@ -45,7 +45,7 @@ def accounted(
 def _refused(
     current: Router, pinned: Pinned, error: BaseException, ask: Callable[[RankService], RankingAnswer]
 ) -> bool:
-    """Whether the caller's input is at fault, for the champion as well."""
+    """Returns whether the caller's input is at fault, for the champion as well."""
     if not isinstance(error, EventError):
         return False
     if not pinned.challenger:

@@ -18,12 +18,12 @@ from serving.traffic.bulkhead import Bulkhead
 
 @dataclass(frozen=True)
 class Pinned:
-    """What one request gets.
+    """Parts that one request is pinned to.
 
     Attributes:
         service: answers.
         run: runs a call of the service: here where it is the champion's, on threads of its own where a challenger's.
-        challenger: whether the service is a challenger's.
+        challenger: True if the service is a challenger's.
         arms: by an experiment's id, the arm that this answer counts for; epochs: and since when it is what it is.
         shadows: experiment and service of those that should rank it too, unseen.
     """
@@ -57,7 +57,7 @@ class Router:
 
     @property
     def service(self) -> RankService:
-        """What a request that starts now would get."""
+        """Service that a request starting now would get."""
         return self._held.service
 
     @contextlib.contextmanager

@@ -51,7 +51,7 @@ class NewItemPlan:
         kind: origin of the items, as text.
         fans_are, others_are: definition of the two groups, as text.
         seed: decides the draw.
-        before_events: whether the held-back events decide who likes an item. The stream must not have read them.
+        before_events: True if the held-back events decide who likes an item. The stream must not have read them.
     """
 
     item_column: str

@@ -43,7 +43,7 @@ _SPEC = "synthetic.json"
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """What decides a generated dataset, byte for byte; kept beside it as synthetic.json."""
+    """Specification of a generated dataset, byte for byte; kept beside it as synthetic.json."""
 
     seed: int
     users: int
@@ -244,7 +244,7 @@ def _readers(spec: SyntheticSpec) -> _Readers:
 
 
 def _impressions(spec: SyntheticSpec, catalogue: _Catalogue, readers: _Readers) -> pl.DataFrame:
-    """Who was shown what, when, and whether they clicked; in order of time."""
+    """Draws the shown items: user, item, time, and a click or none; in order of time."""
     rng = spec.rng(3)
     # An even number a day, busier in the evening: the last 15 % of the time is then the last 15 % of the events too.
     day = np.sort(np.arange(spec.events) % DAYS)
@@ -285,7 +285,7 @@ def _logistic(logit: Floats) -> Floats:
 
 
 def _bias(logit: Floats) -> float:
-    """What to add so that the mean chance is the click rate, by bisection."""
+    """Returns the bias that makes the mean chance the click rate, by bisection."""
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2

@@ -27,7 +27,7 @@ _CHANCE = 0.5
 
 @dataclass(frozen=True)
 class StreamFigures:
-    """What the stream did: messages by kind, `bad` ones set aside, and how fast."""
+    """Work of the stream: messages by kind, with `bad` ones quarantined, and their rate."""
 
     events: int
     items: int
@@ -39,7 +39,7 @@ class StreamFigures:
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """All that the report shows.
+    """Content of the report.
 
     Attributes:
         created: when, as text.

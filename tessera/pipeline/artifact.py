@@ -1,4 +1,4 @@
-"""What the stages of a run leave on the disk for one another."""
+"""Artifacts that the stages of a run leave on the disk for one another."""
 
 import hashlib
 import time

@@ -131,7 +131,7 @@ def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
 
 
 def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", "event"]) -> pl.DataFrame:
-    """What a schema reads and the table has not is null."""
+    """Adds the columns that a schema reads and a table lacks, as nulls."""
     columns = schema.columns(of)
     numeric = [one.column for one in schema.numeric if one.of == of]
     missing = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in table.columns]
@@ -163,7 +163,7 @@ def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:
-    """Which test examples (N,) are of new items, rare items and new users, by what was trained on."""
+    """Returns the test examples (N,) of new items, rare items and new users, judged by the training events."""
     train, test = frame.part("train"), frame.part("test")
     often = np.bincount(train["item"].to_numpy(), minlength=frame.items.height)[test["item"].to_numpy()]
     known_users = np.isin(test["user"].to_numpy(), train["user"].unique().to_numpy())

@@ -28,7 +28,7 @@ _UNKNOWN = "What the champion was trained on is not known: an earlier release pu
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a bundle comes from.
+    """Origin of a bundle.
 
     Attributes:
         data_key: hash of the descriptor and of every file's bytes.

@@ -63,7 +63,7 @@ _RANKER, _HASHED_ID = "ranker", "hashed-id"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run may choose; the rest comes from the dataset.
+    """Options of a run; all other choices come from the dataset.
 
     Attributes:
         seed: of everything random, the split included where it is random.
@@ -102,7 +102,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run made.
+    """Result of a run.
 
     Attributes:
         release: only when it was published.

@@ -60,7 +60,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class _SpeedColumn(ProgressColumn):
-    """How many a second, of late."""
+    """Column of the recent rate per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()

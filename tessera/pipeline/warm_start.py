@@ -26,7 +26,7 @@ from tessera.pipeline.stage import finished_key
 
 
 class Previous:
-    """What the `--out` of a finished training holds.
+    """Content of a finished training's `--out`.
 
     Args:
         directory: of the run.

@@ -142,5 +142,5 @@ group.initial.rebalance.delay.ms=0
 
 
 def jars() -> bool:
-    """Whether the broker's jars are there; `make up` fetches them."""
+    """Returns whether the broker's jars are there; `make up` fetches them."""
     return (_JARS / ".complete").exists() and shutil.which("java") is not None

@@ -108,7 +108,7 @@ class Place:
         until(read, seconds=120, doing="the trainer's catching up")
 
     def answers(self) -> bool:
-        """Whether the broker is back for this process's own client."""
+        """Returns whether the broker is back for this process's own client."""
         with contextlib.suppress(LogError):
             return bool(self.log.end_offsets(TOPICS.deltas))
         return False
@@ -134,7 +134,7 @@ class Place:
         self.zombies.clear()
 
     def _left(self) -> bool:
-        """Whether messages, not mere marks of transactions, stand behind the group's positions."""
+        """Returns whether messages, not mere marks of transactions, stand behind the group's positions."""
         at = self.log.committed([TOPICS.events], group=group_of(self.world.bundle, TOPICS.events))
         ends = self.log.end_offsets(TOPICS.events)
         starts = {n: at.get((TOPICS.events, n), 0) for n in ends}
@@ -322,7 +322,7 @@ def kill_inside_a_transaction_until_it_shows(place: Place) -> None:
 
 
 def _uncommitted_repeats(place: Place) -> int:
-    """How many inputs two batches hold, for a reader that does not heed transactions."""
+    """Counts the inputs that two batches hold, for a reader that ignores transactions."""
     consumer = KafkaConsumer(
         bootstrap_servers=place.cluster.kafka_address, isolation_level="read_uncommitted", enable_auto_commit=False
     )

@@ -1,4 +1,4 @@
-"""What every event log keeps, run against each implementation.
+"""The contract of event logs, run against each implementation.
 
 An implementation joins by one entry in `OPEN`. The tests use topics and groups of their own, so that they can share a
 broker with other runs.

@@ -71,7 +71,7 @@ class Site:
             log.append(self.settings.topics.events, [(None, message) for message in messages])
 
     def streamed(self) -> dict[str, Any]:
-        """What one drain of the topics did."""
+        """Drains the topics once and returns the counts."""
         out = self.operator.run("tessera stream --once --lateness-s 1000000000 --json")
         return dict(json.loads(out[out.index("{") :]))
 

@@ -64,7 +64,7 @@ def run_guide(markdown: str, *, root: Path, tools: Path, directory: Path, server
         root: where the guide begins.
         tools: put before the PATH for each block.
         directory: takes the script, what it prints, and the folders that the guide makes.
-        servers: whether blocks for servers are run.
+        servers: True if blocks for servers are run.
 
     Raises:
         GuideError: a block failed, or did not where it should, or printed something else; says which and what.
@@ -81,7 +81,7 @@ def run_guide(markdown: str, *, root: Path, tools: Path, directory: Path, server
 
 
 def _run(blocks: list[Block], root: Path, tools: Path, directory: Path) -> dict[int, str]:
-    """What each block printed, by its number."""
+    """Runs each block and returns its output by its number."""
     script, output = directory / "guide.sh", directory / "output"
     script.write_text(_script(blocks, tools), encoding="utf-8")
     own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL") if name in os.environ}

@@ -93,7 +93,7 @@ def worlds(draw: st.DrawFn) -> tuple[Assembler, Examples]:
 
 
 def inputs(batch: Batch) -> Tensor:
-    """All that a network sees of a batch, an example a row."""
+    """Returns all inputs of a network for a batch, an example a row."""
     return torch.cat([pool(TABLE, batch), batch.numeric, batch.labels[:, None]], dim=1)
 
 

@@ -41,7 +41,7 @@ _FAILED = (422, 500, 503)
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request got; without an answer, why."""
+    """Answer of one request, or the reason for none."""
 
     user: str
     status: int
@@ -53,13 +53,13 @@ class Answer:
 
 @dataclass
 class Seen:
-    """What came of requests."""
+    """Results of requests."""
 
     answers: list[Answer] = field(default_factory=list)
     clicks: int = 0
 
     def bundles(self) -> dict[str, str]:
-        """Who ranked for whom."""
+        """Returns the bundle that ranked for each user."""
         return {one.user: one.bundle for one in self.answers}
 
 
@@ -177,7 +177,7 @@ class Stage:
                 process.running.wait(60)
 
     def looks(self, experiment: Experiment) -> list[dict[str, Any]]:
-        """What judges saw of an experiment, as MLflow has it."""
+        """Returns the looks of judges at an experiment, from MLflow."""
         return looks_of(self.registry, self.model, experiment)
 
     def ended(self, experiment: Experiment) -> str:

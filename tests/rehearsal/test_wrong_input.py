@@ -1,4 +1,4 @@
-"""What is wrong is refused with the reason, or counted and set aside, as an operator and a caller see it."""
+"""Invalid input is refused with the reason, or counted and quarantined, for operators and callers."""
 
 import json
 import time
@@ -63,7 +63,7 @@ def test_experiments_that_take_more_than_all_of_a_layer_are_refused(stage: Stage
 
 
 def aside(stage: Stage) -> Counter[str]:
-    """What a look sets aside."""
+    """Returns the messages that a look quarantines."""
     return Counter(json.loads(stage.run("rollout", "status", "--json").stdout)["aside"])
 
 

@@ -1,4 +1,4 @@
-"""Who would click what, and models that learnt it well, badly, or the wrong way round.
+"""The true clicks of users, and models that learnt them well, badly, or the wrong way round.
 
 Whether a user clicks an item is drawn once for all pairs, from the chances that also made the training data. A click
 then depends on user and item alone: an arm gets more of them only where its model ranks better.
@@ -35,13 +35,13 @@ class Truth:
         self._likes = np.random.default_rng(0).random(chance.shape) < chance
 
     def clicked(self, user: str, items: Sequence[str]) -> list[str]:
-        """What of a list the user clicks."""
+        """Returns the items of a list that the user clicks."""
         return [item for item in items if self._likes[int(user[1:]), int(item[1:])]]
 
 
 @dataclass(frozen=True)
 class Bundles:
-    """What may serve.
+    """Bundles that may serve.
 
     Attributes:
         weak: learnt from a tenth of the events; good: from all of them.

@@ -88,7 +88,7 @@ class EmbeddedServer:
             time.sleep(0.01)
 
     def _answers(self) -> bool:
-        """Whether a server is there; waits while it loads its data."""
+        """Returns whether a server is there; waits while it loads its data."""
         while True:
             try:
                 reply = self._ask(b"PING", timeout_s=10)

@@ -1,4 +1,4 @@
-"""Which Redis server holds a bundle: the one there is, or the cluster's node that serves the bundle's hash slot.
+"""Finds the Redis server of a bundle: the only server, or the cluster's node of the bundle's hash slot.
 
 All keys of a bundle have one hash tag, so a bundle lies in one slot, on one node, and its scripts and pipelines work as
 on a single server; another bundle may lie on another node.
@@ -26,7 +26,7 @@ class Servers(Protocol):
         ...
 
     def every(self) -> list[redis.Redis]:
-        """All that hold keys."""
+        """Returns all servers that hold keys."""
         ...
 
     def look_again(self) -> bool:

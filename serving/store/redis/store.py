@@ -274,7 +274,7 @@ class RedisStore:
             self.expire(bundle, after_s=2 * least_s)
 
     def bytes_per_row(self, bundle: str) -> float:
-        """What the server's memory holds for a row, keys and its own overhead included, by a sample of full pages."""
+        """Returns the server's memory per row, including keys and overhead, from a sample of full pages."""
         table, _ = self._table(bundle)
         full = max(1, table.rows // PAGE_ROWS)
         keys = page_keys(bundle, np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
@@ -282,7 +282,7 @@ class RedisStore:
         return float(np.mean(sizes)) / min(PAGE_ROWS, table.rows)
 
     def facts(self) -> list[dict[str, str]]:
-        """Of every server: version, whether it may throw keys away when its memory is full, and how it saves."""
+        """Returns for every server its version, its eviction policy, and its persistence."""
 
         def asked(client: redis.Redis) -> dict[str, str]:
             about = client.info()

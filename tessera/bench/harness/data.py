@@ -1,4 +1,4 @@
-"""What benchmarks on a dataset share: its frame and fields, results that are kept, a bar with an estimate."""
+"""Shared parts of benchmarks on a dataset: its frame and fields, kept results, a bar with an estimate."""
 
 from collections.abc import Callable
 from pathlib import Path

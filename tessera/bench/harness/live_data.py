@@ -1,4 +1,4 @@
-"""What the online benchmarks share: a bundle of a dataset, its held-back events as messages, and the servers."""
+"""Shared parts of the online benchmarks: a bundle of a dataset, its held-back events as messages, the servers."""
 
 import contextlib
 import os

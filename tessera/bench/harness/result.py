@@ -1,4 +1,4 @@
-"""What every benchmark returns and how it is printed.
+"""Result of a benchmark, and its printed form.
 
 {"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}], "plot"}
 """
@@ -13,7 +13,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Claim:
-    """What is stated, judged from the rows."""
+    """Claim, judged from the rows."""
 
     claim: str
     value: float
@@ -33,7 +33,7 @@ def at_most(claim: str, value: float, target: float) -> Claim:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a benchmark measured; see the module for the JSON. `plot` is the path of a PNG, or empty."""
+    """Measurements of a benchmark; the module describes the JSON. `plot` is the path of a PNG, or empty."""
 
     bench: str
     dataset: str

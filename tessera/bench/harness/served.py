@@ -1,4 +1,4 @@
-"""What the serving benchmarks share: `tessera serve` in a process of its own, and callers of it."""
+"""Shared parts of the serving benchmarks: `tessera serve` in a process of its own, and its callers."""
 
 import contextlib
 import http.client

@@ -52,7 +52,7 @@ _SEMANTIC, _PERMUTED, _DENSE = "id + Semantic ID", "id + permuted Semantic ID", 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a ranker reads of an item.
+    """Inputs of a ranker about an item.
 
     Attributes:
         item_id, metadata, content: its id, the declared columns, the content vector.
@@ -148,7 +148,7 @@ def _row(name: str, measured: list[dict[str, Quality]], base: list[dict[str, Qua
 
 
 def claims(found: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
-    """What Semantic IDs must add, in the mean over the seeds, and each with its paired t-test."""
+    """Returns the gains that Semantic IDs must show, in the mean over the seeds, each with a paired t-test."""
     small = f"table x {_SMALL_TABLE:g}"
     wanted = [
         (_SEMANTIC, _USER_ONLY, "new", 0.025),
@@ -250,7 +250,7 @@ class _World:
 
 
 def without(frame: Frame, held_out: pl.Series) -> Frame:
-    """The frame whose items `held_out` (row numbers) stand in no history, and whose events are the part `new`."""
+    """Returns the frame whose items `held_out` (row numbers) are in no history, with their events as part `new`."""
     numbers = held_out.implode()
     known = frame.examples.select(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
     is_new = frame.examples["item"].is_in(numbers)

@@ -39,7 +39,7 @@ _DIM, _LEVELS = 128, 3
 
 @dataclass(frozen=True)
 class Way:
-    """How the new codebook is made, and whether its names are matched."""
+    """Method for the new codebook, with or without matched names."""
 
     warm: bool
     matched: bool
@@ -51,7 +51,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Churn:
-    """What one retraining kept, and the errors of the frozen and of the new codebook on the whole catalogue."""
+    """Codes that one retraining kept, and errors of the frozen and the new codebook on the whole catalogue."""
 
     comparison: Comparison
     frozen_error: float

@@ -105,7 +105,7 @@ SEARCH = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """How every arm is trained."""
+    """Training protocol of every arm."""
 
     batch: int = 512
     max_epochs: int = 15

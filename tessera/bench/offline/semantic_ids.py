@@ -57,7 +57,7 @@ class MeasuredCodebook:
 
 @dataclass(frozen=True)
 class Coding:
-    """What a method made of the vectors.
+    """Coding of the vectors by one method.
 
     Attributes:
         codes: (N, Q) of all vectors.
@@ -253,7 +253,7 @@ def _mean(measured: list[MeasuredCodebook]) -> dict[str, float]:
 
 
 def claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
-    """The fast path beside faiss at equal error, whatever budget that takes, in the seed that speaks most against it.
+    """Compares the fast path with faiss at equal error, at any budget, in the seed with the worst result.
 
     For each budget of faiss, the time that ours needs for an error as low is read off its curve.
     """
@@ -298,7 +298,7 @@ def seconds_to(error: float, curve: list[MeasuredCodebook]) -> float:
 
 
 def rqvae_claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
-    """What the RQ-VAE makes of a catalogue."""
+    """Returns claims about the RQ-VAE's coding of a catalogue."""
     usage = min(one.usage for one in found["rqvae", BUDGETS["rqvae"][1]])
     unique = min(one.unique for one in found["rqvae", BUDGETS["rqvae"][1]])
     return [

@@ -79,7 +79,7 @@ _TRAIN = TrainConfig(
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What decides the data: training and test rows, F features of V values, n numeric ones, and the seed."""
+    """Specification of the data: training and test rows, F features of V values, n numeric ones, the seed."""
 
     rows: int = 400_000
     test_rows: int = 50_000
@@ -306,7 +306,7 @@ def processor() -> str:
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
-    """What is claimed, all in float32 but one, judged in the seed that speaks most against it."""
+    """Returns the claims, all in float32 but one, judged in the seed with the worst result."""
     by_model = {
         model: {row["seed"]: row for row in rows if row["model"] == model} for model in {row["model"] for row in rows}
     }

@@ -212,7 +212,7 @@ def _peer(index: Any, options: Any, query: NDArray[np.float32]) -> NDArray[np.in
 def _timed(
     methods: dict[tuple[str, str], Search], queries: NDArray[np.float32], truth: list[set[int]]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Each method over all queries, twice in turns; the better half of the machine's noise is kept for all alike."""
+    """Runs each method over all queries, twice in turns, and keeps the better of the two for each."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     times: dict[tuple[str, str], list[list[float]]] = {name: [] for name in methods}
     for _ in range(2):

@@ -39,7 +39,7 @@ _PUBLISHED, _THRESHOLD, _CHUNK = 10_000, 2, 1_000_000
 
 @dataclass(frozen=True)
 class GrowthSizes:
-    """How far each cost is followed.
+    """Sizes up to which each cost is measured.
 
     Attributes:
         admitted: values admitted since publishing, ascending.
@@ -101,7 +101,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
 def _admission(
     bundle: Bundle, messages: list[bytes], sizes: GrowthSizes, rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    """All sizes in turns, so that the machine's mood is the same for all; the same events by new users for each."""
+    """Runs all sizes in turns, so that the machine's load is the same for all; each gets new users."""
     if not bundle.schema.admission:
         raise TesseraError("bench growth needs a bundle with admission; leave table.admission at its default")
     steps: list[Step] = []

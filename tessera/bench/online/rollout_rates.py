@@ -44,7 +44,7 @@ _MINUTES = 1_440
 
 @dataclass(frozen=True)
 class Arms:
-    """What an arm is like.
+    """Properties of an arm.
 
     Attributes:
         rate: clicks an impression.

@@ -174,7 +174,7 @@ def _counted(port: int, name: str) -> float:
 
 
 def _compared(seen: _Seen, bundles: list[Bundle]) -> int:
-    """How many of the kept answers are not what their bundle says offline, to 1e-5."""
+    """Counts the kept answers that differ from their bundle's offline answers by more than 1e-5."""
     services = {bundle.id: service for bundle in bundles for service in _offline(bundle)}
     wrong = 0
     for body, answer in seen.answers[:: max(1, len(seen.answers) // _COMPARED)]:

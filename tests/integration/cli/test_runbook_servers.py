@@ -74,7 +74,7 @@ class Site:
             assert status == 202
 
     def posted(self, count: int) -> Iterator[int]:
-        """What the server says to each of the next events."""
+        """Posts the next events and returns the server's answer to each."""
         for message in self.world.messages(self.sent + count)[self.sent :]:
             event = json.loads(message) | {"_event_id": self.sent}
             status = self.client.post("/v1/events", json={"events": [event]}).status_code
@@ -82,14 +82,14 @@ class Site:
             yield status
 
     def settled(self) -> bool:
-        """Whether all that was sent was learnt, each event once."""
+        """Returns whether all that was sent was learnt, each event once."""
         text = httpx.get(self._metrics).text
         counts = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")}
         kinds = ("events", "neutral", "duplicates")
         return sum(counts.get(f'tessera_messages_total{{kind="{kind}"}}', 0) for kind in kinds) == self.sent
 
     def is_whole(self) -> None:
-        """All that was sent counts once, and nothing waits."""
+        """Returns whether every sent event counts once, and nothing waits."""
         until(self.settled, seconds=60, doing="the stream's catching up")
         out = self.operator.run("tessera status --json --no-experiments")
         found = json.loads(out)

@@ -49,7 +49,7 @@ class Online:
         self.send("events", {"user_id": user, "item_id": item, "time": time, "label": 1})
 
     def trained(self, user: str, items: list[str]) -> NDArray[np.float32]:
-        """What the trainer's own table and catalogue say."""
+        """Returns the scores of the trainer's own table and catalogue."""
         step = self.stream.trainer.step
         catalogue, schema = step.catalogue, self.bundle.schema
         users, numbers = catalogue.number_users([user] * len(items)), catalogue.number_items(items)
@@ -78,7 +78,7 @@ def online(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Online]:
 
 
 def admitted(online: Online, item: str) -> list[bool]:
-    """Whether the item's id reads rows: in the trainer, in the server."""
+    """Returns whether the item's id reads rows: in the trainer, in the server."""
     found = []
     for catalogue in (online.stream.trainer.step.catalogue, online.service._catalogue):
         _, count = catalogue.items.rows("item_id", catalogue.number_items([item]))

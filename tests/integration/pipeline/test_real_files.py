@@ -331,7 +331,7 @@ SEND = FILES / "33-send-wrong-files"
 
 
 def sent(home: Path, file: Path) -> list[bytes]:
-    """What `tessera send events` appends, or its refusal."""
+    """Returns the messages that `tessera send events` appends, or its refusal."""
     environment = {"TESSERA_HOME": str(home)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TESSERA_HOME", str(home))

@@ -1,4 +1,4 @@
-"""Whatever a client sends, the server never fails: requests are made from the OpenAPI document, right and wrong."""
+"""The server never fails on any input: requests are made from the OpenAPI document, right and wrong."""
 
 import contextlib
 import json

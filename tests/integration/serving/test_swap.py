@@ -84,7 +84,7 @@ def server(published: Settings, world: World) -> Iterator[Server]:
 
 
 def offline(bundle: Bundle, users: list[str], items: list[str]) -> dict[str, dict[str, float]]:
-    """What a bundle alone says."""
+    """Returns the scores of a bundle alone."""
     store = MemoryStore()
     fill_store(store, bundle)
     service = RankService(bundle, store)

@@ -1,4 +1,4 @@
-"""Where traces go: to a collector over HTTP, into a file, to the server that a client calls, or nowhere."""
+"""Traces go to a collector over HTTP, into a file, to the server that a client calls, or nowhere."""
 
 import asyncio
 import contextlib

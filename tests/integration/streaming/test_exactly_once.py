@@ -1,4 +1,4 @@
-"""What a crash, a repeat, a second trainer or a bad message leaves: nothing lost, nothing twice, the same bits."""
+"""After a crash, a repeat, a second trainer or a bad message: nothing lost, nothing twice, the same bits."""
 
 import contextlib
 import json

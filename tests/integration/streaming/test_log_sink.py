@@ -1,4 +1,4 @@
-"""What comes in over HTTP while the log does not answer is refused, and keeps nobody waiting."""
+"""Messages sent over HTTP while the log does not answer are refused, and no caller waits."""
 
 import contextlib
 import sqlite3

@@ -155,7 +155,7 @@ def _fingerprint(stream: StreamService) -> str:
 
 
 def _bits(place: Place, world: World) -> str:
-    """All that a stream over a place leaves: table, histories, and what is ranked from the store."""
+    """Returns the results of a stream over a place: table, histories, and rankings from the store."""
     place.send(place.topics.items, [json.dumps(new_item(1)).encode()])
     place.send(place.topics.events, _with_bad(world.messages(400)))
     with place.stream(world) as stream:

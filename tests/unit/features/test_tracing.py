@@ -29,7 +29,7 @@ def finished(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
 
 
 def in_another_process(batches: range) -> list[ReadableSpan]:
-    """What a writer records of these batches of `b`, with a tracer of its own."""
+    """Returns the spans of a writer for these batches of `b`, with a tracer of its own."""
     exporter = InMemorySpanExporter()
     with recording([SimpleSpanProcessor(exporter)], "writer"):
         with trace.in_batches("store", "b", "deltas", {seq: {"rows": seq} for seq in batches}):

@@ -74,7 +74,7 @@ def built(kind: type[Any], share: float = 2.0, seed: int = 0) -> Any:
 
 @torch.no_grad()
 def vectors(method: EmbeddingMethod) -> torch.Tensor:
-    """Of every value, in evaluation; a value stands in its own field's column."""
+    """Returns the vectors of every value, in evaluation; a value is in its own field's column."""
     offsets = FIELDS.offsets
     rows = torch.from_numpy(np.stack([offsets[f] + np.arange(SIZES.max()) % size for f, size in enumerate(SIZES)], 1))
     found = method.eval()(rows)

@@ -1,4 +1,4 @@
-"""What is said of a table: counts beside a closed form and a brute-force twin, known angles, sums that add up."""
+"""Reports of a table: counts beside a closed form and a brute-force twin, known angles, sums that add up."""
 
 import json
 from dataclasses import asdict, replace

@@ -34,7 +34,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def edited(tree: Path, name: str, module: str = "tessera.run") -> bool:
-    """Whether an edit of one file changes the version of a module."""
+    """Returns whether an edit of one file changes the version of a module."""
     before = code_version(module, root=tree)
     path = tree / name
     path.write_bytes(path.read_bytes() + b"\n-- edited")

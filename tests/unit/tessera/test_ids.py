@@ -1,4 +1,4 @@
-"""What is said of Semantic IDs: counts and purity by hand, the tree, the words, the commands."""
+"""Reports of Semantic IDs: counts and purity by hand, the tree, the words, the commands."""
 
 import json
 from dataclasses import asdict
@@ -94,7 +94,7 @@ def test_texts_without_a_word_have_a_tree_without_words() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the stages `encode` and `assign` leave, of sixty items."""
+    """Returns the output of the stages `encode` and `assign`, for sixty items."""
     directory = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 4, 60)
