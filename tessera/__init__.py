@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from features.errors import TesseraError
     from models.bundle.bundle import Bundle, load_bundle
     from models.semantic_id.codebook.kinds import register as register_quantizer
+    from models.table.frame_batches import FrameBatches, frame_schema
+    from models.table.unified import UnifiedTable
     from serving.client import ApiError, AsyncClient, Client
     from tessera.library import check, run
     from tessera.pipeline.run import RunOptions, RunResult
@@ -26,10 +28,13 @@ __all__ = [
     "Bundle",
     "Client",
     "Dataset",
+    "FrameBatches",
     "RunOptions",
     "RunResult",
     "TesseraError",
+    "UnifiedTable",
     "check",
+    "frame_schema",
     "load_bundle",
     "load_dataset",
     "register_encoder",
@@ -44,10 +49,13 @@ _PLACES = {
     "Bundle": "models.bundle.bundle",
     "Client": "serving.client",
     "Dataset": "features.dataset.descriptor",
+    "FrameBatches": "models.table.frame_batches",
     "RunOptions": "tessera.pipeline.run",
     "RunResult": "tessera.pipeline.run",
     "TesseraError": "features.errors",
+    "UnifiedTable": "models.table.unified",
     "check": "tessera.library",
+    "frame_schema": "models.table.frame_batches",
     "load_bundle": "models.bundle.bundle",
     "load_dataset": "features.dataset.descriptor",
     "register_encoder": "features.content.kinds",

@@ -5,10 +5,10 @@ A client library is imported when its system is opened, so that a command loads 
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from features.durable import make_directory
 from features.errors import BundleError
@@ -138,6 +138,19 @@ class Settings:
             raise BundleError(f"TESSERA_HOME {self.home}: the registry cannot use this path; choose a plainer one")
         return opened
 
+    def registry_on_use(self) -> "Registry":
+        """Returns the model registry, opened when it is first used, so that a run starts without loading MLflow.
+
+        A registry at an address is opened here: a wrong address must not be told after hours of training.
+
+        Raises:
+            BundleError: `home` cannot be written, or the registry at an address does not answer.
+        """
+        if self.mlflow:
+            return self.open_registry()
+        make_directory(self.home)
+        return cast("Registry", _OnUse(self.open_registry))
+
     def traced(self, service: str) -> contextlib.AbstractContextManager[None]:
         """Records spans while the body runs, under a service's name; does nothing where they would go nowhere."""
         if not self.otlp and self.trace_file is None:
@@ -145,6 +158,18 @@ class Settings:
         from tessera.trace_export import traced
 
         return traced(service, endpoint=self.otlp, protocol=self.otlp_protocol, file=self.trace_file)
+
+
+class _OnUse:
+    """Stands for an object that is made when one of its attributes is first asked for."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        if "_made" not in self.__dict__:
+            self.__dict__["_made"] = self._make()
+        return getattr(self.__dict__["_made"], name)
 
 
 def _sqlite(database: Path) -> str:

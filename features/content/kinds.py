@@ -1,6 +1,7 @@
 """The registry of encoder kinds: each kind is fitted, or loaded from a directory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -30,9 +31,22 @@ def _sentence_transformers() -> Kind:
     return sentence
 
 
-# A new encoder is one new module with `fit` and `load`, and one line here. A module is loaded on use, since
-# `sentence` imports a transformer library.
-KINDS: dict[str, Callable[[], Kind]] = {"lsa": _lsa, "sentence-transformers": _sentence_transformers}
+@dataclass(frozen=True)
+class _OnUse:
+    """A kind whose module is imported when it fits or loads."""
+
+    module: Callable[[], Kind]
+
+    def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
+        return self.module().fit(texts, dim=dim, seed=seed, model=model)
+
+    def load(self, directory: Path) -> Encoder:
+        return self.module().load(directory)
+
+
+# A new encoder is one new module with `fit` and `load`, and one line here. The modules bring scikit-learn and a
+# transformer library along.
+KINDS: dict[str, Kind] = {"lsa": _OnUse(_lsa), "sentence-transformers": _OnUse(_sentence_transformers)}
 
 
 def register(name: str, kind: Kind) -> None:
@@ -50,16 +64,15 @@ def register(name: str, kind: Kind) -> None:
     Example:
         `examples/own_encoder.py` registers an encoder and trains on its vectors.
     """
-    if name in KINDS and KINDS[name]() is not kind:
+    if KINDS.setdefault(name, kind) is not kind:
         raise DatasetError(f"encoder {name!r} is registered already; choose another name")
-    KINDS[name] = lambda: kind
 
 
 def kind(name: str) -> Kind:
     """Returns the encoder kind of that name. An unknown name raises DatasetError, which lists the known names."""
     if name not in KINDS:
         raise DatasetError(f"encoder {name!r} is unknown; choose one of: {', '.join(KINDS)}")
-    return KINDS[name]()
+    return KINDS[name]
 
 
 def load_encoder(directory: Path) -> Encoder:

@@ -171,7 +171,7 @@ def run_command(until: str, help_text: str) -> Callable[..., None]:
             gates=Gates.parse(gate),
             positions=read_positions(positions),
         )
-        registry = Settings.from_environment().open_registry() if until == "publish" else None
+        registry = Settings.from_environment().registry_on_use() if until == "publish" else None
         loaded = load_with_split(dataset, split)
         result = run(loaded, out, options, console=err_console, registry=registry, until=until)
         if json:

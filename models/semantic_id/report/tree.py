@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import scipy
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 _WORDS = 6
 _MOST_WORDS = 20_000
@@ -111,8 +110,10 @@ class Tree:
         return self._sums[place]
 
 
-def _counted(texts: Sequence[str]) -> tuple[csr_array, list[str]]:
+def _counted(texts: Sequence[str]) -> tuple[scipy.sparse.csr_array, list[str]]:
     """Returns which text (N,) holds which of the W most frequent words, (N, W), and the words."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
     held = (
         pl.DataFrame({"row": np.arange(len(texts)), "word": pl.Series(list(texts), dtype=pl.String)})
         .with_columns(pl.col("word").str.to_lowercase().str.extract_all(_WORD))
@@ -124,4 +125,4 @@ def _counted(texts: Sequence[str]) -> tuple[csr_array, list[str]]:
     words = held.group_by("word").len().sort("len", "word", descending=[True, False])["word"].head(_MOST_WORDS)
     numbered = held.join(pl.DataFrame({"word": words}).with_row_index("number"), on="word")
     places = (numbered["row"].to_numpy(), numbered["number"].to_numpy())
-    return csr_array((np.ones(numbered.height), places), shape=(len(texts), len(words))), words.to_list()
+    return scipy.sparse.csr_array((np.ones(numbered.height), places), shape=(len(texts), len(words))), words.to_list()

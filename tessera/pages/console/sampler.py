@@ -27,6 +27,8 @@ from tessera.settings import Settings
 _LOGGER = logging.getLogger(__name__)
 _EVERY_S, _REGISTRY_EVERY_S, _VERSIONS_EVERY_S = 2.0, 10.0, 60.0
 _KEPT = 150  # samples: five minutes
+# Loading MLflow takes seconds, in which the server that starts shall answer.
+_FIRST_REGISTRY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Sampler:
         self._registry: Any = None
         self._pulse: Any = None
         self._versions_due = 0.0
-        self._registry_due = 0.0
+        self._registry_due = time.monotonic() + _FIRST_REGISTRY_S
         self._looking = threading.Lock()
         rounds = Rounds("console", "the console cannot be brought up to date", metrics)
         self._worker = Background("console", lambda stop: self._round(), rounds, every_s=_EVERY_S, at_once=True)

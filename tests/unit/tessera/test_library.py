@@ -163,3 +163,9 @@ def test_a_clash_that_the_command_cannot_avoid_is_one_line(tmp_path: Path) -> No
     assert re.fullmatch(
         r"error: name clash: .*features\.py hides Tessera's package 'features'; rename .*\n", told.stderr
     )
+
+
+def test_a_run_and_a_server_start_without_what_they_use_later() -> None:
+    code = "import tessera.pipeline.run, serving.api.app, tessera.pages.console.app, serving.ranking.service"
+    later = {"apache_beam", "mlflow", "sklearn", "torchrec", "pandas", "matplotlib", "sentence_transformers", "kafka"}
+    assert not loaded_by(code) & later

@@ -1,0 +1,79 @@
+"""Every script of `examples/` runs, and does what its first lines say."""
+
+import asyncio
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+
+from features.content.kinds import load_encoder
+from models.semantic_id.codebook import kinds as codebooks
+from serving.api.app import create_app
+from serving.ranking.service import RankService
+from serving.store.fill import fill_store
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Router
+from tests.examples.conftest import EXAMPLES
+from tests.integration.world import World
+from tests.servers import free_port
+
+
+@pytest.fixture(scope="module")
+def url(world: World) -> Iterator[str]:
+    """Address of a server of the bundle, in a thread."""
+    store = MemoryStore()
+    fill_store(store, world.bundle)
+    app = create_app(Router(RankService(world.bundle, store)))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_every_example_has_a_test_here() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert names == {"client", "embeddings", "own_encoder", "own_model", "own_quantizer", "semantic_ids"}
+
+
+def test_embeddings(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = importlib.import_module("embeddings").main(str(world.bundle.directory))
+    assert scores.shape == (5,)
+    assert np.all((scores > 0) & (scores < 1))
+    assert "content like that of" in capsys.readouterr().out
+
+
+def test_semantic_ids(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = importlib.import_module("semantic_ids").main(str(world.bundle.directory), "a red bicycle", "tea kettle")
+    assert codes.shape == (2, world.bundle.codebook.levels if world.bundle.codebook else 0)
+    assert capsys.readouterr().out.count("codes, such as ") == 2
+
+
+def test_client(world: World, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module("client")
+    items = example.main(url)
+    assert len(items) == 5
+    assert set(items) <= set(world.bundle.items["item_id"])
+    assert f"bundle {world.bundle.id}" in capsys.readouterr().out
+    assert len(asyncio.run(example.at_once(url, ["a", "b"]))) == 2
+
+
+def test_own_encoder_and_own_quantizer_serve_a_run(world: World, tmp_path: Path) -> None:
+    encoder, quantizer = (importlib.import_module(name) for name in ("own_encoder", "own_quantizer"))
+    run = encoder.main(str(world.dataset.source), str(tmp_path / "a"), until="encode")
+    assert load_encoder(run / "encode" / "encoder").id.startswith("random-words-")
+    run = quantizer.main(str(world.dataset.source), str(tmp_path / "b"), until="assign")
+    assert codebooks.load(run / "assign" / "codebook").id.startswith("random-directions-")
+
+
+def test_own_model_learns() -> None:
+    assert importlib.import_module("own_model").main(steps=60) > 0.9
