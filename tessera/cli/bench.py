@@ -8,33 +8,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features.errors import TesseraError
+from tessera.bench.harness.needs import CTR, FEAST, RQ, Needs, build_peers, check_datasets, check_servers
 from tessera.terminal import JsonOption, OutOption, err_console, load_with_split, out_console, print_json
 
 if TYPE_CHECKING:
     from features.dataset.descriptor import Dataset
     from tessera.bench.harness.result import BenchResult
 
-NAMES = (
-    "main-job",
-    "multiplexing",
-    "compression",
-    "training-speed",
-    "resize",
-    "cold-start",
-    "id-churn",
-    "codebook-change",
-    "semantic-ids",
-    "stream",
-    "freshness",
-    "online-learning",
-    "soak",
-    "filtered",
-    "serving",
-    "swaps",
-    "rollout",
-    "operation",
-    "growth",
-)
+NEEDS = {
+    "main-job": Needs(),
+    "multiplexing": Needs(),
+    "compression": Needs(),
+    "training-speed": Needs(peers=(CTR,)),
+    "resize": Needs(),
+    "cold-start": Needs(content=True),
+    "id-churn": Needs(content=True),
+    "codebook-change": Needs(content=True),
+    "semantic-ids": Needs(content=True, peers=(RQ,)),
+    "stream": Needs(servers=True, peers=(FEAST,)),
+    "freshness": Needs(servers=True),
+    "online-learning": Needs(),
+    "soak": Needs(servers=True),
+    "filtered": Needs(content=True),
+    "serving": Needs(servers=True, ranks=True, peers=(FEAST,)),
+    "swaps": Needs(ranks=True),
+    "rollout": Needs(),
+    "operation": Needs(ranks=True),
+    "growth": Needs(ranks=True),
+}
+"""Conditions of each benchmark. They are checked before it measures."""
+NAMES = tuple(NEEDS)
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
 
@@ -60,9 +63,11 @@ def bench(
 ) -> None:
     """Measure a benchmark with its peers side by side; exit 1 when a claim does not hold."""
     from tessera.bench.harness.result import render
+    from tessera.settings import Settings
 
     if name not in NAMES:
         raise TesseraError(f"benchmark {name!r} is unknown; there are: {', '.join(NAMES)}")
+    check_servers(name, NEEDS[name], Settings.from_environment())
     if against is not None:
         from tessera.bench.harness.against import against as compare
 
@@ -72,7 +77,7 @@ def bench(
         turns = compare(against, name, options, out / f"{name}-against", rounds=rounds, console=err_console)
         print_json(turns.to_json()) if json else render(turns, out_console)
         return
-    chosen = _chosen(name, dataset, split or [], out)
+    chosen, datasets = _chosen(name, dataset, split or [], out)
     if held_out is not None:
         if name != "cold-start":
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
@@ -81,7 +86,10 @@ def bench(
         if name not in _TIMED:
             raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
         chosen = partial(chosen, seconds=seconds)
-    result = chosen(seeds=seeds, console=err_console)
+    check_datasets(name, NEEDS[name], datasets)
+    if NEEDS[name].peers:
+        chosen = partial(chosen, peers=build_peers(NEEDS[name], out / "peers", err_console))
+    result = _measured(chosen, name, datasets, seeds, out)
     if json:
         print_json(result.to_json())
     else:
@@ -90,31 +98,63 @@ def bench(
         raise typer.Exit(1)
 
 
-def _chosen(name: str, path: Path | None, ways: Sequence[str], out: Path) -> "Callable[..., BenchResult]":
+def _measured(
+    chosen: "Callable[..., BenchResult]", name: str, datasets: "Sequence[Dataset]", seeds: int, out: Path
+) -> "BenchResult":
+    """Runs a benchmark; one that fails after its first row gives a result with the rows it has measured."""
+    from rich.text import Text
+
+    from tessera.bench.harness.result import BenchResult
+    from tessera.bench.harness.rows import keep_rows
+    from tessera.code_version import code_version
+
+    module = (chosen.func if isinstance(chosen, partial) else chosen).__module__
+    header = {"bench": name, "code": code_version(module), "seeds": seeds}
+    with keep_rows(out / f"{name}-rows.jsonl", header) as kept:
+        try:
+            return chosen(seeds=seeds, console=err_console)
+        except (Exception, KeyboardInterrupt) as error:
+            # Hours of measurements must not depend on the kind of the error that ends them.
+            if not kept.rows:
+                raise
+            err_console.print_exception()
+            err_console.print(Text(f"kept {len(kept.rows)} rows in {kept.path}"))
+            failed = f"{type(error).__name__}: {error}"
+            dataset = datasets[0].name if datasets else "synthetic"
+            return BenchResult(name, dataset, seeds, list(kept.rows), [], failed=failed)
+
+
+def _chosen(
+    name: str, path: Path | None, ways: Sequence[str], out: Path
+) -> "tuple[Callable[..., BenchResult], list[Dataset]]":
+    """Returns a benchmark, and the datasets that it reads."""
     if name == "operation" and path is None:
         # The console is measured with this many items.
         from tessera.demo.synthetic import write_synthetic
 
         path = write_synthetic(out / "synthetic-100k", users=5_000, items=100_000, events=200_000)
     if name in _ONLINE:
-        return _online(name, _datasets(path, ways or [None], out)[0], out / name)
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return _online(name, datasets[0], out / name), datasets
     if name == "training-speed":
         from tessera.bench.offline.training_speed import training_speed
 
-        return partial(training_speed, out / name)
+        return partial(training_speed, out / name), []
     if name == "semantic-ids":
         from tessera.bench.offline.semantic_ids import semantic_ids
 
         # Vectors are generated unless a dataset is given.
-        own = _datasets(path, [None], out)[0] if path else None
-        return partial(semantic_ids, own, out / f"{name}-{own.name if own else 'synthetic'}")
+        datasets = _datasets(path, [None], out) if path else []
+        own = datasets[0] if datasets else None
+        return partial(semantic_ids, own, out / f"{name}-{own.name if own else 'synthetic'}"), datasets
     if name == "main-job":
         from tessera.bench.offline.main_job import main_job
 
-        return partial(main_job, _datasets(path, ways or [None], out), out)
+        datasets = _datasets(path, ways or [None], out)
+        return partial(main_job, datasets, out), datasets
     # The papers' protocols split at random.
     (found,) = _datasets(path, ways or ["random"], out)[:1]
-    return partial(_on_dataset(name), found, out / f"{name}-{found.name}")
+    return partial(_on_dataset(name), found, out / f"{name}-{found.name}"), [found]
 
 
 def _on_dataset(name: str) -> "Callable[..., BenchResult]":

@@ -100,6 +100,10 @@ def _turn(command: list[str], place: Path) -> Rows:
     done = subprocess.run([*command, "--json"], env=environment, stdout=subprocess.PIPE, text=True, check=False)
     try:
         # Exit status 1 says that a claim does not hold; the rows are there all the same.
-        return list(msgspec.json.decode(done.stdout[done.stdout.index("{") :])["rows"])
+        result = msgspec.json.decode(done.stdout[done.stdout.index("{") :])
+        rows = list(result["rows"])
     except (ValueError, KeyError, msgspec.DecodeError) as error:
         raise TesseraError(f"{' '.join(command)}: exit {done.returncode}, no result in its output") from error
+    if failed := result.get("failed"):
+        raise TesseraError(f"{' '.join(command)}: {failed}")
+    return rows

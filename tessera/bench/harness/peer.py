@@ -26,6 +26,8 @@ def peer_python(directory: Path, pins: Path, console: Console) -> Path:
         return python
     console.print(f"installing the peers of {pins.name}")
     uv = shutil.which("uv") or str(_OWN_UV)
+    # A build that was interrupted leaves no mark, and starts again.
+    (directory / "ready").unlink(missing_ok=True)
     install = [uv, "pip", "install", "--quiet", "--python", str(python), "-r", str(pins)]
     if backend := os.environ.get("TORCH_BACKEND"):
         install += ["--torch-backend", backend]

@@ -1,6 +1,6 @@
 """Result of a benchmark, and its printed form.
 
-{"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}], "plot"}
+{"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}], "plot", "failed"}
 """
 
 from dataclasses import asdict, dataclass
@@ -33,7 +33,12 @@ def at_most(claim: str, value: float, target: float) -> Claim:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Measurements of a benchmark; the module describes the JSON. `plot` is the path of a PNG, or empty."""
+    """Result of a benchmark; see the module for the JSON.
+
+    Attributes:
+        plot: path of a PNG, or empty.
+        failed: error that ended the benchmark early, or empty; the rows are those measured before.
+    """
 
     bench: str
     dataset: str
@@ -41,11 +46,12 @@ class BenchResult:
     rows: list[dict[str, Any]]
     claims: list[Claim]
     plot: str = ""
+    failed: str = ""
 
     @property
     def holds(self) -> bool:
-        """True if every claim does."""
-        return all(claim.holds for claim in self.claims)
+        """True if the benchmark finished and every claim holds."""
+        return not self.failed and all(claim.holds for claim in self.claims)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,6 +70,8 @@ def render(result: BenchResult, console: Console) -> None:
     for claim in result.claims:
         mark = ("holds", "green") if claim.holds else ("does not hold", "red")
         console.print(Text.assemble(mark, f"  {claim.claim}: {claim.value:.4g} (target {claim.target:g})"))
+    if result.failed:
+        console.print(Text.assemble(("not finished", "red"), f"  {result.failed}"))
     if result.plot:
         console.print(f"plot: {result.plot}")
 

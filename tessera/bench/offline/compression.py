@@ -102,7 +102,9 @@ def compression(
             f"test AUC {one['auc']:.4f}, collisionless {_mean(_of(rows, jobs[0].share), 'auc'):.4f}"
         )
     claims = _claims(rows, recommendations, full)
-    return CompressionResult("compression", dataset.name, seeds, rows, claims, str(plot), recommendations)
+    return CompressionResult(
+        "compression", dataset.name, seeds, rows, claims, str(plot), recommendations=recommendations
+    )
 
 
 class _Measure:

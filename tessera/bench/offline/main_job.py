@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from features.dataset.descriptor import Dataset
 from models.ranker.evaluate import RATE_BASELINES
 from tessera.bench.harness.result import BenchResult, Claim
+from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.run import RunOptions, run
 
 _RANKER = "ranker"
@@ -32,7 +32,7 @@ def main_job(datasets: Sequence[Dataset], out: Path, *, seeds: int, console: Con
         out: a run's directory for each split and seed; a later call goes on from there.
         seeds: how many, from 0.
     """
-    rows: list[dict[str, Any]] = []
+    rows = measured_rows()
     claims: list[Claim] = []
     for dataset in datasets:
         margins: dict[str, list[float]] = {name: [] for name in _MODELS if name != _RANKER}

@@ -30,6 +30,7 @@ from models.table.default_schema import default_schema
 from models.table.schema import Schema
 from tessera.bench.harness.data import dataset_frame, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.artifact import file_hashes
 
 FACTORS = (0.5, 2.0)
@@ -48,7 +49,7 @@ def resize(
         seeds: how many, from 0; they decide a random split, initial values and the order of examples.
         config: of all trainings; its seed is replaced.
     """
-    rows: list[dict[str, Any]] = []
+    rows = measured_rows()
     source = dataset.model_dump(mode="json", exclude={"source"})
     for seed in range(seeds):
         console.print(f"{dataset.name}: resize, seed {seed}")

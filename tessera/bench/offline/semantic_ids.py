@@ -31,7 +31,8 @@ from features.errors import DatasetError, TesseraError
 from models.semantic_id.codebook import residual_kmeans, rqvae
 from models.semantic_id.codebook.quantizer import Quantizer
 from tessera.bench.harness.data import progress_bar, remembered
-from tessera.bench.harness.peer import PEER_FOLDER, peer_python
+from tessera.bench.harness.needs import RQ, Peers
+from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 
 _LEVELS, _CODES, _DIM = 3, 256, 384
@@ -154,28 +155,33 @@ BUDGETS: dict[str, tuple[tuple[int, ...], int]] = {
     "rqvae": ((500, 1_500), 1_500),
     _PEER: ((1, 2, 5, 10, 25), 25),
     "faiss RQ, beam 5": ((10,), 10),
-    "vector-quantize-pytorch": ((200, 1_500), 1_500),
+    RQ.name: ((200, 1_500), 1_500),
 }
 
 
-def methods(python: Path) -> dict[str, Callable[[int], Method]]:
-    """By name, how to fit at a budget; `python` is the interpreter that has vector-quantize-pytorch."""
-    return {
+def methods(python: Path | None) -> dict[str, Callable[[int], Method]]:
+    """Returns how to fit at a budget, by name of the method.
+
+    Args:
+        python: interpreter that has vector-quantize-pytorch; None leaves that method out.
+    """
+    own = {
         _FAST: _kmeans(False),
         "balanced-kmeans": _kmeans(True),
         "rqvae": _rqvae,
         _PEER: _faiss(1),
         "faiss RQ, beam 5": _faiss(5),
-        "vector-quantize-pytorch": _vector_quantize(python),
     }
+    return own | ({RQ.name: _vector_quantize(python)} if python is not None else {})
 
 
-def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Console) -> BenchResult:
+def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Console, peers: Peers) -> BenchResult:
     """Measures every method at every budget in each seed; finished ones are kept in `out`.
 
     Args:
         dataset: whose items' vectors are coded; None for generated ones.
         seeds: how many, from 0; each decides the held-out vectors and the fits.
+        peers: may lack vector-quantize-pytorch; the other methods are measured all the same.
 
     Raises:
         DatasetError: the dataset has no items with text, or too few.
@@ -184,9 +190,9 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
     vectors = _own(dataset) if dataset else generated()
     faiss.omp_set_num_threads(2)
     out.mkdir(parents=True, exist_ok=True)
-    made = methods(peer_python(out / "peers", PEER_FOLDER / "rq_requirements.txt", console))
+    made = methods(peers.python(RQ))
     found: dict[tuple[str, int], list[MeasuredCodebook]] = {}
-    jobs = [(name, budget, seed) for seed in range(seeds) for name, (all_, _) in BUDGETS.items() for budget in all_]
+    jobs = [(name, budget, seed) for seed in range(seeds) for name in made for budget in BUDGETS[name][0]]
     with progress_bar(console) as progress:
         task = progress.add_task("semantic-ids", total=len(jobs))
         for method, budget, seed in jobs:
@@ -202,6 +208,7 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
     rows = [{"method": method, "budget": budget, **_mean(all_)} for (method, budget), all_ in found.items()]
     plot = out / f"semantic-ids-{name}.png"
     draw(rows, name, plot)
+    rows += peers.rows("method")
     judged = claims(found) + (rqvae_claims(found) if dataset else [])
     return BenchResult("semantic-ids", name, seeds, rows, judged, str(plot))
 

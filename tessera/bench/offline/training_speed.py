@@ -43,8 +43,10 @@ from models.table.admission import Admission
 from models.table.batch import Batch
 from models.table.reference import EPSILON, start_rows
 from models.table.schema import Feature, Numeric, Schema
-from tessera.bench.harness.peer import PEER_FOLDER, peer_python
+from tessera.bench.harness.needs import CTR, Peers
+from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.bench.peers.ctr import (
     BATCH,
     CROSS_LAYERS,
@@ -254,28 +256,29 @@ def worker(directory: Path, result: Path, rows: int, seed: int, model: str) -> N
     result.write_text(json.dumps(asdict(measured)))
 
 
-def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_000) -> BenchResult:
+def training_speed(out: Path, *, seeds: int, console: Console, peers: Peers, rows: int = 400_000) -> BenchResult:
     """Measures the floor, Tessera and both peers in each seed, in turns.
 
     Args:
-        out: takes the peers' environment, the data and each run's figures.
+        out: takes the data and each run's figures.
+        peers: may lack the peers' environment; then the floor and Tessera are measured alone.
         rows: training rows.
 
     Raises:
-        TesseraError: the peers cannot be installed, or a run fails.
+        TesseraError: a run fails.
     """
     out.mkdir(parents=True, exist_ok=True)
-    python = peer_python(out / "peers", PEER_FOLDER / "ctr_requirements.txt", console)
+    python = peers.python(CTR)
     flags = processor()
     console.print(f"training-speed: processor with {flags}")
-    found: list[dict[str, Any]] = []
+    found = measured_rows()
     ceilings: list[float] = []
     for seed in range(seeds):
         spec = TrainingSpec(rows=rows, seed=seed)
         data = out / f"data-{seed}"
         ceilings.append(store(spec, data))
         seconds = 0.0
-        for model in (FLOOR, *OURS, *PEERS):
+        for model in (FLOOR, *OURS, *(PEERS if python is not None else ())):
             console.print(f"training-speed: seed {seed}, {model}")
             measured = _run(python, model, data, spec, rows)
             row = {"model": model, "seed": seed, **as_row(measured)}
@@ -287,6 +290,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, rows: int = 400_0
                 row["equal_time_auc"] = _run(python, model, data, spec, fit).test_auc
             found.append(row | {"best_auc": ceilings[-1], "processor": flags})
         shutil.rmtree(data)
+    found += peers.rows("model")
     return BenchResult("training-speed", f"synthetic-zipf-{rows}", seeds, found, claims(found))
 
 
@@ -307,8 +311,10 @@ def processor() -> str:
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     """Returns the claims, all in float32 but one, judged in the seed with the worst result."""
+    measured = [row for row in rows if "missing" not in row]
     by_model = {
-        model: {row["seed"]: row for row in rows if row["model"] == model} for model in {row["model"] for row in rows}
+        model: {row["seed"]: row for row in measured if row["model"] == model}
+        for model in {row["model"] for row in measured}
     }
 
     def pairs(ours: str, theirs: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -322,7 +328,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
             "samples/s in auto over float32", min(a[speed] / b[speed] for a, b in pairs("tessera-auto", "tessera")), 0.9
         ),
     ]
-    for name in PEERS:
+    for name in [peer for peer in PEERS if peer in by_model]:
         both = pairs("tessera", name)
         found += [
             at_least(f"samples/s over those of {name}", min(a[speed] / b[speed] for a, b in both), 3.0),
@@ -349,7 +355,7 @@ def store(spec: TrainingSpec, directory: Path) -> float:
     return float(roc_auc_score(test.labels, probability))
 
 
-def _run(python: Path, model: str, data: Path, spec: TrainingSpec, rows: int) -> PeerRun:
+def _run(python: Path | None, model: str, data: Path, spec: TrainingSpec, rows: int) -> PeerRun:
     result, log = data / f"{model}-{rows}.json", data / f"{model}-{rows}.log"
     same = [str(data), str(result), "--rows", str(rows), "--seed", str(spec.seed)]
     if model not in PEERS:

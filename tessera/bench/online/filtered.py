@@ -27,6 +27,7 @@ from features.errors import TesseraError
 from serving.retrieval.filter import Attributes, Filter
 from serving.retrieval.retriever import Searcher
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.run import RunOptions, run
 
 # Its types know nothing of the Python that it adds.
@@ -46,7 +47,7 @@ Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 def filtered(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
     """Measures both catalogues `seeds` times; claims are judged from the medians."""
-    rows: list[dict[str, Any]] = []
+    rows = measured_rows()
     own = _own_vectors(dataset, out, console)
     with threadpool_limits(1):
         faiss.omp_set_num_threads(1)

@@ -28,6 +28,7 @@ from streaming.log.protocol import EventLog
 from tessera.bench.harness.floor import round_trip_ms
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, await_deltas, live_data, servers, streaming
 from tessera.bench.harness.result import BenchResult, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.bench.online.stream_rates import settings_of_run
 from tessera.settings import Settings
 from tessera.terminal import one_thread
@@ -45,7 +46,7 @@ def freshness(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> B
     settings = servers("freshness")
     one_thread()
     data = live_data(dataset, out, console)
-    rows = []
+    rows = measured_rows()
     for seed in range(seeds):
         with console.status(f"seed {seed}: {RATE:,} events a second for {SECONDS:.0f} s"):
             rows.append(_run(settings_of_run(settings, out, f"fresh-{seed}"), data, dataset, out, seed))

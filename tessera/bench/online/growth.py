@@ -32,6 +32,7 @@ from streaming.log.topics import Topics
 from streaming.step import Step
 from tessera.bench.harness.live_data import NEVER_LATE_S, live_data
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 
 _BATCH, _ASKED, _PUT = 256, 300, 100
 _PUBLISHED, _THRESHOLD, _CHUNK = 10_000, 2, 1_000_000
@@ -59,7 +60,7 @@ def growth(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Benc
     if dataset.events.user is None or dataset.items is None:
         raise TesseraError(f"bench growth needs users and a catalogue; {dataset.name} lacks one")
     data = live_data(dataset, out, console)
-    rows: list[dict[str, Any]] = []
+    rows = measured_rows()
     for seed in range(seeds):
         rows += [{"seed": seed} | row for row in measure(data.bundle, data.messages, GrowthSizes(), seed, console)]
     return BenchResult("growth", dataset.name, seeds, rows, claims(rows))

@@ -23,6 +23,7 @@ from streaming.log.topics import Topics
 from streaming.step import Step
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, live_data
 from tessera.bench.harness.result import BenchResult, Claim, at_least
+from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.artifact import read_frame
 from tessera.terminal import one_thread
 
@@ -36,7 +37,7 @@ def online_learning(dataset: Dataset, out: Path, *, seeds: int, console: Console
     one_thread()
     data = live_data(dataset, out, console)
     own = data.bundle.manifest.training.table_rate
-    rows = []
+    rows = measured_rows()
     labels = np.zeros(0, dtype=np.float32)
     for factor in track(_FACTORS, "learning rates", console=console):
         labels, logits = _progressive(data, own * factor)

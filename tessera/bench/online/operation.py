@@ -26,6 +26,7 @@ from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import running, start, stop
 from tessera.bench.harness.load import Load
 from tessera.bench.harness.result import BenchResult, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
 from tessera.pipeline.run import RunOptions, run
 from tessera.settings import Settings
@@ -57,7 +58,8 @@ def operation(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> B
     environment = {"TESSERA_HOME": str(home), "TESSERA_KAFKA": "", "TESSERA_REDIS": "", "MLFLOW_TRACKING_URI": ""}
     options = ("--mirror", "--quiet", "--follow-s", "0.5")
     with server(environment, *options, log=out / "serve.log") as port:
-        rows = _pages(port, champion, console)
+        rows = measured_rows()
+        rows += _pages(port, champion, console)
         rows += _shadowed(port, champion, lambda on: _shadow(settings, challenger.id, on=on), console)
     return BenchResult("operation", dataset.name, 1, rows, _claims(rows))
 

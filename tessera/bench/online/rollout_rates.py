@@ -28,6 +28,7 @@ from serving.rollout.guardrails import Guardrails, Sums
 from serving.rollout.sequential import Arm, Slower, mismatched
 from serving.rollout.time_slices import SlownessAllowance
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 
 _EXPERIMENTS, _DAYS = 2_000, 14
 _IMPRESSIONS, _PER_USER = 400_000, 4
@@ -66,7 +67,7 @@ def rollout(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Ben
     """Simulates 2,000 experiments of each kind, whatever the seeds: each has a seed of its own."""
     users = _IMPRESSIONS // _PER_USER
     rule = Guardrails(planned=2 * users)
-    rows: list[dict[str, Any]] = []
+    rows = measured_rows()
     with Progress(console=console) as bar:
         for number, (name, challenger) in enumerate(_KINDS.items()):
             found = [

@@ -17,6 +17,7 @@ from features.dataset.descriptor import Dataset
 from streaming.restore import group_of
 from tessera.bench.harness.live_data import NEVER_LATE_S, await_deltas, live_data, servers, streaming
 from tessera.bench.harness.result import BenchResult, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.bench.online.stream_rates import settings_of_run
 
 RATE = 500
@@ -34,7 +35,7 @@ def soak(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds: 
     bundle = data.bundle
     file = out / "messages.jsonl"
     file.write_bytes(b"\n".join(data.messages))
-    rows = []
+    rows = measured_rows()
     with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
         store.drop(bundle.id)
         log.create_topics(settings.topics.partitions())

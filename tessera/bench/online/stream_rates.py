@@ -37,8 +37,10 @@ from streaming.step_result import StepResult
 from streaming.trainer import TrainerOptions
 from tessera.bench.harness.floor import plain_values
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, live_data, servers
-from tessera.bench.harness.peer import PEER_FOLDER, peer_python
+from tessera.bench.harness.needs import FEAST, Peers
+from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
 from tessera.terminal import one_thread
@@ -50,22 +52,28 @@ _END_TO_END = 30_000
 _RACE_KEYS, _RACE_ROUNDS = 200, 100
 
 
-def stream(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
-    """Measures each part `seeds` times; claims are judged from the medians."""
+def stream(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers: Peers) -> BenchResult:
+    """Measures each part `seeds` times; claims are judged from the medians.
+
+    Args:
+        peers: may lack Feast; then the race is Tessera's alone.
+    """
     settings = servers("stream")
     one_thread()
     data = live_data(dataset, out, console)
-    rows: list[dict[str, Any]] = []
+    rows = measured_rows()
     for seed in range(seeds):
         with console.status(f"seed {seed}: the loop"):
-            rows += [_loop(data, batch, seed) for batch in _BATCHES]
+            rows += (_loop(data, batch, seed) for batch in _BATCHES)
         with console.status(f"seed {seed}: end to end"):
-            rows += [_end_to_end(settings, data, batch, seed, out) for batch in (64, 256)]
+            rows += (_end_to_end(settings, data, batch, seed, out) for batch in (64, 256))
         with console.status(f"seed {seed}: pages"):
             rows.append(_pages(settings, seed))
     with console.status("two writers racing"):
         rows.append(_race(settings))
-        rows.append(_feast_race(settings, out, console))
+        if (python := peers.python(FEAST)) is not None:
+            rows.append(_feast_race(settings, out, python))
+    rows += peers.rows("part")
     return BenchResult("stream", dataset.name, seeds, rows, _claims(rows))
 
 
@@ -240,8 +248,7 @@ def _race(settings: Settings) -> dict[str, Any]:
     return {"part": "race: tessera", "stale": stale.value, "of": _RACE_KEYS * _RACE_ROUNDS}
 
 
-def _feast_race(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
-    python = peer_python(out / "feast-peer", PEER_FOLDER / "feast_requirements.txt", console)
+def _feast_race(settings: Settings, out: Path, python: Path) -> dict[str, Any]:
     place = out / "feast-repo"
     place.mkdir(parents=True, exist_ok=True)
     command = [str(python), str(PEER_FOLDER / "feast_race.py"), str(place), settings.redis]

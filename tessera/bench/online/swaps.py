@@ -31,6 +31,7 @@ from serving.store.memory import MemoryStore
 from serving.store.redis.store import embedded_executable
 from tessera.bench.harness.load import Load
 from tessera.bench.harness.result import BenchResult, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
 from tessera.pipeline.run import RunOptions, run
 from tessera.settings import Settings
@@ -55,6 +56,7 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
         )
         for seed in (0, 1)
     ]
+    rows = measured_rows()
     place = (out / "server").absolute()
     shutil.rmtree(place, ignore_errors=True)
     with contextlib.closing(_Redis(place / "redis")) as redis:
@@ -69,6 +71,7 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
             with console.status("peak"):
                 peak = Load(connect, per_second=None, callers=_PEAK_CALLERS)
                 peak.run(_PEAK_S)
+            rows.append(peak.row("peak"))
             rate = _SHARE * peak.rate
             load = Load(connect, per_second=rate, callers=_CALLERS, note=seen)
             with console.status(f"{rate:.0f} requests a second for {seconds:.0f} s"):
@@ -85,8 +88,7 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
                 thread.join()
             done = _counted(port, "tessera_swaps_total")
     wrong = _compared(seen, bundles)
-    rows: list[dict[str, Any]] = [
-        peak.row("peak"),
+    rows.append(
         load.row("load")
         | {
             "stale": seen.stale,
@@ -94,8 +96,8 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
             "redis_restarts": int(restarted),
             "compared": min(len(seen.answers), _COMPARED),
             "why": "; ".join(sorted(set(load.failed))[:3]),
-        },
-    ]
+        }
+    )
     claims = [
         at_most("requests that failed", float(len(load.failed)), 0),
         at_most("answers of no one bundle", float(wrong), 0),
