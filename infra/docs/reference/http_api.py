@@ -1,5 +1,7 @@
 """Every route with its body and answer, from the OpenAPI document of the server."""
 
+import json
+import re
 from typing import Any
 
 from infra.docs.reference.markdown import code, table, text
@@ -23,7 +25,7 @@ def document() -> dict[str, Any]:
 
 
 def routes() -> str:
-    """Returns a section for each route."""
+    """Returns a section for each route, and for each object that their fields name."""
     found = document()
     schemas = found["components"]["schemas"]
     sections = [
@@ -31,7 +33,22 @@ def routes() -> str:
         for path, methods in found["paths"].items()
         for method, route in methods.items()
     ]
-    return "\n\n".join(sections)
+    return "\n\n".join([*sections, "## Objects", *_objects(schemas, "\n".join(sections))])
+
+
+def _objects(schemas: dict[str, Any], sections: str) -> list[str]:
+    """Returns a section for each schema that a type in the sections names."""
+    return [
+        f"### {name}\n\n{text(schema.get('description', ''))}\n\n{_fields(schema, schemas)}"
+        for name, schema in schemas.items()
+        if re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", sections)
+    ]
+
+
+def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """Returns the example of an object as a block of JSON, or nothing."""
+    shape = schemas.get(schema.get("$ref", "").rpartition("/")[2], schema)
+    return "".join(f"```json\n{json.dumps(one)}\n```" for one in shape.get("examples", ())[:1])
 
 
 def _route(method: str, path: str, route: dict[str, Any], schemas: dict[str, Any]) -> str:
@@ -41,16 +58,16 @@ def _route(method: str, path: str, route: dict[str, Any], schemas: dict[str, Any
         lines.append(table(("parameter", "type", "place"), rows))
     body = _schema(route.get("requestBody", {}))
     if body:
-        lines += ["**Body**", _fields(body, schemas)]
+        lines += ["**Body**", _fields(body, schemas), _example(body, schemas)]
     for status, answer in route["responses"].items():
         if status.startswith("2"):
             shown = _schema(answer)
             fields = _fields(shown, schemas) if "$ref" in (shown or {}) else ""
             lines += [f"**Answer** {status}", fields] if fields else []
-    refused = [status for status in route["responses"] if not status.startswith("2")]
+    refused = sorted(status for status in route["responses"] if not status.startswith("2"))
     if refused:
         lines.append(f"**Refusals** {', '.join(refused)}, as [problem documents](#problems).")
-    return "\n\n".join(lines)
+    return "\n\n".join(line for line in lines if line)
 
 
 def _schema(holder: dict[str, Any]) -> dict[str, Any] | None:

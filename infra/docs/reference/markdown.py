@@ -22,5 +22,7 @@ def text(plain: object) -> str:
 
 
 def code(plain: object) -> str:
-    """Returns text as code for a cell."""
-    return f"`{str(plain).replace('|', chr(92) + '|')}`"
+    """Returns text as code for a cell; a pipe would end the cell, and an escaped pipe keeps its backslash in code."""
+    if "|" not in str(plain):
+        return f"`{plain}`"
+    return f"<code>{html.escape(str(plain), quote=False).replace('|', '&#124;')}</code>"

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from features.dataset.descriptor import Dataset
-from infra.docs.reference import PARTS, command_line, configuration, library, metrics
+from infra.docs.reference import PARTS, command_line, configuration, library, markdown, metrics
 from serving.metrics import Metrics
 from streaming.metrics import StreamMetrics
 from tessera.cli.bench import NAMES
@@ -129,6 +129,12 @@ def test_every_benchmark_has_a_section_with_its_command() -> None:
     text = page("benchmarks.md")
     missing = [name for name in NAMES if f"\n### {name}\n" not in text or f"\ntessera bench {name}" not in text]
     assert missing == []
+
+
+def test_cells_keep_pipes_and_signs_of_markdown() -> None:
+    assert markdown.code("a | b") == "<code>a &#124; b</code>"
+    assert markdown.text("one_two | `a_b` <c>") == r"one\_two \| `a_b` &lt;c&gt;"
+    assert markdown.table(["x"], [["1\n2"]]) == "| x |\n| -- |\n| 1 2 |"
 
 
 def test_what_is_undocumented_is_found() -> None:
