@@ -40,7 +40,7 @@ up: setup ## Start a real Kafka broker and a Redis server on this machine, witho
 down: ## Stop what `make up` started.
 	@infra/kafka/kafka.sh stop; infra/redis.sh stop
 
-lock: ## Compile the lock anew from pyproject.toml.
+lock: ## Compile the lock again from pyproject.toml.
 	@uv pip compile pyproject.toml --extra dev --quiet --generate-hashes --no-emit-index-url --no-header \
 	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -o requirements.txt
 

@@ -2,7 +2,7 @@
 # Runs the tests of the console in a real Chromium. Fetches axe-core, the accessibility checker, from npm into .run once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Tests start many processes; each would compile what it imports anew, which takes longer than what it does.
+# Tests start many processes; each would compile what it imports again, which takes longer than what it does.
 unset PYTHONDONTWRITEBYTECODE
 
 AXE=4.14.1

@@ -2,7 +2,7 @@
 # Runs pytest, with the servers of `make up` where they answer. REQUIRE_SERVICES=1 turns their absence into failures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# Tests start many processes; each would compile what it imports anew, which takes longer than what it does.
+# Tests start many processes; each would compile what it imports again, which takes longer than what it does.
 unset PYTHONDONTWRITEBYTECODE
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }

@@ -1,4 +1,4 @@
-"""Dead letters: messages that were set aside, with where they stood, why, and their original bytes.
+"""Dead letters: quarantined messages with their position, reason and original bytes.
 
 The topic holds letters and marks. A mark says that a letter was put back, and is committed in the same transaction as
 the message that was put back: exactly once, however often and by however many it is asked for.
@@ -27,7 +27,7 @@ _CHUNK, _CHUNK_BYTES = 500, 32 << 20
 
 
 class DeadLetter(msgspec.Struct, frozen=True, tag="letter", tag_field="kind"):
-    """A message that was set aside, as JSON on the log.
+    """Quarantined message, as JSON on the log.
 
     Attributes:
         topic, partition, offset: where it stood.
@@ -219,7 +219,7 @@ def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Ma
     """Appends letters to the topics they came from, once each; returns the numbers of those that were not before.
 
     An item's message gets the version of its first arrival, so that it does not undo what came since; an event is
-    marked as old on purpose, so that it is not set aside as late.
+    marked as old on purpose, so that it is not quarantined as late.
 
     Args:
         numbers: offsets in the dead-letter topic.

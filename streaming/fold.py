@@ -1,4 +1,4 @@
-"""The fold of the log: what the table and the records are at an offset, whoever computes it.
+"""The fold of the log: the table and the records at an offset, the same in every process.
 
     table at offset n = snapshot ⊕ deltas[..n]
 

@@ -24,9 +24,9 @@ class StreamMetrics:
         self.registry = CollectorRegistry()
         own = self.registry
         self._messages = Counter("tessera_messages", "Messages taken, by what became of them.", ["kind"], registry=own)
-        self._letters = Counter("tessera_dead_letters", "Messages set aside, by cause.", ["cause"], registry=own)
+        self._letters = Counter("tessera_dead_letters", "Messages quarantined, by cause.", ["cause"], registry=own)
         self._batches = Counter("tessera_batches", "Micro-batches committed.", registry=own)
-        self._outages = Counter("tessera_outages", "Starts anew after an error, by part.", ["part"], registry=own)
+        self._outages = Counter("tessera_outages", "Restarts after an error, by part.", ["part"], registry=own)
         self._fresh = Histogram(
             "tessera_freshness_seconds",
             "From a message's arrival until it can be read.",
@@ -91,7 +91,7 @@ class StreamMetrics:
         self._auc.set(auc)
 
     def outage(self, part: str, error: Exception) -> None:
-        """Notes that a part starts anew."""
+        """Counts a restart of a part."""
         self._outages.labels(part).inc()
         self.counts["outages"] += 1
         self.last_error = f"{part}: {error}"

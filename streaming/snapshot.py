@@ -167,7 +167,7 @@ class Snapshots:
         return destination
 
     def newest(self, bundle: Bundle) -> Snapshot | None:
-        """The newest snapshot that is whole; a damaged one is passed over, since the log makes up for it."""
+        """The newest snapshot that is whole; a damaged one is skipped, since the log makes up for it."""
         for directory in self._found(bundle.id):
             try:
                 return self._load(directory, bundle.id)

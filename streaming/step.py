@@ -112,7 +112,7 @@ class Step:
             messages: of the topics `items` and `events`.
             train: False leaves the table as it is: how the rest comes back after a restart, when the rows come from
                 the deltas.
-            poison: messages to set aside unseen, since the step fails at them.
+            poison: Messages to quarantine without processing, since the step fails at them.
             admitted: keys of the values that the batch admitted, where the deltas say so.
 
         Raises:

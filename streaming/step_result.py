@@ -22,7 +22,7 @@ def address(message: Message) -> Address:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A message that is set aside: the kind of fault in one word, and what it is."""
+    """Quarantined message: the kind of fault in one word, and its description."""
 
     message: Message
     cause: str

@@ -147,7 +147,7 @@ class Trainer:
         Raises:
             FencedError: another trainer has taken over this bundle's table.
             StreamError: too many of the last messages were faulty, or a batch fails as a whole.
-            LogError: the log does not answer. State and log may differ now: start anew.
+            LogError: the log does not answer. State and log may differ now: start again.
         """
         waits = (0.0, self._options.wait_s if wait_s is None else wait_s)
         read = [reader.poll(self._options.batch, wait) for reader, wait in zip(self._readers, waits, strict=True)]
@@ -223,7 +223,7 @@ class Trainer:
         }
 
     def close(self) -> None:
-        """Lets go of reader and transactor; what was committed stays."""
+        """Releases reader and transactor; what was committed stays."""
         for reader in self._readers:
             reader.close()
         self._transactor.close()
@@ -265,7 +265,7 @@ class Trainer:
             example = next((one.reason for one in bad if address(one.message) in faulty), "")
             raise StreamError(
                 f"{count} of the last {of} messages are faulty, such as: {example}. Is this the right topic for the "
-                f"dataset {self._bundle.dataset.name}? Mend the producer, or allow a larger share"
+                f"dataset {self._bundle.dataset.name}? Fix the producer, or allow a larger share"
             )
 
     # Poison: a message at which the step raises.

@@ -244,7 +244,7 @@ def load_bundle(directory: str | Path) -> Bundle:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from error
     if manifest.format != FORMAT:
-        raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle anew")
+        raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle again")
     if not 1 <= manifest.canonical <= canonical.VERSION:
         known = f"this release reads 1 to {canonical.VERSION}"
         raise BundleError(

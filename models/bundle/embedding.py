@@ -26,7 +26,7 @@ class EmbeddingClient:
 
     Args:
         schema: of the bundle.
-        admission: which values read rows; shared with whoever takes new admissions in.
+        admission: Rule which values read rows; shared with the code that applies new admissions.
         read_rows: Maps rows (M,) int64 of the table to vectors (M, D) float32.
         version: of the canonical form, the bundle's.
         of_csv: sources of features whose table is csv; see `features.value.canonical.cell`.

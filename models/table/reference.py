@@ -63,7 +63,7 @@ def pool(rows: Tensor, batch: Batch) -> Tensor:
 def by_example(sums: Tensor, batch: Batch) -> Tensor:
     """Turns the bags' sums, (K · B, D) lookup-major, into (B, K · D), and sums into means by the batch's scale."""
     turned = sums.view(batch.scale.shape[1], batch.size, -1).transpose(0, 1)
-    # A pass over all rows, forward and backward, that single values do not need.
+    # One more pass through all rows, forward and backward, that single values do not need.
     if not bool((batch.scale == 1).all()):
         turned = turned * batch.scale.unsqueeze(2)
     return turned.flatten(1)

@@ -30,7 +30,7 @@ class Histories:
         self._lock = threading.Lock()
         self._seen: dict[str, bytes | None] = {}
         self._breaker = Breaker(_AWAY_S)
-        # The store answers and has lost the bundle; whoever follows it says so.
+        # The store answers and has lost the bundle; the refresh reports it.
         self.emptied = False
 
     @property

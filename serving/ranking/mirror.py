@@ -40,7 +40,7 @@ class Mirror:
         return time.monotonic() - self._caught_up
 
     def fold(self, delta: Delta) -> int:
-        """Takes a delta in; those of other bundles are passed over. Returns how many rows were new."""
+        """Applies a delta; deltas of other bundles are skipped. Returns the number of new rows."""
         if delta.bundle != self.bundle:
             return 0
         rows = delta.row_numbers

@@ -38,7 +38,7 @@ MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 _RETRIEVED = 200
 # Items that are taken in while rankings wait.
 _AT_ONCE = 64
-# How long a bundle that another server lets go of stays after the last server that answers from it.
+# How long a bundle that another server releases stays after the last server that answers from it.
 _LEASE_S = 60.0
 _LOGGER = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class RankService:
         require_loaded(self._store, self.bundle)
 
     def refresh(self) -> int:
-        """Takes in what the stream has done to items and admissions since the last call; returns how many items.
+        """Applies the stream's changes of items and admissions since the last call; returns the number of items.
 
         Raises:
             StoreError: the store does not answer, or no longer holds the bundle.
@@ -131,7 +131,7 @@ class RankService:
             return count
 
     def _require_loaded(self) -> None:
-        """Notices that the store was emptied, and keeps the bundle where another server lets go of it."""
+        """Notices that the store was emptied, and keeps the bundle where another server releases it."""
         try:
             require_loaded(self._store, self.bundle)
         except StoreError:
@@ -308,7 +308,7 @@ class RankService:
                 raise
 
     def _take_in(self, payloads: Mapping[str, bytes]) -> None:
-        """Takes in items by their records; one that cannot be read is left out, and the others are not."""
+        """Applies records of items; an unreadable record is skipped, and the others are applied."""
         try:
             self._put(payloads)
         except (StoreError, BundleError):

@@ -232,7 +232,7 @@ class MemoryStore:
         """See `OnlineStore.ping`; memory always answers."""
 
     def close(self) -> None:
-        """See `OnlineStore.close`; there is nothing to let go of."""
+        """See `OnlineStore.close`; there is nothing to release."""
 
     def _rows(self, bundle: str) -> _Rows:
         check_name("bundle", bundle)

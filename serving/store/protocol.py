@@ -105,7 +105,7 @@ class OnlineStore(Protocol):
                 is taken, of equal ones the first.
             seqs: (N,) int64.
             vectors: (N, D) float32, finite; kept as the table's storage says.
-            again: write also where the numbers are equal, which mends a damaged row and changes no sound one.
+            again: write also where the numbers are equal, which repairs a damaged row and changes no sound one.
 
         Returns:
             How many distinct rows were written. After a connection was lost and the call was sent again this may be
@@ -208,8 +208,8 @@ class OnlineStore(Protocol):
 
         Returns:
             `lost` where the store does not know that write: the follower never asked before, asks too late, or the
-            store was dropped, emptied or has gone back to an older state. Whoever then scans all records and goes on
-            from the new cursor misses nothing.
+            store was dropped, emptied or has gone back to an older state. A follower that then scans all records and
+            continues from the new cursor misses nothing.
         """
         ...
 
@@ -244,7 +244,8 @@ class OnlineStore(Protocol):
     def renew(self, bundle: str, *, least_s: float) -> None:
         """Puts off the time of a bundle that is to expire where less than `least_s` are left, to twice as much.
 
-        For whoever still answers from a bundle that another server lets go of. Nothing happens to one that stays.
+        Call it if this server still answers from a bundle that another server releases. A bundle that stays is
+        unchanged.
         """
         ...
 
@@ -261,5 +262,5 @@ class OnlineStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections; twice does no harm."""
+        """Releases connections; twice does no harm."""
         ...

@@ -25,7 +25,7 @@ _OLD_FILLING = "1"
 def filling_of(store: OnlineStore, bundle: str) -> str | None:
     """Returns the name of the filling of a store that answers, or None where the bundle is not in it.
 
-    Whoever loads a bundle into an empty store names the filling anew.
+    Each load of a bundle into an empty store gives the filling a new name.
     """
     (found,) = store.read_records(bundle, record.LOADED, ["bundle"])
     return None if found is None else found.decode()
@@ -55,12 +55,12 @@ class StoreWriter:
 
     How far it came is kept in the store itself, written after the rows, for the filling of the store that it saw: a
     store that was emptied, while it ran or not, or was filled again by a server, is noticed at the next call and filled
-    by `refill`. A store that started again meanwhile may have lost the last of what it took; it is followed anew from
+    by `refill`. A store that started again meanwhile may have lost the last of what it took; it is followed again from
     the position that it still has.
 
     Args:
         log: where the trainer writes.
-        bundle: its id; deltas of others are passed over.
+        bundle: its id; deltas of others are skipped.
         store: already loaded with the bundle.
         topics: their names.
         refill: brings an emptied store to the state of the log; without, all deltas are written from the first one on.
@@ -110,7 +110,7 @@ class StoreWriter:
             with self._span(own):
                 self._write(own)
             if self._alive() != self._life:
-                # It may have lost what was just written: the next call follows it anew.
+                # It may have lost what was just written: the next call follows it again.
                 return len(messages)
             self._advance(messages[-1].offset + 1)
             now = time.time() * 1_000

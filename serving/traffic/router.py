@@ -1,6 +1,6 @@
 """The bundle that answers: every request is pinned to one from its first lookup to its last, and a swap waits for none.
 
-A swap is one assignment. Requests that began on the old bundle end on it; what it holds is let go of when the last of
+A swap is one assignment. Requests that began on the old bundle end on it; what it holds is released when the last of
 them has ended. While experiments run, some users' requests are pinned to a challenger instead.
 """
 
@@ -41,7 +41,7 @@ class Router:
 
     Args:
         service: the first.
-        close: lets go of what the first holds beside itself, such as a mirror.
+        close: Releases parts beside the first service, such as a mirror.
         answer_s: seconds until a challenger that has not answered counts as hanging.
     """
 
@@ -150,7 +150,7 @@ class Router:
         watcher(self.service)
 
     def close(self) -> None:
-        """Lets go of what the services hold; no request may follow."""
+        """Releases the parts of the services; no request may follow."""
         self.follow((), {})
         self._held.close()
 

@@ -184,7 +184,7 @@ def _online(summary: DemoSummary) -> str:
         body = [
             ["events", f"{stream.events:,}"],
             ["items", f"{stream.items:,}"],
-            ["bad messages, set aside", f"{stream.bad:,}"],
+            ["bad messages, quarantined", f"{stream.bad:,}"],
             ["micro-batches", f"{stream.batches:,}"],
             ["seconds", f"{stream.seconds:,.2f}"],
             ["events a second", f"{stream.rate_per_s:,.0f}"],

@@ -66,7 +66,7 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         markup.section("Epochs", markup.caption(_ABOUT_EPOCHS), _epoch_table(document["epochs"])),
         markup.section("Segments", _segment_table(document["segments"])),
         markup.section("Guardrails", _history(document["guardrails"])),
-        markup.section("Set aside", _aside(document["aside"])),
+        markup.section("Quarantined", _aside(document["aside"])),
     ]
     markup.write_page(path, f"Rollout {document['experiment']}", "\n".join(body))
 

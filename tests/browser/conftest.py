@@ -42,7 +42,7 @@ class Site:
     Attributes:
         url: of the server; home: its directory.
         item: one that has a Semantic ID.
-        letters: how many messages were set aside.
+        letters: how many messages were quarantined.
     """
 
     url: str
@@ -94,7 +94,7 @@ def serving(home: Path, log: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A champion, two experiments, one of them ended, a stream, and letters that it set aside."""
+    """A champion, two experiments, one of them ended, a stream, and letters that it quarantined."""
     world = make_world(tmp_path_factory.mktemp("world"))
     other = make_world(tmp_path_factory.mktemp("other"), seed=1)
     home = tmp_path_factory.mktemp("home")

@@ -116,7 +116,8 @@ class Place:
     def wake_zombies(self) -> None:
         """One that had nothing left to do when it woke up is fenced by the next message, and ends.
 
-        One that woke up to an outage begins anew, as any trainer does, and fences the other; that one begins anew too.
+        One that woke up to an outage begins again, as any trainer does, and fences the other; that one begins again
+        too.
         """
 
         def ended(zombie: Process) -> bool:

@@ -32,7 +32,7 @@ Opener = Callable[[], EventLog]
 
 @pytest.fixture(params=sorted(OPEN))
 def open_log(request: pytest.FixtureRequest) -> Iterator[Opener]:
-    """Opens the same log anew at each call, as another process would."""
+    """Opens the same log afresh at each call, as another process would."""
     opened: list[EventLog] = []
 
     def opener() -> EventLog:

@@ -21,7 +21,7 @@ _SOCKET_PATH_MAX = 103  # bytes; the shortest limit among the systems Redis runs
 
 
 class EmbeddedServer:
-    """A share in the server of one directory; at most one server runs there, whoever asks.
+    """A share in the server of one directory; at most one server runs there, for all processes.
 
     Who holds a share holds a shared lock on `users.lock`, which the kernel takes back when a process dies, however it
     dies. Opening and leaving happen under `door.lock`. A server whose users were all killed keeps running, and the
@@ -120,7 +120,7 @@ class EmbeddedServer:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the file's lock; waits for whoever holds it."""
+    """Hold the file's lock; waits for its holder."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -30,11 +30,11 @@ class Servers(Protocol):
         ...
 
     def look_again(self) -> bool:
-        """Finds out anew who holds what; False where that cannot change."""
+        """Reads the assignment of keys to servers again; False if it cannot change."""
         ...
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Releases connections."""
         ...
 
 

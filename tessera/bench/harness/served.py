@@ -68,7 +68,7 @@ class Caller:
         return json.dumps({"user": user, "candidates": [self._items[one] for one in chosen], "k": 20}).encode()
 
     def rank(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Status and answer; raises what the connection raises, and connects anew next time."""
+        """Status and answer; raises what the connection raises, and connects again next time."""
         try:
             self._connection.request("POST", "/v1/rank", body, {"content-type": "application/json"})
             response = self._connection.getresponse()
@@ -78,7 +78,7 @@ class Caller:
             raise
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Releases the connection."""
         self._connection.close()
 
 

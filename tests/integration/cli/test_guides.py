@@ -138,7 +138,7 @@ def test_nothing_that_a_guide_leaves_running_outlives_it(tmp_path: Path) -> None
     run_guide(f"```sh\nsleep 60 &\necho $! > {tmp_path}/pid\n```\n", root=ROOT, tools=tmp_path, directory=tmp_path)
     state = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
     give_up = time.monotonic() + 10
-    # Ended, or ended and not yet collected by whoever adopted it.
+    # Ended, or ended and not yet collected by its new parent.
     while state.exists() and state.read_text().split()[2] != "Z":
         assert time.monotonic() < give_up, "it still runs"
         time.sleep(0.02)

@@ -265,8 +265,8 @@ def test_a_leaked_key_ends_and_a_damaged_file_admits_no_new_key_until_it_is_made
         assert place.client.get("/readyz").status_code == 200
         assert "keys.json" in place.faults()["keys"]
         said = place.operator.mends("leaked-key", 1, NAME="shop")
-        anew = next(word for word in said.split() if word.startswith("tsr_"))
-        _until(lambda: status(anew) == 200, 2)
+        renewed = next(word for word in said.split() if word.startswith("tsr_"))
+        _until(lambda: status(renewed) == 200, 2)
         assert status(secret) == 401
 
 

@@ -1,4 +1,4 @@
-"""The join of impressions and outcomes: each counts once, in any order, and what cannot be joined is set aside."""
+"""The join of impressions and outcomes: each counts once, in any order, and what cannot be joined is quarantined."""
 
 import itertools
 import os
