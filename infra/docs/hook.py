@@ -27,7 +27,7 @@ _SITE_PAGES = {"README.md": "index.md", **_TOP_PAGES}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lists every page of a folder that the navigation names, and lets the generated parts import the code."""
+    """Lists the pages that match a pattern of the navigation, and lets the generated parts import the code."""
     sys.path.insert(0, str(ROOT))
     config.nav = [_listed(entry, Path(config.docs_dir)) for entry in config.nav or []]
     return config
@@ -49,15 +49,16 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def _listed(entry: Any, docs: Path) -> Any:
-    """A navigation entry with folders (`adr/`) replaced by their pages."""
+    """Replaces a pattern in the navigation (`adr/*.md`) by the pages that match; None if there are none."""
     if not isinstance(entry, dict):
         return entry
     ((title, target),) = entry.items()
     if isinstance(target, list):
-        return {title: [_listed(each, docs) for each in target]}
-    if target.endswith("/"):
-        return {title: [f"{target}{path.name}" for path in sorted((docs / target).glob("*.md"))]}
-    return entry
+        return {title: [found for each in target if (found := _listed(each, docs)) is not None]}
+    if "*" not in target:
+        return entry
+    pages = [path.relative_to(docs).as_posix() for path in sorted(docs.glob(target))]
+    return ({title: pages[0]} if len(pages) == 1 else {title: pages}) if pages else None
 
 
 def _linked(docs: Path) -> set[str]:
