@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from features.history import Jagged
 from models.bundle.bundle import Bundle, write_bundle
+from models.bundle.local import context_frame
 from models.ranker.train import predict
 from models.table.batch import Assembler, Entities, Examples
 from models.table.default_schema import TableOptions
@@ -57,7 +58,7 @@ class Online:
         same = np.zeros(len(items), dtype=np.int64)
         history = Jagged(past, np.array([0, len(past)])).take(same)
         rows = Examples(users, numbers, history, np.zeros(0, dtype=np.float32), same)
-        context = Entities(schema, "event", self.service._context_frame({}), catalogue.admission)
+        context = Entities(schema, "event", context_frame(self.bundle, {}), catalogue.admission)
         source = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
         return predict(step.ranker, source, rows)
 

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from features.errors import StoreError
 from features.history import Jagged
 from models.bundle.catalogue import Catalogue
+from models.bundle.local import context_frame
 from models.ranker.train import predict
 from models.table.batch import Assembler, Entities, Examples
 from serving.api.app import AppParts, create_app
@@ -54,7 +55,7 @@ def test_served_scores_are_the_offline_scores(service: RankService, world: World
         np.zeros(0, dtype=np.float32),
         same,
     )
-    events = Entities(bundle.schema, "event", service._context_frame({}), catalogue.admission)
+    events = Entities(bundle.schema, "event", context_frame(bundle, {}), catalogue.admission)
     offline = predict(
         bundle.ranker(), Assembler(bundle.schema, catalogue.users, catalogue.items, events, catalogue.vectors), rows
     )
