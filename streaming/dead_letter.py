@@ -261,7 +261,7 @@ def _check(log: EventLog, topics: Topics, chosen: set[int], mended: Mapping[int,
         if not found.whole and number not in mended:
             raise LogError(f"letter {number}: only the start of its {found.size_bytes} bytes was kept; give it mended")
     if missing:
-        raise LogError(f"letter {min(missing)}: there is none; `tessera deadletters list` shows them")
+        raise LogError(f"letter {min(missing)}: no such letter; `tessera deadletters list` shows all")
 
 
 def _append(

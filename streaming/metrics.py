@@ -23,7 +23,7 @@ class StreamMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
-        self._messages = Counter("tessera_messages", "Messages taken, by what became of them.", ["kind"], registry=own)
+        self._messages = Counter("tessera_messages", "Messages read, by their fate.", ["kind"], registry=own)
         self._letters = Counter("tessera_dead_letters", "Messages quarantined, by cause.", ["cause"], registry=own)
         self._batches = Counter("tessera_batches", "Micro-batches committed.", registry=own)
         self._outages = Counter("tessera_outages", "Restarts after an error, by part.", ["part"], registry=own)

@@ -125,7 +125,7 @@ class Step:
         for message in ordered:
             try:
                 if address(message) in poison:
-                    raise EventError("the step failed at this message; its state was taken back", cause=POISON)
+                    raise EventError("the step failed at this message; its changes were undone", cause=POISON)
                 decoded = self._decode(message)
                 if self._oversized(message, decoded):
                     # Named in the delta like poison: the limit may be another one when the batch is done again.

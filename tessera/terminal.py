@@ -15,7 +15,7 @@ from features.errors import TesseraError
 out_console, err_console = (Console(stderr=stderr, markup=False, emoji=False) for stderr in (False, True))
 
 DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a TOML file.")]
-OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run goes on from there.")]
+OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run continues there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 ModelNameOption = Annotated[str | None, typer.Option("--model", help="Registered model; by default the only one.")]
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="A bundle's directory instead of the champion.")]

@@ -47,8 +47,8 @@ def with_suffix(items: pl.DataFrame, before: pl.DataFrame | None = None) -> pl.D
         return items.with_columns(suffix=pl.Series(suffixes(_codes(items)), dtype=pl.UInt32))
     if before.height and items.height and _codes(before).shape[1] != _codes(items).shape[1]:
         raise DatasetError(
-            f"earlier items have {_codes(before).shape[1]} codes each, these {_codes(items).shape[1]}; suffixes go on "
-            "within one codebook"
+            f"earlier items have {_codes(before).shape[1]} codes each, these {_codes(items).shape[1]}; "
+            "suffixes continue only within one codebook"
         )
     named = pl.col("codes").cast(pl.List(pl.String)).list.join(".").alias("code")
     own, old = items.with_columns(named), before.with_columns(named)

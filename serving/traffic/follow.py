@@ -133,7 +133,9 @@ class RegistryFollower:
             self.look()
         except Exception:
             # The registry's client raises the errors of its database or its server.
-            _LOGGER.exception("the registry could not be followed; bundle %s goes on", self._current.service.bundle.id)
+            _LOGGER.exception(
+                "the registry could not be followed; bundle %s still serves", self._current.service.bundle.id
+            )
 
     def _follow_rollouts(self) -> None:
         """Opens the challengers of running experiments. A challenger that cannot be opened gets no requests."""
@@ -149,7 +151,7 @@ class RegistryFollower:
             except TesseraError as error:
                 self._metrics.swap_failures.inc()
                 self._refused[wanted] = time.monotonic() + _AGAIN_S
-                _LOGGER.warning("challenger %s serves nobody: %s", wanted, error)
+                _LOGGER.warning("challenger %s cannot serve: %s", wanted, error)
         self._current.follow(experiments, opened)
         # A refused bundle is forgotten when its pause is over and no experiment names it.
         now, missing = time.monotonic(), {one.challenger for one in experiments} - self._current.challengers.keys()
@@ -181,7 +183,7 @@ class RegistryFollower:
         Args:
             every_s: Seconds between two polls.
         """
-        rounds = Rounds("registry", "the registry cannot be followed, the bundle that serves goes on", self._metrics)
+        rounds = Rounds("registry", "the registry cannot be followed; the bundle still serves", self._metrics)
         return Background("follower", lambda stop: self.poll(), rounds, every_s=every_s)
 
     def poll(self) -> None:

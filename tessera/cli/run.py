@@ -84,7 +84,7 @@ GateOption = Annotated[
 PositionsOption = Annotated[
     Path | None,
     typer.Option(
-        "--positions", help="Where the topics stood when the files were made, from `tessera topics positions`."
+        "--positions", help="Positions of the topics when the files were made, from `tessera topics positions`."
     ),
 ]
 

@@ -205,7 +205,7 @@ def test_what_is_not_there_is_said_and_has_a_way_back(page: Page, site: Site) ->
     headers = {"origin": site.url}
     refused = httpx.post(f"{site.url}/console/letters", data={"number": "99999"}, headers=headers)
     assert refused.status_code == 409
-    assert "letter 99999: there is none" in refused.text
+    assert "letter 99999: no such letter" in refused.text
 
 
 def test_keys_say_who_sees_and_who_acts(browser: Browser, site: Site, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_challenger_with_a_corrupt_file_never_serves_and_status_and_logs_say_s
     assert {(one.status, one.bundle) for one in seen.answers} == {(200, good.id)}
     for server in stage.servers:
         words = [line["message"] for line in server.lines() if line["level"] == "warning"]
-        (said,) = [one for one in words if one.startswith(f"challenger {broken.id} serves nobody: ")]
+        (said,) = [one for one in words if one.startswith(f"challenger {broken.id} cannot serve: ")]
         assert "network.safetensors is not in the manifest or was altered" in said
     assert broken.id not in {one.bundle for one in stage.account()}
     status = json.loads(stage.run("rollout", "status", "--planned", str(PLANNED), "--json").stdout)

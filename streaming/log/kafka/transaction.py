@@ -93,7 +93,7 @@ class KafkaTransactor:
             # The body's own error is the one to show; this error is for the caller of the next begin. The broker aborts
             # an open transaction when the id's next holder comes, or at the transaction's timeout.
             self._broken = self._broken or client_error(
-                f"{self._doing}: make a new transactor, this one cannot go on", error
+                f"{self._doing}: make a new transactor; this one cannot continue", error
             )
 
     def close(self) -> None:

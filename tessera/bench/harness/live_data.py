@@ -82,5 +82,5 @@ def await_deltas(log: EventLog, topic: str, *, above: int, seconds: float = 120)
     give_up = time.monotonic() + seconds
     while log.end_offsets(topic)[0] <= above:
         if time.monotonic() > give_up:
-            raise TesseraError(f"the stream did not take anything within {seconds:.0f} s; see its output")
+            raise TesseraError(f"the stream did not consume a message within {seconds:.0f} s; see its output")
         time.sleep(0.05)

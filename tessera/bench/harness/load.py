@@ -37,7 +37,7 @@ class Load:
     """Callers that send requests when they are due, or as fast as answers come.
 
     Args:
-        connect: opens the connection of caller number n.
+        connect: Opens the connection of caller number n.
         per_second: requests due per second, evenly spaced; None for a closed loop that finds the peak, whose times run
             from when a request was sent.
         callers: threads. With a rate there must be more of them than requests in flight in the worst stall.

@@ -59,8 +59,8 @@ def codebook_change(
     """Measures every start under every new codebook in each seed; finished ones are kept in `out`.
 
     Args:
-        dataset: with items that have text, and users.
-        seeds: how many, from 0; each decides the items that come later, the split, the codebooks and the ranker.
+        dataset: Dataset with users, and items that have text.
+        seeds: Number of seeds, from 0; each decides the items that come later, the split, the codebooks and the ranker.
 
     Raises:
         DatasetError: the dataset has no items with text.

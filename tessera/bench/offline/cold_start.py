@@ -1,7 +1,7 @@
 """`cold-start`: what a ranker knows of items that it has never seen, by what it reads of an item.
 
-A share of the items, or those that a condition names, are held out whole: their events are the part `new`, and they
-stand in no history. Encoder, codebook and tokens are fitted on the others; everything else is `tessera run`'s. Every
+A share of the items, or the items that a condition names, are held out: their events are the part `new`, and they are
+in no history. Encoder, codebook and tokens are fitted on the others; everything else is `tessera run`'s. Every
 variant has the same users, histories, network, table, admission and item dropout. The exception is the hashed-id
 ranker of ADR 9: without admission a new item reads other items' rows, so nothing is claimed against it. What Semantic
 IDs add is claimed against `id`, which differs in nothing else. Two controls stand beside: a ranker that reads nothing
@@ -55,11 +55,11 @@ class Variant:
     """Inputs of a ranker about an item.
 
     Attributes:
-        item_id, metadata, content: its id, the declared columns, the content vector.
-        tokens: its Semantic ID by a scheme, or None.
+        item_id, metadata, content: True if the ranker reads its id, its declared columns, its content vector.
+        tokens: Scheme of its Semantic ID, or None.
         permuted: True if the Semantic IDs are dealt out among the items.
         baseline: the hashed-id ranker of ADR 9, without admission; the rest is not used then.
-        budget: share of the table's usual rows.
+        budget: Share of the table's usual rows.
     """
 
     item_id: bool = True
@@ -102,8 +102,8 @@ def cold_start(
     """Trains every variant in every seed; finished ones are kept in `out`.
 
     Args:
-        dataset: with items that have text, and users.
-        seeds: how many, from 0; each decides the held-out items, the split, the codebook and the ranker.
+        dataset: Dataset with users, and items that have text.
+        seeds: Number of seeds, from 0; each decides the held-out items, the split, the codebook and the ranker.
         held_out: condition over the items' columns, in SQL, that names the items to hold out: `year >= 2000`.
         variants: names in `VARIANTS`.
 

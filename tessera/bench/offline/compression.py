@@ -70,10 +70,10 @@ def compression(
     """Measures each method at each budget in each seed, and the collisionless table at what it takes.
 
     Args:
-        dataset: whose single-valued categorical columns are embedded, split as it says.
-        out: where measurements and the plot go.
-        seeds: how many, from 0.
-        budgets: shares of the bytes of the collisionless table's weights.
+        dataset: Dataset whose single-valued categorical columns are embedded, with its own split.
+        out: Directory of the measurements and the plot.
+        seeds: Number of seeds, from 0.
+        budgets: Shares of the bytes of the collisionless table's weights.
         dim: D.
         methods: names in `METHODS`.
         config: of the training; its seed is replaced.

@@ -2,7 +2,7 @@
 
 An old codebook is fitted on a part of the catalogue, a new one on all of it: cold with another seed, or warm from the
 old one; with or without matching its names to the old ones. The items that both know are compared. The old codebook
-kept as it is, the third way, changes no ID: its error on the whole catalogue is set against a refit's.
+kept as it is, the third method, changes no ID: its error on the whole catalogue is set against a refit's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,8 +65,8 @@ def id_churn(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Be
     """Measures every kind of codebook, growth and way in each seed; finished ones are kept in `out`.
 
     Args:
-        dataset: with items that have text.
-        seeds: how many, from 0; each decides which items are new, and the codebooks.
+        dataset: Dataset with items that have text.
+        seeds: Number of seeds, from 0; each decides which items are new, and the codebooks.
 
     Raises:
         DatasetError: the dataset has no items with text.

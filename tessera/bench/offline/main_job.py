@@ -28,9 +28,9 @@ def main_job(datasets: Sequence[Dataset], out: Path, *, seeds: int, console: Con
     """Measures quality on the whole test part in each seed, and claims the ranker against every baseline.
 
     Args:
-        datasets: one dataset under one or more splits.
-        out: a run's directory for each split and seed; a later call goes on from there.
-        seeds: how many, from 0.
+        datasets: One dataset under one or more splits.
+        out: Directory with a run for each split and seed; a later call continues there.
+        seeds: Number of seeds, from 0.
     """
     rows = measured_rows()
     claims: list[Claim] = []

@@ -61,8 +61,8 @@ class MultiplexingArm:
     """One way to spend a budget.
 
     Attributes:
-        layout: which rows values read.
-        budget: share of the bytes of the collisionless table of the same width, accumulators included.
+        layout: Layout of the rows that values read.
+        budget: Share of the bytes of the collisionless table of the same width, accumulators included.
         lookups: of each value, `width / lookups` floats each.
         width: floats that a field gives to the network.
         noise: True if the fields have the field of noise.
@@ -130,8 +130,8 @@ def multiplexing(
     """Trains the grid in every seed and the search in seed 0; finished arms are kept in `out`.
 
     Args:
-        dataset: any with at least one single-valued categorical column.
-        seeds: how many, from 0; each decides split, hash, start and order.
+        dataset: Dataset with at least one single-valued categorical column.
+        seeds: Number of seeds, from 0; each decides split, hash, start and order.
     """
     found: dict[MultiplexingArm, list[ArmResult]] = {arm: [] for arm in (*GRID, *SEARCH)}
     sizes: dict[bool, int] = {}

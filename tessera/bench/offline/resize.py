@@ -44,9 +44,9 @@ def resize(
     """Measures test AUC after resizing by half and by double, before and after a short training.
 
     Args:
-        dataset: split as it says.
-        out: takes a file for each seed, so that a later call goes on from there.
-        seeds: how many, from 0; they decide a random split, initial values and the order of examples.
+        dataset: Dataset with its own split.
+        out: Directory with a file for each seed, so that a later call continues there.
+        seeds: Number of seeds, from 0; they decide a random split, initial values and the order of examples.
         config: of all trainings; its seed is replaced.
     """
     rows = measured_rows()

@@ -62,9 +62,9 @@ class Coding:
 
     Attributes:
         codes: (N, Q) of all vectors.
-        decoded: (N, D) all of them reconstructed.
-        seconds: of the fit.
-        rate: vectors coded a second.
+        decoded: (N, D) all vectors reconstructed.
+        seconds: Seconds of the fit.
+        rate: Vectors coded per second.
     """
 
     codes: NDArray[np.uint16]
@@ -179,8 +179,8 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
     """Measures every method at every budget in each seed; finished ones are kept in `out`.
 
     Args:
-        dataset: whose items' vectors are coded; None for generated ones.
-        seeds: how many, from 0; each decides the held-out vectors and the fits.
+        dataset: Dataset whose items' vectors are coded; None for generated vectors.
+        seeds: Number of seeds, from 0; each decides the held-out vectors and the fits.
         peers: may lack vector-quantize-pytorch; the other methods are measured all the same.
 
     Raises:

@@ -11,7 +11,7 @@ are; the encoding is not in their time, looking values up is in Tessera's. Every
 once more in the precision that `auto` takes on this processor. A peer trains once more, on as many rows as it manages
 in the seconds that Tessera needed in float32.
 
-The floor is fbgemm's bare table and the same network, fed with tensors that lie ready: what no loader can beat.
+The floor is fbgemm's bare table and the same network, fed with prepared tensors: no loader can be faster.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TR
     schema = schema_of(frame)
     config = replace(config, seed=seed)
     left: list[Trained] = []
-    # Torch and fbgemm import parts of themselves at first use, and imports are in nobody's time.
+    # Torch and fbgemm import parts of themselves at first use, and imports are not timed.
     torch.optim.Adam(new_ranker(schema, config).network.parameters(), fused=True)
 
     def fit() -> Clock:
@@ -260,7 +260,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, peers: Peers, row
     """Measures the floor, Tessera and both peers in each seed, in turns.
 
     Args:
-        out: takes the data and each run's figures.
+        out: Directory of the data and each run's figures.
         peers: may lack the peers' environment; then the floor and Tessera are measured alone.
         rows: training rows.
 

@@ -1,4 +1,4 @@
-"""`filtered`: the nearest items among those that match, beside faiss' indexes under a bitmap, in one run.
+"""`filtered`: compares filtered nearest-item search with faiss' indexes under a bitmap, in one run.
 
 Two catalogues: 200,000 vectors of 64 dimensions in 500 clusters, and the dataset's own items by their content vectors.
 Each is searched for 50 neighbours by 200 queries, one at a time, on one thread, at four selectivities. Recall is within
@@ -30,7 +30,7 @@ from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.run import RunOptions, run
 
-# Its types know nothing of the Python that it adds.
+# The library's types lack the methods that its Python layer adds.
 faiss: Any = untyped_faiss
 SELECTIVITIES = (1.0, 0.1, 0.01, 0.001)
 _ITEMS, _DIM, _CLUSTERS, _NOISE = 200_000, 64, 500, 0.7
@@ -75,7 +75,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
             recall = min(median("tessera", state, "recall") for state in states)
             claims.append(at_least(f"{where}: recall@{_K}, the least of all states", recall, _RECALL))
             for state in states:
-                # Peers do not follow changes: a changed item makes them pack their bitmap again.
+                # Peers do not follow changes: after a change of an item they pack their bitmap again.
                 theirs = "warm" if state == "warm" else "cold"
                 best = min(
                     median(peer, theirs, "p50_ms") for peer in _PEERS if median(peer, theirs, "recall") >= _RECALL
@@ -125,7 +125,7 @@ def _measure(
 def _methods(
     searcher: Searcher, peers: dict[str, Any], vectors: NDArray[np.float32], place: NDArray[np.int64], count: int
 ) -> dict[tuple[str, str], Search]:
-    """By method and state, how to search among the items whose place is below `count`."""
+    """Returns by method and state a search among the items whose place is below `count`."""
     held, everything = place < count, count == len(place)
     probes = _probes(peers["IVF+bitmap"], vectors, held)
     options = {
@@ -155,7 +155,7 @@ def _methods(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A search, and what happens before each of them and is not timed."""
+    """Search, and the untimed preparation before each search."""
 
     search: Search
     before: Callable[[], None]

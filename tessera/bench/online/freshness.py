@@ -1,4 +1,4 @@
-"""`freshness`: how old an event is when it can be read, in Redis and in a mirror, under a steady load.
+"""`freshness`: measures the age of an event when it can be read, in Redis and in a mirror, under steady load.
 
 Producer, stream and reader are processes of their own, on a real broker and a real Redis server. Ages are counted from
 the moment a message was appended; `sender_late_most_ms` says how far the producer fell behind its rate. A new item
@@ -120,7 +120,7 @@ def _follow(settings: Settings, mirror: Mirror, ages: list[float], stop: threadi
 
 
 def _items(settings: Settings, log: EventLog, service: RankService, dataset: Dataset) -> list[float]:
-    """Seconds until each of some new items is ranked, by a server that refreshes as ours does."""
+    """Returns the seconds until each of some new items is ranked, by a server with Tessera's refresh interval."""
     assert dataset.items is not None
     waits = []
     text = dict.fromkeys(dataset.items.text, "a new arrival in the catalogue")

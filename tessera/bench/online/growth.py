@@ -69,7 +69,7 @@ def growth(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Benc
 def measure(
     bundle: Bundle, messages: list[bytes], sizes: GrowthSizes, seed: int, console: Console
 ) -> Iterator[dict[str, Any]]:
-    """Rows `{"cost", "at", "value"}` of one seed."""
+    """Measures rows `{"cost", "at", "value"}` of one seed."""
     with console.status("admission"):
         yield from _admission(bundle, messages, sizes, np.random.default_rng(seed))
     with console.status("updates"):
@@ -79,7 +79,7 @@ def measure(
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
-    """Judged from the medians over the seeds: the last size of each cost against the first."""
+    """Judges the medians over the seeds: the last size of each cost against the first."""
 
     def medians(cost: str) -> list[tuple[int, float]]:
         found = {at: [row["value"] for row in rows if (row["cost"], row["at"]) == (cost, at)] for at in
@@ -138,7 +138,7 @@ def _by_new_users(bundle: Bundle, messages: list[bytes], number: int) -> list[Me
 
 
 def _unknown_us(catalogue: Catalogue, number: int) -> float:
-    """Microseconds of processor for one question whether a value that nobody has seen reads rows."""
+    """Returns microseconds of processor for one query whether an unseen value reads rows."""
     keys = np.random.default_rng(number).integers(0, 2**64, (_ASKED, 1), dtype=np.uint64)
     began = time.process_time()
     for key in keys:

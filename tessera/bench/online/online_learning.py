@@ -1,4 +1,4 @@
-"""`online-learning`: does learning from the stream pay? The test part, in time order, through the stream's own step.
+"""`online-learning`: measures the gain of learning from the stream: the test part, in time order, through its step.
 
 Every event is predicted before it is learnt (progressive validation; Gama, Sebastião & Rodrigues, "On evaluating
 stream learning algorithms", Machine Learning 2013), by tables with several learning rates and by the frozen one, whose

@@ -1,4 +1,4 @@
-"""`operation`: what the console and a shadow cost a server that answers.
+"""`operation`: measures the cost of the console and of a shadow for a server under load.
 
 - pages: each page of the console fetched again and again, while nobody ranks and while callers do.
 - shadow: callers at half of the server's peak, a challenger ranking everything in the shadow or not, turn by turn; then
@@ -183,7 +183,7 @@ def _answers(port: int, questions: Sequence[bytes]) -> list[Any]:
 
 
 def _until_followed(port: int, question: bytes, on: bool) -> None:
-    """Until the server repeats rankings in the shadow, or does not."""
+    """Waits until the server repeats rankings in the shadow, or stops to."""
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         before = sum(_shadows(port).values())

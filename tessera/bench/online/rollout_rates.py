@@ -1,4 +1,4 @@
-"""`rollout`: simulated experiments, judged by the rule that serves: how often it is right.
+"""`rollout`: measures how often the serving guardrails are right, on simulated experiments.
 
 Two weeks of users with one impression or more, who click at a rate of their own around the arm's; some meet a failure,
 or an empty answer, and every answer has scores, novel items and a time. The whole rule judges.
@@ -8,7 +8,7 @@ or an empty answer, and every answer has scores, novel items and a time. The who
   kind is false.
 - A/A, worse, failing: users come once, halves, a look a day. The challenger is alike; or its click rate is 5 % lower,
   and it should be rolled back within 400,000 impressions an arm; or three in a hundred of its users meet a failure.
-- split: 50.5 / 49.5 of 200,000 users where half was asked for; it should be caught.
+- split: 50.5 / 49.5 of 200,000 users with an expected half; it should be caught.
 - assignment: real ids through the real hash: balance, independence of two layers, and who moves when a share grows.
 """
 
@@ -140,7 +140,7 @@ def _grown(before: Sums, rng: np.random.Generator, users: int, arm: Arms) -> Sum
 
 
 class _Side:
-    """One arm of users who keep coming: each user's sums, and the arm's."""
+    """Arm of users who return: each user's sums, and the arm's."""
 
     def __init__(self, rng: np.random.Generator, users: int) -> None:
         self._chance = rng.beta(_SPREAD * _ALIKE.rate, _SPREAD * (1 - _ALIKE.rate), users)
@@ -182,7 +182,7 @@ class _Side:
         return self._total
 
     def mark(self, users: NDArray[np.int64]) -> None:
-        """Notes who was among the slowest."""
+        """Marks the users among the slowest."""
         self._slow[users] = True
 
     def _parts(self, users: NDArray[np.int64]) -> tuple[Arm, Arm, Arm]:
@@ -212,7 +212,7 @@ def _watched(seed: int, share: float) -> int:
     for minute in range(1, _DAYS * _MINUTES + 1):
         by_day = 1 + 0.8 * np.sin(2 * np.pi * minute / _MINUTES)
         users = np.unique(rng.integers(0, _REGULARS, rng.poisson(_A_MINUTE * by_day)))
-        # For two minutes in five hours everybody waits long, for as long again three in ten do.
+        # For two minutes in five hours every user waits long; for two more minutes three in ten do.
         stall = 300 * ((minute % 300 < 2) | ((minute % 300 < 4) & (rng.random(len(users)) < 0.3)))
         ms = rng.lognormal(1.5, 0.4, len(users)) + stall
         compared = np.where(mine[users], SlownessAllowance().less(ms), ms)

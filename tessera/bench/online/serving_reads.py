@@ -1,4 +1,4 @@
-"""`serving`: reads from a real Redis server and from the mirror, bytes and quality by storage, and ranking over HTTP.
+"""`serving`: measures reads from Redis and from the mirror, bytes and quality by storage, and ranking over HTTP.
 
 - reads: 500 rows of 64 dimensions, as Feast reads them from a table of the same shape in the same run; 4,000 of 16.
   Floors: one MGET of plain values, one key a row, of the same bytes; numpy's own copy of the rows for the mirror.

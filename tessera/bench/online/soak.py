@@ -1,4 +1,4 @@
-"""`soak`: does the stream's memory stay flat, and does it keep up, for as long as `--seconds` asks?
+"""`soak`: checks that the stream's memory stays flat and that it keeps up, for `--seconds`.
 
 500 events a second on a real broker and a real Redis server, the stream in a process of its own.
 """
@@ -23,7 +23,7 @@ from tessera.bench.online.stream_rates import settings_of_run
 RATE = 500
 _SAMPLES = 60
 _SETTLED_S = 300.0
-# Ids are remembered for as long: what memory could grow by, had it no bound.
+# Ids are remembered for as long, so memory would grow by them if it had no bound.
 _BOUND_S = 240.0
 _MICROSECONDS: dict[str | None, int] = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
@@ -76,6 +76,6 @@ def _clock(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _memory_mb(pid: int) -> float:
-    """Resident memory of a process."""
+    """Returns the resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

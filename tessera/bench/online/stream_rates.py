@@ -1,4 +1,4 @@
-"""`stream`: how fast the stream is, part by part, on a real broker and a real Redis server.
+"""`stream`: measures the rates of the stream, part by part, on a real broker and a real Redis server.
 
 - loop: decode, shape, look up, step, read back and pack, without the log and the store, at three batch sizes. Floor:
   the forward and backward pass of the same batches alone.
@@ -102,7 +102,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 class _Recorded(Step):
-    """A step that keeps the batches that it trained on, to time their gradients alone."""
+    """Step that keeps its training batches, to time their gradients alone."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -113,7 +113,7 @@ class _Recorded(Step):
         return super()._train(batch, outcome)
 
     def gradient_s(self) -> float:
-        """Seconds that the forward and backward pass of all batches takes; the floor of the loop."""
+        """Returns the seconds of the forward and backward pass of all batches; the floor of the loop."""
         began = time.perf_counter()
         for batch in self.batches:
             loss = functional.binary_cross_entropy_with_logits(self.ranker(batch), batch.labels, reduction="sum")
@@ -214,7 +214,7 @@ def _pages(settings: Settings, seed: int) -> dict[str, Any]:
 
 
 def race_writer(which: int, address: str, bundle: str, barrier: Any, stale: Any) -> None:
-    """One of two writers; the one with `which` 1 is a step ahead, and counts what ends on the older value."""
+    """One of two writers; the writer with `which` 1 is a step ahead, and counts rows that end on the older value."""
     with contextlib.closing(RedisStore(address)) as store:
         rows = np.arange(_RACE_KEYS)
         for number in range(_RACE_ROUNDS):

@@ -1,4 +1,4 @@
-"""`swaps`: a server under steady load while its bundle is swapped every ten seconds and Redis restarts once.
+"""`swaps`: loads a server steadily while its bundle is swapped every ten seconds and Redis restarts once.
 
 The load is 80 % of the peak that the same server gave a few callers just before. Its requests are due at fixed times
 and timed from then, by more callers than the longest stall keeps waiting. No answer may fail, and each must be wholly
@@ -130,7 +130,7 @@ def _times(load: Load, peak: Load) -> float:
 
 
 class _Redis:
-    """A server of the benchmark's own, that can be restarted with its data."""
+    """Redis server of the benchmark, which can be restarted with its data."""
 
     def __init__(self, directory: Path) -> None:
         self._executable = shutil.which("redis-server") or embedded_executable()

@@ -1,4 +1,4 @@
-"""One epoch of a peer's DCN-V2 on `training-speed`'s arrays: run in the peers' environment, where Tessera is not.
+"""Trains one epoch of a peer's DCN-V2 on `training-speed`'s arrays, in the peers' environment without Tessera.
 
     python ctr.py --peer deepctr|rechub DATA RESULT --rows N --seed S
 
@@ -27,7 +27,7 @@ RATE = 3e-3
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds that passed, of the processor, and, where known, those that passed until the first batch was done."""
+    """Seconds of wall time, of the processor, and, if known, until the first batch was done."""
 
     seconds: float
     cpu_seconds: float
@@ -36,7 +36,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class PeerRun:
-    """One training of one model.
+    """Training of one model.
 
     Attributes:
         rows: examples trained on, once each.
@@ -61,7 +61,7 @@ class PeerRun:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A part of the data: values (N, F) int32, numeric (N, n) float32, labels (N,) float32."""
+    """Part of the data: values (N, F) int32, numeric (N, n) float32, labels (N,) float32."""
 
     values: NDArray[np.int32]
     numeric: NDArray[np.float32]
@@ -112,7 +112,7 @@ def label_encoded(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays, list[int
 
 
 def resident_gb(field: str) -> float:
-    """`VmRSS`, resident now, or `VmHWM`, the most ever. Unlike ru_maxrss they know nothing of the parent process."""
+    """Returns `VmRSS`, the resident memory, or `VmHWM`, its peak. Unlike ru_maxrss, they exclude the parent process."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024 / 1e9
 
@@ -120,7 +120,7 @@ def resident_gb(field: str) -> float:
 def measure(
     rows: int, fit: Callable[[], Clock], score: Callable[[], NDArray[np.floating]], labels: NDArray[np.float32]
 ) -> PeerRun:
-    """Notes the memory and the time that `fit` takes, and only then scores the test rows."""
+    """Measures memory and time of `fit`, then scores the test rows."""
     # Preparing the data is over: the peak is counted from here.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_gb("VmRSS")
@@ -138,7 +138,7 @@ def timed(fit: Callable[[], object]) -> Clock:
 
 
 def deepctr(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> PeerRun:
-    """DeepCTR-Torch's DCN-Mix, by its own `fit`."""
+    """Trains DeepCTR-Torch's DCN-Mix by its own `fit`."""
     from deepctr_torch.inputs import DenseFeat, SparseFeat  # type: ignore[import-not-found]
     from deepctr_torch.models import DCNMix  # type: ignore[import-not-found]
 
@@ -159,7 +159,7 @@ def deepctr(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: floa
 
 
 def rechub(train: Arrays, test: Arrays, sizes: list[int], seed: int, rate: float = RATE) -> PeerRun:
-    """torch-rechub's DCN-V2, by its own loader and trainer."""
+    """Trains torch-rechub's DCN-V2 by its own loader and trainer."""
     from torch_rechub.basic.features import DenseFeature, SparseFeature  # type: ignore[import-not-found]
     from torch_rechub.models.ranking import DCNv2  # type: ignore[import-not-found]
     from torch_rechub.trainers import CTRTrainer  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-"""Feast under the schedule of `stream`'s race: run in the peer's environment, where Tessera is not.
+"""Runs Feast under the schedule of `stream`'s race, in the peer's environment without Tessera.
 
     python feast_race.py DIRECTORY redis://host:port/db
 

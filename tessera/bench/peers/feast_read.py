@@ -1,4 +1,4 @@
-"""Feast's online reads: run in the peer's environment, where Tessera is not.
+"""Measures Feast's online reads, in the peer's environment without Tessera.
 
     python feast_read.py DIRECTORY redis://host:port/db
 

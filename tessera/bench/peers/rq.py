@@ -1,4 +1,4 @@
-"""vector-quantize-pytorch's ResidualVQ on `semantic-ids`' vectors: run in the peer's environment, where Tessera is not.
+"""Runs vector-quantize-pytorch's ResidualVQ on `semantic-ids`' vectors, in the peer's environment without Tessera.
 
     python rq.py VECTORS RESULT --levels Q --codes K --steps N --seed S
 

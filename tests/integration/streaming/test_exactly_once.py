@@ -397,7 +397,7 @@ def test_mended_letters_go_back_exactly_once(log: EventLog, topics: Topics, worl
         drained(trainer)
         assert (trainer.totals.events, trainer.totals.bad) == (20, 2)
     assert [one.put_back for one in read_dead_letters(log, topics)] == [True, True]
-    with pytest.raises(LogError, match="letter 999: there is none"):
+    with pytest.raises(LogError, match="letter 999: no such letter"):
         put_back(log, topics, [999], {})
 
 
