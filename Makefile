@@ -41,7 +41,7 @@ down: ## Stop what `make up` started.
 	@infra/kafka/kafka.sh stop; infra/redis.sh stop
 
 lock: ## Compile the lock again from pyproject.toml.
-	@uv pip compile pyproject.toml --extra dev --quiet --generate-hashes --no-emit-index-url --no-header \
+	@uv pip compile pyproject.toml --extra all --extra dev --quiet --generate-hashes --no-emit-index-url --no-header \
 	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -o requirements.txt
 
 clean: ## Remove what was built and run; keeps .venv.

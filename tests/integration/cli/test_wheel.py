@@ -1,0 +1,151 @@
+"""A wheel of the repository: whole, installed into an empty environment, and used outside the repository."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tessera.install import CHAIN, EXTRAS
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = (*CHAIN, "tessera")
+OVERRIDE = "fbgemm-gpu ; sys_platform == 'never'"
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+
+
+def run(*command: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def uv() -> str:
+    """The project's uv; `make setup` leaves one where the machine has none."""
+    own = ROOT / ".uv" / "bin" / "uv"
+    found = str(own) if own.exists() else shutil.which("uv")
+    assert found, "no uv: run `make setup`"
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built of a copy, since a build leaves directories in its tree."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    built = run(sys.executable, "-W", "ignore", "-c", BUILD, out, folder=copy)
+    assert built.returncode == 0, built.stderr
+    (found,) = out.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment that holds the wheel alone, beside the libraries that are installed here."""
+    place = tmp_path_factory.mktemp("clean")
+    venv.create(place, with_pip=False)
+    found = place / "bin" / "python"
+    installed = run(uv(), "pip", "install", "--no-index", "--no-deps", "--python", found, wheel, folder=place)
+    assert installed.returncode == 0, installed.stderr
+    packages = next(place.glob("lib/python*/site-packages"))
+    # Files of that directory that end in .pth are not read, so the editable install of this repository is not seen.
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    return found
+
+
+def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.partition("/")[0] in PACKAGES}
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES, folder=ROOT).stdout
+    assert packed == {name for name in listed.splitlines() if (ROOT / name).exists()}
+
+
+def test_the_installed_library_and_command_work_outside_the_repository(python: Path, tmp_path: Path) -> None:
+    code = "import tessera, serving; from tessera import Client; print(tessera.__file__, serving.__file__, Client.rank)"
+    told = run(python, "-c", code, folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count(str(python.parents[1])) == 2
+    assert str(ROOT) not in told.stdout
+    help_text = run(python.with_name("tessera"), "--help", folder=tmp_path)
+    assert (help_text.returncode, "Feature embeddings for recommenders" in help_text.stdout) == (0, True)
+
+
+@pytest.mark.slow
+def test_the_installed_command_runs_the_demo(python: Path, tmp_path: Path) -> None:
+    told = run(python.with_name("tessera"), "demo", "--small", "--out", "demo", folder=tmp_path, OMP_NUM_THREADS="1")
+    assert told.returncode == 0, told.stderr
+    assert "report" in told.stdout
+    assert (tmp_path / "demo" / "report.html").is_file()
+
+
+def test_the_base_needs_what_the_client_needs_and_no_more(wheel: Path, tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == ["httpx", "msgspec", "rich", "typer"]
+    code = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('polars', 'torch', 'numpy'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from tessera import Client, TesseraError\n"
+        "from tessera import load_bundle\n"
+    )
+    told = run(sys.executable, "-c", code, folder=tmp_path)
+    assert told.returncode == 1
+    assert "is not installed; pip install 'tessera[train]', or 'tessera[all]' for everything" in told.stderr
+    command = code.replace("from tessera import load_bundle\n", "sys.argv = ['tessera', 'check', 'x.toml']\n")
+    told = run(sys.executable, "-c", f"{command}from tessera.__main__ import main\nmain()", folder=tmp_path)
+    assert told.returncode == 2
+    assert re.match(r"error: \w+ is not installed; pip install 'tessera\[train\]'", told.stderr)
+
+
+def closure(extras: dict[str, list[str]], name: str) -> set[str]:
+    """Distributions of an extra, those of the extras that it names included."""
+    found: set[str] = set()
+    for line in extras[name]:
+        own = re.match(r"tessera\[(.+)\]", line)
+        for part in own[1].split(",") if own else ():
+            found |= closure(extras, part)
+        if not own:
+            found.add(re.split(r"[\[=<>]", line)[0])
+    return found
+
+
+def test_the_extra_that_an_error_names_holds_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    by_import = importlib.metadata.packages_distributions()
+    wrong = {
+        package: extra
+        for package, extra in EXTRAS.items()
+        if not {re.sub("[-_.]+", "-", name).lower() for name in by_import[package]} & closure(extras, extra)
+    }
+    assert wrong == {}
+    assert closure(extras, "all") >= closure(extras, "train") | closure(extras, "stream") | closure(extras, "serve")
+
+
+def test_one_line_overrides_the_cuda_package_that_torchrec_asks_for(wheel: Path, tmp_path: Path) -> None:
+    (tmp_path / "override.txt").write_text(OVERRIDE + "\n")
+    install = (uv(), "pip", "install", "--dry-run", "--no-index", "--python", sys.executable, f"{wheel}[all]")
+    refused = run(*install, folder=tmp_path)
+    assert refused.returncode != 0
+    assert "fbgemm-gpu" in refused.stderr
+    installed = run(*install, "--override", "override.txt", folder=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+    assert OVERRIDE in (ROOT / "docs" / "start" / "install.md").read_text()
