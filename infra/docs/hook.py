@@ -49,16 +49,15 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def _listed(entry: Any, docs: Path) -> Any:
-    """Replaces a pattern in the navigation (`adr/*.md`) by the pages that match; None if there are none."""
+    """Replaces a pattern in the navigation (`adr/*.md`) by the pages that match."""
     if not isinstance(entry, dict):
         return entry
     ((title, target),) = entry.items()
     if isinstance(target, list):
-        return {title: [found for each in target if (found := _listed(each, docs)) is not None]}
+        return {title: [_listed(each, docs) for each in target]}
     if "*" not in target:
         return entry
-    pages = [path.relative_to(docs).as_posix() for path in sorted(docs.glob(target))]
-    return ({title: pages[0]} if len(pages) == 1 else {title: pages}) if pages else None
+    return {title: [path.relative_to(docs).as_posix() for path in sorted(docs.glob(target))]}
 
 
 def _linked(docs: Path) -> set[str]:
