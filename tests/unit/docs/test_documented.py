@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_every_setting_is_on_the_page_of_settings() -> None:
     assert {"TESSERA_HOME", "MLFLOW_TRACKING_URI"} <= read
     documented = page("reference/settings.md")
     assert sorted(name for name in read if f"`{name}" not in documented) == []
+
+
+def test_every_extra_is_on_the_page_of_installation() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    parts = {"model", "online", "dev"}
+    assert parts < extras
+    documented = page("start/install.md")
+    assert sorted(name for name in extras - parts if f"`tessera[{name}]`" not in documented) == []
 
 
 def tables(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
