@@ -47,7 +47,7 @@ def run(
     Args:
         dataset: a loaded dataset, or the path of its descriptor.
         out: gets one directory per stage; a later run continues there.
-        options: choices of the run; the defaults where None.
+        options: choices of the run; None for those of the descriptor's `[run]` table.
         until: last stage to run.
         registry: gets the bundle as a new version; None leaves the bundle in `out` alone.
         console: gets progress bars and warnings; None prints nothing.
@@ -65,8 +65,7 @@ def run(
         'b-2bb93c7e25a07dd0'
     """
     quiet = Console(quiet=True) if console is None else console
-    chosen = RunOptions() if options is None else options
-    return run_stages(_loaded(dataset), Path(out), chosen, console=quiet, registry=registry, until=until)
+    return run_stages(_loaded(dataset), Path(out), options, console=quiet, registry=registry, until=until)
 
 
 def _loaded(dataset: Dataset | str | Path) -> Dataset:

@@ -83,7 +83,9 @@ def _weights_hash(model: Any) -> str:
 def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> SentenceEncoder:
     """Opens `model`. Texts, dim and seed have no effect, since nothing is fitted."""
     if model is None:
-        raise DatasetError("encoder sentence-transformers: no model given; pass --encoder-model DIR_OR_HUB_ID")
+        raise DatasetError(
+            "encoder sentence-transformers: no model given; set encoder_model in [run] to a directory or hub id"
+        )
     return SentenceEncoder(model)
 
 

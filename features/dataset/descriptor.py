@@ -316,6 +316,7 @@ class Dataset(Config):
         users: The user profiles; optional.
         events: The interactions.
         split: Division into train, validation and test.
+        run: Choices of a run, read by `tessera run`: see `[run]` below.
         source: Path of the descriptor itself; no key of the file.
     """
 
@@ -324,6 +325,7 @@ class Dataset(Config):
     users: Users | None = None
     events: Events
     split: Split
+    run: dict[str, Any] = Field(default_factory=dict)
     source: Path
 
     @model_validator(mode="after")
@@ -390,7 +392,7 @@ def _refuse_repeats(key: str, names: Iterable[str]) -> None:
 def _explain(error: ErrorDetails) -> str:
     """Returns one pydantic error as "[events] label.positive: what is wrong"."""
     table, *keys = [str(part) for part in error["loc"]] or [""]
-    is_table = bool(keys) or table in {"items", "users", "events", "split"}
+    is_table = bool(keys) or table in {"items", "users", "events", "split", "run"}
     where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)
     if error["type"] == "missing":
         message = "is missing; add it"

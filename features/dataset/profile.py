@@ -18,7 +18,7 @@ from features.dataset.column import texts
 from features.dataset.descriptor import Dataset, Items, Users
 from features.dataset.files import SourceTable
 from features.dataset.split import PARTS, assign_split
-from features.dataset.tables import load_events, load_items, read_users, shape_events, shape_items
+from features.dataset.tables import DatasetTables
 from features.errors import DatasetError
 
 
@@ -99,23 +99,27 @@ class Profile:
         return asdict(self)
 
 
-def profile(dataset: Dataset) -> Profile:
+def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
     """Reads a whole dataset and returns its profile.
+
+    Args:
+        dataset: Dataset to profile.
+        read: Its tables, of which those that were read already are not read again.
 
     Raises:
         DatasetError: The dataset cannot be used; names file, table, column, the row if known, and the remedy.
     """
+    read = DatasetTables(dataset) if read is None else read
     tables: dict[str, TableProfile] = {}
-    items = users = text = None
-    catalogue = load_items(dataset)
-    if catalogue is not None and dataset.items is not None:
-        items = shape_items(catalogue, dataset.items)
+    text = None
+    catalogue, items, users = read.raw_items, read.items, read.users
+    if catalogue is not None and items is not None and dataset.items is not None:
         tables["items"] = _table_profile(items, dataset.items, catalogue)
         text = _text_profile(items["text"], str(catalogue.files[0])) if dataset.has_content else None
-    if dataset.users is not None and (users := read_users(dataset)) is not None:
+    if dataset.users is not None and users is not None:
         tables["users"] = _table_profile(users, dataset.users)
-    raw = load_events(dataset)
-    events, dropped = shape_events(raw, dataset.events)
+    raw = read.raw_events
+    events, dropped = read.events
     features = [*dataset.events.categorical, *dataset.events.numeric]
     tables["events"] = TableProfile(
         rows=raw.frame.height,

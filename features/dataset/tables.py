@@ -5,6 +5,7 @@ item_id, time, label)`. Rows keep the order of the files; the files are ordered 
 Shape letter: R, the rows of a table.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -78,6 +79,54 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
         DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
     return shape_events(load_events(dataset), dataset.events)
+
+
+class DatasetTables:
+    """The tables of a dataset, each read from its files once and kept until it is released.
+
+    A run reads the items for the encoder and all tables for the frame and the profile; parsing files is the slow part.
+
+    Args:
+        dataset: Descriptor of the tables.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    @cached_property
+    def raw_items(self) -> SourceTable | None:
+        """The catalogue as `load_items` returns it."""
+        return load_items(self._dataset)
+
+    @cached_property
+    def raw_events(self) -> SourceTable:
+        """The events as `load_events` returns them."""
+        return load_events(self._dataset)
+
+    @cached_property
+    def items(self) -> pl.DataFrame | None:
+        """The catalogue as `read_items` returns it."""
+        declared = self._dataset.items
+        return None if self.raw_items is None or declared is None else shape_items(self.raw_items, declared)
+
+    @cached_property
+    def users(self) -> pl.DataFrame | None:
+        """The user profiles as `read_users` returns them."""
+        return read_users(self._dataset)
+
+    @cached_property
+    def events(self) -> tuple[pl.DataFrame, int]:
+        """The events as `read_events` returns them."""
+        return shape_events(self.raw_events, self._dataset.events)
+
+    def release_raw(self) -> None:
+        """Frees the tables as the files hold them; the shaped tables stay."""
+        for name in ("raw_items", "raw_events"):
+            self.__dict__.pop(name, None)
+
+    def release(self) -> None:
+        """Frees all tables; a table that is asked for later is read again."""
+        self.__dict__ = {"_dataset": self._dataset}
 
 
 def load_items(dataset: Dataset) -> SourceTable | None:

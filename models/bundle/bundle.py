@@ -14,7 +14,7 @@ wherever and whenever it was made.
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class BundleParts:
         history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
         metrics: what was measured on the test part.
         encoder, codebook, tokens: directories to copy, or None.
-        trained_until, positions: see `Manifest`.
+        trained_until, positions, choices: see `Manifest`.
     """
 
     dataset: Dataset
@@ -89,6 +89,7 @@ class BundleParts:
     tokens: Path | None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             canonical=canonical.VERSION,
             trained_until=parts.trained_until,
             positions=list(parts.positions),
+            choices=dict(parts.choices),
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
@@ -266,7 +268,7 @@ def load_bundle(directory: str | Path) -> Bundle:
 
 def _portable(dataset: Dataset) -> dict[str, Any]:
     """The descriptor without the place it lies in, so that equal bundles have equal ids on any machine."""
-    return dataset.model_dump(mode="json") | {"source": dataset.source.name}
+    return dataset.model_dump(mode="json", exclude={"run"}) | {"source": dataset.source.name}
 
 
 def file_hashes(directory: Path) -> dict[str, str]:

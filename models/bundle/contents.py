@@ -63,6 +63,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         canonical: version of the canonical form of ids and categories; see `features.value.canonical`.
         trained_until: event time of the newest event outside the test part, in microseconds since 1970; None: unknown.
         positions: up to where the topics were in the files that the bundle was made of; empty: unknown.
+        choices: the choices of the run that made it, by their dotted names in the descriptor's `[run]` table; empty:
+            unknown.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     canonical: int = 1
     trained_until: int | None = None
     positions: list[LogPosition] = []
+    choices: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

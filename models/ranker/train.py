@@ -44,14 +44,19 @@ class TrainConfig:
     """Configuration of a training run.
 
     Attributes:
+        batch: Examples per step.
+        max_epochs: Largest number of passes over the training part.
         patience: Epochs without a lower validation log loss before training stops.
-        table_rate: Learning rate of the table's row-wise Adagrad; network_rate: of the dense part's Adam.
+        table_rate: Learning rate of the table's row-wise Adagrad.
+        network_rate: Learning rate of the dense part's Adam.
         dropout: Values to hide, so that the network learns to score without new values; only under admission.
         threads: Threads of torch; their number affects the bits.
         precision: Precision of the dense part's products in training; weights, table and loss stay float32. bfloat16
             saves time if the processor multiplies it (AVX-512 BF16, AMX), and takes several times as long if it does
             not. `auto` times a few steps of both on the first batch and uses the faster; the bits then depend on the
             machine.
+        network: Shape of the dense part.
+        seed: Seed of everything random.
     """
 
     batch: int = 512

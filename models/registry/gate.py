@@ -3,10 +3,9 @@
 Pure: takes measures, says what is surely worse beyond which threshold, and where the test set cannot tell.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from features.errors import TesseraError
 from models.ranker.evaluate import Quality
 from models.registry.paired_test import Drop, Drops
 
@@ -42,21 +41,6 @@ class Gates:
     bytes: float = 2.0
     sure: float = 0.02
     alpha: float = 0.05
-
-    @staticmethod
-    def parse(pairs: list[str] | None) -> "Gates":
-        """Reads `NAME=NUMBER`, repeated; raises TesseraError on an unknown name or no number."""
-        names = [one.name for one in fields(Gates)]
-        found: dict[str, float] = {}
-        for pair in pairs or ():
-            name, _, value = pair.partition("=")
-            try:
-                found[name] = float(value)
-            except ValueError:
-                name = ""
-            if name not in names:
-                raise TesseraError(f"--gate {pair}: expected NAME=NUMBER with a name of {', '.join(names)}")
-        return Gates(**found)
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,13 @@ def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, in
     if health["codes"] > 2 * codes:
         found.append(
             f"{health['codes']:,} codes a level are many for {quality['items']:,} items: {levels} x {codes} "
-            f"(--levels {levels} --codes {codes}) fill their codes more evenly"
+            f"(levels = {levels}, codes = {codes} in [run]) fill their codes more evenly"
         )
     for level, share in enumerate(health["perplexity"], 1):
         if share < 0.5:
             found.append(
                 f"level {level} spreads as if over {share:.0%} of its {health['codes']:,} codes: choose fewer codes "
-                f"(--codes {codes}), or balanced-kmeans"
+                f"(codes = {codes} in [run]), or balanced-kmeans"
             )
     found += [
         f"level {level} collapsed: it uses under half of the codes it could; refit with fewer codes"

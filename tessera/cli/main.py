@@ -15,7 +15,7 @@ from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
 from tessera.cli.operation import doctor, status
 from tessera.cli.rollout import rollout
-from tessera.cli.run import run_command
+from tessera.cli.run import RunCommand, run, run_until
 from tessera.cli.serve import keys, serve
 from tessera.cli.stream import backfill, letters, replay, send, stream, topics, verify
 from tessera.terminal import (
@@ -71,10 +71,13 @@ def check(dataset: DatasetArgument, json: JsonOption = False) -> None:
         render(found, out_console)
 
 
-app.command("run")(run_command("publish", "Do the offline job: features, Semantic IDs, training, evaluation, bundle."))
-app.command("features")(run_command("frame", "Do the first three stages: encode, assign, frame."))
-app.command("train")(run_command("evaluate", "Do the stages up to training and evaluation."))
-app.command("publish")(run_command("publish", "Do what is missing, write the bundle and register it."))
+app.command(cls=RunCommand)(run)
+for _name, _last, _help in (
+    ("features", "frame", "Do the first three stages: encode, assign, frame."),
+    ("train", "evaluate", "Do the stages up to training and evaluation."),
+    ("publish", "publish", "Do what is missing, write the bundle and register it."),
+):
+    app.command(_name, cls=RunCommand)(run_until(_last, _help))
 
 
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")

@@ -40,7 +40,8 @@ from tessera.demo.new_items import NewItemPlan, encode_row, measure_ranks, new_i
 from tessera.demo.newcomer import Newcomer, choose_newcomer
 from tessera.pages.demo_page import DemoSummary, StreamFigures, render_summary, write_report
 from tessera.pages.new_items import NewItem, NewItemRanks
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
 
@@ -68,7 +69,8 @@ def demo(
     dataset = load_dataset(descriptor)
     found = profile(dataset)
     registry = settings.open_registry()
-    result = run(dataset, out / "run", RunOptions(seed=seed), console=console, registry=registry, until="publish")
+    options = load_options(dataset, [f"seed={seed}"])
+    result = run(dataset, out / "run", options, console=console, registry=registry, until="publish")
     assert result.bundle is not None
     held_back = _held_back(dataset, out / "run")
     chosen = choose_newcomer(dataset, result.bundle)

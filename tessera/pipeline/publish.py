@@ -1,26 +1,34 @@
-"""The last step of the offline job: a bundle into the registry, past the gates, with where it came from."""
+"""Stage `publish`: writes the bundle, then registers it, past the gates, with where it came from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from features.dataset.descriptor import Dataset
-from features.dataset.profile import profile
 from features.errors import BundleError
 from features.frame import Frame
-from features.training_events import event_ids, read_trained
-from models.bundle.bundle import Bundle
+from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
+from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
+from models.bundle.from_frame import kept_history, trained_until, with_train_positives
+from models.ranker.stored import load_ranker
 from models.registry.gate import Gates, Verdict
 from models.registry.lineage import Lineage
 from models.registry.registry import Registry
 from models.registry.release import CHALLENGER, CHAMPION, Release
+from models.semantic_id.tokens import load_tokenizer
+from models.table.engine import engine
+from tessera.pipeline.artifact import PROFILE, read_frame
 from tessera.pipeline.compare import verdict
+from tessera.pipeline.evaluate import read_metrics
+from tessera.pipeline.job import Finished, Job
+from tessera.pipeline.stage import Advance
+from tessera.pipeline.train import RANKER
 
 _OTHER_DATA = "The champion was trained on other data than these: it is judged on what it has not seen."
 _UNKNOWN = "What the champion was trained on is not known: an earlier release published it, by another split or data."
@@ -38,9 +46,9 @@ class Origin:
         parent: id of the bundle that it was warm-started from, or None.
         code: version of the code that made it.
         engine: of the table in training.
+        profile: of the dataset, as `features.dataset.profile` made it.
     """
 
-    dataset: Dataset
     data_key: str
     split: str
     options: dict[str, Any]
@@ -48,6 +56,87 @@ class Origin:
     code: str
     engine: str
     trained: Path
+    profile: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Finished stages that a bundle is made of; `encoded` and `assigned` are None where items have no text."""
+
+    encoded: Finished | None
+    assigned: Finished | None
+    framed: Finished
+    trained: Finished
+    evaluated: Finished
+
+
+def bundle(job: Job, ready: Ready) -> Bundle:
+    """Does the stage: writes the bundle, and the events that it was trained on beside it."""
+    config = job.options.train_config()
+    encoded, assigned, framed = ready.encoded, ready.assigned, ready.framed
+    choices = _resolved(job, framed if assigned else None)
+
+    def work(directory: Path, advance: Advance) -> None:
+        frame = read_frame(framed.directory)
+        schema, model = load_ranker(ready.trained.directory / RANKER, config)
+        before = [job.previous.trained()] if job.previous else []
+        write_trained(trained_on(frame, *before), directory / TRAINED)
+        if (directory / "bundle").exists():
+            return
+        parts = BundleParts(
+            dataset=job.dataset,
+            schema=schema,
+            ranker=model.ranker,
+            sketch=model.sketch,
+            training=Training(config.table_rate, config.batch),
+            users=frame.users,
+            items=with_train_positives(frame),
+            history=kept_history(frame, job.options.history_length),
+            metrics=read_metrics(ready.evaluated),
+            encoder=encoded.directory / "encoder" if encoded else None,
+            codebook=assigned.directory / "codebook" if assigned else None,
+            tokens=framed.directory / "tokens" if assigned else None,
+            trained_until=trained_until(frame, job.dataset),
+            positions=job.options.positions,
+            choices=choices,
+        )
+        write_bundle(parts, directory / "bundle")
+
+    described = job.dataset.model_dump(mode="json", exclude={"source", "run"}) | {"source": job.dataset.source.name}
+    positions = [msgspec.to_builtins(place) for place in job.options.positions]
+    finished = job.do(
+        "publish",
+        work,
+        # The bundle records all choices that led to it.
+        reads=tuple(job.read),
+        descriptor={"dataset": described, "positions": positions, "format": FORMAT},
+        after={"evaluate": ready.evaluated},
+    )
+    return load_bundle(finished.directory / "bundle")
+
+
+def _resolved(job: Job, coded: Finished | None) -> dict[str, Any]:
+    """The choices that the stages read, with the shape of the Semantic IDs that they came to."""
+    if coded is None:
+        return dict(job.read)
+    tokenizer = load_tokenizer(coded.directory / "tokens")
+    return job.read | {"levels": tokenizer.levels, "codes": tokenizer.codes}
+
+
+def register(job: Job, made: Bundle, framed: Finished, registry: Registry) -> tuple[Release, Verdict | None]:
+    """Registers the bundle, see `Publisher.publish`."""
+    origin = Origin(
+        data_key=job.data_key,
+        split=job.split.by,
+        options=job.options.choices(),
+        parent=job.previous.bundle if job.previous else None,
+        code=job.code,
+        engine=engine(),
+        trained=job.out / "publish" / TRAINED,
+        profile=msgspec.json.decode((framed.directory / PROFILE).read_bytes()),
+    )
+    publisher = Publisher(registry, job.console, job.out / "champion")
+    return publisher.publish(made, origin, lambda: read_frame(framed.directory), job.options.gates)
 
 
 class Publisher:
@@ -86,7 +175,7 @@ class Publisher:
                     parent=origin.parent,
                     code=origin.code,
                     engine=origin.engine,
-                    profile=profile(origin.dataset).to_json(),
+                    profile=origin.profile,
                 ),
             )
         if {CHAMPION, CHALLENGER} & set(release.aliases):

@@ -31,6 +31,7 @@ from rich.text import Text
 from features.durable import make_directory, recover_directory, replace_directory, write_file
 from features.errors import DatasetError, TesseraError
 from features.lock import locked
+from tessera.pipeline.made_of import MadeOf, key_of
 
 Advance = Callable[[int, int], None]
 _KEY = "stage.json"
@@ -53,10 +54,12 @@ class _Record(msgspec.Struct, frozen=True):
     Attributes:
         key: of the finished stage; of a stage that was stopped, its key and its inputs' stamps in one hash.
         files: sha256 by relative path; None in directories of releases that kept none.
+        made_of: everything that decided the key; None in directories of releases that kept the key alone.
     """
 
     key: str = ""
     files: dict[str, str] | None = None
+    made_of: MadeOf | None = None
 
 
 class _SpeedColumn(ProgressColumn):
@@ -84,6 +87,8 @@ class Stages:
         self._console = console
         self.executed: dict[str, float] = {}
         """Stages done by this object, with the seconds each took."""
+        self.again: dict[str, list[str]] = {}
+        """Stages that were finished and are done again, with the reasons."""
         self._held = False
         make_directory(directory)
 
@@ -112,6 +117,7 @@ class Stages:
         *,
         unit: str = "",
         inputs: Inputs | None = None,
+        made_of: MadeOf | None = None,
     ) -> Path:
         """Returns the stage's directory, doing the work first where it is not in place and whole.
 
@@ -121,6 +127,7 @@ class Stages:
             work: fills a directory. After a stop it gets the same directory again, with what it had finished.
             unit: of what the work counts; where given, the bar says how many a second.
             inputs: files that the work reads outside the stages. Where one changes meanwhile, nothing is kept.
+            made_of: everything that decides the key, kept to say why a later run does the stage again.
 
         Raises:
             TesseraError: another run uses the directory, or an input changed while the stage was made.
@@ -128,21 +135,30 @@ class Stages:
         with self.held():
             place = self._directory / name
             recover_directory(place)
-            if _record(place).key == key:
+            finished = _record(place)
+            if finished.key == key:
                 damage = _damage(place)
                 if damage is None:
                     self._console.print(Text(f"{name}: in place", "dim"))
                     return place
-                self._console.print(Text(f"{name}: {damage}; the stage is done again", "yellow"), soft_wrap=True)
+                self._again(name, [damage])
+            elif finished.key:
+                self._again(name, _reasons(finished, made_of))
             start = time.perf_counter()
-            self._do(name, key, work, unit, inputs)
+            self._do(name, _Record(key, made_of=made_of), work, unit, inputs)
             self.executed[name] = time.perf_counter() - start
             return place
 
-    def _do(self, name: str, key: str, work: Callable[[Path, Advance], None], unit: str, inputs: Inputs | None) -> None:
+    def _again(self, name: str, reasons: list[str]) -> None:
+        self.again[name] = reasons
+        self._console.print(Text(f"{name}: done again, since {'; '.join(reasons)}", "yellow"), soft_wrap=True)
+
+    def _do(
+        self, name: str, record: _Record, work: Callable[[Path, Advance], None], unit: str, inputs: Inputs | None
+    ) -> None:
         partial = self._directory / f".{name}.partial"
         # A stopped stage may hold what it made of an input that was replaced and put back: its stamp differs.
-        begun = key if inputs is None else key_of(key, inputs.stamps)
+        begun = record.key if inputs is None else key_of(record.key, inputs.stamps)
         if _record(partial).key != begun:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -157,7 +173,7 @@ class Stages:
             except TesseraError:
                 shutil.rmtree(partial)
                 raise
-        _write(partial, _Record(key, _hashes(partial)))
+        _write(partial, msgspec.structs.replace(record, files=_hashes(partial)))
         replace_directory(partial, self._directory / name)
 
     @contextmanager
@@ -182,11 +198,6 @@ class Stages:
             progress.update(task, total=found.total or 1, completed=found.total or 1)
 
 
-def key_of(*parts: Any) -> str:
-    """Hashes what decides a stage: anything JSON can hold."""
-    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
-
-
 def finished_key(directory: Path) -> str:
     """Returns the key of a finished stage of another run.
 
@@ -199,6 +210,18 @@ def finished_key(directory: Path) -> str:
     if damage is not None:
         raise DatasetError(f"{damage}; run again into {directory.parent}, which does the stage again")
     return _record(directory).key
+
+
+def made_of(directory: Path) -> MadeOf:
+    """Returns what a finished stage was made of; nothing is in it where an earlier release made the stage."""
+    return _record(directory).made_of or MadeOf()
+
+
+def _reasons(finished: _Record, now: MadeOf | None) -> list[str]:
+    """Why a stage with another key is done again."""
+    if finished.made_of is None or now is None:
+        return ["it was made of other inputs, or by an earlier release"]
+    return finished.made_of.changes(now) or ["an earlier release made it"]
 
 
 def _damage(directory: Path) -> str | None:

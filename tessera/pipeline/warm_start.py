@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,14 +16,15 @@ from features.training_events import TRAINED, read_trained, trained_on
 from models.ranker.network import Ranker
 from models.ranker.recode import recode
 from models.ranker.resize import resized
+from models.ranker.stored import load_ranker
 from models.ranker.train import TrainConfig
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.match import match
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import load_tokenizer
 from models.table.schema import SEMANTIC_ID, Schema
-from tessera.pipeline.artifact import load_ranker, read_frame
-from tessera.pipeline.stage import finished_key
+from tessera.pipeline.artifact import read_frame
+from tessera.pipeline.stage import finished_key, made_of
 
 
 class Previous:
@@ -37,9 +39,16 @@ class Previous:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        keys = {stage: finished_key(directory / stage) for stage in ("encode", "assign", "frame", "train")}
-        self.key = [keys[stage] for stage in ("encode", "assign", "train")]
-        """Decides all that is taken over."""
+        self._keys = {stage: finished_key(directory / stage) for stage in ("encode", "assign", "frame", "train")}
+
+    def after(self, *stages: str) -> dict[str, str]:
+        """Returns the keys of its stages, named as a run that reads them shows them."""
+        return {f"the warm start's {stage}": self._keys[stage] for stage in stages}
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The choices that its stages read, by dotted name; empty where an earlier release made them."""
+        return {name: value for stage in self._keys for name, value in made_of(self._directory / stage).options.items()}
 
     @property
     def bundle(self) -> str | None:

@@ -68,15 +68,15 @@ def train(directory: Path, name: str) -> Bundles:
     events.with_columns(clicked=1 - pl.col("clicked")).write_parquet(flipped / "events.parquet")
     return Bundles(
         weak=_trained(tenth, directory / "weak"),
-        good=_trained(every, directory / "good", train=TrainConfig(max_epochs=4)),
-        bad=_trained(flipped, directory / "bad", train=TrainConfig(max_epochs=1)),
+        good=_trained(every, directory / "good", training=TrainConfig(max_epochs=4)),
+        bad=_trained(flipped, directory / "bad", training=TrainConfig(max_epochs=1)),
         broken=_trained(tenth, directory / "broken", seed=1),
     )
 
 
 def _trained(data: Path, out: Path, **options: Any) -> Bundle:
     # A codebook of few steps: how good it is decides nothing here.
-    chosen = RunOptions(quantizer_options=(("steps", "100"),), encoder_dim=32, **options)
+    chosen = RunOptions(quantizer_options={"steps": 100}, encoder_dim=32, **options)
     result = run(load_dataset(data / "dataset.toml"), out, chosen, console=quiet(), registry=None, until="publish")
     assert result.bundle is not None
     return result.bundle

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from features.dataset.descriptor import nearest
 from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
@@ -80,7 +81,7 @@ class _RqVae:
         from models.semantic_id.codebook import rqvae
 
         if start is not None and not isinstance(start, rqvae.RqVae):
-            raise DatasetError(f"codebook {start.id}: an rqvae cannot start from it; refit with the same --quantizer")
+            raise DatasetError(f"codebook {start.id}: an rqvae cannot start from it; refit with the same quantizer")
         config = _configured(rqvae.RqVaeConfig, _fixed(shape), options)
         return rqvae.fit(vectors, config, start=start, progress=progress)
 
@@ -108,7 +109,7 @@ class _ResidualKMeans:
 
         if start is not None and not isinstance(start, residual_kmeans.ResidualKMeans):
             raise DatasetError(
-                f"codebook {start.id}: a {self.name} cannot start from it; refit with the same --quantizer"
+                f"codebook {start.id}: a {self.name} cannot start from it; refit with the same quantizer"
             )
         fixed = _fixed(shape) | {"balanced": self.balanced}
         config = _configured(residual_kmeans.ResidualKMeansConfig, fixed, options)
@@ -134,7 +135,7 @@ def register(name: str, kind: QuantizerKind) -> None:
     Call it where your module is imported: every process that fits or loads such a codebook must import the module.
 
     Args:
-        name: the value of `--quantizer`, and of the field `kind` in the `codebook.json` that `save` writes.
+        name: the value of `quantizer` in `[run]`, and of the field `kind` in the `codebook.json` that `save` writes.
         kind: see `QuantizerKind`; a module with the functions `fit` and `load` is one.
 
     Raises:
@@ -180,6 +181,25 @@ def fit(
     return KINDS[kind].fit(vectors, shape, options=options or {}, start=base, progress=progress)
 
 
+def check(kind: str, options: Mapping[str, Any]) -> None:
+    """Checks the names and the values of a kind's settings before anything is fitted; a registered kind checks its own.
+
+    Raises:
+        DatasetError: a setting is unknown or of another type.
+    """
+    fixed: dict[str, Any] = _fixed(CodebookShape(levels=1, codes=1, seed=0))
+    if not options:
+        return
+    if kind == "rqvae":
+        from models.semantic_id.codebook.rqvae import RqVaeConfig
+
+        _configured(RqVaeConfig, fixed, options)
+    elif isinstance(KINDS[kind], _ResidualKMeans):
+        from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
+
+        _configured(ResidualKMeansConfig, fixed | {"balanced": False}, options)
+
+
 def _without_names(start: Quantizer) -> Quantizer:
     from models.semantic_id.codebook import match
 
@@ -194,7 +214,8 @@ def _configured(kind: type[Config], fixed: dict[str, Any], options: Mapping[str,
     known = [field.name for field in fields(kind) if field.name not in fixed]
     wrong = [name for name in options if name not in known]
     if wrong:
-        raise DatasetError(f"quantizer: no option {wrong[0]!r}; there are: {', '.join(known)}")
+        there = f"there are: {', '.join(known)} (the nearest is {nearest(wrong[0], known)!r})"
+        raise DatasetError(f"quantizer: no option {wrong[0]!r}; {there}")
     try:
         return msgspec.convert({**fixed, **options}, kind, strict=False)
     except msgspec.ValidationError as error:

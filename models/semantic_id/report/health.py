@@ -86,10 +86,10 @@ def relative_error(quantizer: Quantizer, vectors: NDArray[np.float32]) -> float:
 def collapse_alarm(health: CodebookHealth) -> list[str]:
     """Returns the remedy for each collapsed level; empty if no level collapsed."""
     fewer = default_codes(health.items)
-    remedy = f"--codes {fewer}" if fewer < health.codes else "fewer --codes, --quantizer balanced-kmeans"
+    remedy = f"codes = {fewer}" if fewer < health.codes else 'fewer codes, or quantizer = "balanced-kmeans"'
     return [
         f"level {level} of {health.levels} collapsed: it uses {health.usage[level - 1]:.0%} of its {health.codes:,} "
         f"codes; refit with {remedy}"
-        + (", or with --quantizer-option sinkhorn=0.003" if level == health.levels else "")
+        + (", or with sinkhorn = 0.003 in [run.quantizer_options]" if level == health.levels else "")
         for level in health.collapsed
     ]

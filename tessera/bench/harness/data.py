@@ -17,7 +17,7 @@ from features.frame import Frame, build_frame
 from models.compressed.fields import Fields, fields
 from tessera.code_version import code_version
 from tessera.pipeline.artifact import write_json
-from tessera.pipeline.stage import key_of
+from tessera.pipeline.made_of import key_of
 
 
 def dataset_frame(

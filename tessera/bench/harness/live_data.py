@@ -19,7 +19,8 @@ from features.jobs.messages import encode_rows
 from models.bundle.bundle import Bundle
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 from tessera.settings import Settings
 
 # Held-back events lie far apart or are sent again and again: none may count as late.
@@ -36,7 +37,7 @@ class LiveData:
 
 def live_data(dataset: Dataset, out: Path, console: Console) -> LiveData:
     """Does the offline job where it is not done, and makes messages of the test part."""
-    result = run(dataset, out / dataset.name, RunOptions(), console=console, registry=None, until="publish")
+    result = run(dataset, out / dataset.name, load_options(dataset), console=console, registry=None, until="publish")
     assert result.bundle is not None
     examples = pl.read_parquet(out / dataset.name / "frame" / "examples.parquet")
     test = examples.filter(pl.col("split") == "test").sort("time", "event", maintain_order=True)

@@ -39,7 +39,7 @@ from models.table.schema import SEMANTIC_ID, Schema
 from tessera.bench.harness.data import dataset_frame, progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least
 from tessera.pipeline.artifact import with_tokens
-from tessera.pipeline.stage import key_of
+from tessera.pipeline.made_of import key_of
 
 _NEW_SHARE = 0.1
 _DIM, _LEVELS = 128, 3

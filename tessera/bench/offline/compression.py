@@ -18,14 +18,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from features.dataset.descriptor import Dataset
+from features.dataset.input_files import file_hashes
 from models.compressed.fields import Fields
 from models.compressed.fit import FitConfig, Fitted, fit
 from models.compressed.method import FLOAT_BYTES, BudgetError, EmbeddingMethod, footprint
 from models.compressed.registry import FAMILIES, METHODS
 from tessera.bench.harness.data import dataset_fields, progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
-from tessera.pipeline.artifact import file_hashes
-from tessera.pipeline.stage import key_of
+from tessera.pipeline.made_of import key_of
 
 BUDGETS = (1.0, 0.5, 0.25, 0.1, 0.02)
 _NOISE = 0.001  # AUC that is not worth paying for, however small the deviation over seeds

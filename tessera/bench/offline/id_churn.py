@@ -29,7 +29,7 @@ from models.semantic_id.report.compare import Comparison, compare
 from models.semantic_id.report.health import relative_error
 from tessera.bench.harness.data import progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
-from tessera.pipeline.stage import key_of
+from tessera.pipeline.made_of import key_of
 
 _KINDS: tuple[Kind, ...] = ("rqvae", "residual-kmeans", "balanced-kmeans")
 # New items as a share of the old ones.

@@ -9,7 +9,8 @@ from features.dataset.descriptor import Dataset
 from models.ranker.evaluate import RATE_BASELINES
 from tessera.bench.harness.result import BenchResult, Claim
 from tessera.bench.harness.rows import measured_rows
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 
 _RANKER = "ranker"
 _MODELS = (*RATE_BASELINES, "hashed-id", _RANKER)
@@ -39,7 +40,8 @@ def main_job(datasets: Sequence[Dataset], out: Path, *, seeds: int, console: Con
         for seed in range(seeds):
             console.rule(f"{dataset.name}, split by {dataset.split.by}, seed {seed}")
             place = out / f"{dataset.name}-{dataset.split.by}-{seed}"
-            result = run(dataset, place, RunOptions(seed=seed), console=console, registry=None, until="evaluate")
+            options = load_options(dataset, [f"seed={seed}"])
+            result = run(dataset, place, options, console=console, registry=None, until="evaluate")
             quality = result.metrics["quality"]
             for model in _MODELS:
                 measured = {

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch.nn import functional
 
 from features.dataset.descriptor import Dataset
+from features.dataset.input_files import file_hashes
 from features.frame import Frame
 from features.history import DEFAULT_LENGTH
 from features.threads import fixed_threads
@@ -31,7 +32,6 @@ from models.table.schema import Schema
 from tessera.bench.harness.data import dataset_frame, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_most
 from tessera.bench.harness.rows import measured_rows
-from tessera.pipeline.artifact import file_hashes
 
 FACTORS = (0.5, 2.0)
 _SHARE = 0.1  # of the steps of retraining

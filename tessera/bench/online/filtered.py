@@ -28,7 +28,8 @@ from serving.retrieval.filter import Attributes, Filter
 from serving.retrieval.retriever import Searcher
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 
 # The library's types lack the methods that its Python layer adds.
 faiss: Any = untyped_faiss
@@ -265,7 +266,7 @@ def _some(vectors: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
 def _own_vectors(dataset: Dataset, out: Path, console: Console) -> NDArray[np.float32]:
     if not dataset.has_content:
         raise TesseraError(f"bench filtered searches by content, and {dataset.name} has no items with text")
-    run(dataset, out / dataset.name, RunOptions(), console=console, registry=None, until="frame")
+    run(dataset, out / dataset.name, load_options(dataset), console=console, registry=None, until="frame")
     items = pl.read_parquet(out / dataset.name / "frame" / "items.parquet")["content_vector"].drop_nulls()
     vectors = np.ascontiguousarray(items.to_numpy(), dtype=np.float32)
     return vectors[vectors.any(axis=1)]

@@ -28,7 +28,8 @@ from tessera.bench.harness.load import Load
 from tessera.bench.harness.result import BenchResult, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 from tessera.settings import Settings
 
 _PAGES = ("", "/models", "/rollouts", "/ids", "/ids?q=a", "/ids?item=", "/letters", "/health")
@@ -41,8 +42,8 @@ def operation(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> B
     """Runs once, whatever the seeds."""
     bundles = [
         run(
-            dataset, out / f"{dataset.name}-{seed}", RunOptions(seed=seed), console=console, registry=None,
-            until="publish",
+            dataset, out / f"{dataset.name}-{seed}", load_options(dataset, [f"seed={seed}"]),
+            console=console, registry=None, until="publish",
         ).bundle
         for seed in (0, 1)
     ]  # fmt: skip

@@ -36,7 +36,8 @@ from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.compare import storage_cost
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 from tessera.settings import Settings
 from tessera.terminal import one_thread
 
@@ -53,7 +54,7 @@ def serving(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers:
     """
     settings = servers("serving")
     one_thread()
-    result = run(dataset, out / dataset.name, RunOptions(), console=console, registry=None, until="publish")
+    result = run(dataset, out / dataset.name, load_options(dataset), console=console, registry=None, until="publish")
     assert result.bundle is not None
     rows = measured_rows()
     with contextlib.closing(RedisStore(settings.redis)) as store:

@@ -33,7 +33,8 @@ from tessera.bench.harness.load import Load
 from tessera.bench.harness.result import BenchResult, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
-from tessera.pipeline.run import RunOptions, run
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
 from tessera.settings import Settings
 
 _CANDIDATES, _PEAK_CALLERS, _CALLERS = 500, 4, 48
@@ -48,7 +49,7 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
             run(
                 dataset,
                 out / f"{dataset.name}-{seed}",
-                RunOptions(seed=seed),
+                load_options(dataset, [f"seed={seed}"]),
                 console=console,
                 registry=None,
                 until="publish",

@@ -138,7 +138,8 @@ def test_a_stream_ends_after_the_batch_in_hand_when_it_is_told_to(tmp_path: Path
         (("serve",), "tessera run"),
         (("send", "wishes", "x"), "items or events"),
         (("bench", "nothing"), "main-job"),
-        (("run", "no-such.toml", "--seed", "-1"), "--seed"),
+        (("run", "no-such.toml", "--seed", "-1"), "--set seed=NUMBER"),
+        (("run", "no-such.toml", "--until", "baked"), "--until"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_status_2(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import tessera.cli.main
-import tessera.pipeline.run
+from features.dataset import tables
 from features.lock import locked
 from streaming.dead_letter import encode_dead_letter
 from streaming.log.protocol import Message
@@ -193,7 +193,7 @@ def test_texts_are_printed_as_they_are(
         ("ids", "report", ODD),
         ("table", "report", ODD),
         ("bench", ODD),
-        ("run", str(BASE / "base.toml"), "--quantizer", ODD),
+        ("run", str(BASE / "base.toml"), "--set", f"quantizer={ODD}"),
         ("serve", "--bundle", ODD),
     ]
     for words in refused:
@@ -216,7 +216,8 @@ def test_a_damaged_stage_is_named(shell: Shell, run: Path, tmp_path: Path, damag
 
 
 def test_a_file_that_may_not_grow_ends_a_run_in_one_line_and_the_next_goes_on(shell: Shell, tmp_path: Path) -> None:
-    features = ("features", str(BASE / "base.toml"), "--out", str(tmp_path / "out"), "--quantizer", "residual-kmeans")
+    out = str(tmp_path / "out")
+    features = ("features", str(BASE / "base.toml"), "--out", out, "--set", "quantizer=residual-kmeans")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
     try:
@@ -238,15 +239,16 @@ def test_an_input_that_changes_while_it_is_read_leaves_no_frame_of_it(
     events, good = data / "events.csv", (data / "events.csv").read_bytes()
     header, *rows = good.decode().splitlines()
     flipped = "\n".join([header, *(f"{row[:-1]}{1 - int(row[-1])}" for row in rows)]) + "\n"
-    features = ("features", str(data / "base.toml"), "--out", str(tmp_path / "out"), "--quantizer", "residual-kmeans")
-    read = tessera.pipeline.run.read_events
+    out = str(tmp_path / "out")
+    features = ("features", str(data / "base.toml"), "--out", out, "--set", "quantizer=residual-kmeans")
+    read = tables.load_events
 
     def changed_meanwhile(*arguments: Any) -> Any:
         events.write_text(flipped)
         return read(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tessera.pipeline.run, "read_events", changed_meanwhile)
+        patched.setattr(tables, "load_events", changed_meanwhile)
         assert shell.run(*features) == 2
     assert f"error: {events}: changed while the run read it" in shell.err
     events.write_bytes(good)

@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The same data, trained for a moment from another seed."""
-    return make_world(tmp_path_factory.mktemp("other"), seed=1, train=TrainConfig(max_epochs=1))
+    return make_world(tmp_path_factory.mktemp("other"), seed=1, training=TrainConfig(max_epochs=1))
 
 
 @pytest.fixture(scope="module", autouse=True)

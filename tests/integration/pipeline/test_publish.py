@@ -68,8 +68,8 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         assert {check.name for check in second.verdict.checks} >= {"all: AUC", "new items: AUC", "bytes"}
         assert second.verdict.champion == first.release.bundle
         assert second.verdict.storage.keys() == {"float32", "float16", "int8"}
-    train = replace(RunOptions().train, max_epochs=1, network_rate=1e-9, table_rate=1e-9)
-    third = publish(world, tmp_path / "third", settings, seed=2, train=train)
+    train = replace(RunOptions().training, max_epochs=1, network_rate=1e-9, table_rate=1e-9)
+    third = publish(world, tmp_path / "third", settings, seed=2, training=train)
     with subtests.test("one that learnt nothing is registered and refused"):
         assert third.release is not None
         assert third.verdict is not None
@@ -92,7 +92,7 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         )  # fmt: skip
         sound = champion.read_text()
         champion.write_text(sound.replace('"format": ', '"format": 9'))
-        other = publish(world, tmp_path / "fourth", settings, seed=3, train=train)
+        other = publish(world, tmp_path / "fourth", settings, seed=3, training=train)
         assert other.release is not None
         assert (other.release.aliases, other.verdict) == ((), None)
         champion.write_text(sound)
@@ -157,7 +157,7 @@ def test_another_seeds_test_rows_that_the_champion_was_trained_on_are_not_judged
     config = TrainConfig(batch=128, max_epochs=1, network=SMALL_NETWORK)
 
     def published(seed: int, gates: Gates) -> RunResult:
-        options = RunOptions(seed=seed, train=config, gates=gates)
+        options = RunOptions(seed=seed, training=config, gates=gates)
         out = tmp_path / f"out{seed}"
         return run(dataset, out, options, console=quiet(), registry=registry, until="publish")
 

@@ -177,7 +177,7 @@ def test_a_run_in_auto_says_which_precision_it_took(tmp_path: Path) -> None:
         'name = "s"\n[events]\npath = "e.parquet"\nuser = "user"\nitem = "item"\nlabel = {column = "label"}\n'
         '[split]\nby = "random"\n'
     )
-    console, options = Console(file=io.StringIO()), RunOptions(train=TrainConfig(precision="auto", max_epochs=1))
+    console, options = Console(file=io.StringIO()), RunOptions(training=TrainConfig(precision="auto", max_epochs=1))
     run(load_dataset(tmp_path / "s.toml"), tmp_path / "out", options, console=console, registry=None, until="train")
     taken = json.loads((tmp_path / "out" / "train" / "ranker" / "epochs.json").read_bytes())["precision"]
     assert taken in ("float32", "bfloat16")

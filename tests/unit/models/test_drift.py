@@ -86,5 +86,5 @@ def test_the_alarm_names_the_level_and_the_remedy() -> None:
     assert collapse_alarm(health) == []
     fallen = replace(health, codes=512, usage=(1.0, 0.25), collapsed=(2,))
     (line,) = collapse_alarm(fallen)
-    assert line.startswith("level 2 of 2 collapsed: it uses 25% of its 512 codes; refit with --codes 32")
+    assert line.startswith("level 2 of 2 collapsed: it uses 25% of its 512 codes; refit with codes = 32")
     assert "sinkhorn" in line

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from features.errors import TesseraError
 from models.ranker.evaluate import Quality, quality
 from models.registry.gate import LEAST_ROWS, BundleQuality, Gates, Verdict, judge
 from models.registry.paired_test import Drop, Drops, auc_drop, drops
@@ -168,9 +167,5 @@ def test_equal_rankers_are_refused_no_more_often_than_alpha_and_worse_ones_are(r
         assert [answer(seed, 1.0) for seed in range(5)] == ["worse"] * 5
 
 
-def test_thresholds_are_read_by_name() -> None:
-    assert Gates.parse(["auc=0.5", "latency=3"]) == Gates(auc=0.5, latency=3.0)
-    assert failed(changed("all", auc=0.5), Gates.parse(["auc=0.3"])) == []
-    for wrong in ("speed=1", "auc", "auc=much"):
-        with pytest.raises(TesseraError, match=r"--gate .*: expected NAME=NUMBER with a name of auc, ne"):
-            Gates.parse([wrong])
+def test_a_wider_threshold_lets_a_drop_pass() -> None:
+    assert failed(changed("all", auc=0.5), Gates(auc=0.3)) == []

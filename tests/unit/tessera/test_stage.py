@@ -11,7 +11,8 @@ from rich.console import Console
 
 from features.durable import recover_directory
 from features.errors import DatasetError, TesseraError
-from tessera.pipeline.stage import Advance, Stages, finished_key, key_of
+from tessera.pipeline.made_of import key_of
+from tessera.pipeline.stage import Advance, Stages, finished_key
 
 
 class Work:

@@ -1,0 +1,71 @@
+"""Files of a dataset with their hashes, and a check that they stay as they are while something is made of them."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from features.dataset.descriptor import Dataset
+from features.dataset.files import source_files
+from features.errors import DatasetError
+
+
+class InputFiles:
+    """The files of a dataset as they are when this object is made; `check` tells if they still are.
+
+    Attributes:
+        by_table: sha256 of each file by its name, for each of items, users and events that there is.
+        stamps: path, inode, size, and times of the last changes of each file.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.stamps = _stamps(dataset)
+        self.by_table = {
+            table: {_name(path, dataset): _sha256(path) for path in files} for table, files in _files(dataset).items()
+        }
+        self.check()
+
+    @property
+    def hashes(self) -> list[str]:
+        """sha256 of each file, in the order in which they are read."""
+        return [sha256 for files in self.by_table.values() for sha256 in files.values()]
+
+    def check(self) -> None:
+        """Compares the files with their stamps.
+
+        Raises:
+            DatasetError: A file was changed, added or removed; names it.
+        """
+        changed = sorted({path for path, *_ in set(self.stamps) ^ set(_stamps(self._dataset))})
+        if changed:
+            raise DatasetError(
+                f"{', '.join(changed)}: changed while the run read it, so the stage was not kept; run again when the "
+                "files are complete"
+            )
+
+
+def file_hashes(dataset: Dataset) -> list[str]:
+    """The sha256 of each file of the dataset, in the order in which they are read."""
+    return [_sha256(path) for files in _files(dataset).values() for path in files]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(path: Path, dataset: Dataset) -> str:
+    return os.path.relpath(path, dataset.directory)
+
+
+def _files(dataset: Dataset) -> dict[str, tuple[Path, ...]]:
+    tables = {"items": dataset.items, "users": dataset.users, "events": dataset.events}
+    return {
+        table: source_files(source, dataset.directory, table) for table, source in tables.items() if source is not None
+    }
+
+
+def _stamps(dataset: Dataset) -> list[tuple[str, int, int, int, int]]:
+    """A file that is replaced and put back has another time of change, though its bytes are equal."""
+    found = [(str(path), path.stat()) for files in _files(dataset).values() for path in files]
+    return [(path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]

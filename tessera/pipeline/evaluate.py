@@ -1,0 +1,60 @@
+"""Stage `evaluate`: the ranker and its baselines on the test part, for known and for unseen items."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.ranker.evaluate import by_item_novelty, rate_baselines
+from models.ranker.loading import assembler, examples
+from models.ranker.stored import load_ranker
+from models.ranker.train import predict
+from models.table.admission import Admission
+from tessera.pipeline.artifact import read_frame, write_json
+from tessera.pipeline.job import Finished, Job
+from tessera.pipeline.stage import Advance
+from tessera.pipeline.train import HASHED_ID, RANKER
+
+READS = ("seed",)
+_METRICS = "metrics.json"
+
+
+def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished | None) -> Finished:
+    """Does the stage after `train`."""
+
+    def work(directory: Path, advance: Advance) -> None:
+        frame = read_frame(framed.directory)
+        fit, test = frame.part("train"), frame.part("test")
+        labels = test["label"].to_numpy().astype(np.float32)
+        items = test["item"].to_numpy().astype(np.int64)
+        known = np.isin(items, fit["item"].unique().to_numpy())
+        found: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
+        advance(1, 3)
+        for number, name in enumerate((HASHED_ID, RANKER)):
+            schema, model = load_ranker(trained.directory / name, job.options.train_config())
+            admission = Admission(model.sketch, schema.admission)
+            found[name] = predict(model.ranker, assembler(schema, frame, test, admission), examples(test))
+            advance(number + 2, 3)
+        metrics: dict[str, Any] = {
+            "split": job.split.by,
+            "seed": job.options.seed,
+            "rows": {name: frame.part(name).height for name in ("train", "validation", "test")},
+            "quality": {
+                name: {part: asdict(measured) for part, measured in by_item_novelty(labels, p, known).items()}
+                for name, p in found.items()
+            },
+        }
+        if assigned is not None:
+            metrics["semantic_ids"] = msgspec.json.decode((assigned.directory / "report.json").read_bytes())
+        write_json(directory / _METRICS, metrics)
+
+    return job.do("evaluate", work, reads=READS, after={"train": trained})
+
+
+def read_metrics(evaluated: Finished) -> dict[str, Any]:
+    """Returns what the stage measured."""
+    found: dict[str, Any] = msgspec.json.decode((evaluated.directory / _METRICS).read_bytes())
+    return found

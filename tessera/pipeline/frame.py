@@ -1,0 +1,81 @@
+"""Stage `frame`: events, users and items become the training frame, with the items' codes and tokens."""
+
+from pathlib import Path
+
+from features.dataset.profile import few_known, profile
+from features.dataset.split import PARTS
+from features.durable import write_directory
+from features.errors import DatasetError
+from features.frame import Frame, build_frame
+from features.jobs.shard import write_parquet
+from models.semantic_id.codebook import kinds as codebooks
+from tessera.pipeline.artifact import PROFILE, read_frame, with_content, with_tokens, write_json
+from tessera.pipeline.job import Finished, Job
+from tessera.pipeline.stage import Advance
+
+READS = ("seed", "history_length")
+READS_CODED = (*READS, "tokens", "pieces")
+
+
+def frame(job: Job, assigned: Finished | None) -> Finished:
+    """Does the stage, after `assign` where the items have text, and warns of what `tessera check` warns of."""
+
+    def work(directory: Path, advance: Advance) -> None:
+        # The profile reads the tables as the files hold them, which are large: it comes first, and they go.
+        write_json(directory / PROFILE, profile(job.dataset, job.tables).to_json())
+        job.tables.release_raw()
+        advance(1, 4)
+        made = _joined(job, assigned)
+        job.tables.release()
+        advance(2, 4)
+        if assigned is not None:
+            book = codebooks.load(assigned.directory / "codebook")
+            made, tokenizer = with_tokens(made, job.options.tokens, book, pieces=job.options.pieces)
+            write_directory(directory / "tokens", tokenizer.save)
+        advance(3, 4)
+        for name in ("users", "items", "examples"):
+            write_parquet(getattr(made, name), directory / f"{name}.parquet")
+        advance(4, 4)
+
+    described = job.dataset.model_dump(mode="json", include={"items", "users", "events", "split"})
+    finished = job.do(
+        "frame",
+        work,
+        reads=READS if assigned is None else READS_CODED,
+        descriptor=described,
+        tables=("items", "users", "events"),
+        after=None if assigned is None else {"assign": assigned},
+    )
+    job.tables.release()
+    _warn(job, read_frame(finished.directory))
+    return finished
+
+
+def _joined(job: Job, assigned: Finished | None) -> Frame:
+    tables = {"events": job.tables.events[0]}
+    items, users = job.tables.items, job.tables.users
+    if users is not None:
+        tables["users"] = users
+    if items is not None:
+        tables["items"] = items if assigned is None else with_content(items, assigned.directory)
+    made = build_frame(job.dataset, tables, split=job.split, history_length=job.options.history_length)
+    for part in PARTS:
+        if not made.part(part).height:
+            raise DatasetError(
+                f"{job.dataset.source}: [split] by = {job.split.by!r} leaves the part {part!r} empty; "
+                "change its fractions, or by"
+            )
+    return made
+
+
+def _warn(job: Job, made: Frame) -> None:
+    # The first row of an event is the event; drawn negatives stand behind it.
+    events = made.examples.unique("event", keep="first", maintain_order=True)
+    for kind, table, declared in (
+        ("item", made.items, job.dataset.items),
+        ("user", made.users, job.dataset.users),
+    ):
+        if declared is not None:
+            named = table[f"{kind}_id"].gather(events[kind]).to_frame()
+            for line in few_known(named, table.filter("listed"), kind):
+                job.warn(f"frame: {line}")

@@ -1,0 +1,114 @@
+"""What the stages of one run share: the dataset and its tables, the choices, and the directory of finished stages."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from features.dataset.descriptor import Dataset
+from features.dataset.input_files import InputFiles
+from features.dataset.tables import DatasetTables
+from features.errors import DatasetError
+from tessera.pipeline.made_of import MadeOf, differences, key_of
+from tessera.pipeline.options import RunOptions
+from tessera.pipeline.stage import Advance, Stages
+from tessera.pipeline.warm_start import Previous
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished stage: its directory, and its key."""
+
+    directory: Path
+    key: str
+
+
+class Job:
+    """One run, as its stages see it.
+
+    Args:
+        dataset: Dataset to learn from.
+        out: Holds one directory per stage.
+        options: Choices of the run.
+        console: Where progress bars and warnings go.
+        code: Version of the code, a part of every stage's key.
+
+    Attributes:
+        tables: The dataset's tables, read once.
+        split: The dataset's split with the run's seed.
+        previous: The run to go on from, or None.
+        read: Choices that the stages so far read, by dotted name.
+    """
+
+    def __init__(self, dataset: Dataset, out: Path, options: RunOptions, console: Console, code: str) -> None:
+        self.dataset, self.out, self.options, self.console, self.code = dataset, out, options, console, code
+        if options.warm_start and options.warm_start.resolve() == out.resolve():
+            raise DatasetError(f"--warm-start {out} is this run's own --out; give the new run another directory")
+        self.previous = Previous(options.warm_start) if options.warm_start else None
+        self.stages = Stages(out, console)
+        self.split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
+        self.tables = DatasetTables(dataset)
+        self.read: dict[str, Any] = {}
+        self._inputs = InputFiles(dataset)
+        self._choices = options.choices()
+
+    @property
+    def data_key(self) -> str:
+        """Hash of the descriptor, its split and choices excluded, and of every file's bytes."""
+        described = self.dataset.model_dump(mode="json", exclude={"source", "split", "run"})
+        return key_of(described, self._inputs.hashes)
+
+    def do(
+        self,
+        stage: str,
+        work: Callable[[Path, Advance], None],
+        *,
+        reads: Sequence[str] = (),
+        descriptor: Mapping[str, Any] | None = None,
+        tables: Sequence[str] = (),
+        after: Mapping[str, Finished | str] | None = None,
+        unit: str = "",
+    ) -> Finished:
+        """Does one stage, or finds it in place.
+
+        Args:
+            stage: Name of the stage.
+            work: Fills its directory, see `Stages.run`.
+            reads: Choices that decide the output: a name, or a table of names as `table`.
+            descriptor: Parts of the descriptor that decide it.
+            tables: Tables whose files the work reads.
+            after: Earlier stages that it reads, or their keys, by name.
+            unit: Of what the work counts.
+        """
+        own = {name: value for name, value in self._choices.items() if _is_of(name, reads)}
+        self.read |= own
+        made_of = MadeOf(
+            code=self.code,
+            options=own,
+            descriptor=dict(descriptor or {}),
+            files={name: sha256 for table in tables for name, sha256 in self._inputs.by_table.get(table, {}).items()},
+            after={name: one if isinstance(one, str) else one.key for name, one in (after or {}).items()},
+        )
+        key = made_of.key(stage)
+        inputs = self._inputs if tables else None
+        return Finished(self.stages.run(stage, key, work, unit=unit, inputs=inputs, made_of=made_of), key)
+
+    def warn(self, line: str) -> None:
+        """Prints a warning."""
+        self.console.print(Text(line, "yellow"))
+
+    def say_differences(self) -> None:
+        """Says which choices differ from those of the run that this one goes on from."""
+        if self.previous is None:
+            return
+        before = self.previous.choices
+        found = differences(before, {name: self._choices[name] for name in before if name in self._choices})
+        if found:
+            self.console.print(Text(f"warm start: other choices than {self.options.warm_start}: {'; '.join(found)}"))
+
+
+def _is_of(name: str, reads: Sequence[str]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in reads)

@@ -1,0 +1,72 @@
+"""Everything that decides a stage's output: hashed it is the stage's key, compared it says why a stage runs again."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+
+class MadeOf(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a stage reads; each part is empty where the stage reads none of it.
+
+    Attributes:
+        code: Version of the code and of the libraries, see `tessera.code_version`.
+        options: Choices of the run by dotted name.
+        descriptor: Parts of the dataset's descriptor.
+        files: sha256 of each file of the dataset by its name; names are shown, and decide nothing.
+        after: Keys of earlier stages by name, of those of a warm start too.
+    """
+
+    code: str = ""
+    options: dict[str, Any] = {}
+    descriptor: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    after: dict[str, str] = {}
+
+    def key(self, stage: str) -> str:
+        """Returns the stage's key."""
+        return key_of(stage, self.code, self.options, self.descriptor, list(self.files.values()), self.after)
+
+    def changes(self, now: "MadeOf") -> list[str]:
+        """Says what is different `now`, a phrase for each difference."""
+        found = ["the code or a library changed"] if self.code != now.code else []
+        found += differences(self.options, now.options)
+        described = differences(dict(_leaves(self.descriptor)), dict(_leaves(now.descriptor)))
+        found += [f"descriptor: {phrase}" for phrase in described]
+        for name in sorted(self.files.keys() | now.files.keys()):
+            before, after = self.files.get(name), now.files.get(name)
+            if before != after:
+                found.append(f"{name} {'is new' if before is None else 'is gone' if after is None else 'changed'}")
+        found += [f"{name} ran again" for name, key in now.after.items() if self.after.get(name) != key]
+        found += [f"there is no {name} any more" for name in self.after if name not in now.after]
+        return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Says which values differ, `table.budget auto → 2000000` for example; a name that one side lacks is not set."""
+    names = [*now, *(name for name in before if name not in now)]
+    shown = ((name, _shown(before, name), _shown(now, name)) for name in names)
+    return [f"{name} {old} → {new}" for name, old, new in shown if old != new]
+
+
+def key_of(*parts: Any) -> str:
+    """Hashes what decides a stage: anything JSON can hold."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "not set"
+    value = values[name]
+    if value is None:
+        return "auto"
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

@@ -1,0 +1,315 @@
+"""Choices of a run: the descriptor's `[run]` table and `--set NAME=VALUE` become one frozen, checked configuration.
+
+The names in the file, after `--set`, in errors, in the record of a stage and in a bundle's manifest are the same.
+A dot separates a table from its key: `table.budget` is `budget` in `[run.table]`.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from features.content import kinds as encoders
+from features.dataset.descriptor import Dataset, nearest
+from features.errors import DatasetError, TesseraError
+from features.history import DEFAULT_LENGTH
+from models.bundle.bundle import LogPosition
+from models.ranker.train import TrainConfig
+from models.registry.gate import Gates
+from models.semantic_id.codebook import kinds as codebooks
+from models.semantic_id.tokens import Scheme
+from models.table.admission import MOST_SIGHTINGS
+from models.table.default_schema import TableOptions
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_AUTO = "auto"
+# Given with the command, since they change from run to run.
+_NOT_IN_FILE = ("warm_start", "positions")
+# The network is a part of the training's configuration, the seed is one for the whole run.
+_ELSEWHERE = {"training.network": "ranker", "training.seed": ""}
+_KINDS: dict[str, Mapping[str, Any]] = {"encoder": encoders.KINDS, "quantizer": codebooks.KINDS}
+_ANY = 2**62
+_RANGES = {
+    "seed": (0, 2**31),
+    "encoder_dim": (1, _ANY),
+    "codes": (1, 2**16),
+    "levels": (1, 16),
+    "pieces": (1, _ANY),
+    "history_length": (1, _ANY),
+    "table.dim": (4, _ANY),
+    "table.budget": (1, _ANY),
+    "table.admission": (0, MOST_SIGHTINGS),
+    "training.batch": (1, _ANY),
+    "training.max_epochs": (1, _ANY),
+    "training.patience": (1, _ANY),
+    "training.threads": (1, _ANY),
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Choices of a run. Everything else follows from the dataset.
+
+    Attributes:
+        seed: Seed of everything random, of a random split too.
+        encoder: Kind of the encoder that turns content into vectors.
+        encoder_model: Model of the encoder: a directory, beside the descriptor or anywhere, or a hub id.
+        encoder_dim: Width of a content vector, where the encoder is fitted.
+        quantizer: Kind of the codebook.
+        quantizer_options: Other settings of that kind, `{"sinkhorn": 0.003}` for example.
+        codes: Codes per level; None for the number that suits the catalogue's size, or the earlier run's.
+        levels: Levels of a Semantic ID; None as for codes.
+        tokens: Scheme by which a Semantic ID becomes values of the table.
+        pieces: Size of the vocabulary of the scheme `pieces`; None for two for each code of a level.
+        table: Size and shape of the unified table.
+        history_length: L, the items of a user's history.
+        training: Settings of the training; its `network` is `[run.ranker]`, and its seed is this one.
+        gates: How much worse than the champion a bundle may be that is to challenge it.
+        runner: Beam runner of the jobs. It decides no byte of their output.
+        runner_options: Options of the runner, `--direct_num_workers=2` for example.
+        warm_start: Directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
+        positions: Positions of the log's topics when the dataset's files were made; the bundle's stream starts there.
+
+    Raises:
+        TesseraError: A value is of another type, or out of its range; names the option.
+    """
+
+    seed: int = 0
+    encoder: str = "lsa"
+    encoder_model: str | None = None
+    encoder_dim: int = 128
+    quantizer: str = "rqvae"
+    quantizer_options: Mapping[str, Any] = field(default_factory=dict)
+    codes: int | None = None
+    levels: int | None = None
+    tokens: Scheme = "prefix"
+    pieces: int | None = None
+    table: TableOptions = field(default_factory=TableOptions)
+    history_length: int = DEFAULT_LENGTH
+    training: TrainConfig = field(default_factory=TrainConfig)
+    gates: Gates = field(default_factory=Gates)
+    runner: str = "DirectRunner"
+    runner_options: tuple[str, ...] = ()
+    warm_start: Path | None = None
+    positions: tuple[LogPosition, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, (path, _) in known_choices().items():
+            try:
+                _checked(name, _at(self, path))
+            except ValueError as error:
+                raise TesseraError(f"{name}: {error}") from error
+        codebooks.check(self.quantizer, self.quantizer_options)
+
+    def choices(self) -> dict[str, Any]:
+        """Returns every choice that may stand in `[run]`, by dotted name."""
+        return {name: _checked(name, _at(self, path)) for name, (path, _) in known_choices().items()}
+
+    def train_config(self) -> TrainConfig:
+        """Returns the settings of the training, with the seed of the run."""
+        return replace(self.training, seed=self.seed)
+
+
+def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:
+    """Reads a descriptor's `[run]` table, and overrides single values of it.
+
+    Args:
+        dataset: Descriptor that was loaded.
+        overrides: `NAME=VALUE` each, as `--set` takes them; the last of a name counts.
+
+    Raises:
+        DatasetError: A key of `[run]` is unknown, or its value cannot be used; names the file and the key.
+        TesseraError: An override is unknown or cannot be used; names it.
+    """
+    chosen: dict[str, Any] = {}
+    problems = []
+    for name, value in _leaves(dataset.run):
+        try:
+            _choose(chosen, name, value)
+        except ValueError as error:
+            problems.append(f"{dataset.source}: [run] {name}: {error}")
+    if problems:
+        raise DatasetError("\n".join(problems))
+    for pair in overrides:
+        name, equals, text = (part.strip() for part in pair.partition("="))
+        if not name or not equals:
+            raise TesseraError(f"--set {pair}: expected NAME=VALUE, table.budget=2MB for example")
+        try:
+            _choose(chosen, name, text, is_text=True)
+        except ValueError as error:
+            raise TesseraError(f"--set {name}={text}: {error}") from error
+    try:
+        return _built(chosen)
+    except TesseraError as error:
+        # Each value is sound by itself, but they do not fit together.
+        given = f"--set {' '.join(overrides)}" if overrides else f"{dataset.source}: [run]"
+        raise TesseraError(f"{given}: {error}") from error
+
+
+def parse_bytes(text: str) -> int:
+    """Reads a size like 1500000, 1.5MB or 2MiB, in bytes.
+
+    Raises:
+        ValueError: The text is no size.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise ValueError("expected bytes, like 1500000, 1.5MB or 2MiB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+@lru_cache(maxsize=1)
+def known_choices() -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Returns the attribute path of each choice in `RunOptions`, and its type, by dotted name."""
+    return dict(_walk(RunOptions, ()))
+
+
+def _walk(kind: type, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
+    hints = get_type_hints(kind)
+    above = _ELSEWHERE.get(".".join(path), ".".join(path))
+    for one in fields(kind):
+        own = (*path, one.name)
+        if own[0] in _NOT_IN_FILE or _ELSEWHERE.get(".".join(own)) == "":
+            continue
+        if is_dataclass(hints[one.name]):
+            yield from _walk(hints[one.name], own)
+        else:
+            yield f"{above}.{one.name}".lstrip("."), (own, hints[one.name])
+
+
+def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of a nested table, down to what is a choice or unknown."""
+    for key, value in table.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and name not in known_choices() and _keys_of(name):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _keys_of(table: str) -> list[str]:
+    return [name for name in known_choices() if name.startswith(f"{table}.")]
+
+
+def _choose(chosen: dict[str, Any], name: str, value: Any, *, is_text: bool = False) -> None:
+    """Adds one checked value, or one key of a choice that is a table itself.
+
+    Raises:
+        ValueError: The name is unknown, or the value cannot be used.
+    """
+    if name in known_choices():
+        chosen[name] = _checked(name, value, is_text=is_text)
+        return
+    for table in ("table.chunks", "quantizer_options"):
+        if name.startswith(f"{table}."):
+            own = {name.removeprefix(f"{table}."): _toml(value) if is_text else value}
+            chosen[table] = {**chosen.get(table, {}), **_checked(table, own)}
+            return
+    if below := _keys_of(name):
+        raise ValueError(f"is a table; name one of its keys: {', '.join(below)}")
+    near = _nearest(name)
+    raise ValueError(f"unknown key; the nearest valid name is '{near}' (valid: {', '.join(_beside(near))})")
+
+
+def _nearest(name: str) -> str:
+    """The valid name with the same last part, else the one closest in spelling."""
+    last = name.rpartition(".")[2]
+    same = [known for known in known_choices() if known.rpartition(".")[2] == last]
+    return same[0] if same else nearest(name, known_choices())
+
+
+def _beside(name: str) -> list[str]:
+    """The names in the same table as one of them; of the upper table also `table.*` and the like."""
+    above = name.rpartition(".")[0]
+    if above:
+        return _keys_of(above)
+    tables = dict.fromkeys(f"{known.partition('.')[0]}.*" for known in known_choices() if "." in known)
+    return [known for known in known_choices() if "." not in known] + list(tables)
+
+
+def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
+    """Returns a choice's value in its type.
+
+    Args:
+        is_text: The value is text from the command line, which may stand for a number, a list or a table.
+
+    Raises:
+        ValueError: It is of another type, or out of its range.
+    """
+    kind = known_choices()[name][1]
+    kinds = [one for one in get_args(kind) if one is not type(None)] if type(None) in get_args(kind) else [kind]
+    if kinds != [kind] and value in (None, _AUTO):
+        return None
+    own = kinds[0]
+    if name == "table.budget" and isinstance(value, str):
+        return _in_range(name, parse_bytes(value))
+    if is_text and get_origin(own) is tuple:
+        value = _toml(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+    elif is_text and get_origin(own) not in (None, Literal):
+        value = _toml(value)
+    try:
+        found = msgspec.convert(value, own, strict=not is_text)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"expected {_expected(own)}{' or auto' if own != kind else ''}, got {value!r}") from error
+    there = _KINDS.get(name)
+    if there is not None and found not in there:
+        raise ValueError(f"expected one of {', '.join(there)}, got {found!r}")
+    return _in_range(name, found)
+
+
+def _in_range(name: str, value: Any) -> Any:
+    low, high = _RANGES.get(name, (None, _ANY))
+    if low is not None and not low <= value <= high:
+        raise ValueError(f"expected {f'at least {low}' if high == _ANY else f'{low} to {high}'}, got {value}")
+    if name == "table.dim" and value % 4:
+        raise ValueError(f"expected a multiple of 4, got {value}")
+    return value
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return f"a list of {'numbers' if get_args(kind)[0] is int else 'names'}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(kind, "a table of names and values")
+
+
+def _toml(text: str) -> Any:
+    """The value that a text has in TOML; the text itself where it has none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _at(options: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        options = getattr(options, name)
+    return options
+
+
+def _built(chosen: Mapping[str, Any]) -> RunOptions:
+    changes: dict[str, Any] = {}
+    for name, value in chosen.items():
+        *above, last = known_choices()[name][0]
+        place = changes
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    found: RunOptions = _replaced(RunOptions(), changes)
+    return found
+
+
+def _replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A dataclass with changed fields; a dict of changes where a field is a dataclass itself."""
+    own = {
+        name: _replaced(getattr(value, name), change) if is_dataclass(getattr(value, name)) else change
+        for name, change in changes.items()
+    }
+    return replace(value, **own)
