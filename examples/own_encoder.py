@@ -52,7 +52,7 @@ class RandomWordsKind:
     """How such an encoder comes to be."""
 
     def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> RandomWords:
-        """Makes an encoder for a catalogue; `model` is what `--encoder-model` names."""
+        """Makes an encoder for a catalogue; `model` is `encoder_model` of the run."""
         return RandomWords(dim, seed)
 
     def load(self, directory: Path) -> RandomWords:

@@ -55,7 +55,7 @@ def register(name: str, kind: Kind) -> None:
     Call it where your module is imported: every process that fits or loads such an encoder must import the module.
 
     Args:
-        name: the value of `--encoder`, and of the field `kind` in the `encoder.json` that `save` writes.
+        name: the value of `encoder` in `[run]`, and of the field `kind` in the `encoder.json` that `save` writes.
         kind: has `fit` and `load`, see `Kind`; a module with these two functions is one.
 
     Raises:

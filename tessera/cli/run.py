@@ -129,7 +129,7 @@ def run(
     loaded = load_with_split(dataset, split)
     chosen = load_options(loaded, set_ or ())
     options = replace(chosen, warm_start=warm_start, positions=read_positions(positions))
-    registry = Settings.from_environment().open_registry() if until == "publish" else None
+    registry = Settings.from_environment().registry_on_use() if until == "publish" else None
     result = run_stages(loaded, out, options, console=err_console, registry=registry, until=until)
     if json:
         release = msgspec.to_builtins(result.release) if result.release else None

@@ -10,6 +10,7 @@ from infra.docs.reference import command_line, configuration, http_api, library,
 PARTS: dict[str, Callable[[], str]] = {
     "commands": command_line.commands,
     "descriptor": configuration.descriptor,
+    "run-table": configuration.run_table,
     "http": http_api.routes,
     "python": library.names,
     "metrics-serving": metrics.serving,

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, TableSource, Time, Users
 from infra.docs.reference.markdown import code, table, text
+from tessera.pipeline.options import RunOptions, known_choices
 
 _ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
 _NOT_SET = object()
@@ -36,6 +37,25 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
 def descriptor() -> str:
     """Returns a section for each table of the descriptor."""
     return "\n\n".join(_section(heading, kind, base) for heading, kind, base in SECTIONS)
+
+
+def run_table() -> str:
+    """Returns a section for `[run]` and for each table in it."""
+    defaults = RunOptions()
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for name, (path, kind) in known_choices().items():
+        owner = defaults
+        for part in path[:-1]:
+            owner = getattr(owner, part)
+        table_name, _, key = name.rpartition(".")
+        told = meanings(type(owner)).get(path[-1], "")
+        meaning = f"{told[:1].upper()}{told[1:]}".replace("None", "auto")
+        default = _default(getattr(owner, path[-1])) or (code('"auto"') if type(None) in typing.get_args(kind) else "")
+        rows.setdefault(table_name, []).append((code(key), code(spelled(kind)), default, text(meaning)))
+    heads = ("key", "type", "default", "meaning")
+    return "\n\n".join(
+        f"### `[{f'run.{name}' if name else 'run'}]`\n\n{table(heads, own)}" for name, own in rows.items()
+    )
 
 
 def keys(kind: type, base: type | None = None) -> dict[str, tuple[Any, Any]]:
@@ -61,7 +81,8 @@ def keys(kind: type, base: type | None = None) -> dict[str, tuple[Any, Any]]:
 def meanings(kind: type) -> dict[str, str]:
     """Returns the entries of the docstring's `Attributes:` section."""
     found: dict[str, str] = {}
-    _, _, section = (inspect.cleandoc(kind.__doc__ or "") + "\n").partition("\nAttributes:\n")
+    _, _, rest = (inspect.cleandoc(kind.__doc__ or "") + "\n").partition("\nAttributes:\n")
+    section = re.split(r"\n(?=\S)", rest)[0]
     names: list[str] = []
     for line in textwrap.dedent(section).split("\n"):
         if match := _ATTRIBUTE.match(line):

@@ -18,6 +18,7 @@ from infra.docs.reference import PARTS, command_line, configuration, library, ma
 from serving.metrics import Metrics
 from streaming.metrics import StreamMetrics
 from tessera.cli.bench import NAMES
+from tessera.pipeline.options import known_choices
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -95,6 +96,13 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
 def test_every_table_of_the_descriptor_has_a_section_and_every_key_a_meaning() -> None:
     assert set(tables(Dataset)) <= {kind for _, kind, _ in configuration.SECTIONS}
     assert [key for _, kind, base in configuration.SECTIONS for key in keys_without_meaning(kind, base)] == []
+
+
+def test_every_choice_of_a_run_has_a_meaning_on_the_page() -> None:
+    table = configuration.run_table()
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(known_choices())
+    assert [row[0] for row in rows if not row[3].strip(" |")] == []
 
 
 def keys_without_meaning(kind: type, base: type | None = None) -> list[str]:
