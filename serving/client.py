@@ -210,6 +210,12 @@ class Client:
         key: API key.
         timeout_s: Seconds that one try may take.
         retries: Most repetitions of a request.
+
+    Example:
+        >>> with Client(url) as client:
+        ...     items = [ranked.item for ranked in client.rank("r00001", k=3).items]
+        >>> len(items)
+        3
     """
 
     def __init__(self, url: str, *, key: str | None = None, timeout_s: float = 10.0, retries: int = 3) -> None:
@@ -226,7 +232,27 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
     ) -> Ranking:
-        """Ranks the candidates for a user, or the items that retrieval finds; raises ApiError."""
+        """Ranks the candidates for a user, or the items that retrieval finds.
+
+        Args:
+            user: Id. An unknown user has no history.
+            candidates: Item ids, at most 2,000; None lets the server retrieve candidates.
+            k: Most items to return.
+            context: Values of the events' own columns, null where absent.
+            filter: Condition on the items' filterable columns that retrieved candidates must meet.
+            explain: Whether to return what each feature adds to an item's log-odds.
+
+        Returns:
+            Items with their probabilities, best first, and the bundle that ranked them.
+
+        Raises:
+            ApiError: The server refused the request.
+            ConnectionError: The server does not answer.
+
+        Example:
+            >>> client.rank("r00001", ["a00001", "a00002"], k=1).known_user
+            True
+        """
         return self._do(_rank(user, candidates, k, context, filter, explain))
 
     def retrieve(
@@ -238,11 +264,44 @@ class Client:
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
     ) -> Retrieval:
-        """Finds the items nearest to an item, to a user's liked items, or to a text; raises ApiError."""
+        """Finds the items nearest to an item, to a user's liked items, or to a text.
+
+        Args:
+            item, user, text: Exactly one of the three.
+            k: Most items to return.
+            filter: Condition on the items' filterable columns.
+
+        Returns:
+            Items with their cosine similarity, nearest first.
+
+        Raises:
+            ApiError: The server refused the request.
+            ConnectionError: The server does not answer.
+
+        Example:
+            >>> len(client.retrieve(item="a00001", k=4).items)
+            4
+        """
         return self._do(_retrieve(item, user, text, k, filter))
 
     def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
-        """Looks up values of a feature in the table; raises ApiError."""
+        """Looks up values of a feature in the table.
+
+        Args:
+            feature: Name of a feature of the bundle.
+            values: Values, or lists of values, which are pooled.
+
+        Returns:
+            A vector for each value; zeros for an unknown value of an exact feature, or a value seen too rarely.
+
+        Raises:
+            ApiError: The server refused the request.
+            ConnectionError: The server does not answer.
+
+        Example:
+            >>> len(client.embeddings("item_id", ["a00001"]).vectors[0])
+            16
+        """
         return self._do(_embeddings(feature, values))
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> int:

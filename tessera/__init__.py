@@ -1,9 +1,9 @@
 """Tessera as a library: feature embeddings for recommenders.
 
     >>> import tessera
-    >>> bundle = tessera.load_bundle("out/publish/bundle")  # doctest: +SKIP
-    >>> bundle.rank("customer-42", ["SKU-17", "SKU-18"])  # doctest: +SKIP
-    array([0.61, 0.24], dtype=float32)
+    >>> bundle = tessera.load_bundle("out/publish/bundle")
+    >>> bundle.rank("r00001", ["a00001", "a00002"])
+    array([0..., 0...], dtype=float32)
 
 Names are imported on first use (PEP 562): `import tessera` loads nothing, and `Client` needs httpx and msgspec alone.
 """

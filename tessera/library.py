@@ -27,8 +27,9 @@ def check(dataset: Dataset | str | Path) -> Profile:
         DatasetError: the dataset cannot be used. The message names file, table, column and remedy.
 
     Example:
-        >>> check("data/dataset.toml").labels.positives  # doctest: +SKIP
-        3120
+        >>> profile = check("data/dataset.toml")
+        >>> profile.name, profile.labels.positives > 0
+        ('synthetic', True)
     """
     return profile(_loaded(dataset))
 
@@ -60,9 +61,9 @@ def run(
         TesseraError: another run uses `out`, or a stage failed for a reason that the message names.
 
     Example:
-        >>> result = run("data/dataset.toml", "out")  # doctest: +SKIP
-        >>> result.bundle.id  # doctest: +SKIP
-        'b-2bb93c7e25a07dd0'
+        >>> result = run("data/dataset.toml", "out/trial", until="encode")
+        >>> list(result.executed)
+        ['encode']
     """
     quiet = Console(quiet=True) if console is None else console
     return run_stages(_loaded(dataset), Path(out), options, console=quiet, registry=registry, until=until)

@@ -364,8 +364,8 @@ def load_dataset(path: str | Path) -> Dataset:
         DatasetError: The file is missing, is not TOML, or a key is unknown, missing or has an unusable value.
 
     Example:
-        >>> dataset = load_dataset("data/dataset.toml")  # doctest: +SKIP
-        >>> dataset.name, dataset.has_content  # doctest: +SKIP
+        >>> dataset = load_dataset("data/dataset.toml")
+        >>> dataset.name, dataset.has_content
         ('synthetic', True)
     """
     path = Path(path).absolute()

@@ -1,12 +1,21 @@
 """Makes the scripts of `examples/` importable, and shares one bundle among them."""
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 
+from serving.api.app import create_app
+from serving.ranking.service import RankService
+from serving.store.fill import fill_store
+from serving.store.memory import MemoryStore
+from serving.traffic.router import Router
 from tests.integration.world import World, make_world
+from tests.servers import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,3 +31,20 @@ def _examples() -> Iterator[None]:
     sys.path.insert(0, str(EXAMPLES))
     yield
     sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="session")
+def url(world: World) -> Iterator[str]:
+    """Address of a server of the bundle, in a thread."""
+    store = MemoryStore()
+    fill_store(store, world.bundle)
+    app = create_app(Router(RankService(world.bundle, store)))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)

@@ -2,42 +2,15 @@
 
 import asyncio
 import importlib
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
 from features.content.kinds import load_encoder
 from models.semantic_id.codebook import kinds as codebooks
-from serving.api.app import create_app
-from serving.ranking.service import RankService
-from serving.store.fill import fill_store
-from serving.store.memory import MemoryStore
-from serving.traffic.router import Router
 from tests.examples.conftest import EXAMPLES
 from tests.integration.world import World
-from tests.servers import free_port
-
-
-@pytest.fixture(scope="module")
-def url(world: World) -> Iterator[str]:
-    """Address of a server of the bundle, in a thread."""
-    store = MemoryStore()
-    fill_store(store, world.bundle)
-    app = create_app(Router(RankService(world.bundle, store)))
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
 
 
 def test_every_example_has_a_test_here() -> None:
