@@ -10,6 +10,7 @@ import pytest
 import typer
 import typer.main
 
+from infra.docs.reference.command_line import options, walk
 from tessera.cli.bench import NAMES
 from tessera.cli.main import app
 
@@ -18,6 +19,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"^ *```(?:sh|bash)?(?: \w+)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 PLACEHOLDER = re.compile(r"[A-Z_…]+|\[[A-Z_]+\]")
+# Of other programs.
+FOREIGN = {"--strict", "--quiet", "--direct_num_workers"}
 ENDS = re.compile(r"[|&;<>]|\d?>+.*|\)")
 
 
@@ -38,11 +41,11 @@ def refused(line: str) -> str:
             words = words[:place]
             break
     command: Any = typer.main.get_command(app)
-    options = {"--help"}
+    known = {"--help"}
     while words and hasattr(command, "list_commands"):
-        options |= {option for parameter in command.params for option in parameter.opts}
+        known |= {option for parameter in command.params for option in parameter.opts}
         if words[0].startswith("-"):
-            if words.pop(0) not in options:
+            if words.pop(0) not in known:
                 return f"no option {words[0]}"
             continue
         if PLACEHOLDER.fullmatch(words[0]):
@@ -52,9 +55,9 @@ def refused(line: str) -> str:
             return f"no command {words[0]}"
         command = found
         words.pop(0)
-    options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
-        if word.startswith("--") and word.partition("=")[0] not in options:
+        if word.startswith("--") and word.partition("=")[0] not in known:
             return f"no option {word}"
     if command.name == "bench" and words and words[0] not in NAMES and not PLACEHOLDER.fullmatch(words[0]):
         return f"no benchmark {words[0]}"
@@ -65,6 +68,18 @@ def refused(line: str) -> str:
 def test_a_page_shows_only_commands_and_options_that_exist(path: Path) -> None:
     found = [f"tessera {line}: {why}" for line in shown(path.read_text(encoding="utf-8")) if (why := refused(line))]
     assert found == []
+
+
+def bare_options(markdown: str) -> set[str]:
+    """Options that the text names without their command, such as `--share`."""
+    codes = re.findall(r"`(--[a-z][\w-]*)[^`\n]*`", FENCED.sub("", markdown))
+    return set(codes) - FOREIGN
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.parent.name != "adr"], ids=lambda path: path.stem)
+def test_an_option_that_is_named_alone_belongs_to_some_command(path: Path) -> None:
+    known = {name for _, command in walk() for one in options(command) for name in (*one.opts, *one.secondary_opts)}
+    assert sorted(bare_options(path.read_text(encoding="utf-8")) - known - {"--verbose", "--help"}) == []
 
 
 def test_the_pages_show_most_of_the_commands() -> None:
@@ -85,3 +100,7 @@ def test_the_pages_show_most_of_the_commands() -> None:
 def test_a_command_that_does_not_exist_is_found(markdown: str, why: str) -> None:
     (line,) = shown(markdown)
     assert refused(line) == why
+
+
+def test_an_option_that_is_named_alone_is_found() -> None:
+    assert bare_options("Give it `--shrae .1`.\n```\n--in-a-block\n```\n") == {"--shrae"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tessera import AsyncClient, Client, load_dataset
+from tessera.pipeline.options import load_options
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +45,9 @@ def test_the_descriptor_in_the_readme_is_valid(tmp_path: Path) -> None:
     (descriptor,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
     path = tmp_path / "shop.toml"
     path.write_text(descriptor, encoding="utf-8")
-    assert load_dataset(path).has_content
+    dataset = load_dataset(path)
+    assert dataset.has_content
+    assert load_options(dataset).quantizer == "residual-kmeans"
 
 
 def named_folders(readme: str) -> set[str]:
