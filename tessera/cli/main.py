@@ -128,7 +128,7 @@ app.add_typer(topics, name="topics")
 def demo(
     dataset: Annotated[Path | None, typer.Option(help="Descriptor; by default a synthetic catalogue.")] = None,
     out: OutOption = Path("out/demo"),
-    small: Annotated[bool, typer.Option("--small", help="A tenth of the synthetic data.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="A smaller synthetic dataset.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic data, the training and the draws.")] = 0,
 ) -> None:
     """Run the whole path on this machine and write a report page."""

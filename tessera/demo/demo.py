@@ -59,7 +59,7 @@ def demo(
     Args:
         descriptor: of the dataset, or None for the synthetic one.
         out: directory of the run and the report.
-        small: a synthetic dataset of a tenth of the size, to see that it works.
+        small: a synthetic dataset of fewer users, items and events.
         seed: of the synthetic dataset, the training, the new items, and the users who rank them.
     """
     if descriptor is None:
