@@ -29,7 +29,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Override a choice of the descriptor's [run] table, e.g. table.budget=2MB or quantizer=residual-kmeans; "
+        help="Override a choice of the descriptor's run table, e.g. table.budget=2MB or quantizer=residual-kmeans; "
         "repeatable.",
     ),
 ]
