@@ -100,6 +100,7 @@ RULES = (
     architecture.circles,
     architecture.wide_folders,
     architecture.repeated_classes,
+    architecture.long_signatures,
     architecture.heavy_face,
 )
 
