@@ -112,7 +112,7 @@ def ranks_section(ranks: NewItemRanks) -> str:
     about = (
         f"{ranks.items:,} new items ({ranks.kind}), each ranked among {ranks.catalogue:,} items for {ranks.users:,} "
         f"users who were drawn at random, seed {ranks.seed}. Users who like the kind: {ranks.fans_are}. "
-        f"Users who do not: {ranks.others_are}. Without content: the same items, sent as an id alone."
+        f"Users who do not: {ranks.others_are}. Content: text and categories. Without content: an id alone."
     )
     table = markup.table(columns, body, strong="like its kind") + markup.caption(about)
     return markup.section(
