@@ -87,11 +87,15 @@ def test_the_installed_library_and_command_work_outside_the_repository(python: P
 
 
 @pytest.mark.slow
-def test_the_installed_command_runs_the_demo(python: Path, tmp_path: Path) -> None:
+def test_the_installed_command_runs_the_demo_and_its_library_the_examples(python: Path, tmp_path: Path) -> None:
     told = run(python.with_name("tessera"), "demo", "--small", "--out", "demo", folder=tmp_path, OMP_NUM_THREADS="1")
     assert told.returncode == 0, told.stderr
     assert "report" in told.stdout
     assert (tmp_path / "demo" / "report.html").is_file()
+    bundle = next((tmp_path / "demo").glob("**/publish/bundle"))
+    for script in (("embeddings.py", bundle), ("semantic_ids.py", bundle, "a red bicycle"), ("own_model.py",)):
+        told = run(python, "-W", "ignore", ROOT / "examples" / script[0], *script[1:], folder=tmp_path)
+        assert (told.returncode, bool(told.stdout)) == (0, True), told.stderr
 
 
 def test_the_base_needs_what_the_client_needs_and_no_more(wheel: Path, tmp_path: Path) -> None:
