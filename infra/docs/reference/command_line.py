@@ -43,11 +43,11 @@ def _section(path: str, command: Any) -> str:
     lines = [f"## {path}", text(" ".join((command.help or "").split()))]
     lines.append(f"```\n{' '.join([path, *given, '[OPTIONS]' if options(command) else '']).strip()}\n```")
     if arguments(command):
-        rows = [(code(one.name), text(one.help or ""), _default(one)) for one in arguments(command)]
-        lines.append(table(("argument", "meaning", "default"), rows))
+        rows = [(code(one.name), _default(one), text(one.help or "")) for one in arguments(command)]
+        lines.append(table(("argument", "default", "meaning"), rows))
     if options(command):
-        rows = [(_names(one), text(one.help or ""), _default(one)) for one in options(command)]
-        lines.append(table(("option", "meaning", "default"), rows))
+        rows = [(_names(one), _default(one), text(one.help or "")) for one in options(command)]
+        lines.append(table(("option", "default", "meaning"), rows))
     return "\n\n".join(lines)
 
 

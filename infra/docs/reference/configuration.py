@@ -120,7 +120,7 @@ def spelled(annotation: Any) -> str:
         return f"list of {spelled(given[0])}"
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return "table"
-    named = {str: "text", Path: "text", int: "integer", float: "number", bool: "boolean"}
+    named = {str: "text", Path: "text", int: "integer", float: "number", bool: "boolean", Any: "value"}
     return named.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
