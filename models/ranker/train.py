@@ -45,7 +45,7 @@ class TrainConfig:
 
     Attributes:
         batch: Examples per step.
-        max_epochs: Largest number of passes over the training part.
+        max_epochs: Largest number of rounds through the training part.
         patience: Epochs without a lower validation log loss before training stops.
         table_rate: Learning rate of the table's row-wise Adagrad.
         network_rate: Learning rate of the dense part's Adam.
