@@ -7,7 +7,6 @@ fault behind an error and names the path and the remedy.
 import errno
 import os
 import re
-import sqlite3
 from collections.abc import Iterator
 
 from features.errors import TesseraError
@@ -92,6 +91,8 @@ def _place_in(text: str) -> str:
 
 
 def _of_database(error: BaseException) -> str | None:
+    import sqlite3
+
     if not isinstance(error, sqlite3.Error):
         return None
     said = str(error)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 
@@ -46,6 +45,8 @@ def one_thread() -> None:
 
 def print_json(data: Any) -> None:
     """Writes indented JSON to standard output."""
+    import msgspec
+
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(data), indent=2).decode() + "\n")
     # A command that goes on is read through a pipe as it goes.
     sys.stdout.flush()

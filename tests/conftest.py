@@ -6,11 +6,16 @@ from functools import partialmethod
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from starlette.testclient import TestClient
 
 # A server without keys answers to this machine's names alone, and the client's own default is none of them.
 TestClient.__init__ = partialmethod(TestClient.__init__, base_url="http://localhost")  # type: ignore[assignment,method-assign]
 
+
+# An example takes as long as the machine and the other workers let it.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 # Folders whose tests share what takes long to start.
 _TOGETHER = ("rehearsal", "chaos", "browser")

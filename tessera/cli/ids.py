@@ -5,11 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree as RichTree
 
 from features.errors import TesseraError
 from tessera.terminal import JsonOption, err_console, out_console, print_json
@@ -66,6 +64,8 @@ def show(
     if json:
         print_json(found)
         return
+    from rich.tree import Tree as RichTree
+
     drawn = RichTree(Text.assemble((item, "bold"), f"  {coded.title(row)}"))
     branch = drawn
     for step in steps:
@@ -128,6 +128,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Report the use of the codes, shared IDs and the purity of the nodes, and advise changes."""
+    import msgspec
+
     from models.semantic_id.codebook.quantizer import recommended_shape
     from models.semantic_id.report.quality import id_quality
     from tessera.cli.ids_report import advise, depth_table, hits_of, hits_table, new_items_drift

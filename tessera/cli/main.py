@@ -28,7 +28,13 @@ from tessera.terminal import (
     print_json,
 )
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Feature embeddings for recommenders.")
+# Plain help: panels would load a Markdown renderer, which takes as long as everything else.
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Feature embeddings for recommenders.",
+)
 
 
 def main() -> None:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 
-from models.registry.relocation import relocate
 from tessera.settings import Settings
 from tessera.terminal import JsonOption, out_console, print_json
 
-STEPS: dict[str, Callable[[Settings], int]] = {
-    "addresses of artifacts in the registry": lambda settings: relocate(
-        settings.home / "mlflow.db", settings.home / "mlflow"
-    ),
-}
+
+def _relocate(settings: Settings) -> int:
+    from models.registry.relocation import relocate
+
+    return relocate(settings.home / "mlflow.db", settings.home / "mlflow")
+
+
+STEPS: dict[str, Callable[[Settings], int]] = {"addresses of artifacts in the registry": _relocate}
 """Conversions by their shown name; each step returns the number of converted entries and may be repeated."""
 
 

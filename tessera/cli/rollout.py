@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from serving.rollout.impression import CLICK
 from tessera.settings import Settings
 from tessera.terminal import JsonOption, ModelNameOption, err_console, out_console, print_json
 
@@ -32,6 +31,8 @@ _MEASURES: "dict[str, Callable[[ArmView], str]]" = {
 }
 rollout = typer.Typer(no_args_is_help=True, help="Versions in service: champion, challenger, previous; experiments.")
 PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
+# Equal to `serving.rollout.impression.CLICK`, which would load msgspec for every help.
+_CLICK = "click"
 OutcomeOption = Annotated[str, typer.Option(help="Outcomes that count: click, or another name of your outcomes.")]
 HarmOption = Annotated[
     float, typer.Option(min=0, max=1, help="Allowed loss of the challenger's rate, as a share of the control's.")
@@ -81,7 +82,7 @@ def start(
 @rollout.command()
 def status(
     model: ModelNameOption = None,
-    outcome: OutcomeOption = CLICK,
+    outcome: OutcomeOption = _CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
     json: JsonOption = False,
@@ -95,7 +96,7 @@ def status(
 @rollout.command()
 def watch(
     model: ModelNameOption = None,
-    outcome: OutcomeOption = CLICK,
+    outcome: OutcomeOption = _CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
     every_s: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 60.0,
@@ -152,7 +153,7 @@ def report(
     name: Annotated[str, typer.Argument(help="Name of a running or ended experiment.")],
     html: Annotated[Path | None, typer.Option(help="File of the page.")] = None,
     model: ModelNameOption = None,
-    outcome: OutcomeOption = CLICK,
+    outcome: OutcomeOption = _CLICK,
     planned: PlannedOption = 200_000,
     harm: HarmOption = 0.0,
     json: JsonOption = False,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -96,6 +95,8 @@ class RunCommand(TyperCommand):
 
 def read_positions(path: Path | None) -> tuple[Any, ...]:
     """Reads what `tessera topics positions` printed; nothing without a path."""
+    import msgspec
+
     from models.bundle.bundle import LogPosition
 
     if path is None:
@@ -132,6 +133,8 @@ def run(
     registry = Settings.from_environment().registry_on_use() if until == "publish" else None
     result = run_stages(loaded, out, options, console=err_console, registry=registry, until=until)
     if json:
+        import msgspec
+
         release = msgspec.to_builtins(result.release) if result.release else None
         bundle = result.bundle.id if result.bundle else None
         gates = result.verdict.to_json() if result.verdict else None

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live as Screen
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -82,6 +80,8 @@ def stream(
             gauges.serve(metrics_port)
         with settings.traced("tessera-stream"):
             if watch:
+                from rich.live import Live as Screen
+
                 with Screen(_view(gauges), console=err_console, auto_refresh=False) as screen:
                     service.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
             else:
@@ -169,6 +169,8 @@ def backfill(
     settings = Settings.from_environment()
     found = load_dataset(dataset)
     clock = found.events.time is not None
+    from rich.progress import Progress
+
     with Progress(console=err_console) as bar, contextlib.closing(settings.open_log()) as log:
         encoding, sending = bar.add_task("encode"), bar.add_task("send")
         shards = event_messages(

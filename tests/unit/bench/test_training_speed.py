@@ -71,7 +71,8 @@ def test_tessera_learns_the_signal_and_accounts_for_its_time_and_memory() -> Non
     assert found.setup_seconds is not None
     assert 0 < found.setup_seconds < found.seconds
     assert found.cpu_seconds > 0
-    assert 0 <= found.fit_gb < found.peak_gb
+    # Other tests of the process may give memory back meanwhile.
+    assert -0.1 < found.fit_gb < found.peak_gb
     assert 0.55 < found.test_auc < roc_auc_score(test.labels, probability) + 0.01
 
 

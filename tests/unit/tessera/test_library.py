@@ -73,10 +73,13 @@ def test_help_loads_no_engine() -> None:
 
 def test_start_up_costs_little_beside_the_imports_of_its_libraries() -> None:
     python, libraries, face, told = sys.executable, [], [], []
-    for _ in range(3):
+    # The least of a few runs is the machine's; neighbours only add to it.
+    for _ in range(8):
         libraries.append(child_cpu_s(python, "-c", "import typer, rich, httpx, msgspec"))
         face.append(child_cpu_s(python, "-c", "import tessera"))
         told.append(child_cpu_s(python, "-m", "tessera", "--help"))
+        if len(told) >= 3 and min(told) <= 1.6 * min(libraries) and min(face) <= 0.5 * min(libraries):
+            break
     assert min(told) <= 1.6 * min(libraries)
     assert min(face) <= 0.5 * min(libraries)
 
