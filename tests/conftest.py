@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,28 +18,27 @@ TestClient.__init__ = partialmethod(TestClient.__init__, base_url="http://localh
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-# Folders whose tests share what takes long to start.
-_TOGETHER = ("rehearsal", "chaos", "browser")
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives parallel workers whole groups of tests."""
+    from tests.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests for parallel workers: a file stays on one worker, and files with slow tests start first.
+    """Puts the groups with slow tests first, so that no worker ends long after the others."""
+    from tests.scheduling import group_of
 
-    Tests marked `apart` share nothing with the rest of their file, so each is a group of its own.
-    """
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        folder = item.path.parent.name
-        apart = item.get_closest_marker("apart") is not None
-        group = folder if folder in _TOGETHER else item.nodeid if apart else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups[group].append(item)
-
-    def slow(group: str) -> bool:
-        return any(item.get_closest_marker("slow") for item in groups[group])
-
-    items[:] = [item for group in sorted(groups, key=lambda group: not slow(group)) for item in groups[group]]
+        groups[group_of(item.nodeid)].append(item)
+    fast = {
+        group: group != "servers" and all(item.get_closest_marker("slow") is None for item in members)
+        for group, members in groups.items()
+    }
+    items[:] = [item for group in sorted(groups, key=lambda group: fast[group]) for item in groups[group]]
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from tessera.demo.synthetic import write_synthetic
 from tessera.settings import Settings
 from tests.integration.world import World
 
-pytestmark = pytest.mark.apart
-
 ROOT = Path(__file__).parents[3]
 
 

@@ -45,7 +45,6 @@ def by_name(path: Path) -> str:
     return path.stem
 
 
-@pytest.mark.apart
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=by_name)
 def test_every_command_of_a_guide_does_what_the_guide_shows(guide: Path, tools: Path, tmp_path: Path) -> None:
@@ -54,7 +53,6 @@ def test_every_command_of_a_guide_does_what_the_guide_shows(guide: Path, tools: 
     run_guide(text, root=ROOT, tools=tools, directory=tmp_path)
 
 
-@pytest.mark.apart
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", FOR_SERVERS, ids=by_name)
 def test_a_guide_that_names_servers_does_the_same_on_them(

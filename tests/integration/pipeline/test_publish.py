@@ -21,8 +21,6 @@ from tessera.settings import Settings
 from tests.build import SMALL_NETWORK
 from tests.integration.world import World, quiet
 
-pytestmark = pytest.mark.apart
-
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 # Small data are noisy: what is tested is the gate, not the seed.
 WIDE = Gates(auc=0.05, ne=0.2, calibration=0.1, slice_auc=0.2, latency=20.0, bytes=5.0, sure=0.5)

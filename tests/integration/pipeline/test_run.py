@@ -27,8 +27,6 @@ from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.run import STAGES, RunOptions, run
 from tests.integration.world import World, quiet
 
-pytestmark = pytest.mark.apart
-
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT.parent / "shared" / "data"
 

@@ -167,7 +167,6 @@ def test_a_read_is_tried_again_and_a_write_that_may_have_been_taken_is_not() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.apart
 def test_a_server_that_is_told_to_stop_answers_what_it_began_and_ends_in_order(world: World, tmp_path: Path) -> None:
     server = Served(world, tmp_path, "--drain-s", "1.5")
     answers: list[int] = []
@@ -197,7 +196,6 @@ def test_a_server_that_is_told_to_stop_answers_what_it_began_and_ends_in_order(w
 
 
 @pytest.mark.slow
-@pytest.mark.apart
 def test_a_server_without_keys_serves_this_machine_alone(world: World, tmp_path: Path) -> None:
     command = ["serve", "--bundle", str(world.bundle.directory), "--host", "0.0.0.0", "--port", str(free_port())]
     environment = os.environ | {"TESSERA_HOME": str(tmp_path)}

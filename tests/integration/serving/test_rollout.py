@@ -261,7 +261,8 @@ def test_whatever_leaves_the_pin_without_an_answer_is_a_failed_impression_and_ro
     stage: Stage, monkeypatch: pytest.MonkeyPatch, network: Callable[..., Any], status: int
 ) -> None:
     made = start(stage.registry, None, CHALLENGER, [RampStep(0.0, 0.5)])
-    monkeypatch.setattr(stage.current, "_answer_s", 0.5)
+    # On a busy machine an answer takes its time, and only the network that hangs may be given up.
+    monkeypatch.setattr(stage.current, "_answer_s", 0.5 if network is hangs else 30.0)
     monkeypatch.setattr("serving.traffic.bulkhead._TURN_S", 0.01)
     stage.follower.look()
     (broken,) = stage.current.challengers.values()

@@ -22,8 +22,6 @@ from streaming.trainer import Trainer, TrainerOptions
 from tessera.demo.synthetic import new_item
 from tests.integration.world import World
 
-pytestmark = pytest.mark.apart
-
 TOPICS = Topics()
 COUNT = 10_000
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
