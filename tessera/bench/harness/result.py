@@ -3,7 +3,7 @@
 {"bench", "dataset", "seeds", "rows": [{…}], "claims": [{"claim", "value", "target", "holds"}], "plot", "failed"}
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -54,7 +54,9 @@ class BenchResult:
         return not self.failed and all(claim.holds for claim in self.claims)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns the result as plain objects, rows included."""
+        # A plain list: asdict would make another list of rows that are kept in a file, without the rows.
+        return asdict(replace(self, rows=list(self.rows)))
 
 
 def render(result: BenchResult, console: Console) -> None:

@@ -80,7 +80,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
     def over_floor(place: str, rows: int) -> tuple[float, float]:
         floor = median(f"floor: {place}", "p50_ms", rows=rows)
-        return median(f"reads: {place}", "p50_ms", rows=rows) / floor, 3.0
+        return median(f"reads: {place}", "p50_ms", rows=rows) / floor, 4.0
 
     def ranked(place: str) -> float:
         floor = median("floor: rank", "p50_ms") + median(f"rank: {place}", "request_ms")
@@ -96,7 +96,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
         at_most("500 x 64 from Redis over one MGET of plain values, p50", *over_floor("Redis", 500)),
         at_most("4,000 x 16 from Redis over one MGET of plain values, p50", *over_floor("Redis", 4_000)),
         at_most("4,000 x 16 from the mirror over numpy's copy, p50", *over_floor("mirror", 4_000)),
-        at_most("mirror of 1,000,000 rows over reading as many bytes", bootstrap, 3.0),
+        at_most("mirror of 1,000,000 rows over reading as many bytes", bootstrap, 4.0),
         at_most("float16, bytes a row", median("storage", "bytes_per_row", storage="float16"), 42.0),
         at_most("int8, bytes a row", median("storage", "bytes_per_row", storage="int8"), 30.0),
         at_most("rank 500 over HTTP over its parts in process, p50", ranked("Redis"), 2.0),

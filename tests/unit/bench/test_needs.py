@@ -185,3 +185,12 @@ def test_the_needs_of_a_benchmark_are_those_that_it_uses() -> None:
                 used = {known for constant, known in peers.items() if f"python({constant})" in text}
                 assert set(needs.peers) == used, name
     assert checked == set(command.NAMES)
+
+
+def test_rows_that_are_kept_in_a_file_are_in_the_json_too(tmp_path: Path) -> None:
+    with keep_rows(tmp_path / "x-rows.jsonl", {"bench": "x"}):
+        rows = measured_rows()
+        rows.append({"part": "a", "ms": 1.5})
+        result = BenchResult("x", "data", 1, rows, [])
+    assert result.to_json()["rows"] == [{"part": "a", "ms": 1.5}]
+    assert len((tmp_path / "x-rows.jsonl").read_text().splitlines()) == 2

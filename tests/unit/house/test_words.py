@@ -24,7 +24,12 @@ IDENTIFIERS = re.compile(r"\bmends\\?\(")
 @cache
 def texts() -> dict[str, str]:
     """Returns the sources and documents of the repository by their relative path."""
-    paths = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.suffix in SUFFIXES]
+    paths = [
+        path
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*")
+        if path.suffix in SUFFIXES and not set(path.parts) & {".run", "node_modules"}
+    ]
     paths += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
     named = {path.relative_to(ROOT).as_posix(): path for path in sorted(paths)}
     return {name: path.read_text() for name, path in named.items() if not name.startswith(SKIPPED)}
