@@ -49,7 +49,7 @@ class RandomWords:
 
 
 class RandomWordsKind:
-    """How such an encoder comes to be."""
+    """Kind of encoder: fits and loads `RandomWords`."""
 
     def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> RandomWords:
         """Makes an encoder for a catalogue; `model` is `encoder_model` of the run."""

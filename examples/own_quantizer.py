@@ -52,7 +52,7 @@ class RandomDirections:
 
 
 class RandomDirectionsKind:
-    """How such a codebook comes to be."""
+    """Kind of codebook: fits and loads `RandomDirections`."""
 
     def fit(self, vectors: np.ndarray, shape: CodebookShape, *, options, start, progress) -> RandomDirections:
         """Draws the directions; a real quantizer learns them from `vectors` (N, D)."""

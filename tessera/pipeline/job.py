@@ -1,4 +1,4 @@
-"""What the stages of one run share: the dataset and its tables, the choices, and the directory of finished stages."""
+"""Shared state of the stages of one run: the dataset and its tables, the choices, and the finished stages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

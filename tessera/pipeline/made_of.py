@@ -8,7 +8,7 @@ import msgspec
 
 
 class MadeOf(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a stage reads; each part is empty where the stage reads none of it.
+    """Inputs of a stage. A part is empty if the stage reads none of it.
 
     Attributes:
         code: Version of the code and of the libraries, see `tessera.code_version`.
