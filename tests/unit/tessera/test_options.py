@@ -173,3 +173,10 @@ def test_the_descriptor_hands_the_table_on_and_refuses_it_where_it_is_none(tmp_p
 @pytest.mark.parametrize(("text", "size"), [("1500", 1500), ("1.5MB", 1_500_000), ("2 MiB", 2 << 20), ("1kb", 1000)])
 def test_sizes_are_read_in_both_kinds_of_units(text: str, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(("choice", "got"), [("quantizer", "k-means"), ("encoder", "bert")])
+def test_an_unknown_kind_is_named_behind_the_known_kinds(choice: str, got: str) -> None:
+    with pytest.raises(DatasetError) as raised:
+        load_options(dataset({choice: got}))
+    assert str(raised.value).endswith(f", got '{got}'")
