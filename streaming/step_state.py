@@ -1,4 +1,4 @@
-"""Copies the state of a step into a snapshot, and brings a step back to a snapshot."""
+"""Copies the state of a step into a snapshot, and restores a step from a snapshot."""
 
 import msgspec
 import numpy as np
@@ -16,8 +16,8 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
 
     Args:
         step: The step, between two batches.
-        deltas: Position in the deltas' topic. All deltas before it are in the state.
-        inputs: Positions in the inputs. All messages before them are in the state.
+        deltas: Position in the deltas' topic. The state contains all deltas before this position.
+        inputs: Positions in the inputs. The state contains all messages before these positions.
     """
     table, catalogue, visits = step.ranker.table, step.catalogue, step.history.state()
     arrays = {
@@ -32,8 +32,8 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
     memory = Memory(
         users=catalogue.user_ids[step.published_users :],
         items=catalogue.item_ids[step.published_items :],
-        item_records=dict(step.item_records),
-        item_versions=dict(step.item_versions),
+        item_records=dict(step.items.records),
+        item_versions=dict(step.items.versions),
         arrivals=step.fresh.arrivals,
         recent=msgspec.to_builtins(step.fresh.recent.state()),
     )
@@ -41,7 +41,12 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
 
 
 def restore_step(step: Step, snapshot: Snapshot) -> None:
-    """Brings a step that is at its bundle to the state of a snapshot."""
+    """Changes the state of a step to the state of a snapshot.
+
+    Args:
+        step: A new step, which has applied no batch.
+        snapshot: Snapshot of the same bundle.
+    """
     arrays, memory, catalogue = snapshot.arrays, snapshot.memory, step.catalogue
     table = step.ranker.table
     table.weight.copy_(torch.from_numpy(arrays["weight"]))
@@ -50,13 +55,13 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     catalogue.admission.restore(arrays)
     catalogue.number_users(memory.users)
     catalogue.number_items(memory.items)
-    written = {name: data for name, data in memory.item_records.items() if data != record.TOMBSTONE}
-    catalogue.put_items({name: record.decode_item(data) for name, data in written.items()})
-    catalogue.remove_items([name for name in memory.item_records if name not in written])
+    kept = {item_id: data for item_id, data in memory.item_records.items() if data != record.TOMBSTONE}
+    catalogue.put_items({item_id: record.decode_item(data) for item_id, data in kept.items()})
+    catalogue.remove_items([item_id for item_id in memory.item_records if item_id not in kept])
     step.history = type(step.history)(step.history.length)
     users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
     step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
     step.visitors = set(arrays["visitors"].tolist())
     step.fresh.recent.restore(memory.recent)
-    step.item_records, step.item_versions = dict(memory.item_records), dict(memory.item_versions)
+    step.items.records, step.items.versions = dict(memory.item_records), dict(memory.item_versions)
     step.fresh.arrivals, step.seq = memory.arrivals, snapshot.seq

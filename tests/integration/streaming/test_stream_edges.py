@@ -18,6 +18,7 @@ from features.errors import LogError
 from models.bundle import delta
 from models.bundle.bundle import Bundle, LogPosition
 from streaming.dead_letter import NEWEST, Filing, encode_dead_letter, put_back, read_dead_letters
+from streaming.item_updates import ItemUpdates
 from streaming.log.kafka import KafkaLog
 from streaming.log.protocol import EventLog, Message
 from streaming.log.sqlite import LocalLog
@@ -118,7 +119,7 @@ def test_a_topic_that_was_made_anew_is_refused_by_name(topics: Topics, world: Wo
                 with open_trainer(log, world.bundle, topics, snapshots=snapshots) as trainer:
                     drained(trainer).write_snapshot()
                 continue
-            with pytest.raises(LogError, match=r"ends at 10, but snapshot and deltas know of messages up to 63"):
+            with pytest.raises(LogError, match=r"ends at 10, but the snapshot or the deltas name messages up to 63"):
                 Trainer(log, world.bundle, topics=topics, options=OPTIONS, snapshots=snapshots)
 
 
@@ -154,13 +155,13 @@ def test_a_record_that_the_topic_does_not_take_is_a_letter_and_the_stream_goes_o
         with open_trainer(log, world.bundle, topics) as trainer:
             totals = drained(trainer).totals
             weight = trainer.step.ranker.table.weight.clone()
-            records = dict(trainer.step.item_records)
+            records = dict(trainer.step.items.records)
         assert (totals.items, totals.events, totals.causes) == (3, 40, {"poison": 1})
         until(lambda: len(read_dead_letters(log, topics)) == 1, seconds=10, doing="the letter's coming")
         assert "OversizedError" in read_dead_letters(log, topics)[0].letter.reason
         with open_trainer(log, world.bundle, topics) as again:
             assert again.step.ranker.table.weight.equal(weight)
-            assert again.step.item_records == records
+            assert again.step.items.records == records
 
 
 def test_ids_too_long_for_a_history_and_long_reasons_and_keys_are_letters_that_fit(
@@ -243,14 +244,14 @@ def test_a_number_beyond_64_bits_is_a_letter_and_snapshots_go_on(topics: Topics,
 def test_a_message_at_which_a_library_panics_is_set_aside_alone(
     topics: Topics, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = Step._items
+    sound = ItemUpdates.apply
 
-    def items(step: Step, inbox: Any, outcome: Any) -> Any:
+    def apply(updates: ItemUpdates, inbox: Any, outcome: Any) -> Any:
         if any(b"panic" in message.value for message in inbox.messages):
             raise pl.exceptions.PanicException("called `Option::unwrap()` on a `None` value")
-        return sound(step, inbox, outcome)
+        return sound(updates, inbox, outcome)
 
-    monkeypatch.setattr(Step, "_items", items)
+    monkeypatch.setattr(ItemUpdates, "apply", apply)
     snapshots = Snapshots(tmp_path / "snapshots")
     rows = [new_item(1), new_item(2) | {"item_id": "panic"}, new_item(3)]
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:

@@ -1,0 +1,112 @@
+"""Applies item messages to the catalogue and returns the records that the store needs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from features.message import Rows, item_rows
+from models.bundle import record
+from models.bundle.bundle import Bundle
+from models.bundle.catalogue import Catalogue
+from models.bundle.delta import Record
+from streaming.fresh_events import Inbox
+from streaming.step_result import Rejected, StepResult
+
+
+class ItemUpdates:
+    """Applies the items of each batch to a catalogue.
+
+    Attributes:
+        records: Record that the stream last wrote of each item, by item id. A deleted item has a tombstone.
+        versions: Version of the last applied message about each item, by item id.
+
+    Args:
+        bundle: Bundle whose encoder and codebook encode the items' texts.
+        catalogue: Catalogue of the step. Receives the new and the changed items.
+        columns: Columns of a decoded item. None if the dataset has no items.
+    """
+
+    def __init__(self, bundle: Bundle, catalogue: Catalogue, columns: tuple[str, ...] | None) -> None:
+        self._bundle = bundle
+        self._catalogue = catalogue
+        self._columns = columns
+        self.records: dict[str, bytes] = {}
+        self.versions: dict[str, int] = {}
+
+    def apply(self, inbox: Inbox, outcome: StepResult) -> list[Record]:
+        """Applies item messages and returns one record for each item that changed.
+
+        If a batch names an item several times, the newest message counts.
+
+        Args:
+            inbox: Decoded messages of the items' topic, in order.
+            outcome: Receives the rejected items and the counts of applied, deleted and stale items.
+        """
+        items = self._bundle.dataset.items
+        if not inbox.messages or items is None or self._columns is None:
+            return []
+        rows = Rows(self._columns, [decoded.row for decoded in inbox.decoded])
+        frame, bad = item_rows(rows, items, self._catalogue.item_types, version=self._bundle.canonical)
+        outcome.bad += [Rejected(inbox.messages[number], "invalid", reason) for number, reason in bad.items()]
+        if not frame.height:
+            return []
+        newest = self._newest(frame, inbox, outcome)
+        deleted = [item_id for item_id, row in newest.items() if row is None]
+        kept = [row for row in newest.values() if row is not None]
+        changed = self._encoded(frame[kept]) if kept else {}
+        self._catalogue.put_items(changed)
+        self._catalogue.remove_items(deleted)
+        payloads = {item_id: record.encode(item) for item_id, item in changed.items()}
+        return self._written(payloads | dict.fromkeys(deleted, record.TOMBSTONE))
+
+    def add_bare(self, ids: Sequence[str]) -> list[Record]:
+        """Returns records of items that only events name, so that servers rank these items by their id alone."""
+        if not ids:
+            return []
+        zero = np.zeros(self._catalogue.vectors.shape[1], dtype="<f4").tobytes()
+        bare = record.ItemRecord(encoder=self._bundle.manifest.encoder or "", vector=zero, codes=[], features={})
+        return self._written(dict.fromkeys(ids, record.encode(bare)))
+
+    def _newest(self, frame: pl.DataFrame, inbox: Inbox, outcome: StepResult) -> dict[str, int | None]:
+        """Maps each item id to the row of its newest message in the frame. A deleted item has None."""
+        newest: dict[str, int | None] = {}
+        for row, (number, item_id) in enumerate(zip(frame["message_row"], frame["item_id"], strict=True)):
+            decoded = inbox.decoded[number]
+            if not self._is_newest(item_id, decoded.version, inbox.messages[number].timestamp_ms):
+                outcome.stale += 1
+            elif decoded.deleted:
+                outcome.deleted += 1
+                newest[item_id] = None
+            else:
+                outcome.items += 1
+                newest[item_id] = row
+        return newest
+
+    def _is_newest(self, item_id: str, version: int | None, timestamp_ms: int) -> bool:
+        """Returns whether a message about an item counts. A message without a version always counts, in log order."""
+        known = self.versions.get(item_id)
+        if version is not None and known is not None and version <= known:
+            return False
+        self.versions[item_id] = version if version is not None else max(timestamp_ms, known or timestamp_ms)
+        return True
+
+    def _encoded(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
+        encoder, codebook = self._bundle.encoder, self._bundle.codebook
+        vectors, codes, _ = self._bundle.encode_items(frame["text"].to_list())
+        features = frame.drop("message_row", "text", "item_id").to_dicts()
+        ids = frame["item_id"].to_list()
+        return {
+            ids[row]: record.ItemRecord(
+                encoder=encoder.id if encoder else "",
+                vector=vectors[row].astype("<f4").tobytes(),
+                codes=codes[row].tolist(),
+                features=features[row],
+                codebook=codebook.id if codebook else "",
+            )
+            for row in range(frame.height)
+        }
+
+    def _written(self, payloads: dict[str, bytes]) -> list[Record]:
+        self.records |= payloads
+        return [Record(record.ITEM, item_id, payload) for item_id, payload in payloads.items()]
