@@ -1,8 +1,8 @@
-"""The fold of the log: the table and the records at an offset, the same in every process.
+"""The fold of the log: computes the table and the records at an offset. All processes get the same result.
 
     table at offset n = snapshot ⊕ deltas[..n]
 
-`tessera verify` holds a store against it; `tessera replay` fills a store from it.
+`tessera verify` compares a store with the fold. `tessera replay` fills a store from the fold.
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,21 @@ from streaming.snapshot import Snapshot
 
 
 class Fold:
-    """One bundle's rows and records, folded from its deltas.
+    """Rows and records of one bundle, folded from the bundle's deltas.
 
     Attributes:
-        weight: (R, D) float32; seqs: (R,) int64.
-        records: by kind and id, the sequence number and the payload of the newest.
-        position: next offset of the deltas' topic.
-        behind: the offset behind the last delta; `position` may lie further, as marks of transactions take offsets too.
-        seq: of the last micro-batch.
+        seqs: (R,) int64 sequence numbers of the rows.
+        records: Sequence number and payload of the newest record, by kind and id.
+        position: Offset of the next message to read in the deltas' topic.
+        behind: Offset after the bundle's last delta. `position` may be larger, since marks of transactions have offsets
+            too.
+        seq: Sequence number of the last micro-batch.
 
     Args:
-        log: where the trainer writes.
-        bundle: where the fold begins, when there is no snapshot.
-        topics: their names.
-        snapshot: where it begins otherwise.
+        log: Log to which the trainer writes.
+        bundle: Bundle whose published state the fold starts with.
+        topics: Names of the topics.
+        snapshot: Snapshot of the bundle. If given, the fold starts with the snapshot's state.
     """
 
     def __init__(self, log: EventLog, bundle: Bundle, topics: Topics, snapshot: Snapshot | None = None) -> None:
@@ -54,28 +55,29 @@ class Fold:
         if snapshot is not None:
             self._weight = torch.from_numpy(snapshot.arrays["weight"].copy())
             self.seqs = snapshot.arrays["seqs"].copy()
-            self.records |= {(one.kind, one.id): (snapshot.seq, one.payload) for one in snapshot.records(bundle)}
+            for newest in snapshot.records(bundle):
+                self.records[newest.kind, newest.id] = (snapshot.seq, newest.payload)
             self.position, self.seq = snapshot.deltas, snapshot.seq
 
     @property
     def weight(self) -> NDArray[np.float32]:
-        """(R, D) float32."""
+        """Rows of the table, (R, D) float32."""
         return self._weight.numpy()
 
     def advance(self) -> int:
-        """Folds what the log holds by now; returns how many deltas.
+        """Folds all deltas that the log has now. Returns the number of folded deltas.
 
         Raises:
-            LogError: deltas from `position` on are no longer kept.
+            LogError: Deltas after `position` are no longer kept, or the topic was replaced.
         """
         count, stop = 0, self._log.end_offsets(self._topic)[0]
         for change in self._deltas(stop):
             delta.fold(change, self._weight, self._accumulator, self.seqs)
-            for found in change.records:
-                if found.kind == record.CHANGED:
+            for changed in change.records:
+                if changed.kind == record.CHANGED:
                     continue
-                if change.seq >= self.records.get((found.kind, found.id), (SNAPSHOT_SEQ, b""))[0]:
-                    self.records[found.kind, found.id] = (change.seq, found.payload)
+                if change.seq >= self.records.get((changed.kind, changed.id), (SNAPSHOT_SEQ, b""))[0]:
+                    self.records[changed.kind, changed.id] = (change.seq, changed.payload)
             self.seq = max(self.seq, change.seq)
             count += 1
         self.position = max(self.position, stop)
@@ -84,8 +86,8 @@ class Fold:
     def _deltas(self, stop: int) -> Iterator[Delta]:
         if stop < self.position:
             raise LogError(
-                f"{self._topic}: ends at {stop}, before {self.position} where the snapshot was taken; "
-                "the topic was deleted or is another one"
+                f"{self._topic}: ends at {stop}, before the snapshot's position {self.position}; "
+                "the topic was deleted or replaced"
             )
         for message in self._log.read(self._topic, 0, self.position, stop):
             change = delta.decode(message.value)

@@ -1,9 +1,11 @@
-"""Lateness and duplicates: the stream's memory of recent times and ids.
+"""Lateness and duplicates: the stream's memory of recent event times and ids.
 
-Event time runs on its own in every partition, since partitions are read at different speeds: an event is late when it
-is older than the newest one of ITS partition by more than the bound. The log's own clock limits how far one event moves
-that time. An id is remembered as long as an event beside it
-would not be late, so a repeat within the bound is told from a new event wherever it arrives.
+Partitions are read at different speeds, so each partition has its own event time. An event is late if it is older than
+the newest event of the same partition by more than the bound. The clock of the log limits how far a single event
+advances this time.
+
+An id is remembered as long as an event of the same time would not be late. A repeat within the bound is therefore
+recognised in every partition.
 """
 
 from collections.abc import Sequence
@@ -14,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-Place = tuple[str, int]
+TopicPartition = tuple[str, int]
 """Topic and partition."""
 
 _BUCKETS = 16
-# Without a clock there is no bound in time; then the newest so many ids of a partition are remembered.
 UNTIMED = 1_000_000
+"""Number of newest ids that are remembered of each partition if events have no clock."""
 
 
 def id_key(event_id: str | int) -> int:
-    """64 bits for an event's id; the string "7" and the number 7 are one id."""
+    """Hashes an event's id to 64 bits. The string "7" and the number 7 are the same id."""
     return xxh3_64_intdigest(str(event_id).encode(errors="surrogatepass"))
 
 
@@ -34,11 +36,11 @@ class _Partition:
 
 
 class EventWindow:
-    """Judges events of one batch after the other.
+    """Finds late and repeated events, batch after batch.
 
     Args:
-        bound: how much older than the newest event of its partition an event may be, in the unit of `time`.
-        timed: True if `time` is a clock; if not, no event is late.
+        bound: Largest age of an event before the newest event of its partition, in the unit of the event times, ≥ 1.
+        timed: True if event times come from a clock. If False, no event is late.
     """
 
     def __init__(self, bound: int, *, timed: bool) -> None:
@@ -48,42 +50,54 @@ class EventWindow:
         self._timed = timed
         self._width = max(1, self._bound // _BUCKETS)
         self._seen: set[int] = set()
-        self._partitions: dict[Place, _Partition] = {}
+        self._partitions: dict[TopicPartition, _Partition] = {}
 
     def late(
-        self, place: Place, times: NDArray[np.int64], *, at_most: NDArray[np.int64] | None = None
+        self, key: TopicPartition, times: NDArray[np.int64], *, at_most: NDArray[np.int64] | None = None
     ) -> NDArray[np.bool_]:
-        """Returns which events (E,) of a partition, in order of arrival, come too late; the others move its time on.
+        """Marks the late events of a partition. All events advance the partition's time.
 
         Args:
-            place: the partition.
-            times: (E,) event times, in the unit of the bound.
-            at_most: (E,) how far each event may move the partition's time, so that a clock that runs ahead does not
-                make all others late; by default to its own time.
+            key: Topic and partition.
+            times: (E,) event times in order of arrival, in the unit of the bound.
+            at_most: (E,) latest time to which each event may advance the partition's time. The limit keeps a clock that
+                is ahead from making all other events late. Default: `times`.
+
+        Returns:
+            (E,) True for each late event.
         """
-        partition = self._partitions.setdefault(place, _Partition())
+        partition = self._partitions.setdefault(key, _Partition())
         if not len(times):
             return np.zeros(0, dtype=np.bool_)
-        moves = times if at_most is None else np.minimum(times, at_most)
-        start = moves[0] if partition.newest is None else partition.newest
-        running = np.maximum.accumulate(np.concatenate([[start], moves]))
-        # Oldest first: what was late for its predecessor cannot have moved the time on, as it lies behind it.
+        advances = times if at_most is None else np.minimum(times, at_most)
+        start = advances[0] if partition.newest is None else partition.newest
+        running = np.maximum.accumulate(np.concatenate([[start], advances]))
+        # A late event lies before the newest event, so it cannot have advanced the time for the events after it.
         late: NDArray[np.bool_] = times < running[:-1] - self._bound
         partition.newest = int(running[-1])
         return late & self._timed
 
-    def repeated(self, place: Place, keys: Sequence[int | None], times: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns which events (E,) of a partition repeat an id, and remembers the ids of the others."""
-        repeated = np.zeros(len(keys), dtype=np.bool_)
-        partition = self._partitions.setdefault(place, _Partition())
-        for position, (key, time) in enumerate(zip(keys, times.tolist(), strict=True)):
-            if key is None:
+    def repeated(self, key: TopicPartition, ids: Sequence[int | None], times: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Marks the events of a partition that repeat an id, and remembers the ids of all other events.
+
+        Args:
+            key: Topic and partition.
+            ids: E ids as `id_key` returns them. An event with None never counts as a repeat.
+            times: (E,) event times, in the unit of the bound.
+
+        Returns:
+            (E,) True for each event whose id was seen before, in any partition.
+        """
+        repeated = np.zeros(len(ids), dtype=np.bool_)
+        partition = self._partitions.setdefault(key, _Partition())
+        for position, (event_id, time) in enumerate(zip(ids, times.tolist(), strict=True)):
+            if event_id is None:
                 continue
-            if key in self._seen:
+            if event_id in self._seen:
                 repeated[position] = True
             else:
-                self._seen.add(key)
-                partition.buckets.setdefault(time // self._width, []).append(key)
+                self._seen.add(event_id)
+                partition.buckets.setdefault(time // self._width, []).append(event_id)
         self._forget(partition)
         return repeated
 
@@ -91,22 +105,22 @@ class EventWindow:
         return len(self._seen)
 
     def state(self) -> dict[str, Any]:
-        """Returns the whole memory, as plain values."""
+        """Returns the whole memory as plain values, for `restore`."""
         return {
             "partitions": [
-                [*place, partition.newest, [[bucket, keys] for bucket, keys in partition.buckets.items()]]
-                for place, partition in self._partitions.items()
+                [*key, partition.newest, [[bucket, ids] for bucket, ids in partition.buckets.items()]]
+                for key, partition in self._partitions.items()
             ]
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to where `state` was taken."""
+        """Replaces the memory by a result of `state`."""
         self._partitions = {
-            (topic, number): _Partition(newest, {bucket: list(keys) for bucket, keys in buckets})
+            (topic, number): _Partition(newest, {bucket: list(ids) for bucket, ids in buckets})
             for topic, number, newest, buckets in state["partitions"]
         }
-        parts = self._partitions.values()
-        self._seen = {key for partition in parts for keys in partition.buckets.values() for key in keys}
+        partitions = self._partitions.values()
+        self._seen = {event_id for part in partitions for ids in part.buckets.values() for event_id in ids}
 
     def _forget(self, partition: _Partition) -> None:
         if partition.newest is None:

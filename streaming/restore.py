@@ -1,7 +1,7 @@
-"""Restores a step after a restart: from a snapshot, or the bundle, and the log since.
+"""Restores a step after a restart from a snapshot or the bundle, and from the log after it.
 
-The table is folded with the deltas; histories, items, admission and ids come back by sending the inputs, cut into the
-batches that the deltas name, through the same step without training.
+The table is folded with the deltas. Histories, items, admission and ids are computed again from the inputs: the same
+step applies them without training, in the batches that the deltas name.
 """
 
 import logging
@@ -21,13 +21,14 @@ from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 from streaming.step import Step
 
-# Of `start_of`; not the stream's own bound, which may be another one at the next start.
+# Margin of `start_of` for clocks that differ. The margin is constant, since the stream's lateness may differ at the
+# next start.
 _MARGIN_MS = LATENESS_S * 1_000
 _LOGGER = logging.getLogger(__name__)
 
 
 def group_of(bundle: Bundle, topic: str) -> str:
-    """The group in whose name a bundle's trainer reads a topic."""
+    """Returns the name of the consumer group with which a bundle's trainer reads a topic."""
     return f"trainer-{bundle.id}-{topic}"
 
 
@@ -41,8 +42,9 @@ class Start:
     """Start of a bundle's stream.
 
     Attributes:
-        positions: in every partition of the inputs, the first message that is applied.
-        trained_until: see `Step`; None where the positions alone say what the bundle has seen.
+        positions: Offset of the first message to apply, for every partition of the inputs.
+        trained_until: Event time up to which the bundle was trained, as in `Step`. None if the positions alone separate
+            new events from events of training.
     """
 
     positions: Positions
@@ -52,44 +54,54 @@ class Start:
 def start_of(log: EventLog, bundle: Bundle, topics: Topics) -> Start:
     """Finds the first messages that a bundle was not trained on.
 
-    The bundle names positions, which count on the very topics they were taken from. Else the time of its newest
-    training event decides for events: what was appended more than an hour before that time was in the files, and an
-    hour is left for clocks that differ. Without either, and for items, the stream begins at the oldest message.
+    The start in each partition is the first of these that exists:
+
+    1. The position that the bundle names, if the topic is the same topic from which the position was taken.
+    2. For events, the first message that was appended less than an hour before the bundle's newest training event.
+       The hour allows for clocks that differ.
+    3. The oldest kept message.
     """
     positions: Positions = {}
     until = bundle.manifest.trained_until
     for topic in input_topics(topics):
         kept = log.offsets_at(topic, 0)
-        named = [place for place in bundle.manifest.positions if place.topic == topic]
+        named = [position for position in bundle.manifest.positions if position.topic == topic]
         identity = log.identity(topic) if named else ""
-        own = [place for place in named if place.identity == identity]
-        if named and not own:
+        valid = [position for position in named if position.identity == identity]
+        if named and not valid:
             _LOGGER.warning(
-                "%s: another topic than the one from which the bundle's positions were taken; they are not used", topic
+                "%s: not the topic from which the bundle's positions were taken; the positions are not used", topic
             )
-        begins = {place.partition: place.offset for place in own}
-        if topic == topics.events and own:
+        begins = {position.partition: position.offset for position in valid}
+        if topic == topics.events and valid:
             until = None
         elif topic == topics.events and until is not None:
             begins = log.offsets_at(topic, until // 1_000 - _MARGIN_MS)
-        positions |= {(topic, part): max(begins.get(part, 0), first) for part, first in kept.items()}
+        positions |= {(topic, number): max(begins.get(number, 0), oldest) for number, oldest in kept.items()}
     return Start(positions, until)
 
 
 def restored(
     log: EventLog, topics: Topics, snapshot: Snapshot | None, step: Step, start: Positions
 ) -> tuple[Step, Positions]:
-    """Brings a step from a snapshot, or from its bundle, to the last committed batch.
+    """Advances a step from a snapshot, or from its bundle, to the last committed batch.
 
-    Positions in snapshot and deltas are the truth: they were committed with what follows from the messages before
-    them. The group's positions can only confirm them, since a log forgets a group that is quiet for long.
+    The positions in the snapshot and the deltas decide, since each was committed together with its results. The
+    positions of the consumer group only confirm these positions, since a log forgets a group that is idle for long.
+
+    Args:
+        log: Log of the inputs and the deltas.
+        topics: Names of the topics.
+        snapshot: Snapshot whose state the step has. None if the step has the state of its bundle.
+        step: The step, which is changed.
+        start: Offset of the first message to apply without a snapshot, for every partition of the inputs.
 
     Returns:
-        The step, and the position behind the last message that it has seen in every partition of the inputs.
+        The step, and the offset after the last applied message of every partition of the inputs.
 
     Raises:
-        LogError: the deltas do not account for all inputs before the group's positions, or for more than those, or
-            are no longer kept; or a topic is another one than before.
+        LogError: Inputs before the group's positions have no delta, the deltas name inputs after these positions,
+            deltas are no longer kept, or a topic was replaced.
     """
     bundle = step.bundle
     inputs = _Inputs(log, topics, start | (snapshot.inputs if snapshot is not None else {}))
@@ -104,14 +116,14 @@ def restored(
         if change.bundle != bundle.id or change.seq <= (snapshot.seq if snapshot is not None else 0):
             continue
         delta.fold(change, table.weight, table.accumulator, weight_seqs)
-        for found in change.records:
-            # The log decides: an earlier release may have admitted by another count.
-            if found.kind == record.ADMITTED:
-                admitted.setdefault(change.seq, []).append(record.decode_admitted(found.payload))
+        for changed in change.records:
+            # The log decides, since an earlier release may have admitted values by a different count.
+            if changed.kind == record.ADMITTED:
+                admitted.setdefault(change.seq, []).append(record.decode_admitted(changed.payload))
         if change.sources:
             step.seq = change.seq - 1
             step.apply(
-                [found for source in change.sources for found in inputs.take(source)],
+                [message for source in change.sources for message in inputs.take(source)],
                 train=False,
                 poison=frozenset(change.poison),
                 admitted=np.concatenate([np.zeros(0, dtype=np.uint64), *admitted.pop(change.seq, [])]),
@@ -123,58 +135,62 @@ def restored(
 
 
 class _Inputs:
-    """The inputs of past batches, read once from start to end."""
+    """Inputs of past batches. Each partition is read once from start to end."""
 
     def __init__(self, log: EventLog, topics: Topics, start: Positions) -> None:
         self._log = log
         self.positions = dict(start)
-        self._ends = {(topic, part): end for topic in input_topics(topics) for part, end in _ends(log, topic)}
+        self._ends = {(topic, number): end for topic in input_topics(topics) for number, end in _ends(log, topic)}
         self._streams: dict[tuple[str, int], Iterator[Message]] = {}
-        for place, at in start.items():
-            if self._ends.get(place, 0) < at:
-                raise _shrunk(*place, self._ends.get(place, 0), at)
+        for partition, position in start.items():
+            if self._ends.get(partition, 0) < position:
+                raise _shrunk(*partition, self._ends.get(partition, 0), position)
 
     def take(self, source: Source) -> list[Message]:
-        """The messages of one source, which must begin where the one before it ended."""
-        place = (source.topic, source.partition)
-        if source.last >= self._ends.get(place, 0):
-            raise _shrunk(*place, self._ends.get(place, 0), source.last + 1)
-        if place not in self._streams:
-            self._streams[place] = self._log.read(*place, self.positions[place], self._ends[place])
-        found = []
-        for message in self._streams[place]:
-            found.append(message)
+        """Returns the messages of a source, which must begin after the previous source of the partition.
+
+        Raises:
+            LogError: The log does not have exactly these messages.
+        """
+        partition = (source.topic, source.partition)
+        if source.last >= self._ends.get(partition, 0):
+            raise _shrunk(*partition, self._ends.get(partition, 0), source.last + 1)
+        if partition not in self._streams:
+            self._streams[partition] = self._log.read(*partition, self.positions[partition], self._ends[partition])
+        messages = []
+        for message in self._streams[partition]:
+            messages.append(message)
             if message.offset >= source.last:
                 break
-        if not found or (found[0].offset, found[-1].offset) != (source.first, source.last):
+        if not messages or (messages[0].offset, messages[-1].offset) != (source.first, source.last):
+            kept = f"{messages[0].offset} to {messages[-1].offset}" if messages else "none"
             raise LogError(
                 f"{source.topic} partition {source.partition}: expected messages {source.first} to {source.last} of a "
-                f"batch, found {found[0].offset if found else 'none'} to {found[-1].offset if found else 'none'}; "
-                "the log has lost some, or somebody has deleted deltas"
+                f"batch, found {kept}; the log has lost messages, or deltas were deleted"
             )
-        self.positions[place] = source.last + 1
-        return found
+        self.positions[partition] = source.last + 1
+        return messages
 
     def compare(self, committed: Positions) -> None:
-        """Raises LogError when messages lie between the positions of the deltas and those of the group."""
-        for place, stop in committed.items():
-            at = self.positions[place]
-            left = self._between(place, min(at, stop), max(at, stop))
-            if left is not None and stop > at:
+        """Raises LogError if a message lies between the positions of the deltas and the positions of the group."""
+        for (topic, number), stop in committed.items():
+            position = self.positions[topic, number]
+            left = self._between(topic, number, min(position, stop), max(position, stop))
+            if left is not None and stop > position:
                 raise LogError(
-                    f"{place[0]} partition {place[1]}: the group's position is {stop}, but no delta accounts for "
-                    f"message {left.offset}; the deltas were lost, or somebody has moved the position"
+                    f"{topic} partition {number}: the group's position is {stop}, but no delta accounts for "
+                    f"message {left.offset}; deltas were lost, or the group's position was moved"
                 )
             if left is not None:
                 raise LogError(
-                    f"{place[0]} partition {place[1]}: the group's position is {stop}, but the deltas account for "
-                    f"messages up to {at - 1}; somebody has moved the position: put it back to {at}, or delete it"
+                    f"{topic} partition {number}: the group's position is {stop}, but the deltas account for messages "
+                    f"up to {position - 1}; the group's position was moved: set it to {position}, or delete it"
                 )
 
-    def _between(self, place: tuple[str, int], start: int, stop: int) -> Message | None:
-        """The first kept message of a range; marks of transactions take offsets too, and are no messages."""
-        start = max(start, self._log.offsets_at(place[0], 0)[place[1]]) if start < stop else stop
-        return next(iter(self._log.read(*place, start, stop)), None) if start < stop else None
+    def _between(self, topic: str, partition: int, start: int, stop: int) -> Message | None:
+        """Returns the first kept message of a range. Marks of transactions have offsets too, and are no messages."""
+        start = max(start, self._log.offsets_at(topic, 0)[partition]) if start < stop else stop
+        return next(iter(self._log.read(topic, partition, start, stop)), None) if start < stop else None
 
 
 def _ends(log: EventLog, topic: str) -> Iterable[tuple[int, int]]:
@@ -183,6 +199,6 @@ def _ends(log: EventLog, topic: str) -> Iterable[tuple[int, int]]:
 
 def _shrunk(topic: str, partition: int, end: int, expected: int) -> LogError:
     return LogError(
-        f"{topic} partition {partition}: ends at {end}, but snapshot and deltas know of messages up to {expected - 1}; "
-        "the topic was deleted, or is another one"
+        f"{topic} partition {partition}: ends at {end}, but the snapshot or the deltas name messages up to "
+        f"{expected - 1}; the topic was deleted or replaced"
     )

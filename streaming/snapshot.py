@@ -1,11 +1,11 @@
-"""Snapshots: the stream's whole state at one sequence number, in a directory that is there whole or not at all.
+"""Snapshots: the stream's whole state at one sequence number, in a directory that is written atomically.
 
     <directory>/<bundle id>/<seq>/
         manifest.json          seq, positions, sha256 of the other files
-        arrays.safetensors     table, optimizer state, row numbers' seqs, histories, admissions
+        arrays.safetensors     table, optimizer state, sequence numbers of rows, histories, admissions
         memory.msgpack         items and users that the stream added, item versions, recent event ids
 
-What a snapshot holds, the log from its positions on continues: table at offset n = snapshot ⊕ deltas[..n].
+The log continues a snapshot from the snapshot's positions: table at offset n = snapshot ⊕ deltas[..n].
 """
 
 import logging
@@ -29,7 +29,10 @@ from models.bundle.delta import Record
 from streaming.log.protocol import Positions
 
 FORMAT = 2
-"""2 keeps the sightings of values in two generations, 1 in one sketch with the published ones; both are read."""
+"""Format 2 keeps the sightings of values in two generations; format 1 adds them to the published sketch.
+
+Both formats are read.
+"""
 _ARRAYS, _MEMORY, _MANIFEST = "arrays.safetensors", "memory.msgpack", "manifest.json"
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +47,16 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """The part of a snapshot that is not arrays: entities that the stream added, and what it remembers of messages."""
+    """Part of a snapshot that is not arrays.
+
+    Attributes:
+        users: Ids of the users that the stream added, in the order of their numbers.
+        items: Ids of the items that the stream added, in the order of their numbers.
+        item_records: Record that the stream last wrote of each item, by item id.
+        item_versions: Version of the last applied message about each item, by item id.
+        arrivals: Number of events so far, as `FreshEvents.arrivals`.
+        recent: Recent event times and ids, as `EventWindow.state` returns them.
+    """
 
     users: list[str]
     items: list[str]
@@ -59,15 +71,15 @@ class Snapshot:
     """The state after one micro-batch.
 
     Attributes:
-        bundle: its id.
-        seq: of the batch.
-        deltas: position in the deltas' topic; what stands before it is in the state.
-        inputs: positions in the inputs; what stands before them is in the state.
-        arrays: by name; `weight` (R, D) float32, `accumulator` (R,) float32 and `seqs` (R,) int64 are the table.
+        bundle: Id of the bundle.
+        seq: Sequence number of the batch.
+        deltas: Position in the deltas' topic. The state contains all deltas before this position.
+        inputs: Positions in the inputs. The state contains all messages before these positions.
+        arrays: Arrays by name. `weight` (R, D) float32, `accumulator` (R,) float32 and `seqs` (R,) int64 are the table.
             `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
             `visitors` (U,) int64 are the users whose history the stream has changed. `admitted` (K,) uint64 are the
-            keys that it admitted, ascending.
-        memory: the rest.
+            keys that the stream admitted, ascending.
+        memory: State that is not arrays.
     """
 
     bundle: str
@@ -78,39 +90,37 @@ class Snapshot:
     memory: Memory
 
     def records(self, bundle: Bundle) -> Iterator[Record]:
-        """Yields the newest record of everything that the stream wrote: items, histories, admitted values.
+        """Yields the newest record of each item and history that the stream wrote, and all admitted values.
 
-        A store that holds the published bundle and these records is at this snapshot, apart from the rows.
+        A store with the published bundle and these records has the state of this snapshot, except for the rows.
 
         Args:
-            bundle: The snapshot's bundle.
+            bundle: Bundle of the snapshot.
         """
-        for name, payload in self.memory.item_records.items():
-            yield Record(record.ITEM, name, payload)
+        for item_id, payload in self.memory.item_records.items():
+            yield Record(record.ITEM, item_id, payload)
         yield from self._histories(bundle)
         for name, payload in record.admitted_records(self.arrays["admitted"]):
             yield Record(record.ADMITTED, name, payload)
 
     def _histories(self, bundle: Bundle) -> Iterator[Record]:
         """Yields the histories that the stream has changed, in the order of the users' numbers."""
-        users, items = ([*known, *new] for known, new in zip(numbered(bundle), self._added(), strict=True))
+        known_users, known_items = numbered(bundle)
+        users, items = [*known_users, *self.memory.users], [*known_items, *self.memory.items]
         order = np.argsort(self.arrays["visit_users"], kind="stable")
         visits = [self.arrays[f"visit_{name}"][order] for name in ("users", "items", "times")]
         visitors = np.sort(self.arrays["visitors"])
         starts, ends = (np.searchsorted(visits[0], visitors, side=side) for side in ("left", "right"))
         for user, start, end in zip(visitors.tolist(), starts.tolist(), ends.tolist(), strict=True):
-            names = [items[number] for number in visits[1][start:end].tolist()]
-            history = record.HistoryRecord(items=names, times=visits[2][start:end].tolist())
+            ids = [items[number] for number in visits[1][start:end].tolist()]
+            history = record.HistoryRecord(items=ids, times=visits[2][start:end].tolist())
             yield Record(record.HISTORY, users[user], record.encode(history))
-
-    def _added(self) -> tuple[list[str], list[str]]:
-        return self.memory.users, self.memory.items
 
 
 def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
-    """Returns the ids of the users and of the items that a stream starts with, each at its number.
+    """Returns the ids of the users and the ids of the items with which a stream starts, in the order of their numbers.
 
-    The published entities come first, then those that only the published histories name, by first appearance.
+    The published entities come first. Entities that only the published histories name follow, by first appearance.
     """
     users, items = bundle.users["user_id"].to_list(), bundle.items["item_id"].to_list()
     visits = bundle.history
@@ -121,11 +131,11 @@ def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
 
 
 class Snapshots:
-    """The snapshots of a directory.
+    """Snapshots in a directory.
 
     Args:
-        directory: made when the first is written.
-        keep: how many of each bundle stay, ≥ 1.
+        directory: Directory of the snapshots. The first `write` creates it.
+        keep: Number of newest snapshots to keep of each bundle, ≥ 1.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
@@ -135,10 +145,15 @@ class Snapshots:
         self._keep = keep
 
     def write(self, snapshot: Snapshot) -> Path:
-        """Writes a snapshot and removes those that are too many; what was there stays when this fails.
+        """Writes a snapshot, then removes the oldest snapshots beyond `keep`.
+
+        If the snapshot cannot be written, no snapshot is removed.
+
+        Returns:
+            Directory of the snapshot.
 
         Raises:
-            StreamError: the disk did not take it.
+            StreamError: The disk refused the files, or the state cannot be encoded.
         """
         destination = self._directory / snapshot.bundle / f"{snapshot.seq:015d}"
 
@@ -150,7 +165,7 @@ class Snapshots:
                 bundle=snapshot.bundle,
                 seq=snapshot.seq,
                 deltas=snapshot.deltas,
-                inputs=[(*place, position) for place, position in snapshot.inputs.items()],
+                inputs=[(*partition, position) for partition, position in snapshot.inputs.items()],
                 files=file_hashes(directory),
             )
             (directory / _MANIFEST).write_bytes(msgspec.json.encode(manifest))
@@ -162,13 +177,16 @@ class Snapshots:
                 raise StreamError(f"{destination}: the snapshot was not written: {error}; make room") from error
             except (OverflowError, TypeError, ValueError) as error:
                 raise StreamError(f"{destination}: the state cannot be encoded: {error}; report this") from error
-        for old in self._found(snapshot.bundle)[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        for directory in self._directories(snapshot.bundle)[self._keep :]:
+            shutil.rmtree(directory, ignore_errors=True)
         return destination
 
     def newest(self, bundle: Bundle) -> Snapshot | None:
-        """The newest snapshot that is whole; a damaged one is skipped, since the log makes up for it."""
-        for directory in self._found(bundle.id):
+        """Returns the newest intact snapshot, or None.
+
+        A damaged snapshot is skipped with a warning, since the log has everything that a snapshot holds.
+        """
+        for directory in self._directories(bundle.id):
             try:
                 return self._load(directory, bundle.id)
             except BundleError as error:
@@ -176,12 +194,12 @@ class Snapshots:
         return None
 
     def oldest_position(self, bundle: Bundle) -> int | None:
-        """Returns the position of the oldest kept snapshot; earlier deltas may expire."""
-        found = self._found(bundle.id)
-        return self._load(found[-1], bundle.id).deltas if found else None
+        """Returns the position of the oldest kept snapshot in the deltas' topic. Earlier deltas may expire."""
+        directories = self._directories(bundle.id)
+        return self._load(directories[-1], bundle.id).deltas if directories else None
 
-    def _found(self, bundle: str) -> list[Path]:
-        """Newest first."""
+    def _directories(self, bundle: str) -> list[Path]:
+        """Returns the directories of a bundle's snapshots, newest first."""
         directory = self._directory / bundle
         return sorted((path for path in directory.glob("[0-9]*") if path.is_dir()), reverse=True)
 
@@ -190,12 +208,15 @@ class Snapshots:
         try:
             manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Manifest)
             if not 1 <= manifest.format <= FORMAT or manifest.bundle != bundle:
-                raise BundleError(f"{directory}: made for {manifest.bundle} in format {manifest.format}; not used")
+                raise BundleError(
+                    f"{directory}: expected a snapshot of {bundle} in format 1 to {FORMAT}, "
+                    f"got {manifest.bundle} in format {manifest.format}; the snapshot is skipped"
+                )
             if file_hashes(directory) != manifest.files:
-                raise BundleError(f"{directory}: altered since it was written (sha256 differs); not used")
+                raise BundleError(f"{directory}: a file was altered (sha256 differs); the snapshot is skipped")
             memory = msgspec.msgpack.decode((directory / _MEMORY).read_bytes(), type=Memory)
             arrays = load_file(directory / _ARRAYS)
         except (OSError, msgspec.DecodeError, SafetensorError) as error:
-            raise BundleError(f"{directory}: {error}; not used") from error
+            raise BundleError(f"{directory}: {error}; the snapshot is skipped") from error
         inputs = {(topic, partition): position for topic, partition, position in manifest.inputs}
         return Snapshot(bundle, manifest.seq, manifest.deltas, inputs, arrays, memory)

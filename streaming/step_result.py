@@ -1,4 +1,4 @@
-"""Result of a step on a batch: the deltas it caused, and the fate of each message."""
+"""Result of a step on a batch: the deltas, and the number of messages by outcome."""
 
 from dataclasses import dataclass, field
 
@@ -9,20 +9,26 @@ from models.bundle.delta import Delta
 from streaming.log.protocol import Message
 
 POISON = "poison"
-"""The cause of a message at which the step raises."""
+"""Cause of a rejected message at which the step raises."""
 
 Address = tuple[str, int, int]
 """Topic, partition and offset of a message."""
 
 
 def address(message: Message) -> Address:
-    """Address of a message."""
+    """Returns the topic, the partition and the offset of a message."""
     return message.topic, message.partition, message.offset
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Quarantined message: the kind of fault in one word, and its description."""
+    """Quarantined message.
+
+    Attributes:
+        message: The message as it is in the log.
+        cause: Kind of the fault, in one word.
+        reason: Description of the fault.
+    """
 
     message: Message
     cause: str
@@ -34,15 +40,19 @@ class StepResult:
     """Result of one step. messages = events + neutral + duplicates + items + deleted + stale + bad.
 
     Attributes:
-        deltas: in order; at least one.
-        payloads: the deltas as bytes for the log; none where nothing was trained.
-        bad: messages for the dead letters.
-        events: applied; neutral: valid, but neither positive nor negative by the dataset's rules.
-        duplicates: events whose id was seen before.
-        items: applied; deleted: tombstones applied; stale: item messages with a version that is not the newest.
-        unknown_items: applied events whose item was not in the catalogue.
-        labels, logits: (n,) of the examples trained on, as predicted before the update.
-        transaction_s: how long the transaction took that committed this.
+        deltas: Deltas of the batch, in order. A step that trains writes at least one delta.
+        payloads: Deltas as bytes for the log. Empty if the step did not train.
+        bad: Rejected messages, which the trainer appends to the dead letters.
+        events: Number of applied events.
+        neutral: Number of valid events that are neither positive nor negative by the dataset's label rule.
+        duplicates: Number of events whose id was seen before, or that the bundle was trained on.
+        items: Number of applied item messages.
+        deleted: Number of applied tombstones.
+        stale: Number of item messages whose version is not newer than the applied version.
+        unknown_items: Number of applied events whose item was not in the catalogue.
+        transaction_s: Duration of the transaction that committed the batch, seconds.
+        labels: (n,) labels of the examples that the step trained on.
+        logits: (n,) logits of these examples before the update.
     """
 
     deltas: list[Delta] = field(default_factory=list)

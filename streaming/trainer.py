@@ -1,11 +1,16 @@
-"""The trainer: reads `items` and `events`, steps, and commits deltas, dead letters and positions as one.
+"""The trainer: reads `items` and `events`, steps, and commits deltas, dead letters and positions in one transaction.
 
-Commit order of a micro-batch: (1) poll, (2) step in memory, (3) in one transaction append deltas and dead letters and
-move the positions, (4) count. A crash before (3) leaves nothing behind; after it, nothing is missing. On start the
-state is the newest snapshot, the table folded with the deltas since, and the rest brought back by sending the inputs
-since, cut into the same batches, through the same step without training.
+Commit order of a micro-batch:
 
-One trainer owns a bundle's table: a second one takes over, and the first is fenced at its next commit.
+1. Poll the inputs.
+2. Step in memory.
+3. In one transaction, append the deltas and the dead letters and commit the positions.
+4. Count the messages.
+
+A crash before the commit of (3) leaves no trace. After the commit, nothing is missing. On start, `streaming.restore`
+restores the state from the newest snapshot and the log after it.
+
+One trainer owns a bundle's table. When a second trainer starts, the first trainer is fenced at its next commit.
 """
 
 import logging
@@ -30,17 +35,25 @@ from streaming.step_state import restore_step, snapshot_of
 
 # A late event is no sign of a wrong topic.
 _HARMLESS = frozenset({"late"})
+# The share of faulty messages is judged over the last `_WINDOW` messages, from `_ENOUGH` messages on.
 _WINDOW = 1_000
-# Deltas are not cut smaller than this when the log refuses them.
+_ENOUGH = 100
+# Smallest limit of a delta's size when the log refuses larger deltas.
 _LEAST_BYTES = 128 * 1024
 _GROUP_EVERY_S = 3_600.0
 _LOGGER = logging.getLogger(__name__)
-_ENOUGH = 100
 
 
 @dataclass
 class Totals:
-    """Counts since the trainer started; messages = events + neutral + duplicates + items + deleted + stale + bad."""
+    """Counts since the trainer started. messages = events + neutral + duplicates + items + deleted + stale + bad.
+
+    Attributes:
+        batches: Number of committed micro-batches.
+        failed_snapshots: Number of snapshots that could not be written.
+        causes: Number of rejected messages by cause.
+        messages, events, neutral, duplicates, items, deleted, stale, bad, unknown_items: As in `StepResult`.
+    """
 
     messages: int = 0
     events: int = 0
@@ -56,7 +69,12 @@ class Totals:
     causes: dict[str, int] = field(default_factory=dict)
 
     def add(self, messages: int, outcome: StepResult) -> None:
-        """Counts one batch."""
+        """Counts a batch.
+
+        Args:
+            messages: Number of messages of the batch.
+            outcome: Result of the step on the batch.
+        """
         self.batches += 1
         self.messages += messages
         self.bad += len(outcome.bad)
@@ -71,12 +89,12 @@ class TrainerOptions:
     """Options of a trainer.
 
     Attributes:
-        batch: messages a micro-batch takes at most.
-        wait_s: how long a micro-batch waits to fill.
-        lateness_s: see `Step`.
-        learning_rate: see `Step`.
-        most_bad: share of the last thousand messages that may be faulty; more stops the stream.
-        snapshot_every_s: between snapshots.
+        batch: Largest number of messages that a micro-batch reads from each topic.
+        wait_s: Longest time that a micro-batch waits for events, seconds.
+        lateness_s: Largest age of an event, seconds, as in `Step`.
+        learning_rate: Learning rate of the table, as in `Step`.
+        most_bad: Largest share of faulty messages among the last thousand. A larger share stops the stream.
+        snapshot_every_s: Time between snapshots, seconds.
     """
 
     batch: int = 256
@@ -91,13 +109,13 @@ class Trainer:
     """Trains one bundle's table from the log.
 
     Args:
-        log: the topics are created where absent.
-        bundle: where the table starts.
-        topics: their names.
-        snapshots: where the state is kept from time to time; without, a start reads the whole log.
-        watch: called with every committed batch.
-        failpoint: called with a place's name inside a batch's transaction; a test that raises or dies there proves
-            what a crash leaves.
+        log: Log of the inputs and the deltas. Absent topics are created.
+        bundle: Bundle whose published table is the first state.
+        topics: Names of the topics.
+        snapshots: Directory for regular copies of the state. Without snapshots, a start reads the whole log.
+        watch: Called with the messages and the result of every committed batch.
+        failpoint: Called with a name at two points of a batch's transaction. A test that raises or exits there shows
+            the state that a crash leaves.
     """
 
     def __init__(
@@ -109,7 +127,7 @@ class Trainer:
         options: TrainerOptions = TrainerOptions(),
         snapshots: Snapshots | None = None,
         watch: Callable[[list[Message], StepResult], None] = lambda messages, outcome: None,
-        failpoint: Callable[[str], None] = lambda place: None,
+        failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._log = log
         self._bundle = bundle
@@ -128,11 +146,11 @@ class Trainer:
         self._snapshot_due = time.monotonic() + options.snapshot_every_s
 
     def _open(self) -> None:
-        # Fencing the one before comes first: what is restored below is then final.
+        # Fences the trainer before first, so that the state restored below is final.
         self._transactor = self._log.transactor(f"trainer-{self._bundle.id}")
         try:
             self.step, positions = self._restored()
-            # One each, so that a flood of events does not hold up items.
+            # Each topic has its own reader, so that a flood of events does not delay items.
             self._readers = [
                 self._log.reader([topic], group=group_of(self._bundle, topic), sole=True, start=positions)
                 for topic in input_topics(self._topics)
@@ -142,12 +160,18 @@ class Trainer:
             raise
 
     def run_once(self, *, wait_s: float | None = None) -> int:
-        """Does one micro-batch and returns how many messages it took; 0 when there were none in time.
+        """Processes one micro-batch.
+
+        Args:
+            wait_s: Longest wait for events, seconds. Default: the option `wait_s`.
+
+        Returns:
+            Number of messages of the batch, 0 if no message arrived in time.
 
         Raises:
-            FencedError: another trainer has taken over this bundle's table.
-            StreamError: too many of the last messages were faulty, or a batch fails as a whole.
-            LogError: the log does not answer. State and log may differ now: start again.
+            FencedError: Another trainer has taken over this bundle's table.
+            StreamError: Too many of the last messages were faulty, or a batch fails as a whole.
+            LogError: The log does not answer. State and log may differ now, so the caller must start a new trainer.
         """
         waits = (0.0, self._options.wait_s if wait_s is None else wait_s)
         read = [reader.poll(self._options.batch, wait) for reader, wait in zip(self._readers, waits, strict=True)]
@@ -157,14 +181,15 @@ class Trainer:
         with trace.batch(self._bundle.id, self._topics.deltas, self.step.seq + 1) as span:
             with trace.span("step"):
                 outcome = self._step(messages)
-            inputs = [f"{one.topic}-{one.partition} {one.first}..{one.last}" for one in outcome.deltas[-1].sources]
+            sources = outcome.deltas[-1].sources
+            inputs = [f"{source.topic}-{source.partition} {source.first}..{source.last}" for source in sources]
             span.note(messages=len(messages), bad=len(outcome.bad), inputs=inputs)
             self._judge(messages, outcome.bad)
             began = time.perf_counter()
             try:
                 with trace.span("commit", deltas=len(outcome.deltas)), self._transactor.begin() as transaction:
                     self._write(transaction, outcome)
-                    # A topic without messages too, now and then, or the log forgets where the group stands in it.
+                    # Commits idle topics too at times, since the log forgets the position of a group that is idle.
                     every = time.monotonic() >= self._group_due
                     for reader, part in zip(self._readers, read, strict=True):
                         if part or every:
@@ -184,10 +209,10 @@ class Trainer:
         return len(messages)
 
     def write_snapshot(self) -> None:
-        """Keeps the state as it stands after the last batch.
+        """Writes a snapshot of the state after the last batch.
 
         Raises:
-            StreamError: the disk did not take it; the stream may go on.
+            StreamError: The snapshot could not be written. The stream may continue.
         """
         if self._snapshots is None:
             return
@@ -195,12 +220,12 @@ class Trainer:
         self._snapshots.write(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        # No delta of this bundle stands behind the last batch's, so any end from then on is a good position.
+        # The last batch wrote the newest delta of this bundle, so every later end of the topic is a valid position.
         end = self._log.end_offsets(self._topics.deltas)[0]
         return snapshot_of(self.step, deltas=end, inputs=self._position())
 
     def _keep(self, snapshot: Snapshot) -> None:
-        """Writes a snapshot where that is possible: the log has everything, so a start takes longer without it."""
+        """Writes a snapshot, or logs a warning. Without the snapshot a start only takes longer."""
         if self._snapshots is None:
             return
         try:
@@ -210,26 +235,26 @@ class Trainer:
             _LOGGER.warning("%s", error)
 
     def drained(self) -> bool:
-        """Returns whether both topics are read to their ends."""
+        """Returns whether both input topics are read to their ends."""
         return not any(self.lag().values())
 
     def lag(self) -> dict[tuple[str, int], int]:
-        """Offsets not yet read, by topic and partition."""
+        """Returns the number of offsets that are not read yet, by topic and partition."""
         position = self._position()
         return {
-            (topic, partition): max(0, end - position.get((topic, partition), 0))
+            (topic, number): max(0, end - position.get((topic, number), 0))
             for topic in input_topics(self._topics)
-            for partition, end in self._log.end_offsets(topic).items()
+            for number, end in self._log.end_offsets(topic).items()
         }
 
     def close(self) -> None:
-        """Releases reader and transactor; what was committed stays."""
+        """Closes the readers and the transactor. Committed batches stay."""
         for reader in self._readers:
             reader.close()
         self._transactor.close()
 
     def _position(self) -> Positions:
-        return {place: at for reader in self._readers for place, at in reader.position().items()}
+        return {partition: offset for reader in self._readers for partition, offset in reader.position().items()}
 
     def _write(self, transaction: Transaction, outcome: StepResult) -> None:
         for payload in outcome.payloads:
@@ -241,9 +266,10 @@ class Trainer:
         self._failpoint("after produce")
 
     def _cut_smaller(self, error: OversizedError) -> None:
-        """Goes back to the last commit and cuts deltas to half the size from there on.
+        """Restores the state of the last commit and halves the size limit of deltas.
 
-        The topic takes less than is usual. A record that no smaller delta can hold becomes a dead letter.
+        A topic may have a smaller limit than the default. A record that no smaller delta can hold becomes a dead
+        letter.
         """
         if self._limit_bytes // 2 < _LEAST_BYTES:
             topics = f"{self._topics.deltas} or {self._topics.dead_letters}"
@@ -257,12 +283,15 @@ class Trainer:
         self._open()
 
     def _judge(self, messages: list[Message], bad: list[Rejected]) -> None:
-        """Stops before anything of the batch is committed, so that nothing is lost to the dead letters."""
-        faulty = {address(one.message) for one in bad if one.cause not in _HARMLESS}
+        """Raises StreamError if too many of the last messages are faulty.
+
+        The batch is not committed then, so its messages do not end among the dead letters.
+        """
+        faulty = {address(rejected.message) for rejected in bad if rejected.cause not in _HARMLESS}
         self._recent_faults += [address(message) in faulty for message in messages]
         count, of = sum(self._recent_faults), len(self._recent_faults)
         if of >= _ENOUGH and count > self._options.most_bad * of:
-            example = next((one.reason for one in bad if address(one.message) in faulty), "")
+            example = next((rejected.reason for rejected in bad if address(rejected.message) in faulty), "")
             raise StreamError(
                 f"{count} of the last {of} messages are faulty, such as: {example}. Is this the right topic for the "
                 f"dataset {self._bundle.dataset.name}? Fix the producer, or allow a larger share"
@@ -280,30 +309,32 @@ class Trainer:
 
     def _without_poison(self, messages: list[Message], error: BaseException) -> StepResult:
         before, positions = self._restored()
-        # Kept, so that the next poison costs no more than this one: what a restart reads is what a search reads.
+        # Writes a snapshot, so that the search for the next poison reads only the log after it.
         pristine = snapshot_of(before, deltas=self._log.end_offsets(self._topics.deltas)[0], inputs=positions)
         self._keep(pristine)
         reasons = self._poisonous(messages, pristine)
-        self.step = self._anew(pristine)
+        self.step = self._new_step(pristine)
         try:
             outcome = self.step.apply(messages, poison=frozenset(reasons))
-        except BaseException as again:
-            if not is_fault(again):
+        except BaseException as fault:
+            if not is_fault(fault):
                 raise
             raise StreamError(
-                f"the step fails at a batch of {len(messages)} messages from {address(messages[0])} on, and at none "
-                f"of them alone: {type(again).__name__}: {again}; report it with these messages"
+                f"the step fails at a batch of {len(messages)} messages from {address(messages[0])} on, and at no "
+                f"message alone: {type(fault).__name__}: {fault}; report the error with these messages"
             ) from error
         outcome.bad = [
-            replace(bad, reason=f"{bad.reason} ({reasons[address(bad.message)]})") if bad.cause == POISON else bad
-            for bad in outcome.bad
+            replace(rejected, reason=f"{rejected.reason} ({reasons[address(rejected.message)]})")
+            if rejected.cause == POISON
+            else rejected
+            for rejected in outcome.bad
         ]
         return outcome
 
     def _poisonous(self, messages: list[Message], pristine: Snapshot) -> dict[Address, str]:
-        """Returns the positions of messages at which the step raises, each tried alone, and the errors."""
+        """Finds the messages at which the step raises alone. Returns the error text by message address."""
         try:
-            self._anew(pristine).apply(messages)
+            self._new_step(pristine).apply(messages)
             return {}
         except BaseException as error:
             if not is_fault(error):
@@ -313,7 +344,7 @@ class Trainer:
         middle = len(messages) // 2
         return self._poisonous(messages[:middle], pristine) | self._poisonous(messages[middle:], pristine)
 
-    def _anew(self, snapshot: Snapshot | None) -> Step:
+    def _new_step(self, snapshot: Snapshot | None) -> Step:
         options = self._options
         step = Step(
             self._bundle,
@@ -331,4 +362,4 @@ class Trainer:
 
     def _restored(self) -> tuple[Step, Positions]:
         snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
-        return restored(self._log, self._topics, snapshot, self._anew(snapshot), self._start.positions)
+        return restored(self._log, self._topics, snapshot, self._new_step(snapshot), self._start.positions)

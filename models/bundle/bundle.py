@@ -1,14 +1,14 @@
-"""A bundle: everything a released model needs, in one directory, named by the hash of what it holds.
+"""A bundle: a released model in one directory, identified by a hash of the content.
 
     manifest.json            format, dataset descriptor, schema, hash contract, ids of encoder and codebook, sha256s
     table.safetensors        weight (R, D) float32, accumulator (R,) float32
     admission.safetensors    cells of the sketch of the values' sightings, uint8
     network.safetensors      the dense part
-    encoder/  codebook/      only where items have content
+    encoder/  codebook/  tokens/     only if items have content
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
-No pickle. Written aside and renamed; every file's sha256 is checked when it is loaded. Equal content has an equal id,
-wherever and whenever it was made.
+A bundle has no pickle. It is written to a temporary directory and renamed. Loading checks the sha256 of every file.
+Bundles with equal content have equal ids, on every machine and at every time.
 """
 
 import hashlib
@@ -63,16 +63,17 @@ class BundleParts:
     """Parts of a bundle.
 
     Attributes:
-        dataset: the descriptor it was trained on.
-        schema: the ranker's input.
-        ranker: trained.
-        sketch: of the values' sightings in training.
-        training: how the stream goes on training the table.
-        users, items: the frame's dimensions; items also carry `train_positives`, positive events in training.
-        history: `user_id`, `item_id`, `time`: each user's kept visits, oldest first.
-        metrics: what was measured on the test part.
-        encoder, codebook, tokens: directories to copy, or None.
-        trained_until, positions, choices: see `Manifest`.
+        dataset: Descriptor of the training data.
+        schema: Schema of the ranker's input.
+        ranker: Trained ranker.
+        sketch: Sketch of the values' sightings in training.
+        training: State with which the stream continues the training.
+        users, items: Dimensions of the frame. Items have a column `train_positives`, the number of positive events in
+            training.
+        history: Kept visits of all users, `user_id`, `item_id` and `time`, of each user oldest first.
+        metrics: Measurements on the test part.
+        encoder, codebook, tokens: Directories to copy, or None.
+        trained_until, positions, choices: As in `Manifest`.
     """
 
     dataset: Dataset
@@ -94,21 +95,21 @@ class BundleParts:
 
 @dataclass(frozen=True)
 class Bundle(BundleContents):
-    """A released model: its files, and the numbers that it gives without a server or a store.
+    """A released model. Computes embeddings, Semantic IDs and scores without a server or a store.
 
-    The numbers are those of the bundle as published. What a stream has learnt since is in the online store alone.
+    The results are those of the bundle as published. Later updates of a stream are in the online store alone.
     """
 
     def embed(self, feature: str, values: Sequence[Value | Sequence[Value]]) -> NDArray[np.float32]:
-        """Looks values of a feature up in the unified table.
+        """Returns the embeddings of a feature's values, read from the unified table.
 
         Args:
             feature: Name of a feature of the schema, like `item_id`.
-            values: N values, or lists of values, which are pooled as the feature pools them.
+            values: N values or lists of values. Lists are pooled as the feature pools them.
 
         Returns:
-            (N, D) float32; D is the width of a table row times the feature's lookups. A value that is missing, that
-            was seen too rarely, or that an exact feature does not know, is a zero row.
+            (N, D) float32. D is the width of a table row times the feature's lookups. The embedding is zero if a value
+            is missing, was seen too rarely, or is unknown to an exact feature.
 
         Raises:
             EventError: The bundle has no such feature, or a value is neither a scalar nor a list of scalars.
@@ -121,7 +122,7 @@ class Bundle(BundleContents):
         return self._embeddings.lookup(feature, values)
 
     def semantic_ids(self, texts: Sequence[str]) -> NDArray[np.uint16]:
-        """Codes texts by the bundle's encoder and codebook.
+        """Assigns Semantic IDs to texts by the bundle's encoder and codebook.
 
         Args:
             texts: Content of N items, joined as `[items] text` of the descriptor joins the columns.
@@ -144,12 +145,12 @@ class Bundle(BundleContents):
         return self.encode_items(texts).codes
 
     def rank(self, user: str, items: Sequence[str], *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-        """Scores items for a user by the published table, network and history, as a server of this bundle does.
+        """Scores items for a user as a server of this bundle does, with the published table, network and history.
 
         Args:
-            user: Id. An unknown user has no history and no attributes.
-            items: N ids. An unknown item is scored as an item of which nothing is known.
-            context: Values of the events' own columns; null where absent.
+            user: Id of the user. An unknown user has no history and no attributes.
+            items: Ids of N items. An unknown item is scored by its id alone.
+            context: Values of the events' own columns, by column. Absent columns are null.
 
         Returns:
             (N,) float32 probabilities of a positive event, in the order of `items`.
@@ -183,7 +184,15 @@ class Bundle(BundleContents):
 
 
 def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
-    """Writes a bundle durably to `destination`, which must not exist."""
+    """Writes a bundle durably.
+
+    Args:
+        parts: Content of the bundle.
+        destination: Directory to create.
+
+    Returns:
+        The bundle, opened from `destination`.
+    """
 
     def fill(directory: Path) -> None:
         for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook), ("tokens", parts.tokens)):
@@ -224,16 +233,16 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
 
 
 def load_bundle(directory: str | Path) -> Bundle:
-    """Opens a bundle and checks every file.
+    """Opens a bundle and checks all its files.
 
     Args:
         directory: Directory that `tessera run` wrote, like `out/publish/bundle`.
 
     Returns:
-        The bundle. Tables and models are read when they are first asked for.
+        The bundle. Tables and models are read on first use.
 
     Raises:
-        BundleError: A file is missing, added or altered, or the format or hash contract is another one.
+        BundleError: A file is missing, added or altered, or this release does not read the format or hash contract.
 
     Example:
         >>> bundle = load_bundle("out/publish/bundle")
@@ -257,10 +266,10 @@ def load_bundle(directory: str | Path) -> Bundle:
         )
     if _identity(manifest) != manifest.id:
         raise BundleError(f"{path}: the manifest was altered: its content is {_identity(manifest)}, not {manifest.id}")
-    found = file_hashes(directory)
-    for name in sorted(found.keys() | manifest.files.keys()):
-        if found.get(name) != manifest.files.get(name):
-            problem = "is missing" if name not in found else "is not in the manifest or was altered (sha256 differs)"
+    hashes = file_hashes(directory)
+    for name in sorted(hashes.keys() | manifest.files.keys()):
+        if hashes.get(name) != manifest.files.get(name):
+            problem = "is missing" if name not in hashes else "is not in the manifest or was altered (sha256 differs)"
             raise BundleError(f"{directory / name} {problem}; fetch the bundle {manifest.id} again")
     spec = msgspec.convert(manifest.hash, HashSpec)
     bundle = Bundle(directory, manifest)
@@ -270,12 +279,12 @@ def load_bundle(directory: str | Path) -> Bundle:
 
 
 def _portable(dataset: Dataset) -> dict[str, Any]:
-    """The descriptor without the place it lies in, so that equal bundles have equal ids on any machine."""
+    """Returns the descriptor without its directory, so that equal bundles have equal ids on all machines."""
     return dataset.model_dump(mode="json", exclude={"run"}) | {"source": dataset.source.name}
 
 
 def file_hashes(directory: Path) -> dict[str, str]:
-    """The sha256 of every file below a directory but its manifest, by relative path."""
+    """Returns the sha256 of every file below a directory except the manifest, by relative path."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))

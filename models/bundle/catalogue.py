@@ -1,7 +1,6 @@
-"""A bundle's users and items in memory, by id, growing as the stream brings new ones.
+"""Users and items of a bundle in memory, by id. The catalogue grows as the stream adds users and items.
 
-The stream and the server hold the same catalogue and change it by the same records, so both hand the same rows to the
-table for the same ids.
+The stream and the server apply the same records to equal catalogues, so the same ids read the same rows in both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +22,22 @@ _NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed"
 
 
 class Catalogue:
-    """Users and items of one bundle by number, with the values that the ranker and retrieval read of them.
+    """Users and items of one bundle by number, with the values that the ranker and retrieval read.
+
+    Attributes:
+        admission: Admission of values. Shared with `users` and `items`.
+        users, items: Values and rows of the entities, by number.
+        user_ids, item_ids: Ids by number.
+        user_numbers, item_numbers: Numbers by id.
+        popularity: (N,) int64 positive events in training, of the published items.
+        deleted: Ids of deleted items.
 
     Args:
-        bundle: Bundle with the entities as published.
+        bundle: Bundle with the published entities.
     """
 
     def __init__(self, bundle: BundleContents) -> None:
-        self._made_by = {"encoder": bundle.manifest.encoder or "", "codebook": bundle.manifest.codebook or ""}
+        self._models = {"encoder": bundle.manifest.encoder or "", "codebook": bundle.manifest.codebook or ""}
         self._tokenizer = bundle.tokenizer
         users, items = bundle.users, bundle.items
         self._user_columns = users.drop("listed").clear()
@@ -51,36 +58,36 @@ class Catalogue:
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
-        """Types of the item columns that the catalogue keeps."""
+        """Types of the item columns that item messages may set, by column."""
         return dict(self._item_columns.schema)
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """(N, D) float32 content vectors by item number, zero where an item has none; D is 0 without content."""
+        """Content vectors by item number, (N, D) float32, zero for items without content. D is 0 without an encoder."""
         return self._vectors.array
 
     def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
-        """Returns users with no known value but the id."""
+        """Returns a frame of users for whom only the id is known."""
         return entity_frame([{"user_id": name} for name in ids], self._user_columns)
 
     def number_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Returns the numbers (N,) of users; new users are added with their id alone."""
+        """Returns the numbers (N,) of users. Adds new users with their id alone."""
         new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
         if new:
             self.users.append(self.user_frame(new))
             self.user_ids.extend(new)
-            self.user_numbers.update({name: len(self.user_numbers) + place for place, name in enumerate(new)})
+            self.user_numbers.update({name: len(self.user_numbers) + index for index, name in enumerate(new)})
         return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
 
     def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Returns the numbers (N,) of items; new items are added with their id alone."""
+        """Returns the numbers (N,) of items. Adds new items with their id alone."""
         new = [name for name in dict.fromkeys(ids) if name not in self.item_numbers]
         if new:
             self._add_items(new, [{} for _ in new], np.zeros((len(new), self.vectors.shape[1]), dtype=np.float32))
         return np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
 
     def add_default_item(self) -> int:
-        """Adds an item without any value, not even an id: it reads no row. Returns its number."""
+        """Adds an item without an id and without values, which reads no row. Returns its number."""
         number = len(self.item_ids)
         self.items.append(entity_frame([{}], self._read_columns))
         self._vectors.extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
@@ -88,20 +95,23 @@ class Catalogue:
         return number
 
     def put_items(self, records: Mapping[str, ItemRecord]) -> None:
-        """Adds items, or gives known ones new features and vectors.
+        """Adds new items, and replaces the features and vectors of known items.
+
+        Args:
+            records: Records by item id.
 
         Raises:
-            BundleError: A vector or a Semantic ID was made by another encoder or codebook than the bundle's.
+            BundleError: A vector or a Semantic ID is of another encoder or codebook than the bundle's.
         """
         for name, record in records.items():
             # An item that occurs only in events has no Semantic ID.
-            made_by = {"encoder": record.encoder} | ({"codebook": record.codebook} if record.codes else {})
-            for kind, own in made_by.items():
-                expected = self._made_by[kind]
-                if own != expected:
+            models = {"encoder": record.encoder} | ({"codebook": record.codebook} if record.codes else {})
+            for kind, actual in models.items():
+                expected = self._models[kind]
+                if actual != expected:
                     raise BundleError(
-                        f"item {name!r} is by {kind} {own or 'none'}, the bundle's items by "
-                        f"{expected or 'none'}; two of a kind are never mixed: replay the store for this bundle"
+                        f"item {name!r} was encoded by {kind} {actual or 'none'}, the bundle's items by "
+                        f"{expected or 'none'}; the two must not be mixed: replay the store for this bundle"
                     )
         known = [name for name in records if name in self.item_numbers]
         new = [name for name in records if name not in self.item_numbers]
@@ -114,16 +124,16 @@ class Catalogue:
             self._add_items(new, [self._features(record) for record in chosen], self._content(chosen))
 
     def remove_items(self, ids: Sequence[str]) -> None:
-        """Removes all values of some items but their ids, which histories still name.
+        """Removes all values of items except their ids, which histories still name.
 
-        The items are no candidates any more.
+        The items are no longer candidates. An unknown id is added as a deleted item.
         """
         self.number_items(ids)
         self.deleted.update(ids)
         distinct = list(dict.fromkeys(ids))
         if distinct:
-            nothing = np.zeros((len(distinct), self.vectors.shape[1]), dtype=np.float32)
-            self._replace_items(distinct, [{} for _ in distinct], nothing)
+            zero = np.zeros((len(distinct), self.vectors.shape[1]), dtype=np.float32)
+            self._replace_items(distinct, [{} for _ in distinct], zero)
 
     def _replace_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         index = np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
@@ -133,7 +143,7 @@ class Catalogue:
     def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         self.items.append(self._frame(ids, features))
         self._vectors.extend(vectors)
-        self.item_numbers.update({name: len(self.item_ids) + place for place, name in enumerate(ids)})
+        self.item_numbers.update({name: len(self.item_ids) + index for index, name in enumerate(ids)})
         self.item_ids.extend(ids)
 
     def _frame(self, ids: Sequence[str], features: list[dict[str, Any]]) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Contents of a bundle's directory: its manifest, and what the files hold, read on first use."""
+"""Contents of a bundle's directory: the manifest, and the files, which are read on first use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Training:
     """State with which the stream continues the training.
 
     Attributes:
-        table_rate: learning rate of the row-wise Adagrad.
-        batch: examples a gradient was averaged over; the stream scales its sums by the same number.
+        table_rate: Learning rate of the row-wise Adagrad.
+        batch: Number of examples over which training averaged a gradient. The stream divides its sums by this number.
     """
 
     table_rate: float
@@ -40,11 +40,13 @@ class Training:
 
 
 class LogPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The first message of a partition that a bundle's files did not hold.
+    """Position of the first message of a partition that is not in a bundle's files.
 
     Attributes:
-        topic, partition, offset: its place.
-        identity: of the topic, as `EventLog.identity` returns it; on another topic the position means nothing.
+        topic: Name of the topic.
+        identity: Identity of the topic, as `EventLog.identity` returns it. The position is valid on this topic alone.
+        partition: Number of the partition.
+        offset: Offset of the message.
     """
 
     topic: str
@@ -54,17 +56,29 @@ class LogPosition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Content of `manifest.json`; `id` is the hash of all the rest.
+    """Content of `manifest.json`.
 
-    A field that is added has a default that means what a manifest without it meant, and is left out where it has that
-    value, so that ids hold.
+    A new field must have a default with the meaning of a manifest without the field. A field with its default is not
+    written, so that the ids of older bundles do not change.
 
     Attributes:
-        canonical: version of the canonical form of ids and categories; see `features.value.canonical`.
-        trained_until: event time of the newest event outside the test part, in microseconds since 1970; None: unknown.
-        positions: up to where the topics were in the files that the bundle was made of; empty: unknown.
-        choices: the choices of the run that made it, by their dotted names in the descriptor's `[run]` table; empty:
-            unknown.
+        id: Hash of all other fields.
+        format: Version of the bundle's format.
+        dataset: Descriptor of the dataset.
+        schema: Schema of the ranker's input.
+        hash: Parameters of the hash contract.
+        network: Configuration of the dense part.
+        training: State with which the stream continues the training.
+        encoder: Id of the encoder. None without content.
+        codebook: Id of the codebook. None without Semantic IDs.
+        tokens: Id of the tokenizer. None without Semantic IDs.
+        metrics: Measurements on the test part.
+        files: sha256 of every other file, by relative path.
+        canonical: Version of the canonical form of ids and categories; see `features.value.canonical`.
+        trained_until: Time of the newest event outside the test part, Unix microseconds. None if unknown.
+        positions: Positions of the topics at which the bundle's files end. Empty if unknown.
+        choices: Choices of the run that wrote the bundle, by their dotted names in the descriptor's `[run]` table.
+            Empty if unknown.
     """
 
     id: str
@@ -87,7 +101,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 @dataclass(frozen=True)
 class BundleContents:
-    """The files of a bundle. Tables and models are read when they are first asked for."""
+    """Files of a bundle. Tables and models are read on first use.
+
+    Attributes:
+        directory: Directory of the bundle.
+        manifest: Content of `manifest.json`.
+    """
 
     directory: Path
     manifest: Manifest
@@ -98,7 +117,7 @@ class BundleContents:
 
     @property
     def canonical(self) -> int:
-        """Version of the canonical form of its ids and categories."""
+        """Version of the canonical form of the bundle's ids and categories."""
         return self.manifest.canonical
 
     @cached_property
@@ -107,7 +126,7 @@ class BundleContents:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The descriptor; its paths mean nothing here."""
+        """The descriptor. Its paths are valid only on the machine that trained the bundle."""
         return Dataset.model_validate(self.manifest.dataset)
 
     @cached_property
@@ -124,64 +143,64 @@ class BundleContents:
 
     @cached_property
     def encoder(self) -> Encoder | None:
-        """The encoder that made the items' vectors, or None where items have no content."""
+        """The encoder of the items' vectors. None if items have no content."""
         if self.manifest.encoder is None:
             return None
-        found = load_encoder(self.directory / "encoder")
-        _same("encoder", found.id, self.manifest.encoder)
-        return found
+        encoder = load_encoder(self.directory / "encoder")
+        _same("encoder", encoder.id, self.manifest.encoder)
+        return encoder
 
     @cached_property
     def codebook(self) -> Quantizer | None:
-        """The codebook that made the items' Semantic IDs, or None."""
+        """The codebook of the items' Semantic IDs. None without Semantic IDs."""
         if self.manifest.codebook is None:
             return None
-        found = codebooks.load(self.directory / "codebook")
-        _same("codebook", found.id, self.manifest.codebook)
-        return found
+        codebook = codebooks.load(self.directory / "codebook")
+        _same("codebook", codebook.id, self.manifest.codebook)
+        return codebook
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """Tokenizer from Semantic IDs to values of the table, or None."""
+        """Tokenizer from Semantic IDs to values of the table. None without Semantic IDs."""
         if self.manifest.tokens is None:
             return None
-        found = load_tokenizer(self.directory / "tokens")
-        _same("tokens", found.id, self.manifest.tokens)
-        return found
+        tokenizer = load_tokenizer(self.directory / "tokens")
+        _same("tokens", tokenizer.id, self.manifest.tokens)
+        return tokenizer
 
     def encode_items(self, texts: Sequence[str]) -> EncodedItems:
-        """Turns the texts of N items into what the ranker learns of them, by this bundle's encoder and codebook.
+        """Encodes the texts of N items by this bundle's encoder, codebook and tokenizer.
 
         Args:
-            texts: one for each item; the text columns joined as `features.dataset.tables.read_items` joins them.
+            texts: N texts. `features.dataset.tables.read_items` defines how text columns are joined.
 
         Returns:
-            vectors (N, D) float32, codes (N, Q) uint16, and N lists of tokens. Without content D and Q are 0 and the
+            Vectors (N, D) float32, codes (N, Q) uint16, and N lists of tokens. Without content D and Q are 0 and the
             lists are empty.
         """
         return ContentPath(self.encoder, self.codebook, self.tokenizer).encode(texts)
 
     def rows(self) -> NDArray[np.float32]:
-        """The table's rows as published, (R, D) float32."""
-        found: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
-        return found
+        """Reads the table's rows as published, (R, D) float32."""
+        weight: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
+        return weight
 
     def admission(self) -> Admission:
-        """Returns a new admission as of the end of training: the rule which values read rows."""
+        """Returns a new admission with the sightings at the end of training."""
         cells = load_file(self.directory / "admission.safetensors")["cells"]
         return Admission(Sketch(cells.numpy()), self.schema.admission)
 
     def network(self) -> DensePart:
-        """Returns the dense part, ready to score, without loading TorchRec."""
+        """Returns the dense part for inference. Does not load TorchRec."""
         network = DensePart(self.schema, msgspec.convert(self.manifest.network, NetworkConfig), plain=True)
         network.load_state_dict(load_file(self.directory / "network.safetensors"))
         return network.eval().requires_grad_(False)
 
     def ranker(self, *, learning_rate: float | None = None) -> Ranker:
-        """A ranker of its own on TorchRec's table, with the optimizer state to go on training from.
+        """Returns a new ranker on TorchRec's table, with the optimizer state of the end of training.
 
         Args:
-            learning_rate: of the table; by default that of the training.
+            learning_rate: Learning rate of the table. Default: the rate of the training.
         """
         rate = self.manifest.training.table_rate if learning_rate is None else learning_rate
         table = open_table(self.schema, learning_rate=rate)
@@ -191,6 +210,6 @@ class BundleContents:
         return Ranker(table, self.network())
 
 
-def _same(what: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise BundleError(f"{what}: the files give {found}, the manifest names {expected}; fetch the bundle again")
+def _same(kind: str, actual: str, expected: str) -> None:
+    if actual != expected:
+        raise BundleError(f"{kind}: the files give {actual}, the manifest names {expected}; fetch the bundle again")

@@ -1,13 +1,13 @@
-"""The delta: a change of the stream as bytes on the log, and the fold that applies it.
+"""The delta: a change of the stream as bytes on the log, and the fold that applies a delta to a table.
 
     table at offset n = snapshot ⊕ deltas[..n]
 
-All processes that fold the same deltas get the same bits. A delta carries whole rows in float32 with their optimizer
-state, never increments, and a row keeps the highest sequence number it has seen, so replays and repeats change nothing.
+All processes that fold the same deltas get the same bits. A delta has whole rows in float32 with their optimizer state,
+never increments. A row keeps the highest sequence number that was applied, so replays and repeats change nothing.
 
-Sequence numbers: the published bundle is 0; the stream's n-th micro-batch since then is n. Every micro-batch writes at
-least one delta, whose header names its inputs. Batch boundaries change the bits, so a replay of the batches must cut
-them at the same messages.
+Sequence numbers: the published bundle has 0, and the stream's n-th micro-batch since then has n. Every micro-batch
+writes at least one delta, and its last delta names the inputs. Batch boundaries change the bits, so a replay must cut
+the batches at the same messages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,19 +21,19 @@ from features.errors import EventError, OversizedError
 
 VERSION = 2
 SNAPSHOT_SEQ = 0
-# Stores keep a sequence number plus one in six bytes.
+# Stores keep a sequence number plus 1 in six bytes.
 _MAX_SEQ = 2**48 - 2
-# A message stays well below Kafka's 1 MiB with any table dimension up to 64.
+# With this limit a message is far below Kafka's 1 MiB for each table dimension up to 64.
 _MAX_ROWS = 2_048
 _MAX_RECORDS = 512
 DELTA_BYTES = 4 << 20
-"""Size of a delta in bytes that `changed_rows` stays below: half of the default limit of a topic."""
-# Bytes msgpack adds to a record: the heads of an array, of two texts and of bytes.
+"""Largest size of a delta of `changed_rows`, bytes. Half of the default limit of a topic."""
+# Number of bytes that msgpack adds to a record: the heads of an array, of two texts and of bytes.
 _RECORD_HEADS = 16
 
 
 def record_bytes(limit: int) -> int:
-    """Returns the size in bytes that one record may have in deltas of at most `limit` bytes."""
+    """Returns the largest size of a record, in bytes, in deltas of at most `limit` bytes."""
     return limit // 2
 
 
@@ -55,11 +55,11 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Trailer(msgspec.Struct, frozen=True):
-    """Inputs of a micro-batch, which its last delta names.
+    """Inputs of a micro-batch. The batch's last delta has the trailer.
 
     Attributes:
         times_ms: Times of the messages in the log, Unix milliseconds.
-        sources: Ranges of messages that the batch was made of.
+        sources: Ranges of the messages of the batch.
         poison: Topic, partition and offset of each message that the step failed on.
     """
 
@@ -69,20 +69,20 @@ class Trailer(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """Part of the change that one micro-batch made in one bundle.
+    """Change of one micro-batch in one bundle, or a part of a large change.
 
     Attributes:
         version: Version of this format.
-        bundle: Id of the bundle whose table changed; a reader of another bundle skips the delta.
+        bundle: Id of the bundle whose table changed. Readers of other bundles skip the delta.
         seq: Sequence number of the micro-batch, ≥ 1.
-        dim: D.
+        dim: Dimension D of a row.
         rows: (n,) little-endian uint32 row numbers.
         weights: (n, D) little-endian float32.
         accumulators: (n,) little-endian float32 row-wise Adagrad state.
-        records: Items and histories that changed.
-        times_ms: Times when the messages behind this delta were appended to their topics, for freshness.
-        sources: Inputs of the micro-batch, in its last delta.
-        poison: Positions (topic, partition, offset) among the inputs at which the step fails and which it skips.
+        records: Changed items and histories, and admitted keys.
+        times_ms: Append times of the batch's messages, Unix milliseconds, to measure freshness. Only in the last delta.
+        sources: Inputs of the micro-batch. Only in the last delta.
+        poison: Topic, partition and offset of the inputs that the step must skip. Only in the last delta.
     """
 
     version: int
@@ -99,17 +99,17 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
-        """(n,) int64."""
+        """Row numbers, (n,) int64."""
         return np.frombuffer(self.rows, dtype="<u4").astype(np.int64)
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """(n, D) float32."""
+        """Vectors of the rows, (n, D) float32."""
         return np.frombuffer(self.weights, dtype="<f4").reshape(-1, self.dim)
 
     @property
     def states(self) -> NDArray[np.float32]:
-        """(n,) float32."""
+        """Optimizer states of the rows, (n,) float32."""
         return np.frombuffer(self.accumulators, dtype="<f4")
 
 
@@ -122,7 +122,7 @@ def decode(data: bytes) -> Delta:
     """Decodes a delta.
 
     Raises:
-        EventError: Not a delta, another version, or arrays that do not fit each other.
+        EventError: The bytes are no delta, the version is unknown, or the sizes of the arrays differ.
     """
     try:
         delta = msgspec.msgpack.decode(data, type=Delta)
@@ -134,7 +134,7 @@ def decode(data: bytes) -> Delta:
         raise EventError(f"delta: expected dim >= 1 and 1 <= seq <= {_MAX_SEQ}, got dim {delta.dim}, seq {delta.seq}")
     count = len(delta.rows) // 4
     if (len(delta.rows), len(delta.accumulators), len(delta.weights)) != (4 * count, 4 * count, 4 * count * delta.dim):
-        raise EventError(f"delta: {count} rows of {delta.dim} dimensions, but the arrays are of other sizes")
+        raise EventError(f"delta: {count} rows of {delta.dim} dimensions, but the arrays have other sizes")
     return delta
 
 
@@ -149,14 +149,18 @@ def changed_rows(
     trailer: Trailer = Trailer(),  # noqa: B008 - frozen
     limit: int = DELTA_BYTES,
 ) -> Iterator[Delta]:
-    """Cuts the change of a micro-batch into deltas of one sequence number, each small enough for a message.
+    """Cuts the change of a micro-batch into deltas that are small enough for a message.
+
+    All deltas have the same sequence number.
 
     Args:
-        rows: (n,) distinct row numbers.
-        weight, accumulator: Live table, (R, D) and (R,).
-        records: Other changes; they travel in the first deltas.
-        trailer: Inputs of the micro-batch; they travel in the last delta, which arrives after all others.
-        limit: Size of an encoded delta in bytes. A quarter is for rows, half for records, a quarter for the rest.
+        bundle: Id of the bundle.
+        seq: Sequence number of the micro-batch.
+        rows: (n,) distinct numbers of the changed rows.
+        weight, accumulator: Table after the change, (R, D) and (R,).
+        records: Changed records. The first deltas contain them.
+        trailer: Inputs of the micro-batch. The last delta contains them, and arrives after all other deltas.
+        limit: Largest size of an encoded delta, bytes. Rows get a quarter, records half, everything else a quarter.
 
     Raises:
         OversizedError: A record is larger than `record_bytes(limit)`.
@@ -185,7 +189,7 @@ def changed_rows(
 
 
 def encoded_bytes(record: Record) -> int:
-    """Returns the size in bytes of a record in a delta, at most a few bytes too many."""
+    """Returns the size of a record in a delta, bytes. The result is at most a few bytes too large."""
     return len(record.kind) + len(record.id.encode()) + len(record.payload) + _RECORD_HEADS
 
 
@@ -194,14 +198,16 @@ def _groups(records: Sequence[Record], limit: int) -> list[list[Record]]:
     groups: list[list[Record]] = []
     size = 0
     for record in records:
-        own = encoded_bytes(record)
-        if own > limit:
-            raise OversizedError(f"{record.kind} {record.id[:80]!r}: {own} bytes, a delta takes records of {limit}")
-        if not groups or size + own > limit or len(groups[-1]) == _MAX_RECORDS:
+        added = encoded_bytes(record)
+        if added > limit:
+            raise OversizedError(
+                f"{record.kind} {record.id[:80]!r}: {added} bytes, a record of a delta may have at most {limit}"
+            )
+        if not groups or size + added > limit or len(groups[-1]) == _MAX_RECORDS:
             groups.append([])
             size = 0
         groups[-1].append(record)
-        size += own
+        size += added
     return groups
 
 

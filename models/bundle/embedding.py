@@ -1,6 +1,7 @@
-"""Embeddings by feature value, for rankers that run elsewhere: the same rows by the same hash contract.
+"""Embeddings by feature value, for rankers that run elsewhere.
 
-Shape letters: B values, c lookups of the feature, D dimension of the table.
+The hash contract is that of the ranker, so a value reads the same rows. Shape letters: B values, c lookups of the
+feature, D dimension of the table.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -25,11 +26,11 @@ class EmbeddingClient:
     """Looks values up in one bundle's table.
 
     Args:
-        schema: of the bundle.
-        admission: Rule which values read rows; shared with the code that applies new admissions.
+        schema: Schema of the bundle.
+        admission: Rule that decides which values read rows. Shared with the code that applies new admissions.
         read_rows: Maps rows (M,) int64 of the table to vectors (M, D) float32.
-        version: of the canonical form, the bundle's.
-        of_csv: sources of features whose table is csv; see `features.value.canonical.cell`.
+        version: Version of the canonical form of the bundle's ids and categories.
+        of_csv: Sources of features whose table is a csv file; see `features.value.canonical.cell`.
     """
 
     def __init__(
@@ -49,36 +50,43 @@ class EmbeddingClient:
         self._features = {feature.name: feature for feature in schema.features}
 
     def width(self, feature: str) -> int:
-        """Numbers of a value's embedding: c times D.
+        """Returns the width of an embedding, c times D.
+
+        Args:
+            feature: Name of a feature of the schema.
 
         Raises:
-            EventError: the bundle has no such feature.
+            EventError: The bundle has no such feature.
         """
         return self._feature(feature).chunks * self._schema.dim
 
     def lookup(self, feature: str, values: Sequence[Value | Sequence[Value]]) -> Float32:
-        """Embeddings of values, of several values pooled as the feature pools them: (B, c · D) float32.
+        """Returns the embeddings of values, (B, c · D) float32.
 
-        A value that is missing, not admitted yet, or unknown to an exact feature, is zero, as it is in the ranker. A
-        feature that the network weighs by the candidate has no embedding of its own; its values are averaged.
+        The embedding is zero if a value is missing, not admitted yet, or unknown to an exact feature, as in the ranker.
+        If the network weighs a feature's values by the candidate, the values are averaged here.
+
+        Args:
+            feature: Name of a feature of the schema.
+            values: B values or lists of values. Lists are pooled as the feature pools them.
 
         Raises:
-            EventError: the bundle has no such feature, or a value is neither scalar nor a list of scalars.
-            StoreError: the store does not answer.
+            EventError: The bundle has no such feature, or a value is neither a scalar nor a list of scalars.
+            StoreError: The store does not answer.
         """
-        found = self._feature(feature)
+        schema_feature = self._feature(feature)
         try:
-            column = _even(values, version=self._version, of_csv=found.of in self._of_csv)
+            column = _canonical_column(values, version=self._version, of_csv=schema_feature.of in self._of_csv)
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             raise EventError(f"values: expected text, numbers, booleans or lists of them: {error}") from error
-        looked_up = ColumnValues(column, self._schema, found, self._admission)
+        looked_up = ColumnValues(column, self._schema, schema_feature, self._admission)
         rows, lengths = looked_up.rows(np.arange(len(column)))
-        distinct, place = np.unique(rows, return_inverse=True)
+        distinct, inverse = np.unique(rows, return_inverse=True)
         width = self.width(feature)
-        vectors = self._read_rows(distinct)[place.reshape(-1)].reshape(len(rows), width)
+        vectors = self._read_rows(distinct)[inverse.reshape(-1)].reshape(len(rows), width)
         pooled = np.zeros((len(column), width), dtype=np.float32)
         np.add.at(pooled, np.repeat(np.arange(len(column)), lengths), vectors)
-        if found.pooling != "sum":
+        if schema_feature.pooling != "sum":
             pooled /= np.maximum(lengths, 1).astype(np.float32)[:, None]
         return pooled
 
@@ -88,15 +96,20 @@ class EmbeddingClient:
         return self._features[name]
 
 
-def _even(values: Sequence[Value | Sequence[Value]], *, version: int = VERSION, of_csv: bool = False) -> pl.Series:
-    """Canonical text of values, or lists of it if one of the values is a list."""
+def _canonical_column(
+    values: Sequence[Value | Sequence[Value]], *, version: int = VERSION, of_csv: bool = False
+) -> pl.Series:
+    """Returns the canonical texts of values. If any value is a list, each element is a list of texts."""
     lists = [list(value) if isinstance(value, tuple) else value for value in values]
     return canonical_values("values", lists, version=version, of_csv=of_csv)
 
 
 def csv_sources(dataset: Dataset) -> set[Source]:
-    """Sources of features whose table is csv. An id of a user is in the events too, and follows their table."""
+    """Returns the sources of features whose table is a csv file.
+
+    If a dataset has no table of users or items, their ids come from the events, so the events' table decides.
+    """
     tables: dict[Source, TableSource] = {"event": dataset.events}
     tables |= {"user": dataset.users or dataset.events, "item": dataset.items or dataset.events}
-    found = {source for source, table in tables.items() if table.kind == "csv"}
-    return found | ({"history"} if "item" in found else set())
+    sources = {source for source, table in tables.items() if table.kind == "csv"}
+    return sources | ({"history"} if "item" in sources else set())

@@ -1,4 +1,4 @@
-"""Records the online store keeps beside rows: an item as the ranker and retrieval need it, and a user's history."""
+"""Records that the online store keeps beside rows: items, users' histories and admitted values."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,14 +14,17 @@ from features.value.attribute import typed
 
 _ADMITTED_KEYS = 16_384
 ITEM = "item"
+"""Kind of an item's record. The id is the item's id."""
 HISTORY = "history"
+"""Kind of a history's record. The id is the user's id."""
 ADMITTED = "admitted"
-"""Keys of values that were admitted: little-endian uint64, under a micro-batch's number or a hash of the keys."""
-
+"""Kind of a record of admitted keys, little-endian uint64. The id is a micro-batch's number or a hash of the keys."""
 CHANGED = "changed"
-"""Ids of changed items in deltas of releases before 0.2, which stores no longer need."""
+"""Kind of a record with ids of changed items. Only deltas of releases before 0.2 have such records, and stores ignore
+them."""
 LOADED = "loaded"
-"""Marks, under the id "bundle", that the store holds a whole published bundle; the payload names this filling."""
+"""Kind of the record "bundle", which marks that the store holds a whole published bundle. The payload names the
+filling."""
 
 TOMBSTONE = b""
 """Record of a deleted item."""
@@ -31,11 +34,11 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
     """Item of the catalogue.
 
     Attributes:
-        encoder: Id of the encoder that made `vector`, or "".
+        encoder: Id of the encoder that computed `vector`, or "".
         vector: (D,) little-endian float32, empty without content.
         codes: Semantic ID, empty without content.
         features: Values of the item's feature columns, by column.
-        codebook: Id of the codebook that made `codes`, or "".
+        codebook: Id of the codebook that assigned `codes`, or "".
     """
 
     encoder: str
@@ -50,7 +53,12 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Visits that are kept of a user, (item_id, time), oldest first, as two aligned lists."""
+    """Kept visits of a user, oldest first, as two aligned lists.
+
+    Attributes:
+        items: Ids of the visited items.
+        times: Times of the visits, in the unit of the events' time.
+    """
 
     items: list[str]
     times: list[int]
@@ -62,7 +70,11 @@ def encode(record: ItemRecord | HistoryRecord) -> bytes:
 
 
 def decode_item(data: bytes) -> ItemRecord:
-    """Decodes an item; raises EventError on any other content."""
+    """Decodes an item.
+
+    Raises:
+        EventError: The bytes are no item.
+    """
     try:
         return msgspec.msgpack.decode(data, type=ItemRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -70,7 +82,11 @@ def decode_item(data: bytes) -> ItemRecord:
 
 
 def decode_history(data: bytes) -> HistoryRecord:
-    """Decodes a history; raises EventError on any other content."""
+    """Decodes a history.
+
+    Raises:
+        EventError: The bytes are no history.
+    """
     try:
         return msgspec.msgpack.decode(data, type=HistoryRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -78,29 +94,42 @@ def decode_history(data: bytes) -> HistoryRecord:
 
 
 def encode_admitted(keys: NDArray[np.uint64]) -> bytes:
-    """Encodes keys (N,)."""
+    """Encodes admitted keys (N,)."""
     return keys.astype("<u8").tobytes()
 
 
 def decode_admitted(data: bytes) -> NDArray[np.uint64]:
-    """Decodes keys (N,); raises EventError on any other content."""
+    """Decodes admitted keys (N,).
+
+    Raises:
+        EventError: The bytes are no keys.
+    """
     if len(data) % 8:
         raise EventError(f"admitted record: expected 8 bytes a key, got {len(data)} bytes")
     return np.frombuffer(data, dtype="<u8").astype(np.uint64)
 
 
 def admitted_records(keys: NDArray[np.uint64]) -> Iterator[tuple[str, bytes]]:
-    """Cuts keys (N,), sorted, into records of bounded size; yields ids, which are hashes of the keys, and payloads."""
+    """Cuts sorted keys (N,) into records of bounded size.
+
+    Yields:
+        Id of a record, a hash of its keys, and the payload.
+    """
     for start in range(0, len(keys), _ADMITTED_KEYS):
         payload = encode_admitted(keys[start : start + _ADMITTED_KEYS])
         yield hashlib.sha256(payload).hexdigest()[:32], payload
 
 
 def is_full_admitted(data: bytes) -> bool:
-    """Returns whether an admitted record is as large as `admitted_records` makes them."""
+    """Returns whether an admitted record has the full size of the records of `admitted_records`."""
     return len(data) >= 8 * _ADMITTED_KEYS
 
 
 def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame:
-    """Returns feature values by column as a frame with the columns and types of `like`; missing values are null."""
+    """Returns rows as a frame with the columns and types of `like`. Missing values are null.
+
+    Args:
+        rows: Values of each row by column.
+        like: Frame with the columns.
+    """
     return pl.DataFrame([typed(name, [row.get(name) for row in rows], dtype) for name, dtype in like.schema.items()])

@@ -1,6 +1,6 @@
-"""Scores candidates: the lookups of a user and candidates, and the network over the table's vectors.
+"""Scores candidates: looks up the rows of a user and the candidates, and applies the network to the rows' vectors.
 
-Shape letters: n candidates, K lookups, D dim, W pooled columns, F features that can be ablated.
+Shape letters: n candidates, M distinct rows, D dimension of a row, W pooled columns.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Lookups:
-    """Reads of one request; they do not change when the catalogue does.
+    """Lookups of one request. Later changes of the catalogue do not change them.
 
     Attributes:
-        rows: Distinct rows of the table (M,), read at once.
-        shared: Lookups of the user, history and context, made once for all candidates.
+        rows: (M,) distinct rows of the table, which are read at once.
+        shared: Lookups of the user, the history and the context, which all candidates share.
         own: Lookups of the candidates, and the other inputs of the network.
     """
 
@@ -53,10 +53,17 @@ class Scorer:
         self._catalogue = catalogue
         self._own = tuple(schema.of("item"))
         self._shared = tuple(feature for feature in schema.features if feature.of != "item")
-        self._places = _places(schema, (*self._shared, *self._own))
+        self._order = _column_order(schema, (*self._shared, *self._own))
 
     def lookups(self, user: str, items: Ints, history: Ints, events: Entities) -> Lookups:
-        """Returns the lookups for candidates (n,), n ≥ 1; the catalogue must not change meanwhile."""
+        """Returns the lookups of a request. The catalogue must not change during the call.
+
+        Args:
+            user: Id of the user. An unknown user has no value but the id.
+            items: (n,) numbers of the candidates, n ≥ 1.
+            history: Numbers of the items in the user's history, oldest first.
+            events: Context of the request, one row.
+        """
         catalogue = self._catalogue
         users, number = catalogue.users, catalogue.user_numbers.get(user)
         if number is None:
@@ -64,8 +71,8 @@ class Scorer:
         assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.vectors)
         shared = assembler.batch(_examples(number, items[:1], history), self._shared)
         own = assembler.batch(_examples(number, items, history), self._own)
-        rows, place = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
-        local = torch.from_numpy(place)
+        rows, inverse = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
+        local = torch.from_numpy(inverse)
         return Lookups(
             rows,
             replace(shared, values=local[: len(shared.values)]),
@@ -73,80 +80,90 @@ class Scorer:
         )
 
     def score(self, lookups: Lookups, vectors: Floats) -> Floats:
-        """Returns probabilities (n,) from the rows' vectors (M, D).
+        """Returns the probability of a positive event for each candidate, (n,).
+
+        Args:
+            lookups: Lookups of the request.
+            vectors: (M, D) vectors of `lookups.rows`.
 
         Raises:
             AnswerError: A probability is not a number.
         """
         with torch.no_grad(), trace.span("network", candidates=lookups.own.size):
             logits = self._network(self._pooled(lookups, vectors), lookups.own)
-        found: Floats = torch.sigmoid(logits).numpy()
-        _check_numbers(found)
-        return found
+        scores: Floats = torch.sigmoid(logits).numpy()
+        _check_numbers(scores)
+        return scores
 
     def explain(self, lookups: Lookups, vectors: Floats, chosen: Ints) -> list[dict[str, float]]:
         """Returns each feature's contribution to candidates' scores, by ablation.
 
-        A contribution is the log-odds with the feature less the log-odds without it. Without a categorical feature, its
-        lookups are zero, as for a value that is not admitted; without a numeric feature, its value is the mean.
-        Contributions need not add up to the score, since features work together.
+        A contribution is the log-odds with the feature minus the log-odds without the feature. Without a categorical
+        feature, its lookups are zero, as for a value that is not admitted. Without a numeric feature, its value is the
+        mean. Contributions need not sum to the score, since features interact.
 
         Args:
-            chosen: Positions (k,) among the candidates.
+            lookups: Lookups of the request.
+            vectors: (M, D) vectors of `lookups.rows`.
+            chosen: (k,) positions among the candidates.
 
         Returns:
-            For each position, contributions by feature, the largest first.
+            Contributions by feature for each position, the largest absolute value first.
+
+        Raises:
+            AnswerError: A score is not a number.
         """
         pooled, own = self._pooled(lookups, vectors)[chosen], _of(lookups.own, chosen)
-        taken: list[tuple[str, Tensor, Batch]] = [("", pooled, own)]
+        ablations: list[tuple[str, Tensor, Batch]] = [("", pooled, own)]
         for name, columns in _columns(self._schema).items():
             without = pooled.clone()
             without[:, columns] = 0
-            taken.append((name, without, own))
-        for place, feature in enumerate(self._schema.numeric):
+            ablations.append((name, without, own))
+        for column, feature in enumerate(self._schema.numeric):
             numeric = own.numeric.clone()
-            numeric[:, place] = 0
-            taken.append((feature.name, pooled, replace(own, numeric=numeric)))
+            numeric[:, column] = 0
+            ablations.append((feature.name, pooled, replace(own, numeric=numeric)))
         if own.content is not None:
-            taken.append(("content", pooled, replace(own, content=torch.zeros_like(own.content))))
+            ablations.append(("content", pooled, replace(own, content=torch.zeros_like(own.content))))
         with torch.no_grad(), trace.span("explain", candidates=len(chosen)):
-            logits = self._network(torch.cat([rows for _, rows, _ in taken]), _stacked([batch for *_, batch in taken]))
+            batch = _stacked([batch for *_, batch in ablations])
+            logits = self._network(torch.cat([rows for _, rows, _ in ablations]), batch)
         _check_numbers(logits.numpy())
-        by_feature = logits.view(len(taken), len(chosen))
-        added = (by_feature[0] - by_feature[1:]).T.tolist()
-        names = [name for name, *_ in taken[1:]]
-        found = [dict(zip(names, row, strict=True)) for row in added]
-        return [dict(sorted(row.items(), key=lambda pair: -abs(pair[1]))) for row in found]
+        by_feature = logits.view(len(ablations), len(chosen))
+        differences = (by_feature[0] - by_feature[1:]).T.tolist()
+        names = [name for name, *_ in ablations[1:]]
+        contributions = [dict(zip(names, row, strict=True)) for row in differences]
+        return [dict(sorted(row.items(), key=lambda pair: -abs(pair[1]))) for row in contributions]
 
     def _pooled(self, lookups: Lookups, vectors: Floats) -> Tensor:
-        """Returns the network's input from the table, (n, W)."""
+        """Pools the rows into the network's input from the table, (n, W)."""
         rows = torch.from_numpy(vectors)
         parts = [pool(rows, lookups.shared).expand(lookups.own.size, -1), pool(rows, lookups.own)]
-        return torch.cat(parts, dim=1)[:, self._places]
+        return torch.cat(parts, dim=1)[:, self._order]
 
 
-def _check_numbers(found: Floats) -> None:
-    """Raises AnswerError if a score is not a number: JSON has no such value, and no order by it is meaningful."""
-    wrong = int((~np.isfinite(found)).sum())
-    if wrong:
-        raise AnswerError(f"the network made {wrong:,} of {found.size:,} scores no numbers; train it again")
+def _check_numbers(scores: Floats) -> None:
+    """Raises AnswerError if a score is not a finite number, since JSON has no such value and cannot be sorted by it."""
+    invalid = int((~np.isfinite(scores)).sum())
+    if invalid:
+        raise AnswerError(f"{invalid:,} of {scores.size:,} scores of the network are no numbers; train it again")
 
 
 def _examples(user: int, items: Ints, history: Ints) -> Examples:
-    same = np.zeros(len(items), dtype=np.int64)
-    one = Jagged(history, np.array([0, len(history)], dtype=np.int64))
-    return Examples(same + user, items, one.take(same), np.zeros(0, dtype=np.float32), same)
+    zeros = np.zeros(len(items), dtype=np.int64)
+    shared = Jagged(history, np.array([0, len(history)], dtype=np.int64))
+    return Examples(zeros + user, items, shared.take(zeros), np.zeros(0, dtype=np.float32), zeros)
 
 
 def _of(batch: Batch, chosen: Ints) -> Batch:
-    """Returns the network's inputs beside the table, for some examples."""
-    at = torch.from_numpy(chosen)
+    """Selects the chosen examples from the inputs of the network beside the table."""
+    index = torch.from_numpy(chosen)
     return replace(
         batch,
-        scale=batch.scale[at],
-        numeric=batch.numeric[at],
-        visits=None if batch.visits is None else batch.visits[at],
-        content=None if batch.content is None else batch.content[at],
+        scale=batch.scale[index],
+        numeric=batch.numeric[index],
+        visits=None if batch.visits is None else batch.visits[index],
+        content=None if batch.content is None else batch.content[index],
     )
 
 
@@ -163,22 +180,22 @@ def _stacked(batches: Sequence[Batch]) -> Batch:
 
 def _columns(schema: Schema) -> dict[str, slice]:
     """Maps each feature to its columns of the network's input."""
-    found: dict[str, slice] = {}
+    columns: dict[str, slice] = {}
     start = 0
     for feature in schema.features:
         width = schema.slots(feature) * feature.chunks * schema.dim
-        found[feature.name] = slice(start, start + width)
+        columns[feature.name] = slice(start, start + width)
         start += width
-    return found
+    return columns
 
 
-def _places(schema: Schema, looked_up: Sequence[Feature]) -> Tensor:
-    """Returns the place of each column of the network's input when features are pooled in another order."""
+def _column_order(schema: Schema, looked_up: Sequence[Feature]) -> Tensor:
+    """Returns the index of each column of the network's input among the columns in the order of `looked_up`."""
     widths = {name: columns.stop - columns.start for name, columns in _columns(schema).items()}
     starts: dict[str, int] = {}
-    position = 0
+    start = 0
     for feature in looked_up:
-        starts[feature.name] = position
-        position += widths[feature.name]
+        starts[feature.name] = start
+        start += widths[feature.name]
     ranges = [torch.arange(starts[f.name], starts[f.name] + widths[f.name]) for f in schema.features]
     return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)

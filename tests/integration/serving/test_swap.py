@@ -240,7 +240,7 @@ def test_a_vector_of_another_encoder_is_refused_however_wide_it_is(server: Serve
     server.store.write_records(bundle.id, ITEM, ["strange"], [10**6], [encode(foreign)])
     answer = server.client.post("/v1/rank", json={"user": "1", "candidates": [ids[0], "strange"]})
     assert answer.status_code == 503
-    assert "two of a kind are never mixed" in answer.json()["detail"]
+    assert "the two must not be mixed" in answer.json()["detail"]
     assert server.client.post("/v1/rank", json={"user": "1", "candidates": ids[:2]}).status_code == 200
     near = server.client.post("/v1/retrieve", json={"item": ids[0], "k": 50}).json()
     assert "strange" not in {one["item"] for one in near["items"]}

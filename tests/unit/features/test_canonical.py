@@ -19,7 +19,7 @@ from features.dataset.files import load
 from features.message import Rows, event_decoder, event_rows
 from features.value.canonical import VERSION, canonical, canonical_values, cell, cells, scalar
 from features.value.mixed_column import column_of, joined
-from models.bundle.embedding import _even
+from models.bundle.embedding import _canonical_column
 
 BIG = 9007199254740993
 BERLIN = datetime.timezone(datetime.timedelta(hours=1))
@@ -184,7 +184,7 @@ def test_a_message_never_depends_on_its_neighbours() -> None:
 
 
 def test_embeddings_are_asked_value_by_value() -> None:
-    assert _even([0.5, BIG, True, 5]).to_list() == ["0.5", str(BIG), "true", "5"]
+    assert _canonical_column([0.5, BIG, True, 5]).to_list() == ["0.5", str(BIG), "true", "5"]
 
 
 def test_canonical_text_of_a_column_costs_no_loop() -> None:
