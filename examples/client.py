@@ -1,6 +1,7 @@
 """Rank, retrieve and embed by a server; the client needs httpx and msgspec alone.
 
-tessera serve --bundle out/publish/bundle &
+tessera demo --small  # makes a bundle under out/demo
+tessera serve --bundle out/demo/run/publish/bundle &
 python examples/client.py http://127.0.0.1:8000
 """
 

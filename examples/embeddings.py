@@ -1,6 +1,7 @@
 """Use a bundle's embeddings and scores in a program of your own, without a server.
 
-python examples/embeddings.py out/publish/bundle
+tessera demo --small  # makes a bundle under out/demo
+python examples/embeddings.py out/demo/run/publish/bundle
 """
 
 import sys

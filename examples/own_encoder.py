@@ -1,6 +1,7 @@
 """An encoder of your own: a module with `fit` and `load`, and one line that registers it.
 
-    python examples/own_encoder.py data/dataset.toml out/own-encoder
+    tessera demo --small  # makes a dataset under out/demo
+    python examples/own_encoder.py out/demo/synthetic/dataset.toml out/own-encoder
 
 This encoder sums a fixed random vector for each word, so it needs no fitting. `tests/contract/test_encoder.py` holds
 the laws that every encoder keeps.
@@ -16,6 +17,7 @@ import numpy as np
 import tessera
 from features.content.encoder import DESCRIPTION, content_id, unit
 from features.errors import BundleError
+from tessera.pipeline.options import load_options
 
 NAME = "random-words"
 
@@ -68,8 +70,9 @@ tessera.register_encoder(NAME, RandomWordsKind())
 
 
 def main(dataset: str, out: str, *, until: str = "publish") -> Path:
-    """Runs a dataset with this encoder; returns the directory of the run."""
-    result = tessera.run(dataset, out, tessera.RunOptions(encoder=NAME, encoder_dim=64), until=until)
+    """Runs a dataset with this encoder, and else with its `[run]` table; returns the directory of the run."""
+    options = load_options(tessera.load_dataset(dataset), ["encoder_dim=64", f"encoder={NAME}"])
+    result = tessera.run(dataset, out, options, until=until)
     print(f"{NAME}: {', '.join(f'{stage} {seconds:.1f} s' for stage, seconds in result.executed.items())}")
     return result.directory
 

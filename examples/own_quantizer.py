@@ -1,6 +1,7 @@
 """A quantizer of your own: `fit` and `load`, and one line that registers it.
 
-    python examples/own_quantizer.py data/dataset.toml out/own-quantizer
+    tessera demo --small  # makes a dataset under out/demo
+    python examples/own_quantizer.py out/demo/synthetic/dataset.toml out/own-quantizer
 
 This one gives each level the nearest of K random directions of what the levels before left over.
 `tests/contract/test_quantizer.py` holds the laws that every quantizer keeps.
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import tessera
 from models.semantic_id.codebook.kinds import CodebookShape
 from models.semantic_id.codebook.quantizer import DESCRIPTION, TENSORS, refuse_not_finite, refuse_width
+from tessera.pipeline.options import load_options
 
 NAME = "random-directions"
 
@@ -74,8 +76,9 @@ tessera.register_quantizer(NAME, RandomDirectionsKind())
 
 
 def main(dataset: str, out: str, *, until: str = "publish") -> Path:
-    """Runs a dataset with this quantizer; returns the directory of the run."""
-    result = tessera.run(dataset, out, tessera.RunOptions(quantizer=NAME), until=until)
+    """Runs a dataset with this quantizer, and else with its `[run]` table; returns the directory of the run."""
+    options = load_options(tessera.load_dataset(dataset), [f"quantizer={NAME}"])
+    result = tessera.run(dataset, out, options, until=until)
     print(f"{NAME}: {', '.join(f'{stage} {seconds:.1f} s' for stage, seconds in result.executed.items())}")
     return result.directory
 

@@ -1,6 +1,7 @@
 """Give new items Semantic IDs by a published codebook, and find what shares their codes.
 
-python examples/semantic_ids.py out/publish/bundle "a red bicycle" "a blue kettle"
+tessera demo --small  # makes a bundle under out/demo
+python examples/semantic_ids.py out/demo/run/publish/bundle "a red bicycle" "a blue kettle"
 """
 
 import sys

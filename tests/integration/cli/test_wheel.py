@@ -1,5 +1,6 @@
 """A wheel of the repository: whole, installed into an empty environment, and used outside the repository."""
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -7,14 +8,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tessera.install import CHAIN, EXTRAS
+from tests.integration.cli.readme_shop import write_shop
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = (*CHAIN, "tessera")
@@ -31,6 +37,12 @@ def run(*command: str | Path, folder: Path, **environment: str) -> subprocess.Co
         text=True,
         check=False,
     )
+
+
+def code_of_readme(language: str) -> list[str]:
+    """The README's blocks of code in a language."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", readme, flags=re.DOTALL)
 
 
 def uv() -> str:
@@ -86,16 +98,94 @@ def test_the_installed_library_and_command_work_outside_the_repository(python: P
     assert (help_text.returncode, "Feature embeddings for recommenders" in help_text.stdout) == (0, True)
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder outside the repository: the README's dataset and Python, and copies of the examples."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_shop(folder, code_of_readme("toml")[0])
+    for name, code in zip(("library.py", "service.py"), code_of_readme("python"), strict=True):
+        (folder / name).write_text(code, encoding="utf-8")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def script(python: Path, shop: Path, *command: str | Path) -> str:
+    """Runs a script by the installed library, and returns what it prints."""
+    done = run(python, "-W", "ignore", *command, folder=shop, OMP_NUM_THREADS="1", PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bundle(python: Path, shop: Path) -> Path:
+    """The bundle that the README's lines make, once for all scripts."""
+    assert "Labels(positives=" in script(python, shop, "library.py")
+    return shop / "out" / "publish" / "bundle"
+
+
+@pytest.fixture(scope="module")
+def url(python: Path, bundle: Path) -> Iterator[str]:
+    """Address of the installed command `tessera serve`."""
+    address = f"http://127.0.0.1:{free_port()}"
+    command = [python.with_name("tessera"), "serve", "--bundle", bundle, "--port", address.rpartition(":")[2]]
+    with (bundle.parent / "serve.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=bundle.parent, stdout=log, stderr=log)
+    try:
+        give_up = time.monotonic() + 120
+        while not answers(address):
+            assert process.poll() is None, (bundle.parent / "serve.log").read_text()
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def answers(address: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{address}/readyz").status_code == 200
+    return False
+
+
 @pytest.mark.slow
-def test_the_installed_command_runs_the_demo_and_its_library_the_examples(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "arguments", "printed"), [
+    ("embeddings.py", ["BUNDLE"], "content like that of SKU-"),
+    ("semantic_ids.py", ["BUNDLE", "a red bicycle"], "codes, such as SKU-"),
+    ("client.py", ["URL"], "refused: 422"),
+    ("own_encoder.py", ["shop.toml", "own-encoder"], "random-words: encode"),
+    ("own_quantizer.py", ["shop.toml", "own-quantizer"], "random-directions: encode"),
+    ("own_model.py", [], "accuracy on new rows"),
+])  # fmt: skip
+def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
+    name: str, arguments: list[str], printed: str, python: Path, shop: Path, bundle: Path, url: str
+) -> None:
+    places = {"BUNDLE": str(bundle), "URL": url}
+    assert printed in script(
+        python, shop, f"examples/{name}", *(places.get(argument, argument) for argument in arguments)
+    )
+
+
+def test_no_example_is_left_out(request: pytest.FixtureRequest) -> None:
+    (marks,) = [mark for mark in test_every_example_runs_by_the_wheel_in_a_folder_of_the_users.pytestmark
+                if mark.name == "parametrize"]  # fmt: skip
+    assert {name for name, *_ in marks.args[1]} == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_for_a_server_run_by_the_wheel(python: Path, shop: Path, url: str) -> None:
+    code = (shop / "service.py").read_text(encoding="utf-8")
+    assert code.count("http://127.0.0.1:8000") == 1
+    (shop / "service_here.py").write_text(code.replace("http://127.0.0.1:8000", url), encoding="utf-8")
+    script(python, shop, "service_here.py")
+
+
+@pytest.mark.slow
+def test_the_installed_command_runs_the_demo(python: Path, tmp_path: Path) -> None:
     told = run(python.with_name("tessera"), "demo", "--small", "--out", "demo", folder=tmp_path, OMP_NUM_THREADS="1")
     assert told.returncode == 0, told.stderr
     assert "report" in told.stdout
     assert (tmp_path / "demo" / "report.html").is_file()
-    bundle = next((tmp_path / "demo").glob("**/publish/bundle"))
-    for script in (("embeddings.py", bundle), ("semantic_ids.py", bundle, "a red bicycle"), ("own_model.py",)):
-        told = run(python, "-W", "ignore", ROOT / "examples" / script[0], *script[1:], folder=tmp_path)
-        assert (told.returncode, bool(told.stdout)) == (0, True), told.stderr
 
 
 def test_the_base_needs_what_the_client_needs_and_no_more(wheel: Path, tmp_path: Path) -> None:
