@@ -138,14 +138,11 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic data, the training and the draws.")] = 0,
 ) -> None:
     """Run the whole path on this machine and write a report page."""
-    from dataclasses import replace
-
     from tessera.demo.demo import demo as run_demo
+    from tessera.demo.home import own_home
     from tessera.settings import Settings
 
-    settings = Settings.from_environment()
-    if "TESSERA_HOME" not in os.environ:
-        settings = replace(settings, home=(out / "home").absolute())
+    settings = own_home(Settings.from_environment(), out, out_console)
     one_thread()
     report = run_demo(dataset, out, settings, small=small, console=out_console, seed=seed)
     out_console.print(f"report   {report.absolute()}")

@@ -118,6 +118,19 @@ class EmbeddedServer:
             return connection.recv(1024)
 
 
+def is_open(directory: Path) -> bool:
+    """Returns True if a process has a share in the server of a directory."""
+    users = directory / "users.lock"
+    if not users.exists():
+        return False
+    with users.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the file's lock; waits for its holder."""

@@ -15,7 +15,7 @@ from serving.store.memory import MemoryStore
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from tessera.demo import synthetic
-from tessera.demo.demo import _serving
+from tessera.demo.live import http_server
 from tessera.demo.new_items import NewItemPlan, measure_ranks, new_items, plan_new_items
 from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
@@ -34,7 +34,7 @@ def live(world: World, home: Path) -> Iterator[tuple[LocalLog, StreamService, st
     fill_store(store, world.bundle)
     with contextlib.closing(LocalLog(home / "log.db")) as log:
         stream = StreamService(world.bundle, StreamConnections.shared(log, store, topics=Topics()))
-        with stream, _serving(world.bundle, store) as (client, _):
+        with stream, http_server(world.bundle, store) as (client, _):
             yield log, stream, str(client.base_url)
 
 
