@@ -15,8 +15,11 @@ from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
 from tessera.bench.harness import peer
 from tessera.bench.harness.peer import PEER_FOLDER, peer_python
+from tessera.bench.offline import ctr_worker
 from tessera.bench.offline import training_speed as bench
-from tessera.bench.offline.training_speed import TrainingSpec, as_row, claims, generate, schema_of, star, store, tessera
+from tessera.bench.offline.ctr_data import TrainingSpec, generate, schema_of, star, store
+from tessera.bench.offline.ctr_worker import tessera
+from tessera.bench.offline.training_speed import as_row, claims
 from tessera.bench.peers.ctr import Arrays, PeerRun, label_encoded
 
 SMALL = TrainingSpec(rows=6_000, test_rows=2_000, features=4, values=1_000, numeric=3)
@@ -80,8 +83,8 @@ def test_the_worker_trains_on_as_many_rows_as_asked_and_leaves_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(SMALL, tmp_path)
-    monkeypatch.setattr(bench, "_TRAIN", QUICK)
-    bench.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "tessera-auto")
+    monkeypatch.setattr(ctr_worker, "_TRAIN", QUICK)
+    ctr_worker.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "tessera-auto")
     found = PeerRun(**json.loads((tmp_path / "result.json").read_text()))
     assert found.rows == 1_000
     assert found.precision in ("float32", "bfloat16")
@@ -146,7 +149,7 @@ def test_peers_get_tables_of_the_values_there_are() -> None:
 
 def test_the_floor_learns_the_same_from_ready_tensors() -> None:
     training, test, probability = generate(SMALL)
-    found = bench.floor(training, test, 0, QUICK)
+    found = ctr_worker.floor(training, test, 0, QUICK)
     assert found.rows == len(training.labels)
     assert 0.55 < found.test_auc < roc_auc_score(test.labels, probability) + 0.01
 
