@@ -65,6 +65,21 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Novelty:
+    """Events of the test part whose user, or whose item, has no event in the training part.
+
+    Attributes:
+        events: Events of the test part with such a user or item.
+        share: Share of `events` in the test part, 0 to 1.
+        distinct: Distinct users or items of these events.
+    """
+
+    events: int
+    share: float
+    distinct: int
+
+
+@dataclass(frozen=True)
 class Profile:
     """Counts, ranges and warnings of a dataset.
 
@@ -79,6 +94,8 @@ class Profile:
         unknown_items: Labelled events whose item is not in the catalogue.
         unknown_users: Labelled events whose user is not in the users table.
         split: Labelled events per part.
+        unseen_users: Test events by users unseen in training; None without a user column.
+        unseen_items: Test events on items unseen in training; None without an item column.
         warnings: Sentences about data that can be used but are probably not meant.
     """
 
@@ -92,6 +109,8 @@ class Profile:
     unknown_items: int
     unknown_users: int
     split: dict[str, int] = field(default_factory=dict)
+    unseen_users: Novelty | None = None
+    unseen_items: Novelty | None = None
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +148,7 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
     positives = int(events["label"].sum())
     labels = Labels(positives, events.height - positives, dropped)
     _refuse_one_sided(dataset, labels, str(raw.files[0]))
+    parts = assign_split(events, dataset.split)
     return Profile(
         name=dataset.name,
         tables=tables,
@@ -139,7 +159,9 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
         text=text,
         unknown_items=_unknown(events, items, "item_id"),
         unknown_users=_unknown(events, users, "user_id"),
-        split=_split_sizes(dataset, events),
+        split=_split_sizes(dataset, parts),
+        unseen_users=_novelty(events, parts, "user_id"),
+        unseen_items=_novelty(events, parts, "item_id"),
         warnings=(*few_known(events, items, "item"), *few_known(events, users, "user")),
     )
 
@@ -217,6 +239,10 @@ def _events_grid(profile: Profile) -> Grid:
         add("negative", labels.negatives)
     for part in PARTS:
         add(part, profile.split[part])
+    for kind, unseen in (("user", profile.unseen_users), ("item", profile.unseen_items)):
+        if unseen is not None:
+            share = f"{100 * unseen.share:.1f} of test"
+            grid.add_row(f"test, {kind} unseen in training", f"{unseen.events:,}", share)
     if profile.unknown_items:
         add("item not in the catalogue", profile.unknown_items)
     if profile.unknown_users:
@@ -294,8 +320,16 @@ def _refuse_one_sided(dataset: Dataset, labels: Labels, file: str) -> None:
         raise DatasetError(f"{where}: there are no negative labels, {rule}; fix the rule, or set implicit = true")
 
 
-def _split_sizes(dataset: Dataset, events: pl.DataFrame) -> dict[str, int]:
-    parts = assign_split(events, dataset.split)
+def _novelty(events: pl.DataFrame, parts: pl.Series, name: str) -> Novelty | None:
+    if name not in events.columns:
+        return None
+    ids = events[name]
+    test = ids.filter(parts == "test")
+    unseen = test.filter(~test.is_in(ids.filter(parts == "train").unique().implode()))
+    return Novelty(len(unseen), len(unseen) / len(test), unseen.n_unique())
+
+
+def _split_sizes(dataset: Dataset, parts: pl.Series) -> dict[str, int]:
     sizes = {part: int((parts == part).sum()) for part in PARTS}
     for part, size in sizes.items():
         if size == 0:
@@ -303,6 +337,6 @@ def _split_sizes(dataset: Dataset, events: pl.DataFrame) -> dict[str, int]:
                 "time": "too many events share one time, or there are too few; change the fractions, or use order",
                 "leave-one-out": "no user has enough events; use random or order",
             }.get(dataset.split.by, "there are too few events; change the fractions")
-            found = f"by = '{dataset.split.by}' leaves no event for {part}, of {events.height}"
+            found = f"by = '{dataset.split.by}' leaves no event for {part}, of {len(parts)}"
             raise DatasetError(f"{dataset.source}: [split] {found}: {remedy}")
     return sizes

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from features.dataset.descriptor import load_dataset
-from features.dataset.profile import Profile, ValueRange, profile, render
+from features.dataset.profile import Novelty, Profile, ValueRange, profile, render
 from features.errors import DatasetError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -91,6 +92,19 @@ def test_a_profile_counts_what_the_tables_hold(tmp_path: Path) -> None:
     assert (found.text.p50, found.text.max, found.text.empty) == (2, 4, 1)
     assert (found.unknown_items, found.unknown_users) == (4, 1)
     assert found.split == {"train": 13, "validation": 1, "test": 2}
+    assert (found.unseen_users, found.unseen_items) == (Novelty(0, 0.0, 0), Novelty(0, 0.0, 0))
+
+
+def test_test_events_of_users_and_items_without_training_events_are_counted(tmp_path: Path) -> None:
+    # The last two labelled events are the test part; the one before them is the validation part.
+    change: dict[int, dict[str, Any]] = {16: {"sku": 9}, 18: {"user": "u9"}, 19: {"user": "u9", "sku": 9}}
+    found = profile(load_dataset(write(tmp_path, change=change)))
+    assert found.unseen_users == Novelty(2, 1.0, 1)
+    assert found.unseen_items == Novelty(1, 0.5, 1)
+    out = io.StringIO()
+    render(found, Console(file=out, width=120))
+    assert re.search(r"test, user unseen in training +2 +100.0 of test", out.getvalue())
+    assert re.search(r"test, item unseen in training +1 +50.0 of test", out.getvalue())
 
 
 def test_a_profile_is_plain_json(tmp_path: Path) -> None:
