@@ -1,9 +1,10 @@
-"""Quality of predicted probabilities (on all items, on known items, on unseen items), and baselines that only count.
+"""Quality of predicted probabilities (on all examples, for known and unseen items and users), and counting baselines.
 
 Shape letter: N examples.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,18 @@ RATE_BASELINES = ("popularity", "user-item", "user-item-running")
 _CLIP = 1e-7
 _BINS = 15
 _PRIOR = 10.0
+LEAST_OF_LABEL = 10
+"""Fewest examples of each label for which a part has an AUC: with fewer its standard error is about a tenth."""
+
+
+PARTS = {
+    "all": "all",
+    "known": "known items",
+    "unseen": "unseen items",
+    "known_users": "known users",
+    "unseen_users": "unseen users",
+}
+"""Label of each part that `by_novelty` measures, by its name in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Quality:
             the mean distance of a bin's mean probability from its share of label 1.
         normalized_entropy: log loss over that of always predicting the set's own positive rate
             (He et al., ADKDD 2014); below 1 is better than that; None when only one label occurs.
+        distinct: Items or users of the examples; None where the part is not chosen by items or users.
     """
 
     rows: int
@@ -37,6 +51,20 @@ class Quality:
     log_loss: float | None
     calibration_error: float | None
     normalized_entropy: float | None
+    distinct: int | None = None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Items or users of N examples, and which of them training saw.
+
+    Attributes:
+        ids: (N,) int64 row number of the item or the user.
+        known: (N,) True if a training example has the same id.
+    """
+
+    ids: NDArray[np.int64]
+    known: NDArray[np.bool_]
 
 
 def quality(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
@@ -63,15 +91,43 @@ def calibration_error(labels: NDArray[np.float32], probabilities: NDArray[np.flo
     return float(np.average(gaps, weights=[len(part) for part in bins]))
 
 
-def by_item_novelty(
-    labels: NDArray[np.float32], probabilities: NDArray[np.floating], known: NDArray[np.bool_]
+def by_novelty(
+    labels: NDArray[np.float32], probabilities: NDArray[np.floating], items: Keys | None, users: Keys | None
 ) -> dict[str, Quality]:
-    """Measures `all`, the examples whose item is `known` (N,) from training, and the `unseen` rest."""
-    return {
-        "all": quality(labels, probabilities),
-        "known": quality(labels[known], probabilities[known]),
-        "unseen": quality(labels[~known], probabilities[~known]),
-    }
+    """Measures all examples (N,), then those whose item, and those whose user, training saw or did not see.
+
+    Args:
+        items, users: Ids of the examples; None if the dataset has none, whose parts are then empty.
+
+    Returns:
+        Quality by part: `all`; `known` and `unseen` by item; `known_users` and `unseen_users` by user. A part with
+        under `LEAST_OF_LABEL` examples of either label has no AUC and no normalized entropy.
+    """
+    found = {"all": quality(labels, probabilities)}
+    nothing = np.zeros(len(labels), dtype=np.bool_)
+    for ending, keys in (("", items), ("_users", users)):
+        ids, known, unseen = (labels, nothing, nothing) if keys is None else (keys.ids, keys.known, ~keys.known)
+        for name, held in (("known", known), ("unseen", unseen)):
+            found[f"{name}{ending}"] = _part_quality(labels[held], probabilities[held], ids[held])
+    return found
+
+
+def novelty(frame: Frame, column: Literal["item", "user"]) -> Keys | None:
+    """Returns the items or the users of a frame's test part; None if the dataset has no such column."""
+    if not (frame.items if column == "item" else frame.users).height:
+        return None
+    ids = frame.part("test")[column].to_numpy().astype(np.int64)
+    return Keys(ids, np.isin(ids, frame.part("train")[column].unique().to_numpy()))
+
+
+def _part_quality(
+    labels: NDArray[np.float32], probabilities: NDArray[np.floating], ids: NDArray[np.generic]
+) -> Quality:
+    found = replace(quality(labels, probabilities), distinct=len(np.unique(ids)))
+    positives = int(labels.sum())
+    if min(positives, len(labels) - positives) < LEAST_OF_LABEL:
+        return replace(found, auc=None, normalized_entropy=None)
+    return found
 
 
 class Popularity:

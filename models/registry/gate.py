@@ -68,6 +68,7 @@ class Check:
         passed: True if it is not surely beyond.
         low, high: how much worse the challenger is, at least and at most; None where it is not tested.
         told: True if the test set could tell.
+        rows: Test rows that decide; None where no rows are measured, and in verdicts of earlier releases.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Check:
     low: float | None = None
     high: float | None = None
     told: bool = True
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def judge(
         old, new = champion.quality[part], challenger.quality[part]
         found = tested[part] if part in deciding else None
         drop = gates.auc if part == _ALL else gates.slice_auc
-        auc = _tested(f"{part}: AUC", old.auc, new.auc, -drop, found.auc if found else None, alpha)
+        tested_auc = _tested(f"{part}: AUC", old.auc, new.auc, -drop, found.auc if found else None, alpha)
+        auc = replace(tested_auc, rows=old.rows)
         if part == _ALL:
             told = auc.high is not None and auc.high <= max(gates.sure, gates.auc)
             checks.append(replace(auc, told=told))

@@ -192,14 +192,16 @@ def _print_result(result: Any) -> None:
 
 
 def quality_table(metrics: dict[str, Any]) -> Table:
-    """Test quality of the ranker beside its baselines."""
+    """Returns the test quality of the ranker beside its baselines, on all examples and by item and user."""
+    from models.ranker.evaluate import PARTS
+
     table = Table(title=f"Test quality, split by {metrics['split']}, seed {metrics['seed']}", title_justify="left")
-    for name in ("items", "model", "rows", "AUC", "log loss", "NE"):
-        table.add_column(name, justify="left" if name in ("items", "model") else "right")
-    for part in ("all", "known", "unseen"):
+    for name in ("part", "model", "rows", "AUC", "log loss", "NE"):
+        table.add_column(name, justify="left" if name in ("part", "model") else "right")
+    for part, label in PARTS.items():
         for model, parts in metrics["quality"].items():
             values = [parts[part][name] for name in ("auc", "log_loss", "normalized_entropy")]
             cells = ["–" if value is None else f"{value:.4f}" for value in values]
             rows = f"{parts[part]['rows']:,}"
-            table.add_row(part, model, rows, *cells, style="bold" if model == "ranker" else None)
+            table.add_row(label, model, rows, *cells, style="bold" if model == "ranker" else None)
     return table

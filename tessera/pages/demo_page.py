@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from models.ranker.evaluate import PARTS
 from tessera.pages import markup
 from tessera.pages import svg as plot
 from tessera.pages.new_items import NewItem, NewItemRanks, Ranked, item_section, rank_figures, ranks_section
 
 Quality = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 _RANKER = "ranker"
-_PARTS = {"all": "all items", "known": "known items", "unseen": "unseen items"}
+_PARTS = {**PARTS, "all": "all items"}
 _CHANCE = 0.5
 
 
@@ -44,7 +45,8 @@ class DemoSummary:
     Attributes:
         created: when, as text.
         profile: (label, value) of the dataset.
-        quality: model → part (all, known, unseen) → rows, auc, log_loss, normalized_entropy, as in metrics.json.
+        quality: model → part of `models.ranker.evaluate.PARTS` → rows, auc, log_loss, normalized_entropy, as in
+            metrics.json.
         semantic_ids: report.json of the assign stage, None for a dataset without content.
         validation_log_loss: of the ranker, one an epoch.
         freshness_ms: from an event's arrival to where a ranker can read what it changed.
@@ -94,8 +96,8 @@ def render_summary(console: Console, summary: DemoSummary) -> None:
 def key_figures(summary: DemoSummary) -> list[tuple[str, str, str]]:
     """(label, value, note) of what was measured, the most telling first."""
     found = rank_figures(summary.new_items) if summary.new_items is not None else []
-    for part in ("all", "unseen"):
-        aucs = {model: parts[part]["auc"] for model, parts in (summary.quality or {}).items()}
+    for part in ("all", "unseen", "unseen_users"):
+        aucs = {model: parts[part]["auc"] for model, parts in (summary.quality or {}).items() if part in parts}
         ranker = aucs.pop(_RANKER, None)
         if ranker is not None:
             note = ", ".join(f"{model} {_ratio(value)}" for model, value in aucs.items())
@@ -149,7 +151,7 @@ def _ranking(summary: DemoSummary) -> str:
     drawing = plot.rows(groups, describe="AUC by model", low=low, high=high, form="dot", ticks=ticks)
     caption = (
         f"The chance that a clicked item is ranked above one that was not. The axis starts at {low:.2f}, not at 0; "
-        "look at the unseen items, which no training example contains."
+        "look at the unseen items and users, which no training example contains."
     )
     body = []
     for part in parts:

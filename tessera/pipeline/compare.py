@@ -19,7 +19,7 @@ from features.frame import Frame
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.scorer import Scorer
-from models.ranker.evaluate import Quality, quality
+from models.ranker.evaluate import Quality, novelty, quality
 from models.ranker.loading import assembler, examples
 from models.ranker.train import predict
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
@@ -31,6 +31,8 @@ from serving.store.protocol import STORAGES, StoredTable
 
 Floats = NDArray[np.floating]
 _RARE = 10
+# Shown and not tested: each tested slice widens the intervals of all others, and `all` nearly covers this slice.
+_KNOWN_USERS = "known users"
 _CANDIDATES, _ROUNDS = 500, 30
 
 
@@ -59,7 +61,10 @@ def verdict(
         BundleQuality(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
         for bundle, probabilities, time_ms in zip((champion, challenger), found, times, strict=True)
     ]
-    tested = {name: drops(labels[held], found[0][held], found[1][held], users[held]) for name, held in parts.items()}
+    tested = {
+        name: None if name == _KNOWN_USERS else drops(labels[held], found[0][held], found[1][held], users[held])
+        for name, held in parts.items()
+    }
     if not judged.all():
         only = f"{int(judged.sum()):,} of {test.height:,} test rows are judged: neither bundle was trained on them."
         note = f"{note} {only}".strip()
@@ -101,16 +106,17 @@ def render(found: Verdict) -> Table:
     title = f"challenger {found.challenger} against champion {found.champion}"
     table = Table(title=title, title_justify="left", caption=found.note or None, caption_justify="left")
     table.add_column("")
-    for name in ("champion", "challenger", "limit"):
+    for name in ("rows", "champion", "challenger", "limit"):
         table.add_column(name, justify="right")
     table.add_column("")
     for check in found.checks:
         mark = _mark(check)
-        table.add_row(check.name, *map(_number, (check.champion, check.challenger, check.limit)), mark)
+        rows = "" if check.rows is None else f"{check.rows:,}"
+        table.add_row(check.name, rows, *map(_number, (check.champion, check.challenger, check.limit)), mark)
     exact = found.storage.get("float32")
     for storage, auc in found.storage.items():
         if exact is not None and storage != "float32":
-            table.add_row(f"AUC in {storage} storage", "", _number(auc), "", f"{auc - exact:+.5f}")
+            table.add_row(f"AUC in {storage} storage", "", "", _number(auc), "", f"{auc - exact:+.5f}")
     return table
 
 
@@ -163,15 +169,17 @@ def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:
-    """Returns the test examples (N,) of new items, rare items and new users, judged by the training events."""
+    """Returns the test examples (N,) of new items, rare items, new users and known users, by the training events."""
     train, test = frame.part("train"), frame.part("test")
     often = np.bincount(train["item"].to_numpy(), minlength=frame.items.height)[test["item"].to_numpy()]
-    known_users = np.isin(test["user"].to_numpy(), train["user"].unique().to_numpy())
+    users = novelty(frame, "user")
+    known_users = np.zeros(test.height, dtype=bool) if users is None else users.known
     return {
         "all": np.ones(test.height, dtype=bool),
         "new items": often == 0,
         "rare items": (often > 0) & (often < _RARE),
-        "new users": ~known_users,
+        "new users": ~known_users if users is not None else known_users,
+        _KNOWN_USERS: known_users,
     }
 
 

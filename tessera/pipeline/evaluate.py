@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the ranker and its baselines on the test part, for known and for unseen items."""
+"""Stage `evaluate`: the ranker and its baselines on the test part, for known and unseen items and users."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ranker.evaluate import by_item_novelty, rate_baselines
+from models.ranker.evaluate import by_novelty, novelty, rate_baselines
 from models.ranker.loading import assembler, examples
 from models.ranker.stored import load_ranker
 from models.ranker.train import predict
@@ -27,10 +27,9 @@ def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished |
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
-        fit, test = frame.part("train"), frame.part("test")
+        test = frame.part("test")
         labels = test["label"].to_numpy().astype(np.float32)
-        items = test["item"].to_numpy().astype(np.int64)
-        known = np.isin(items, fit["item"].unique().to_numpy())
+        items, users = novelty(frame, "item"), novelty(frame, "user")
         found: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
         advance(1, 3)
         for number, name in enumerate((HASHED_ID, RANKER)):
@@ -43,7 +42,7 @@ def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished |
             "seed": job.options.seed,
             "rows": {name: frame.part(name).height for name in ("train", "validation", "test")},
             "quality": {
-                name: {part: asdict(measured) for part, measured in by_item_novelty(labels, p, known).items()}
+                name: {part: asdict(measured) for part, measured in by_novelty(labels, p, items, users).items()}
                 for name, p in found.items()
             },
         }

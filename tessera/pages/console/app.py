@@ -67,7 +67,7 @@ class Console:
             loader=PackageLoader("tessera.pages.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
-        self._pages.filters |= {"moment": view.moment, "ago": view.ago, "count": view.count}
+        self._pages.filters |= {"moment": view.moment, "ago": view.ago, "count": view.count, "ratio": view.ratio}
 
     def close(self) -> None:
         """Stops the sampler."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from models.ranker.evaluate import PARTS
 from models.registry.lineage import ModelVersion
 from serving.rollout.experiment import CHALLENGER, CONTROL
 from serving.rollout.judge import interval_text
@@ -18,7 +19,13 @@ from tessera.pages.console.sampler import Sample, Seen
 
 _SHOWN_BYTES = 2_000
 _STALE_LOOK_S = 300.0
-_MEASURES = {"all.auc": "AUC", "unseen.auc": "AUC, new items", "all.log_loss": "log loss"}
+_MEASURES = {
+    "all.auc": "AUC",
+    "unseen.auc": "AUC, new items",
+    "unseen_users.auc": "AUC, new users",
+    "all.log_loss": "log loss",
+}
+_UNSEEN = {"unseen": "items", "unseen_users": "users"}
 _QUALITY = ("auc", "log_loss", "calibration_error")
 
 
@@ -38,6 +45,11 @@ def ago(seconds: float) -> str:
 def count(value: float | None) -> str:
     """Returns a number with thousands apart; a dash for none."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def ratio(value: float | None) -> str:
+    """Returns a measure with four decimals; a dash for none."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def overview(seen: Seen, topics: Topics, current: Router) -> dict[str, Any]:
@@ -177,12 +189,27 @@ def letter(filed: Filed) -> dict[str, Any]:
 
 
 def quality(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Returns a bundle's measures: the ranker beside its baselines, and its codebook's health."""
+    """Returns a bundle's measures: the ranker beside its baselines, the share of the new, and its codebook's health."""
     models = metrics.get("quality", {})
     rows = [
-        (model, part, found)
+        (model, PARTS.get(part, part), found)
         for model, parts in models.items()
         for part, found in parts.items()
         if all(name in found for name in _QUALITY)
     ]
-    return {"quality": rows, "codebook": metrics.get("semantic_ids"), "drift": metrics.get("drift")}
+    return {
+        "quality": rows,
+        "unseen": _unseen(models.get("ranker", {})),
+        "codebook": metrics.get("semantic_ids"),
+        "drift": metrics.get("drift"),
+    }
+
+
+def _unseen(parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the test events of items and of users that training never saw: their number, share, and distinct ids."""
+    total = parts.get("all", {}).get("rows")
+    return [
+        {"of": of, "rows": found["rows"], "share": found["rows"] / total, "distinct": found.get("distinct")}
+        for part, of in _UNSEEN.items()
+        if total and (found := parts.get(part))
+    ]

@@ -7,12 +7,16 @@ import polars as pl
 import pytest
 
 from models.ranker.evaluate import (
+    LEAST_OF_LABEL,
+    PARTS,
     RATE_BASELINES,
+    Keys,
     Popularity,
     Quality,
     added,
-    by_item_novelty,
+    by_novelty,
     calibration_error,
+    novelty,
     quality,
     rate_baselines,
     running_rates,
@@ -60,14 +64,52 @@ def test_no_examples_have_no_measures() -> None:
     assert quality(LABELS[:0], LABELS[:0]) == Quality(0, 0.0, None, None, None, None)
 
 
-def test_known_and_unseen_items_make_up_all() -> None:
-    probabilities = np.array([0.8, 0.4, 0.3, 0.2])
-    known = np.array([True, True, False, False])
-    found = by_item_novelty(LABELS, probabilities, known)
-    assert list(found) == ["all", "known", "unseen"]
-    assert found["all"] == quality(LABELS, probabilities)
-    assert found["known"] == quality(LABELS[:2], probabilities[:2])
-    assert found["unseen"] == quality(LABELS[2:], probabilities[2:])
+def test_known_and_unseen_items_and_known_and_unseen_users_each_make_up_all() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.4).astype(np.float32)
+    probabilities = rng.random(400)
+    items, users = (Keys(rng.integers(0, size, 400), rng.random(400) < share) for size, share in ((30, 0.8), (9, 0.3)))
+    found = by_novelty(labels, probabilities, items, users)
+    assert found.keys() == PARTS.keys()
+    assert found["all"] == quality(labels, probabilities)
+    for ending, keys in (("", items), ("_users", users)):
+        for name, held in (("known", keys.known), ("unseen", ~keys.known)):
+            part = found[f"{name}{ending}"]
+            assert part == replace(quality(labels[held], probabilities[held]), distinct=len(set(keys.ids[held])))
+            assert part.auc is not None
+        assert found[f"known{ending}"].rows + found[f"unseen{ending}"].rows == 400
+
+
+@pytest.mark.parametrize("positives", [0, LEAST_OF_LABEL - 1, LEAST_OF_LABEL])
+def test_a_part_with_too_few_of_a_label_has_rows_and_users_but_no_auc(positives: int) -> None:
+    labels = np.repeat(np.array([1, 0], dtype=np.float32), [positives, 50])
+    probabilities = np.linspace(0.1, 0.9, len(labels))
+    nothing = Keys(np.arange(len(labels)), np.zeros(len(labels), dtype=np.bool_))
+    for mirrored in (labels, 1 - labels):
+        found = by_novelty(mirrored, probabilities, nothing, nothing)
+        unseen = found["unseen_users"]
+        assert (unseen.rows, unseen.distinct) == (len(labels), len(labels))
+        assert (unseen.auc is None) == (unseen.normalized_entropy is None) == (positives < LEAST_OF_LABEL)
+        assert found["known_users"] == Quality(0, 0.0, None, None, None, None, distinct=0)
+
+
+def test_a_dataset_without_users_has_empty_parts_by_user() -> None:
+    frame = coloured_frame()
+    assert novelty(replace(frame, users=frame.users.clear()), "user") is None
+    found = by_novelty(LABELS, LABELS, None, None)
+    assert found["all"].rows == 4
+    assert {part for part, one in found.items() if one.rows == 0} == PARTS.keys() - {"all"}
+
+
+def test_users_of_the_test_part_are_known_by_their_training_events_alone() -> None:
+    frame = coloured_frame()
+    test, first = frame.part("test"), frame.part("test")["user"][0]
+    # The user keeps the events of the validation part.
+    examples = frame.examples.filter((pl.col("user") != first) | (pl.col("split") != "train"))
+    found = novelty(replace(frame, examples=examples), "user")
+    assert found is not None
+    np.testing.assert_array_equal(found.ids, test["user"].to_numpy())
+    np.testing.assert_array_equal(found.known, test["user"].to_numpy() != first)
 
 
 def test_popularity_is_drawn_towards_the_overall_rate() -> None:

@@ -77,6 +77,7 @@ def test_a_small_slice_is_shown_and_decides_nothing() -> None:
     assert checks["new users: AUC"].passed
     assert checks["new users: AUC"].limit is None
     assert checks["new users: AUC"].challenger == 0.1
+    assert checks["new users: AUC"].rows == LEAST_ROWS - 1
 
 
 def test_what_is_within_the_noise_is_neither_refused_nor_passed() -> None:

@@ -1,0 +1,54 @@
+"""The console shows quality by item and by user, and a dash where a measure does not exist."""
+
+from dataclasses import asdict
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from models.ranker.evaluate import Quality
+from tessera.pages.console import view
+
+KNOWN = asdict(Quality(900, 0.4, 0.8123, 0.5, 0.02, 0.9, distinct=70))
+FEW = asdict(Quality(100, 0.05, None, 0.2, 0.04, None, distinct=6))
+PARTS = {
+    "all": asdict(Quality(1_000, 0.4, 0.8011, 0.5, 0.02, 0.9)),
+    "known": KNOWN,
+    "unseen": FEW,
+    "known_users": KNOWN,
+    "unseen_users": FEW,
+}
+
+
+def page(metrics: dict[str, Any]) -> str:
+    pages = Environment(
+        loader=PackageLoader("tessera.pages.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio}
+    found: str = pages.get_template("health.html").render(
+        pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="", **view.quality(metrics)
+    )
+    return found
+
+
+def test_the_page_of_the_test_data_shows_unseen_users_and_a_dash_for_no_auc() -> None:
+    shown = page({"quality": {"ranker": PARTS}})
+    assert shown.count("10.0 %</b>") == 2
+    assert "of users unseen in training" in shown
+    assert "100 events, 6 users" in shown
+    (row,) = (line for line in shown.splitlines() if "<td>unseen users</td>" in line)
+    assert '<td class="number">100</td><td class="number">–</td><td class="number">0.2000</td>' in row
+
+
+def test_the_metrics_of_an_earlier_release_show_the_items_alone() -> None:
+    earlier = {
+        part: {name: value for name, value in PARTS[part].items() if name != "distinct"}
+        for part in ("all", "known", "unseen")
+    }
+    shown = page({"quality": {"ranker": earlier}})
+    assert "of items unseen in training" in shown
+    assert "users" not in shown
+    assert view.quality({})["unseen"] == []
+
+
+def test_a_version_shows_its_auc_for_new_users() -> None:
+    assert "unseen_users.auc" in view._MEASURES
