@@ -86,7 +86,8 @@ class Settings:
 
     def open_store(self) -> "OnlineStore":
         """The online store: Redis at an address, else the embedded server with its data in `home`."""
-        from serving.store.redis.store import RedisStore, open_embedded
+        from serving.store.redis.embedded import open_embedded
+        from serving.store.redis.store import RedisStore
 
         return RedisStore(self.redis) if self.redis else open_embedded(self.home / "redis")
 

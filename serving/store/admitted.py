@@ -1,4 +1,4 @@
-"""Admitted values in a store: records of micro-batches, merged into few large ones, so that a start reads few."""
+"""Admitted values in a store. Small records are merged, so that a starting server reads few records."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,14 @@ _SMALL = 256
 
 
 class Admitted:
-    """Keeps the records of admitted values of one bundle few.
+    """Merges small records of admitted values of one bundle.
 
-    A record's id is the number of the micro-batch that wrote it, or a hash of its values where it was merged. Several
-    writers may merge at a time: a record is removed after one that has all its values is there.
+    The id of a record is the number of the micro-batch that wrote it, and the id of a merged record is a hash of its
+    values. Several writers may merge at the same time, since a record is removed only after a record with all its
+    values is written.
 
     Args:
-        store: Where the records are.
+        store: Store with the records.
         bundle: Id of the bundle.
     """
 
@@ -27,24 +28,27 @@ class Admitted:
         self._small: set[str] | None = None
 
     def wrote(self, ids: Sequence[str]) -> None:
-        """Notes new records, and merges the small ones where they have become many.
+        """Registers new records. Merges all small records if there are too many.
+
+        Args:
+            ids: Ids of the new records.
 
         Raises:
-            StoreError: The store does not answer; records that are left are merged later.
+            StoreError: The store does not answer. The remaining records are merged later.
         """
         if not ids:
             return
         if self._small is None:
-            held = self._store.scan_records(self._bundle, record.ADMITTED)
-            self._small = {name for chunk in held for name, data in chunk if not record.is_full_admitted(data)}
+            stored = self._store.scan_records(self._bundle, record.ADMITTED)
+            self._small = {name for chunk in stored for name, data in chunk if not record.is_full_admitted(data)}
         self._small.update(ids)
         if len(self._small) >= _SMALL:
             self._small = self._merged(sorted(self._small))
 
     def _merged(self, small: list[str]) -> set[str]:
-        read = self._store.read_records(self._bundle, record.ADMITTED, small)
-        keys = [record.decode_admitted(data) for data in read if data is not None]
-        made = dict(record.admitted_records(np.unique(np.concatenate(keys)))) if keys else {}
-        self._store.write_records(self._bundle, record.ADMITTED, list(made), [0] * len(made), list(made.values()))
-        self._store.remove_records(self._bundle, record.ADMITTED, [name for name in small if name not in made])
-        return {name for name, data in made.items() if not record.is_full_admitted(data)}
+        payloads = self._store.read_records(self._bundle, record.ADMITTED, small)
+        keys = [record.decode_admitted(data) for data in payloads if data is not None]
+        merged = dict(record.admitted_records(np.unique(np.concatenate(keys)))) if keys else {}
+        self._store.write_records(self._bundle, record.ADMITTED, list(merged), [0] * len(merged), list(merged.values()))
+        self._store.remove_records(self._bundle, record.ADMITTED, [name for name in small if name not in merged])
+        return {name for name, data in merged.items() if not record.is_full_admitted(data)}

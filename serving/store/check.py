@@ -1,6 +1,6 @@
-"""Checks the arguments of an online store before anything is written, alike in all implementations.
+"""Checks the arguments of an online store before a write. All implementations use the same checks.
 
-Letters: N rows of one request, R rows of the table, M distinct rows.
+Shape letters: N rows of one request, R rows of the table, M distinct rows.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from serving.store.protocol import FOLLOWED, MAX_SEQ, Float32, Int64, StoredTabl
 
 
 def check_name(argument: str, name: str) -> None:
-    """Refuse a bundle or kind that cannot be part of a key."""
+    """Raises StoreError if the name of a bundle or kind cannot be part of a key."""
     if not isinstance(name, str) or not name or any(c in "{}" for c in name) or not name.isprintable():
         raise StoreError(f"{argument} must be a non-empty printable string without braces, not {name!r}")
 
 
 def check_rows(table: StoredTable, rows: Int64) -> None:
-    """Refuse rows that are not (N,) int64 in 0..R-1."""
+    """Raises StoreError unless rows are (N,) int64 in 0..R-1."""
     _check_array("rows", rows, dtype=np.int64, shape=(None,))
     if rows.size and (rows.min() < 0 or rows.max() >= table.rows):
         position = int(np.argmax((rows < 0) | (rows >= table.rows)))
@@ -30,7 +30,7 @@ def check_rows(table: StoredTable, rows: Int64) -> None:
 
 
 def check_write(table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32) -> None:
-    """Refuse rows, sequence numbers and vectors that do not fit the table or each other."""
+    """Raises StoreError unless rows, sequence numbers and vectors fit the table and each other."""
     check_rows(table, rows)
     _check_array("seqs", seqs, dtype=np.int64, shape=(len(rows),))
     if seqs.size:
@@ -40,7 +40,7 @@ def check_write(table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32) 
 
 
 def check_vectors(vectors: Float32, *, rows: int, dim: int) -> None:
-    """Refuse vectors that are not (rows, dim) finite float32: one NaN in a table spreads to every score it meets."""
+    """Raises StoreError unless vectors are (rows, dim) finite float32. A NaN in a table would spread to many scores."""
     _check_array("vectors", vectors, dtype=np.float32, shape=(rows, dim))
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
@@ -49,21 +49,22 @@ def check_vectors(vectors: Float32, *, rows: int, dim: int) -> None:
 
 
 def check_followed(kind: str) -> None:
-    """Refuse a kind whose writes are not listed."""
+    """Raises StoreError if the store does not list the writes of a kind for followers."""
     if kind not in FOLLOWED:
         raise StoreError(f"kind must be one of {', '.join(sorted(FOLLOWED))} to be followed, not {kind!r}")
 
 
 def check_seq(argument: str, seq: int) -> None:
-    """Refuse a sequence number outside 0..MAX_SEQ."""
+    """Raises StoreError if a sequence number is outside 0..MAX_SEQ."""
     if not isinstance(seq, int) or not 0 <= seq <= MAX_SEQ:
         raise StoreError(f"{argument} must be whole numbers in 0..2**48-2, not {seq!r}")
 
 
 def newest_rows(rows: Int64, seqs: Int64) -> Int64:
-    """Positions of the row versions to keep: (M,) int64, one for each distinct row, ascending by row.
+    """Returns the positions of the newest versions of rows, (M,) int64, ascending by row.
 
-    The highest sequence number is kept, of equal ones the first, as if the versions were written one after another.
+    The newest version has the highest sequence number. Among equal numbers the first version counts, as if the versions
+    were written one after another.
     """
     order = np.lexsort((-seqs, rows))
     first = np.ones(len(order), dtype=bool)
@@ -74,7 +75,14 @@ def newest_rows(rows: Int64, seqs: Int64) -> Int64:
 def newest_records(
     ids: Sequence[str], seqs: Sequence[int], payloads: Sequence[bytes]
 ) -> list[tuple[bytes, int, bytes]]:
-    """Check records and keep the newest version of each: (id as UTF-8, seq, payload) in order of first appearance."""
+    """Checks records and returns the newest version of each, in order of first appearance.
+
+    Returns:
+        Id as UTF-8, sequence number and payload of each record.
+
+    Raises:
+        StoreError: The lists differ in length, or a value has a wrong type.
+    """
     if not len(ids) == len(seqs) == len(payloads):
         raise StoreError(
             f"ids, seqs and payloads must be equally long, not {len(ids)}, {len(seqs)} and {len(payloads)}"
@@ -90,9 +98,13 @@ def newest_records(
 
 
 def encode_ids(ids: Sequence[str]) -> list[bytes]:
-    """The ids as UTF-8, which a lone surrogate from a JSON escape does not have."""
+    """Encodes ids as UTF-8.
+
+    Raises:
+        StoreError: An id is not a string, or has a lone surrogate, such as from a JSON escape.
+    """
     if isinstance(ids, str):
-        raise StoreError(f"ids must be a sequence of strings, not the one string {ids!r}; put it in a list")
+        raise StoreError(f"ids must be a sequence of strings, not the string {ids!r}; put the string in a list")
     try:
         return [name.encode() for name in ids]
     except (AttributeError, UnicodeEncodeError) as error:
@@ -100,16 +112,16 @@ def encode_ids(ids: Sequence[str]) -> list[bytes]:
 
 
 def not_loaded(bundle: str) -> StoreError:
-    """The error for a table that the store does not hold."""
+    """Returns the error for a bundle that is not in the store."""
     return StoreError(f"bundle {bundle!r} is not loaded in the online store; call create_table and load_rows first")
 
 
 def _check_array(argument: str, array: Any, *, dtype: type, shape: tuple[int | None, ...]) -> None:
-    wanted = (
+    expected = (
         f"a numpy array of {np.dtype(dtype).name} and shape ({', '.join('N' if n is None else str(n) for n in shape)})"
     )
     if not isinstance(array, np.ndarray):
-        raise StoreError(f"{argument} must be {wanted}, not {type(array).__name__}")
+        raise StoreError(f"{argument} must be {expected}, not {type(array).__name__}")
     fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=False))
     if array.dtype != dtype or not fits:
-        raise StoreError(f"{argument} must be {wanted}, not {array.dtype} and shape {array.shape}")
+        raise StoreError(f"{argument} must be {expected}, not {array.dtype} and shape {array.shape}")

@@ -1,4 +1,4 @@
-"""Following records of one kind in the online store: everything once, then what changes."""
+"""Follows the records of one kind in the online store: first all records, then each change."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,15 +8,16 @@ _CHUNK = 500
 
 
 class Feed:
-    """A follower of one kind of a bundle's records.
+    """Follower of one kind of a bundle's records.
 
-    The place up to which it has read names a write that the store must still know. A store that was emptied, filled
-    again, restored from an older file, or that has forgotten so old a write does not know it: all is read again.
+    The follower keeps a cursor, which names the last write that it has read. If the store does not know this write, all
+    records are read again. A store does not know the write if it was emptied, filled again or restored from an older
+    file, or if the write is too old.
 
     Args:
-        store: Where the records are.
+        store: Store with the records.
         bundle: Id of the bundle.
-        kind: One of `FOLLOWED`.
+        kind: Kind of the records, one of `FOLLOWED`.
     """
 
     def __init__(self, store: OnlineStore, bundle: str, kind: str) -> None:
@@ -26,25 +27,25 @@ class Feed:
         self._cursor = ""
 
     def read(self) -> Iterator[list[tuple[str, bytes]]]:
-        """Yields ids and payloads of what changed since the last call, some at a time.
+        """Yields ids and payloads of the records that changed since the last call, in lists.
 
-        A record may come more than once. When the caller stops before the end, the next call begins at the same place.
+        A record may occur several times. If the caller stops before the end, the next call starts again at the cursor.
 
         Raises:
             StoreError: The store does not answer.
         """
         while True:
-            found = self._store.changes(self._bundle, self._kind, self._cursor)
-            yield from self._everything() if found.lost else self._records(found.ids)
-            self._cursor = found.cursor
-            if found.lost or not found.ids:
+            changes = self._store.changes(self._bundle, self._kind, self._cursor)
+            yield from self._all() if changes.lost else self._records(changes.ids)
+            self._cursor = changes.cursor
+            if changes.lost or not changes.ids:
                 return
 
-    def _everything(self) -> Iterator[list[tuple[str, bytes]]]:
+    def _all(self) -> Iterator[list[tuple[str, bytes]]]:
         return self._store.scan_records(self._bundle, self._kind)
 
     def _records(self, ids: Sequence[str]) -> Iterator[list[tuple[str, bytes]]]:
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
-            read = self._store.read_records(self._bundle, self._kind, chunk)
-            yield [(name, data) for name, data in zip(chunk, read, strict=True) if data is not None]
+            payloads = self._store.read_records(self._bundle, self._kind, chunk)
+            yield [(name, data) for name, data in zip(chunk, payloads, strict=True) if data is not None]

@@ -1,4 +1,4 @@
-"""A published bundle into the online store: its rows and histories at sequence number 0."""
+"""Loads a published bundle into the online store: rows and histories at sequence number 0."""
 
 import uuid
 from collections.abc import Sequence
@@ -15,10 +15,21 @@ _RECORDS = 10_000
 
 
 def fill_store(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") -> bool:
-    """Puts a bundle where servers read, unless it is there; returns whether it had to.
+    """Loads a bundle into the store, unless the store has the bundle.
 
-    What the stream wrote since stays: it has higher sequence numbers. A load that was cut short is done again, since
-    the mark that it is complete is written last. One that was to expire is kept.
+    Writes of the stream stay, since they have higher sequence numbers. An interrupted load is repeated, since the mark
+    of a complete load is written last. If the bundle was about to expire, it is kept.
+
+    Args:
+        store: Store to fill.
+        bundle: Bundle to load.
+        storage: Format of the rows: float32, float16 or int8.
+
+    Returns:
+        True if the bundle was loaded, False if the store had the bundle.
+
+    Raises:
+        StoreError: The store does not answer, or has a table of another shape or storage.
     """
     if store.keep(bundle.id) and store.read_records(bundle.id, record.LOADED, ["bundle"]) != [None]:
         return False
@@ -40,6 +51,6 @@ def fill_store(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") 
 
 
 def require_loaded(store: OnlineStore, bundle: Bundle) -> None:
-    """Raises StoreError when the store does not hold the bundle."""
+    """Raises StoreError if the bundle is not in the store."""
     if store.read_records(bundle.id, record.LOADED, ["bundle"]) == [None]:
         raise StoreError(f"bundle {bundle.id} is not loaded in the online store; start `tessera serve` or `stream`")

@@ -1,4 +1,4 @@
-"""Measures lag: input messages the trainer has not read, and deltas the store does not have."""
+"""Measures lag: input messages that the trainer has not read, and deltas that the store does not have."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -10,28 +10,35 @@ from streaming.log.protocol import EventLog, Message
 from streaming.log.topics import Topics
 from streaming.restore import group_of
 
-# So near to the end messages are counted: marks of transactions take offsets too, and are no messages.
+# Up to this many offsets before the end, messages are counted one by one, since marks of transactions have offsets too.
 _MARKS = 64
 
 
 def inputs_behind(log: EventLog, bundle: Bundle, topics: Topics) -> dict[str, int | None]:
-    """Messages that the trainer has not taken in, by topic; None where no trainer of the bundle has run."""
+    """Returns the number of messages that the trainer has not read, by topic.
+
+    The number is None if no trainer of the bundle has run.
+    """
     inputs = (topics.items, topics.events)
     read = {topic: log.committed([topic], group=group_of(bundle, topic)) for topic in inputs}
-    if not any(at for positions in read.values() for at in positions.values()):
+    if not any(offset for positions in read.values() for offset in positions.values()):
         return dict.fromkeys(inputs)
     return {
         topic: sum(
-            _behind(log, topic, at.get((topic, part), 0), end, part) for part, end in log.end_offsets(topic).items()
+            _behind(log, topic, positions.get((topic, number), 0), end, number)
+            for number, end in log.end_offsets(topic).items()
         )
-        for topic, at in read.items()
+        for topic, positions in read.items()
     }
 
 
 def deltas_behind(
     log: EventLog, store: OnlineStore, bundle: Bundle, topics: Topics
 ) -> tuple[int | None, Message | None]:
-    """Changes that are not in the store, and the oldest of them; None where no writer has run."""
+    """Returns the number of deltas that are not in the store, and the oldest of these deltas.
+
+    The number is None if no writer has run.
+    """
     start = position_of(store, bundle.id, topics.deltas)
     if start is None:
         return None, None
@@ -44,7 +51,7 @@ def deltas_behind(
 
 
 def _behind(log: EventLog, topic: str, position: int, end: int, partition: int = 0) -> int:
-    """Messages from a position on."""
+    """Returns the number of messages from a position to the end of a partition."""
     if end - position > _MARKS or end <= position:
         return max(end - position, 0)
     return sum(1 for _ in log.read(topic, partition, position, end))

@@ -1,7 +1,7 @@
-"""The online store in plain Python: what the Redis store must equal, and enough for a unit test.
+"""The online store in plain Python: the reference for the Redis store, and a store for unit tests.
 
-One dictionary entry for each row and record, compared and replaced one at a time. It forgets everything with its
-process.
+Each row and each record is an entry of a dictionary, which is compared and replaced alone. The content is lost when the
+process ends.
 """
 
 import threading
@@ -40,7 +40,7 @@ class _Rows:
 
 
 class _Writes:
-    """The last writes to a kind of records; a cursor is this list's own name and a position in it."""
+    """The last writes to a kind of records. A cursor has the name of this list and a position in the list."""
 
     def __init__(self) -> None:
         self._name = uuid.uuid4().hex
@@ -75,11 +75,11 @@ class MemoryStore:
     def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
-        wanted = StoredTable(rows=rows, dim=dim, storage=storage)
+        table = StoredTable(rows=rows, dim=dim, storage=storage)
         with self._lock:
-            found = self._tables.setdefault(bundle, _Rows(wanted)).table
-        if found != wanted:
-            raise StoreError(f"bundle {bundle!r} has a table of {found}, not {wanted}; drop it, or name another bundle")
+            stored = self._tables.setdefault(bundle, _Rows(table)).table
+        if stored != table:
+            raise StoreError(f"bundle {bundle!r} has a table of {stored}, not {table}; drop it, or name another bundle")
 
     def table(self, bundle: str) -> StoredTable:
         """See `OnlineStore.table`."""
@@ -88,14 +88,14 @@ class MemoryStore:
     def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
         """See `OnlineStore.write_rows`."""
         with self._lock:
-            held = self._rows(bundle)
-            check_write(held.table, rows, seqs, vectors)
+            stored = self._rows(bundle)
+            check_write(stored.table, rows, seqs, vectors)
             kept = newest_rows(rows, seqs)
-            rounded = unpack(pack(held.table, vectors[kept]))
+            rounded = unpack(pack(stored.table, vectors[kept]))
             written = 0
             for row, seq, vector in zip(rows[kept].tolist(), seqs[kept].tolist(), rounded, strict=True):
-                if row not in held.newest or seq + again > held.newest[row][0]:
-                    held.newest[row] = (seq, vector)
+                if row not in stored.newest or seq + again > stored.newest[row][0]:
+                    stored.newest[row] = (seq, vector)
                     written += 1
             return written
 
@@ -110,26 +110,27 @@ class MemoryStore:
     def read_rows(self, bundle: str, rows: Int64) -> Float32:
         """See `OnlineStore.read_rows`."""
         with self._lock:
-            held = self._rows(bundle)
-            check_rows(held.table, rows)
-            vectors = np.zeros((len(rows), held.table.dim), dtype=np.float32)
+            stored = self._rows(bundle)
+            check_rows(stored.table, rows)
+            vectors = np.zeros((len(rows), stored.table.dim), dtype=np.float32)
             for position, row in enumerate(rows.tolist()):
-                if row in held.newest:
-                    vectors[position] = held.newest[row][1]
+                if row in stored.newest:
+                    vectors[position] = stored.newest[row][1]
             return vectors
 
     def read_seqs(self, bundle: str, rows: Int64) -> Int64:
         """See `OnlineStore.read_seqs`."""
         with self._lock:
-            held = self._rows(bundle)
-            check_rows(held.table, rows)
-            return np.array([held.newest[row][0] if row in held.newest else NEVER for row in rows.tolist()], np.int64)
+            stored = self._rows(bundle)
+            check_rows(stored.table, rows)
+            newest = stored.newest
+            return np.array([newest[row][0] if row in newest else NEVER for row in rows.tolist()], np.int64)
 
     def read_table(self, bundle: str) -> tuple[Float32, Int64]:
         """See `OnlineStore.read_table`."""
         with self._lock:
-            every = np.arange(self._rows(bundle).table.rows)
-            return self.read_rows(bundle, every), self.read_seqs(bundle, every)
+            rows = np.arange(self._rows(bundle).table.rows)
+            return self.read_rows(bundle, rows), self.read_seqs(bundle, rows)
 
     def write_records(
         self,
@@ -147,9 +148,9 @@ class MemoryStore:
         written: list[str] = []
         with self._lock:
             for name, seq, payload in newest_records(ids, seqs, payloads):
-                held = self._records.setdefault(bundle, {}).setdefault(kind, {})
-                if name not in held or seq + again > held[name][0]:
-                    held[name] = (seq, payload)
+                stored = self._records.setdefault(bundle, {}).setdefault(kind, {})
+                if name not in stored or seq + again > stored[name][0]:
+                    stored[name] = (seq, payload)
                     written.append(name.decode())
             if written and kind in FOLLOWED:
                 self._writes.setdefault((bundle, kind), _Writes()).add(written)
@@ -158,21 +159,21 @@ class MemoryStore:
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
         """See `OnlineStore.read_records`."""
         with self._lock:
-            held = self._kind(bundle, kind)
-            return [held[name][1] if name in held else None for name in encode_ids(ids)]
+            stored = self._kind(bundle, kind)
+            return [stored[name][1] if name in stored else None for name in encode_ids(ids)]
 
     def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
-        """See `OnlineStore.scan_records`; all of one moment."""
+        """See `OnlineStore.scan_records`. All records are of the same moment."""
         with self._lock:
-            held = list(self._kind(bundle, kind).items())
-        for start in range(0, len(held), _CHUNK):
-            yield [(name.decode(), payload) for name, (_, payload) in held[start : start + _CHUNK]]
+            stored = list(self._kind(bundle, kind).items())
+        for start in range(0, len(stored), _CHUNK):
+            yield [(name.decode(), payload) for name, (_, payload) in stored[start : start + _CHUNK]]
 
     def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
         """See `OnlineStore.changes`."""
         check_followed(kind)
         with self._lock:
-            self._kind(bundle, kind)  # forgets what has expired
+            self._kind(bundle, kind)  # drops the bundle if it has expired
             writes = self._writes.get((bundle, kind))
             if writes is None:
                 if bundle not in self._tables:
@@ -183,9 +184,9 @@ class MemoryStore:
     def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
         """See `OnlineStore.remove_records`."""
         with self._lock:
-            held = self._kind(bundle, kind)
+            stored = self._kind(bundle, kind)
             for name in encode_ids(ids):
-                held.pop(name, None)
+                stored.pop(name, None)
 
     def drop(self, bundle: str) -> None:
         """See `OnlineStore.drop`."""
@@ -225,14 +226,14 @@ class MemoryStore:
             self.drop(bundle)
 
     def incarnation(self) -> str:
-        """See `OnlineStore.incarnation`; memory starts once."""
+        """See `OnlineStore.incarnation`. Memory starts once."""
         return "memory"
 
     def ping(self) -> None:
-        """See `OnlineStore.ping`; memory always answers."""
+        """See `OnlineStore.ping`. Memory always answers."""
 
     def close(self) -> None:
-        """See `OnlineStore.close`; there is nothing to release."""
+        """See `OnlineStore.close`. Memory has no connections."""
 
     def _rows(self, bundle: str) -> _Rows:
         check_name("bundle", bundle)

@@ -1,15 +1,16 @@
-"""The bytes and keys of pages: the one place that knows how a table is laid out in Redis.
+"""The bytes and keys of pages. This module alone defines the layout of a table in Redis.
 
-A page is one string of `PAGE_ROWS` rows, always at full size. A row is a header of six bytes, seq + 1 in big-endian
-order (0: never written), then the vector as the table's storage says, little-endian:
+A page is a string of `PAGE_ROWS` rows, always at full size. A row has a header of six bytes, then the vector. The
+header is seq + 1 in big-endian order, and 0 if the row was never written. The vector is little-endian in the table's
+storage:
 
     page p   | row 64 p          | row 64 p + 1      | …
              | seq + 1 |  vector | seq + 1 |  vector | …
     bytes    |    6    |    v    |    6    |    v    | …
 
-where v is 4 D in float32, 2 D in float16, and 4 + D in int8, with the row's scale first.
+Here v is 4 D in float32, 2 D in float16, and 4 + D in int8, with the row's scale first.
 
-The storage is part of `table_mark`, so that a reader of another one refuses the table instead of misreading it.
+The storage is part of `table_mark`, so that a reader with another storage refuses the table instead of misreading it.
 """
 
 from collections.abc import Iterator
@@ -26,19 +27,19 @@ SEQ_BYTES = 6
 _INT8_MOST = 127
 
 Call: TypeAlias = tuple[list[bytes], list[bytes | int]]
-"""The keys and the arguments of one script call."""
+"""Keys and arguments of a script call."""
 
 
 def table_mark(table: StoredTable) -> bytes:
-    """Returns the mark under the table's key: shape and layout, compared on every access."""
+    """Returns the value of the table's key. It names shape and layout, and every access compares it."""
     return b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, table.storage.encode(), PAGE_ROWS)
 
 
 def parse_mark(mark: bytes) -> StoredTable:
-    """The table that a mark describes.
+    """Returns the table that a mark describes.
 
     Raises:
-        StoreError: its layout is another version's.
+        StoreError: Another version of Tessera wrote the table, with another layout.
     """
     fields = dict(field.partition(b"=")[::2] for field in mark.split())
     if fields.keys() >= {b"rows", b"dim"} and fields.get(b"storage", b"").decode(errors="replace") in STORAGES:
@@ -52,29 +53,32 @@ def parse_mark(mark: bytes) -> StoredTable:
 
 
 def page_count(table: StoredTable) -> int:
-    """Returns the number of pages; the last may hold rows beyond the table's end, which stay unwritten."""
+    """Returns the number of pages. Rows of the last page beyond the table's end are never written."""
     return -(-table.rows // PAGE_ROWS)
 
 
 def page_bytes(table: StoredTable) -> int:
-    """The size of a page."""
+    """Returns the size of a page, bytes."""
     return PAGE_ROWS * row_type(table).itemsize
 
 
 def vector_type(table: StoredTable) -> np.dtype[np.void]:
-    """A row's numbers as they are kept: `values` (D,), and in int8 the row's `scale`."""
-    kept = {"float32": "<f4", "float16": "<f2", "int8": "i1"}[table.storage]
+    """Returns the type of a stored vector: `values` (D,), and in int8 the row's `scale`."""
+    number = {"float32": "<f4", "float16": "<f2", "int8": "i1"}[table.storage]
     scale = [("scale", "<f4")] if table.storage == "int8" else []
-    return np.dtype([*scale, ("values", kept, (table.dim,))])
+    return np.dtype([*scale, ("values", number, (table.dim,))])
 
 
 def row_type(table: StoredTable) -> np.dtype[np.void]:
-    """One row as a packed structured type: `seq` (6,) uint8 and `vector` of `vector_type`."""
+    """Returns the packed type of a stored row: `seq` (6,) uint8 and `vector` of `vector_type`."""
     return np.dtype([("seq", np.uint8, (SEQ_BYTES,)), ("vector", vector_type(table))])
 
 
 def pack(table: StoredTable, vectors: Float32) -> NDArray[np.void]:
-    """Vectors (N, D) as they are kept, (N,) of `vector_type`; what float16 cannot hold becomes its largest number."""
+    """Converts vectors (N, D) to stored vectors, (N,) of `vector_type`.
+
+    Numbers beyond the range of float16 become its largest number.
+    """
     packed = np.zeros(len(vectors), dtype=vector_type(table))
     if table.storage == "int8":
         packed["scale"] = np.abs(vectors).max(axis=1, initial=0) / _INT8_MOST
@@ -89,15 +93,15 @@ def pack(table: StoredTable, vectors: Float32) -> NDArray[np.void]:
 
 
 def unpack(packed: NDArray[np.void]) -> Float32:
-    """Returns stored vectors: (N, D) float32, writable."""
-    found: Float32 = packed["values"].astype(np.float32)
+    """Converts stored vectors to (N, D) float32, writable."""
+    vectors: Float32 = packed["values"].astype(np.float32)
     if packed.dtype.names is not None and "scale" in packed.dtype.names:
-        found *= packed["scale"][:, None]
-    return found
+        vectors *= packed["scale"][:, None]
+    return vectors
 
 
 def encode_rows(table: StoredTable, seqs: Int64, vectors: Float32) -> NDArray[np.void]:
-    """Lay out (N,) sequence numbers and (N, D) vectors as (N,) rows of `row_type`."""
+    """Encodes sequence numbers (N,) and vectors (N, D) as rows (N,) of `row_type`."""
     rows = np.zeros(len(seqs), dtype=row_type(table))
     rows["seq"] = (seqs + 1).astype(">u8").view(np.uint8).reshape(-1, 8)[:, -SEQ_BYTES:]
     rows["vector"] = pack(table, vectors)
@@ -105,55 +109,63 @@ def encode_rows(table: StoredTable, seqs: Int64, vectors: Float32) -> NDArray[np
 
 
 def decode_vectors(table: StoredTable, data: bytes) -> Float32:
-    """Vectors that were cut out of rows, one after another: (N, D) float32, writable."""
+    """Decodes consecutive stored vectors, which were cut out of rows, to (N, D) float32, writable."""
     return unpack(np.frombuffer(data, dtype=vector_type(table)))
 
 
 def decode_seqs(headers: NDArray[np.uint8]) -> Int64:
-    """Headers (N, 6) uint8 as (N,) int64 sequence numbers, -1 where never written."""
+    """Decodes headers (N, 6) uint8 to sequence numbers (N,) int64, -1 for rows that were never written."""
     wide = np.zeros((len(headers), 8), dtype=np.uint8)
     wide[:, -SEQ_BYTES:] = headers
     return wide.view(">u8").reshape(-1).astype(np.int64) - 1
 
 
 def key_of(bundle: str, name: str) -> bytes:
-    """The Redis key of a part of a bundle; the braces keep a bundle in one slot of a cluster."""
+    """Returns the Redis key of a part of a bundle. The braces keep a bundle in one slot of a cluster."""
     return f"tessera:{{{bundle}}}:{name}".encode()
 
 
 def page_keys(bundle: str, pages: Int64) -> list[bytes]:
-    """The keys of pages (N,) int64, in their order."""
+    """Returns the keys of pages (N,) int64, in the order of the pages."""
     prefix = key_of(bundle, "page:")
     return [b"%b%d" % (prefix, page) for page in pages.tolist()]
 
 
 def chunks(values: Int64, size: int) -> Iterator[Int64]:
-    """`values` in consecutive parts of at most `size`."""
+    """Cuts values into consecutive parts of at most `size` values."""
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def gather_call(bundle: str, table: StoredTable, rows: Int64, *, seqs: bool) -> Call:
-    """The call of `gather.lua` that reads the headers of rows (N,), or else their vectors."""
+    """Returns the call of `gather.lua` that reads the headers of rows (N,) if `seqs` is True, or else the vectors."""
     row_size = row_type(table).itemsize
     skip, size = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, row_size - SEQ_BYTES)
     pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-    # Lua counts from 1, and the first key is the mark's.
-    places = np.stack([index + 2, rows % PAGE_ROWS * row_size + skip], axis=1).astype("<u4").tobytes()
-    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, places]
+    # Lua counts from 1, and the first key is the key of the mark.
+    offsets = np.stack([index + 2, rows % PAGE_ROWS * row_size + skip], axis=1).astype("<u4").tobytes()
+    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, offsets]
 
 
 def write_call(bundle: str, table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool) -> Call:
-    """The call of `write_rows.lua` for distinct rows (N,)."""
+    """Returns the call of `write_rows.lua` for distinct rows (N,)."""
     data = encode_rows(table, seqs, vectors)
     pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-    # Lua counts from 1, and the first key is the mark's.
-    places = np.stack([index + 2, rows % PAGE_ROWS * data.itemsize], axis=1).astype("<u4").tobytes()
+    # Lua counts from 1, and the first key is the key of the mark.
+    offsets = np.stack([index + 2, rows % PAGE_ROWS * data.itemsize], axis=1).astype("<u4").tobytes()
     keys = [key_of(bundle, "table"), *page_keys(bundle, pages)]
-    return keys, [table_mark(table), PAGE_ROWS * data.itemsize, data.itemsize, places, data.tobytes(), int(again)]
+    return keys, [table_mark(table), PAGE_ROWS * data.itemsize, data.itemsize, offsets, data.tobytes(), int(again)]
 
 
 def load_call(bundle: str, table: StoredTable, pages: Int64, vectors: Float32, seq: int) -> Call:
-    """The call of `load_pages.lua` for consecutive pages of the whole table's vectors (R, D)."""
+    """Returns the call of `load_pages.lua` for consecutive pages.
+
+    Args:
+        bundle: Id of the bundle.
+        table: Table of the bundle.
+        pages: Numbers of the pages, consecutive.
+        vectors: (R, D) float32 vectors of the whole table.
+        seq: Sequence number of the rows.
+    """
     part = vectors[int(pages[0]) * PAGE_ROWS : (int(pages[-1]) + 1) * PAGE_ROWS]
     data = encode_rows(table, np.full(len(part), seq, dtype=np.int64), part)
     size = PAGE_ROWS * data.itemsize

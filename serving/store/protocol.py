@@ -1,11 +1,11 @@
-"""The online store: where the stream puts the newest rows and records, and servers read them.
+"""The online store: the stream writes the newest rows and records, and servers read them.
 
-A store holds, for each bundle, one table of embedding rows and any number of kinds of records (items, user
-histories). Every write carries a sequence number and **the highest one wins**, so that any number of writers may
-write the same things in any order, twice, or again after a crash, and the store ends in the same state: it is a fold
-by maximum. The contract suite in `tests/contract/test_online_store.py` holds every implementation to it.
+For each bundle, a store has a table of embedding rows and several kinds of records, such as items and user histories.
+Every write has a sequence number, and **the highest number wins**: the store is a fold by maximum. Several writers may
+therefore write the same rows and records in any order, twice, or again after a crash, and the store ends in the same
+state. The contract suite in `tests/contract/test_online_store.py` checks every implementation.
 
-Letters: N rows of one request, R rows of the table, D its dimension.
+Shape letters: N rows of one request, R rows of the table, D its dimension.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,23 +22,27 @@ Int64: TypeAlias = NDArray[np.int64]
 Float32: TypeAlias = NDArray[np.float32]
 
 NEVER = -1
-"""What `read_seqs` says of a row that was never written; below every sequence number, 0 included."""
+"""Result of `read_seqs` for a row that was never written. Less than every sequence number."""
 
 STORAGES = ("float32", "float16", "int8")
-"""How rows may be kept, from exact to small."""
+"""Formats of rows, from exact to small."""
 
 FOLLOWED = frozenset({record.ITEM, record.ADMITTED})
-"""Kinds of records whose writes are listed for followers; a list of all users' would take room for nobody."""
+"""Kinds of records whose writes are listed for followers. Histories are not listed, since no follower reads them."""
 
 MAX_SEQ = 2**48 - 2
-"""The highest sequence number: stores keep seq + 1 in six bytes, where 0 means never written."""
+"""Highest sequence number. Stores keep seq + 1 in six bytes, and 0 means never written."""
 
 
 @dataclass(frozen=True)
 class StoredTable:
-    """A bundle's table: `rows` (R) by `dim` (D), and how a row's numbers are kept.
+    """Shape and format of a bundle's table.
 
-    `storage` float32 keeps every bit; float16 rounds to 11 bits; int8 keeps 8 bits and the row's own scale.
+    Attributes:
+        rows: Number of rows R, ≥ 1.
+        dim: Dimension D of a row, ≥ 1.
+        storage: Format of a row's numbers. `float32` keeps every bit, `float16` rounds to 11 bits, and `int8` keeps
+            8 bits and the row's scale.
     """
 
     rows: int
@@ -62,9 +66,9 @@ class Changes:
     """Writes to a kind of records.
 
     Attributes:
-        ids: of the records that were written, in order, repeated or not.
-        cursor: names the last of these writes.
-        lost: see `OnlineStore.changes`; then there are no ids.
+        ids: Ids of the written records, in order. An id may occur several times.
+        cursor: Cursor that names the last of these writes.
+        lost: True if the store does not know the cursor of the call; see `OnlineStore.changes`. `ids` is then empty.
     """
 
     ids: list[str]
@@ -73,86 +77,105 @@ class Changes:
 
 
 class OnlineStore(Protocol):
-    """Rows and records by bundle; the highest sequence number wins.
+    """Rows and records by bundle. The highest sequence number wins.
 
-    Guarantees: a row or record is written whole or not at all, and a reader never sees half of one. A call that
-    writes several of them is not a transaction: after a failure some may be written, and the same call again
-    completes it. A write that has returned is seen by every later read. Sequence numbers lie in 0..`MAX_SEQ`; an
-    equal one does not overwrite, hence a replay changes nothing. Everything may be called from several threads.
-    Arguments of a wrong type, shape, dtype or range are refused with a `StoreError` before anything is written.
+    Guarantees:
+
+    - A row or record is written whole or not at all, and a reader never sees a part of a write.
+    - A call that writes several rows or records is not a transaction. After a failure some may be written, and the same
+      call again completes the write.
+    - Every read after a write has returned sees the write.
+    - Sequence numbers are in 0..`MAX_SEQ`. An equal number does not overwrite, so a replay changes nothing.
+    - All methods may be called from several threads.
+    - Arguments of a wrong type, shape, dtype or range raise `StoreError` before anything is written.
     """
 
     def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
-        """Make room for a table, so that its rows can be written; the same call again does nothing.
+        """Creates a table for a bundle. Does nothing if the bundle has the same table.
 
-        Not while another process is dropping the same bundle: what it removes could be the new table's.
+        Must not be called while another process drops the same bundle, since the drop could remove the new table.
+
+        Args:
+            bundle: Id of the bundle.
+            rows: Number of rows.
+            dim: Dimension of a row.
+            storage: Format of the rows, one of `STORAGES`.
 
         Raises:
-            StoreError: the bundle has a table of another shape or storage.
+            StoreError: The bundle has a table of another shape or storage.
         """
         ...
 
     def table(self, bundle: str) -> StoredTable:
-        """The bundle's table; raises StoreError when there is none."""
+        """Returns the bundle's table.
+
+        Raises:
+            StoreError: The bundle has no table.
+        """
         ...
 
     def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
-        """Write each row whose sequence number is above the stored one; the streaming path.
+        """Writes each row whose sequence number is higher than the stored number. The stream uses this method.
 
         Args:
-            bundle: a bundle with a table.
-            rows: (N,) int64 in 0..R-1, in any order. Of a row that comes several times the highest sequence number
-                is taken, of equal ones the first.
-            seqs: (N,) int64.
-            vectors: (N, D) float32, finite; kept as the table's storage says.
-            again: write also where the numbers are equal, which repairs a damaged row and changes no sound one.
+            bundle: Id of a bundle with a table.
+            rows: (N,) int64 in 0..R-1, in any order. If a row occurs several times, the highest sequence number counts,
+                and among equal numbers the first.
+            seqs: (N,) int64 sequence numbers.
+            vectors: (N, D) float32, finite. Stored in the table's format.
+            again: True also writes rows with an equal number, which repairs damaged rows and changes no intact row.
 
         Returns:
-            How many distinct rows were written. After a connection was lost and the call was sent again this may be
-            too low, as rows that the first try wrote are not written twice.
+            Number of distinct written rows. If a connection was lost and the call was sent again, the number may be too
+            low, since rows of the first try are not counted.
 
         Raises:
-            StoreError: the bundle is not loaded, or an argument is wrong.
+            StoreError: The bundle is not loaded, or an argument is wrong.
         """
         ...
 
     def load_rows(self, bundle: str, vectors: Float32, *, seq: int) -> None:
-        """Write the whole table at one sequence number, fast; the snapshot path.
+        """Writes the whole table at one sequence number, fast.
 
-        Equal to `write_rows` of all rows: a row whose stored number is not below `seq` stays as it is, so that the
-        stream may already be writing.
+        The result equals `write_rows` of all rows. A row whose stored number is `seq` or higher is unchanged, so the
+        stream may write at the same time.
 
         Args:
-            bundle: a bundle with a table.
+            bundle: Id of a bundle with a table.
             vectors: (R, D) float32, finite.
-            seq: the snapshot's sequence number, 0 for the first.
+            seq: Sequence number of all rows, 0 for the published bundle.
         """
         ...
 
     def read_rows(self, bundle: str, rows: Int64) -> Float32:
-        """Read vectors in one round trip; the ranker's path.
+        """Reads vectors in one round trip. Servers use this method.
 
         Args:
-            bundle: a bundle with a table.
-            rows: (N,) int64 in 0..R-1, in any order, repeated or not.
+            bundle: Id of a bundle with a table.
+            rows: (N,) int64 in 0..R-1, in any order. A row may occur several times.
 
         Returns:
-            (N, D) float32 in the order of `rows`, the caller's own; zeros where a row was never written.
+            (N, D) float32 in the order of `rows`, zero for rows that were never written. The caller may change the
+            array.
 
         Raises:
-            StoreError: the bundle is not loaded, or a row is out of range.
+            StoreError: The bundle is not loaded, or a row is out of range.
         """
         ...
 
     def read_seqs(self, bundle: str, rows: Int64) -> Int64:
-        """Read sequence numbers in one round trip: (N,) int64 as `rows`, `NEVER` (-1) where never written."""
+        """Reads the sequence numbers of rows (N,) in one round trip.
+
+        Returns:
+            (N,) int64 in the order of `rows`, `NEVER` for rows that were never written.
+        """
         ...
 
     def read_table(self, bundle: str) -> tuple[Float32, Int64]:
-        """Read everything, as a mirror does when it starts: vectors (R, D) float32 and their seqs (R,) int64.
+        """Reads the whole table: vectors (R, D) float32 and sequence numbers (R,) int64.
 
-        Each row goes with its own sequence number, but rows are read at slightly different moments. Folding the log
-        on top, by the same rule, from an offset before the call makes it exact.
+        Each vector fits its sequence number, but rows are read at slightly different moments. To get the exact table, a
+        mirror then folds the log from an offset before the call.
         """
         ...
 
@@ -166,101 +189,108 @@ class OnlineStore(Protocol):
         *,
         again: bool = False,
     ) -> int:
-        """Write each record whose sequence number is above the stored one; repeats are treated as in `write_rows`.
+        """Writes each record whose sequence number is higher than the stored number. Repeats count as in `write_rows`.
 
-        Records need no table: a bundle's items may arrive before its rows do.
+        Records need no table, so a bundle's items may arrive before its rows.
 
         Args:
-            bundle: any bundle.
-            kind: what the records are, such as "item"; ids are unique within one kind.
+            bundle: Id of a bundle.
+            kind: Kind of the records, such as "item". Ids are unique within a kind.
             ids: N ids.
             seqs: N sequence numbers.
-            payloads: N times bytes, never looked into.
-            again: as in `write_rows`.
+            payloads: N payloads, which the store does not interpret.
+            again: As in `write_rows`.
 
         Returns:
-            How many distinct records were written.
+            Number of distinct written records.
         """
         ...
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
-        """Read records in one round trip, in the order of `ids`; None where there is none."""
+        """Reads the payloads of records in one round trip, in the order of `ids`. None for a missing record."""
         ...
 
     def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
-        """Reads all records of a kind, in any order and some at a time: lists of ids and payloads.
+        """Yields the ids and payloads of all records of a kind, in lists and in any order.
 
-        What is there from the first list to the last comes, and may come twice; what is written or removed meanwhile
-        may come or not.
+        A record that exists during the whole scan is yielded at least once. A record that is written or removed during
+        the scan may be yielded or not.
         """
         ...
 
     def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
-        """Lists ids in the order in which they were written, from a cursor on, and not all of them at once.
+        """Returns ids of written records after a cursor, in the order of the writes, and a limited number per call.
 
-        The store keeps the last few thousand writes of a kind. A follower asks with the cursor that the call before
-        gave until no ids come; "" begins.
+        The store keeps the last few thousand writes of a kind. A follower starts with the cursor "" and repeats the
+        call with the returned cursor until no ids are returned.
 
         Args:
-            bundle: any bundle.
-            kind: one of `FOLLOWED`.
-            cursor: names the last write that the follower knows.
+            bundle: Id of a bundle.
+            kind: Kind of the records, one of `FOLLOWED`.
+            cursor: Cursor of the last write that the follower knows.
 
         Returns:
-            `lost` where the store does not know that write: the follower never asked before, asks too late, or the
-            store was dropped, emptied or has gone back to an older state. A follower that then scans all records and
-            continues from the new cursor misses nothing.
+            The writes, with `lost` if the store does not know the cursor's write. The reason is a first call, a call
+            too late, or a store that was dropped, emptied or restored to an older state. A follower that then scans
+            all records and continues with the returned cursor misses no write.
         """
         ...
 
     def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
-        """Remove records; ids that are not there do no harm, and followers are not told."""
+        """Removes records. Unknown ids are ignored, and followers do not see the removal."""
         ...
 
     def drop(self, bundle: str) -> None:
-        """Remove the bundle's table and all its records; nothing happens when there is no such bundle."""
+        """Removes the bundle's table and all its records. Does nothing if the store has no such bundle."""
         ...
 
     def expire(self, bundle: str, *, after_s: float) -> None:
-        """Let a bundle with a table go after a time, as `drop` would, unless it is kept; until then all works.
+        """Drops a bundle after a time, unless `keep` cancels the drop. The bundle works until then.
 
-        For one that no server answers from any more. Nobody needs to be there when the time comes.
+        Call this method for a bundle from which no server will answer. The drop needs no running client.
+
+        Args:
+            bundle: Id of a bundle with a table.
+            after_s: Time until the drop, seconds.
 
         Raises:
-            StoreError: the bundle has no table.
+            StoreError: The bundle has no table.
         """
         ...
 
     def keep(self, bundle: str) -> bool:
-        """Call off `expire`; returns whether the bundle is there, whole, to stay.
+        """Cancels `expire`.
 
-        One whose time has nearly come is dropped instead: it must be loaded again.
+        A bundle that is about to expire is dropped instead and must be loaded again.
+
+        Returns:
+            True if the store has the whole bundle, and it will not expire.
 
         Raises:
-            StoreError: the store does not answer.
+            StoreError: The store does not answer.
         """
         ...
 
     def renew(self, bundle: str, *, least_s: float) -> None:
-        """Puts off the time of a bundle that is to expire where less than `least_s` are left, to twice as much.
+        """Extends the time of a bundle that expires in less than `least_s` seconds to `2 * least_s` seconds.
 
-        Call it if this server still answers from a bundle that another server releases. A bundle that stays is
-        unchanged.
+        A server calls this method while it answers from a bundle that another server has released. A bundle that does
+        not expire is unchanged.
         """
         ...
 
     def incarnation(self) -> str:
-        """Returns an id of the server's start: writes to an earlier start may have been lost with it."""
+        """Returns an id of the store's last start. Writes before that start may have been lost."""
         ...
 
     def ping(self) -> None:
-        """Return when the store answers.
+        """Checks that the store answers.
 
         Raises:
-            StoreError: it does not.
+            StoreError: The store does not answer.
         """
         ...
 
     def close(self) -> None:
-        """Releases connections; twice does no harm."""
+        """Closes the connections. May be called twice."""
         ...

@@ -1,4 +1,4 @@
-"""Proof and repair of a store: `verify` holds it against the fold of the log, `replay` fills it from the fold."""
+"""Verifies a store and repairs it: `verify` compares it with the fold of the log, `replay` fills it from the fold."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from streaming.snapshot import Snapshot
 _CHUNK = 10_000
 _CATCH_UP_S = 30.0
 _TRIES = 20
-# Records that follow from the way a store was filled; what they say is in the items and the sketch.
+# Kinds whose records depend on how a store was filled, so they are not compared. The sketch has the same content.
 _DERIVED = frozenset({record.ADMITTED})
 
 
@@ -31,9 +31,10 @@ class Verified:
     """Result of a comparison.
 
     Attributes:
-        seq: of the last micro-batch in the fold.
-        rows, records: compared.
-        difference: the first one, or "".
+        seq: Sequence number of the last micro-batch in the fold.
+        rows: Number of compared rows.
+        records: Number of compared records.
+        difference: Description of the first difference, or "".
     """
 
     seq: int
@@ -51,10 +52,25 @@ def replay(
     *,
     storage: str = "float32",
 ) -> Verified:
-    """Fills a store from snapshot and log, while it may be read and written.
+    """Fills a store from the snapshot and the log. Other clients may read and write the store meanwhile.
 
-    Every row and record is written at its own sequence number, also where the store has that number already: what
-    was damaged is mended, and what is newer stays.
+    Every row and record is written at its own sequence number, even if the store has the same number. This repairs
+    damaged rows and records, and keeps newer ones.
+
+    Args:
+        log: Log of the deltas.
+        bundle: Bundle to fill in.
+        store: Store to fill.
+        topics: Names of the topics.
+        snapshot: Snapshot with which the fold starts. None: the fold starts with the bundle.
+        storage: Format of the rows if the store does not have the bundle.
+
+    Returns:
+        Number of written rows and records.
+
+    Raises:
+        LogError: The log does not answer, or does not have all deltas.
+        StoreError: The store does not answer.
     """
     fill_store(store, bundle, storage=storage)
     fold = Fold(log, bundle, topics, snapshot)
@@ -78,14 +94,19 @@ def verify(
     sample: int | None = None,
     seed: int = 0,
 ) -> Verified:
-    """Compares a store with the fold of the log, while the stream may be running.
+    """Compares a store with the fold of the log. The stream may run meanwhile.
 
     Args:
-        snapshot: where the fold begins; by default at the bundle, from the first delta on.
-        sample: rows to compare, drawn by `seed`; all by default.
+        log: Log of the deltas.
+        bundle: Bundle to verify.
+        store: Store to verify.
+        topics: Names of the topics.
+        snapshot: Snapshot with which the fold starts. None: the fold starts with the bundle.
+        sample: Number of rows to compare. None: all rows.
+        seed: Seed of the sample.
 
     Raises:
-        StoreError: the store's writer does not catch up with the log.
+        StoreError: The store's writer does not catch up with the log.
     """
     require_loaded(store, bundle)
     fold = Fold(log, bundle, topics, snapshot)
@@ -110,14 +131,14 @@ def verify(
 
 
 def _await(store: OnlineStore, bundle: str, topics: Topics, position: int) -> None:
-    give_up = time.monotonic() + _CATCH_UP_S
-    at = -1
-    while at < position:
-        at = position_of(store, bundle, topics.deltas) or 0
-        if at < position:
-            if time.monotonic() > give_up:
+    deadline = time.monotonic() + _CATCH_UP_S
+    stored = -1
+    while stored < position:
+        stored = position_of(store, bundle, topics.deltas) or 0
+        if stored < position:
+            if time.monotonic() > deadline:
                 raise StoreError(
-                    f"the store has the deltas up to {at}, the log up to {position}: no writer is running, or it is "
+                    f"the store has the deltas up to {stored}, the log up to {position}: no writer runs, or it is "
                     "stuck; run `tessera stream --once`, or `tessera replay`"
                 )
             time.sleep(0.05)
@@ -126,23 +147,23 @@ def _await(store: OnlineStore, bundle: str, topics: Topics, position: int) -> No
 def _compare(
     store: OnlineStore, bundle: str, fold: Fold, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows (n,) that differ, and those that are newer in the store than in the fold."""
+    """Returns the rows (n,) that differ, and the rows that are newer in the store than in the fold."""
     table = store.table(bundle)
     before = store.read_seqs(bundle, rows)
-    found = store.read_rows(bundle, rows)
+    vectors = store.read_rows(bundle, rows)
     after = store.read_seqs(bundle, rows)
     newer = (after > fold.seqs[rows]) | (before != after)
     expected = unpack(pack(table, fold.weight[rows]))
-    equal = (found.view(np.uint32) == expected.view(np.uint32)).all(axis=1) & (after == fold.seqs[rows])
+    equal = (vectors.view(np.uint32) == expected.view(np.uint32)).all(axis=1) & (after == fold.seqs[rows])
     return rows[~equal & ~newer], rows[newer]
 
 
 def _row_difference(store: OnlineStore, bundle: str, fold: Fold, row: int) -> str:
-    one = np.array([row])
-    expected = unpack(pack(store.table(bundle), fold.weight[one]))[0]
+    rows = np.array([row])
+    expected = unpack(pack(store.table(bundle), fold.weight[rows]))[0]
     return (
-        f"row {row}: seq {store.read_seqs(bundle, one)[0]}, the log's fold has {fold.seqs[row]}; "
-        f"vector {store.read_rows(bundle, one)[0][:4]}…, the fold's {expected[:4]}…"
+        f"row {row}: seq {store.read_seqs(bundle, rows)[0]}, the log's fold has {fold.seqs[row]}; "
+        f"vector {store.read_rows(bundle, rows)[0][:4]}…, the fold's {expected[:4]}…"
     )
 
 
@@ -152,19 +173,20 @@ def _compare_records(store: OnlineStore, bundle: str, fold: Fold) -> tuple[int, 
         if kind in _DERIVED:
             continue
         for _ in range(_TRIES):
-            found = store.read_records(bundle, kind, ids)
-            wrong = [name for name, old, new in zip(ids, found, payloads, strict=True) if old != new]
+            stored = store.read_records(bundle, kind, ids)
+            wrong = [name for name, old, new in zip(ids, stored, payloads, strict=True) if old != new]
             if not wrong or not fold.advance():
                 break
             payloads = [fold.records[kind, name][1] for name in ids]
         if wrong:
-            state = "is missing" if found[ids.index(wrong[0])] is None else "is another one"
-            return compared, f"{kind} {wrong[0]!r}: the store's record {state} than the log's fold has"
+            if stored[ids.index(wrong[0])] is None:
+                return compared, f"{kind} {wrong[0]!r}: the store has no record, and the log's fold has one"
+            return compared, f"{kind} {wrong[0]!r}: the store's record differs from the record of the log's fold"
         compared += len(ids)
     for kind in (record.ITEM, record.HISTORY):
         for _ in range(_TRIES):
-            held = (name for chunk in store.scan_records(bundle, kind) for name, _ in chunk)
-            unknown = [name for name in held if (kind, name) not in fold.records]
+            stored_ids = (name for chunk in store.scan_records(bundle, kind) for name, _ in chunk)
+            unknown = [name for name in stored_ids if (kind, name) not in fold.records]
             if not unknown or not fold.advance():
                 break
         if unknown:
@@ -174,8 +196,8 @@ def _compare_records(store: OnlineStore, bundle: str, fold: Fold) -> tuple[int, 
 
 def _by_kind(fold: Fold) -> Iterator[tuple[str, list[str], list[int], list[bytes]]]:
     for kind in dict.fromkeys(kind for kind, _ in fold.records):
-        names = [name for found, name in fold.records if found == kind]
-        for start in range(0, len(names), _CHUNK):
-            part = names[start : start + _CHUNK]
-            found = [fold.records[kind, name] for name in part]
-            yield kind, part, [seq for seq, _ in found], [payload for _, payload in found]
+        ids = [name for of, name in fold.records if of == kind]
+        for start in range(0, len(ids), _CHUNK):
+            part = ids[start : start + _CHUNK]
+            records = [fold.records[kind, name] for name in part]
+            yield kind, part, [seq for seq, _ in records], [payload for _, payload in records]

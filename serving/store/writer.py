@@ -1,7 +1,7 @@
-"""The store writer: deltas from the log into the online store, newest wins.
+"""The store writer: writes deltas of the log to the online store.
 
-It may run anywhere, many times over, and be killed at any point: the store keeps the highest sequence number of each
-row and record, so doing a delta again changes nothing.
+Several writers may run on any machines, and each may be killed at any point. The store keeps the highest sequence
+number of each row and record, so writing a delta again changes nothing.
 """
 
 import time
@@ -18,30 +18,30 @@ from streaming.log.protocol import EventLog, Follower, Message
 from streaming.log.topics import Topics
 
 POSITION = "position"
-"""Kind of the record that says how far a writer came."""
+"""Kind of the record with a writer's position. The id is the topic and the filling of the store."""
 _OLD_FILLING = "1"
 
 
 def filling_of(store: OnlineStore, bundle: str) -> str | None:
-    """Returns the name of the filling of a store that answers, or None where the bundle is not in it.
+    """Returns the name of a bundle's filling in the store, or None if the bundle is not loaded.
 
     Each load of a bundle into an empty store gives the filling a new name.
     """
-    (found,) = store.read_records(bundle, record.LOADED, ["bundle"])
-    return None if found is None else found.decode()
+    (payload,) = store.read_records(bundle, record.LOADED, ["bundle"])
+    return None if payload is None else payload.decode()
 
 
 def position_of(store: OnlineStore, bundle: str, topic: str) -> int | None:
-    """Returns the next offset of the deltas' topic that no writer has written, or None where no writer has run.
+    """Returns the first offset of the deltas' topic that is not in the store, or None if no writer has run.
 
-    A position holds for the filling of the store in which it was noted: of what a store has lost it says nothing.
+    A position is valid for the current filling of the store alone. A new filling has no position at first.
     """
-    (found,) = store.read_records(bundle, POSITION, [_position_id(topic, filling_of(store, bundle))])
-    return None if found is None else int(found)
+    (payload,) = store.read_records(bundle, POSITION, [_position_id(topic, filling_of(store, bundle))])
+    return None if payload is None else int(payload)
 
 
 def note_position(store: OnlineStore, bundle: str, topic: str, filling: str | None, position: int) -> None:
-    """Notes that all deltas before a position are in this filling of the store; the highest position stays."""
+    """Records that all deltas before a position are in a filling of the store. The highest position wins."""
     payload = str(position).encode()
     store.write_records(bundle, POSITION, [_position_id(topic, filling)], [position], [payload])
 
@@ -51,20 +51,26 @@ def _position_id(topic: str, filling: str | None) -> str:
 
 
 class StoreWriter:
-    """Follows the deltas of one bundle into a store.
+    """Writes the deltas of one bundle to a store.
 
-    How far it came is kept in the store itself, written after the rows, for the filling of the store that it saw: a
-    store that was emptied, while it ran or not, or was filled again by a server, is noticed at the next call and filled
-    by `refill`. A store that started again meanwhile may have lost the last of what it took; it is followed again from
-    the position that it still has.
+    The writer keeps its position in the store, for the filling of the store, and writes the position after the rows.
+    The next call detects two events:
+
+    - The store was emptied, or filled again by a server. The writer then calls `refill`.
+    - The store was restarted and may have lost its last writes. The writer then continues from the position that the
+      store still has.
+
+    Attributes:
+        rows: Number of rows written so far.
 
     Args:
-        log: where the trainer writes.
-        bundle: its id; deltas of others are skipped.
-        store: already loaded with the bundle.
-        topics: their names.
-        refill: brings an emptied store to the state of the log; without, all deltas are written from the first one on.
-        watch: called with the age in milliseconds of each message that has just become visible.
+        log: Log of the deltas.
+        bundle: Id of the bundle. Deltas of other bundles are skipped.
+        store: Store that has the bundle.
+        topics: Names of the topics.
+        refill: Brings an emptied store to the state of the log. Default: does nothing, so that the writer writes all
+            deltas from the first delta on.
+        watch: Called with the ages, in milliseconds, of the messages whose deltas were written.
     """
 
     def __init__(
@@ -85,19 +91,26 @@ class StoreWriter:
         self._admitted = Admitted(store, bundle)
         self.rows = 0
         self._topic = topics.deltas
-        # Read and not yet noted in the store.
+        # Messages that were read and are not yet before the recorded position.
         self._pending: list[Message] = []
         self._life, self._reader = self._follow()
 
     def run_once(self, *, max_messages: int = 256, wait_s: float = 0.0) -> int:
-        """Writes the deltas that are there and returns how many; then notes in the store how far it came.
+        """Writes the next deltas, then records the position in the store.
+
+        Args:
+            max_messages: Largest number of messages to read.
+            wait_s: Longest wait for messages, seconds.
+
+        Returns:
+            Number of messages.
 
         Raises:
-            StoreError: the store does not answer; the same call again goes on where this one stopped.
-            LogError: the log does not answer.
+            StoreError: The store does not answer. The next call continues after the last recorded position.
+            LogError: The log does not answer.
         """
-        if (found := self._alive()) != self._life:
-            if found[1] != self._life[1]:
+        if (life := self._alive()) != self._life:
+            if life[1] != self._life[1]:
                 self._refill()
             self._reader.close()
             self._pending = []
@@ -110,7 +123,7 @@ class StoreWriter:
             with self._span(own):
                 self._write(own)
             if self._alive() != self._life:
-                # It may have lost what was just written: the next call follows it again.
+                # The store may have lost these writes, so the next call follows the store's position again.
                 return len(messages)
             self._advance(messages[-1].offset + 1)
             now = time.time() * 1_000
@@ -119,15 +132,15 @@ class StoreWriter:
         return len(messages)
 
     def close(self) -> None:
-        """Leaves the log."""
+        """Closes the reader of the log."""
         self._reader.close()
 
     def _alive(self) -> tuple[str, str | None]:
-        """Returns the store's start and filling that answer."""
+        """Returns the id of the store's start and the name of its filling."""
         return self._store.incarnation(), filling_of(self._store, self._bundle)
 
     def _follow(self) -> tuple[tuple[str, str | None], Follower]:
-        """Returns the store that answers, and the log from the store's position on."""
+        """Returns the start and filling of the store, and a reader of the deltas from the store's position."""
         life = self._alive()
         position = position_of(self._store, self._bundle, self._topic)
         self._admitted = Admitted(self._store, self._bundle)
@@ -138,7 +151,7 @@ class StoreWriter:
         note_position(self._store, self._bundle, self._topic, self._life[1], position)
 
     def _span(self, changes: Sequence[Delta]) -> trace.Span:
-        """A span in the trace of each micro-batch of which something is written."""
+        """Opens a span in the trace of each micro-batch whose deltas are written."""
         if not trace.is_on():
             return trace.OFF
         batches = {change.seq: {"rows": 0, "records": 0} for change in changes}
@@ -148,22 +161,22 @@ class StoreWriter:
         return trace.in_batches("store", self._bundle, self._topic, batches)
 
     def _write(self, changes: Sequence[Delta]) -> None:
-        """Writes what many deltas changed, together: of each row and record the newest."""
+        """Writes the changes of several deltas together. Of each row and record only the newest is written."""
         with_rows = [change for change in changes if change.rows]
         if with_rows:
             rows = np.concatenate([change.row_numbers for change in with_rows])
             seqs = np.concatenate([np.full(len(c.accumulators) // 4, c.seq, dtype=np.int64) for c in with_rows])
             vectors = np.concatenate([change.vectors for change in with_rows])
             self.rows += self._store.write_rows(self._bundle, rows, seqs, vectors)
-        records = [(change.seq, found) for change in changes for found in change.records]
-        for kind in dict.fromkeys(found.kind for _, found in records if found.kind != record.CHANGED):
-            chosen = [(seq, found) for seq, found in records if found.kind == kind]
+        records = [(change.seq, changed) for change in changes for changed in change.records]
+        for kind in dict.fromkeys(changed.kind for _, changed in records if changed.kind != record.CHANGED):
+            chosen = [(seq, changed) for seq, changed in records if changed.kind == kind]
             self._store.write_records(
                 self._bundle,
                 kind,
-                [found.id for _, found in chosen],
+                [changed.id for _, changed in chosen],
                 [seq for seq, _ in chosen],
-                [found.payload for _, found in chosen],
+                [changed.payload for _, changed in chosen],
             )
             if kind == record.ADMITTED:
-                self._admitted.wrote([found.id for _, found in chosen])
+                self._admitted.wrote([changed.id for _, changed in chosen])

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from features.errors import StoreError
 from serving.store.memory import MemoryStore
 from serving.store.protocol import MAX_SEQ, NEVER, OnlineStore
+from serving.store.redis.embedded import open_embedded
 from serving.store.redis.scripts import Script
-from serving.store.redis.store import RedisStore, open_embedded
+from serving.store.redis.store import RedisStore
 from tests.servers import RedisCluster, TlsRedis
 
 ROOT = Path(__file__).parents[2]
@@ -591,7 +592,7 @@ def test_an_embedded_store_finds_its_data_when_opened_again(tmp_path: Path) -> N
 OTHER_PROCESS = """
 import os, signal, sys, numpy as np
 from pathlib import Path
-from serving.store.redis.store import open_embedded
+from serving.store.redis.embedded import open_embedded
 directory, row, end = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 print("ready", flush=True)
 sys.stdin.readline()

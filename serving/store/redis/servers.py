@@ -1,7 +1,7 @@
 """Finds the Redis server of a bundle: the only server, or the cluster's node of the bundle's hash slot.
 
-All keys of a bundle have one hash tag, so a bundle lies in one slot, on one node, and its scripts and pipelines work as
-on a single server; another bundle may lie on another node.
+All keys of a bundle have the same hash tag, so a bundle is in one slot, on one node. Its scripts and pipelines work as
+on a single server. Another bundle may be on another node.
 """
 
 import re
@@ -19,27 +19,27 @@ _TIMEOUT_S, _CONNECT_S, _TRIES = 5, 3, 5
 
 
 class Servers(Protocol):
-    """One or more servers."""
+    """One or more Redis servers."""
 
     def of(self, key: bytes) -> redis.Redis:
-        """The server that holds a key."""
+        """Returns the server of a key."""
         ...
 
     def every(self) -> list[redis.Redis]:
-        """Returns all servers that hold keys."""
+        """Returns all servers that have keys."""
         ...
 
     def look_again(self) -> bool:
-        """Reads the assignment of keys to servers again; False if it cannot change."""
+        """Reads the assignment of keys to servers again. Returns False if the assignment cannot change."""
         ...
 
     def close(self) -> None:
-        """Releases connections."""
+        """Closes the connections."""
         ...
 
 
 class SingleServer:
-    """The one server of an address."""
+    """The only server of an address."""
 
     def __init__(self, address: str) -> None:
         self._client = redis.Redis.from_url(
@@ -68,7 +68,7 @@ class SingleServer:
 
 
 class ClusterServers:
-    """The primaries of a cluster, found by any of its nodes; replicas are not read, as they may be behind."""
+    """The primaries of a cluster, found through any node. Replicas are not read, since they may lag."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -102,21 +102,21 @@ class ClusterServers:
         return self._cluster
 
     def _client(self, node: ClusterNode) -> redis.Redis:
-        found = self._open().get_redis_connection(node)
-        assert isinstance(found, redis.Redis)
-        return found
+        client = self._open().get_redis_connection(node)
+        assert isinstance(client, redis.Redis)
+        return client
 
 
 def open_servers(address: str) -> Servers:
-    """The servers of an address.
+    """Opens the servers of an address.
 
     Args:
-        address: `redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path/to/socket`, or
-            `redis+cluster://…` and `rediss+cluster://…` with any node of a cluster. Options of the connection may
-            follow as a query: `?ssl_ca_certs=ca.pem&ssl_certfile=own.pem&ssl_keyfile=own.key`.
+        address: Address, `redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path/to/socket`, or
+            `redis+cluster://…` and `rediss+cluster://…` with any node of a cluster. A query may have options of the
+            connection: `?ssl_ca_certs=ca.pem&ssl_certfile=own.pem&ssl_keyfile=own.key`.
 
     Raises:
-        StoreError: it is none of these.
+        StoreError: The address has another scheme or cannot be read.
     """
     if not re.match(r"(redis|rediss)(\+cluster)?://|unix://", address):
         raise StoreError(
@@ -133,7 +133,7 @@ def open_servers(address: str) -> Servers:
 
 
 def without_password(address: str) -> str:
-    """An address that may be shown."""
+    """Returns an address without user and password, for messages."""
     return re.sub(r"//[^@/]*@", "//", address)
 
 

@@ -28,7 +28,7 @@ from models.bundle.bundle import Bundle
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.store.redis.store import embedded_executable
+from serving.store.redis.embedded import embedded_executable
 from tessera.bench.harness.load import Load
 from tessera.bench.harness.result import BenchResult, at_least, at_most
 from tessera.bench.harness.rows import measured_rows

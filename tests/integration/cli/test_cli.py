@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.bundle import delta
-from serving.store.redis.store import open_embedded
+from serving.store.redis.embedded import open_embedded
 from tessera.demo.synthetic import write_synthetic
 from tessera.settings import Settings
 from tests.integration.world import World

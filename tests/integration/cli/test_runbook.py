@@ -20,7 +20,7 @@ from models.registry.release import CHALLENGER
 from serving.api.keys import KeyFile
 from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import start
-from serving.store.redis.store import open_embedded
+from serving.store.redis.embedded import open_embedded
 from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions

@@ -24,7 +24,7 @@ from serving.metrics import Metrics
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
-from serving.store.redis.store import open_embedded
+from serving.store.redis.embedded import open_embedded
 from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.router import Router
 from tessera.settings import Settings

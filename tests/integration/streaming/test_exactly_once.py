@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -22,7 +21,8 @@ from serving.ranking.mirror import Mirror
 from serving.ranking.service import RankService
 from serving.store.memory import MemoryStore
 from serving.store.protocol import OnlineStore
-from serving.store.redis.store import RedisStore, open_embedded
+from serving.store.redis.embedded import open_embedded
+from serving.store.redis.store import RedisStore
 from serving.store.verify import replay, verify
 from streaming.dead_letter import causes, put_back, read_dead_letters
 from streaming.fold import Fold
@@ -42,22 +42,6 @@ from tests.integration.world import World
 
 BATCH = 32
 OPTIONS = TrainerOptions(batch=BATCH, wait_s=0.3, most_bad=1.0)
-
-
-@pytest.fixture(params=["embedded", "kafka"])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventLog]:
-    opened: EventLog = (
-        LocalLog(tmp_path / "log.db")
-        if request.param == "embedded"
-        else KafkaLog(request.getfixturevalue("kafka_address"))
-    )
-    with contextlib.closing(opened):
-        yield opened
-
-
-@pytest.fixture
-def topics() -> Topics:
-    return Topics(f"t{uuid.uuid4().hex[:8]}-")
 
 
 def send(log: EventLog, topics: Topics, messages: list[bytes], *, items: list[bytes] | None = None) -> None:

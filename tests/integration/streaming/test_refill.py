@@ -21,7 +21,8 @@ from serving.store.admitted import Admitted
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.protocol import OnlineStore
-from serving.store.redis.store import RedisStore, open_embedded
+from serving.store.redis.embedded import open_embedded
+from serving.store.redis.store import RedisStore
 from serving.store.verify import verify
 from serving.traffic.router import Router
 from streaming.log.sqlite import LocalLog

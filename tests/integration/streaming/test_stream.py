@@ -17,7 +17,8 @@ from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.protocol import OnlineStore
-from serving.store.redis.store import RedisStore, open_embedded
+from serving.store.redis.embedded import open_embedded
+from serving.store.redis.store import RedisStore
 from streaming.dead_letter import read_dead_letters
 from streaming.log.kafka import KafkaLog
 from streaming.log.protocol import EventLog

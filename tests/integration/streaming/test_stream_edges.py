@@ -3,8 +3,6 @@
 import contextlib
 import json
 import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,22 +30,6 @@ from tests.chaos.cluster import until
 from tests.integration.world import World
 
 OPTIONS = TrainerOptions(batch=32, wait_s=0.2, most_bad=1.0, lateness_s=1e9)
-
-
-@pytest.fixture(params=["embedded", "kafka"])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventLog]:
-    opened: EventLog = (
-        LocalLog(tmp_path / "log.db")
-        if request.param == "embedded"
-        else KafkaLog(request.getfixturevalue("kafka_address"))
-    )
-    with contextlib.closing(opened):
-        yield opened
-
-
-@pytest.fixture
-def topics() -> Topics:
-    return Topics(f"t{uuid.uuid4().hex[:8]}-")
 
 
 def open_trainer(log: EventLog, bundle: Bundle, topics: Topics, **more: Any) -> Any:
