@@ -24,13 +24,10 @@ from serving.api.bodies import (
     ItemResponse,
     ItemsRequest,
     OutcomesRequest,
-    PlanView,
     Problem,
-    RankedItemBody,
     RankRequest,
     RankResponse,
     ReadyResponse,
-    RetrievedItemBody,
     RetrieveRequest,
     RetrieveResponse,
     VersionResponse,
@@ -40,6 +37,7 @@ from serving.api.hosts import Hosts
 from serving.api.ingest import Intake
 from serving.api.keys import KeyFile
 from serving.api.problems import add_problem_handlers, blamed
+from serving.api.responses import item_response, rank_response, retrieve_response
 from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import CONTENT_TYPE, Metrics
@@ -53,8 +51,8 @@ from serving.traffic.router import Router
 from serving.traffic.shadow import Shadows
 
 _REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": what}
-    for status, what in (
+    status: {"model": Problem, "description": description}
+    for status, description in (
         (400, "The body cannot be read."),
         (401, "No API key, or an unknown one."),
         (403, "The key's scopes do not cover this."),
@@ -102,37 +100,42 @@ class AppParts:
 
 
 def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
-    """Builds the application around the bundle that answers."""
-    found = parts or AppParts()
-    current.watch(lambda service: _note(found.metrics, service))
+    """Builds the application.
+
+    Args:
+        current: Router of the requests.
+        parts: Other parts of the application. Default: no keys, no log and no recording.
+    """
+    known = parts or AppParts()
+    current.watch(lambda service: _note(known.metrics, service))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with contextlib.closing(_refreshing(current, found)):
+        with contextlib.closing(_refreshing(current, known)):
             yield
 
-    # The scripts of the page are served beside it: /docs works without access to other hosts.
+    # The application serves the scripts of /docs, so that the page works without access to other hosts.
     app = FastAPIOffline(
         title="Tessera",
         version="1",
         redoc_url=None,
         lifespan=lifespan,
-        description="Feature embeddings for recommenders. Every answer names the bundle that made it.",
+        description="Feature embeddings for recommenders. Every answer names its bundle.",
     )
     app.add_middleware(
         Guard,
-        metrics=found.metrics,
-        limits=found.limits,
-        keys=found.keys,
-        state=found.state,
-        hosts=found.hosts,
+        metrics=known.metrics,
+        limits=known.limits,
+        keys=known.keys,
+        state=known.state,
+        hosts=known.hosts,
     )
     add_problem_handlers(app)
     # The guard checks keys; this only documents that keys exist.
-    keyed = [Depends(HTTPBearer(auto_error=False))] if found.keys is not None else []
-    app.include_router(_reads(current, found), responses=_REFUSED, dependencies=keyed)
-    app.include_router(_writes(current, found.intake), responses=_REFUSED, dependencies=keyed)
-    app.include_router(_operation(current, found), responses={503: _REFUSED[503]})
+    keyed = [Depends(HTTPBearer(auto_error=False))] if known.keys is not None else []
+    app.include_router(_reads(current, known), responses=_REFUSED, dependencies=keyed)
+    app.include_router(_writes(current, known.intake), responses=_REFUSED, dependencies=keyed)
+    app.include_router(_operation(current, known), responses={503: _REFUSED[503]})
     return app
 
 
@@ -153,39 +156,22 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
 
         with current.pinned_for(body.user) as pinned, blamed("context"):
             request.state.bundle = pinned.service.bundle.id
-            found, shown = accounted(current, pinned, body.user, parts.recorder, ask)
+            answer, shown = accounted(current, pinned, body.user, parts.recorder, ask)
         if shown is not None and pinned.shadows and parts.shadows is not None:
             after.add_task(parts.shadows.offer, pinned.shadows, shown)
-        metrics.unknown_users.inc(0 if found.known_user else 1)
-        metrics.unknown_items.inc(len(found.unknown_items))
-        metrics.stale.inc(1 if found.stale else 0)
-        reasons: list[dict[str, float] | None] = [*found.reasons] or [None] * len(found.items)
-        return RankResponse(
-            bundle=found.bundle,
-            items=[
-                RankedItemBody(item=item, score=score, reasons=why)
-                for (item, score), why in zip(found.items, reasons, strict=True)
-            ],
-            known_user=found.known_user,
-            unknown_items=found.unknown_items,
-            retrieved=found.retrieved,
-            stale=found.stale,
-            impression=shown.id if shown is not None else None,
-        )
+        metrics.unknown_users.inc(0 if answer.known_user else 1)
+        metrics.unknown_items.inc(len(answer.unknown_items))
+        metrics.stale.inc(1 if answer.stale else 0)
+        return rank_response(answer, shown)
 
     @router.post("/v1/retrieve")
     def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
         """Finds the nearest items, by content, among the items that match."""
         with current.pinned() as service, blamed("filter"):
             request.state.bundle = service.bundle.id
-            found = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
-        plan = found.plan
-        metrics.plans.labels(plan.method).inc()
-        return RetrieveResponse(
-            bundle=found.bundle,
-            items=[RetrievedItemBody(item=item, score=score) for item, score in found.items],
-            plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
-        )
+            answer = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
+        metrics.plans.labels(answer.plan.method).inc()
+        return retrieve_response(answer)
 
     @router.post("/v1/embeddings")
     def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
@@ -195,9 +181,9 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
             with blamed("feature"):
                 width = service.embeddings.width(body.feature)
             with blamed("values"):
-                found = service.embeddings.lookup(body.feature, body.values)
+                vectors = service.embeddings.lookup(body.feature, body.values)
             return EmbeddingsResponse(
-                bundle=service.bundle.id, feature=body.feature, width=width, vectors=found.tolist()
+                bundle=service.bundle.id, feature=body.feature, width=width, vectors=vectors.tolist()
             )
 
     @router.get(
@@ -208,18 +194,10 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
         """Returns an item as the bundle and the stream know it."""
         with current.pinned() as service:
             request.state.bundle = service.bundle.id
-            found = service.item(item_id)
-        if found is None:
+            view = service.item(item_id)
+        if view is None:
             raise HTTPException(404, f"item {item_id!r} is unknown, or was deleted")
-        return ItemResponse(
-            bundle=found.bundle,
-            item=found.item,
-            encoder=found.encoder,
-            codebook=found.codebook,
-            semantic_id=found.codes,
-            vector=found.vector,
-            attributes=found.attributes,
-        )
+        return item_response(view)
 
     return router
 
@@ -243,11 +221,11 @@ def _writes(current: Router, intake: Intake | None) -> APIRouter:
     def outcomes(body: OutcomesRequest) -> Accepted:
         """Appends outcomes of shown items to the log. The judge quarantines outcomes that match no impression."""
         now = time.time_ns() // 1_000_000
-        made = [
-            Outcome(one.impression, one.item, now if one.time_ms is None else one.time_ms, one.what)
-            for one in body.outcomes
+        outcomes = [
+            Outcome(sent.impression, sent.item, now if sent.time_ms is None else sent.time_ms, sent.what)
+            for sent in body.outcomes
         ]
-        return Accepted(accepted=open_intake().outcomes(made))
+        return Accepted(accepted=open_intake().outcomes(outcomes))
 
     @router.post("/v1/items", status_code=202)
     def items(body: ItemsRequest, request: Request) -> Accepted:
@@ -264,12 +242,12 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 
     @router.get("/healthz")
     def healthz() -> dict[str, str]:
-        """Returns whether the process lives."""
+        """Returns a fixed answer while the process runs."""
         return {"status": "alive"}
 
     @router.get("/readyz", response_model_exclude_none=True)
     def readyz() -> ReadyResponse:
-        """Returns whether requests should be sent here."""
+        """Returns whether the server is ready for requests."""
         if parts.state.draining:
             raise HTTPException(503, "the server is draining; send requests elsewhere")
         with current.pinned() as service:
@@ -286,7 +264,7 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 
     @router.post("/v1/admin/reload")
     def reload() -> VersionResponse:
-        """Checks the registry now: the bundle that the alias names takes over before this returns."""
+        """Checks the registry now. The bundle that the alias names serves before this call returns."""
         if parts.reload is None:
             raise HTTPException(409, "this server serves one bundle; it follows no alias")
         parts.reload()
@@ -306,9 +284,9 @@ def _note(metrics: Metrics, service: RankService) -> None:
 
 
 def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
-    """Returns where a server's answers come from; raises if the server should get no requests."""
+    """Returns the sources of a server's answers. Raises an error if the server should get no requests."""
     error = refreshing.error
-    # While the store is unavailable or empty, a mirror answers and says why.
+    # While the store is unavailable or empty, a mirror answers, and the response names the store's error.
     excused = service.rows.outlasts_store and isinstance(error, StoreError)
     if error is not None and refreshing.broken and not excused:
         raise HTTPException(503, f"new items cannot be read: {type(error).__name__}: {error}; see the server's log")
@@ -316,14 +294,14 @@ def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
     if not isinstance(service.rows, MirrorRows):
         service.check_ready()
         return ready
-    # A lagging mirror does not make a server unready: the store answers meanwhile, or the mirror if there is no store.
+    # A server with a lagging mirror is ready, since rows then come from the store, or from the mirror without a store.
     lag_s = round(service.rows.mirror.lag_s(), 3)
     ready.mirror = {"lag_s": lag_s, "reads_from": "mirror" if service.rows.fresh else "store"}
     return ready
 
 
 def _refreshing(current: Router, parts: AppParts) -> Background:
-    """Reads new items from the store, for the bundle that serves and for the challengers, until it is closed."""
+    """Starts a thread that reads new items from the store, for the champion and the challengers, until it is closed."""
     trials = Rounds("challenger", "new items could not be read for a challenger", parts.metrics)
 
     def refresh(_: threading.Event) -> None:

@@ -1,7 +1,7 @@
-"""Attributes that have an order: numbers, and dates, times and durations as microseconds.
+"""Attributes with an order: numbers, and dates, times and durations as microseconds.
 
-A number is kept as the sum of two float64: the nearest one and the remainder. So integers of 19 digits and prices with
-cents are compared exactly, also in one column. The second array exists only once a value needs it.
+A number is kept as the sum of two float64: the nearest float and the remainder. Integers of 19 digits and prices with
+cents are therefore compared exactly, even in one column. The second array exists only if a value needs the remainder.
 Shape letter: M, items.
 """
 
@@ -53,7 +53,7 @@ class Quantities:
     def __init__(self, name: str, values: pl.Series) -> None:
         self._name = name
         self._dtype = values.dtype
-        # A feature is kept in float32, in which 12.21 is another number.
+        # The number 12.21 of a filter differs from 12.21 in float32, so the filter's number is rounded too.
         self._narrow = values.dtype == pl.Float32
         self._values: Growable[np.float64] = Growable(np.zeros(0))
         self._rest: Growable[np.float64] | None = None
@@ -79,33 +79,33 @@ class Quantities:
     def test(self, leaf: LeafCondition, items: Ints | slice) -> Bools:
         """Returns which of the items (M,) satisfy a comparison."""
         present = self._present.array[items]
-        if "eq" in leaf.model_fields_set and leaf.eq is None:
+        if asks_for_none(leaf):
             return ~present
         rest = None if self._rest is None else self._rest.array[items]
-        held: Bools = self._holds(leaf, self._values.array[items], rest) & present
-        return held
+        matching: Bools = self._matches(leaf, self._values.array[items], rest) & present
+        return matching
 
     def share(self, leaf: LeafCondition) -> float:
         """Returns the approximate share of items that satisfy a comparison."""
         size = len(self._present.array)
         return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
 
-    def _holds(self, leaf: LeafCondition, values: Floats, rest: Floats | None) -> Bools:
-        asked = leaf.one_of if leaf.one_of is not None else [leaf.eq] if leaf.eq is not None else None
-        if asked is not None:
-            pairs = [self._number(value) for value in asked]
+    def _matches(self, leaf: LeafCondition, values: Floats, rest: Floats | None) -> Bools:
+        wanted = leaf.one_of if leaf.one_of is not None else [leaf.eq] if leaf.eq is not None else None
+        if wanted is not None:
+            pairs = [self._number(value) for value in wanted]
             if rest is None:
                 return np.isin(values, [first for first, second in pairs if second == 0.0])
             some: Bools = np.logical_or.reduce([(values == first) & (rest == second) for first, second in pairs])
             return some
-        found = np.ones(len(values), dtype=bool)
+        within = np.ones(len(values), dtype=bool)
         for name, (beyond, equal) in _BOUNDS.items():
             bound = getattr(leaf, name)
             if bound is not None:
                 first, second = self._number(bound)
                 behind = equal(0.0 if rest is None else rest, second)
-                found &= beyond(values, first) | ((values == first) & behind)
-        return found
+                within &= beyond(values, first) | ((values == first) & behind)
+        return within
 
     def _number(self, value: Any) -> tuple[float, float]:
         """Returns a value of a filter as two floats, the nearest one and the remainder."""
@@ -128,6 +128,11 @@ class Quantities:
         if isinstance(self._dtype, pl.Duration):
             return "durations, as ISO 8601 text or seconds"
         return "times, as ISO 8601 text" if self._dtype.is_temporal() else "numbers"
+
+
+def asks_for_none(leaf: LeafCondition) -> bool:
+    """Returns whether a comparison asks for items without a value."""
+    return "eq" in leaf.model_fields_set and leaf.eq is None
 
 
 def make_room(column: Growable[Any], numbers: Ints) -> None:

@@ -51,50 +51,37 @@ def report(
     """Returns the report of an experiment as plain dicts, numbers and strings.
 
     Args:
-        registry: Holds the experiments.
-        log: Holds the impressions and outcomes.
+        registry: Registry of the experiments.
+        log: Log of the impressions and outcomes.
         topics: Names of the log's topics.
         name: Name of an experiment that runs or has ended.
         model: Name of the model. None: the registry holds one model.
         rule: Outcome to count, and the limits of the guardrails.
-        known: By a bundle's id, the users of its training and the number of visits that it kept of each. Other users
-            are new.
-        familiar: By a bundle's id, the items that its training knew well. Other items are new.
+        known: Maps a bundle's id to the number of kept visits of each user of its training. All other users are new.
+        familiar: Maps a bundle's id to the items with enough events in its training. All other items are new.
 
     Raises:
         TesseraError: No experiment has this name.
         LogError: The log is unavailable.
     """
     champion = registry.resolve(model, CHAMPION)
-    going = running(registry, champion.model)
-    ended = {one.experiment.name: one for one in past(registry, champion.model)}
-    found = next((one for one in going if one.name == name), None)
-    if found is None and name not in ended:
-        names = ", ".join(one.name for one in going) or "none"
-        raise TesseraError(f"no rollout named {name!r}; running: {names}; ended: {', '.join(ended) or 'none'}")
-    experiment = found or ended[name].experiment
-    until = time.time() if found else float(ended[name].ended)
+    subject, experiments = _selected(registry, champion.model, name)
+    experiment = subject.experiment
+    until = time.time() if subject.ended == _NEVER else float(subject.ended)
     allowed = SlownessAllowance(rule.slower, rule.least_ms)
     ledger = Ledger(outcome=rule.outcome, familiar=familiar(experiment.control), allowed=allowed)
-    beside = [*ended.values(), *(PastExperiment(one, _NEVER, "") for one in going)]
     with contextlib.closing(TimeOrder()) as messages:
         start_ms, end_ms = experiment.started * 1_000, until * 1_000
-        messages.put((one.time_ms, payload) for one, payload in _read(log, topics, start_ms, end_ms, champion.model))
-        points, history = _walked(experiment, beside, messages, until, rule, ledger)
+        shown = _read(log, topics, start_ms, end_ms, champion.model)
+        messages.put((message.time_ms, payload) for message, payload in shown)
+        points, history = _walked(experiment, experiments, messages, until, rule, ledger)
     epochs = ledger.epochs(experiment.id)
     last = ledger.arms(experiment.id, max(epochs, default=experiment.epoch(until)))
-    return {
-        "experiment": name,
-        "model": champion.model,
-        "challenger": experiment.challenger,
-        "control": experiment.control,
-        "layer": experiment.layer,
-        "ramp": [[step.after_s, step.share] for step in experiment.ramp],
-        "shadow": experiment.shadow,
+    return _facts(experiment, champion.model) | {
         "outcome": rule.outcome,
         "started": _moment(experiment.started),
         "until": _moment(until),
-        "decision": "running" if found else ended[name].why,
+        "decision": subject.why,
         "epochs": [
             {"since": _moment(since)} | {arm: asdict(view(tally, tally.sums())) for arm, tally in arms.items()}
             for since, arms in epochs.items()
@@ -104,6 +91,33 @@ def report(
         "segments": _segments(last, known(experiment.control), rule, part=experiment.part()),
         "guardrails": history,
         "aside": dict(ledger.aside) | ({"unknown impression": ledger.waiting} if ledger.waiting else {}),
+    }
+
+
+def _selected(registry: Registry, model: str, name: str) -> tuple[PastExperiment, list[PastExperiment]]:
+    """Returns the experiment with a name, and all experiments of a model. A running experiment ends at `_NEVER`.
+
+    If a running and an ended experiment have the name, the running experiment is returned.
+    """
+    going = {each.name: PastExperiment(each, _NEVER, "running") for each in running(registry, model)}
+    ended = {each.experiment.name: each for each in past(registry, model)}
+    if name not in going and name not in ended:
+        raise TesseraError(
+            f"no rollout named {name!r}; running: {', '.join(going) or 'none'}; ended: {', '.join(ended) or 'none'}"
+        )
+    return going.get(name) or ended[name], [*ended.values(), *going.values()]
+
+
+def _facts(experiment: Experiment, model: str) -> dict[str, Any]:
+    """Returns the settings of an experiment for the report."""
+    return {
+        "experiment": experiment.name,
+        "model": model,
+        "challenger": experiment.challenger,
+        "control": experiment.control,
+        "layer": experiment.layer,
+        "ramp": [[step.after_s, step.share] for step in experiment.ramp],
+        "shadow": experiment.shadow,
     }
 
 
@@ -142,16 +156,17 @@ def _read(
     """Yields the messages of a model from `start_ms` to `end_ms`, each with its payload for `TimeOrder`."""
     log.create_topics(topics.partitions())
     names = (topics.impressions, topics.outcomes)
-    ends = {(topic, part): end for topic in names for part, end in log.end_offsets(topic).items()}
+    ends = {(topic, number): end for topic in names for number, end in log.end_offsets(topic).items()}
     reader = log.reader(list(names), group=f"report-{time.time_ns()}", sole=True)
     with contextlib.closing(reader):
-        while any(reader.position().get(place, 0) < end for place, end in ends.items()):
+        while any(reader.position().get(partition, 0) < end for partition, end in ends.items()):
             for message in reader.poll(_BATCH, 0.2):
                 payload = (_OUTCOME if message.topic == topics.outcomes else _SHOWN) + message.value
                 with contextlib.suppress(EventError):
-                    one = _decoded(payload)
-                    if start_ms <= one.time_ms <= end_ms and (not isinstance(one, Impression) or one.model == model):
-                        yield one, payload
+                    decoded = _decoded(payload)
+                    of_model = not isinstance(decoded, Impression) or decoded.model == model
+                    if of_model and start_ms <= decoded.time_ms <= end_ms:
+                        yield decoded, payload
 
 
 def _decoded(payload: bytes) -> Impression | Shadowed | Outcome:
@@ -167,10 +182,15 @@ def _walked(
     rule: Guardrails,
     ledger: Ledger,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Returns the arms at up to 30 moments, and the breaches with their times; it fills the ledger on the way.
+    """Folds the messages into the ledger. Returns the arms at up to 30 moments, and the breaches with their times.
 
     Args:
-        beside: All experiments and when they ended, this experiment too. They tell who shared the layer at a moment.
+        experiment: Experiment of the report.
+        beside: All experiments of the model, this experiment too. Experiments of a layer share its users.
+        messages: Impressions and outcomes, by time.
+        until: End of the report, Unix seconds.
+        rule: Outcome to count, and the limits of the guardrails.
+        ledger: Ledger to fill.
     """
     points: list[dict[str, Any]] = []
     history: list[dict[str, str]] = []
@@ -187,14 +207,16 @@ def _walked(
         arms, slower = ledger.arms(experiment.id, epoch), ledger.slower(experiment.id, epoch)
         control, challenger = arms[CONTROL].sums(), arms[CHALLENGER].sums()
         points.append({"at": _moment(cut)} | _compared(control.rate, challenger.rate, rule, part=experiment.part()))
-        there = [one.experiment for one in beside if one.experiment.started <= cut <= one.ended]
-        shares = expected_shares(experiment, there, cut)
+        running_then = [other.experiment for other in beside if other.experiment.started <= cut <= other.ended]
+        shares = expected_shares(experiment, running_then, cut)
         if not experiment.shadow and min(shares) > 0:
             look = rule.look(control, challenger, shares=shares, part=experiment.part(), slower=slower)
             # Each kind of breach is reported once, at the first moment.
             kinds = {line["breach"].partition(":")[0] for line in history}
             history += [
-                {"at": _moment(cut), "breach": one} for one in look.breaches if one.partition(":")[0] not in kinds
+                {"at": _moment(cut), "breach": breach}
+                for breach in look.breaches
+                if breach.partition(":")[0] not in kinds
             ]
     return points, history
 
@@ -213,10 +235,10 @@ def _compared(control: Arm, challenger: Arm, rule: Guardrails, *, part: float = 
 
 
 def _segments(arms: Arms, known: Mapping[str, int], rule: Guardrails, *, part: float) -> list[dict[str, Any]]:
-    """Compares segments as the whole: new and known users, the heaviest tenth, and new items by their impressions.
+    """Compares the arms on segments: new users, known users, the heaviest tenth of users, and new items.
 
-    A segment is chosen by data from before the experiment: values that the experiment changes, such as how often users
-    come, would choose different users in each arm. The segments share the chance of a miss.
+    A segment is chosen by data from before the experiment. Values that the experiment changes, such as the frequency of
+    visits, would choose different users in each arm. The segments share the error probability.
     """
     visits = np.array(list(known.values()))
     heavy = float(np.quantile(visits, _HEAVY)) if len(visits) else math.inf
@@ -227,12 +249,12 @@ def _segments(arms: Arms, known: Mapping[str, int], rule: Guardrails, *, part: f
     }
     by_user = {arm: tally.by_user() for arm, tally in arms.items()}
     alpha = part / (len(tests) + 1)
-    found: list[dict[str, Any]] = []
+    segments: list[dict[str, Any]] = []
     for name, test in tests.items():
         control, challenger = (_rate(*by_user[arm], test) for arm in (CONTROL, CHALLENGER))
-        found.append({"segment": name} | _compared(control, challenger, rule, part=alpha))
+        segments.append({"segment": name} | _compared(control, challenger, rule, part=alpha))
     new = _compared(arms[CONTROL].of_novel_items(), arms[CHALLENGER].of_novel_items(), rule, part=alpha)
-    return [*found, {"segment": "new items, outcomes for each that was shown"} | new]
+    return [*segments, {"segment": "new items, outcomes for each that was shown"} | new]
 
 
 def _rate(users: Sequence[str], sums: NDArray[np.float64], test: Callable[[str], bool]) -> Arm:

@@ -61,10 +61,8 @@ def serve(
     from serving.api.ingest import Intake
     from serving.metrics import Metrics
     from serving.ranking.mirror_feed import mirrored
-    from serving.traffic.follow import RegistryFollower, ServiceOpener
-    from serving.traffic.recorder import Recorder
+    from serving.traffic.follow import ServiceOpener
     from serving.traffic.router import Router
-    from serving.traffic.shadow import Shadows
     from tessera.pages.console.app import Console, add_console
     from tessera.stream_service import bundle_at, until_stopped
 
@@ -77,7 +75,7 @@ def serve(
         raise TesseraError(
             f"--host {host}: without API keys only this machine is served; `tessera keys add NAME` makes a key"
         )
-    found = bundle_at(settings, model, bundle) if bundle else _aliased(settings, model, alias)
+    opened = bundle_at(settings, model, bundle) if bundle else _aliased(settings, model, alias)
     stop = until_stopped()
     one_thread()
     log_lines(requests=not quiet)
@@ -87,7 +85,7 @@ def serve(
         metrics = Metrics()
         feed = partial(mirrored, settings.open_log, settings.topics, store, metrics=metrics) if mirror else None
         opener = ServiceOpener(store, storage=settings.storage, mirror=feed)
-        service, close = opener(found)
+        service, close = opener(opened)
         current = stack.enter_context(contextlib.closing(Router(service, close=close)))
         parts = AppParts(
             metrics=metrics,
@@ -97,32 +95,19 @@ def serve(
             intake=Intake(_opened_sink(settings, stack)),
         )
         if not unrecorded:
-            recorder = stack.enter_context(contextlib.closing(Recorder(_opened_sink(settings, stack), parts.metrics)))
-            parts.recorder = recorder
-            parts.shadows = stack.enter_context(contextlib.closing(Shadows(recorder, parts.metrics, parts.state)))
+            _record(settings, stack, parts)
         if bundle is None:
-            follower = RegistryFollower(
-                settings.open_registry(create=False),
-                settings.bundles,
-                current,
-                opener,
-                model=model,
-                grace_s=grace_s,
-                metrics=parts.metrics,
-                alias=alias,
-            )
+            follower = _follower(settings, current, opener, parts.metrics, model=model, alias=alias, grace_s=grace_s)
             parts.reload = follower.look
-            # Assignments are read before the first answer, so a starting server gives every user the same arm as the
-            # others.
+            # Assignments are read before the first answer, so that all servers assign a user to the same arm.
             follower.catch_up()
             stack.enter_context(contextlib.closing(follower.follow(every_s=follow_s)))
         access = f"{len(allowed.keys())} API keys" if guarded else "no API keys: this machine alone"
-        err_console.print(f"bundle {found.id}, {service.items:,} items, {access}, http://{host}:{port}/docs")
+        err_console.print(f"bundle {opened.id}, {service.items:,} items, {access}, http://{host}:{port}/docs")
         app = create_app(current, parts)
         if console:
-            add_console(
-                app, stack.enter_context(contextlib.closing(Console(settings, current, parts.metrics, parts.keys)))
-            )
+            pages = stack.enter_context(contextlib.closing(Console(settings, current, parts.metrics, parts.keys)))
+            add_console(app, pages)
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=30,
@@ -144,6 +129,26 @@ def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float)
     thread.join()
 
 
+def _record(settings: Settings, stack: contextlib.ExitStack, parts: Any) -> None:
+    """Adds a recorder of impressions and shadow rankings to the parts of an application."""
+    from serving.traffic.recorder import Recorder
+    from serving.traffic.shadow import Shadows
+
+    parts.recorder = stack.enter_context(contextlib.closing(Recorder(_opened_sink(settings, stack), parts.metrics)))
+    parts.shadows = stack.enter_context(contextlib.closing(Shadows(parts.recorder, parts.metrics, parts.state)))
+
+
+def _follower(
+    settings: Settings, current: Any, opener: Any, metrics: Any, *, model: str | None, alias: str, grace_s: float
+) -> Any:
+    from serving.traffic.follow import RegistryFollower
+
+    registry = settings.open_registry(create=False)
+    return RegistryFollower(
+        registry, settings.bundles, current, opener, model=model, grace_s=grace_s, metrics=metrics, alias=alias
+    )
+
+
 def _opened_sink(settings: Settings, stack: contextlib.ExitStack) -> Any:
     from serving.api.log_sink import LogSink
 
@@ -158,7 +163,7 @@ def _aliased(settings: Settings, model: str | None, alias: str) -> Any:
 
 
 def log_lines(*, requests: bool) -> None:
-    """Writes the process's own log as JSON lines on standard error."""
+    """Writes the log of this process as JSON lines to standard error."""
     from serving.metrics import JsonLines
 
     handler = logging.StreamHandler(sys.stderr)
@@ -195,12 +200,12 @@ def keys_add(
 @keys.command("list")
 def keys_list(json: JsonOption = False) -> None:
     """Show the owners of the keys and their scopes."""
-    found = _key_file(Settings.from_environment()).keys()
+    known = _key_file(Settings.from_environment()).keys()
     if json:
-        print_json([{"name": key.name, "scopes": key.scopes, "created": key.created} for key in found])
+        print_json([{"name": key.name, "scopes": key.scopes, "created": key.created} for key in known])
         return
     table = Table("name", "scopes", "created")
-    for key in found:
+    for key in known:
         table.add_row(key.name, ", ".join(key.scopes), time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created)))
     out_console.print(table)
 

@@ -60,16 +60,16 @@ def stream(
     if role not in (*ROLES, "both"):
         raise TesseraError(f"--role {role}: expected trainer, writer or both")
     settings = Settings.from_environment()
-    found = bundle_at(settings, model, bundle)
+    opened = bundle_at(settings, model, bundle)
     if bundle is None:
         refuse_shared_topics(settings)
     stop = until_stopped()
     one_thread()
     options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
-    err_console.print(f"stream of bundle {found.id} from {settings.kafka or settings.home / 'log.db'}")
+    err_console.print(f"stream of bundle {opened.id} from {settings.kafka or settings.home / 'log.db'}")
     gauges = StreamMetrics()
     roles = ROLES if role == "both" else (role,)
-    service = StreamService(found, StreamConnections.of(settings), options, roles=roles, metrics=gauges)
+    service = StreamService(opened, StreamConnections.of(settings), options, roles=roles, metrics=gauges)
     if once:
         with settings.traced("tessera-stream"):
             totals: Any = service.once()
@@ -79,13 +79,7 @@ def stream(
         if metrics_port:
             gauges.serve(metrics_port)
         with settings.traced("tessera-stream"):
-            if watch:
-                from rich.live import Live as Screen
-
-                with Screen(_view(gauges), console=err_console, auto_refresh=False) as screen:
-                    service.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
-            else:
-                service.run(stop)
+            _run(service, gauges, stop, watch=watch)
         counts = {"messages": sum(gauges.counts.values()) - gauges.counts["batches"] - gauges.counts["outages"]}
         counts |= gauges.counts
         totals = counts | {"causes": gauges.causes, "freshness_ms": gauges.freshness_ms()}
@@ -96,6 +90,17 @@ def stream(
             f"{counts['messages']:,} messages: {counts['events']:,} events, {counts['items']:,} items, "
             f"{counts['neutral']:,} neutral, {counts['bad']:,} dead letters; {counts['batches']:,} batches"
         )
+
+
+def _run(service: Any, gauges: Any, stop: Any, *, watch: bool) -> None:
+    """Runs a stream until `stop` is set, with a live view on request."""
+    if not watch:
+        service.run(stop)
+        return
+    from rich.live import Live
+
+    with Live(_view(gauges), console=err_console, auto_refresh=False) as screen:
+        service.run(stop, on_tick=lambda: screen.update(_view(gauges), refresh=True))
 
 
 def _view(gauges: Any) -> Table:

@@ -220,7 +220,7 @@ def test_a_range_of_text_costs_no_more_with_more_values() -> None:
 
 
 def test_values_that_no_item_holds_any_more_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.retrieval.filter._SPARE", 5)
+    monkeypatch.setattr("serving.retrieval.category._SPARE", 5)
     monkeypatch.setattr("models.table.column_rows._SPARE", 5)
     attributes = Attributes(pl.DataFrame({"sku": ["a"] * 20, "tags": [["x", "y"]] * 20}), ["sku", "tags"])
     for update in range(200):
