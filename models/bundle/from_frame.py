@@ -1,4 +1,4 @@
-"""Parts of a bundle that follow from the training frame: item counts, histories, and the time of the newest event."""
+"""Computes parts of a bundle from the training frame: item counts, histories, and the time of the newest event."""
 
 import time
 
@@ -10,14 +10,21 @@ from features.frame import Frame
 
 
 def with_train_positives(frame: Frame) -> pl.DataFrame:
-    """The frame's items with how many positive events each has in training."""
+    """Returns the frame's items with a column `train_positives`, the number of positive events in training."""
     positives = frame.part("train").filter(pl.col("label") == 1)["item"].to_numpy().astype(np.int64)
     counts = np.bincount(positives, minlength=frame.items.height)
     return frame.items.with_columns(train_positives=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
 
 
 def kept_history(frame: Frame, length: int) -> pl.DataFrame:
-    """Visits before the test part; twice the length is more than any time can ask for (see `History`)."""
+    """Returns the last visits of each user before the test part, oldest first.
+
+    Twice the history's length is kept, which is enough for a read at any time; see `History`.
+
+    Args:
+        frame: The training frame.
+        length: Length of the history in the schema.
+    """
     empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Int64})
     if not frame.users.height or not frame.items.height:
         return empty
@@ -37,9 +44,10 @@ def kept_history(frame: Frame, length: int) -> pl.DataFrame:
 
 
 def trained_until(frame: Frame, dataset: Dataset) -> int | None:
-    """Returns the time of the newest event that a bundle is made of, in microseconds since 1970.
+    """Returns the time of the newest event outside the test part, Unix microseconds.
 
-    None where events have no clock, and where that time has not come yet: such a clock says nothing of the log's.
+    The result is None if events have no clock or the time is in the future, since such a clock cannot be compared with
+    the clock of the log.
     """
     times = frame.examples.filter(pl.col("split") != "test")["time"]
     newest = times.max() if dataset.events.time is not None else None

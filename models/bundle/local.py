@@ -16,10 +16,10 @@ from models.table.batch import Entities
 
 
 class LocalRanker:
-    """Scores items for users with the numbers of a bundle as published.
+    """Scores items for users with a bundle as published.
 
     Args:
-        bundle: Gives table, network, catalogue and histories; all are read here.
+        bundle: Bundle whose table, network, catalogue and histories are read on construction.
 
     Raises:
         BundleError: The bundle was trained on events without items.
@@ -29,7 +29,7 @@ class LocalRanker:
         self._bundle = bundle
         self._catalogue = Catalogue(bundle)
         if not self._catalogue.item_ids:
-            raise BundleError(f"bundle {bundle.id} was trained on events without items, so it ranks none")
+            raise BundleError(f"bundle {bundle.id} was trained on events without items, so it ranks no items")
         self._unknown = self._catalogue.add_default_item()
         self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
         self._rows = bundle.rows()
@@ -51,7 +51,7 @@ class LocalRanker:
 
 
 def context_frame(bundle: BundleContents, context: Mapping[str, Any]) -> pl.DataFrame:
-    """Returns the context of one request as a row of the events' columns, null where absent.
+    """Returns the context of a request as a row of the events' columns. Absent columns are null.
 
     Raises:
         EventError: A column is unknown, or a value is of a wrong type.

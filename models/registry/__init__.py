@@ -1,1 +1,1 @@
-"""The registry of bundles on MLflow, and the gates in front of it."""
+"""The registry of bundles on MLflow, and the gates that a new bundle must pass."""

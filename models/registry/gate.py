@@ -1,6 +1,7 @@
-"""The gates between a trained bundle and the right to challenge the champion: both measured on one test set.
+"""The gates that a new bundle must pass to become the challenger. Both bundles are measured on the same test set.
 
-Pure: takes measures, says what is surely worse beyond which threshold, and where the test set cannot tell.
+The functions are pure. They compare measurements with limits, and report a limit that is exceeded with confidence or
+that the test set cannot decide.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -9,8 +10,8 @@ from typing import Any, Literal
 from models.ranker.evaluate import Quality
 from models.registry.paired_test import Drop, Drops
 
-# With fewer rows that neither bundle was trained on there is no verdict. A smaller slice is shown, and decides nothing.
 LEAST_ROWS = 200
+"""Smallest number of rows of a slice with a gate. Rows on which a bundle was trained do not count."""
 _ALL = "all"
 Answer = Literal["passed", "worse", "cannot tell"]
 
@@ -19,18 +20,18 @@ Answer = Literal["passed", "worse", "cannot tell"]
 class Gates:
     """Limits on how much worse a challenger may be than the champion.
 
-    Quality is compared on a sample of the world, so a challenger is refused only where it is surely worse than allowed:
-    one that is as good is refused in at most `alpha` of all cases, over all gates of quality together.
+    A test set is a sample, so a challenger is refused only if it is worse than the limit with confidence. An equal
+    challenger is refused in at most a share `alpha` of all cases, over all gates of quality together.
 
     Attributes:
-        auc: drop of AUC on all of the test set.
-        ne: rise of normalized entropy on all of it, as a share of the champion's.
-        calibration: rise of the expected calibration error.
-        slice_auc: drop of AUC on a slice: new items, rare items, new users.
-        latency: time to score 500 candidates, over the champion's.
-        bytes: size of table and network, over the champion's.
-        sure: drop of AUC on all of the test set that the test must exclude; where it cannot, the gates cannot tell.
-        alpha: chance to refuse an equal challenger.
+        auc: Largest drop of AUC on the whole test set.
+        ne: Largest rise of normalized entropy on the whole test set, as a share of the champion's.
+        calibration: Largest rise of the expected calibration error.
+        slice_auc: Largest drop of AUC on a slice: new items, rare items, new users.
+        latency: Largest ratio of the time to score 500 candidates to the champion's time.
+        bytes: Largest ratio of the size of table and network to the champion's size.
+        sure: Drop of AUC on the whole test set that the test must exclude. If it cannot, the answer is `cannot tell`.
+        alpha: Probability of refusing an equal challenger.
     """
 
     auc: float = 0.002
@@ -45,12 +46,13 @@ class Gates:
 
 @dataclass(frozen=True)
 class BundleQuality:
-    """One bundle on the test set.
+    """Measurements of one bundle on the test set.
 
     Attributes:
-        quality: by slice; `all` is the whole. Only rows that neither bundle was trained on are measured.
-        latency_ms: median time to score 500 candidates.
-        bytes: of table and network.
+        bundle: Id of the bundle.
+        quality: Quality by slice. `all` is the whole test set. Only rows on which neither bundle was trained count.
+        latency_ms: Median time to score 500 candidates, milliseconds.
+        bytes: Size of table and network, bytes.
     """
 
     bundle: str
@@ -61,14 +63,17 @@ class BundleQuality:
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison.
+    """Result of one gate.
 
     Attributes:
-        limit: what `challenger` may be at the worst; None: shown only.
-        passed: True if it is not surely beyond.
-        low, high: how much worse the challenger is, at least and at most; None where it is not tested.
-        told: True if the test set could tell.
-        rows: Test rows that decide; None where no rows are measured, and in verdicts of earlier releases.
+        name: Name of the slice and the measure.
+        champion: Measure of the champion, None if it is undefined.
+        challenger: Measure of the challenger, None if it is undefined.
+        limit: Worst allowed measure of the challenger. None: the comparison is only shown.
+        passed: False if the challenger exceeds the limit with confidence.
+        low, high: Confidence bounds of the challenger's loss. None without a test.
+        told: True if the test set is large enough to decide.
+        rows: Number of test rows that decide. None if no rows are measured, and in verdicts of earlier releases.
     """
 
     name: str
@@ -84,11 +89,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All comparisons, and whether the challenger may be one.
+    """Results of all gates.
 
     Attributes:
-        note: what the reader should know of the test set.
-        storage: AUC on all by how rows are kept.
+        champion: Id of the champion's bundle.
+        challenger: Id of the challenger's bundle.
+        checks: Results of the gates.
+        note: Remark on the test set, or "".
+        storage: AUC on the whole test set, by the format of the rows in the store.
     """
 
     champion: str
@@ -99,7 +107,7 @@ class Verdict:
 
     @property
     def answer(self) -> Answer:
-        """`worse` where any comparison fails, `cannot tell` where the test set is too small to pass it."""
+        """`worse` if any gate fails, `cannot tell` if the test set is too small to decide, or else `passed`."""
         if not all(check.passed for check in self.checks):
             return "worse"
         return "passed" if all(check.told for check in self.checks) else "cannot tell"
@@ -118,20 +126,23 @@ def judge(
     """Compares two bundles on one test set.
 
     Args:
-        tested: by slice, how much worse the challenger is, and how well the rows can tell.
+        champion: Measurements of the champion.
+        challenger: Measurements of the challenger.
+        gates: Limits.
+        tested: Loss of the challenger with its standard error, by slice. None if a slice cannot be tested.
     """
     deciding = [
         part for part in champion.quality if champion.quality[part].rows >= LEAST_ROWS and tested.get(part) is not None
     ]
-    # The whole has three gates of quality, a slice has one; together they refuse an equal challenger at α.
+    # The whole has three gates of quality and a slice has one, so each gate gets its share of α (Bonferroni).
     alpha = gates.alpha / max(len(deciding) + (2 if _ALL in deciding else 0), 1)
     checks: list[Check] = []
     for part in champion.quality:
         old, new = champion.quality[part], challenger.quality[part]
-        found = tested[part] if part in deciding else None
-        drop = gates.auc if part == _ALL else gates.slice_auc
-        tested_auc = _tested(f"{part}: AUC", old.auc, new.auc, -drop, found.auc if found else None, alpha)
-        auc = replace(tested_auc, rows=old.rows)
+        drops = tested[part] if part in deciding else None
+        allowed = gates.auc if part == _ALL else gates.slice_auc
+        compared = _tested(f"{part}: AUC", old.auc, new.auc, -allowed, drops.auc if drops else None, alpha)
+        auc = replace(compared, rows=old.rows)
         if part == _ALL:
             told = auc.high is not None and auc.high <= max(gates.sure, gates.auc)
             checks.append(replace(auc, told=told))
@@ -142,7 +153,7 @@ def judge(
                     old.normalized_entropy,
                     new.normalized_entropy,
                     rise,
-                    found.entropy if found else None,
+                    drops.entropy if drops else None,
                     alpha,
                 ),
                 _tested(
@@ -150,7 +161,7 @@ def judge(
                     old.calibration_error,
                     new.calibration_error,
                     gates.calibration,
-                    found.calibration if found else None,
+                    drops.calibration if drops else None,
                     alpha,
                 ),
             ]
@@ -166,10 +177,14 @@ def judge(
 
 
 def _tested(name: str, old: float | None, new: float | None, allowed: float, drop: Drop | None, alpha: float) -> Check:
-    """A comparison that fails where the challenger is surely worse than allowed.
+    """Returns a gate that fails if the challenger is worse than allowed with confidence.
 
     Args:
-        allowed: added to the champion's; negative where more is better.
+        name: Name of the gate.
+        old, new: Measures of the champion and of the challenger.
+        allowed: Allowed change of the measure, negative if a larger measure is better.
+        drop: Loss of the challenger. None: the comparison is only shown.
+        alpha: Probability of refusing an equal challenger.
     """
     if old is None or new is None or drop is None:
         return Check(name, old, new, None, True)

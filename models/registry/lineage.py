@@ -18,8 +18,8 @@ class Lineage:
     Attributes:
         dataset: Hash of the descriptor and of every file's bytes.
         encoder, codebook: Ids, or None.
-        parent: Id of the bundle that it was warm-started from, or None.
-        code: Version of the code and libraries that made it, see `tessera.code_version`. None in earlier releases.
+        parent: Id of the bundle whose table started the training (warm start), or None.
+        code: Version of the code and libraries of the run, see `tessera.code_version`. None in earlier releases.
         engine: Engine of the table in training, `torchrec` or `plain`. None in earlier releases.
         profile: Profile of the data, in the form of `tessera check --json`.
     """
@@ -53,9 +53,9 @@ class ModelVersion:
         bundle: Id of the bundle.
         aliases: Aliases of the version, sorted.
         created: Time of the registration, Unix seconds.
-        ended: Reason why it is no longer the challenger. Empty if no reason is noted.
+        ended: Reason why the version is no longer the challenger. Empty without a recorded reason.
         lineage: Origin of the bundle.
-        metrics: Metrics of its run, by name.
+        metrics: Metrics of the run, by name.
     """
 
     version: str
@@ -79,13 +79,13 @@ def history(tracking: Tracking, model: str) -> list[ModelVersion]:
     runs = {run.info.run_id: run for run in tracking.runs(model)}
     return [
         ModelVersion(
-            version=str(one.version),
-            bundle=one.tags[BUNDLE_TAG],
-            aliases=tuple(aliases.get(str(one.version), ())),
-            created=one.creation_timestamp / 1_000,
-            ended=one.tags.get(ENDED_TAG, ""),
-            lineage=Lineage.of(one.tags),
-            metrics=dict(runs[one.run_id].data.metrics) if one.run_id in runs else {},
+            version=str(entity.version),
+            bundle=entity.tags[BUNDLE_TAG],
+            aliases=tuple(aliases.get(str(entity.version), ())),
+            created=entity.creation_timestamp / 1_000,
+            ended=entity.tags.get(ENDED_TAG, ""),
+            lineage=Lineage.of(entity.tags),
+            metrics=dict(runs[entity.run_id].data.metrics) if entity.run_id in runs else {},
         )
-        for one in sorted(tracking.versions(model), key=lambda one: -int(one.version))
+        for entity in sorted(tracking.versions(model), key=lambda entity: -int(entity.version))
     ]

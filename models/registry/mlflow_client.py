@@ -1,4 +1,4 @@
-"""The calls of MLflow that the registry makes. They log little, give up after seconds, and raise BundleError."""
+"""Calls of MLflow for the registry. The calls log little, give up after seconds, and raise BundleError."""
 
 import contextlib
 import logging
@@ -10,14 +10,14 @@ from typing import Any
 from features.errors import BundleError
 from features.fault import explain
 
-_SAID = 300
+_MESSAGE_LENGTH = 300
 _PAGE = 100
 
 
 class Tracking:
     """Client of an MLflow tracking server or database.
 
-    Entities of MLflow (model, version, run) are returned as they come. Every method raises BundleError if MLflow, its
+    Entities of MLflow (model, version, run) are returned unchanged. Every method raises BundleError if MLflow, its
     server, its database or the disk fails.
 
     Attributes:
@@ -35,18 +35,18 @@ class Tracking:
 
     def models(self) -> list[str]:
         """Returns the names of all registered models."""
-        return [one.name for one in self._pages(self._client.search_registered_models)]
+        return [model.name for model in self._pages(self._client.search_registered_models)]
 
     def model(self, name: str) -> Any:
         """Returns a registered model with its aliases and tags."""
-        with told(self.uri):
+        with errors_named(self.uri):
             return self._client.get_registered_model(name)
 
     def create_model(self, name: str) -> None:
         """Registers a model; does nothing if it is registered."""
         from mlflow.exceptions import MlflowException
 
-        with told(self.uri):
+        with errors_named(self.uri):
             try:
                 self._client.create_registered_model(name)
             except MlflowException as error:
@@ -55,7 +55,7 @@ class Tracking:
 
     def set_model_tag(self, name: str, tag: str, text: str) -> None:
         """Sets a tag of a model."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.set_registered_model_tag(name, tag, text)
 
     def aliases(self, model: str) -> dict[str, str]:
@@ -64,12 +64,12 @@ class Tracking:
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
         """Moves an alias of a model to a version."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.set_registered_model_alias(model, alias, version)
 
     def delete_alias(self, model: str, alias: str) -> None:
         """Deletes an alias of a model."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.delete_registered_model_alias(model, alias)
 
     # Versions.
@@ -81,34 +81,34 @@ class Tracking:
 
     def version(self, model: str, number: str) -> Any:
         """Returns a version of a model."""
-        with told(self.uri):
+        with errors_named(self.uri):
             return self._client.get_model_version(model, number)
 
     def create_version(self, model: str, *, source: str, run_id: str, tags: Mapping[str, str]) -> Any:
         """Registers artifacts of a run as a new version of a model and returns the version."""
-        with told(self.uri):
+        with errors_named(self.uri):
             return self._client.create_model_version(model, source=source, run_id=run_id, tags=dict(tags))
 
     def set_version_tag(self, model: str, number: str, tag: str, text: str) -> None:
         """Sets a tag of a version."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.set_model_version_tag(model, number, tag, text)
 
     def delete_version_tag(self, model: str, number: str, tag: str) -> None:
         """Deletes a tag of a version."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.delete_model_version_tag(model, number, tag)
 
     def version_uri(self, model: str, number: str) -> str:
         """Returns the address of a version's artifacts."""
-        with told(self.uri):
+        with errors_named(self.uri):
             return str(self._client.get_model_version_download_uri(model, number))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Downloads artifacts into a directory and returns their path."""
         from mlflow.artifacts import download_artifacts
 
-        with told(f"{uri} into {directory}"):
+        with errors_named(f"{uri} into {directory}"):
             return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.uri, dst_path=str(directory)))
 
     # Runs.
@@ -122,7 +122,7 @@ class Tracking:
             tags: Tags of the run.
             location: Address of the artifacts of a new MLflow experiment. None: the server decides.
         """
-        with told(self.uri):
+        with errors_named(self.uri):
             experiment = self._client.get_experiment_by_name(model)
             if experiment is not None:
                 experiment_id = experiment.experiment_id
@@ -132,18 +132,18 @@ class Tracking:
 
     def run(self, run_id: str) -> Any:
         """Returns a run."""
-        with told(self.uri):
+        with errors_named(self.uri):
             return self._client.get_run(run_id)
 
     def runs(self, model: str) -> list[Any]:
         """Returns all runs of a model."""
-        with told(self.uri):
+        with errors_named(self.uri):
             experiment = self._client.get_experiment_by_name(model)
         return [] if experiment is None else self._pages(self._client.search_runs, [str(experiment.experiment_id)])
 
     def log(self, run_id: str, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Keeps parameters and metrics with a run."""
-        with told(self.uri):
+        with errors_named(self.uri):
             for name, value in params.items():
                 self._client.log_param(run_id, name, value)
             for name, metric in metrics.items():
@@ -151,52 +151,52 @@ class Tracking:
 
     def set_run_tag(self, run_id: str, tag: str, text: str) -> None:
         """Sets a tag of a run."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.set_tag(run_id, tag, text)
 
     def finish(self, run_id: str) -> None:
         """Marks a run as finished."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.set_terminated(run_id)
 
     # Files of a run.
 
     def put_directory(self, run_id: str, directory: Path, name: str) -> None:
         """Keeps a directory with a run, under a name."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.log_artifacts(run_id, str(directory), name)
 
     def put_file(self, run_id: str, file: Path) -> None:
         """Keeps a file with a run, under its own name."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.log_artifact(run_id, str(file))
 
     def put_json(self, run_id: str, name: str, content: dict[str, Any]) -> None:
         """Keeps a JSON document with a run."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.log_dict(run_id, content, name)
 
     def put_text(self, run_id: str, name: str, text: str) -> None:
         """Keeps a text with a run."""
-        with told(self.uri):
+        with errors_named(self.uri):
             self._client.log_text(run_id, text, name)
 
     def files(self, run_id: str, directory: str | None = None) -> set[str]:
         """Returns the names of a run's files, in a directory of the run."""
-        with told(self.uri):
-            return {one.path for one in self._client.list_artifacts(run_id, directory)}
+        with errors_named(self.uri):
+            return {file.path for file in self._client.list_artifacts(run_id, directory)}
 
     def fetch_file(self, run_id: str, name: str, directory: Path) -> Path:
         """Downloads a file of a run into a directory and returns its path."""
-        with told(self.uri):
+        with errors_named(self.uri):
             return Path(self._client.download_artifacts(run_id, name, str(directory)))
 
     def _pages(self, search: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Returns all results of a search, which MLflow gives page by page."""
+        """Returns all results of a search, which MLflow returns in pages."""
         results: list[Any] = []
         token = None
         while True:
-            with told(self.uri):
+            with errors_named(self.uri):
                 page = search(*arguments, max_results=_PAGE, page_token=token)
             results += page
             token = page.token
@@ -210,20 +210,24 @@ def _open(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
-    # Importing MLflow sets its loggers; anything but its errors would drown the progress bars.
+    # The import of MLflow sets the levels of its loggers. Warnings would disturb the progress bars.
     for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # With the client's defaults a command is silent for minutes if the server is unavailable.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    with told(uri):
+    with errors_named(uri):
         return MlflowClient(uri, uri)
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Raises errors of MLflow, its database, its server or the disk in the body as BundleError."""
+def errors_named(name: str) -> Iterator[None]:
+    """Raises errors of MLflow, its database, its server or the disk in the body as BundleError.
+
+    Args:
+        name: Address or task that begins the message.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -232,7 +236,7 @@ def told(what: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         fault = explain(error)
         if fault is not None:
-            raise BundleError(f"registry {what}: {fault}") from error
+            raise BundleError(f"registry {name}: {fault}") from error
         # The client repeats its message for each file and each try. The beginning is enough.
-        said = " ".join(str(error).split())[:_SAID]
-        raise BundleError(f"registry {what}: {said}; see that it answers, and that the disk has room") from error
+        message = " ".join(str(error).split())[:_MESSAGE_LENGTH]
+        raise BundleError(f"registry {name}: {message}; see that it answers, and that the disk has room") from error

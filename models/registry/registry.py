@@ -14,7 +14,7 @@ from features.lock import locked
 from models.bundle.bundle import Bundle, load_bundle
 from models.registry.documents import PAST_TAG, ROLLOUTS_TAG, Documents
 from models.registry.lineage import Lineage, ModelVersion, history
-from models.registry.mlflow_client import Tracking, told
+from models.registry.mlflow_client import Tracking, errors_named
 from models.registry.release import BUNDLE_TAG, CHALLENGER, CHAMPION, ENDED_TAG, PREVIOUS, Release
 
 _CODEBOOK_TAG, _CODEBOOK_SUFFIX = "tessera.codebook", ".codebook"
@@ -69,7 +69,7 @@ class Registry:
             params: Parameters of its training, by name.
             metrics: Metrics of its evaluation, by name.
             lineage: Origin of the bundle.
-            trained: File of the events that it was trained on, see `features.training_events`.
+            trained: File with the events of the training, see `features.training_events`.
 
         Raises:
             BundleError: The registry is unavailable, or the disk is full.
@@ -116,7 +116,7 @@ class Registry:
         return self._release(model, version.version)
 
     def challenge(self, release: Release, *, verdict: dict[str, Any]) -> Release:
-        """Makes a release the challenger and keeps the verdict of the gates with it."""
+        """Makes a release the challenger and stores the verdict of the gates with its run."""
         self.documents.put(release, "gates.json", verdict)
         self._tracking.set_alias(release.model, CHALLENGER, release.version)
         return self._release(release.model, release.version)
@@ -142,7 +142,7 @@ class Registry:
         """Returns the release of an alias, a version's number, or a bundle's id.
 
         Raises:
-            BundleError: There is no such release.
+            BundleError: The model has no such release.
         """
         champion = self.resolve(model)
         for version in self._tracking.versions(champion.model):
@@ -152,11 +152,16 @@ class Registry:
 
     def pulse(self, model: str) -> tuple[Any, ...]:
         """Returns a value that changes with the aliases or the experiments of a model, by one request to MLflow."""
-        found = self._tracking.model(model)
-        return sorted(found.aliases.items()), found.tags.get(ROLLOUTS_TAG, ""), found.tags.get(PAST_TAG, "")
+        entity = self._tracking.model(model)
+        return sorted(entity.aliases.items()), entity.tags.get(ROLLOUTS_TAG, ""), entity.tags.get(PAST_TAG, "")
 
     def end_challenge(self, release: Release, *, why: str) -> None:
-        """Notes why a release is no longer the challenger, and removes the alias if the release has it."""
+        """Records why a release is no longer the challenger, and removes the alias if the release has it.
+
+        Args:
+            release: The release.
+            why: Reason, for operators.
+        """
         self._tracking.set_version_tag(release.model, release.version, ENDED_TAG, why[:_MOST_WHY])
         run_id = self._tracking.version(release.model, release.version).run_id
         self._tracking.set_run_tag(run_id, ENDED_TAG, why[:_MOST_WHY])
@@ -186,8 +191,8 @@ class Registry:
 
     def codebooks(self, model: str) -> dict[str, str]:
         """Returns the codebooks of a model's bundles: id by version, oldest first."""
-        found = self._tracking.versions(model + _CODEBOOK_SUFFIX)
-        return {str(one.version): one.tags[_CODEBOOK_TAG] for one in sorted(found, key=lambda one: int(one.version))}
+        versions = sorted(self._tracking.versions(model + _CODEBOOK_SUFFIX), key=lambda entity: int(entity.version))
+        return {str(entity.version): entity.tags[_CODEBOOK_TAG] for entity in versions}
 
     def resolve(self, model: str | None, alias: str = CHAMPION) -> Release:
         """Returns the release of an alias.
@@ -197,7 +202,7 @@ class Registry:
             alias: Name of the alias.
 
         Raises:
-            BundleError: There is no such model or alias. The message names the existing ones.
+            BundleError: The registry has no such model or alias. The message names the existing models or aliases.
         """
         models = self.models()
         if model is None and len(models) == 1:
@@ -205,8 +210,8 @@ class Registry:
         if model is None or model not in models:
             raise BundleError(
                 f"model {model!r}: expected one of {models or 'none yet'} in the registry {self._place}; "
-                "`tessera run DATASET.toml` makes one, --model NAME chooses one, TESSERA_HOME or MLFLOW_TRACKING_URI "
-                "names another registry"
+                "`tessera run DATASET.toml` publishes a model, --model NAME chooses one, TESSERA_HOME or "
+                "MLFLOW_TRACKING_URI names another registry"
             )
         aliases = self._tracking.aliases(model)
         if alias not in aliases:
@@ -214,7 +219,7 @@ class Registry:
         return self._release(model, aliases[alias])
 
     def open(self, release: Release, cache: Path) -> Bundle:
-        """Returns a release's bundle, verified. Fetches the bundle if the cache does not hold it.
+        """Returns a release's bundle, verified. Fetches the bundle if it is not in the cache.
 
         Args:
             release: Release to open.
@@ -226,7 +231,7 @@ class Registry:
         destination = cache / release.bundle
         with suppress(BundleError):
             return load_bundle(destination)
-        with told(f"{release.bundle} into {cache}"), locked(destination, wait_s=_FETCH_S):
+        with errors_named(f"{release.bundle} into {cache}"), locked(destination, wait_s=_FETCH_S):
             # Another process may have fetched the bundle meanwhile. A damaged copy is replaced from the registry.
             with suppress(BundleError):
                 return load_bundle(destination)
@@ -236,7 +241,8 @@ class Registry:
 
     def _fetch(self, release: Release, destination: Path) -> None:
         uri = self._tracking.version_uri(release.model, release.version)
-        with told(f"{uri} into {destination.parent}"), tempfile.TemporaryDirectory(dir=destination.parent) as aside:
+        directory = destination.parent
+        with errors_named(f"{uri} into {directory}"), tempfile.TemporaryDirectory(dir=directory) as aside:
             source = self._tracking.fetch(uri, Path(aside))
             bundle = load_bundle(source)
             if bundle.id != release.bundle:
@@ -259,8 +265,8 @@ class Registry:
         )
 
     def _release(self, model: str, version: str) -> Release:
-        found = self._tracking.version(model, version)
+        entity = self._tracking.version(model, version)
         names = tuple(
             sorted(alias for alias, number in self._tracking.aliases(model).items() if str(number) == str(version))
         )
-        return Release(model, str(version), found.tags[BUNDLE_TAG], names)
+        return Release(model, str(version), entity.tags[BUNDLE_TAG], names)

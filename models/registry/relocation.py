@@ -1,6 +1,6 @@
 """Moves an embedded registry.
 
-MLflow keeps absolute addresses of artifacts, so the registry of a copied or renamed home points at the old place.
+MLflow keeps absolute addresses of artifacts, so the registry of a copied or renamed home has the old addresses.
 """
 
 import contextlib
@@ -23,27 +23,35 @@ def moved_from(database: Path, artifacts: Path) -> list[str]:
     """Returns the addresses, outside `artifacts`, under which a registry's artifacts were written; empty if none.
 
     Args:
-        database: MLflow's SQLite file; a missing file has no addresses.
-        artifacts: directory in which the registry's owner expects the artifacts, one directory a model.
+        database: SQLite file of MLflow. A missing file has no addresses.
+        artifacts: Directory of the artifacts now, with a directory for each model.
     """
     if not database.is_file():
         return []
     with _connected(database) as connection:
-        found = connection.execute("SELECT name, artifact_location FROM experiments WHERE experiment_id != 0")
-        return [root for name, place in found.fetchall() if (root := _other_root(place, name, artifacts))]
+        rows = connection.execute("SELECT name, artifact_location FROM experiments WHERE experiment_id != 0")
+        return [root for name, address in rows.fetchall() if (root := _other_root(address, name, artifacts))]
 
 
 def check_place(database: Path, artifacts: Path) -> None:
-    """Raises BundleError where a registry was moved, and names the remedy."""
-    if places := moved_from(database, artifacts):
+    """Raises BundleError, with the remedy, if a registry was moved."""
+    if addresses := moved_from(database, artifacts):
         raise BundleError(
-            f"{database}: was made in {places[0]}, and its artifacts are expected there; "
+            f"{database}: was made in {addresses[0]}, and its artifacts are expected there; "
             "run `tessera migrate` after a home was moved or copied"
         )
 
 
 def relocate(database: Path, artifacts: Path) -> int:
-    """Rewrites every address outside `artifacts` to its place below; returns how many were rewritten."""
+    """Rewrites every address outside `artifacts` to an address below `artifacts`.
+
+    Args:
+        database: SQLite file of MLflow.
+        artifacts: Directory of the artifacts now.
+
+    Returns:
+        Number of rewritten addresses.
+    """
     changed = 0
     for root in dict.fromkeys(moved_from(database, artifacts)):
         with _connected(database) as connection:
@@ -57,13 +65,13 @@ def relocate(database: Path, artifacts: Path) -> int:
     return changed
 
 
-def _other_root(place: str, name: str, artifacts: Path) -> str | None:
-    """The address above a model's artifacts where it is another one than `artifacts`."""
-    root = place.removesuffix(f"/{name}")
-    if root in (place, artifacts.absolute().as_uri()):
+def _other_root(address: str, name: str, artifacts: Path) -> str | None:
+    """Returns the address of the directory above a model's artifacts, or None if it is `artifacts`."""
+    root = address.removesuffix(f"/{name}")
+    if root in (address, artifacts.absolute().as_uri()):
         return None
     recorded = Path(root.removeprefix("file://"))
-    # Two names of one directory, by a link or a mount, are no move.
+    # If both are names of the same directory, by a link or a mount, the registry was not moved.
     if recorded.exists() and artifacts.exists() and recorded.samefile(artifacts):
         return None
     return root

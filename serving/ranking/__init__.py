@@ -1,1 +1,1 @@
-"""Ranking: one bundle's service, its rows from the store or the mirror, its histories."""
+"""Ranking: the service of a bundle, its rows from the store or the mirror, and users' histories."""

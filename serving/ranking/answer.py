@@ -1,4 +1,4 @@
-"""Answers of a service, before they become HTTP."""
+"""Answers of a service, before they are encoded for HTTP."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +8,16 @@ from serving.retrieval.search_plan import SearchPlan
 
 @dataclass(frozen=True)
 class RankingAnswer:
-    """An answer.
+    """Result of a ranking.
 
     Attributes:
-        bundle: id of the bundle that answered.
-        items: (item id, probability), best first.
-        known_user: False when neither the bundle nor the stream knows the user.
-        unknown_items: candidates nobody knows; they were scored without item features.
-        retrieved: True if the candidates were found by vector.
-        stale: True if the store did not answer, so that rows and history are as they were last seen.
-        reasons: for each item, what each feature adds to its log-odds; empty where nobody asked.
+        bundle: Id of the bundle that ranked.
+        items: Item id and probability of a positive event, best first.
+        known_user: False if neither the bundle nor the stream knows the user.
+        unknown_items: Candidates that neither the bundle nor the stream knows. They were scored without features.
+        retrieved: True if retrieval chose the candidates.
+        stale: True if the store did not answer, so that rows or history may be old.
+        reasons: Contribution of each feature to the log-odds of each item. Empty unless the request asked for reasons.
     """
 
     bundle: str
@@ -31,7 +31,13 @@ class RankingAnswer:
 
 @dataclass(frozen=True)
 class RetrievalAnswer:
-    """Result of retrieval: (item id, inner product of unit vectors), best first, and the plan."""
+    """Result of a retrieval.
+
+    Attributes:
+        bundle: Id of the bundle that answered.
+        items: Item id and inner product of the unit vectors, best first.
+        plan: Search plan.
+    """
 
     bundle: str
     items: list[tuple[str, float]]
@@ -40,12 +46,16 @@ class RetrievalAnswer:
 
 @dataclass(frozen=True)
 class ItemView:
-    """An item as the bundle and the stream know it.
+    """Item as the bundle and the stream know it.
 
     Attributes:
-        codes: its Semantic ID, empty without content.
-        vector: its content vector, empty without content.
-        attributes: its feature and filterable columns.
+        bundle: Id of the bundle that answered.
+        item: Id of the item.
+        encoder: Id of the encoder of `vector`, or "".
+        codebook: Id of the codebook of `codes`, or "".
+        codes: Semantic ID, empty without content.
+        vector: Content vector, empty without content.
+        attributes: Values of the feature columns and the filterable columns, by column.
     """
 
     bundle: str

@@ -1,7 +1,7 @@
-"""The mirror: a bundle's whole table in this process, bootstrapped from pages and kept fresh from the deltas.
+"""The mirror: a copy of a bundle's whole table in this process, read from the store and kept fresh from the deltas.
 
-The table's size is fixed by its budget, so it always fits. Rows are the same fold as everywhere, by the same rule: a
-row keeps the highest sequence number it has seen. What the pages say and what the deltas say may come in any order.
+The table's budget bounds its size, so the copy fits into memory. The mirror folds deltas by the same rule as the store:
+a row keeps the highest sequence number. Pages of the store and deltas may therefore arrive in any order.
 """
 
 import threading
@@ -17,11 +17,14 @@ from serving.store.protocol import Float32, Int64, OnlineStore
 
 
 class Mirror:
-    """One bundle's rows in memory.
+    """Rows of one bundle in memory.
+
+    Attributes:
+        bundle: Id of the bundle.
 
     Args:
-        store: read once, whole; loaded with the bundle.
-        bundle: its id.
+        store: Store that has the bundle. The table is read once.
+        bundle: Id of the bundle.
     """
 
     def __init__(self, store: OnlineStore, bundle: str) -> None:
@@ -32,15 +35,15 @@ class Mirror:
         self._caught_up = time.monotonic()
 
     def caught_up(self) -> None:
-        """Notes that all of the log is in the mirror at this moment."""
+        """Records that the mirror has all deltas of the log at this moment."""
         self._caught_up = time.monotonic()
 
     def lag_s(self) -> float:
-        """Seconds since the mirror last had all of the log."""
+        """Returns the time since the mirror last had all deltas of the log, seconds."""
         return time.monotonic() - self._caught_up
 
     def fold(self, delta: Delta) -> int:
-        """Applies a delta; deltas of other bundles are skipped. Returns the number of new rows."""
+        """Applies a delta. Deltas of other bundles are skipped. Returns the number of changed rows."""
         if delta.bundle != self.bundle:
             return 0
         rows = delta.row_numbers
@@ -52,12 +55,12 @@ class Mirror:
         return len(rows)
 
     def read_rows(self, rows: Int64) -> Float32:
-        """Vectors (N, D) float32 of rows (N,), all of one moment."""
+        """Returns the vectors (N, D) float32 of rows (N,), all of the same moment."""
         check_rows(self._table, rows)
         with self._lock:
             return self._vectors.take(rows, axis=0)
 
     def seqs(self) -> NDArray[np.int64]:
-        """Sequence numbers of all rows (R,)."""
+        """Returns the sequence numbers of all rows, (R,) int64."""
         with self._lock:
             return self._seqs.copy()

@@ -1,4 +1,4 @@
-"""Folds the log's deltas into a server's mirror in a thread, and reads on after an outage of the log."""
+"""Folds the log's deltas into a server's mirror in a thread. Continues after an outage of the log."""
 
 import contextlib
 import threading
@@ -34,7 +34,7 @@ def mirrored(
     Args:
         open_log: Opens the event log. The mirror opens the log again after an outage.
         topics: Names of the log's topics.
-        store: Holds the bundle's rows. A row that the mirror cannot answer comes from the store.
+        store: Store that has the bundle. While the mirror lags, rows come from the store.
         bundle: The mirrored bundle.
         metrics: Counts failures of the feed.
 
@@ -44,7 +44,7 @@ def mirrored(
     """
     with contextlib.closing(open_log()) as log:
         log.create_topics(topics.partitions())
-        # Deltas that no writer has written yet are folded from this position on.
+        # The mirror folds from this position, since later deltas may be missing in the store.
         position = position_of(store, bundle.id, topics.deltas) or 0
         position = min(position, log.end_offsets(topics.deltas)[0])
     mirror = Mirror(store, bundle.id)
@@ -62,7 +62,7 @@ def mirror_feed(
         open_log: Opens the event log.
         topic: Name of the deltas' topic.
         mirror: Receives the deltas.
-        position: First offset to read. It must lie no later than the offset that the mirror's rows reflect.
+        position: First offset to read. The mirror's rows must contain all deltas before this offset.
         rounds: Records failures. While the feed fails, the mirror lags and rows come from the store.
     """
     offset = position

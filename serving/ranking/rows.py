@@ -1,4 +1,4 @@
-"""Sources of a server's rows: the online store, or a mirror of it in this process while the mirror is fresh."""
+"""Sources of a server's rows: the online store, or a mirror in this process while the mirror is fresh."""
 
 import contextlib
 from typing import Protocol
@@ -9,27 +9,31 @@ from serving.ranking.mirror import Mirror
 from serving.store.protocol import Float32, Int64, OnlineStore
 
 MOST_LAG_S = 2.0
+"""Default of the largest lag of a fresh mirror, seconds."""
 
 
 class RowReader(Protocol):
-    """One bundle's rows."""
+    """Reader of one bundle's rows."""
 
     @property
     def outlasts_store(self) -> bool:
-        """True if rows can be read while the store is away."""
+        """True if rows can be read while the store is unavailable."""
         ...
 
     def read_rows(self, rows: Int64) -> Float32:
-        """Vectors (N, D) float32 of rows (N,) int64, in their order, repeated or not; the caller's own."""
+        """Returns the vectors (N, D) float32 of rows (N,) int64, in the order of the rows.
+
+        A row may occur several times. The caller may change the array.
+        """
         ...
 
 
 class StoreRows:
-    """Rows from the store, one round trip a call.
+    """Rows from the store, in one round trip per call.
 
     Args:
-        store: loaded with the bundle.
-        bundle: its id.
+        store: Store that has the bundle.
+        bundle: Id of the bundle.
     """
 
     def __init__(self, store: OnlineStore, bundle: str) -> None:
@@ -42,18 +46,23 @@ class StoreRows:
         return False
 
     def read_rows(self, rows: Int64) -> Float32:
-        """See `RowReader`; raises StoreError when the store does not answer."""
+        """See `RowReader`. Raises StoreError if the store does not answer."""
         with trace.span("lookup", rows=len(rows), source="store"):
             return self._store.read_rows(self._bundle, rows)
 
 
 class MirrorRows:
-    """Rows from a mirror, or from the store while the mirror lags; old ones while the store is away too.
+    """Rows from a mirror, or from the store while the mirror lags.
+
+    While the store is unavailable too, old rows come from the mirror.
+
+    Attributes:
+        mirror: The mirror.
 
     Args:
-        mirror: followed by somebody, who says when it has caught up.
-        store: read meanwhile.
-        most_lag_s: since the mirror last had all of the log; more is a lag.
+        mirror: Mirror that a feed keeps fresh.
+        store: Source of rows while the mirror lags.
+        most_lag_s: Largest lag of a fresh mirror, seconds.
     """
 
     def __init__(self, mirror: Mirror, store: StoreRows, *, most_lag_s: float = MOST_LAG_S) -> None:
@@ -63,7 +72,7 @@ class MirrorRows:
 
     @property
     def fresh(self) -> bool:
-        """True if the mirror answers."""
+        """True if the mirror is fresh, so that rows come from the mirror."""
         return self.mirror.lag_s() <= self._most_lag_s
 
     @property

@@ -1,9 +1,7 @@
-"""Ranking and retrieval: one user, many candidates, one gather from the online store, one pass through the network.
+"""Ranking and retrieval. A ranking of many candidates takes one read of rows and one pass through the network.
 
-A `RankService` is bound to one bundle from its first lookup to its last: rows, histories and items are read under the
-bundle's id, and the answer names it.
-
-Shape letters: n candidates, M rows, D dim.
+A `RankService` is bound to one bundle. Rows, histories and items are read under the bundle's id, and the answer names
+the bundle.
 """
 
 import logging
@@ -36,20 +34,29 @@ from serving.store.protocol import OnlineStore
 
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 _RETRIEVED = 200
-# Items that are taken in while rankings wait.
+# Number of items that are applied under the lock at a time, while rankings wait.
 _AT_ONCE = 64
-# How long a bundle that another server releases stays after the last server that answers from it.
+# Shortest time that a bundle which another server released stays in the store while this server answers from it.
 _LEASE_S = 60.0
 _LOGGER = logging.getLogger(__name__)
 
 
 class RankService:
-    """Serves one bundle.
+    """Ranking and retrieval of one bundle.
+
+    Attributes:
+        bundle: The bundle.
+        rows: Source of the rows.
+        embeddings: Embeddings of feature values.
+        unreadable: Ids of the items whose record cannot be applied.
 
     Args:
-        bundle: with its network and catalogue.
-        store: loaded with the bundle.
-        rows: where rows are read; the store by default.
+        bundle: The bundle.
+        store: Store that has the bundle.
+        rows: Source of the rows. Default: the store.
+
+    Raises:
+        StoreError: The store does not answer, or does not have the bundle.
     """
 
     def __init__(self, bundle: Bundle, store: OnlineStore, rows: RowReader | None = None) -> None:
@@ -77,19 +84,19 @@ class RankService:
             version=bundle.canonical,
             of_csv=of_csv,
         )
-        # What refresh has read; one refresh at a time.
+        # Cursors of `refresh`. One refresh runs at a time.
         self._items = Feed(store, bundle.id, record.ITEM)
         self._admissions = Feed(store, bundle.id, record.ADMITTED)
         self._refreshing = threading.Lock()
         self._renew_at = 0.0
         self.unreadable: set[str] = set()
-        # Over catalogue and index; nothing waits for the network under it.
+        # Guards catalogue and index. The network does not run under this lock.
         self._lock = threading.RLock()
         self.refresh()
 
     @property
     def ranks_items(self) -> bool:
-        """True if the bundle knows items at all; one trained on events alone does not."""
+        """True if the bundle has items. A bundle that was trained on events alone has none."""
         return self.items > 0
 
     @property
@@ -99,22 +106,22 @@ class RankService:
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
-        """The types of the item columns that the catalogue keeps."""
+        """Types of the item columns that item messages may set, by column."""
         return self._catalogue.item_types
 
     def check_ready(self) -> None:
-        """Returns when requests can be answered.
+        """Checks that requests can be answered.
 
         Raises:
-            StoreError: the store does not answer, or does not hold the bundle.
+            StoreError: The store does not answer, or does not have the bundle.
         """
         require_loaded(self._store, self.bundle)
 
     def refresh(self) -> int:
-        """Applies the stream's changes of items and admissions since the last call; returns the number of items.
+        """Applies the stream's changes of items and admissions since the last call. Returns the number of items.
 
         Raises:
-            StoreError: the store does not answer, or no longer holds the bundle.
+            StoreError: The store does not answer, or no longer has the bundle.
         """
         with self._refreshing:
             self._require_loaded()
@@ -127,11 +134,11 @@ class RankService:
             for chunk in self._items.read():
                 count += len(chunk)
                 for start in range(0, len(chunk), _AT_ONCE):
-                    self._take_in(dict(chunk[start : start + _AT_ONCE]))
+                    self._apply(dict(chunk[start : start + _AT_ONCE]))
             return count
 
     def _require_loaded(self) -> None:
-        """Notices that the store was emptied, and keeps the bundle where another server releases it."""
+        """Checks that the store has the bundle, and extends its time if another server has released it."""
         try:
             require_loaded(self._store, self.bundle)
         except StoreError:
@@ -152,21 +159,23 @@ class RankService:
         wanted: Filter | None = None,
         explain: bool = False,
     ) -> RankingAnswer:
-        """Scores candidates for a user, or what retrieval finds where none are given.
+        """Ranks candidates for a user.
 
         Args:
-            candidates: item ids; of one that comes twice the first counts.
-            k: how many to return at most.
-            context: values of the events' own columns, null where absent.
-            wanted: what retrieved candidates must match.
-            explain: give reasons with the items that are returned.
+            user: Id of the user.
+            candidates: Item ids, repeats are ignored. None: retrieval chooses the candidates.
+            k: Largest number of items to return.
+            context: Values of the events' own columns, by column. Absent columns are null.
+            wanted: Condition that retrieved candidates must meet.
+            explain: True returns reasons for the returned items.
 
         Raises:
-            StoreError: the bundle ranks no items, or the store does not answer.
-            EventError: `context` or `wanted` names a column the dataset has not, or a value is of a wrong type.
+            StoreError: The bundle has no items, or the store does not answer.
+            EventError: `context` or `wanted` names a column that the dataset does not have, or a value has a wrong
+                type.
         """
         if not self.ranks_items:
-            raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks none")
+            raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         events = Entities(self._schema, "event", context_frame(self.bundle, context or {}), self._catalogue.admission)
         with trace.span("history"):
             stored, stale = self._histories.read(user)
@@ -193,7 +202,7 @@ class RankService:
             reasons = self._scorer.explain(lookups, vectors, order) if explain else []
         return RankingAnswer(
             bundle=self.bundle.id,
-            items=[(names[place], float(scores[place])) for place in order],
+            items=[(names[index], float(scores[index])) for index in order],
             known_user=known_user,
             unknown_items=[
                 name for name, item in zip(names, items.tolist(), strict=True) if item == self._default_item
@@ -212,11 +221,16 @@ class RankService:
         k: int,
         wanted: Filter | None = None,
     ) -> RetrievalAnswer:
-        """Finds the items nearest to an item, to what a user liked, or to a text; one of the three is given.
+        """Finds the items nearest to an item, to a user's liked items, or to a text.
+
+        Args:
+            item, user, text: Exactly one of the three.
+            k: Largest number of items to return.
+            wanted: Condition that the items must meet.
 
         Raises:
-            EventError: nobody knows the item, the bundle has no encoder for the text, or the filter does not fit.
-            StoreError: the store does not answer.
+            EventError: The item is unknown, the bundle has no encoder for the text, or the filter does not fit.
+            StoreError: The store does not answer.
         """
         if wanted is not None:
             wanted.check_size()
@@ -239,20 +253,20 @@ class RankService:
         return RetrievalAnswer(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan)
 
     def item(self, name: str) -> ItemView | None:
-        """An item as the store knows it, or else the bundle; None when nobody does, or it was deleted."""
+        """Returns an item as the store or the bundle has it, the store first. None if it is unknown or deleted."""
         stored = self._store.read_records(self.bundle.id, record.ITEM, [name])[0]
         if stored is not None:
             if stored == record.TOMBSTONE:
                 return None
-            found = record.decode_item(stored)
+            item = record.decode_item(stored)
             return ItemView(
                 self.bundle.id,
                 name,
-                found.encoder,
-                found.codebook,
-                found.codes,
-                found.content().tolist(),
-                {name: attribute_json(found.features.get(name)) for name in self._attributes},
+                item.encoder,
+                item.codebook,
+                item.codes,
+                item.content().tolist(),
+                {column: attribute_json(item.features.get(column)) for column in self._attributes},
             )
         number = self._catalogue.item_numbers.get(name)
         if number is None or number >= self._published or name in self._catalogue.deleted:
@@ -267,17 +281,22 @@ class RankService:
             manifest.codebook or "",
             list(codes) if codes is not None else [],
             list(row.get("content_vector") or []),
-            {name: attribute_json(row.get(name)) for name in self._attributes},
+            {column: attribute_json(row.get(column)) for column in self._attributes},
         )
 
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:
-        """The items whose content is nearest to an item's, with their cosine similarity."""
+        """Returns the items whose content is nearest to an item's content, with their cosine similarity.
+
+        Args:
+            item: Id of a known item.
+            count: Largest number of items to return.
+        """
         with self._lock:
-            found = self._retriever.similar(self._catalogue.item_numbers[item], count)
-            return [(self._catalogue.item_ids[number], score) for number, score in found]
+            nearest = self._retriever.similar(self._catalogue.item_numbers[item], count)
+            return [(self._catalogue.item_ids[number], score) for number, score in nearest]
 
     def _visited(self, stored: bytes | None) -> NDArray[np.int64]:
-        """The numbers of the last items of a stored history that are in the catalogue."""
+        """Returns the numbers of the last items of a stored history that are in the catalogue, oldest first."""
         numbers = self._catalogue.item_numbers
         visited = record.decode_history(stored).items if stored else []
         liked = [numbers[name] for name in visited if name in numbers][-self._schema.history_length :]
@@ -288,36 +307,36 @@ class RankService:
         if encoder is None:
             raise EventError(f"text: bundle {self.bundle.id} has no encoder; ask by item or user")
         with trace.span("encode"):
-            found: NDArray[np.float32] = encoder.encode([text])[0]
-        return found
+            vector: NDArray[np.float32] = encoder.encode([text])[0]
+        return vector
 
     def _number(self, item: str) -> int:
-        """The item's number; of one that nobody knows, or that was deleted, the number of the item without anything."""
+        """Returns the number of an item. An unknown or deleted item has the number of the item without values."""
         known = item not in self._catalogue.deleted
         return self._catalogue.item_numbers.get(item, self._default_item) if known else self._default_item
 
     def _learn(self, unknown: Sequence[str]) -> None:
-        """Looks unknown candidates up in the store: the stream may have added them since the last refresh."""
-        if not unknown or self._histories.away:
+        """Reads unknown candidates from the store, since the stream may have added them after the last refresh."""
+        if not unknown or self._histories.unavailable:
             return
         try:
-            read = self._store.read_records(self.bundle.id, record.ITEM, unknown)
-            self._take_in({name: data for name, data in zip(unknown, read, strict=True) if data is not None})
+            payloads = self._store.read_records(self.bundle.id, record.ITEM, unknown)
+            self._apply({name: data for name, data in zip(unknown, payloads, strict=True) if data is not None})
         except StoreError:
             if not self.rows.outlasts_store:
                 raise
 
-    def _take_in(self, payloads: Mapping[str, bytes]) -> None:
-        """Applies records of items; an unreadable record is skipped, and the others are applied."""
+    def _apply(self, payloads: Mapping[str, bytes]) -> None:
+        """Applies records of items. An unreadable record is skipped and logged, and all others are applied."""
         try:
             self._put(payloads)
         except (StoreError, BundleError):
             raise
         except Exception as error:
-            # What a library makes of a value that another process wrote is not known beforehand.
+            # A library may raise any error at a value that another process wrote.
             if len(payloads) > 1:
                 for name, data in payloads.items():
-                    self._take_in({name: data})
+                    self._apply({name: data})
                 return
             (name,) = payloads
             if name not in self.unreadable:
@@ -327,9 +346,9 @@ class RankService:
             self.unreadable.difference_update(payloads)
 
     def _put(self, payloads: Mapping[str, bytes]) -> None:
-        found = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
+        items = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
         with self._lock:
-            self._catalogue.put_items(found)
-            self._catalogue.remove_items([name for name in payloads if name not in found])
+            self._catalogue.put_items(items)
+            self._catalogue.remove_items([name for name in payloads if name not in items])
             numbers = [self._catalogue.item_numbers[name] for name in payloads]
-            self._retriever.update(numbers, [found[name].features if name in found else {} for name in payloads])
+            self._retriever.update(numbers, [items[name].features if name in items else {} for name in payloads])

@@ -1,1 +1,1 @@
-"""Traffic: the bundle that answers a request, challengers and shadows, recorded impressions."""
+"""Traffic: assignment of requests to bundles, challengers and shadows, and recorded impressions."""

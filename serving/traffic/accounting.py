@@ -1,4 +1,4 @@
-"""The one place that says how a request left its pin: by an answer, by the caller's own fault, or as a failure."""
+"""Records the outcome of each ranking request: an answer, a fault of the caller, or a failure of the bundle."""
 
 import time
 import uuid
@@ -16,36 +16,40 @@ from serving.traffic.router import Pinned, Router
 def accounted(
     current: Router, pinned: Pinned, user: str, recorder: Recorder | None, ask: Callable[[RankService], RankingAnswer]
 ) -> tuple[RankingAnswer, Impression | None]:
-    """A ranking by the pinned bundle, recorded as an impression of its arms.
+    """Ranks by the pinned bundle and records an impression of its arms.
 
-    Whatever leaves without an answer is a failed impression: an exception of any type, scores that are no numbers, a
-    call that hangs or was shed. The exception is input that the champion refuses as well: that is the caller's fault,
-    and no impression.
+    A request without an answer is a failed impression: an exception of any type, scores that are no numbers, a call
+    that hangs or was shed. If the champion refuses the input too, the caller is at fault, and no impression is
+    recorded.
 
     Args:
-        ask: ranks by a service.
+        current: Router that gives the champion.
+        pinned: Bundle and arms of the request.
+        user: Id of the user.
+        recorder: Receives the impression. None records no impression.
+        ask: Ranks by a service.
 
     Returns:
-        The ranking and its impression; None where nothing is recorded.
+        The ranking and its impression, or None if no impression is recorded.
     """
     watch = Stopwatch()
     try:
-        found = pinned.run(lambda: ask(pinned.service))
+        ranking = pinned.run(lambda: ask(pinned.service))
     except BaseException as error:
         if recorder is not None and not _refused(current, pinned, error, ask):
             recorder.put(_impression(pinned, user, (), watch, failed=True))
         raise
     shown = None
     if recorder is not None:
-        shown = _impression(pinned, user, found.items, watch)
+        shown = _impression(pinned, user, ranking.items, watch)
         recorder.put(shown)
-    return found, shown
+    return ranking, shown
 
 
 def _refused(
     current: Router, pinned: Pinned, error: BaseException, ask: Callable[[RankService], RankingAnswer]
 ) -> bool:
-    """Returns whether the caller's input is at fault, for the champion as well."""
+    """Returns whether the caller is at fault, because the champion refuses the input too."""
     if not isinstance(error, EventError):
         return False
     if not pinned.challenger:
@@ -56,7 +60,7 @@ def _refused(
     except EventError:
         return True
     except Exception:
-        # The champion cannot be asked now: the challenger is not to blame for what nobody can tell.
+        # The champion fails too, so the fault cannot be attributed to the challenger.
         return True
     return False
 

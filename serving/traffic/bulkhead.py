@@ -1,4 +1,4 @@
-"""Calls on a few threads of their own, so that a challenger that hangs holds up nobody but itself."""
+"""Runs the calls of a challenger on separate threads, so that a challenger that hangs delays no other bundle."""
 
 import contextvars
 import queue
@@ -13,14 +13,15 @@ T = TypeVar("T")
 
 
 class Bulkhead:
-    """Runs calls at most so many at a time, and waits for each no longer than it is good for.
+    """Limits the number of calls at a time and the wait for each call.
 
-    A thread cannot be ended from outside. One whose call hangs is lost until the call returns; when all are, further
-    calls are shed at once. The threads end with the process, whatever they do.
+    A thread cannot be ended from outside. If a call hangs, its thread is not free until the call returns. If no thread
+    is free, further calls are shed after a short wait. The threads end with the process.
 
     Args:
-        name: whose calls these are, for messages.
-        answer_s: seconds until a call counts as hanging.
+        name: Owner of the calls, for messages.
+        answer_s: Time after which a call counts as hanging, seconds.
+        threads: Largest number of calls at a time.
     """
 
     def __init__(self, name: str, *, answer_s: float, threads: int = _THREADS) -> None:
@@ -28,51 +29,51 @@ class Bulkhead:
         self._answer_s = answer_s
         self._most = threads
         self._free = threading.Semaphore(threads)
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
 
     def run(self, call: Callable[[], T]) -> T:
-        """Returns what a call returns, or raises what it raises.
+        """Runs a call on a thread. Returns its result, or raises its exception.
 
         Raises:
-            AnswerError: no thread was free, or the call did not return in time.
+            AnswerError: No thread was free, or the call did not return in time.
         """
         if not self._free.acquire(timeout=_TURN_S):
-            raise AnswerError(f"{self._name}: {self._most} rankings are in hand and none ends; try again later")
-        made = _Call(contextvars.copy_context(), call)
+            raise AnswerError(f"{self._name}: {self._most} rankings are running and no thread is free; try again later")
+        job = _Job(contextvars.copy_context(), call)
         with self._lock:
             if self._started < self._most:
                 self._started += 1
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        self._calls.put(made)
-        if not made.done.wait(self._answer_s):
+        self._calls.put(job)
+        if not job.done.wait(self._answer_s):
             raise AnswerError(f"{self._name}: no ranking within {self._answer_s:g} s; try again later")
-        if made.error is not None:
-            raise made.error
-        found: T = made.found
-        return found
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
 
     def close(self) -> None:
-        """Ends the threads that are free; the others end with their call."""
+        """Ends the free threads. All other threads end after their call."""
         for _ in range(self._started):
             self._calls.put(None)
 
     def _work(self) -> None:
-        while (made := self._calls.get()) is not None:
+        while (job := self._calls.get()) is not None:
             try:
-                made.found = made.context.run(made.call)
+                job.result = job.context.run(job.call)
             except BaseException as error:
-                made.error = error
+                job.error = error
             finally:
-                made.done.set()
+                job.done.set()
                 self._free.release()
 
 
-class _Call:
+class _Job:
     def __init__(self, context: contextvars.Context, call: Callable[[], Any]) -> None:
         self.context = context
         self.call = call
         self.done = threading.Event()
-        self.found: Any = None
+        self.result: Any = None
         self.error: BaseException | None = None

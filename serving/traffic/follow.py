@@ -33,8 +33,8 @@ class ServiceOpener:
     """Opens the service of a bundle over a store.
 
     Args:
-        store: Holds rows, histories and items.
-        storage: Format of the rows of a bundle that the store does not hold yet: float32, float16 or int8.
+        store: Store of rows, histories and items.
+        storage: Format of the rows of a bundle that is loaded into the store: float32, float16 or int8.
         mirror: Opens a source of a bundle's rows in this process. None: rows come from the store.
     """
 
@@ -142,20 +142,21 @@ class RegistryFollower:
         model = self._current.service.bundle.dataset.name
         experiments = running(self._registry, model)
         opened: dict[str, tuple[RankService, Callable[[], None]]] = {}
-        for wanted in {one.challenger for one in experiments} - self._current.challengers.keys():
-            if time.monotonic() < self._refused.get(wanted, 0.0):
+        challengers = {experiment.challenger for experiment in experiments}
+        for challenger in challengers - self._current.challengers.keys():
+            if time.monotonic() < self._refused.get(challenger, 0.0):
                 continue
             try:
-                release = self._registry.release(model, wanted)
-                opened[wanted] = self._opener(self._registry.open(release, self._bundles))
+                release = self._registry.release(model, challenger)
+                opened[challenger] = self._opener(self._registry.open(release, self._bundles))
             except TesseraError as error:
                 self._metrics.swap_failures.inc()
-                self._refused[wanted] = time.monotonic() + _AGAIN_S
-                _LOGGER.warning("challenger %s cannot serve: %s", wanted, error)
+                self._refused[challenger] = time.monotonic() + _AGAIN_S
+                _LOGGER.warning("challenger %s cannot serve: %s", challenger, error)
         self._current.follow(experiments, opened)
         # A refused bundle is forgotten when its pause is over and no experiment names it.
-        now, missing = time.monotonic(), {one.challenger for one in experiments} - self._current.challengers.keys()
-        self._refused = {one: until for one, until in self._refused.items() if one in missing or now < until}
+        now, missing = time.monotonic(), challengers - self._current.challengers.keys()
+        self._refused = {bundle: until for bundle, until in self._refused.items() if bundle in missing or now < until}
 
     def _follow_alias(self) -> str:
         release = self._registry.resolve(self._model, self._alias)
@@ -192,11 +193,11 @@ class RegistryFollower:
         Raises:
             TesseraError: The alias names a bundle that cannot be served. The current bundle continues.
         """
-        # A full look slows requests down. Most polls ask for the pulse alone.
+        # A full check slows requests down, so most polls read the pulse alone.
         if not self._changed():
             return
-        wanted = self._registry.resolve(self._model, self._alias).bundle
-        if time.monotonic() >= self._refused.get(wanted, 0.0):
+        champion = self._registry.resolve(self._model, self._alias).bundle
+        if time.monotonic() >= self._refused.get(champion, 0.0):
             self.look()
         else:
             self._follow_rollouts()

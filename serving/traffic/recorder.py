@@ -1,7 +1,8 @@
-"""Impressions on their way to the log: behind the answers, in batches, and never in their way.
+"""Appends impressions to the log in the background, in batches, so that answers do not wait for the log.
 
-A request hands its impression over and goes on. A thread appends what has come; while the log is away it waits with
-what it holds, and what no longer fits is counted as dropped, since answers matter more than their record.
+A request queues its impression and continues. A thread appends the queued impressions. While the log is unavailable,
+the thread waits and the queue grows to a limit. Impressions beyond the limit are dropped and counted, since answers are
+more important than their records.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ class Recorder:
         self._sink = sink
         self._metrics = metrics
         self._queue: queue.Queue[Impression | Shadowed] = queue.Queue(_MOST)
-        # Taken from the queue, and not appended yet.
+        # Messages that left the queue and are not appended yet.
         self._batch: list[Impression | Shadowed] = []
         rounds = Rounds("impressions", "impressions wait", metrics)
         self._worker = Background(
@@ -36,14 +37,14 @@ class Recorder:
         )
 
     def put(self, message: Impression | Shadowed) -> None:
-        """Queues a message; returns at once."""
+        """Queues a message and returns at once."""
         try:
             self._queue.put_nowait(message)
         except queue.Full:
             self._metrics.impressions.labels("dropped").inc()
 
     def close(self) -> None:
-        """Appends the queued messages, and ends. If the log is unavailable, they are dropped and counted."""
+        """Appends the queued messages and ends the thread. If the log is unavailable, they are dropped and counted."""
         if not self._worker.close(10):
             return
         rounds = self._worker.rounds
@@ -62,12 +63,12 @@ class Recorder:
             TesseraError: The log is unavailable. The batch is kept for the next call.
             Exception: The batch cannot be appended at all. It is dropped and counted.
         """
-        self._batch = self._batch or self._taken()
+        self._batch = self._batch or self._next_batch()
         if not self._batch:
             return
         outcome = "dropped"
         try:
-            self._sink.append("impressions", [(one.id.encode(), encode(one)) for one in self._batch])
+            self._sink.append("impressions", [(message.id.encode(), encode(message)) for message in self._batch])
             outcome = "appended"
         except TesseraError:
             outcome = ""
@@ -77,7 +78,7 @@ class Recorder:
                 self._metrics.impressions.labels(outcome).inc(len(self._batch))
                 self._batch = []
 
-    def _taken(self) -> list[Impression | Shadowed]:
+    def _next_batch(self) -> list[Impression | Shadowed]:
         batch: list[Impression | Shadowed] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._queue.get(timeout=_WAIT_S))

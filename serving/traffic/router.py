@@ -1,7 +1,8 @@
-"""The bundle that answers: every request is pinned to one from its first lookup to its last, and a swap waits for none.
+"""The router: pins every request to one bundle from the first lookup to the last.
 
-A swap is one assignment. Requests that began on the old bundle end on it; what it holds is released when the last of
-them has ended. While experiments run, some users' requests are pinned to a challenger instead.
+A swap is one assignment and waits for no request. A request that began on the old bundle ends on the old bundle, whose
+resources are released when its last request has ended. While experiments run, the requests of some users are pinned to
+a challenger.
 """
 
 import contextlib
@@ -18,14 +19,16 @@ from serving.traffic.bulkhead import Bulkhead
 
 @dataclass(frozen=True)
 class Pinned:
-    """Parts that one request is pinned to.
+    """Service and arms of one request.
 
     Attributes:
-        service: answers.
-        run: runs a call of the service: here where it is the champion's, on threads of its own where a challenger's.
+        service: Service that answers.
+        arms: Arm for which the answer counts, by the experiment's id.
+        epochs: Start of the experiment's epoch, Unix seconds, by the experiment's id.
+        shadows: Experiments and services that should rank the shown items too. Users do not see these rankings.
+        run: Runs a call of the service. Calls of the champion run in the caller's thread, and calls of a challenger on
+            separate threads.
         challenger: True if the service is a challenger's.
-        arms: by an experiment's id, the arm that this answer counts for; epochs: and since when it is what it is.
-        shadows: experiment and service of those that should rank it too, unseen.
     """
 
     service: RankService
@@ -37,12 +40,12 @@ class Pinned:
 
 
 class Router:
-    """Holds the service that new requests get.
+    """Assigns requests to services.
 
     Args:
-        service: the first.
-        close: Releases parts beside the first service, such as a mirror.
-        answer_s: seconds until a challenger that has not answered counts as hanging.
+        service: Service of the first champion.
+        close: Releases the resources of the first service, such as a mirror.
+        answer_s: Time after which a call of a challenger counts as hanging, seconds.
     """
 
     def __init__(
@@ -57,12 +60,12 @@ class Router:
 
     @property
     def service(self) -> RankService:
-        """Service that a request starting now would get."""
+        """Service of the champion, which new requests get."""
         return self._held.service
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[RankService]:
-        """One service for a whole request, whatever is swapped meanwhile."""
+        """Yields the champion's service for a whole request. A swap meanwhile does not change it."""
         with self._lock:
             held = self._held
             held.users += 1
@@ -73,32 +76,37 @@ class Router:
 
     @contextlib.contextmanager
     def pinned_for(self, user: str) -> Iterator[Pinned]:
-        """One service for a user's whole request: the champion's, or a challenger's that the user is given.
+        """Yields the service for a user's whole request: the champion's, or the service of the user's challenger.
 
-        An answer counts for an experiment where it is by one of the two bundles that are compared, and the user is
-        given no other challenger. A user whom two layers give different challengers gets the champion and counts for
-        no experiment, so that each experiment loses the same share of both its arms.
+        An answer counts for an experiment if one of the experiment's two bundles answers and no other experiment
+        assigns a challenger to the user. If two layers assign different challengers, the user gets the champion and
+        counts for no experiment. Each experiment then loses the same share of both arms.
+
+        Args:
+            user: Id of the user.
         """
         now = time.time()
         with self._lock:
             experiments, champion = self._experiments, self._held
-            arms = {one.id: arm(user, one, experiments, now) for one in experiments} if experiments else {}
-            seen = [one for one in experiments if not one.shadow]
-            given = [one for one in seen if arms[one.id] == CHALLENGER and one.challenger in self._challengers]
-            held = self._challengers[given[0].challenger] if len(given) == 1 else champion
+            arms = {each.id: arm(user, each, experiments, now) for each in experiments} if experiments else {}
+            chosen = [
+                each for each in experiments if arms[each.id] == CHALLENGER and each.challenger in self._challengers
+            ]
+            assigned = [each for each in chosen if not each.shadow]
+            held = self._challengers[assigned[0].challenger] if len(assigned) == 1 else champion
             held.users += 1
-            counted = given if len(given) == 1 else []
-            if not given:
-                here = champion.service.bundle.id
-                counted = [one for one in seen if arms[one.id] == CONTROL and one.control == here]
-            shadows = tuple(
-                (one.id, self._challengers[one.challenger].service)
-                for one in experiments
-                if one.shadow and arms[one.id] == CHALLENGER and one.challenger in self._challengers
-            )
-        counts = {one.id: str(arms[one.id]) for one in counted}
+            counted = assigned if len(assigned) == 1 else []
+            if not assigned:
+                control = champion.service.bundle.id
+                counted = [
+                    each
+                    for each in experiments
+                    if not each.shadow and arms[each.id] == CONTROL and each.control == control
+                ]
+            shadows = tuple((each.id, self._challengers[each.challenger].service) for each in chosen if each.shadow)
+        counts = {each.id: str(arms[each.id]) for each in counted}
         try:
-            epochs = {one.id: one.epoch(now) for one in counted}
+            epochs = {each.id: each.epoch(now) for each in counted}
             run = held.bulkhead.run if held.bulkhead is not None else _here
             yield Pinned(held.service, counts, epochs, shadows, run, held.bulkhead is not None)
         finally:
@@ -107,34 +115,41 @@ class Router:
     def follow(
         self, experiments: Sequence[Experiment], opened: Mapping[str, tuple[RankService, Callable[[], None]]]
     ) -> None:
-        """Runs these experiments from now on.
+        """Replaces the running experiments.
+
+        If no experiment names a challenger any more, its service is released when its last request has ended.
 
         Args:
-            opened: services of challengers that are new, by bundle; those that no experiment names any more go when
-                their last request has ended.
+            experiments: Experiments that run from now on.
+            opened: Services of new challengers and functions that release their resources, by bundle.
         """
         with self._lock:
-            self._experiments = tuple(sorted(experiments, key=lambda one: one.name))
+            self._experiments = tuple(sorted(experiments, key=lambda experiment: experiment.name))
             self._challengers |= {
                 bundle: _Held(service, close, Bulkhead(f"challenger {bundle}", answer_s=self._answer_s))
                 for bundle, (service, close) in opened.items()
             }
-            wanted = {one.challenger for one in experiments}
-            gone = [self._challengers.pop(bundle) for bundle in list(self._challengers) if bundle not in wanted]
-            for held in gone:
+            named = {experiment.challenger for experiment in experiments}
+            retired = [self._challengers.pop(bundle) for bundle in list(self._challengers) if bundle not in named]
+            for held in retired:
                 held.users += 1
                 held.retired = True
-        for held in gone:
+        for held in retired:
             self._leave(held)
 
     @property
     def challengers(self) -> dict[str, RankService]:
-        """The services of challengers, by bundle."""
+        """Services of the challengers, by bundle."""
         with self._lock:
             return {bundle: held.service for bundle, held in self._challengers.items()}
 
     def swap(self, service: RankService, *, close: Callable[[], None] = lambda: None) -> RankService:
-        """Gives new requests another service; returns the one before."""
+        """Replaces the champion's service for new requests. Returns the previous service.
+
+        Args:
+            service: New service.
+            close: Releases the resources of the new service.
+        """
         with self._lock:
             before, self._held = self._held, _Held(service, close)
             before.users += 1
@@ -145,12 +160,12 @@ class Router:
         return before.service
 
     def watch(self, watcher: Callable[[RankService], None]) -> None:
-        """Calls `watcher` with the service, now and after each swap."""
+        """Calls `watcher` with the champion's service, now and after each swap."""
         self._watchers.append(watcher)
         watcher(self.service)
 
     def close(self) -> None:
-        """Releases the parts of the services; no request may follow."""
+        """Releases the resources of all services. No request may follow."""
         self.follow((), {})
         self._held.close()
 

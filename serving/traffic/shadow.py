@@ -1,7 +1,7 @@
-"""Challengers in the shadow: they rank what the champion ranked, after it was sent, and nobody sees it.
+"""Shadow challengers: rank the champion's items again after the answer was sent. Users do not see these rankings.
 
-One thread and a short queue. A shadow ranks while no request is being answered, since it would take its time from that
-one; where no such moment comes soon it goes without. So under load shadows are the first to be shed.
+A thread ranks the jobs of a short queue. It waits until no request is being answered, since a shadow would slow the
+request down. If no such moment comes soon, the job is shed. Shadows are therefore shed first under load.
 """
 
 import logging
@@ -21,7 +21,7 @@ from serving.traffic.recorder import Recorder
 
 _LOGGER = logging.getLogger(__name__)
 _MOST = 16
-_PATIENCE_S, _LOOK_S, _WAIT_S = 0.05, 0.001, 0.2
+_PATIENCE_S, _POLL_S, _WAIT_S = 0.05, 0.001, 0.2
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class _Job:
 
 
 class Shadows:
-    """Ranks again what was shown.
+    """Ranks shown items again by shadow challengers.
 
     Args:
-        recorder: takes what came of it.
-        state: says how many requests are being answered.
+        recorder: Receives the results.
+        metrics: Counts ranked, failed and shed jobs.
+        state: State of the server, with the number of requests that are being answered.
     """
 
     def __init__(self, recorder: Recorder, metrics: Metrics, state: State) -> None:
@@ -48,7 +49,12 @@ class Shadows:
         self._worker = Background("shadows", lambda stop: self._rank_next(), rounds, every_s=0.0, at_once=True)
 
     def offer(self, shadows: tuple[tuple[str, RankService], ...], shown: Impression) -> None:
-        """Ranks in the background, where there is room; returns at once."""
+        """Queues a job for each shadow, or sheds the job if the queue is full. Returns at once.
+
+        Args:
+            shadows: Experiments and services.
+            shown: Impression of the champion's answer.
+        """
         for experiment, service in shadows:
             try:
                 self._queue.put_nowait(_Job(experiment, service, shown))
@@ -56,7 +62,7 @@ class Shadows:
                 self._metrics.shadows.labels("shed").inc()
 
     def close(self) -> None:
-        """Ranks the queued jobs, and ends."""
+        """Ranks the queued jobs and ends the thread."""
         if self._worker.close(10):
             with self._worker.rounds.round():
                 while not self._queue.empty():
@@ -75,12 +81,12 @@ class Shadows:
         self._recorder.put(shadowed)
 
     def _quiet(self) -> bool:
-        """Waits for a moment in which no request is being answered; says whether one came."""
-        give_up = time.monotonic() + _PATIENCE_S
+        """Waits for a moment without requests. Returns whether the moment came in time."""
+        deadline = time.monotonic() + _PATIENCE_S
         while self._state.in_flight:
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 return False
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return True
 
 
@@ -88,22 +94,22 @@ def _ranked(job: _Job) -> Shadowed:
     try:
         return _compared(job, job.shown)
     except Exception as error:
-        # Whatever a challenger raises is a figure of the experiment, and no concern of anybody's request.
+        # An error of the challenger is a result of the experiment and must not affect requests.
         _LOGGER.warning("shadow %s: %s: %s", job.experiment, type(error).__name__, error)
         return Shadowed(job.shown.id, job.experiment, job.shown.time_ms, failed=True)
 
 
 def _compared(job: _Job, shown: Impression) -> Shadowed:
     began = time.perf_counter()
-    again = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
+    scores = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
     ms = 1_000 * (time.perf_counter() - began)
-    mine, theirs = np.array(shown.scores), np.array([again[item] for item in shown.items])
-    together = len(mine) > 1 and mine.std() > 0 and theirs.std() > 0
+    champion, challenger = np.array(shown.scores), np.array([scores[item] for item in shown.items])
+    comparable = len(champion) > 1 and champion.std() > 0 and challenger.std() > 0
     return Shadowed(
         shown.id,
         job.experiment,
         shown.time_ms,
-        correlation=float(scipy.stats.spearmanr(mine, theirs).statistic) if together else None,
-        drift=float((theirs - mine).mean()) if len(mine) else 0.0,
+        correlation=float(scipy.stats.spearmanr(champion, challenger).statistic) if comparable else None,
+        drift=float((challenger - champion).mean()) if len(champion) else 0.0,
         ms=ms,
     )

@@ -30,7 +30,7 @@ def test_calls_that_hang_are_given_up_the_rest_is_shed_and_all_goes_on_when_they
         for _ in range(2):
             with pytest.raises(AnswerError, match=r"b: no ranking within 0.05 s"):
                 held.run(lambda: over.wait(60))
-        with pytest.raises(AnswerError, match="b: 2 rankings are in hand and none ends"):
+        with pytest.raises(AnswerError, match="b: 2 rankings are running and no thread is free"):
             held.run(lambda: 1)
         over.set()
         give_up = time.monotonic() + 10
