@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from features.content import kinds as encoders
+from models.semantic_id.codebook import kinds as codebooks
 from serving.api.app import create_app
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
@@ -26,11 +28,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"), quantizer="residual-kmeans")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _examples() -> Iterator[None]:
+    """Makes the scripts importable in a module, and then undoes their imports and the kinds that they register."""
+    kinds = (encoders.KINDS, codebooks.KINDS)
+    before = [dict(registered) for registered in kinds]
     sys.path.insert(0, str(EXAMPLES))
     yield
     sys.path.remove(str(EXAMPLES))
+    for script in EXAMPLES.glob("*.py"):
+        sys.modules.pop(script.stem, None)
+    for registered, original in zip(kinds, before, strict=True):
+        registered.clear()
+        registered.update(original)
 
 
 @pytest.fixture(scope="session")

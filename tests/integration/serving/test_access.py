@@ -26,21 +26,11 @@ from serving.api.keys import SCOPES, KeyFile, Scope
 from serving.load_state import State
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
-from serving.store.fill import fill_store
-from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
 from tessera.pages.console.app import Console, add_console
 from tessera.settings import Settings
-from tests.integration.world import World
 
 RANK = {"user": "1", "candidates": ["a"]}
-
-
-@pytest.fixture(scope="module")
-def service(world: World) -> RankService:
-    store = MemoryStore()
-    fill_store(store, world.bundle)
-    return RankService(world.bundle, store)
 
 
 @pytest.fixture

@@ -10,17 +10,8 @@ import pytest
 from features.errors import BundleError, EventError
 from models.bundle.bundle import load_bundle, write_bundle
 from serving.ranking.service import RankService
-from serving.store.fill import fill_store
-from serving.store.memory import MemoryStore
 from tests.build import coloured_parts
 from tests.integration.world import World
-
-
-@pytest.fixture(scope="module")
-def service(world: World) -> RankService:
-    store = MemoryStore()
-    fill_store(store, world.bundle)
-    return RankService(world.bundle, store)
 
 
 def test_a_bundle_scores_as_its_server_does(world: World, service: RankService) -> None:

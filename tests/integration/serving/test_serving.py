@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +25,6 @@ from serving.store.memory import MemoryStore
 from serving.traffic.router import Router
 from tests.integration.world import World
 from tests.servers import until
-
-
-@pytest.fixture(scope="module")
-def service(world: World) -> RankService:
-    store = MemoryStore()
-    fill_store(store, world.bundle)
-    return RankService(world.bundle, store)
-
-
-@pytest.fixture(scope="module")
-def client(service: RankService) -> Iterator[TestClient]:
-    with TestClient(create_app(Router(service)), raise_server_exceptions=False) as found:
-        yield found
 
 
 def test_served_scores_are_the_offline_scores(service: RankService, world: World) -> None:

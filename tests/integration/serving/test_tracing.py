@@ -40,19 +40,6 @@ def spans() -> Iterator[InMemorySpanExporter]:
         yield exporter
 
 
-@pytest.fixture(scope="module")
-def service(world: World) -> RankService:
-    store = MemoryStore()
-    fill_store(store, world.bundle)
-    return RankService(world.bundle, store)
-
-
-@pytest.fixture(scope="module")
-def client(service: RankService) -> Iterator[TestClient]:
-    with TestClient(create_app(Router(service)), raise_server_exceptions=False) as found:
-        yield found
-
-
 def named(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
     (found,) = (span for span in exporter.get_finished_spans() if span.name == name)
     return found
