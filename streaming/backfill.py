@@ -1,8 +1,8 @@
-"""Backfill: history from files into the log, once, so that the very same step applies it.
+"""Backfill: appends history from files to the log, each event once. The stream's step then applies the events.
 
-The log itself says which events it has: their ids are read from it, and only the others are appended. So a call that
-was cut short, a range that overlaps an earlier one, or files that have grown since repeat nothing. What was read is
-kept beside the shards, so that the next call reads on from there.
+The ids of all events in the log are read first, and only events with other ids are appended. An interrupted call, a
+range that overlaps an earlier range, and files that have grown therefore repeat no event. The ids are kept in a file
+beside the shards, so that the next call reads only the log after them.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class _Id(msgspec.Struct, frozen=True, rename={"event_id": "_event_id"}):
 
 
 class _Sent:
-    """Keys (64 bits) of the ids in a topic; one of 10^8 ids is confused with another with a chance of 3e-4."""
+    """Keys (64 bits) of the ids in a topic. Among 10^8 ids, two have the same key with a probability of 3e-4."""
 
     def __init__(self, log: EventLog, topic: str, path: Path) -> None:
         self._log = log
@@ -53,23 +53,23 @@ class _Sent:
         try:
             kept = msgspec.msgpack.decode(self._path.read_bytes(), type=_Kept)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-            # The log has it all.
+            # Without a readable file, all ids are read from the log.
             return None
-        here = (_FORMAT, self._topic, self._identity)
-        return kept if (kept.format, kept.topic, kept.identity) == here else None
+        expected = (_FORMAT, self._topic, self._identity)
+        return kept if (kept.format, kept.topic, kept.identity) == expected else None
 
     def follow(self) -> None:
-        """Reads the ids that have come since, and keeps all on the disk."""
+        """Reads the ids of new messages, and writes all keys to the file."""
         ends, kept = self._log.end_offsets(self._topic), self._log.offsets_at(self._topic, 0)
         for partition, end in ends.items():
             start = max(self._positions.get(partition, 0), kept[partition])
             for message in self._log.read(self._topic, partition, start, end) if start < end else ():
                 try:
-                    found = msgspec.json.decode(message.value, type=_Id).event_id
+                    event_id = msgspec.json.decode(message.value, type=_Id).event_id
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                     continue
-                if found is not None:
-                    self._new.add(id_key(found))
+                if event_id is not None:
+                    self._new.add(id_key(event_id))
             self._positions[partition] = max(start, end)
         self._keys = np.union1d(self._keys, np.fromiter(self._new, dtype=np.uint64, count=len(self._new)))
         self._new.clear()
@@ -77,14 +77,14 @@ class _Sent:
         write_file(self._path, msgspec.msgpack.encode(known))
 
     def fresh(self, ids: Sequence[str]) -> NDArray[np.bool_]:
-        """Returns which ids (N,) the topic does not have, each the first time; they count as sent from now on."""
+        """Marks the ids (N,) that the topic does not have, each once. Marked ids count as sent from now on."""
         keys = np.array([id_key(name) for name in ids], dtype=np.uint64)
-        place = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
-        known = self._keys[place] == keys if len(self._keys) else np.zeros(len(keys), dtype=np.bool_)
+        index = np.minimum(np.searchsorted(self._keys, keys), max(len(self._keys) - 1, 0))
+        known = self._keys[index] == keys if len(self._keys) else np.zeros(len(keys), dtype=np.bool_)
         fresh = np.zeros(len(keys), dtype=np.bool_)
-        for position in np.flatnonzero(~known):
-            key = int(keys[position])
-            fresh[position] = key not in self._new
+        for number in np.flatnonzero(~known):
+            key = int(keys[number])
+            fresh[number] = key not in self._new
             self._new.add(key)
         return fresh
 
@@ -100,17 +100,18 @@ def send_history(
     """Appends the messages of shards in their order, each once over any number of calls.
 
     Args:
-        log, topic: where to; the topic exists.
-        shards: parquet with `event_id`, `key` and `value`.
-        sent: a file of what is known of the topic; where it is missing, the topic is read from its start.
-        progress: called with how many messages of the shards are in the log.
+        log: Log of the topic.
+        topic: Name of an existing topic.
+        shards: Parquet files with `event_id`, `key` and `value`.
+        sent: File with the keys of the topic's ids. If the file is missing, the topic is read from its start.
+        progress: Called with the number of messages of the shards that are in the log.
 
     Returns:
-        How many messages this call appended.
+        Number of messages that this call appended.
 
     Raises:
-        TesseraError: another backfill is under way.
-        LogError: the log does not answer; the same call again goes on where this one stopped.
+        TesseraError: Another backfill is running.
+        LogError: The log does not answer. The same call continues after the last appended message.
     """
     make_directory(sent.parent)
     appended = seen = 0

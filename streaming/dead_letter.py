@@ -1,7 +1,7 @@
 """Dead letters: quarantined messages with their position, reason and original bytes.
 
-The topic holds letters and marks. A mark says that a letter was put back, and is committed in the same transaction as
-the message that was put back: exactly once, however often and by however many it is asked for.
+The topic has letters and marks. A mark says that a letter was put back. The mark is committed in the same transaction
+as the message that was put back, so a letter is put back exactly once, even if several callers put it back.
 """
 
 import base64
@@ -15,14 +15,14 @@ from features.errors import LogError
 from streaming.log.protocol import EventLog, Message, Transactor
 from streaming.log.topics import Topics
 
-# A dead letter must itself fit into a message.
 KEPT_BYTES = 1 << 20
+"""Largest number of kept bytes of a message, so that a dead letter fits into a message."""
 _REASON_CHARS = 2_000
 UNREADABLE = "unreadable"
-"""The cause of a message of the topic that is no dead letter."""
-# What `Filing` holds: so many letters, with so much of each message.
+"""Cause of a message in the topic that is no dead letter."""
 NEWEST, SHOWN_BYTES = 1_000, 4_096
-# Letters and bytes that one transaction puts back.
+"""Number of letters in `Letters.newest`, and number of bytes of each message."""
+# Largest number of letters and bytes that a transaction puts back.
 _CHUNK, _CHUNK_BYTES = 500, 32 << 20
 
 
@@ -30,11 +30,14 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter", tag_field="kind"):
     """Quarantined message, as JSON on the log.
 
     Attributes:
-        topic, partition, offset: where it stood.
-        cause: the kind of fault in one word; reason: what it is.
-        size_bytes: of the message; more than is kept where it was longer than `KEPT_BYTES`.
-        timestamp_ms: when it was appended.
-        key_size_bytes: of the key; more than is kept where it was longer than `KEPT_BYTES`.
+        topic, partition, offset: Position of the message in the log.
+        cause: Kind of the fault, in one word.
+        reason: Description of the fault.
+        size_bytes: Size of the message, bytes. At most `KEPT_BYTES` of the message are kept.
+        timestamp_ms: Append time of the message, Unix milliseconds.
+        value_base64: Message, or its first bytes, as base64.
+        key_base64: Key, or its first bytes, as base64. None without a key.
+        key_size_bytes: Size of the key, bytes. At most `KEPT_BYTES` of the key are kept.
     """
 
     topic: str
@@ -50,29 +53,39 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter", tag_field="kind"):
 
     @property
     def value(self) -> bytes:
-        """The original message, or its first bytes where `size_bytes` says that it was longer."""
+        """The original message, or its first bytes if `size_bytes` is larger."""
         return base64.b64decode(self.value_base64)
 
     @property
     def key(self) -> bytes | None:
-        """The original key, or its first bytes."""
+        """The original key, or its first bytes if `key_size_bytes` is larger."""
         return None if self.key_base64 is None else base64.b64decode(self.key_base64)
 
     @property
     def whole(self) -> bool:
-        """True if message and key are kept from the first byte to the last."""
+        """True if all bytes of message and key are kept."""
         return len(self.value) >= self.size_bytes and len(self.key or b"") >= self.key_size_bytes
 
 
 class PutBack(msgspec.Struct, frozen=True, tag="put-back", tag_field="kind"):
-    """The mark that the letter at offset `letter` of this topic was put back."""
+    """Mark of a letter that was put back.
+
+    Attributes:
+        letter: Offset of the letter in the topic of dead letters.
+    """
 
     letter: int
 
 
 @dataclass(frozen=True)
 class Filed:
-    """A letter in the dead-letter topic: its offset there, and whether it was put back."""
+    """Letter in the topic of dead letters.
+
+    Attributes:
+        number: Offset of the letter in the topic.
+        letter: The letter.
+        put_back: True if the letter was put back.
+    """
 
     number: int
     letter: DeadLetter
@@ -80,12 +93,22 @@ class Filed:
 
     @property
     def waits(self) -> bool:
-        """True if it can be put back and was not yet."""
+        """True if the letter can be put back and was not put back yet."""
         return not self.put_back and self.letter.cause != UNREADABLE
 
 
 def encode_dead_letter(message: Message, cause: str, reason: str, *, kept_bytes: int = KEPT_BYTES) -> bytes:
-    """Returns the dead letter of a message as bytes on the log, at most four times `kept_bytes` of them."""
+    """Encodes the dead letter of a message.
+
+    Args:
+        message: The quarantined message.
+        cause: Kind of the fault, in one word.
+        reason: Description of the fault.
+        kept_bytes: Largest number of kept bytes of the message, and of its key.
+
+    Returns:
+        The letter, at most four times `kept_bytes` bytes.
+    """
     letter = DeadLetter(
         topic=message.topic,
         partition=message.partition,
@@ -102,36 +125,36 @@ def encode_dead_letter(message: Message, cause: str, reason: str, *, kept_bytes:
 
 
 def read_dead_letters(log: EventLog, topics: Topics) -> list[Filed]:
-    """Returns all dead letters, oldest first; a message that is none has the cause `UNREADABLE`."""
+    """Returns all dead letters, oldest first. A message that is no dead letter has the cause `UNREADABLE`."""
     letters: dict[int, DeadLetter] = {}
     marks: set[int] = set()
-    for number, found in _scan(log, topics, 0, log.end_offsets(topics.dead_letters)[0]):
-        if isinstance(found, PutBack):
-            marks.add(found.letter)
+    for number, entry in _scan(log, topics, 0, log.end_offsets(topics.dead_letters)[0]):
+        if isinstance(entry, PutBack):
+            marks.add(entry.letter)
         else:
-            letters[number] = found
+            letters[number] = entry
     return [Filed(number, letter, number in marks) for number, letter in letters.items()]
 
 
 def waiting(log: EventLog, topics: Topics, cause: str) -> set[int]:
-    """Returns the numbers of the letters of a cause that can be put back and were not yet."""
+    """Returns the numbers of the letters of a cause that can be put back and were not put back yet."""
     numbers: set[int] = set()
-    for number, found in _scan(log, topics, 0, log.end_offsets(topics.dead_letters)[0]):
-        if isinstance(found, PutBack):
-            numbers.discard(found.letter)
-        elif found.cause == cause != UNREADABLE:
+    for number, entry in _scan(log, topics, 0, log.end_offsets(topics.dead_letters)[0]):
+        if isinstance(entry, PutBack):
+            numbers.discard(entry.letter)
+        elif entry.cause == cause != UNREADABLE:
             numbers.add(number)
     return numbers
 
 
 @dataclass(frozen=True)
 class Letters:
-    """The dead letters as of now.
+    """Summary of the dead letters.
 
     Attributes:
-        total: how many there are.
-        waiting: how many can be put back and were not yet, by cause, the commonest first.
-        newest: the last `NEWEST`, oldest first, each with the start of its message.
+        total: Number of letters.
+        waiting: Number of letters that can be put back and were not put back yet, by cause, the most frequent first.
+        newest: The last `NEWEST` letters, oldest first, each with the start of its message.
     """
 
     total: int = 0
@@ -140,7 +163,7 @@ class Letters:
 
 
 class Filing:
-    """Follows the dead letters in bounded memory: counts of all, and the newest."""
+    """Follows the dead letters in bounded memory: counts all letters, and keeps the newest."""
 
     def __init__(self) -> None:
         self._newest: dict[int, Filed] = {}
@@ -149,16 +172,16 @@ class Filing:
         self._next = 0
 
     def read_on(self, log: EventLog, topics: Topics) -> Letters:
-        """Reads what has come since the last call."""
+        """Reads the new letters and marks, and returns the summary of all letters."""
         end = log.end_offsets(topics.dead_letters)[0]
-        for number, found in _scan(log, topics, self._next, end):
-            if isinstance(found, PutBack):
-                self._mark(log, topics, found.letter)
+        for number, entry in _scan(log, topics, self._next, end):
+            if isinstance(entry, PutBack):
+                self._mark(log, topics, entry.letter)
             else:
                 self._total += 1
-                filed = Filed(number, _shortened(found), put_back=False)
+                filed = Filed(number, _shortened(entry), put_back=False)
                 self._newest[number] = filed
-                self._waiting[found.cause] += filed.waits
+                self._waiting[entry.cause] += filed.waits
                 if len(self._newest) > NEWEST:
                     del self._newest[next(iter(self._newest))]
             self._next = number + 1
@@ -171,7 +194,7 @@ class Filing:
             self._newest[number] = Filed(number, self._newest[number].letter, put_back=True)
             letter: DeadLetter | PutBack | None = self._newest[number].letter
         else:
-            letter = next((found for _, found in _scan(log, topics, number, number + 1)), None)
+            letter = next((entry for _, entry in _scan(log, topics, number, number + 1)), None)
         if isinstance(letter, DeadLetter):
             self._waiting[letter.cause] -= 1
 
@@ -182,17 +205,17 @@ def causes(letters: Collection[Filed]) -> dict[str, int]:
 
 
 def _scan(log: EventLog, topics: Topics, start: int, stop: int) -> Iterator[tuple[int, DeadLetter | PutBack]]:
-    """Letters and marks by their offsets; a message that is neither becomes a letter that says so."""
+    """Yields letters and marks with their offsets. Any other message is yielded as a letter with cause `UNREADABLE`."""
     start = max(start, log.offsets_at(topics.dead_letters, 0)[0])
     for message in log.read(topics.dead_letters, 0, start, stop) if start < stop else ():
         try:
-            found: DeadLetter | PutBack = msgspec.json.decode(message.value, type=DeadLetter | PutBack)
+            entry: DeadLetter | PutBack = msgspec.json.decode(message.value, type=DeadLetter | PutBack)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            found = _unreadable(message, str(error))
+            entry = _unreadable(message, str(error))
         else:
-            if isinstance(found, DeadLetter) and not _is_base64(found):
-                found = _unreadable(message, "its message is not base64")
-        yield message.offset, found
+            if isinstance(entry, DeadLetter) and not _is_base64(entry):
+                entry = _unreadable(message, "its message is not base64")
+        yield message.offset, entry
 
 
 def _unreadable(message: Message, why: str) -> DeadLetter:
@@ -216,31 +239,36 @@ def _base64(data: bytes) -> str:
 
 
 def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Mapping[int, bytes]) -> list[int]:
-    """Appends letters to the topics they came from, once each; returns the numbers of those that were not before.
+    """Appends the messages of letters to their original topics, each once.
 
-    An item's message gets the version of its first arrival, so that it does not undo what came since; an event is
-    marked as old on purpose, so that it is not quarantined as late.
+    An item's message gets the version of its first arrival, so that it does not undo later changes. An event is marked
+    as a backfill, so that it is not quarantined as late.
 
     Args:
-        numbers: offsets in the dead-letter topic.
-        mended: by number, what to append instead of the original bytes.
+        log: Log of the topics.
+        topics: Names of the topics.
+        numbers: Numbers of letters.
+        mended: Bytes to append instead of the original message, by the number of the letter.
+
+    Returns:
+        Numbers of the letters that this call put back. Letters that were put back before are skipped.
 
     Raises:
-        LogError: a number is no letter's, or a letter was cut short and is not mended; nothing is appended.
-        FencedError: somebody else has begun to put letters back.
+        LogError: A number is not a letter's, or a letter was shortened and has no new bytes. Nothing is appended.
+        FencedError: Another caller has started to put letters back.
     """
     transactor = log.transactor(f"deadletters-{topics.dead_letters}")
     chosen = {*numbers, *mended}
     try:
-        # Read after the fence: what another one has put back before it is seen.
+        # The topic is read after the fence, so that letters which another caller has put back are seen.
         end = log.end_offsets(topics.dead_letters)[0]
         _check(log, topics, chosen, mended, end)
-        done = {found.letter for _, found in _scan(log, topics, 0, end) if isinstance(found, PutBack)}
+        done = {entry.letter for _, entry in _scan(log, topics, 0, end) if isinstance(entry, PutBack)}
         left = sorted(chosen - done)
         pending: list[tuple[int, DeadLetter]] = []
-        for number, found in _scan(log, topics, left[0], left[-1] + 1) if left else ():
-            if number in chosen - done and isinstance(found, DeadLetter):
-                pending.append((number, found))
+        for number, entry in _scan(log, topics, left[0], left[-1] + 1) if left else ():
+            if number in chosen - done and isinstance(entry, DeadLetter):
+                pending.append((number, entry))
                 if len(pending) == _CHUNK or sum(letter.size_bytes for _, letter in pending) > _CHUNK_BYTES:
                     _append(transactor, topics, pending, mended)
                     pending = []
@@ -252,14 +280,14 @@ def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Ma
 
 def _check(log: EventLog, topics: Topics, chosen: set[int], mended: Mapping[int, bytes], end: int) -> None:
     missing = set(chosen)
-    for number, found in _scan(log, topics, 0, end):
-        if number not in missing or isinstance(found, PutBack):
+    for number, entry in _scan(log, topics, 0, end):
+        if number not in missing or isinstance(entry, PutBack):
             continue
         missing.discard(number)
-        if found.cause == UNREADABLE:
-            raise LogError(f"letter {number}: {found.reason}; it cannot be put back")
-        if not found.whole and number not in mended:
-            raise LogError(f"letter {number}: only the start of its {found.size_bytes} bytes was kept; give it mended")
+        if entry.cause == UNREADABLE:
+            raise LogError(f"letter {number}: {entry.reason}; it cannot be put back")
+        if not entry.whole and number not in mended:
+            raise LogError(f"letter {number}: only the start of its {entry.size_bytes} bytes was kept; give it mended")
     if missing:
         raise LogError(f"letter {min(missing)}: no such letter; `tessera deadletters list` shows all")
 
@@ -271,18 +299,18 @@ def _append(
         return
     with transactor.begin() as transaction:
         for number, letter in letters:
-            own: dict[str, object] = (
+            fields: dict[str, object] = (
                 {"_version": letter.timestamp_ms} if letter.topic == topics.items else {"_backfill": True}
             )
-            value = _marked(mended.get(number, letter.value), own)
+            value = _marked(mended.get(number, letter.value), fields)
             transaction.append(letter.topic, value, key=letter.key)
             transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(number)))
 
 
-def _marked(value: bytes, own: dict[str, object]) -> bytes:
-    """A message with fields that it does not have itself; what is no object stays as it is."""
+def _marked(value: bytes, fields: dict[str, object]) -> bytes:
+    """Adds fields to a JSON object, which keeps the fields that it has. Other values are returned unchanged."""
     try:
         message = msgspec.json.decode(value, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError):
         return value
-    return msgspec.json.encode(own | message)
+    return msgspec.json.encode(fields | message)

@@ -18,28 +18,38 @@ _TINY = 1e-7
 
 
 class StreamMetrics:
-    """Counts what trainer and writer do; may be called from several threads."""
+    """Metrics of trainer and writer. All methods may be called from several threads.
+
+    Attributes:
+        ages_ms: Ages of recent messages when they could be read, milliseconds.
+        transaction_ms: Durations of recent transactions, milliseconds.
+        made_visible: Number of messages that could be read so far.
+        counts: Number of messages by outcome, of batches and of outages.
+        causes: Number of quarantined messages by cause.
+        lag: Offsets not yet read, by topic and partition.
+        last_error: Description of the last outage, or "".
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = self.registry
-        self._messages = Counter("tessera_messages", "Messages read, by their fate.", ["kind"], registry=own)
-        self._letters = Counter("tessera_dead_letters", "Messages quarantined, by cause.", ["cause"], registry=own)
-        self._batches = Counter("tessera_batches", "Micro-batches committed.", registry=own)
-        self._outages = Counter("tessera_outages", "Restarts after an error, by part.", ["part"], registry=own)
+        registry = self.registry
+        self._messages = Counter("tessera_messages", "Messages read, by their fate.", ["kind"], registry=registry)
+        self._letters = Counter("tessera_dead_letters", "Messages quarantined, by cause.", ["cause"], registry=registry)
+        self._batches = Counter("tessera_batches", "Micro-batches committed.", registry=registry)
+        self._outages = Counter("tessera_outages", "Restarts after an error, by part.", ["part"], registry=registry)
         self._fresh = Histogram(
             "tessera_freshness_seconds",
             "From a message's arrival until it can be read.",
             ["at"],
             buckets=_SECONDS,
-            registry=own,
+            registry=registry,
         )
         self._transactions = Histogram(
-            "tessera_transaction_seconds", "Of one micro-batch.", buckets=_SECONDS, registry=own
+            "tessera_transaction_seconds", "Of one micro-batch.", buckets=_SECONDS, registry=registry
         )
-        self._lag = Gauge("tessera_lag", "Offsets not yet read.", ["topic", "partition"], registry=own)
-        self._loss = Gauge("tessera_progressive_log_loss", "Of recent events, before the update.", registry=own)
-        self._auc = Gauge("tessera_progressive_auc", "Of recent events, before the update.", registry=own)
+        self._lag = Gauge("tessera_lag", "Offsets not yet read.", ["topic", "partition"], registry=registry)
+        self._loss = Gauge("tessera_progressive_log_loss", "Of recent events, before the update.", registry=registry)
+        self._auc = Gauge("tessera_progressive_auc", "Of recent events, before the update.", registry=registry)
         self._lock = Lock()
         self._seen: deque[tuple[float, float]] = deque(maxlen=_RECENT)
         self.ages_ms: deque[float] = deque(maxlen=_RECENT)
@@ -52,11 +62,11 @@ class StreamMetrics:
         self.last_error = ""
 
     def serve(self, port: int) -> None:
-        """Answers `GET /metrics` on a port of this machine."""
+        """Serves `GET /metrics` on a port of this machine, in a thread."""
         start_http_server(port, addr="127.0.0.1", registry=self.registry)
 
     def batch(self, messages: Sequence[Message], outcome: StepResult) -> None:
-        """Notes a committed micro-batch."""
+        """Counts a committed micro-batch."""
         with self._lock:
             self._batches.inc()
             self.counts["batches"] += 1
@@ -74,7 +84,12 @@ class StreamMetrics:
             self._rate.append((time.monotonic(), len(messages)))
 
     def visible(self, ages_ms: Sequence[float], at: str = "store") -> None:
-        """Notes how old messages were when they could be read."""
+        """Records the ages of messages when they could be read.
+
+        Args:
+            ages_ms: Ages, milliseconds.
+            at: Place where the messages can be read, a label of the metric.
+        """
         with self._lock:
             for age in ages_ms:
                 self._fresh.labels(at).observe(age / 1_000)
@@ -82,7 +97,7 @@ class StreamMetrics:
             self.made_visible += len(ages_ms)
 
     def behind(self, lag: dict[tuple[str, int], int]) -> None:
-        """Notes the lag by topic and partition."""
+        """Records the lag by topic and partition."""
         self.lag = lag
         for (topic, partition), offsets in lag.items():
             self._lag.labels(topic, str(partition)).set(offsets)
@@ -97,7 +112,7 @@ class StreamMetrics:
         self.last_error = f"{part}: {error}"
 
     def progressive(self) -> tuple[float, float]:
-        """Log loss and AUC of the recent events, as predicted before they were learnt; NaN where undefined."""
+        """Returns log loss and AUC of the recent events, as predicted before the update. NaN if undefined."""
         with self._lock:
             seen = np.array(self._seen, dtype=np.float64).reshape(-1, 2)
         if not len(seen):
@@ -110,13 +125,13 @@ class StreamMetrics:
         return float(loss), float(roc_auc_score(labels, seen[:, 1])) if 0 < labels.mean() < 1 else float("nan")
 
     def per_second(self) -> float:
-        """Messages a second over the last ten seconds."""
+        """Returns the messages per second over the last ten seconds."""
         now = time.monotonic()
         with self._lock:
             return sum(count for at, count in self._rate if now - at < 10) / 10
 
     def freshness_ms(self) -> tuple[float, float]:
-        """p50 and p99 of the recent messages; NaN before the first."""
+        """Returns p50 and p99 of the ages of recent messages, milliseconds. NaN before the first message."""
         with self._lock:
             ages = np.array(self.ages_ms)
         if not len(ages):

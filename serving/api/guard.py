@@ -106,8 +106,8 @@ class Guard:
         async def send_marked(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 answer["status"] = message["status"]
-                own = ((b"x-request-id", request_id.encode()), *span.headers)
-                message["headers"] = [*message.get("headers", ()), *own]
+                added = ((b"x-request-id", request_id.encode()), *span.headers)
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         key: Key | None = None
@@ -135,11 +135,11 @@ class Guard:
                 self._state.in_flight -= 1
                 self._metrics.in_flight.set(self._state.in_flight)
         finally:
-            found = getattr(scope.get("route"), "path", None)
-            route = found or "other"
+            template = getattr(scope.get("route"), "path", None)
+            route = template or "other"
             bundle = scope.get("state", {}).get("bundle")
             seconds = watch.seconds()
-            span.answered(found, answer["status"])
+            span.answered(template, answer["status"])
             if bundle is not None:
                 span.note(bundle=bundle)
             self._metrics.requests.labels(route, answer["status"]).inc()
@@ -163,7 +163,11 @@ class Guard:
         if self._keys is not None:
             secret = secret_of(headers)
             key = self._keys.find(secret) if secret else None
-            missing = [one for one in scopes_of(path, scope["method"]) if key is not None and not key.may(one)]
+            missing = [
+                scope_name
+                for scope_name in scopes_of(path, scope["method"])
+                if key is not None and not key.may(scope_name)
+            ]
             if key is None:
                 self._metrics.refused.labels("no key").inc()
                 detail = "this API key is not known" if secret else "an API key is needed: Authorization: Bearer KEY"
@@ -255,9 +259,9 @@ def secret_of(headers: dict[bytes, bytes]) -> str:
     return ""
 
 
-def _request_id(given: bytes | None) -> str:
+def _request_id(header: bytes | None) -> str:
     """Returns the caller's request id if it is a plain word, else a new id."""
-    word = (given or b"").decode("latin-1")
+    word = (header or b"").decode("latin-1")
     plain = 0 < len(word) <= 64 and all(c.isascii() and (c.isalnum() or c in "-_.") for c in word)
     return word if plain else uuid.uuid4().hex
 
@@ -269,12 +273,12 @@ def _address(scope: Scope_) -> str:
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Replays the body that was read already, then receives the rest."""
-    given = False
+    replayed = False
 
     async def again() -> MutableMapping[str, Any]:
-        nonlocal given
-        if not given:
-            given = True
+        nonlocal replayed
+        if not replayed:
+            replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
         return await receive()
 

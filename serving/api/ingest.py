@@ -37,9 +37,9 @@ class Intake:
         """
         events = bundle.dataset.events
         decode = event_decoder(events)
-        messages = [_encoded(row, "events", place) for place, row in enumerate(rows)]
-        decoded = [_decoded(decode, message, "events", place) for place, message in enumerate(messages)]
-        _, bad = event_rows(Rows(decode.columns, [found.row for found in decoded]), events, version=bundle.canonical)
+        messages = [_encoded(row, "events", number) for number, row in enumerate(rows)]
+        decoded = [_decoded(decode, message, "events", number) for number, message in enumerate(messages)]
+        _, bad = event_rows(Rows(decode.columns, [each.row for each in decoded]), events, version=bundle.canonical)
         _refuse(bad, "events")
         keys = [_key(row.get(events.user or events.item or "", "")) for row in rows]
         self._sink.append("events", list(zip(keys, messages, strict=True)))
@@ -47,7 +47,7 @@ class Intake:
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> int:
         """Appends outcomes, by their impression; see `events`."""
-        self._sink.append("outcomes", [(one.impression.encode(), encode(one)) for one in outcomes])
+        self._sink.append("outcomes", [(outcome.impression.encode(), encode(outcome)) for outcome in outcomes])
         return len(outcomes)
 
     def items(self, bundle: Bundle, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
@@ -58,12 +58,12 @@ class Intake:
         """
         items = _items_of(bundle.dataset)
         decode = item_decoder(items)
-        messages = [_encoded(row, "items", place) for place, row in enumerate(rows)]
-        decoded = [_decoded(decode, message, "items", place) for place, message in enumerate(messages)]
-        kept = [place for place, found in enumerate(decoded) if not found.deleted]
-        chosen = Rows(decode.columns, [decoded[place].row for place in kept])
+        messages = [_encoded(row, "items", number) for number, row in enumerate(rows)]
+        decoded = [_decoded(decode, message, "items", number) for number, message in enumerate(messages)]
+        kept = [number for number, each in enumerate(decoded) if not each.deleted]
+        chosen = Rows(decode.columns, [decoded[number].row for number in kept])
         _, bad = item_rows(chosen, items, types, version=bundle.canonical)
-        _refuse({kept[place]: why for place, why in bad.items()}, "items")
+        _refuse({kept[number]: why for number, why in bad.items()}, "items")
         keys = [_key(row[items.id]) for row in rows]
         self._sink.append("items", list(zip(keys, messages, strict=True)))
         return len(messages)
@@ -80,21 +80,21 @@ def _key(value: Any) -> bytes:
     return (scalar(value) or "").encode()
 
 
-def _encoded(row: Mapping[str, Any], kind: Kind, place: int) -> bytes:
+def _encoded(row: Mapping[str, Any], kind: Kind, number: int) -> bytes:
     try:
         return msgspec.json.encode(row)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise EventError(f"{kind}.{place}: {error}") from error
+        raise EventError(f"{kind}.{number}: {error}") from error
 
 
-def _decoded(decode: Any, message: bytes, kind: Kind, place: int) -> Any:
+def _decoded(decode: Any, message: bytes, kind: Kind, number: int) -> Any:
     try:
         return decode(message)
     except EventError as error:
-        raise EventError(f"{kind}.{place}: {error}") from error
+        raise EventError(f"{kind}.{number}: {error}") from error
 
 
 def _refuse(bad: Mapping[int, str], kind: Kind) -> None:
     if bad:
-        place = min(bad)
-        raise EventError(f"{kind}.{place}: {bad[place]}")
+        number = min(bad)
+        raise EventError(f"{kind}.{number}: {bad[number]}")

@@ -1,4 +1,4 @@
-"""API keys: made here, shown once, kept as hashes, checked at every request.
+"""API keys: created here, shown once, kept as hashes, checked at every request.
 
 A key is 256 random bits, so one round of SHA-256 protects it as well as a slow hash would: it cannot be guessed. The
 file is read again when it changes, so a removed key ends at once. If the file cannot be read, the keys that were read
@@ -23,7 +23,7 @@ from features.lock import locked
 Scope = Literal["read", "write", "console", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _PREFIX = "tsr_"
-_LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 1.0
 _WAIT_S = 10.0
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: int
 
     def may(self, scope: Scope) -> bool:
-        """Returns whether the key's scopes hold one."""
+        """Returns whether the key has a scope."""
         return scope in self.scopes or "admin" in self.scopes
 
 
@@ -62,9 +62,9 @@ class KeyFile:
         self.path = path
         self._lock = threading.Lock()
         self._stamp: tuple[int, ...] | None = None
-        self._told = ""
+        self._logged = ""
         self._keys: dict[str, Key] = {}
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._read()
 
     def keys(self) -> list[Key]:
@@ -73,19 +73,19 @@ class KeyFile:
         return list(self._keys.values())
 
     def find(self, secret: str) -> Key | None:
-        """Returns the stored key that matches, or None. If the file is damaged, the keys read before still count."""
-        if time.monotonic() >= self._look_at:
+        """Returns the stored key of a secret, or None. If the file is damaged, the keys read before are valid."""
+        if time.monotonic() >= self._check_at:
             try:
                 self._read()
-                self._told = ""
+                self._logged = ""
             except TesseraError as error:
-                if str(error) != self._told:
+                if str(error) != self._logged:
                     _LOGGER.error("%s; until then the %d keys read before are accepted", error, len(self._keys))
-                    self._told = str(error)
+                    self._logged = str(error)
         return self._keys.get(_hashed(secret))
 
     def add(self, name: str, scopes: Sequence[Scope]) -> str:
-        """Makes a key and returns it. It cannot be read again later.
+        """Creates a key and returns its text, which cannot be read again later.
 
         Raises:
             TesseraError: The name is taken, or a scope is unknown.
@@ -119,15 +119,15 @@ class KeyFile:
 
     def _read(self) -> None:
         with self._lock:
-            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            self._check_at = time.monotonic() + _CHECK_EVERY_S
             try:
-                found = self.path.stat()
+                status = self.path.stat()
             except FileNotFoundError:
                 self._stamp, self._keys = None, {}
                 return
             except OSError as error:
                 raise TesseraError(f"{self.path}: cannot be read: {error.strerror}; see its permissions") from error
-            stamp = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
             if stamp == self._stamp:
                 return
             try:

@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 def problem(status: int, title: str, detail: str, *, field: str | None = None) -> JSONResponse:
     """Returns an RFC 9457 problem document; `field` names what is at fault."""
-    found = Problem(title=title, status=status, detail=detail, field=field)
+    document = Problem(title=title, status=status, detail=detail, field=field)
     headers = {"retry-after": "1"} if status == 503 else None
-    return JSONResponse(found.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM, headers=headers)
+    return JSONResponse(document.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM, headers=headers)
 
 
 @contextlib.contextmanager

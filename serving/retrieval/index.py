@@ -63,17 +63,22 @@ class Matches:
             self._selector = faiss.IDSelectorBitmap(self._bits)
         return self._selector
 
-    def changed(self, numbers: Ints, held: NDArray[np.bool_], size: int) -> "Matches":
-        """Returns the matches after distinct items (M,), ascending, were evaluated again: `held` (M,) are the results.
+    def changed(self, numbers: Ints, matching: NDArray[np.bool_], size: int) -> "Matches":
+        """Returns the matches after some items were evaluated again.
 
-        The cost is a copy of the numbers plus the cost of the M items; the other items are not evaluated.
+        The cost is a copy of the numbers plus the cost of the M items. All other items are not evaluated.
+
+        Args:
+            numbers: (M,) distinct items, ascending.
+            matching: (M,) True for each item that matches now.
+            size: Number of items.
         """
-        place = np.searchsorted(self.numbers, numbers)
-        there = np.zeros(len(numbers), dtype=bool)
-        inside = place < len(self.numbers)
-        there[inside] = self.numbers[place[inside]] == numbers[inside]
-        left = np.delete(self.numbers, place[there & ~held])
-        added = numbers[held & ~there]
+        position = np.searchsorted(self.numbers, numbers)
+        known = np.zeros(len(numbers), dtype=bool)
+        inside = position < len(self.numbers)
+        known[inside] = self.numbers[position[inside]] == numbers[inside]
+        left = np.delete(self.numbers, position[known & ~matching])
+        added = numbers[matching & ~known]
         return Matches(np.insert(left, np.searchsorted(left, added), added), size)
 
 
@@ -266,8 +271,8 @@ class VectorIndex:
         )
         scores, numbers = self._ivf.search(query.reshape(1, -1), k, params=parameters)
         if numbers[0, -1] < 0:
-            found = numbers[0] >= 0
-            return numbers[0][found], scores[0][found]
+            valid = numbers[0] >= 0
+            return numbers[0][valid], scores[0][valid]
         return numbers[0], scores[0]
 
     def _all(self) -> Matches:
@@ -286,13 +291,13 @@ class VectorIndex:
             lists = self._lists_asked[share, k] = self._interpolated(share * min(1.0, _NEIGHBOURS / k))
         return lists
 
-    def _interpolated(self, wanted: float) -> int:
+    def _interpolated(self, share: float) -> int:
         # Between two measured shares, the number of lists is a power of the share.
         shares = np.log(np.array(_SHARES[::-1]))
-        lists = np.log(np.array([self._lists[one] for one in _SHARES[::-1]], dtype=np.float64))
-        if wanted < _SHARES[-1]:
+        lists = np.log(np.array([self._lists[measured] for measured in _SHARES[::-1]], dtype=np.float64))
+        if share < _SHARES[-1]:
             return int(self._ivf.nlist)
-        return int(min(np.ceil(np.exp(np.interp(np.log(wanted), shares, lists))), self._ivf.nlist))
+        return int(min(np.ceil(np.exp(np.interp(np.log(share), shares, lists))), self._ivf.nlist))
 
     def _build(self) -> None:
         numbers = np.flatnonzero(self._present.array)
@@ -319,28 +324,28 @@ class VectorIndex:
         scores = vectors[chosen] @ vectors.T
         scores[np.arange(len(chosen)), chosen] = -np.inf
         for share in _SHARES:
-            held = rng.random(len(vectors)) < share
-            k = min(_NEIGHBOURS, int(held.sum()) - 1)
+            matching = rng.random(len(vectors)) < share
+            k = min(_NEIGHBOURS, int(matching.sum()) - 1)
             if k < 1:
                 self._lists[share] = self._ivf.nlist
                 continue
-            candidates = np.flatnonzero(held)
-            part = scores[:, held]
+            candidates = np.flatnonzero(matching)
+            part = scores[:, matching]
             best = candidates[np.argpartition(part, part.shape[1] - k, axis=1)[:, -k:]]
             truth = numbers[best]
             mask = np.zeros(len(self._vectors.array), dtype=bool)
-            mask[numbers[held]] = True
+            mask[numbers[matching]] = True
             matches = Matches(np.flatnonzero(mask), len(mask))
             self._lists[share] = self._fewest(vectors[chosen], numbers[chosen], k, matches, truth)
 
-    def _fewest(self, queries: Floats, own: Ints, k: int, matches: Matches, truth: Ints) -> int:
+    def _fewest(self, queries: Floats, excluded: Ints, k: int, matches: Matches, truth: Ints) -> int:
         lists = 1
         while lists < self._ivf.nlist:
             parameters = faiss.SearchParametersIVF(nprobe=lists, sel=matches.selector())
-            _, found = self._ivf.search(queries, k + 1, params=parameters)
+            _, results = self._ivf.search(queries, k + 1, params=parameters)
             # Arrays are used because a Python loop would keep the interpreter from concurrent searches.
-            wanted = np.where(truth == own[:, None], -1, truth)
-            hits = sum(int(np.isin(right[right >= 0], row).sum()) for row, right in zip(found, wanted, strict=True))
+            expected = np.where(truth == excluded[:, None], -1, truth)
+            hits = sum(int(np.isin(right[right >= 0], row).sum()) for row, right in zip(results, expected, strict=True))
             if hits >= _RECALL * truth.size:
                 return lists
             lists = max(lists + 1, int(lists * 1.5))

@@ -112,9 +112,9 @@ class Searcher:
         matches = self._known_matches(index, wanted)
         if matches is None:
             share = self.attributes.share(wanted)
-            found = index.search_after(query, k, share, lambda numbers: self.attributes.matches(wanted, numbers))
-            if found is not None:
-                return found
+            result = index.search_after(query, k, share, lambda numbers: self.attributes.matches(wanted, numbers))
+            if result is not None:
+                return result
             with self._lock:
                 changes = self._changed
                 after = len(changes.array)
@@ -164,8 +164,8 @@ class Retriever:
         """Applies changes of the catalogue: items by number, and their attributes, empty for a deleted item."""
         changed = np.array(numbers, dtype=np.int64)
         self._searcher.put(changed, self._catalogue.vectors[changed], rows)
-        gone = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
-        self._deleted = np.array(gone, dtype=np.int64)
+        deleted = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
+        self._deleted = np.array(deleted, dtype=np.int64)
 
     def search(
         self, query: Floats | None, k: int, wanted: Filter | None = None, *, without: Ints | None = None
@@ -178,28 +178,30 @@ class Retriever:
             without: Numbers to exclude.
         """
         with trace.span("retrieve", k=k) as span:
-            found, scores, plan = self._search(query, k, wanted, np.zeros(0, np.int64) if without is None else without)
+            numbers, scores, plan = self._search(
+                query, k, wanted, np.zeros(0, np.int64) if without is None else without
+            )
             span.note(plan=plan.method)
-            return found, scores, plan
+            return numbers, scores, plan
 
     def _search(
-        self, query: Floats | None, k: int, wanted: Filter | None, gone: Ints
+        self, query: Floats | None, k: int, wanted: Filter | None, excluded: Ints
     ) -> tuple[Ints, Floats, SearchPlan]:
         if query is None or not query.any() or not self._searcher.index.size:
-            return self._most_popular(k, wanted, gone)
-        found, scores, plan = self._searcher.search(query, k + len(gone), wanted)
-        if len(gone):
-            kept = ~np.isin(found, gone)
-            found, scores = found[kept], scores[kept]
-        return found[:k], scores[:k], plan
+            return self._most_popular(k, wanted, excluded)
+        numbers, scores, plan = self._searcher.search(query, k + len(excluded), wanted)
+        if len(excluded):
+            kept = ~np.isin(numbers, excluded)
+            numbers, scores = numbers[kept], scores[kept]
+        return numbers[:k], scores[:k], plan
 
     def similar(self, item: int, count: int) -> list[tuple[int, float]]:
         """Returns the `count` nearest other items of an item with content, with their cosine similarity."""
         query = self._catalogue.vectors[item]
         if not query.any():
             return []
-        found, scores, _ = self.search(query, count, without=np.array([item]))
-        return list(zip(found.tolist(), scores.tolist(), strict=True))
+        numbers, scores, _ = self.search(query, count, without=np.array([item]))
+        return list(zip(numbers.tolist(), scores.tolist(), strict=True))
 
     def taste(self, history: Ints) -> Floats | None:
         """Returns the direction of the mean vector of some items, (D,); None if there is none."""
@@ -210,9 +212,9 @@ class Retriever:
         length = float(np.linalg.norm(mean))
         return mean / np.float32(length) if length > 0 else None
 
-    def _most_popular(self, k: int, wanted: Filter | None, gone: Ints) -> tuple[Ints, Floats, SearchPlan]:
-        found = self._popular[~np.isin(self._popular, np.concatenate([gone, self._deleted]))]
+    def _most_popular(self, k: int, wanted: Filter | None, excluded: Ints) -> tuple[Ints, Floats, SearchPlan]:
+        numbers = self._popular[~np.isin(self._popular, np.concatenate([excluded, self._deleted]))]
         if wanted is not None:
-            found = found[self._searcher.attributes.matches(wanted, found)]
-        plan = SearchPlan("popular", len(found) / max(len(self._popular), 1), len(found))
-        return found[:k], np.zeros(len(found[:k]), dtype=np.float32), plan
+            numbers = numbers[self._searcher.attributes.matches(wanted, numbers)]
+        plan = SearchPlan("popular", len(numbers) / max(len(self._popular), 1), len(numbers))
+        return numbers[:k], np.zeros(len(numbers[:k]), dtype=np.float32), plan

@@ -125,22 +125,22 @@ def arms(users: Sequence[str], experiment: Experiment, others: Sequence[Experime
     Args:
         others: All experiments; those of the same layer take users away from the control.
     """
-    place = places(users, experiment.layer)
+    position = places(users, experiment.layer)
     end = experiment.start + experiment.share(now)
-    found = np.zeros(len(users), dtype=np.int8)
+    assigned = np.zeros(len(users), dtype=np.int8)
     for other in others:
         if other.layer == experiment.layer:
-            found[(place >= other.start) & (place < other.start + other.reserved)] = -1
+            assigned[(position >= other.start) & (position < other.start + other.reserved)] = -1
     # Users reserved for later steps of the ramp are in neither arm yet: they would change sides.
-    found[(place >= experiment.start) & (place < experiment.start + experiment.reserved)] = -1
-    found[(place >= experiment.start) & (place < end)] = 1
-    return found
+    assigned[(position >= experiment.start) & (position < experiment.start + experiment.reserved)] = -1
+    assigned[(position >= experiment.start) & (position < end)] = 1
+    return assigned
 
 
 def arm(user: str, experiment: Experiment, others: Sequence[Experiment], now: float) -> str | None:
     """Returns the arm of one user, None for neither; see `arms`."""
-    found = int(arms([user], experiment, others, now)[0])
-    return {1: CHALLENGER, 0: CONTROL}.get(found)
+    number = int(arms([user], experiment, others, now)[0])
+    return {1: CHALLENGER, 0: CONTROL}.get(number)
 
 
 def room(layer: str, share: float, experiments: Sequence[Experiment]) -> float:
@@ -149,22 +149,22 @@ def room(layer: str, share: float, experiments: Sequence[Experiment]) -> float:
     Raises:
         TesseraError: The layer has no room.
     """
-    held = sorted((one.start, one.start + one.reserved) for one in experiments if one.layer == layer)
-    at = 0.0
-    for start, end in held:
-        if start - at >= share - _EPS:
-            return at
-        at = max(at, end)
-    if 1.0 - at >= share - _EPS:
-        return at
-    taken = sum(end - start for start, end in held)
+    segments = sorted((other.start, other.start + other.reserved) for other in experiments if other.layer == layer)
+    free = 0.0
+    for start, end in segments:
+        if start - free >= share - _EPS:
+            return free
+        free = max(free, end)
+    if 1.0 - free >= share - _EPS:
+        return free
+    reserved = sum(end - start for start, end in segments)
     raise TesseraError(
-        f"layer {layer!r}: {taken:.0%} of it is taken, and no {share:.0%} is free in one piece; give a smaller "
+        f"layer {layer!r}: {reserved:.0%} of it is taken, and no {share:.0%} is free in one piece; give a smaller "
         "share, another --layer, or end an experiment"
     )
 
 
 def expected_shares(experiment: Experiment, experiments: Sequence[Experiment], now: float) -> tuple[float, float]:
     """Returns the shares of the layer that control and challenger should hold at a time."""
-    taken = sum(one.reserved for one in experiments if one.layer == experiment.layer)
-    return 1.0 - taken, experiment.share(now)
+    reserved = sum(other.reserved for other in experiments if other.layer == experiment.layer)
+    return 1.0 - reserved, experiment.share(now)

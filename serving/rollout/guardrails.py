@@ -110,8 +110,8 @@ class Guardrails:
         p = split_p(users, shares)
         breaches: list[str] = []
         if mismatched(users, shares, alpha=part * self.split_alpha, planned=self.planned):
-            wanted = f"{shares[0] / sum(shares):.1%} to {shares[1] / sum(shares):.1%}"
-            breaches.append(f"sample ratio: {users[0]:,} and {users[1]:,} users, expected {wanted}, p {p:.2g}")
+            expected = f"{shares[0] / sum(shares):.1%} to {shares[1] / sum(shares):.1%}"
+            breaches.append(f"sample ratio: {users[0]:,} and {users[1]:,} users, expected {expected}, p {p:.2g}")
         harmed = difference(
             control.rate.times(1 - self.harm), challenger.rate, alpha=part * self.alpha, planned=self.planned
         )
@@ -130,7 +130,7 @@ class Guardrails:
 
     def _faults(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
         """Returns faults in the challenger's answers themselves, compared with the control's."""
-        found: list[str] = []
+        breaches: list[str] = []
         for name, mine, theirs, most in (
             ("requests failed", challenger.failed, control.failed, self.most_failed),
             ("answers without an item", challenger.empty, control.empty, self.most_empty),
@@ -138,14 +138,14 @@ class Guardrails:
             users = (control.users, challenger.users)
             if surely_above((theirs, mine), users, margin=most, alpha=alpha):
                 shares = f"{mine / users[1]:.1%} of the challenger's users met it, {theirs / users[0]:.1%}"
-                found.append(f"{name}: {shares} of the control's")
-        return found
+                breaches.append(f"{name}: {shares} of the control's")
+        return breaches
 
     def _drifts(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
         """Returns drifts of scores and items, whatever the rates are."""
         if not self._enough(control, challenger):
             return []
-        found: list[str] = []
+        breaches: list[str] = []
         # Faults show early, so their sequences are sharpest after a hundredth of the plan.
         planned = max(self.planned // 100, 1)
         mine, theirs = challenger.calibration.rate, control.calibration.rate
@@ -153,14 +153,14 @@ class Guardrails:
             difference(control.calibration.times(most), challenger.calibration, alpha=alpha, planned=planned)
             for most in (self.miscalibrated, 1 / self.miscalibrated)
         )
-        other = above.low > 0 or below.high < 0
+        differs = above.low > 0 or below.high < 0
         # A challenger that is nearer to the truth than the control improves it.
-        if other and (not mine or not theirs or abs(math.log(mine)) > abs(math.log(theirs))):
-            found.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")
+        if differs and (not mine or not theirs or abs(math.log(mine)) > abs(math.log(theirs))):
+            breaches.append(f"calibration: {mine:.3f} outcomes for each predicted, {theirs:.3f} with the control")
         mine, theirs = challenger.novelty.rate, control.novelty.rate
         off = difference(control.novelty, challenger.novelty, alpha=alpha, planned=planned)
         if off.low > self.most_novel or off.high < -self.most_novel:
-            found.append(
+            breaches.append(
                 f"novelty: {mine:.1%} of the items shown were hardly known to training, {theirs:.1%} with the control"
             )
-        return found
+        return breaches

@@ -84,8 +84,8 @@ _OUTCOMES = msgspec.json.Decoder(Outcome)
 
 def decode_impression(data: bytes) -> Impression | Shadowed:
     """Decodes a message of the topic `impressions`; raises EventError on any other content."""
-    found: Impression | Shadowed = _decoded(_IMPRESSIONS, data, "impression")
-    return found
+    message: Impression | Shadowed = _decoded(_IMPRESSIONS, data, "impression")
+    return message
 
 
 def decode_outcome(data: bytes) -> Outcome:

@@ -108,27 +108,27 @@ class Judge:
         self._bad = 0
         self.experiments: list[Experiment] = []
         log.create_topics(topics.partitions())
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             if ledger is not None and not copy:
-                held.enter_context(locked(ledger, wait_s=_TURN_S))
+                stack.enter_context(locked(ledger, wait_s=_TURN_S))
             allowed = SlownessAllowance(rule.slower, rule.least_ms)
             known = familiar(self._champion.bundle)
             self.ledger = Ledger(ledger, copy=copy, outcome=rule.outcome, familiar=known, allowed=allowed)
-            held.callback(self.ledger.close)
+            stack.callback(self.ledger.close)
             ends, start = self._ends(), self.ledger.positions
-            if any(position > ends.get(place, 0) for place, position in start.items()):
+            if any(position > ends.get(partition, 0) for partition, position in start.items()):
                 # The log is another one, or was recreated: folded messages are none of its messages.
                 self.ledger.restart()
                 start = {}
             self._reader: Reader = log.reader(
                 [topics.impressions, topics.outcomes], group=f"rollout-{time.time_ns()}", sole=True, start=start
             )
-            held.callback(self._reader.close)
-            self._held = held.pop_all()
+            stack.callback(self._reader.close)
+            self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Closes the ledger and the connection to the log."""
-        self._held.close()
+        self._stack.close()
 
     def look(self, *, now: float | None = None) -> list[ExperimentState]:
         """Reads new messages, and judges every running experiment."""
@@ -141,29 +141,29 @@ class Judge:
         # The registry is read after the topics: an experiment with any message has been started by now, or has ended.
         self.experiments = running(self._registry, model)
         self.ledger.close_slices(int(1_000 * moment))
-        self.ledger.forget(int(1_000 * moment), [one.id for one in self.experiments])
+        self.ledger.forget(int(1_000 * moment), [experiment.id for experiment in self.experiments])
         self.ledger.keep(self._reader.position())
-        return [self._stand(one, self.experiments, moment) for one in self.experiments]
+        return [self._state(experiment, self.experiments, moment) for experiment in self.experiments]
 
-    def act(self, standings: Sequence[ExperimentState]) -> list[Release]:
+    def act(self, states: Sequence[ExperimentState]) -> list[Release]:
         """Rolls back running experiments with breaches; the reason is written to the registry."""
         model = self._champion.model
-        going = {one.name for one in running(self._registry, model)}
+        names = {state.name for state in running(self._registry, model)}
         return [
-            stop(self._registry, model, one.experiment, why="rolled back: " + "; ".join(one.breaches))
-            for one in standings
-            if one.breaches and one.experiment in going
+            stop(self._registry, model, state.experiment, why="rolled back: " + "; ".join(state.breaches))
+            for state in states
+            if state.breaches and state.experiment in names
         ]
 
     @property
     def aside(self) -> dict[str, int]:
         """Counts quarantined messages by reason."""
-        found = dict(self.ledger.aside)
+        counts = dict(self.ledger.aside)
         if self.ledger.waiting:
-            found["unknown impression"] = self.ledger.waiting
+            counts["unknown impression"] = self.ledger.waiting
         if self._bad:
-            found["undecodable"] = self._bad
-        return found
+            counts["undecodable"] = self._bad
+        return counts
 
     def _ends(self) -> Positions:
         return {
@@ -174,7 +174,7 @@ class Judge:
 
     def _read(self) -> None:
         ends = self._ends()
-        while any(self._reader.position().get(place, 0) < end for place, end in ends.items()):
+        while any(self._reader.position().get(partition, 0) < end for partition, end in ends.items()):
             for message in self._reader.poll(_BATCH, _WAIT_S):
                 try:
                     if message.topic == self._topics.outcomes:
@@ -189,28 +189,30 @@ class Judge:
         if isinstance(message, Shadowed) or message.model == self._champion.model:
             self.ledger.show(message)
 
-    def _stand(self, one: Experiment, experiments: Sequence[Experiment], now: float) -> ExperimentState:
-        shares = expected_shares(one, experiments, now)
-        arms = self.ledger.arms(one.id, one.epoch(now))
+    def _state(self, experiment: Experiment, experiments: Sequence[Experiment], now: float) -> ExperimentState:
+        shares = expected_shares(experiment, experiments, now)
+        arms = self.ledger.arms(experiment.id, experiment.epoch(now))
         sums = {name: tally.sums() for name, tally in arms.items()}
-        slower = self.ledger.slower(one.id, one.epoch(now))
+        slower = self.ledger.slower(experiment.id, experiment.epoch(now))
         look = None
-        if not one.shadow and min(shares) > 0:
-            look = self._rule.look(sums[CONTROL], sums[CHALLENGER], shares=shares, part=one.part(), slower=slower)
+        if not experiment.shadow and min(shares) > 0:
+            look = self._rule.look(
+                sums[CONTROL], sums[CHALLENGER], shares=shares, part=experiment.part(), slower=slower
+            )
         return ExperimentState(
-            experiment=one.name,
-            challenger=one.challenger,
-            control=one.control,
-            share=one.share(now),
-            shadow=one.shadow,
-            since=one.epoch(now),
+            experiment=experiment.name,
+            challenger=experiment.challenger,
+            control=experiment.control,
+            share=experiment.share(now),
+            shadow=experiment.shadow,
+            since=experiment.epoch(now),
             arms={name: view(tally, sums[name]) for name, tally in arms.items()},
             estimate=look.interval.estimate if look else 0.0,
             low=finite(look.interval.low) if look else None,
             high=finite(look.interval.high) if look else None,
             split_p=look.split_p if look else 1.0,
             breaches=look.breaches if look else (),
-            shadowed=self.ledger.shadowed(one.id) if one.shadow else {},
+            shadowed=self.ledger.shadowed(experiment.id) if experiment.shadow else {},
         )
 
 
@@ -234,8 +236,8 @@ def judging(
 
 def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Guardrails) -> Path:
     """Returns the file of the ledger of a model's experiments on a log, by what counts in it."""
-    made_of = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
-    return home / "judge" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.sqlite"
+    content = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
+    return home / "judge" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.sqlite"
 
 
 def familiar_items(registry: Registry, model: str | None, cache: Path) -> Callable[[str], frozenset[str]]:

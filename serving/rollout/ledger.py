@@ -68,13 +68,13 @@ class Ledger:
         self.familiar = familiar
         self._outcome = outcome
         self._allowed = allowed
-        self._made_for = f"{_VERSION} {outcome} {allowed}"
+        self._content = f"{_VERSION} {outcome} {allowed}"
         self._file = _opened(path, copy=copy)
         self._arms: dict[tuple[str, int, str], int] = {}
         # Folded since the last read, by the row to add to: one statement a batch instead of one a message.
         self._sums: dict[tuple[int, str], list[float]] = {}
         self._times: Counter[tuple[int, int]] = Counter()
-        if self._meta() != self._made_for:
+        if self._meta() != self._content:
             self.restart()
         rows = self._file.execute("SELECT experiment, epoch, arm, number FROM arm")
         self._arms = {(experiment, epoch, arm): number for experiment, epoch, arm, number in rows}
@@ -90,7 +90,7 @@ class Ledger:
             for (name,) in tables:
                 self._file.execute(f"DROP TABLE {name}")
         self._file.executescript(tally.SCHEMA)
-        self._file.execute("INSERT INTO meta VALUES ('made for', ?)", (self._made_for,))
+        self._file.execute("INSERT INTO meta VALUES ('made for', ?)", (self._content,))
         self._file.commit()
         self._arms.clear()
 
@@ -113,8 +113,8 @@ class Ledger:
 
     def epochs(self, experiment: str) -> dict[int, Arms]:
         """Returns all epochs of an experiment with messages, oldest first."""
-        found = sorted({epoch for name, epoch, _ in self._arms if name == experiment})
-        return {epoch: self.arms(experiment, epoch) for epoch in found}
+        starts = sorted({epoch for name, epoch, _ in self._arms if name == experiment})
+        return {epoch: self.arms(experiment, epoch) for epoch in starts}
 
     def slower(self, experiment: str, epoch: int) -> Slower:
         """Returns the evidence, of all closed slices, that the challenger's answers take longer than the control's."""
@@ -140,7 +140,7 @@ class Ledger:
         items = np.array([_number(item) for item in message.items], dtype=np.int64).tobytes() if arms else b""
         row = (number, message.time_ms, message.user if arms else "", np.array(arms, dtype=np.int64).tobytes(), items)
         if not self._file.execute("INSERT OR IGNORE INTO shown VALUES (?, ?, ?, ?, ?)", row).rowcount:
-            self._set_aside("repeated impression")
+            self._quarantine("repeated impression")
             return
         novel = sum(map(self._is_novel, message.items)) if arms else 0
         for arm in arms:
@@ -179,15 +179,15 @@ class Ledger:
         if not arms:
             return
         if item not in np.frombuffer(items, dtype=np.int64):
-            self._set_aside("item was not shown")
+            self._quarantine("item was not shown")
         elif outcome.time_ms < time_ms - SKEW_MS:
-            self._set_aside("before its impression")
+            self._quarantine("before its impression")
         elif outcome.time_ms > time_ms + WINDOW_MS:
-            self._set_aside("too late")
+            self._quarantine("too late")
         elif not self._file.execute(
             "INSERT OR IGNORE INTO counted VALUES (?, ?, ?)", (number, item, outcome.what)
         ).rowcount:
-            self._set_aside("repeated outcome")
+            self._quarantine("repeated outcome")
         else:
             for arm in np.frombuffer(arms, dtype=np.int64).tolist():
                 self._count(arm, user, outcome)
@@ -212,14 +212,14 @@ class Ledger:
         self._file.execute("DELETE FROM counted WHERE id IN (SELECT id FROM shown WHERE time_ms < ?)", (old,))
         self._file.execute("DELETE FROM shown WHERE time_ms < ?", (old,))
         most = "SELECT MAX(number) - ? FROM early"
-        gone = self._file.execute(
+        removed = self._file.execute(
             f"DELETE FROM early WHERE since_ms < ? OR number <= ({most})", (now_ms - _EARLY_MS, _MOST_EARLY)
         ).rowcount
-        self._set_aside("unknown impression", gone)
-        wanted = set(going)
-        for experiment in {name for name, *_ in self._arms if name not in wanted}:
+        self._quarantine("unknown impression", removed)
+        kept = set(going)
+        for experiment in {name for name, *_ in self._arms if name not in kept}:
             self._remove(experiment)
-        shadows = [name for (name,) in self._file.execute("SELECT experiment FROM shadow") if name not in wanted]
+        shadows = [name for (name,) in self._file.execute("SELECT experiment FROM shadow") if name not in kept]
         for table in ("shadow", "shadow_times"):
             self._file.executemany(f"DELETE FROM {table} WHERE experiment = ?", [(name,) for name in shadows])
 
@@ -280,7 +280,7 @@ class Ledger:
     def _is_novel(self, item: str) -> bool:
         return bool(self.familiar) and item not in self.familiar
 
-    def _set_aside(self, why: str, count: int = 1) -> None:
+    def _quarantine(self, why: str, count: int = 1) -> None:
         if count:
             self._file.execute(
                 "INSERT INTO aside VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count", (why, count)
@@ -289,8 +289,8 @@ class Ledger:
     def _arm(self, experiment: str, epoch: int, arm: str) -> int:
         key = (experiment, epoch, arm)
         if key not in self._arms:
-            made = self._file.execute("INSERT INTO arm(experiment, epoch, arm) VALUES (?, ?, ?)", key)
-            self._arms[key] = int(made.lastrowid or 0)
+            cursor = self._file.execute("INSERT INTO arm(experiment, epoch, arm) VALUES (?, ?, ?)", key)
+            self._arms[key] = int(cursor.lastrowid or 0)
         return self._arms[key]
 
     def _flush(self) -> None:
@@ -321,8 +321,8 @@ def _opened(path: Path | None, *, copy: bool) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
     file = sqlite3.connect("" if path is None or copy else path)
     if path is not None and copy and path.exists():
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as other:
-            other.backup(file)
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source:
+            source.backup(file)
     file.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     if path is not None and not copy:
         file.execute("PRAGMA journal_mode = WAL")

@@ -68,11 +68,11 @@ def _start(
     release = registry.release(champion.model, challenger)
     if release.bundle == champion.bundle:
         raise TesseraError(f"{challenger}: this is the champion, which already serves; name another version")
-    held = running(registry, champion.model)
-    called = name or f"{champion.model}-{release.version}"
-    before = [one.experiment.started for one in past(registry, champion.model) if one.experiment.name == called]
-    made = Experiment(
-        name=called,
+    experiments = running(registry, champion.model)
+    unique = name or f"{champion.model}-{release.version}"
+    before = [other.experiment.started for other in past(registry, champion.model) if other.experiment.name == unique]
+    experiment = Experiment(
+        name=unique,
         challenger=release.bundle,
         control=champion.bundle,
         layer=layer,
@@ -82,12 +82,14 @@ def _start(
         started=max([int(time.time()), *(second + 1 for second in before)]),
         shadow=shadow,
     )
-    made.check()
-    if any(one.name == made.name for one in held):
-        raise TesseraError(f"rollout {made.name!r} runs already; end it by `tessera rollout stop`, or choose a --name")
-    made = msgspec.structs.replace(made, start=room(layer, made.reserved, held))
-    registry.documents.set_running(champion.model, [*_changed(held, {layer}), made])
-    return made
+    experiment.check()
+    if any(other.name == experiment.name for other in experiments):
+        raise TesseraError(
+            f"rollout {experiment.name!r} runs already; end it by `tessera rollout stop`, or choose a --name"
+        )
+    experiment = msgspec.structs.replace(experiment, start=room(layer, experiment.reserved, experiments))
+    registry.documents.set_running(champion.model, [*_changed(experiments, {layer}), experiment])
+    return experiment
 
 
 def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Release:
@@ -98,15 +100,17 @@ def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Relea
 
 def _stop(registry: Registry, model: str | None, name: str, why: str) -> Release:
     champion = registry.resolve(model, CHAMPION)
-    held = running(registry, champion.model)
-    ended = next((one for one in held if one.name == name), None)
+    experiments = running(registry, champion.model)
+    ended = next((experiment for experiment in experiments if experiment.name == name), None)
     if ended is None:
-        known = ", ".join(one.name for one in held) or "none"
+        known = ", ".join(experiment.name for experiment in experiments) or "none"
         raise TesseraError(f"no rollout named {name!r}; running: {known}")
-    _end(registry, champion.model, held, [ended], why)
+    _end(registry, champion.model, experiments, [ended], why)
     release = registry.release(champion.model, ended.challenger)
     # The reason is stored with a challenger that no other experiment tries; one in the shadow stays a challenger.
-    if not ended.shadow and not any(one.challenger == ended.challenger for one in held if one.name != name):
+    if not ended.shadow and not any(
+        experiment.challenger == ended.challenger for experiment in experiments if experiment.name != name
+    ):
         registry.end_challenge(release, why=why)
     return registry.release(champion.model, release.version)
 
@@ -115,10 +119,10 @@ def promoted(registry: Registry, release: Release) -> Release:
     """Makes a release the champion, and ends the experiments against the previous champion."""
     with registry.changing():
         now = registry.promote(release)
-        held = running(registry, release.model)
-        over = [one for one in held if one.control != now.bundle]
+        experiments = running(registry, release.model)
+        over = [experiment for experiment in experiments if experiment.control != now.bundle]
         if over:
-            _end(registry, release.model, held, over, f"{now.bundle} was promoted")
+            _end(registry, release.model, experiments, over, f"{now.bundle} was promoted")
         return now
 
 
@@ -141,17 +145,19 @@ def _changed(experiments: Sequence[Experiment], layers: set[str]) -> list[Experi
     """Returns the experiments whose layer gains or loses an experiment, with a new control from now on."""
     now = int(time.time())
     return [
-        msgspec.structs.replace(one, changed=max(now, one.epoch(now) + 1), changes=one.changes + 1)
-        if one.layer in layers
-        else one
-        for one in experiments
+        msgspec.structs.replace(experiment, changed=max(now, experiment.epoch(now) + 1), changes=experiment.changes + 1)
+        if experiment.layer in layers
+        else experiment
+        for experiment in experiments
     ]
 
 
-def _end(registry: Registry, model: str, held: Sequence[Experiment], ended: Sequence[Experiment], why: str) -> None:
+def _end(
+    registry: Registry, model: str, experiments: Sequence[Experiment], ended: Sequence[Experiment], why: str
+) -> None:
     """Ends experiments: servers stop first; the ended experiments are recorded after."""
-    kept_on = [one for one in held if one not in ended]
-    registry.documents.set_running(model, _changed(kept_on, {one.layer for one in ended}))
+    kept_on = [experiment for experiment in experiments if experiment not in ended]
+    registry.documents.set_running(model, _changed(kept_on, {experiment.layer for experiment in ended}))
     moment = int(time.time())
-    over = [PastExperiment(one, moment, why[:_MOST_WHY]) for one in ended]
+    over = [PastExperiment(experiment, moment, why[:_MOST_WHY]) for experiment in ended]
     registry.documents.set_ended(model, [*past(registry, model), *over])

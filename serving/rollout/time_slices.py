@@ -32,8 +32,8 @@ class SlownessAllowance:
 
     def less(self, ms: ArrayLike) -> NDArray[np.float64]:
         """Returns times (N,) of the challenger, less the allowance."""
-        given = np.asarray(ms, dtype=np.float64)
-        return np.minimum(given / self.times, given - self.ms)
+        times = np.asarray(ms, dtype=np.float64)
+        return np.minimum(times / self.times, times - self.ms)
 
 
 def slower(file: sqlite3.Connection, experiment: str, epoch: int) -> Slower:
@@ -63,7 +63,7 @@ class _Closing:
 
     def until(self, last: int) -> None:
         """Closes the slices that end before a minute."""
-        found = slower(self._file, *self._key)
+        evidence = slower(self._file, *self._key)
         marks = ",".join("?" * len(self._arms))
         query = f"SELECT DISTINCT minute FROM slice WHERE arm IN ({marks}) AND minute < ? ORDER BY minute"
         numbers = tuple(self._arms)
@@ -75,13 +75,13 @@ class _Closing:
                 times[user, arm] = max(ms, times.get((user, arm), 0.0))
             if len(times) < _LEAST and minute - first < _MOST_MINUTES:
                 continue
-            found = self._closed(found, times, minute)
+            evidence = self._closed(evidence, times, minute)
             self._file.execute(
                 f"DELETE FROM slice WHERE arm IN ({marks}) AND minute BETWEEN ? AND ?", (*numbers, first, minute)
             )
             first, times = None, {}
         self._file.execute(
-            "INSERT OR REPLACE INTO slower VALUES (?, ?, ?)", (*self._key, msgspec.json.encode(found.logs).decode())
+            "INSERT OR REPLACE INTO slower VALUES (?, ?, ?)", (*self._key, msgspec.json.encode(evidence.logs).decode())
         )
 
     def _users(self, minute: int) -> list[tuple[str, int, float]]:
@@ -93,7 +93,7 @@ class _Closing:
             (minute, *self._arms, minute * MINUTE_MS - _REST_MS),
         ).fetchall()
 
-    def _closed(self, found: Slower, times: dict[tuple[str, int], float], minute: int) -> Slower:
+    def _closed(self, evidence: Slower, times: dict[tuple[str, int], float], minute: int) -> Slower:
         """Returns the evidence with a slice, whose slowest users are marked."""
         challengers = {number for number, arm in self._arms.items() if arm == CHALLENGER}
         users = [
@@ -107,4 +107,4 @@ class _Closing:
         )
         theirs = sum(arm in challengers for _, _, arm in users)
         mine = sum(arm in challengers for _, _, arm in top)
-        return found.with_slice(mine, len(top), theirs, len(users) - theirs)
+        return evidence.with_slice(mine, len(top), theirs, len(users) - theirs)

@@ -47,7 +47,7 @@ class LocalReader:
         self._topics = tuple(topics)
         self._turn = 0
         self._position: Positions = dict.fromkeys(self._ids, 0) | self._file.committed(self._topics, group)
-        self._position |= {place: at for place, at in self._start.items() if place in self._ids}
+        self._position |= {partition: at for partition, at in self._start.items() if partition in self._ids}
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
@@ -65,14 +65,14 @@ class LocalReader:
         # Each poll starts at another partition, so that a long backlog in one does not starve the others.
         self._turn += 1
         pivot = self._turn % len(self._ids) if self._ids else 0
-        places = list(self._ids.items())
+        partitions = list(self._ids.items())
         messages: list[Message] = []
-        for (topic, number), id_ in places[pivot:] + places[:pivot]:
+        for (topic, number), id_ in partitions[pivot:] + partitions[:pivot]:
             start, room = self._position[topic, number], limit - len(messages)
             if start < ends[id_] and room > 0:
-                found = self._file.messages(topic, number, id_, start=start, stop=ends[id_], limit=room)
-                messages += found
-                self._position[topic, number] = found[-1].offset + 1
+                chunk = self._file.messages(topic, number, id_, start=start, stop=ends[id_], limit=room)
+                messages += chunk
+                self._position[topic, number] = chunk[-1].offset + 1
         return messages
 
     def position(self) -> Positions:
@@ -80,7 +80,7 @@ class LocalReader:
 
     def rewind(self) -> None:
         at = dict.fromkeys(self._ids, 0) | self._file.committed(self._topics, self.group)
-        self._position = {place: max(offset, self._start.get(place, 0)) for place, offset in at.items()}
+        self._position = {partition: max(offset, self._start.get(partition, 0)) for partition, offset in at.items()}
 
     def commit(self) -> None:
         with self._file.write() as connection:
@@ -104,10 +104,10 @@ class LocalFollower:
         deadline = time.monotonic() + timeout_s
         while True:
             _, end = self._file.partitions(self._topic)[0]
-            found = self._file.messages(self._topic, 0, self._id, start=self._at, stop=end, limit=max_messages)
-            if found:
-                self._at = found[-1].offset + 1
-                return found
+            messages = self._file.messages(self._topic, 0, self._id, start=self._at, stop=end, limit=max_messages)
+            if messages:
+                self._at = messages[-1].offset + 1
+                return messages
             if time.monotonic() >= deadline:
                 return []
             time.sleep(_SLEEP_S)
@@ -251,8 +251,8 @@ class LocalLog:
 
     def identity(self, topic: str) -> str:
         self._file.partitions(topic)
-        ((found,),) = self._file.rows("SELECT id FROM incarnation")
-        return str(found)
+        ((incarnation,),) = self._file.rows("SELECT id FROM incarnation")
+        return str(incarnation)
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
         table = self._file.partitions(topic)

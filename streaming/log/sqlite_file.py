@@ -50,11 +50,11 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
-        with self._told():
+        with self._errors_named():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            with self._told():
+            with self._errors_named():
                 self._enter_wal()
                 # FULL, not NORMAL: with a write-ahead log NORMAL syncs at checkpoints only, and a power cut could
                 # take back appends that had returned. "Durable on return" costs one fsync a commit.
@@ -79,15 +79,17 @@ class LogFile:
 
     def _create(self) -> None:
         with self.write() as connection:
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
                 if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     raise LogError(f"{self.path}: expected an event log, got another program's database; name another")
                 for statement in _SCHEMA:
                     connection.execute(statement)
-                found = FORMAT
-            if found != FORMAT:
-                raise LogError(f"{self.path}: expected log format {FORMAT}, got {found}; use the release that wrote it")
+                version = FORMAT
+            if version != FORMAT:
+                raise LogError(
+                    f"{self.path}: expected log format {FORMAT}, got {version}; use the release that wrote it"
+                )
             # The table is separate from the format number, so that earlier releases can still read the file.
             connection.execute("CREATE TABLE IF NOT EXISTS incarnation (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
             if not connection.execute("SELECT count(*) FROM incarnation").fetchone()[0]:
@@ -96,7 +98,7 @@ class LogFile:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Holds the file's write lock; the body's changes are durable on exit, or undone if it raises."""
-        with self._lock, self._told():
+        with self._lock, self._errors_named():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -108,11 +110,11 @@ class LogFile:
 
     def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
         """Returns the rows of a query."""
-        with self._lock, self._told():
+        with self._lock, self._errors_named():
             return self._connection.execute(query, arguments).fetchall()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -127,29 +129,29 @@ class LogFile:
 
     def partitions(self, topic: str) -> dict[int, tuple[int, int]]:
         """Returns {number: (id, next offset)} of a topic; raises LogError if it does not exist."""
-        found = self.rows("SELECT number, id, next_offset FROM partition WHERE topic = ? ORDER BY number", topic)
-        if not found:
+        rows = self.rows("SELECT number, id, next_offset FROM partition WHERE topic = ? ORDER BY number", topic)
+        if not rows:
             raise unknown_topic(topic, (name for (name,) in self.rows("SELECT DISTINCT topic FROM partition")))
-        return {number: (id_, end) for number, id_, end in found}
+        return {number: (id_, end) for number, id_, end in rows}
 
     def messages(self, topic: str, number: int, id_: int, *, start: int, stop: int, limit: int) -> list[Message]:
         """Returns messages of a partition by offset, from `start` up to and without `stop`, at most `limit`."""
         base = row_id(id_, 0)
-        found = self.rows(
+        rows = self.rows(
             "SELECT id, key, value, timestamp_ms FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
             *(base + start, base + stop, limit),
         )
-        return [Message(topic, number, row - base, key, value, at_ms) for row, key, value, at_ms in found]
+        return [Message(topic, number, row - base, key, value, at_ms) for row, key, value, at_ms in rows]
 
     def first_since(self, id_: int, end: int, timestamp_ms: int) -> int:
         """Returns the offset of a partition's first message of a time or after it, or its end."""
         base = row_id(id_, 0)
         query = "SELECT id FROM message WHERE id >= ? AND id < ? AND timestamp_ms >= ? ORDER BY id LIMIT 1"
-        found = self.rows(query, base, base + end, timestamp_ms)
-        return found[0][0] - base if found else end
+        rows = self.rows(query, base, base + end, timestamp_ms)
+        return rows[0][0] - base if rows else end
 
     def committed(self, topics: Sequence[str], group: str) -> Positions:
         """Returns the committed positions of a group in some topics."""
         known = {(topic, number) for topic in topics for number in self.partitions(topic)}
-        found = self.rows("SELECT topic, number, position FROM committed WHERE group_id = ?", group)
-        return {(topic, number): position for topic, number, position in found if (topic, number) in known}
+        rows = self.rows("SELECT topic, number, position FROM committed WHERE group_id = ?", group)
+        return {(topic, number): position for topic, number, position in rows if (topic, number) in known}

@@ -84,7 +84,7 @@ def client_error(doing: str, error: BaseException) -> LogError:
 
 
 @contextmanager
-def told(doing: str) -> Iterator[None]:
+def errors_named(doing: str) -> Iterator[None]:
     """Converts errors of the client in the body into LogError, whose message begins with the attempted operation."""
     try:
         yield
@@ -95,15 +95,15 @@ def told(doing: str) -> Iterator[None]:
 def check_address(address: str) -> None:
     """Refuses addresses without a listener at once; the client would try silently until its timeout."""
     failures = []
-    for one in address.split(","):
-        host, _, port = one.strip().rpartition(":")
+    for broker in address.split(","):
+        host, _, port = broker.strip().rpartition(":")
         if not host or not port.isdigit():
             raise LogError(f"address: expected host:port, several separated by commas, got {address!r}")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
         except OSError as error:
-            failures.append(f"{one.strip()}: {error}")
+            failures.append(f"{broker.strip()}: {error}")
     raise LogError(f"address: no Kafka broker listens ({'; '.join(failures)}); start one, or set TESSERA_KAFKA")
 
 

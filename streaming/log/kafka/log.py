@@ -24,7 +24,7 @@ from streaming.log.kafka.client import (
     TRANSACTION_BATCH_BYTES,
     as_message,
     check_address,
-    told,
+    errors_named,
     topic_config,
 )
 from streaming.log.kafka.reader import KafkaFollower, KafkaReader, KafkaSoleReader
@@ -72,12 +72,14 @@ class KafkaLog:
         self._producer: KafkaProducer | None = None
         self._appended = time.monotonic()
         self._idle: list[KafkaConsumer] = []
-        with told(f"address: {address} listens, but does not answer as a Kafka broker; check port, TLS and SASL"):
+        with errors_named(
+            f"address: {address} listens, but does not answer as a Kafka broker; check port, TLS and SASL"
+        ):
             self._admin = KafkaAdminClient(**self._options)
 
     def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
         check_partitions(partitions)
-        with told(f"create topics {', '.join(sorted(partitions))}"):
+        with errors_named(f"create topics {', '.join(sorted(partitions))}"):
             missing = partitions.keys() - set(self._admin.list_topics())
             new = {
                 topic: {
@@ -95,15 +97,15 @@ class KafkaLog:
 
     def settings(self, topic: str) -> dict[str, str]:
         """Returns the topic's settings on the broker that are not the broker's defaults."""
-        with told(f"settings of {topic!r}"):
-            found = self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-        return {name: str(setting["value"]) for name, setting in found["topic"][topic].items()}
+        with errors_named(f"settings of {topic!r}"):
+            described = self._admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+        return {name: str(setting["value"]) for name, setting in described["topic"][topic].items()}
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
         if time.monotonic() - self._appended > _ASK_EVERY_S:
             # The client would keep the messages for minutes before it reports that no broker answers.
             self._make_sure()
-        with told(f"append to {topic!r}"):
+        with errors_named(f"append to {topic!r}"):
             with self._lock:
                 if self._producer is None:
                     self._producer = KafkaProducer(**{**PRODUCER, **self._options})
@@ -118,8 +120,8 @@ class KafkaLog:
                     self._producer = None
                 producer.close(timeout=0)
                 raise
-            for one in sent:
-                one.get(timeout=0)
+            for future in sent:
+                future.get(timeout=0)
         self._appended = time.monotonic()
 
     def _make_sure(self) -> None:
@@ -138,24 +140,24 @@ class KafkaLog:
         return producer.send(topic, value, key=key, partition=partition)
 
     def _partition_count(self, topic: str) -> int:
-        with told(f"topic {topic!r}"):
-            (found,) = self._admin.describe_topics([topic])
-            if found["error_code"] in NO_SUCH_TOPIC:
+        with errors_named(f"topic {topic!r}"):
+            (described,) = self._admin.describe_topics([topic])
+            if described["error_code"] in NO_SUCH_TOPIC:
                 raise unknown_topic(topic, (name for name in self._admin.list_topics() if not name.startswith("__")))
-            if found["error_code"]:
-                raise for_code(found["error_code"])()
-            return len(found["partitions"])
+            if described["error_code"]:
+                raise for_code(described["error_code"])()
+            return len(described["partitions"])
 
     def reader(
         self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
     ) -> KafkaReader:
-        places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
+        topic_partitions = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
         if sole:
-            with told(f"reader of group {group!r}"):
+            with errors_named(f"reader of group {group!r}"):
                 consumer = self._consumer(group_id=group)
-                consumer.assign(places)
+                consumer.assign(topic_partitions)
             return KafkaSoleReader(consumer, group, start)
-        with told(f"reader of group {group!r}"):
+        with errors_named(f"reader of group {group!r}"):
             # A reader that dies holds its partitions for the session's timeout; the client's default is 45 s.
             consumer = self._consumer(group_id=group, session_timeout_ms=SESSION_TIMEOUT_MS)
             consumer.subscribe(list(topics))
@@ -166,30 +168,30 @@ class KafkaLog:
 
     def follow(self, topic: str, start: int) -> KafkaFollower:
         self._partition_count(topic)
-        place = TopicPartition(topic, 0)
-        with told(f"follow {topic!r}"):
+        topic_partition = TopicPartition(topic, 0)
+        with errors_named(f"follow {topic!r}"):
             consumer = self._consumer()
-            self._seek(consumer, place, start)
-        return KafkaFollower(consumer, place)
+            self._seek(consumer, topic_partition, start)
+        return KafkaFollower(consumer, topic_partition)
 
     @staticmethod
-    def _seek(consumer: KafkaConsumer, place: TopicPartition, start: int) -> None:
-        consumer.assign([place])
-        kept = consumer.beginning_offsets([place], timeout_ms=REQUEST_MS)[place]
+    def _seek(consumer: KafkaConsumer, topic_partition: TopicPartition, start: int) -> None:
+        consumer.assign([topic_partition])
+        kept = consumer.beginning_offsets([topic_partition], timeout_ms=REQUEST_MS)[topic_partition]
         if start < kept:
             raise LogError(
-                f"start: topic {place.topic!r} partition {place.partition} keeps messages from {kept} on, got "
-                f"{start}; start there, from a snapshot that is new enough"
+                f"start: topic {topic_partition.topic!r} partition {topic_partition.partition} keeps messages from "
+                f"{kept} on, got {start}; start there, from a snapshot that is new enough"
             )
-        consumer.seek(place, start)
+        consumer.seek(topic_partition, start)
 
     def _consumer(self, **options: Any) -> KafkaConsumer:
         return KafkaConsumer(**{**CONSUMER, **self._options, **options})
 
     def transactor(self, transactional_id: str) -> KafkaTransactor:
-        own = {"transactional_id": transactional_id, "batch_size": TRANSACTION_BATCH_BYTES}
-        with told(f"transactor {transactional_id!r}"):
-            producer = KafkaProducer(**{**PRODUCER, **self._options, **own})
+        identity = {"transactional_id": transactional_id, "batch_size": TRANSACTION_BATCH_BYTES}
+        with errors_named(f"transactor {transactional_id!r}"):
+            producer = KafkaProducer(**{**PRODUCER, **self._options, **identity})
             try:
                 producer.init_transactions()
             except BaseException:
@@ -198,47 +200,59 @@ class KafkaLog:
         return KafkaTransactor(self, producer, transactional_id)
 
     def committed(self, topics: Sequence[str], *, group: str) -> Positions:
-        places = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
-        with told(f"committed positions of group {group!r}"):
+        topic_partitions = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
+        with errors_named(f"committed positions of group {group!r}"):
             # This is a consumer that never joins, not the admin client: it waits for a transaction that is being
             # settled.
             consumer = self._consumer(group_id=group)
             try:
-                found = {tuple(place): consumer.committed(place, timeout_ms=REQUEST_MS) for place in places}
-                return {place: at for place, at in found.items() if at is not None}
+                offsets = {
+                    tuple(topic_partition): consumer.committed(topic_partition, timeout_ms=REQUEST_MS)
+                    for topic_partition in topic_partitions
+                }
+                return {topic_partition: offset for topic_partition, offset in offsets.items() if offset is not None}
             finally:
                 consumer.close(autocommit=False)
 
     def end_offsets(self, topic: str) -> dict[int, int]:
-        places = {TopicPartition(topic, n): OffsetSpec.LATEST for n in range(self._partition_count(topic))}
-        with told(f"end offsets of {topic!r}"):
+        topic_partitions = {TopicPartition(topic, n): OffsetSpec.LATEST for n in range(self._partition_count(topic))}
+        with errors_named(f"end offsets of {topic!r}"):
             # With READ_COMMITTED the broker answers with the last stable offset.
-            found = self._admin.list_partition_offsets(places, isolation_level=IsolationLevel.READ_COMMITTED)
-        return {place.partition: found[place].offset for place in sorted(found)}
+            offsets = self._admin.list_partition_offsets(
+                topic_partitions, isolation_level=IsolationLevel.READ_COMMITTED
+            )
+        return {topic_partition.partition: offsets[topic_partition].offset for topic_partition in sorted(offsets)}
 
     def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
-        places = [TopicPartition(topic, n) for n in range(self._partition_count(topic))]
+        topic_partitions = [TopicPartition(topic, n) for n in range(self._partition_count(topic))]
         ends = self.end_offsets(topic)
-        with told(f"offsets of {topic!r} at {timestamp_ms}"):
+        with errors_named(f"offsets of {topic!r} at {timestamp_ms}"):
             consumer = self._idle.pop() if self._idle else self._consumer()
             try:
                 # Time 0 asks for all messages, so no lookup by time: an offset after the last message counts as kept.
                 if timestamp_ms <= 0:
-                    kept = consumer.beginning_offsets(places, timeout_ms=REQUEST_MS)
-                    return {place.partition: min(at, ends[place.partition]) for place, at in kept.items()}
-                found = consumer.offsets_for_times(dict.fromkeys(places, timestamp_ms), timeout_ms=REQUEST_MS)
+                    kept = consumer.beginning_offsets(topic_partitions, timeout_ms=REQUEST_MS)
+                    return {
+                        topic_partition.partition: min(offset, ends[topic_partition.partition])
+                        for topic_partition, offset in kept.items()
+                    }
+                offsets = consumer.offsets_for_times(
+                    dict.fromkeys(topic_partitions, timestamp_ms), timeout_ms=REQUEST_MS
+                )
             finally:
                 self._idle.append(consumer)
         return {
-            place.partition: min(at.offset, ends[place.partition]) if at is not None else ends[place.partition]
-            for place, at in found.items()
+            topic_partition.partition: min(offset.offset, ends[topic_partition.partition])
+            if offset is not None
+            else ends[topic_partition.partition]
+            for topic_partition, offset in offsets.items()
         }
 
     def identity(self, topic: str) -> str:
-        with told(f"topic {topic!r}"):
+        with errors_named(f"topic {topic!r}"):
             self._partition_count(topic)
-            (found,) = self._admin.describe_topics([topic])
-        return str(found["topic_id"])
+            (described,) = self._admin.describe_topics([topic])
+        return str(described["topic_id"])
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
         ends = self.end_offsets(topic)
@@ -246,28 +260,30 @@ class KafkaLog:
             raise unknown_partition(topic, partition, len(ends))
         return self._read(TopicPartition(topic, partition), max(start, 0), min(stop, ends[partition]))
 
-    def _read(self, place: TopicPartition, start: int, stop: int) -> Iterator[Message]:
+    def _read(self, topic_partition: TopicPartition, start: int, stop: int) -> Iterator[Message]:
         if start >= stop:
             return
-        with told(f"read {place.topic!r} partition {place.partition}"):
+        with errors_named(f"read {topic_partition.topic!r} partition {topic_partition.partition}"):
             consumer = self._idle.pop() if self._idle else self._consumer()
             try:
-                self._seek(consumer, place, start)
-                yield from self._until(consumer, place, stop)
+                self._seek(consumer, topic_partition, start)
+                yield from self._until(consumer, topic_partition, stop)
             finally:
                 self._idle.append(consumer)
 
     @staticmethod
-    def _until(consumer: KafkaConsumer, place: TopicPartition, stop: int) -> Iterator[Message]:
+    def _until(consumer: KafkaConsumer, topic_partition: TopicPartition, stop: int) -> Iterator[Message]:
         # The position ends the loop, not the last message: transaction markers take offsets too, and the position
         # moves past them.
         at, moved_at = -1, time.monotonic()
-        while (position := consumer.position(place, timeout_ms=REQUEST_MS)) < stop:
+        while (position := consumer.position(topic_partition, timeout_ms=REQUEST_MS)) < stop:
             if position > at:
                 at, moved_at = position, time.monotonic()
             elif time.monotonic() - moved_at > _STALL_S:
-                raise LogError(f"read: the broker sent nothing for {_STALL_S:.0f} s at offset {position} of {place}")
-            for record in consumer.poll(timeout_ms=200).get(place, ()):
+                raise LogError(
+                    f"read: the broker sent nothing for {_STALL_S:.0f} s at offset {position} of {topic_partition}"
+                )
+            for record in consumer.poll(timeout_ms=200).get(topic_partition, ()):
                 if record.offset >= stop:
                     return
                 yield as_message(record)

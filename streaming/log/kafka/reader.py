@@ -6,7 +6,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from features.errors import LogError
-from streaming.log.kafka.client import REQUEST_MS, as_message, told
+from streaming.log.kafka.client import REQUEST_MS, as_message, errors_named
 from streaming.log.protocol import Message, Positions, check_poll
 
 _JOIN_S = 60.0
@@ -34,18 +34,18 @@ class KafkaReader:
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
         messages: list[Message] = []
-        with told(f"poll for group {self.group!r}"):
+        with errors_named(f"poll for group {self.group!r}"):
             self._join()
             deadline = time.monotonic() + timeout_s
             while True:
                 left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
-                found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages - len(messages))
+                records = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages - len(messages))
                 if self._moved():
                     # The group was rebalanced meanwhile: earlier messages may belong to another reader now.
                     messages.clear()
                     self._join()
                 else:
-                    messages += [as_message(record) for records in found.values() for record in records]
+                    messages += [as_message(record) for records in records.values() for record in records]
                 if len(messages) >= max_messages or time.monotonic() >= deadline:
                     break
             self._note_position()
@@ -74,31 +74,31 @@ class KafkaReader:
         self._seek_committed()
 
     def _seek_committed(self) -> None:
-        held = sorted(self._consumer.assignment())
-        start = self._consumer.beginning_offsets(held, timeout_ms=REQUEST_MS) if held else {}
-        for place in held:
-            position = self._consumer.committed(place, timeout_ms=REQUEST_MS)
-            self._consumer.seek(place, max(self._first(place, position or 0), start[place]))
+        assigned = sorted(self._consumer.assignment())
+        start = self._consumer.beginning_offsets(assigned, timeout_ms=REQUEST_MS) if assigned else {}
+        for partition in assigned:
+            position = self._consumer.committed(partition, timeout_ms=REQUEST_MS)
+            self._consumer.seek(partition, max(self._first(partition, position or 0), start[partition]))
         self._note_position()
 
-    def _first(self, place: TopicPartition, position: int) -> int:
+    def _first(self, partition: TopicPartition, position: int) -> int:
         """Returns the offset at which reading continues in a partition."""
         return position
 
     def _note_position(self) -> None:
         self._position = {
-            (place.topic, place.partition): self._consumer.position(place, timeout_ms=REQUEST_MS)
-            for place in self._consumer.assignment()
+            (partition.topic, partition.partition): self._consumer.position(partition, timeout_ms=REQUEST_MS)
+            for partition in self._consumer.assignment()
         }
 
     def position(self) -> Positions:
         if self._member is None:
-            with told(f"position of group {self.group!r}"):
+            with errors_named(f"position of group {self.group!r}"):
                 self._join()
         return dict(self._position)
 
     def rewind(self) -> None:
-        with told(f"rewind of group {self.group!r}"):
+        with errors_named(f"rewind of group {self.group!r}"):
             self._join()
             self._seek_committed()
         self._stale = False
@@ -112,7 +112,7 @@ class KafkaReader:
                 f"group {self.group!r}: its partitions were reassigned after they were read here; abort the "
                 "transaction, rewind() and read again"
             )
-        return {TopicPartition(*place): OffsetAndMetadata(at, "", -1) for place, at in position.items()}
+        return {TopicPartition(*partition): OffsetAndMetadata(at, "", -1) for partition, at in position.items()}
 
     def membership(self) -> ConsumerGroupMetadata:
         """Returns the group, member and generation that positions are committed under."""
@@ -127,7 +127,7 @@ class KafkaReader:
         self._settled = max(self._settled, returned)
 
     def commit(self) -> None:
-        with told(f"commit for group {self.group!r}"):
+        with errors_named(f"commit for group {self.group!r}"):
             self._consumer.commit(self.offsets(), timeout_ms=REQUEST_MS)
         self.settle(self._returned)
 
@@ -143,8 +143,8 @@ class KafkaSoleReader(KafkaReader):
         self._start = start or {}
         self._started = False
 
-    def _first(self, place: TopicPartition, position: int) -> int:
-        start = self._start.get((place.topic, place.partition))
+    def _first(self, partition: TopicPartition, position: int) -> int:
+        start = self._start.get((partition.topic, partition.partition))
         if start is None:
             return position
         return max(position, start) if self._started else start
@@ -158,7 +158,7 @@ class KafkaSoleReader(KafkaReader):
             self._started = True
 
     def position(self) -> Positions:
-        with told(f"position of group {self.group!r}"):
+        with errors_named(f"position of group {self.group!r}"):
             self._join()
         return dict(self._position)
 
@@ -166,29 +166,29 @@ class KafkaSoleReader(KafkaReader):
 class KafkaFollower:
     """Consumer without a group; see `Follower` for the contract."""
 
-    def __init__(self, consumer: KafkaConsumer, place: TopicPartition) -> None:
+    def __init__(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
         self._consumer = consumer
-        self._place = place
+        self._partition = partition
         self._heard = time.monotonic()
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
         deadline = time.monotonic() + timeout_s
-        with told(f"follow {self._place.topic!r}"):
+        with errors_named(f"follow {self._partition.topic!r}"):
             while True:
                 left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
-                found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._place, ())
-                if found:
+                records = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._partition, ())
+                if records:
                     self._heard = time.monotonic()
                 # A fetch of transaction markers alone returns early and empty.
-                if found or time.monotonic() >= deadline:
+                if records or time.monotonic() >= deadline:
                     self._make_sure()
-                    return [as_message(record) for record in found]
+                    return [as_message(record) for record in records]
 
     def _make_sure(self) -> None:
         """Raises if the broker is unavailable: the client's own poll then returns nothing, as from an idle topic."""
         if time.monotonic() - self._heard > _ASK_EVERY_S:
-            self._consumer.end_offsets([self._place], timeout_ms=1_000 * _ANSWER_S)
+            self._consumer.end_offsets([self._partition], timeout_ms=1_000 * _ANSWER_S)
             self._heard = time.monotonic()
 
     def close(self) -> None:

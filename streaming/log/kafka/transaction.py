@@ -8,7 +8,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from features.errors import FencedError, LogError
-from streaming.log.kafka.client import REQUEST_MS, client_error, told
+from streaming.log.kafka.client import REQUEST_MS, client_error, errors_named
 from streaming.log.kafka.reader import KafkaReader
 from streaming.log.protocol import Reader
 
@@ -30,13 +30,13 @@ class KafkaTransaction:
         self._read: list[tuple[KafkaReader, int]] = []
 
     def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
-        with told(self._doing):
+        with errors_named(self._doing):
             self._sent.append(self._log.send(self._producer, topic, key, value))
 
     def commit_offsets(self, reader: Reader) -> None:
         if not isinstance(reader, KafkaReader):
             raise LogError(f"reader: expected one that this log made, got {type(reader).__name__}")
-        with told(self._doing):
+        with errors_named(self._doing):
             # The broker compares the generation in membership() with the group's. The group's name alone would skip
             # this check and let a reader that lost its partitions commit.
             self._producer.send_offsets_to_transaction(reader.offsets(), reader.membership())
@@ -71,7 +71,7 @@ class KafkaTransactor:
             raise self._broken
         self._open = True
         try:
-            with told(self._doing):
+            with errors_named(self._doing):
                 self._producer.begin_transaction()
                 transaction = KafkaTransaction(self._log, self._producer, self._doing)
                 try:
@@ -84,9 +84,9 @@ class KafkaTransactor:
             self._open = False
 
     def _abort(self, reason: BaseException) -> None:
-        told = client_error(self._doing, reason) if isinstance(reason, KafkaError) else reason
-        if isinstance(told, FencedError):
-            self._broken = told
+        fault = client_error(self._doing, reason) if isinstance(reason, KafkaError) else reason
+        if isinstance(fault, FencedError):
+            self._broken = fault
         try:
             self._producer.abort_transaction()
         except KafkaError as error:

@@ -133,7 +133,7 @@ def test_a_key_file_damaged_under_a_server_changes_nothing_and_is_logged_once(
     sound = keys.path.read_bytes()
     keys.path.write_bytes(damage)
     for _ in range(3):
-        keys._look_at = 0.0
+        keys._check_at = 0.0
         assert guarded.get("/v1/version", headers=bearer(secret)).status_code == 200
         assert is_problem(guarded.get("/v1/version", headers=bearer("tsr_foreign")), 401)
     (said,) = [one for one in caplog.records if one.name == "serving.api.keys"]
