@@ -1,7 +1,8 @@
 """Checks events and items sent over HTTP like any message, then appends them to the log.
 
-Every row of a request is checked before the first is appended. If any row is invalid, none is appended. If the log
-fails in between, it may hold some of the rows; sent again with an `_event_id` or a `_version`, they count once.
+All rows of a request are checked before the first row is appended. If any row is invalid, none is appended. If the log
+fails during the append, it may have some of the rows. If the caller sends the rows again with an `_event_id` or a
+`_version`, each row counts once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +30,17 @@ class Intake:
         self._sink = sink
 
     def events(self, bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Appends events, by the user's key; returns their number.
+        """Appends events. The user's id chooses the partition.
+
+        Args:
+            bundle: Bundle whose dataset defines the events.
+            rows: Events, by column.
+
+        Returns:
+            Number of appended events.
 
         Raises:
-            EventError: A row is not an event of the dataset; names the first such row. Nothing was appended.
+            EventError: A row is not an event of the dataset. Nothing was appended.
             LogError: The log does not answer.
         """
         events = bundle.dataset.events
@@ -46,15 +54,17 @@ class Intake:
         return len(messages)
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> int:
-        """Appends outcomes, by their impression; see `events`."""
+        """Appends outcomes; see `events`. The impression's id chooses the partition."""
         self._sink.append("outcomes", [(outcome.impression.encode(), encode(outcome)) for outcome in outcomes])
         return len(outcomes)
 
     def items(self, bundle: Bundle, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
-        """Appends items, by their id; see `events`.
+        """Appends items; see `events`. The item's id chooses the partition.
 
         Args:
+            bundle: Bundle whose dataset defines the items.
             types: Types of the catalogue's columns.
+            rows: Items, by column.
         """
         items = _items_of(bundle.dataset)
         decode = item_decoder(items)
@@ -76,7 +86,7 @@ def _items_of(dataset: Dataset) -> Any:
 
 
 def _key(value: Any) -> bytes:
-    """Returns the canonical form, so that one id has one partition however it is written."""
+    """Returns the canonical form of an id, so that every notation of the id has the same partition."""
     return (scalar(value) or "").encode()
 
 

@@ -10,12 +10,18 @@ from models.registry.registry import Registry
 from models.registry.release import CHAMPION, Release
 from serving.rollout.experiment import Experiment, RampStep, room
 
-# Part of a reason that is stored with the experiment; all of it is stored with the challenger's version.
+# Largest length of a reason that is stored with the experiment. The challenger's version has the whole reason.
 _MOST_WHY = 400
 
 
 class PastExperiment(msgspec.Struct, frozen=True):
-    """Experiment that ended: time, in seconds since 1970, and reason."""
+    """Experiment that ended.
+
+    Attributes:
+        experiment: The experiment.
+        ended: Time of the end, Unix seconds.
+        why: Reason of the end.
+    """
 
     experiment: Experiment
     ended: int
@@ -45,11 +51,16 @@ def start(
     """Starts an experiment of a release against the champion.
 
     Args:
+        registry: Registry of the model.
+        model: Name of the model. None: the registry holds one model.
         challenger: Alias, version, or id of a bundle.
         ramp: Shares by time.
+        name: Name of the experiment. Default: the model's name and the version.
+        layer: Name of the layer.
+        shadow: True if the challenger's rankings are never shown.
 
     Raises:
-        TesseraError: There is no such release, it is the champion, or the layer has no room.
+        TesseraError: The release does not exist, is the champion, or the layer has no room.
     """
     with registry.changing():
         return _start(registry, model, challenger, ramp, name, layer, shadow)
@@ -78,7 +89,7 @@ def _start(
         layer=layer,
         start=0.0,
         ramp=list(ramp),
-        # A name that was used before gets another id, by which impressions tell the two apart.
+        # An experiment with the name of an ended experiment gets a later start, so that their ids differ.
         started=max([int(time.time()), *(second + 1 for second in before)]),
         shadow=shadow,
     )
@@ -93,7 +104,11 @@ def _start(
 
 
 def stop(registry: Registry, model: str | None, name: str, *, why: str) -> Release:
-    """Ends an experiment: its users get the champion, and the reason is stored with the challenger."""
+    """Ends an experiment. Its users get the champion, and the reason is stored with the challenger.
+
+    Returns:
+        The release of the challenger.
+    """
     with registry.changing():
         return _stop(registry, model, name, why)
 
@@ -107,7 +122,7 @@ def _stop(registry: Registry, model: str | None, name: str, why: str) -> Release
         raise TesseraError(f"no rollout named {name!r}; running: {known}")
     _end(registry, champion.model, experiments, [ended], why)
     release = registry.release(champion.model, ended.challenger)
-    # The reason is stored with a challenger that no other experiment tries; one in the shadow stays a challenger.
+    # The reason is stored only if no other experiment has the challenger. A shadow challenger remains the challenger.
     if not ended.shadow and not any(
         experiment.challenger == ended.challenger for experiment in experiments if experiment.name != name
     ):
@@ -127,7 +142,7 @@ def promoted(registry: Registry, release: Release) -> Release:
 
 
 def parse_ramp(text: str | None, share: float) -> list[RampStep]:
-    """Parses `0:.01,3600:.1` as steps of seconds and shares; without a text, one share from the start.
+    """Parses a text like `0:.01,3600:.1` as steps of seconds and shares. Without a text, `share` applies at once.
 
     Raises:
         TesseraError: The text has another form.
@@ -155,7 +170,7 @@ def _changed(experiments: Sequence[Experiment], layers: set[str]) -> list[Experi
 def _end(
     registry: Registry, model: str, experiments: Sequence[Experiment], ended: Sequence[Experiment], why: str
 ) -> None:
-    """Ends experiments: servers stop first; the ended experiments are recorded after."""
+    """Ends experiments. They are removed from the running experiments first, and then recorded as ended."""
     kept_on = [experiment for experiment in experiments if experiment not in ended]
     registry.documents.set_running(model, _changed(kept_on, {experiment.layer for experiment in ended}))
     moment = int(time.time())

@@ -1,16 +1,16 @@
-"""The event log: the one durable, ordered source that every online state is a fold of.
+"""The event log: durable, ordered messages. Every online state is a fold of the log.
 
 Two implementations keep this protocol: `streaming.log.sqlite.LocalLog` (SQLite, embedded) and
 `streaming.log.kafka.KafkaLog`. One contract suite, `tests/contract/test_event_log.py`, runs against both.
 
-Order: messages of one partition are read in the order of their offsets, which is the order they were committed in.
-Between partitions no order is promised.
+Order: the messages of a partition are read in the order of their offsets, which is the order of their commits. There is
+no order between partitions.
 
-Positions: a position is always the offset of the NEXT message to read, one past the last one returned. A fresh group is
-at 0; a group that has read offsets 0..41 is at 42. Offsets of one partition grow but may have gaps.
+Positions: a position is always the offset of the NEXT message to read, the last returned offset plus 1. A new group has
+position 0, and a group that has read offsets 0..41 has position 42. Offsets of a partition grow and may have gaps.
 
-Delivery: reading is at least once. It is exactly once in effect if the results of the messages and the position after
-them are committed by one `Transaction`.
+Delivery: reading is at least once. If the results of the messages and the position after them are committed in the same
+`Transaction`, the effect is exactly once.
 """
 
 import difflib
@@ -26,7 +26,7 @@ Positions = dict[tuple[str, int], int]
 """Next offset to read per (topic, partition)."""
 
 MESSAGE_BYTES = 8 * 1024 * 1024
-"""Largest size in bytes of a message with its key; a topic on Kafka may be set to accept less."""
+"""Largest size of a message with its key, bytes. A topic on Kafka may have a smaller limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Message:
     Attributes:
         topic: Topic of the message.
         partition: 0-based partition of the topic.
-        offset: Offset in the partition; the position after this message is `offset + 1`.
+        offset: Offset in the partition. The position after this message is `offset + 1`.
         key: Bytes that chose the partition, or None.
-        value: Payload; may be empty.
+        value: Payload, may be empty.
         timestamp_ms: Time of the append, milliseconds since the epoch, by the writer's clock.
     """
 
@@ -59,10 +59,12 @@ class Reader(Protocol):
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         """Returns the next messages, at most `max_messages`.
 
-        Returns as soon as that many have arrived, or with fewer when `timeout_s` has passed. Only committed messages
-        are returned, in offset order within a partition, and each moves `position()` to its offset + 1. The first poll
-        joins the group before the time starts to count. An empty list means that nothing arrived in time, not that the
-        end is reached: compare `position()` with `EventLog.end_offsets()` for that.
+        Returns as soon as `max_messages` messages have arrived, or with fewer after `timeout_s` seconds. Only committed
+        messages are returned, in offset order within a partition. Each message moves `position()` to its offset + 1.
+        The first poll joins the group before the timeout starts.
+
+        An empty list means that no message arrived in time. To check for the end, compare `position()` with
+        `EventLog.end_offsets()`.
 
         Raises:
             LogError: The log does not answer, or the group could not be joined.
@@ -70,16 +72,16 @@ class Reader(Protocol):
         ...
 
     def position(self) -> Positions:
-        """Returns the next offset to read of every partition this reader holds, 0 if nothing was read yet.
+        """Returns the next offset to read of every partition of this reader, 0 if no message was read yet.
 
-        At the end of a partition it equals `EventLog.end_offsets()`, even if the last entries are not messages.
+        At the end of a partition this is `EventLog.end_offsets()`, even if the last entries are no messages.
         """
         ...
 
     def rewind(self) -> None:
         """Goes back to the group's committed positions, so that messages of an aborted transaction are read again.
 
-        A reader with a `start` does not go back before it.
+        A reader with a `start` does not go back before the start.
         """
         ...
 
@@ -87,7 +89,7 @@ class Reader(Protocol):
         """Commits `position()` for the group at once, outside a transaction.
 
         Raises:
-            LogError: Partitions have moved to another reader since they were read; `rewind()` and read again.
+            LogError: Partitions have moved to another reader since the last poll. Call `rewind()` and read again.
         """
         ...
 
@@ -97,13 +99,13 @@ class Reader(Protocol):
 
 
 class Follower(Protocol):
-    """Reader of the one partition of a topic from a position on, for itself alone: nothing is committed or shared.
+    """Reader of partition 0 of a topic from a position on. A follower commits nothing and shares no partition.
 
     One thread uses a follower at a time.
     """
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
-        """Returns the next messages, at most `max_messages`: as soon as there are any, or none after the timeout.
+        """Returns the next messages, at most `max_messages`, as soon as a message arrives. Empty after the timeout.
 
         Raises:
             LogError: The log does not answer.
@@ -116,10 +118,10 @@ class Follower(Protocol):
 
 
 class Transaction(Protocol):
-    """Messages and positions that become visible together, or not at all. Valid only inside `Transactor.begin()`."""
+    """Messages and positions that become visible together or not at all. Valid only inside `Transactor.begin()`."""
 
     def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
-        """Adds one message. It gets its offset, and can be read, when the transaction has committed.
+        """Adds a message. The message gets its offset, and can be read, after the commit of the transaction.
 
         Raises:
             LogError: The topic does not exist.
@@ -129,10 +131,10 @@ class Transaction(Protocol):
         ...
 
     def commit_offsets(self, reader: Reader) -> None:
-        """Makes the present `reader.position()` the group's committed position when the transaction commits.
+        """Sets the group's committed position to the current `reader.position()` when the transaction commits.
 
         Raises:
-            LogError: Partitions have moved to another reader since they were read; let the transaction abort,
+            LogError: Partitions have moved to another reader since the last poll. Let the transaction abort, call
                 `rewind()` and read again.
             FencedError: A newer transactor has the same id.
         """
@@ -140,19 +142,19 @@ class Transaction(Protocol):
 
 
 class Transactor(Protocol):
-    """Writer of transactions under one id, of which only the newest holder may write."""
+    """Writer of transactions under an id. Only the newest transactor of an id may write."""
 
     def begin(self) -> AbstractContextManager[Transaction]:
-        """Opens a transaction: it commits when the `with` body ends, and aborts when the body raises.
+        """Opens a transaction, which commits when the `with` body ends and aborts when the body raises.
 
-        When the body has ended without an error, the transaction is durable. Readers see it at once on a LocalLog, and
-        within milliseconds on Kafka. After an abort none of it is ever visible, and the reader's position is still
-        after the messages it read: call `rewind()` to read them again.
+        After the body has ended without an error, the transaction is durable. Readers see its messages at once on a
+        LocalLog, and within milliseconds on Kafka. After an abort no message is ever visible. The reader's position is
+        still after the messages that it read, so call `rewind()` to read them again.
 
         Raises:
-            OversizedError: A message is larger than its topic accepts; make a new transactor, this one cannot continue.
-            FencedError: A newer transactor has the same id. On Kafka this shows at the first exchange with the broker,
-                so a transaction in which nothing was written may end without it.
+            OversizedError: A message is larger than its topic accepts. Only a new transactor can continue.
+            FencedError: A newer transactor has the same id. On Kafka the error appears at the first exchange with the
+                broker, so an empty transaction may end without the error.
             LogError: A transaction is open already, or the log does not answer.
         """
         ...
@@ -164,11 +166,11 @@ class Transactor(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """Retention of a topic. State is rebuilt from a snapshot and later messages, so keep more than that.
+    """Retention of a topic. State is rebuilt from a snapshot and the messages after it, so these messages must be kept.
 
     Attributes:
-        seconds: Seconds that messages stay; None: forever.
-        newest_by_key: True also drops a message that has a newer one of its key, when it is older than a day.
+        seconds: Time that messages stay, seconds. None: forever.
+        newest_by_key: True also drops a message that is older than a day if a newer message has the same key.
     """
 
     seconds: float | None = None
@@ -176,23 +178,29 @@ class Kept:
 
 
 class EventLog(Protocol):
-    """Topics of partitions of messages. Close readers and transactors before the log they came from."""
+    """Topics of partitions of messages. Close all readers and transactors of a log before the log."""
 
     def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
-        """Creates the topics that do not exist, {name: number of partitions}; returns when they can be used.
+        """Creates the topics that do not exist. Returns when the topics can be used.
 
-        `kept` sets the retention of each topic; by default everything is kept.
+        The number of partitions of an existing topic does not change, because a new number would send a key to another
+        partition and break the key's order.
 
-        An existing topic keeps its partition count, whatever is requested, because a changed count would send a key
-        to another partition and break its order.
+        Args:
+            partitions: Number of partitions of each topic.
+            kept: Retention of topics. All other topics keep all messages.
         """
         ...
 
     def append(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
-        """Appends (key, value) pairs; on return all of them are durable and can be read.
+        """Appends messages. On return all messages are durable and can be read.
 
-        Messages with one key go to one partition, in the given order; messages without a key alternate. If this raises,
-        some of them may have been written: appending again delivers at least once.
+        Messages with equal keys go to the same partition, in the given order. Messages without a key alternate between
+        partitions. If the call raises, some messages may have been written, and another call delivers at least once.
+
+        Args:
+            topic: Name of the topic.
+            messages: Key and value of each message.
 
         Raises:
             OversizedError: A message is larger than the log, or the topic, accepts.
@@ -203,14 +211,16 @@ class EventLog(Protocol):
     def reader(
         self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
     ) -> Reader:
-        """Returns a reader that starts at the group's committed positions, or at the beginning if there are none.
+        """Returns a reader that starts at the group's committed positions, or at the beginning without such positions.
 
-        A `sole` reader reads all partitions and does not join the group, so it waits for no other reader and loses no
-        partition to one. It is for a caller that is fenced in another way, by a transactor that commits its positions.
-
-        `start` sets the positions of a sole reader instead, for a caller that stores positions with the results of the
-        messages. If a position is no longer kept, reading starts at the oldest message that is. Other partitions start
-        at the group's position.
+        Args:
+            topics: Names of the topics.
+            group: Name of the consumer group.
+            sole: True reads all partitions without joining the group. Such a reader waits for no other reader and loses
+                no partition. The caller must be fenced by a transactor that commits the positions.
+            start: First positions of a sole reader, for a caller that stores positions with its results. If a position
+                is no longer kept, reading starts at the oldest kept message. All other partitions start at the group's
+                position.
         """
         ...
 
@@ -218,26 +228,30 @@ class EventLog(Protocol):
         """Returns a follower of a topic's partition 0 from offset `start` on.
 
         Raises:
-            LogError: There is no such topic, or messages from `start` on are no longer kept.
+            LogError: The topic does not exist, or messages from `start` on are no longer kept.
         """
         ...
 
     def transactor(self, transactional_id: str) -> Transactor:
-        """Returns a transactor and fences older ones of the same id: their next transaction raises FencedError."""
+        """Returns a transactor. The next transaction of each older transactor of the id raises FencedError."""
         ...
 
     def committed(self, topics: Sequence[str], *, group: str) -> Positions:
-        """Returns the group's committed position in the partitions of the topics that have one.
+        """Returns the group's committed positions in the partitions of the topics.
 
-        A partition has none if the group never committed, or if the log has deleted it: Kafka does so when a group has
-        had no member for `offsets.retention.minutes`, a week by default.
+        A partition is absent if the group never committed a position, or if the log has deleted the position. Kafka
+        deletes positions of a group without members after `offsets.retention.minutes`, a week by default.
         """
         ...
 
     def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
-        """Returns per partition the offset of the first kept message that was appended at a time or after it.
+        """Returns the offset of the first kept message that was appended at a time or later, by partition.
 
-        Without such a message it is the end offset; for time 0 it is the first message that is kept.
+        Without such a message the result is the end offset. For time 0 the result is the oldest kept message.
+
+        Args:
+            topic: Name of the topic.
+            timestamp_ms: The time, Unix milliseconds.
         """
         ...
 
@@ -246,7 +260,7 @@ class EventLog(Protocol):
         ...
 
     def end_offsets(self, topic: str) -> dict[int, int]:
-        """Returns per partition the position after its last committed message; 0 if nothing was appended.
+        """Returns the position after the last committed message, by partition, 0 for an empty partition.
 
         Messages of open transactions do not count, nor do messages appended after the oldest open transaction.
         """
@@ -255,10 +269,10 @@ class EventLog(Protocol):
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
         """Yields the committed messages with start <= offset < stop, in order, without a group.
 
-        Ends at `stop` or at the end offset at the time of the call, whichever is first; it never waits for more.
+        Ends at `stop`, or at the end offset at the time of the call if it is smaller. Never waits for messages.
 
         Raises:
-            LogError: There is no such topic or partition, or messages from `start` on are no longer kept.
+            LogError: The topic or partition does not exist, or messages from `start` on are no longer kept.
         """
         ...
 
@@ -271,10 +285,10 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def check_partitions(partitions: Mapping[str, int]) -> None:
-    """Refuses topic names and partition counts that not every implementation accepts.
+    """Checks that every implementation accepts the names and partition counts of topics.
 
     Raises:
-        LogError: Names the topic at fault.
+        LogError: A topic is not accepted.
     """
     for topic, count in partitions.items():
         if not _NAME.fullmatch(topic) or topic in {".", ".."}:
@@ -286,10 +300,10 @@ def check_partitions(partitions: Mapping[str, int]) -> None:
 
 
 def check_poll(max_messages: int, timeout_s: float) -> None:
-    """Refuses arguments of `Reader.poll` that would never return a message.
+    """Checks the arguments of `Reader.poll`.
 
     Raises:
-        LogError: Names the argument at fault.
+        LogError: An argument is out of its range.
     """
     if max_messages < 1:
         raise LogError(f"max_messages: expected 1 or more, got {max_messages}")
@@ -298,7 +312,7 @@ def check_poll(max_messages: int, timeout_s: float) -> None:
 
 
 def check_size(topic: str, key: bytes | None, value: bytes) -> None:
-    """Refuses a message that not every implementation accepts.
+    """Checks that every implementation accepts the size of a message.
 
     Raises:
         OversizedError: Key and value are larger than `MESSAGE_BYTES`.
@@ -308,7 +322,7 @@ def check_size(topic: str, key: bytes | None, value: bytes) -> None:
 
 
 def unknown_topic(topic: str, known: Iterable[str]) -> LogError:
-    """Returns the error for a topic that does not exist, naming those that do, the nearest first."""
+    """Returns the error for an unknown topic. The message lists the known topics, the most similar name first."""
     names = sorted(known, key=lambda name: (-difflib.SequenceMatcher(None, topic, name).ratio(), name))
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return LogError(f"topic {topic!r} does not exist; there is {listed or 'none yet'}. Create it with create_topics.")
