@@ -1,8 +1,12 @@
 """Answers of a service, before they are encoded for HTTP."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.bundle.bundle import Bundle
+from models.bundle.record import ItemRecord
+from serving.retrieval.filter import attribute_json
 from serving.retrieval.search_plan import SearchPlan
 
 
@@ -65,3 +69,44 @@ class ItemView:
     codes: list[int]
     vector: list[float]
     attributes: dict[str, Any]
+
+
+def stored_view(bundle: str, item: str, stored: ItemRecord, columns: Sequence[str]) -> ItemView:
+    """Returns the view of an item's record in the store.
+
+    Args:
+        bundle: Id of the bundle.
+        item: Id of the item.
+        stored: Record of the item.
+        columns: Columns of the view's attributes.
+    """
+    return ItemView(
+        bundle,
+        item,
+        stored.encoder,
+        stored.codebook,
+        stored.codes,
+        stored.content().tolist(),
+        {column: attribute_json(stored.features.get(column)) for column in columns},
+    )
+
+
+def published_view(bundle: Bundle, number: int, columns: Sequence[str]) -> ItemView:
+    """Returns the view of a published item.
+
+    Args:
+        bundle: Bundle with the item.
+        number: Row of the item in `bundle.items`.
+        columns: Columns of the view's attributes.
+    """
+    row = bundle.items.row(number, named=True)
+    codes = row.get("semantic_codes")
+    return ItemView(
+        bundle.id,
+        row["item_id"],
+        bundle.manifest.encoder or "",
+        bundle.manifest.codebook or "",
+        list(codes) if codes is not None else [],
+        list(row.get("content_vector") or []),
+        {column: attribute_json(row.get(column)) for column in columns},
+    )

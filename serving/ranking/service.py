@@ -23,10 +23,10 @@ from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.local import context_frame
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
-from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
+from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer, published_view, stored_view
 from serving.ranking.histories import Histories
 from serving.ranking.rows import RowReader, StoreRows
-from serving.retrieval.filter import Attributes, Filter, attribute_json
+from serving.retrieval.filter import Attributes, Filter
 from serving.retrieval.retriever import Retriever
 from serving.store.feed import Feed
 from serving.store.fill import require_loaded
@@ -258,31 +258,11 @@ class RankService:
         if stored is not None:
             if stored == record.TOMBSTONE:
                 return None
-            item = record.decode_item(stored)
-            return ItemView(
-                self.bundle.id,
-                name,
-                item.encoder,
-                item.codebook,
-                item.codes,
-                item.content().tolist(),
-                {column: attribute_json(item.features.get(column)) for column in self._attributes},
-            )
+            return stored_view(self.bundle.id, name, record.decode_item(stored), self._attributes)
         number = self._catalogue.item_numbers.get(name)
         if number is None or number >= self._published or name in self._catalogue.deleted:
             return None
-        row = self.bundle.items.row(number, named=True)
-        manifest = self.bundle.manifest
-        codes = row.get("semantic_codes")
-        return ItemView(
-            self.bundle.id,
-            name,
-            manifest.encoder or "",
-            manifest.codebook or "",
-            list(codes) if codes is not None else [],
-            list(row.get("content_vector") or []),
-            {column: attribute_json(row.get(column)) for column in self._attributes},
-        )
+        return published_view(self.bundle, number, self._attributes)
 
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:
         """Returns the items whose content is nearest to an item's content, with their cosine similarity.

@@ -64,9 +64,7 @@ class Matches:
         return self._selector
 
     def changed(self, numbers: Ints, matching: NDArray[np.bool_], size: int) -> "Matches":
-        """Returns the matches after some items were evaluated again.
-
-        The cost is a copy of the numbers plus the cost of the M items. All other items are not evaluated.
+        """Returns the matches after M items were evaluated again, at the cost of these items and a copy of the numbers.
 
         Args:
             numbers: (M,) distinct items, ascending.
