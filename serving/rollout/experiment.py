@@ -29,7 +29,12 @@ _EPS = 1e-9
 
 
 class RampStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Step of a ramp: from `after_s` seconds after the start on, the challenger gets `share` of the layer."""
+    """Step of a ramp.
+
+    Attributes:
+        after_s: Time after the start from which the step applies, seconds.
+        share: Share of the layer that the challenger gets.
+    """
 
     after_s: float
     share: float
@@ -40,14 +45,16 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: Name, unique among a model's experiments.
-        challenger, control: Bundle ids; the control is the champion at the start.
+        challenger: Id of the challenger's bundle.
+        control: Id of the champion's bundle at the start.
         layer: Experiments of one layer share its users, without overlap.
         start: Start of the experiment's segment on the layer.
-        ramp: Shares by time, ascending in both; the last is the final share, and it is reserved.
-        started: Start, seconds since 1970.
+        ramp: Shares by time, ascending in both. The last share is reserved from the start on.
+        started: Start of the experiment, Unix seconds.
         shadow: True if the challenger ranks but its rankings are never shown.
-        changed: Time of the last start or end of another experiment of the layer, seconds since 1970: the control
-            differs before and after. changes: number of such times.
+        changed: Time of the last start or end of another experiment of the layer, Unix seconds. The control changes at
+            this time.
+        changes: Number of such times.
     """
 
     name: str
@@ -63,7 +70,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def id(self) -> str:
-        """Id in impressions; a name may be used again later, an id may not."""
+        """Id in impressions. A later experiment may have the same name, but not the same id."""
         return f"{self.name}@{self.started}"
 
     @property
@@ -72,21 +79,21 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.ramp[-1].share
 
     def share(self, now: float) -> float:
-        """Returns the challenger's share of the layer at a time, seconds since 1970."""
+        """Returns the challenger's share of the layer at a time, Unix seconds."""
         step = self._step(now)
         return self.ramp[step].share if step >= 0 else 0.0
 
     def epoch(self, now: float) -> int:
-        """Returns the start of the present arms, seconds since 1970: the same on all servers, whatever their clocks."""
+        """Returns the start of the epoch at a time, Unix seconds. Servers with different clocks get the same start."""
         step = self._step(now)
         return max(self.started + int(self.ramp[max(step, 0)].after_s), self.changed)
 
     def part(self) -> float:
-        """Share of the false-alarm chance that one epoch may use: all epochs together never use more than all of it."""
+        """Returns the share of α that an epoch may use. The shares of all epochs sum to at most 1."""
         return 0.5 ** (self.changes + 1) / len(self.ramp)
 
     def _step(self, now: float) -> int:
-        """Returns the current step of the ramp; -1 before the first, which never applies to a first step at once."""
+        """Returns the index of the step at a time, -1 before the first step. A step at 0 seconds always applies."""
         # A server's clock may be behind the clock that started the experiment.
         return sum(step.after_s == 0 or self.started + step.after_s <= now for step in self.ramp) - 1
 
@@ -123,7 +130,10 @@ def arms(users: Sequence[str], experiment: Experiment, others: Sequence[Experime
     """Returns the arms of users (N,): 1 for the challenger, 0 for the control, -1 for neither.
 
     Args:
-        others: All experiments; those of the same layer take users away from the control.
+        users: Ids of the users.
+        experiment: The experiment.
+        others: All experiments. Experiments of the same layer take users from the control.
+        now: The time, Unix seconds.
     """
     position = places(users, experiment.layer)
     end = experiment.start + experiment.share(now)
@@ -131,7 +141,7 @@ def arms(users: Sequence[str], experiment: Experiment, others: Sequence[Experime
     for other in others:
         if other.layer == experiment.layer:
             assigned[(position >= other.start) & (position < other.start + other.reserved)] = -1
-    # Users reserved for later steps of the ramp are in neither arm yet: they would change sides.
+    # Users reserved for later steps of the ramp are in no arm yet, since they would change their arm later.
     assigned[(position >= experiment.start) & (position < experiment.start + experiment.reserved)] = -1
     assigned[(position >= experiment.start) & (position < end)] = 1
     return assigned

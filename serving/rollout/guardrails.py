@@ -1,7 +1,7 @@
 """The guardrails that end an experiment: measures, confidence, and breaches.
 
-The chance of a false alarm is divided: the arms' difference, the split and the operational guardrails each have a part
-of it. None depends on how often the judge looks, or on an earlier look.
+The probability of a false alarm is divided among the arms' difference, the split and the operational guardrails. No
+test depends on the number of looks or on an earlier look.
 """
 
 import math
@@ -19,9 +19,12 @@ class Sums:
         rate: Outcomes by answers.
         calibration: Outcomes by the predicted outcomes of the shown items.
         novelty: Shown items that training hardly knew, by all shown items.
-        users: Number of users with a request; failed, empty: those who got no answer once, or one without an item.
-        slow: Users among the slowest of a time slice, see `serving.rollout.time_slices`.
-        requests: Timed requests; p99_ms: p99 of their times, 0 without any.
+        users: Number of users with a request.
+        failed: Number of users with a request without an answer.
+        empty: Number of users with an answer without an item.
+        slow: Number of users among the slowest of a time slice, see `serving.rollout.time_slices`.
+        requests: Number of timed requests.
+        p99_ms: p99 of the requests' times, milliseconds, 0 without requests.
     """
 
     rate: Arm = field(default_factory=Arm)
@@ -40,9 +43,9 @@ class Look:
     """Result of one look.
 
     Attributes:
-        interval: Challenger's rate less the control's.
+        interval: Challenger's rate minus the control's, with its always-valid interval.
         split_p: p-value of the split of users.
-        breaches: Sentences about breaches that end the experiment; empty if it continues.
+        breaches: Sentences about breaches that end the experiment. Empty if the experiment continues.
     """
 
     interval: Interval
@@ -52,25 +55,28 @@ class Look:
 
 @dataclass(frozen=True)
 class Guardrails:
-    """Guardrails, the rule that ends an experiment automatically.
+    """Guardrails: limits whose breach ends an experiment.
 
     Attributes:
-        outcome: Outcomes that count; all others are shown and judge nothing.
-        planned: Users of both arms at which the statistics are sharpest, if each is answered once and has outcomes
-            independent of any other's.
-        alpha: Chance of a false alarm by the difference of rates, over all looks.
-        split_alpha: Chance of a false alarm by the split, over all looks.
-        fault_alpha: Chance of a false alarm by each operational guardrail, over all looks.
+        outcome: Kind of the outcomes that count. Other outcomes are shown and have no effect.
+        planned: Number of users of both arms at which the intervals are narrowest, if each user is answered once and
+            outcomes are independent.
+        alpha: Probability of a false alarm by the difference of rates, over all looks.
+        split_alpha: Probability of a false alarm by the split, over all looks.
+        fault_alpha: Probability of a false alarm by each operational guardrail, over all looks.
         harm: Allowed loss of the challenger's rate, as a share of the control's rate. A breach is a loss that is larger
             with confidence.
-        most_failed, most_empty: Excess share of the challenger's users that may meet a failure, or an empty answer.
-        slower, least_ms: Factor by which the challenger's slowest answers may exceed the control's of the same minutes,
-            and an excess in ms that is always allowed.
-        miscalibrated: Factor by which the challenger's outcomes by prediction may differ from the control's, if the
-            control's are nearer to one.
-        most_novel: Difference in the share of shown items that training hardly knew.
-        least_users, least_requests: Least of each arm before ratios, and its p99, are judged.
-        least_slow: Users of the challenger who met a slow answer before its p99 is judged: one user is no evidence.
+        most_failed: Largest excess share of the challenger's users with a failure.
+        most_empty: Largest excess share of the challenger's users with an empty answer.
+        slower: Largest factor between the slowest answers of challenger and control in the same minutes.
+        least_ms: Excess of the challenger's slowest answers that is always allowed, milliseconds.
+        miscalibrated: Largest factor between the calibrations of challenger and control, if the control's is nearer
+            to 1.
+        most_novel: Largest difference of the shares of shown items that training hardly knew.
+        least_users: Smallest number of users of each arm before ratios are judged.
+        least_requests: Smallest number of requests of each arm before p99 is judged.
+        least_slow: Smallest number of the challenger's users with a slow answer before p99 is judged, since a single
+            user is no evidence.
     """
 
     outcome: str = CLICK
@@ -101,7 +107,9 @@ class Guardrails:
         """Judges two arms by their present sums.
 
         Args:
-            shares: Shares of the layer that control and challenger were given.
+            control: Sums of the control.
+            challenger: Sums of the challenger.
+            shares: Shares of the layer that control and challenger have.
             part: Share of the α's that this epoch of the experiment may use.
             slower: Evidence that the challenger's answers take longer.
         """
@@ -129,7 +137,7 @@ class Guardrails:
         return min(control.rate.users, challenger.rate.users) >= self.least_users
 
     def _faults(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
-        """Returns faults in the challenger's answers themselves, compared with the control's."""
+        """Returns breaches by failures and empty answers of the challenger, compared with the control."""
         breaches: list[str] = []
         for name, mine, theirs, most in (
             ("requests failed", challenger.failed, control.failed, self.most_failed),
@@ -142,7 +150,7 @@ class Guardrails:
         return breaches
 
     def _drifts(self, control: Sums, challenger: Sums, alpha: float) -> list[str]:
-        """Returns drifts of scores and items, whatever the rates are."""
+        """Returns breaches by drifts of scores and items, which do not depend on the rates."""
         if not self._enough(control, challenger):
             return []
         breaches: list[str] = []

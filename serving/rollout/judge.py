@@ -34,8 +34,15 @@ class ArmView:
     """Arm as a report shows it.
 
     Attributes:
-        users: Users with an impression; outcomes: those that count, kinds: all outcomes by kind.
-        failed, empty: Shares of the requests.
+        requests: Number of requests.
+        users: Number of users with an impression.
+        outcomes: Number of outcomes that count.
+        rate: Outcomes by answers.
+        failed, empty: Shares of the requests without an answer, and with an answer without an item.
+        p99_ms: p99 of the answers' times, milliseconds.
+        calibration: Outcomes by predicted outcomes. None without predictions.
+        novelty: Share of shown items that training hardly knew. None without shown items.
+        kinds: Number of all outcomes by kind.
     """
 
     requests: int
@@ -55,11 +62,17 @@ class ExperimentState:
     """State of an experiment at a look.
 
     Attributes:
-        since: Start of the present arms, seconds since 1970; earlier data are not compared.
-        estimate, low, high: Challenger's rate less the control's, and its always-valid interval, which holds at every
-            look; None without data.
+        experiment: Name of the experiment.
+        challenger, control: Ids of the bundles.
+        share: Share of the layer that the challenger has now.
+        shadow: True if the challenger's rankings are never shown.
+        since: Start of the present epoch, Unix seconds. Earlier data are not compared.
+        arms: View of each arm, by its name.
+        estimate: Challenger's rate minus the control's.
+        low, high: Always-valid interval of the difference. None without data.
         split_p: p-value of the split of users.
-        breaches: Sentences about breaches that end the experiment; empty if it continues.
+        breaches: Sentences about breaches that end the experiment. Empty if the experiment continues.
+        shadowed: Figures of the shadow rankings. Empty without a shadow.
     """
 
     experiment: str
@@ -78,12 +91,20 @@ class ExperimentState:
 
 
 class Judge:
-    """Judge of experiments. It reads impressions and outcomes from its ledger's position on and reports their state.
+    """Judge of experiments. Reads impressions and outcomes from the ledger's position on and reports their state.
+
+    Attributes:
+        ledger: Fold of the messages.
+        experiments: Experiments that ran at the last look.
 
     Args:
+        registry: Registry of the experiments.
+        log: Log of the impressions and outcomes.
+        topics: Names of the topics.
+        model: Name of the model. None: the registry holds one model.
         rule: Guardrails of the experiments.
-        familiar: Items that a bundle's training knew well, by the bundle's id; other shown items are novel.
-        ledger: File of earlier readings, locked while this judge runs. None reads both topics from their beginning.
+        familiar: Maps a bundle's id to the items with enough events in its training. Other shown items are novel.
+        ledger: File of the ledger, locked while this judge runs. None reads both topics from their beginning.
         copy: True starts from a copy of the ledger and never changes the ledger.
     """
 
@@ -117,7 +138,7 @@ class Judge:
             stack.callback(self.ledger.close)
             ends, start = self._ends(), self.ledger.positions
             if any(position > ends.get(partition, 0) for partition, position in start.items()):
-                # The log is another one, or was recreated: folded messages are none of its messages.
+                # The log was replaced, so the folded messages are not messages of this log.
                 self.ledger.restart()
                 start = {}
             self._reader: Reader = log.reader(
@@ -131,14 +152,18 @@ class Judge:
         self._stack.close()
 
     def look(self, *, now: float | None = None) -> list[ExperimentState]:
-        """Reads new messages, and judges every running experiment."""
+        """Reads new messages, and judges every running experiment.
+
+        Args:
+            now: Time of the look, Unix seconds. Default: the present time.
+        """
         model = self._champion.model
         champion = self._registry.resolve(model, CHAMPION)
         if champion.bundle != self._champion.bundle:
             self._champion, self.ledger.familiar = champion, self._familiar(champion.bundle)
         self._read()
         moment = time.time() if now is None else now
-        # The registry is read after the topics: an experiment with any message has been started by now, or has ended.
+        # The registry is read after the topics, so every experiment with a message has started or ended by now.
         self.experiments = running(self._registry, model)
         self.ledger.close_slices(int(1_000 * moment))
         self.ledger.forget(int(1_000 * moment), [experiment.id for experiment in self.experiments])
@@ -146,7 +171,14 @@ class Judge:
         return [self._state(experiment, self.experiments, moment) for experiment in self.experiments]
 
     def act(self, states: Sequence[ExperimentState]) -> list[Release]:
-        """Rolls back running experiments with breaches; the reason is written to the registry."""
+        """Rolls back running experiments with breaches, and writes the reasons to the registry.
+
+        Args:
+            states: Result of `look`.
+
+        Returns:
+            Releases of the challengers that were rolled back.
+        """
         model = self._champion.model
         names = {state.name for state in running(self._registry, model)}
         return [
@@ -235,7 +267,7 @@ def judging(
 
 
 def ledger_path(home: Path, log: str, topics: Topics, model: str, rule: Guardrails) -> Path:
-    """Returns the file of the ledger of a model's experiments on a log, by what counts in it."""
+    """Returns the path of the ledger of a model's experiments. Each log, model and counting rule has its own file."""
     content = "\0".join((log, topics.impressions, model, rule.outcome, str(rule.slower), str(rule.least_ms)))
     return home / "judge" / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.sqlite"
 
@@ -268,7 +300,7 @@ def view(tally: Tally, sums: Sums) -> ArmView:
 
 
 def finite(bound: float) -> float | None:
-    """Returns a bound, or None for an infinite one, which JSON cannot say."""
+    """Returns a bound, or None for an infinite bound, since JSON has no infinite numbers."""
     return bound if math.isfinite(bound) else None
 
 
