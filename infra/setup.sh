@@ -26,6 +26,6 @@ fi
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 # Compiles what the commands import: the first of them then starts as fast as the others.
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -W ignore -c \
-  'import mlflow.store.tracking.sqlalchemy_store, features.content.lsa, features.jobs.beam, serving.api.app, streaming.log.kafka, tessera.live, tessera.pipeline.run, tessera.pages.console.app, uvicorn' \
+  'import mlflow.store.tracking.sqlalchemy_store, features.content.lsa, features.jobs.beam, serving.api.app, streaming.log.kafka, tessera.stream_service, tessera.pipeline.run, tessera.pages.console.app, uvicorn' \
   >/dev/null 2>&1 || echo "setup: something cannot be imported; \`tessera doctor\` says what" >&2
 touch .venv/.installed
