@@ -41,14 +41,14 @@ def against(commit: str, name: str, options: Sequence[str], out: Path, *, rounds
         TesseraError: the other version cannot be prepared, or a turn printed no result.
     """
     commands = {commit: _prepared(commit), _THIS: [sys.executable, "-m", "tessera"]}
-    found: dict[str, list[Rows]] = {commit: [], _THIS: []}
+    turns: dict[str, list[Rows]] = {commit: [], _THIS: []}
     for number in range(rounds):
         for version in sorted(commands, reverse=bool(number % 2), key=lambda one: one == _THIS):
             console.print(Text(f"round {number + 1} of {rounds}: {name} of {version}", "dim"))
-            place = out / f"{version}-{number}"
-            place.mkdir(parents=True, exist_ok=True)
-            found[version].append(_turn([*commands[version], "bench", name, *options, "--out", str(place)], place))
-    return BenchResult(f"{name} against {commit}", "as asked", rounds, compared(found[commit], found[_THIS]), [])
+            folder = out / f"{version}-{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            turns[version].append(_turn([*commands[version], "bench", name, *options, "--out", str(folder)], folder))
+    return BenchResult(f"{name} against {commit}", "as asked", rounds, compared(turns[commit], turns[_THIS]), [])
 
 
 def compared(other: list[Rows], this: list[Rows]) -> Rows:
@@ -68,14 +68,14 @@ def compared(other: list[Rows], this: list[Rows]) -> Rows:
 
 def _numbers(rounds: list[Rows]) -> dict[tuple[str, str], list[float]]:
     """Returns the numbers of each round by the words of their row and the name of their column."""
-    found: dict[tuple[str, str], list[float]] = {}
+    numbers: dict[tuple[str, str], list[float]] = {}
     for rows in rounds:
         for row in rows:
             words = " · ".join(str(value) for value in row.values() if isinstance(value, str))
             for column, value in row.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
-                    found.setdefault((words, column), []).append(float(value))
-    return found
+                    numbers.setdefault((words, column), []).append(float(value))
+    return numbers
 
 
 def _ratio(this: float, other: float) -> float | None:
@@ -93,10 +93,10 @@ def _prepared(commit: str) -> list[str]:
     return [str(Path(done.stdout.strip().splitlines()[-1]) / ".venv" / "bin" / "tessera")]
 
 
-def _turn(command: list[str], place: Path) -> Rows:
+def _turn(command: list[str], folder: Path) -> Rows:
     """Returns the rows of one turn; its home is its own unless addresses of servers are set."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["TESSERA_HOME"] = str(place / "home")
+    environment["TESSERA_HOME"] = str(folder / "home")
     done = subprocess.run([*command, "--json"], env=environment, stdout=subprocess.PIPE, text=True, check=False)
     try:
         # Exit status 1 says that a claim does not hold; the rows are there all the same.

@@ -70,8 +70,8 @@ class PlainValues:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Reads rows by one MGET; returns (n, size_bytes / 4) float32."""
-        found = cast(list[bytes], self._client.mget(self._keys[rows].tolist()))
-        return np.frombuffer(b"".join(found), dtype=np.float32).reshape(len(rows), -1)
+        stored = cast(list[bytes], self._client.mget(self._keys[rows].tolist()))
+        return np.frombuffer(b"".join(stored), dtype=np.float32).reshape(len(rows), -1)
 
     def write(self, rows: np.ndarray) -> None:
         """Writes rows by one MSET for each 10,000."""

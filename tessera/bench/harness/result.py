@@ -84,5 +84,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
     if isinstance(value, list):
-        return " ".join(_cell(one) for one in value)
+        return " ".join(_cell(item) for item in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

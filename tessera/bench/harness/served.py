@@ -65,7 +65,7 @@ class Caller:
         """Returns a request."""
         chosen = self._rng.choice(len(self._items), self._candidates, replace=False)
         user = self._users[self._rng.integers(len(self._users))]
-        return json.dumps({"user": user, "candidates": [self._items[one] for one in chosen], "k": 20}).encode()
+        return json.dumps({"user": user, "candidates": [self._items[index] for index in chosen], "k": 20}).encode()
 
     def rank(self, body: bytes) -> tuple[int, dict[str, Any]]:
         """Status and answer; raises what the connection raises, and connects again next time."""

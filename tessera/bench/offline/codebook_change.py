@@ -67,7 +67,7 @@ def codebook_change(
     """
     if not dataset.has_content:
         raise DatasetError(f"{dataset.source}: codebook-change needs [items] with text; this dataset has none")
-    found: dict[tuple[str, str], list[dict[str, Quality]]] = {key: [] for key in product(CODEBOOKS, STARTS)}
+    qualities: dict[tuple[str, str], list[dict[str, Quality]]] = {key: [] for key in product(CODEBOOKS, STARTS)}
     with progress_bar(console) as progress:
         task = progress.add_task("codebook-change", total=seeds)
         for seed in range(seeds):
@@ -76,12 +76,12 @@ def codebook_change(
             data = remembered(
                 out / f"{seed}.json", __name__, (described, seed, asdict(used)), partial(_measured, dataset, seed, used)
             )
-            for key in found:
+            for key in qualities:
                 measured = data[key[0]][key[1]]
-                found[key].append({when: msgspec.convert(one, Quality) for when, one in measured.items()})
+                qualities[key].append({when: msgspec.convert(values, Quality) for when, values in measured.items()})
             progress.advance(task)
-    rows = [_row(*key, measured) for key, measured in found.items()]
-    return BenchResult("codebook-change", dataset.name, seeds, rows, list(_claims(found)))
+    rows = [_row(*key, measured) for key, measured in qualities.items()]
+    return BenchResult("codebook-change", dataset.name, seeds, rows, list(_claims(qualities)))
 
 
 def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any
     schema = default_schema(dataset, first)
     trained = train(schema, first, config).ranker
     tokens = first.items.select("item_id", SEMANTIC_ID).join(items.filter(pl.Series(known)), on="item_id", how="semi")
-    found: dict[str, Any] = {}
+    starts: dict[str, Any] = {}
     for way in CODEBOOKS:
         fit = partial(codebooks.fit, "rqvae", vectors, levels=levels, codes=codes)
         if way == "cold":
@@ -111,9 +111,9 @@ def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any
             warm = fit(seed=seed, start=old)
             book = match(warm, warm.encode(vectors[known]), old.encode(vectors[known]))
         second = coded(book)
-        found[way] = {}
+        starts[way] = {}
         for start in STARTS:
-            found[way][start] = {}
+            starts[way][start] = {}
             for when, share in _SHARES.items():
                 ranker = new_ranker(schema, config) if start == "from nothing" else _copy(schema, trained, config)
                 if start == _MOVED:
@@ -124,8 +124,8 @@ def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any
                     ranker = train(
                         schema, _some(second, share, seed), replace(config, max_epochs=1), start=ranker
                     ).ranker
-                found[way][start][when] = _quality(schema, second, ranker)
-    return found
+                starts[way][start][when] = _quality(schema, second, ranker)
+    return starts
 
 
 def _some(frame: Frame, share: float, seed: int) -> Frame:
@@ -160,15 +160,15 @@ def _quality(schema: Schema, frame: Frame, ranker: Ranker) -> dict[str, Any]:
 def _row(book: str, start: str, measured: Sequence[dict[str, Quality]]) -> dict[str, Any]:
     row: dict[str, Any] = {"new_codebook": book, "rows": start}
     for when in _SHARES:
-        row[f"auc_{when}"] = float(np.mean([one[when].auc for one in measured]))
-        row[f"log_loss_{when}"] = float(np.mean([one[when].log_loss for one in measured]))
+        row[f"auc_{when}"] = float(np.mean([qualities[when].auc for qualities in measured]))
+        row[f"log_loss_{when}"] = float(np.mean([qualities[when].log_loss for qualities in measured]))
     return row
 
 
-def _claims(found: dict[tuple[str, str], list[dict[str, Quality]]]) -> Iterator[Claim]:
+def _claims(qualities: dict[tuple[str, str], list[dict[str, Quality]]]) -> Iterator[Claim]:
     for book in CODEBOOKS:
         for when in _CLAIMED:
-            ours, theirs = ([one[when].auc or 0.0 for one in found[book, start]] for start in (_MOVED, _COLD))
+            ours, theirs = ([seed[when].auc or 0.0 for seed in qualities[book, start]] for start in (_MOVED, _COLD))
             gain = float(np.mean(np.subtract(ours, theirs)))
             what = f"{book} codebook, {_CLAIMED[when]}"
             yield at_least(f"{what}: AUC of rows moved less that of rows started again", gain, _TARGET)

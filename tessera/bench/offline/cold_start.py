@@ -110,7 +110,7 @@ def cold_start(
     Raises:
         DatasetError: the dataset has no items with text, or the condition names no column, no item or all of them.
     """
-    found: dict[str, list[dict[str, Quality]]] = {name: [] for name in variants}
+    qualities: dict[str, list[dict[str, Quality]]] = {name: [] for name in variants}
     with progress_bar(console) as progress:
         task = progress.add_task("cold-start", total=len(variants) * seeds)
         for seed in range(seeds):
@@ -121,14 +121,14 @@ def cold_start(
                 decided_by = (world.key, asdict(VARIANTS[name]), asdict(used))
                 path = out / f"{key_of(name)[:8]}-{key_of(held_out or '')[:6]}-{seed}.json"
                 data = remembered(path, __name__, decided_by, partial(world.measure, VARIANTS[name], used))
-                found[name].append({part: msgspec.convert(one, Quality) for part, one in data.items()})
+                qualities[name].append({part: msgspec.convert(one, Quality) for part, one in data.items()})
                 progress.advance(task)
-    rows = [_row(name, measured, found.get(_ID)) for name, measured in found.items()]
-    return BenchResult("cold-start", dataset.name, seeds, rows, claims(found))
+    rows = [_row(name, measured, qualities.get(_ID)) for name, measured in qualities.items()]
+    return BenchResult("cold-start", dataset.name, seeds, rows, claims(qualities))
 
 
 def _auc(measured: Sequence[dict[str, Quality]], part: str) -> NDArray[np.float64]:
-    return np.array([one[part].auc for one in measured], dtype=np.float64)
+    return np.array([qualities[part].auc for qualities in measured], dtype=np.float64)
 
 
 def _row(name: str, measured: list[dict[str, Quality]], base: list[dict[str, Quality]] | None) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def _row(name: str, measured: list[dict[str, Quality]], base: list[dict[str, Qua
         row |= {
             f"{part}_auc": float(auc.mean()),
             f"{part}_std": float(auc.std(ddof=1)) if len(auc) > 1 else 0.0,
-            f"{part}_log_loss": float(np.mean([one[part].log_loss for one in measured])),
-            f"{part}_ne": float(np.mean([one[part].normalized_entropy for one in measured])),
+            f"{part}_log_loss": float(np.mean([qualities[part].log_loss for qualities in measured])),
+            f"{part}_ne": float(np.mean([qualities[part].normalized_entropy for qualities in measured])),
             f"{part}_welch_p": None,
         }
         if base is not None and name != _ID and len(auc) > 1:
@@ -147,7 +147,7 @@ def _row(name: str, measured: list[dict[str, Quality]], base: list[dict[str, Qua
     return row
 
 
-def claims(found: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
+def claims(qualities: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
     """Returns the gains that Semantic IDs must show, in the mean over the seeds, each with a paired t-test."""
     small = f"table x {_SMALL_TABLE:g}"
     wanted = [
@@ -160,8 +160,8 @@ def claims(found: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
     ]
     judged: list[Claim] = []
     for ours, theirs, part, target in wanted:
-        if ours in found and theirs in found:
-            gains = _auc(found[ours], part) - _auc(found[theirs], part)
+        if ours in qualities and theirs in qualities:
+            gains = _auc(qualities[ours], part) - _auc(qualities[theirs], part)
             claim = f"{part} items: AUC of {ours} less that of {theirs}"
             judged.append(at_least(claim, float(gains.mean()), target))
             if len(gains) > 1:
@@ -187,12 +187,12 @@ class _World:
         frame = self._with_tokens(variant)
         schema = self._schema(variant, frame)
         trained = train(schema, frame, config)
-        found: dict[str, Any] = {}
+        by_part: dict[str, Any] = {}
         for name, part in (("known", frame.part("test")), ("new", frame.part("new"))):
             source = assembler(schema, frame, part, Admission(trained.sketch, schema.admission))
             labels = part["label"].to_numpy().astype(np.float32)
-            found[name] = asdict(quality(labels, predict(trained.ranker, source, examples(part))))
-        return found
+            by_part[name] = asdict(quality(labels, predict(trained.ranker, source, examples(part))))
+        return by_part
 
     def _schema(self, variant: Variant, frame: Frame) -> Schema:
         options = TableOptions(content=variant.content)

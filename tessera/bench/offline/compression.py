@@ -78,9 +78,9 @@ def compression(
         methods: names in `METHODS`.
         config: of the training; its seed is replaced.
     """
-    found = dataset_fields(dataset)
-    full = found.values * dim * FLOAT_BYTES
-    unlimited = METHODS[_REFERENCE].at(found, dim, 2**62, seed=0)
+    columns = dataset_fields(dataset)
+    full = columns.values * dim * FLOAT_BYTES
+    unlimited = METHODS[_REFERENCE].at(columns, dim, 2**62, seed=0)
     reference = footprint(unlimited.stored())
     jobs = [_Job(reference / full, reference, METHODS[_REFERENCE], seed) for seed in range(seeds)]
     jobs += [
@@ -90,16 +90,17 @@ def compression(
         for seed in range(seeds)
     ]
     key = ("compression", dataset.model_dump(mode="json", exclude={"source"}), file_hashes(dataset), dim)
-    measure = _Measure(found, dim, config or FitConfig(), out / f"compression-{dataset.name}", key)
+    measure = _Measure(columns, dim, config or FitConfig(), out / f"compression-{dataset.name}", key)
     rows = measure.all(jobs, console)
     chosen = [_recommend(rows, share) for share in sorted(budgets, reverse=True)]
-    recommendations = [one for one in chosen if one is not None]
+    recommendations = [choice for choice in chosen if choice is not None]
     plot = out / f"compression-{dataset.name}.png"
     draw(rows, dataset.name, full, plot)
-    for one in recommendations:
+    for choice in recommendations:
         console.print(
-            f"budget {one['budget']:g}: {one['method']} ({one['bytes']:,} bytes, {one['lookup_ms']:.2f} ms a lookup), "
-            f"test AUC {one['auc']:.4f}, collisionless {_mean(_of(rows, jobs[0].share), 'auc'):.4f}"
+            f"budget {choice['budget']:g}: {choice['method']} ({choice['bytes']:,} bytes, "
+            f"{choice['lookup_ms']:.2f} ms a lookup), test AUC {choice['auc']:.4f}, "
+            f"collisionless {_mean(_of(rows, jobs[0].share), 'auc'):.4f}"
         )
     claims = _claims(rows, recommendations, full)
     return CompressionResult(
@@ -110,8 +111,8 @@ def compression(
 class _Measure:
     """Measurements, each done once: a file for each method, size and seed."""
 
-    def __init__(self, found: Fields, dim: int, config: FitConfig, directory: Path, key: Any) -> None:
-        self._fields, self._dim, self._config = found, dim, config
+    def __init__(self, columns: Fields, dim: int, config: FitConfig, directory: Path, key: Any) -> None:
+        self._fields, self._dim, self._config = columns, dim, config
         self._directory = directory
         self._key = key
         directory.mkdir(parents=True, exist_ok=True)
@@ -183,16 +184,16 @@ def _claims(rows: Sequence[dict[str, Any]], recommendations: Sequence[dict[str, 
     measured = [row for row in rows if "auc" in row]
     beyond = max(row["bytes"] - round(row["budget"] * full) for row in measured)
     claims = [at_most("bytes that any method stores beyond its budget", max(beyond, 0), 0)]
-    for one in recommendations:
-        share = one["budget"]
+    for choice in recommendations:
+        share = choice["budget"]
         hashed, multiplexed = (_mean(_of(rows, share, name), "auc") for name in (_BASELINE, _MULTIPLEXED))
         if not np.isnan(multiplexed - hashed):
             gain = multiplexed - hashed
             claims.append(at_least(f"budget {share:g}: test AUC of {_MULTIPLEXED} over {_BASELINE}", gain, 0.0))
         tested = {row["method"] for row in _of(rows, share)}
         best = max(_mean(_of(rows, share, method), "auc") for method in tested)
-        regret = best - one["auc"]
-        claims.append(at_most(f"budget {share:g}: test AUC of the best over {one['method']}", regret, _REGRET))
+        regret = best - choice["auc"]
+        claims.append(at_most(f"budget {share:g}: test AUC of the best over {choice['method']}", regret, _REGRET))
     return claims
 
 
@@ -223,7 +224,7 @@ def draw(rows: Sequence[dict[str, Any]], name: str, full: int, path: Path) -> No
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        _panel(axes, {one.name: sorted(set(points[one.name])) for one in methods if one.name in points})
+        _panel(axes, {entry.name: sorted(set(points[entry.name])) for entry in methods if entry.name in points})
     figure.suptitle(
         f"Embedding methods on {name}: test AUC for bytes; grey is the best of all methods", x=0.01, ha="left"
     )

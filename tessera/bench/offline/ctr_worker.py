@@ -98,8 +98,8 @@ def floor(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAI
 
     def logits(batch: Batch, offsets: Tensor) -> Tensor:
         pooled = table(batch.values, offsets).view(len(schema.features), batch.size, -1)
-        found: Tensor = network(pooled.transpose(0, 1).reshape(batch.size, -1), batch.numeric)
-        return found
+        logit: Tensor = network(pooled.transpose(0, 1).reshape(batch.size, -1), batch.numeric)
+        return logit
 
     batches = ready("train", config.batch)
     offsets = [torch.arange(len(batch.values) + 1) for batch in batches]

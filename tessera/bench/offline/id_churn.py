@@ -102,15 +102,15 @@ def _measured(vectors: NDArray[np.float32], kind: Kind, growth: float, seed: int
     old = _fit(kind, vectors[known], codes, seed=seed)
     before = old.encode(vectors[known])
     frozen = relative_error(old, vectors)
-    found: dict[str, Any] = {}
+    ways: dict[str, Any] = {}
     for warm in (False, True):
         new = _fit(kind, vectors, codes, seed=seed if warm else seed + 1_000, start=old if warm else None)
         own = new.encode(vectors[known])
         refit = relative_error(new, vectors)
         for matched in (False, True):
             after = match(new, own, before).encode(vectors[known]) if matched else own
-            found[Way(warm, matched).name] = asdict(Churn(compare(before, after), frozen, refit))
-    return found
+            ways[Way(warm, matched).name] = asdict(Churn(compare(before, after), frozen, refit))
+    return ways
 
 
 def _fit(
@@ -129,23 +129,25 @@ def _row(kind: str, growth: float, way: Way, churns: Sequence[Churn]) -> dict[st
         "codebook": kind,
         "new_items": growth,
         "way": way.name,
-        "pairs_kept": float(np.mean([one.comparison.pairs_kept for one in churns])),
+        "pairs_kept": float(np.mean([churn.comparison.pairs_kept for churn in churns])),
     }
     for name in ("unchanged", "rand", "mutual_information"):
-        means = np.mean([getattr(one.comparison, name) for one in churns], axis=0)
+        means = np.mean([getattr(churn.comparison, name) for churn in churns], axis=0)
         row |= {f"{name}_{depth}": float(mean) for depth, mean in enumerate(means, 1)}
-    frozen, refit = (float(np.mean([getattr(one, name) for one in churns])) for name in ("frozen_error", "refit_error"))
+    frozen, refit = (
+        float(np.mean([getattr(churn, name) for churn in churns])) for name in ("frozen_error", "refit_error")
+    )
     return row | {"frozen_error": frozen, "refit_error": refit, "frozen_over_refit": frozen / refit}
 
 
-def _claims(found: dict[tuple[str, float, Way], list[Churn]]) -> Iterator[Claim]:
+def _claims(by_way: dict[tuple[str, float, Way], list[Churn]]) -> Iterator[Claim]:
     """Judged at a growth of a tenth, warm and matched, in the seed that speaks most against it."""
     for kind in _KINDS:
-        churns = found[kind, GROWTHS[0], Way(warm=True, matched=True)]
-        kept = min(one.comparison.pairs_kept for one in churns)
+        churns = by_way[kind, GROWTHS[0], Way(warm=True, matched=True)]
+        kept = min(churn.comparison.pairs_kept for churn in churns)
         yield at_least(f"{kind}, a tenth more items: pairs that still share a first code", kept, 0.92)
-        whole = min(one.comparison.unchanged[-1] for one in churns)
+        whole = min(churn.comparison.unchanged[-1] for churn in churns)
         yield at_least(f"{kind}, a tenth more items: items with an unchanged ID", whole, 0.83)
-        cold = found[kind, GROWTHS[0], Way(warm=False, matched=False)]
-        over = max(one.frozen_error / one.refit_error for one in cold)
+        cold = by_way[kind, GROWTHS[0], Way(warm=False, matched=False)]
+        over = max(churn.frozen_error / churn.refit_error for churn in cold)
         yield at_most(f"{kind}, a tenth more items: error of the frozen codebook over a refit's", over, 1.03)

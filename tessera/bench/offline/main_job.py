@@ -39,9 +39,9 @@ def main_job(datasets: Sequence[Dataset], out: Path, *, seeds: int, console: Con
         margins: dict[str, list[float]] = {name: [] for name in _MODELS if name != _RANKER}
         for seed in range(seeds):
             console.rule(f"{dataset.name}, split by {dataset.split.by}, seed {seed}")
-            place = out / f"{dataset.name}-{dataset.split.by}-{seed}"
+            folder = out / f"{dataset.name}-{dataset.split.by}-{seed}"
             options = load_options(dataset, [f"seed={seed}"])
-            result = run(dataset, place, options, console=console, registry=None, until="evaluate")
+            result = run(dataset, folder, options, console=console, registry=None, until="evaluate")
             quality = result.metrics["quality"]
             for model in _MODELS:
                 measured = {

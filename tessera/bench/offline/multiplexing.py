@@ -133,7 +133,7 @@ def multiplexing(
         dataset: Dataset with at least one single-valued categorical column.
         seeds: Number of seeds, from 0; each decides split, hash, start and order.
     """
-    found: dict[MultiplexingArm, list[ArmResult]] = {arm: [] for arm in (*GRID, *SEARCH)}
+    results: dict[MultiplexingArm, list[ArmResult]] = {arm: [] for arm in (*GRID, *SEARCH)}
     sizes: dict[bool, int] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("multiplexing", total=len(GRID) * seeds + len(SEARCH))
@@ -147,19 +147,19 @@ def multiplexing(
                 decided_by = (asdict(arm), asdict(protocol), seed, fields.key)
                 work = partial(_measured, fields, arm, protocol, seed=seed)
                 data = remembered(out / f"{name.replace(' ', '-')}.json", __name__, decided_by, work)
-                found[arm].append(msgspec.convert(data, ArmResult))
+                results[arm].append(msgspec.convert(data, ArmResult))
                 progress.advance(task)
-    rows = [row(arm, found, sizes[arm.noise]) for arm in found]
+    rows = [row(arm, results, sizes[arm.noise]) for arm in results]
     plot = out / f"multiplexing-{dataset.name}.png"
     draw(rows, dataset.name, plot)
-    return BenchResult("multiplexing", dataset.name, seeds, rows, claims(found), str(plot))
+    return BenchResult("multiplexing", dataset.name, seeds, rows, claims(results), str(plot))
 
 
-def row(arm: MultiplexingArm, found: dict[MultiplexingArm, list[ArmResult]], values: int) -> dict[str, Any]:
+def row(arm: MultiplexingArm, results: dict[MultiplexingArm, list[ArmResult]], values: int) -> dict[str, Any]:
     """Mean and deviation of one arm, and Welch's test against hashing per feature at equal bytes, width and lookups."""
     peer = replace(arm, layout=_HASHING)
-    aucs = _aucs(found[arm])
-    base = _aucs(found[peer]) if peer in found and arm.layout != _COLLISIONLESS else None
+    aucs = _aucs(results[arm])
+    base = _aucs(results[peer]) if peer in results and arm.layout != _COLLISIONLESS else None
     compared = base is not None and arm != peer
     test = stats.ttest_ind(aucs, base, equal_var=False) if compared and len(aucs) > 1 else None
     return {
@@ -171,7 +171,7 @@ def row(arm: MultiplexingArm, found: dict[MultiplexingArm, list[ArmResult]], val
         "seeds": len(aucs),
         "test_auc": float(aucs.mean()),
         "std": float(aucs.std(ddof=1)) if len(aucs) > 1 else None,
-        "log_loss": float(np.mean([one.log_loss for one in found[arm]])),
+        "log_loss": float(np.mean([result.log_loss for result in results[arm]])),
         "gain_points": 100 * float(aucs.mean() - base.mean()) if compared and base is not None else None,
         "welch_p": None if test is None else float(test.pvalue),
         "each_seed": aucs.tolist(),
@@ -179,7 +179,7 @@ def row(arm: MultiplexingArm, found: dict[MultiplexingArm, list[ArmResult]], val
 
 
 def _aucs(outcomes: Sequence[ArmResult]) -> NDArray[np.float64]:
-    return np.array([one.auc for one in outcomes])
+    return np.array([outcome.auc for outcome in outcomes])
 
 
 def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
@@ -191,12 +191,12 @@ def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
     axes.axhspan(top["test_auc"] - spread, top["test_auc"] + spread, color="#dddddd")
     axes.text(max(BUDGETS), top["test_auc"] + spread, "collisionless", va="bottom", color="#555555")
     lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for one in rows:
-        if one["layout"] in (_HASHING, _UNIFIED) and one["width"] == WIDTH:
-            lines.setdefault((one["layout"], one["lookups"]), []).append(one)
+    for measured in rows:
+        if measured["layout"] in (_HASHING, _UNIFIED) and measured["width"] == WIDTH:
+            lines.setdefault((measured["layout"], measured["lookups"]), []).append(measured)
     shown: set[float] = set()
     for (layout, lookups), own in lines.items():
-        points = sorted((one["budget"], one["test_auc"], one["std"] or 0.0) for one in own)
+        points = sorted((measured["budget"], measured["test_auc"], measured["std"] or 0.0) for measured in own)
         shares, aucs, spreads = zip(*points, strict=True)
         shown |= set(shares)
         axes.errorbar(
@@ -215,18 +215,18 @@ def draw(rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def claims(found: dict[MultiplexingArm, list[ArmResult]]) -> list[Claim]:
+def claims(results: dict[MultiplexingArm, list[ArmResult]]) -> list[Claim]:
     """Returns the paper's order and gain at one lookup, and that sharing costs nothing at equal lookups."""
     judged: list[Claim] = []
-    top = _aucs(found[MultiplexingArm(_COLLISIONLESS, 1.0)])
+    top = _aucs(results[MultiplexingArm(_COLLISIONLESS, 1.0)])
     for budget in BUDGETS:
         name = f"budget {budget:g}"
-        hashing, unified = (_aucs(found[MultiplexingArm(layout, budget)]) for layout in (_HASHING, _UNIFIED))
+        hashing, unified = (_aucs(results[MultiplexingArm(layout, budget)]) for layout in (_HASHING, _UNIFIED))
         margin = float(np.minimum(unified - hashing, top - unified).min())
         order = f"{name}, one lookup: hashing per feature < unified < collisionless in every seed (smallest margin)"
         judged.append(Claim(order, margin, 0.0, margin > 0))
         for lookups in LOOKUPS:
-            ours, theirs = (_aucs(found[MultiplexingArm(layout, budget, lookups)]) for layout in (_UNIFIED, _HASHING))
+            ours, theirs = (_aucs(results[MultiplexingArm(layout, budget, lookups)]) for layout in (_UNIFIED, _HASHING))
             claim = (
                 f"{name}, {lookups} lookup{'s' * (lookups > 1)} each: unified less hashing per feature, points of AUC"
             )
@@ -291,8 +291,8 @@ class _Arm:
         return np.concatenate([torch.sigmoid(self._logits(self._assemble(part, index))).numpy() for index in cuts])
 
     def _logits(self, batch: Batch) -> Tensor:
-        found: Tensor = self._network(self._table(batch), batch.numeric)
-        return found
+        logits: Tensor = self._network(self._table(batch), batch.numeric)
+        return logits
 
     def _assemble(self, part: Part, index: NDArray[np.int64]) -> Batch:
         values = self._rows[part.codes[index]].transpose(1, 2, 0).ravel()

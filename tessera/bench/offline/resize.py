@@ -65,12 +65,12 @@ def _one_seed(dataset: Dataset, config: TrainConfig, console: Console) -> dict[s
     schema = default_schema(dataset, frame)
     per_epoch = -(-frame.part("train").height // config.batch)
     first = train(schema, frame, config)
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
     def note(size: Schema, ranker: Ranker, sketch: Sketch, how: str, steps: int) -> None:
         row = {"seed": config.seed, "rows": size.rows, "how": how, "steps": steps}
-        found.append(row | {"test_auc": _test_auc(frame, size, ranker, sketch)})
-        console.print(f"  {size.rows:,} rows, {how}, {steps:,} steps: test AUC {found[-1]['test_auc']:.4f}")
+        results.append(row | {"test_auc": _test_auc(frame, size, ranker, sketch)})
+        console.print(f"  {size.rows:,} rows, {how}, {steps:,} steps: test AUC {results[-1]['test_auc']:.4f}")
 
     note(schema, first.ranker, first.sketch, "trained", per_epoch * len(first.epochs))
     exact = schema.rows - schema.hashed_rows
@@ -83,7 +83,7 @@ def _one_seed(dataset: Dataset, config: TrainConfig, console: Console) -> dict[s
         note(size, ranker, first.sketch, "resized", 0)
         tune(size, ranker, frame, config, steps=int(_SHARE * steps))
         note(size, ranker, first.sketch, "resized+tuned", int(_SHARE * steps))
-    return {"rows": found}
+    return {"rows": results}
 
 
 def tune(schema: Schema, ranker: Ranker, frame: Frame, config: TrainConfig, *, steps: int) -> None:
@@ -114,7 +114,7 @@ def _test_auc(frame: Frame, schema: Schema, ranker: Ranker, sketch: Sketch) -> f
 
 
 def _claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    found = []
+    judged = []
     for size in dict.fromkeys(row["rows"] for row in rows if row["how"] == "retrained"):
         mean = {
             how: float(np.mean([row["test_auc"] for row in rows if (row["rows"], row["how"]) == (size, how)]))
@@ -122,5 +122,5 @@ def _claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
         }
         loss = mean["retrained"] - mean["resized+tuned"]
         claim = f"{size:,} rows: test AUC of retraining over resizing and a tenth of its steps"
-        found.append(at_most(claim, loss, _TOLERANCE))
-    return found
+        judged.append(at_most(claim, loss, _TOLERANCE))
+    return judged

@@ -80,12 +80,12 @@ Method = Callable[[NDArray[np.float32], NDArray[np.bool_], int], Coding]
 def _timed(fit: Callable[[NDArray[np.float32], int], Quantizer]) -> Method:
     def work(vectors: NDArray[np.float32], fitted: NDArray[np.bool_], seed: int) -> Coding:
         start = time.perf_counter()
-        made = fit(vectors[fitted], seed)
+        codebook = fit(vectors[fitted], seed)
         seconds = time.perf_counter() - start
-        made.encode(vectors[:1_000])
+        codebook.encode(vectors[:1_000])
         start = time.perf_counter()
-        codes = made.encode(vectors)
-        return Coding(codes, made.decode(codes), seconds, len(vectors) / (time.perf_counter() - start))
+        codes = codebook.encode(vectors)
+        return Coding(codes, codebook.decode(codes), seconds, len(vectors) / (time.perf_counter() - start))
 
     return work
 
@@ -126,9 +126,9 @@ def _vector_quantize(python: Path) -> Callable[[int], Method]:
                 )
                 if ended.returncode:
                     raise TesseraError(f"semantic-ids: vector-quantize-pytorch failed: {ended.stderr[-500:]}")
-                found = load_file(paths[1])
-            codes = found["codes"].astype(np.uint16)
-            return Coding(codes, found["decoded"], float(found["seconds"][0]), float(found["rate"][0]))
+                tensors = load_file(paths[1])
+            codes = tensors["codes"].astype(np.uint16)
+            return Coding(codes, tensors["decoded"], float(tensors["seconds"][0]), float(tensors["rate"][0]))
 
         return work
 
@@ -190,26 +190,26 @@ def semantic_ids(dataset: Dataset | None, out: Path, *, seeds: int, console: Con
     vectors = _own(dataset) if dataset else generated()
     faiss.omp_set_num_threads(2)
     out.mkdir(parents=True, exist_ok=True)
-    made = methods(peers.python(RQ))
-    found: dict[tuple[str, int], list[MeasuredCodebook]] = {}
-    jobs = [(name, budget, seed) for seed in range(seeds) for name in made for budget in BUDGETS[name][0]]
+    fits = methods(peers.python(RQ))
+    by_job: dict[tuple[str, int], list[MeasuredCodebook]] = {}
+    jobs = [(name, budget, seed) for seed in range(seeds) for name in fits for budget in BUDGETS[name][0]]
     with progress_bar(console) as progress:
         task = progress.add_task("semantic-ids", total=len(jobs))
         for method, budget, seed in jobs:
             slug = "".join(letter if letter.isalnum() else "-" for letter in f"{method}-{budget}-{seed}")
 
             def work(method: str = method, budget: int = budget, seed: int = seed) -> dict[str, Any]:
-                return asdict(measure(made[method](budget), vectors, seed))
+                return asdict(measure(fits[method](budget), vectors, seed))
 
             decided_by = (name, vectors.shape, float(vectors.sum()), method, budget, seed)
             data = remembered(out / f"{slug}.json", __name__, decided_by, work)
-            found.setdefault((method, budget), []).append(msgspec.convert(data, MeasuredCodebook))
+            by_job.setdefault((method, budget), []).append(msgspec.convert(data, MeasuredCodebook))
             progress.advance(task)
-    rows = [{"method": method, "budget": budget, **_mean(all_)} for (method, budget), all_ in found.items()]
+    rows = [{"method": method, "budget": budget, **_mean(all_)} for (method, budget), all_ in by_job.items()]
     plot = out / f"semantic-ids-{name}.png"
     draw(rows, name, plot)
     rows += peers.rows("method")
-    judged = claims(found) + (rqvae_claims(found) if dataset else [])
+    judged = claims(by_job) + (rqvae_claims(by_job) if dataset else [])
     return BenchResult("semantic-ids", name, seeds, rows, judged, str(plot))
 
 
@@ -256,23 +256,25 @@ def _error(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> float:
 
 def _mean(measured: list[MeasuredCodebook]) -> dict[str, float]:
     names = MeasuredCodebook.__dataclass_fields__
-    return {name: float(np.mean([getattr(one, name) for one in measured])) for name in names}
+    return {name: float(np.mean([getattr(codebook, name) for codebook in measured])) for name in names}
 
 
-def claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
+def claims(by_job: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
     """Compares the fast path with faiss at equal error, at any budget, in the seed with the worst result.
 
     For each budget of faiss, the time that ours needs for an error as low is read off its curve.
     """
     ours, theirs = (
         [
-            [found[name, budget][seed] for budget in BUDGETS[name][0]]
-            for seed in range(len(found[name, BUDGETS[name][1]]))
+            [by_job[name, budget][seed] for budget in BUDGETS[name][0]]
+            for seed in range(len(by_job[name, BUDGETS[name][1]]))
         ]
         for name in (_FAST, _PEER)
     )
     pairs = list(zip(ours, theirs, strict=True))
-    times = [seconds_to(one.held_out_error * _EQUAL, own) / one.seconds for own, peer in pairs for one in peer]
+    times = [
+        seconds_to(codebook.held_out_error * _EQUAL, own) / codebook.seconds for own, peer in pairs for codebook in peer
+    ]
     reached = [min(a.held_out_error for a in own) / min(b.held_out_error for b in peer) for own, peer in pairs]
     return [
         at_most(f"{_FAST}: least held-out error over the least of {_PEER}", max(reached), _EQUAL),
@@ -293,21 +295,21 @@ def seconds_to(error: float, curve: list[MeasuredCodebook]) -> float:
     Infinite where no budget reaches it; the least budget's seconds where that one is better already.
     """
     before: MeasuredCodebook | None = None
-    for one in sorted(curve, key=lambda one: one.seconds):
-        if one.held_out_error <= error:
-            if before is None or before.held_out_error == one.held_out_error:
-                return one.seconds
-            share = (before.held_out_error - error) / (before.held_out_error - one.held_out_error)
-            return float(before.seconds * (one.seconds / before.seconds) ** share)
-        if before is None or one.held_out_error < before.held_out_error:
-            before = one
+    for codebook in sorted(curve, key=lambda codebook: codebook.seconds):
+        if codebook.held_out_error <= error:
+            if before is None or before.held_out_error == codebook.held_out_error:
+                return codebook.seconds
+            share = (before.held_out_error - error) / (before.held_out_error - codebook.held_out_error)
+            return float(before.seconds * (codebook.seconds / before.seconds) ** share)
+        if before is None or codebook.held_out_error < before.held_out_error:
+            before = codebook
     return float("inf")
 
 
-def rqvae_claims(found: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
+def rqvae_claims(by_job: dict[tuple[str, int], list[MeasuredCodebook]]) -> list[Claim]:
     """Returns claims about the RQ-VAE's coding of a catalogue."""
-    usage = min(one.usage for one in found["rqvae", BUDGETS["rqvae"][1]])
-    unique = min(one.unique for one in found["rqvae", BUDGETS["rqvae"][1]])
+    usage = min(codebook.usage for codebook in by_job["rqvae", BUDGETS["rqvae"][1]])
+    unique = min(codebook.unique for codebook in by_job["rqvae", BUDGETS["rqvae"][1]])
     return [
         at_least("rqvae: codes in use on the level that uses fewest", usage, 0.99),
         at_least("rqvae: distinct Semantic IDs over items", unique, 0.95),

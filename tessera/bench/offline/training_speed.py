@@ -47,7 +47,7 @@ def training_speed(out: Path, *, seeds: int, console: Console, peers: Peers, row
     python = peers.python(CTR)
     flags = processor()
     console.print(f"training-speed: processor with {flags}")
-    found = measured_rows()
+    results = measured_rows()
     ceilings: list[float] = []
     for seed in range(seeds):
         spec = TrainingSpec(rows=rows, seed=seed)
@@ -64,10 +64,10 @@ def training_speed(out: Path, *, seeds: int, console: Console, peers: Peers, row
             if model in PEERS:
                 fit = min(rows, max(BATCH, int(rows * seconds / measured.seconds)))
                 row["equal_time_auc"] = _run(python, model, data, spec, fit).test_auc
-            found.append(row | {"best_auc": ceilings[-1], "processor": flags})
+            results.append(row | {"best_auc": ceilings[-1], "processor": flags})
         shutil.rmtree(data)
-    found += peers.rows("model")
-    return BenchResult("training-speed", f"synthetic-zipf-{rows}", seeds, found, claims(found))
+    results += peers.rows("model")
+    return BenchResult("training-speed", f"synthetic-zipf-{rows}", seeds, results, claims(results))
 
 
 def as_row(measured: PeerRun) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
     speed, auc, at_time, memory = "samples_per_second", "test_auc", "equal_time_auc", "fit_gb"
     over_floor = min(a[speed] / b[speed] for a, b in pairs("tessera", FLOOR))
-    found = [
+    judged = [
         at_least("samples/s, loader counted, over those of the floor", over_floor, 0.8),
         at_least(
             "samples/s in auto over float32", min(a[speed] / b[speed] for a, b in pairs("tessera-auto", "tessera")), 0.9
@@ -106,7 +106,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     ]
     for name in [peer for peer in PEERS if peer in by_model]:
         both = pairs("tessera", name)
-        found += [
+        judged += [
             at_least(f"samples/s over those of {name}", min(a[speed] / b[speed] for a, b in both), 3.0),
             at_least(f"test AUC after equal samples less that of {name}", min(a[auc] - b[auc] for a, b in both), 0),
             at_least(
@@ -118,7 +118,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
                 0.5,
             ),
         ]
-    return found
+    return judged
 
 
 def _run(python: Path | None, model: str, data: Path, spec: TrainingSpec, rows: int) -> PeerRun:
@@ -130,8 +130,8 @@ def _run(python: Path | None, model: str, data: Path, spec: TrainingSpec, rows: 
         command = [str(python), str(PEER_FOLDER / "ctr.py"), *same, "--peer", model]
     # Threads that spin while they wait starve each other on a machine that does other things as well.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    with log.open("w") as said:
-        ended = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=environment, check=False)
+    with log.open("w") as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode:
         raise TesseraError(
             f"training-speed: {model} failed, see {log}; its last words: {log.read_text()[-500:].strip()}"

@@ -68,8 +68,8 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
             at = [row for row in rows if row["catalogue"] == catalogue and row["selectivity"] == share]
 
             def median(method: str, state: str, column: str, at: list[dict[str, Any]] = at) -> float:
-                found = [row[column] for row in at if (row["method"], row["state"]) == (method, state)]
-                return float(np.median(found))
+                values = [row[column] for row in at if (row["method"], row["state"]) == (method, state)]
+                return float(np.median(values))
 
             where = f"{catalogue}, selectivity {share:g}"
             states = [state for state in _STATES if any(row["state"] == state for row in at)]
@@ -90,9 +90,9 @@ def _measure(
     vectors: NDArray[np.float32], queries: NDArray[np.float32], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     # Item n matches `place < m` when it is one of the first m of a random order.
-    place = rng.permutation(len(vectors))
+    order = rng.permutation(len(vectors))
     began = time.perf_counter()
-    searcher = Searcher(vectors, Attributes(pl.DataFrame({"place": place}), ["place"]))
+    searcher = Searcher(vectors, Attributes(pl.DataFrame({"place": order}), ["place"]))
     built_s = time.perf_counter() - began
     built = {"tessera": built_s}
     peers: dict[str, Any] = {"flat+bitmap": faiss.IndexFlatIP(vectors.shape[1])}
@@ -111,9 +111,9 @@ def _measure(
     rows: list[dict[str, Any]] = []
     for share in SELECTIVITIES:
         count = max(1, round(len(vectors) * share))
-        held = place < count
+        held = order < count
         truth = _truth(vectors, queries, held)
-        methods = _methods(searcher, peers, vectors, place, count)
+        methods = _methods(searcher, peers, vectors, order, count)
         for (name, state), timing in _timed(methods, queries, truth).items():
             plan = searcher.search(queries[0], _K, _filter(count))[2] if name == "tessera" and share < 1 else None
             rows.append(
@@ -124,10 +124,10 @@ def _measure(
 
 
 def _methods(
-    searcher: Searcher, peers: dict[str, Any], vectors: NDArray[np.float32], place: NDArray[np.int64], count: int
+    searcher: Searcher, peers: dict[str, Any], vectors: NDArray[np.float32], order: NDArray[np.int64], count: int
 ) -> dict[tuple[str, str], Search]:
     """Returns by method and state a search among the items whose place is below `count`."""
-    held, everything = place < count, count == len(place)
+    held, everything = order < count, count == len(order)
     probes = _probes(peers["IVF+bitmap"], vectors, held)
     options = {
         "flat+bitmap": faiss.SearchParameters,
@@ -137,8 +137,8 @@ def _methods(
     if everything:
         searches = {(name, "warm"): partial(_peer, index, options[name]()) for name, index in peers.items()}
         return {("tessera", "warm"): partial(_tessera, searcher, None), **searches}
-    found: dict[tuple[str, str], Search] = {("tessera", "warm"): partial(_tessera, searcher, _filter(count))}
-    changes, fresh = _changes(searcher, vectors, place), iter(range(1, 1_000_000))
+    by_state: dict[tuple[str, str], Search] = {("tessera", "warm"): partial(_tessera, searcher, _filter(count))}
+    changes, fresh = _changes(searcher, vectors, order), iter(range(1, 1_000_000))
 
     def changed(query: NDArray[np.float32]) -> NDArray[np.int64]:
         return _tessera(searcher, _filter(count), query)
@@ -146,12 +146,12 @@ def _methods(
     def cold(query: NDArray[np.float32]) -> NDArray[np.int64]:
         return _tessera(searcher, _filter(count - next(fresh) / 1e6), query)
 
-    found |= {("tessera", "changed"): _Prepared(changed, changes), ("tessera", "cold"): cold}
+    by_state |= {("tessera", "changed"): _Prepared(changed, changes), ("tessera", "cold"): cold}
     for name, index in peers.items():
         selector = _selector(held)
-        found[name, "warm"] = partial(_peer, index, options[name](sel=selector))
-        found[name, "cold"] = partial(_packing, index, options[name], held)
-    return found
+        by_state[name, "warm"] = partial(_peer, index, options[name](sel=selector))
+        by_state[name, "cold"] = partial(_packing, index, options[name], held)
+    return by_state
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,13 @@ def _filter(count: float) -> Filter:
     return Filter.model_validate({"column": "place", "lt": count})
 
 
-def _changes(searcher: Searcher, vectors: NDArray[np.float32], place: NDArray[np.int64]) -> Callable[[], None]:
+def _changes(searcher: Searcher, vectors: NDArray[np.float32], order: NDArray[np.int64]) -> Callable[[], None]:
     """Sends an item again, as it is, so that every search stays right."""
     numbers = iter(np.random.default_rng(0).integers(0, len(vectors), 1_000_000).tolist())
 
     def change() -> None:
         number = np.array([next(numbers)])
-        searcher.put(number, vectors[number], [{"place": int(place[number[0]])}])
+        searcher.put(number, vectors[number], [{"place": int(order[number[0]])}])
 
     return change
 
@@ -188,8 +188,8 @@ def _probes(index: Any, vectors: NDArray[np.float32], held: NDArray[np.bool_]) -
     total = sum(map(len, truth))
     for probes in _PROBES:
         options = faiss.SearchParametersIVF(nprobe=probes, sel=_selector(held))
-        found = index.search(queries, _K, params=options)[1]
-        if sum(len(right & set(row.tolist())) for row, right in zip(found, truth, strict=True)) >= _RECALL * total:
+        neighbours = index.search(queries, _K, params=options)[1]
+        if sum(len(right & set(row.tolist())) for row, right in zip(neighbours, truth, strict=True)) >= _RECALL * total:
             return probes
     return _PROBES[-1]
 
@@ -207,15 +207,15 @@ def _tessera(searcher: Searcher, wanted: Filter | None, query: NDArray[np.float3
 
 
 def _peer(index: Any, options: Any, query: NDArray[np.float32]) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = index.search(query[None], _K, params=options)[1][0]
-    return found
+    neighbours: NDArray[np.int64] = index.search(query[None], _K, params=options)[1][0]
+    return neighbours
 
 
 def _timed(
     methods: dict[tuple[str, str], Search], queries: NDArray[np.float32], truth: list[set[int]]
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Runs each method over all queries, twice in turns, and keeps the better of the two for each."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    best: dict[tuple[str, str], dict[str, Any]] = {}
     times: dict[tuple[str, str], list[list[float]]] = {name: [] for name in methods}
     for _ in range(2):
         for name, search in methods.items():
@@ -231,11 +231,11 @@ def _timed(
                 took.append(1_000 * (time.perf_counter() - began))
                 hits, total = hits + len(right & set(numbers.tolist())), total + len(right)
             times[name].append(took)
-            found[name] = {"recall": hits / max(total, 1)}
+            best[name] = {"recall": hits / max(total, 1)}
     for name, rounds in times.items():
         p50, p99 = np.percentile(np.minimum(*map(np.array, rounds)), [50, 99])
-        found[name] |= {"p50_ms": float(p50), "p99_ms": float(p99)}
-    return found
+        best[name] |= {"p50_ms": float(p50), "p99_ms": float(p99)}
+    return best
 
 
 def _truth(vectors: NDArray[np.float32], queries: NDArray[np.float32], held: NDArray[np.bool_]) -> list[set[int]]:
@@ -252,8 +252,8 @@ def _clusters(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np
     def drawn(count: int) -> NDArray[np.float32]:
         noise = rng.standard_normal((count, _DIM)).astype(np.float32)
         rows = centres[rng.integers(0, _CLUSTERS, count)] + np.float32(_NOISE) * noise
-        found: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return found
+        unit_rows: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit_rows
 
     return drawn(_ITEMS), drawn(_QUERIES)
 

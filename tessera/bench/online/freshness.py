@@ -92,14 +92,14 @@ def _run(settings: Settings, data: LiveData, dataset: Dataset, out: Path, seed: 
             follower.join()
         store.drop(bundle.id)
         floor = round_trip_ms(log, f"{settings.topics.prefix}floor")
-    found = msgspec.json.decode(report.read_bytes(), type=dict[str, Any])
+    document = msgspec.json.decode(report.read_bytes(), type=dict[str, Any])
     p50, p99 = np.percentile(np.array(ages), [50, 99])
     return {
         "seed": seed,
         "floor_ms": floor,
-        "events": found["events"],
-        "redis_p50_ms": found["freshness_ms"][0],
-        "redis_p99_ms": found["freshness_ms"][1],
+        "events": document["events"],
+        "redis_p50_ms": document["freshness_ms"][0],
+        "redis_p99_ms": document["freshness_ms"][1],
         "mirror_p50_ms": float(p50),
         "mirror_p99_ms": float(p99),
         "sender_late_most_ms": float(sent[1]),

@@ -82,9 +82,9 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     """Judges the medians over the seeds: the last size of each cost against the first."""
 
     def medians(cost: str) -> list[tuple[int, float]]:
-        found = {at: [row["value"] for row in rows if (row["cost"], row["at"]) == (cost, at)] for at in
+        by_time = {at: [row["value"] for row in rows if (row["cost"], row["at"]) == (cost, at)] for at in
                  dict.fromkeys(row["at"] for row in rows if row["cost"] == cost)}  # fmt: skip
-        return [(at, float(np.median(values))) for at, values in found.items()]
+        return [(at, float(np.median(values))) for at, values in by_time.items()]
 
     rate, asked, held, shown = (
         medians(cost) for cost in ("events/s", "unknown lookup us", "resident MB", "taken for seen")
@@ -130,10 +130,10 @@ def _by_new_users(bundle: Bundle, messages: list[bytes], number: int) -> list[Me
     user, start = str(bundle.dataset.events.user), number * _BATCH
     return [
         Message(
-            "events", 0, place, None,
-            json.dumps(json.loads(messages[place % len(messages)]) | {user: f"new-{place}"}).encode(), 0,
+            "events", 0, index, None,
+            json.dumps(json.loads(messages[index % len(messages)]) | {user: f"new-{index}"}).encode(), 0,
         )
-        for place in range(start, start + _BATCH)
+        for index in range(start, start + _BATCH)
     ]  # fmt: skip
 
 
@@ -151,14 +151,14 @@ def _updates(bundle: Bundle, sizes: GrowthSizes, rng: np.random.Generator) -> It
     catalogue = Catalogue(bundle)
     items = bundle.dataset.items
     retriever = Retriever(catalogue, Attributes(bundle.items, items.filterable if items is not None else ()))
-    made = 0
+    updated = 0
     for updates in sizes.updates:
-        while made < updates:
+        while updated < updates:
             chosen = rng.choice(len(catalogue.item_ids), min(_PUT, len(catalogue.item_ids)), replace=False)
-            features = [_features(catalogue, made + place) for place in range(len(chosen))]
+            features = [_features(catalogue, updated + offset) for offset in range(len(chosen))]
             catalogue.put_items(_records(bundle, catalogue, chosen, features))
             retriever.update(chosen.tolist(), features)
-            made += len(chosen)
+            updated += len(chosen)
         gc.collect()
         yield {"cost": "resident MB", "at": updates, "value": _resident_bytes() / 1e6}
 
@@ -167,25 +167,25 @@ def _records(
     bundle: Bundle, catalogue: Catalogue, chosen: NDArray[np.int64], features: list[dict[str, Any]]
 ) -> dict[str, record.ItemRecord]:
     codes = [0] * bundle.codebook.levels if bundle.codebook is not None else []
-    found = {}
+    records = {}
     for item, values in zip(chosen.tolist(), features, strict=True):
         vector = catalogue.vectors[item].astype("<f4").tobytes()
-        found[catalogue.item_ids[item]] = record.ItemRecord(
+        records[catalogue.item_ids[item]] = record.ItemRecord(
             bundle.manifest.encoder or "", vector, codes, values, bundle.manifest.codebook or ""
         )
-    return found
+    return records
 
 
 def _features(catalogue: Catalogue, update: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, dtype in catalogue.item_types.items():
         if dtype == pl.String:
-            found[name] = f"value {update}"
+            values[name] = f"value {update}"
         elif dtype == pl.List(pl.String):
-            found[name] = [f"value {update}", f"value {update % 7}"][: 1 + update % 2]
+            values[name] = [f"value {update}", f"value {update % 7}"][: 1 + update % 2]
         elif dtype.is_numeric():
-            found[name] = update % 100
-    return found
+            values[name] = update % 100
+    return values
 
 
 def _new_values(sizes: GrowthSizes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

@@ -51,7 +51,10 @@ def online_learning(dataset: Dataset, out: Path, *, seeds: int, console: Console
 def _claims(chosen: dict[str, Any], frozen: dict[str, Any], rates: list[dict[str, Any]]) -> list[Claim]:
     return [
         at_least("progressive AUC less the frozen table's", _gain(chosen, frozen), 0.01),
-        *(at_least(f"progressive AUC less that of {one['model']}", _gain(chosen, one), 0.0) for one in rates),
+        *(
+            at_least(f"progressive AUC less that of {baseline['model']}", _gain(chosen, baseline), 0.0)
+            for baseline in rates
+        ),
     ]
 
 
@@ -78,8 +81,10 @@ def _rates(frame_dir: Path, labels: NDArray[np.float32]) -> list[dict[str, Any]]
             "bench online-learning: the stream's labels are not those of the test part; use a dataset "
             "with labels of its own and no [events] label implicit"
         )
-    found = rate_baselines(frame)
-    return [_row(name, labels, np.log(found[name] / (1 - found[name]))[order]) for name in RATE_BASELINES]
+    probabilities = rate_baselines(frame)
+    return [
+        _row(name, labels, np.log(probabilities[name] / (1 - probabilities[name]))[order]) for name in RATE_BASELINES
+    ]
 
 
 def _gain(row: dict[str, Any], frozen: dict[str, Any]) -> float:

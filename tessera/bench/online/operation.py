@@ -176,11 +176,11 @@ def _questions(port: int, bundle: Bundle) -> list[bytes]:
 
 
 def _answers(port: int, questions: Sequence[bytes]) -> list[Any]:
-    found = []
+    answers = []
     for body in questions:
         answer = json.loads(_asked(port, "POST", "/v1/rank", body))
-        found.append((answer["bundle"], answer["items"]))
-    return found
+        answers.append((answer["bundle"], answer["items"]))
+    return answers
 
 
 def _until_followed(port: int, question: bytes, on: bool) -> None:
@@ -196,12 +196,12 @@ def _until_followed(port: int, question: bytes, on: bool) -> None:
 
 
 def _shadows(port: int) -> dict[str, float]:
-    found = {"ranked": 0.0, "shed": 0.0, "failed": 0.0}
+    counts = {"ranked": 0.0, "shed": 0.0, "failed": 0.0}
     for line in _asked(port, "GET", "/metrics").decode().splitlines():
-        for what in found:
+        for what in counts:
             if line.startswith(f'tessera_shadows_total{{what="{what}"}}'):
-                found[what] = float(line.split()[1])
-    return found
+                counts[what] = float(line.split()[1])
+    return counts
 
 
 def _until_made(port: int, path: str) -> None:
@@ -222,7 +222,7 @@ def _asked(port: int, method: str, path: str, body: bytes | None = None) -> byte
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         connection.request(method, path, body, {"content-type": "application/json"} if body else {})
         answer = connection.getresponse()
-        found = answer.read()
+        content = answer.read()
         if answer.status >= 400:
-            raise TesseraError(f"{method} {path}: {answer.status}: {found[:200]!r}")
-        return found
+            raise TesseraError(f"{method} {path}: {answer.status}: {content[:200]!r}")
+        return content

@@ -70,19 +70,19 @@ def rollout(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Ben
     rows = measured_rows()
     with Progress(console=console) as bar:
         for number, (name, challenger) in enumerate(_KINDS.items()):
-            found = [
+            stops = [
                 _stopped(np.random.default_rng([number, seed]), rule, challenger, users)
                 for seed in bar.track(range(_EXPERIMENTS), description=name)
             ]
-            days = [day for day in found if day > 0]
-            row = {"part": name, "experiments": len(found), "stopped": len(days) / len(found)}
+            days = [day for day in stops if day > 0]
+            row = {"part": name, "experiments": len(stops), "stopped": len(days) / len(stops)}
             rows.append(row | {"day_p50": float(np.median(days)) if days else None})
         for share in _SHARES:
             count = _WATCHED * seeds
             name = f"A/A, watched, {share:g}"
-            found = [_watched(seed, share) for seed in bar.track(range(count), description=name)]
+            stops = [_watched(seed, share) for seed in bar.track(range(count), description=name)]
             rows.append(
-                {"part": name, "experiments": count, "stopped": float(np.mean([minute > 0 for minute in found]))}
+                {"part": name, "experiments": count, "stopped": float(np.mean([minute > 0 for minute in stops]))}
             )
     caught = [_caught(np.random.default_rng(number)) for number in range(_EXPERIMENTS)]
     rows.append({"part": "split 50.5 / 49.5", "experiments": len(caught), "stopped": float(np.mean(caught))})
@@ -221,8 +221,8 @@ def _watched(seed: int, share: float) -> int:
             int(mine[top].sum()), len(top), int(mine[users].sum()), len(users) - int(mine[users].sum())
         )
         sides[1].mark(number[top[mine[top]]])
-        found = [side.come(rng, number[users[mine[users] == arm]]) for arm, side in enumerate(sides)]
-        if rule.look(*found, shares=(1 - share, share), slower=slower).breaches:
+        observed = [side.come(rng, number[users[mine[users] == arm]]) for arm, side in enumerate(sides)]
+        if rule.look(*observed, shares=(1 - share, share), slower=slower).breaches:
             return minute
     return 0
 
@@ -243,8 +243,8 @@ def _assignment() -> list[dict[str, Any]]:
     a, b = places(users, "one"), places(users, "two")
     balance = chisquare(np.histogram(a, bins=1_000, range=(0, 1))[0]).pvalue
     both = np.histogram2d(a, b, bins=20, range=[[0, 1], [0, 1]])[0]
-    one = Experiment("a", "b-2", "b-1", "one", 0.0, [RampStep(0.0, 0.1), RampStep(10.0, 0.3)], 0)
-    before, after = (arms(users, one, [one], now) for now in (1.0, 11.0))
+    experiment = Experiment("a", "b-2", "b-1", "one", 0.0, [RampStep(0.0, 0.1), RampStep(10.0, 0.3)], 0)
+    before, after = (arms(users, experiment, [experiment], now) for now in (1.0, 11.0))
     moved = (before != after) & ~((a >= 0.1) & (a < 0.3))
     return [
         {"part": "balance", "users": _USERS, "p": float(balance)},

@@ -75,16 +75,16 @@ def serving(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers:
 
 def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
     def median(part: str, column: str, **where: Any) -> float:
-        found = [r[column] for r in rows if r["part"] == part and all(r.get(k) == v for k, v in where.items())]
-        return float(np.median(found))
+        values = [r[column] for r in rows if r["part"] == part and all(r.get(k) == v for k, v in where.items())]
+        return float(np.median(values))
 
-    def over_floor(place: str, rows: int) -> tuple[float, float]:
-        floor = median(f"floor: {place}", "p50_ms", rows=rows)
-        return median(f"reads: {place}", "p50_ms", rows=rows) / floor, 4.0
+    def over_floor(reader: str, rows: int) -> tuple[float, float]:
+        floor = median(f"floor: {reader}", "p50_ms", rows=rows)
+        return median(f"reads: {reader}", "p50_ms", rows=rows) / floor, 4.0
 
-    def ranked(place: str) -> float:
-        floor = median("floor: rank", "p50_ms") + median(f"rank: {place}", "request_ms")
-        return median(f"rank: {place}", "p50_ms") / floor
+    def ranked(reader: str) -> float:
+        floor = median("floor: rank", "p50_ms") + median(f"rank: {reader}", "request_ms")
+        return median(f"rank: {reader}", "p50_ms") / floor
 
     bootstrap = median("bootstrap", "seconds") / median("bootstrap", "floor_seconds")
     beside_feast = []
@@ -105,8 +105,8 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def _reads(store: RedisStore, address: str, seed: int) -> list[dict[str, Any]]:
-    found = _read(store, address, seed, _WIDE, mirrored=False)
-    return found + _read(store, address, seed, _NARROW, mirrored=True)
+    wide = _read(store, address, seed, _WIDE, mirrored=False)
+    return wide + _read(store, address, seed, _NARROW, mirrored=True)
 
 
 def _read(
@@ -117,16 +117,16 @@ def _read(
     row = {"seed": seed, "rows": asked, "dim": dim, "of": size}
     with _table(store, size, dim, "float32", rng) as bundle:
         timed = _timed(lambda: store.read_rows(bundle, rng.integers(0, size, asked)))
-        found = [{"part": "reads: Redis"} | row | timed]
+        results = [{"part": "reads: Redis"} | row | timed]
         if mirrored:
             mirror, copied = Mirror(store, bundle), rng.normal(size=(size, dim)).astype(np.float32)
             timed = _timed(lambda: mirror.read_rows(rng.integers(0, size, asked)))
-            found.append({"part": "reads: mirror"} | row | timed)
+            results.append({"part": "reads: mirror"} | row | timed)
             timed = _timed(lambda: copied[rng.integers(0, size, asked)])
-            found.append({"part": "floor: mirror"} | row | timed)
+            results.append({"part": "floor: mirror"} | row | timed)
     with plain_values(address, rows=size, size_bytes=4 * dim) as plain:
         timed = _timed(lambda: plain.read(rng.integers(0, size, asked)))
-    return [*found, {"part": "floor: Redis"} | row | timed]
+    return [*results, {"part": "floor: Redis"} | row | timed]
 
 
 def _in_process(store: RedisStore, bundle: Bundle, seed: int) -> dict[str, Any]:
@@ -157,15 +157,15 @@ def _bootstrap(store: RedisStore, address: str, seed: int) -> dict[str, Any]:
 
 def _storage(store: RedisStore, bundle: Bundle, frame: Path) -> list[dict[str, Any]]:
     auc = storage_cost(bundle, read_frame(frame))
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for storage in STORAGES:
         with _table(store, *_NARROW[:2], storage, np.random.default_rng(0)) as name:
             size = store.bytes_per_row(name)
         row: dict[str, Any] = {"part": "storage", "storage": storage, "bytes_per_row": size, "dim": 16}
         if storage in auc:
             row |= {"auc": auc[storage], "auc_cost": auc["float32"] - auc[storage]}
-        found.append(row)
-    return found
+        results.append(row)
+    return results
 
 
 @contextlib.contextmanager
@@ -205,8 +205,8 @@ def _timed(call: Callable[[], object]) -> dict[str, float]:
 
 
 def _feast(settings: Settings, out: Path, python: Path) -> dict[str, Any]:
-    place = out / "feast-repo"
-    place.mkdir(parents=True, exist_ok=True)
-    command = [str(python), str(PEER_FOLDER / "feast_read.py"), str(place), settings.redis]
+    repository = out / "feast-repo"
+    repository.mkdir(parents=True, exist_ok=True)
+    command = [str(python), str(PEER_FOLDER / "feast_read.py"), str(repository), settings.redis]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {"rows": _WIDE[2], "dim": _WIDE[1], "of": _WIDE[0], **json.loads(done.stdout.splitlines()[-1])}

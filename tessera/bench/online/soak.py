@@ -58,13 +58,13 @@ def soak(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds: 
                         {"second": time.monotonic() - began, "memory_mb": _memory_mb(process.pid), "lag": end - at}
                     )
         store.drop(bundle.id)
-    found = msgspec.json.decode((out / "soak.json").read_bytes(), type=dict[str, object])
+    document = msgspec.json.decode((out / "soak.json").read_bytes(), type=dict[str, object])
     settled = [row for row in rows if row["second"] >= min(_SETTLED_S, seconds / 2)]
     first, last = settled[0]["memory_mb"], max(row["memory_mb"] for row in settled)
     claims = [
         at_most("memory, growth after it settled", last / first - 1, 0.05),
         at_most("lag at the end, events", float(rows[-1]["lag"]), RATE),
-        at_most("outages", float(str(found["outages"])), 0),
+        at_most("outages", float(str(document["outages"])), 0),
     ]
     return BenchResult("soak", dataset.name, 1, rows, claims)
 

@@ -79,8 +79,8 @@ def stream(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers: 
 
 def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
     def median(part: str, column: str, **where: Any) -> float:
-        found = [r[column] for r in rows if r["part"] == part and all(r.get(k) == v for k, v in where.items())]
-        return float(np.median(found))
+        values = [r[column] for r in rows if r["part"] == part and all(r.get(k) == v for k, v in where.items())]
+        return float(np.median(values))
 
     of_gradient = median("loop", "events_per_s", batch=256) / median("loop", "gradient_events_per_s", batch=256)
     pages = median("pages", "rows_per_s") / median("pages", "floor_rows_per_s")
@@ -125,24 +125,24 @@ def _loop(data: LiveData, batch: int, seed: int) -> dict[str, Any]:
     step = _Recorded(data.bundle, Topics(), lateness_s=NEVER_LATE_S)
     now = time.time_ns() // 1_000_000
     count = len(data.messages)
-    made = [Message("events", 0, n, None, data.messages[n % count], now) for n in range(_WARM + _LOOP_EVENTS)]
+    sent = [Message("events", 0, n, None, data.messages[n % count], now) for n in range(_WARM + _LOOP_EVENTS)]
     for start in range(0, _WARM, batch):
-        step.apply(made[start : start + batch])
+        step.apply(sent[start : start + batch])
     step.batches.clear()
     packed = 0
     began = time.perf_counter()
-    for start in range(_WARM, len(made), batch):
-        packed += sum(len(delta.encode(change)) for change in step.apply(made[start : start + batch]).deltas)
+    for start in range(_WARM, len(sent), batch):
+        packed += sum(len(delta.encode(change)) for change in step.apply(sent[start : start + batch]).deltas)
     seconds = time.perf_counter() - began
     schema = data.bundle.schema
     return {
         "part": "loop",
         "seed": seed,
         "batch": batch,
-        "events_per_s": (len(made) - _WARM) / seconds,
-        "gradient_events_per_s": (len(made) - _WARM) / step.gradient_s(),
+        "events_per_s": (len(sent) - _WARM) / seconds,
+        "gradient_events_per_s": (len(sent) - _WARM) / step.gradient_s(),
         "lookups": len(schema.keys),
-        "delta_bytes_per_event": packed / (len(made) - _WARM),
+        "delta_bytes_per_event": packed / (len(sent) - _WARM),
     }
 
 
@@ -238,19 +238,19 @@ def _race(settings: Settings) -> dict[str, Any]:
             context.Process(target=race_writer, args=(which, settings.redis, bundle, barrier, stale))
             for which in (0, 1)
         ]
-        for one in both:
-            one.start()
-        for one in both:
-            one.join()
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
         store.drop(bundle)
-    if any(one.exitcode for one in both):
+    if any(process.exitcode for process in both):
         raise RuntimeError("a writer of the race ended in an error; see above")
     return {"part": "race: tessera", "stale": stale.value, "of": _RACE_KEYS * _RACE_ROUNDS}
 
 
 def _feast_race(settings: Settings, out: Path, python: Path) -> dict[str, Any]:
-    place = out / "feast-repo"
-    place.mkdir(parents=True, exist_ok=True)
-    command = [str(python), str(PEER_FOLDER / "feast_race.py"), str(place), settings.redis]
+    repository = out / "feast-repo"
+    repository.mkdir(parents=True, exist_ok=True)
+    command = [str(python), str(PEER_FOLDER / "feast_race.py"), str(repository), settings.redis]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {"part": "race: Feast", **json.loads(done.stdout.splitlines()[-1])}

@@ -58,15 +58,15 @@ def swaps(dataset: Dataset, out: Path, *, seeds: int, console: Console, seconds:
         for seed in (0, 1)
     ]
     rows = measured_rows()
-    place = (out / "server").absolute()
-    shutil.rmtree(place, ignore_errors=True)
-    with contextlib.closing(_Redis(place / "redis")) as redis:
-        settings = Settings(home=place / "home", redis=redis.address)
+    folder = (out / "server").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.closing(_Redis(folder / "redis")) as redis:
+        settings = Settings(home=folder / "home", redis=redis.address)
         registry = settings.open_registry()
         releases = [registry.publish(bundle, params={}, metrics={}) for bundle in bundles]
         environment = {"TESSERA_HOME": str(settings.home), "TESSERA_REDIS": redis.address, "TESSERA_KAFKA": ""}
         options = ("--mirror", "--quiet", "--follow-s", "1")
-        with server(environment | {"MLFLOW_TRACKING_URI": ""}, *options, log=place / "serve.log") as port:
+        with server(environment | {"MLFLOW_TRACKING_URI": ""}, *options, log=folder / "serve.log") as port:
             connect = partial(_connect, port, bundles[0])
             seen = _Seen()
             with console.status("peak"):
@@ -188,7 +188,7 @@ def _compared(seen: _Seen, bundles: list[Bundle]) -> int:
         right = dict(
             services[answer["bundle"]].rank(asked["user"], asked["candidates"], len(asked["candidates"])).items
         )
-        wrong += any(abs(right[one["item"]] - one["score"]) > 1e-5 for one in answer["items"])
+        wrong += any(abs(right[ranked["item"]] - ranked["score"]) > 1e-5 for ranked in answer["items"])
     return wrong
 
 
@@ -198,6 +198,6 @@ def _offline(bundle: Bundle) -> Iterator[RankService]:
     yield RankService(bundle, store)
 
 
-def _bundle(found: Bundle | None) -> Bundle:
-    assert found is not None
-    return found
+def _bundle(bundle: Bundle | None) -> Bundle:
+    assert bundle is not None
+    return bundle

@@ -87,10 +87,10 @@ class Arrays:
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """Returns one array a feature, as peers take them: `C0`, … int64 and `I0`, … float32."""
-        found: dict[str, NDArray[np.generic]] = {
+        named: dict[str, NDArray[np.generic]] = {
             f"C{number}": column.astype(np.int64) for number, column in enumerate(self.values.T)
         }
-        return found | {f"I{number}": np.ascontiguousarray(column) for number, column in enumerate(self.numeric.T)}
+        return named | {f"I{number}": np.ascontiguousarray(column) for number, column in enumerate(self.numeric.T)}
 
 
 def label_encoded(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays, list[int]]:
@@ -104,8 +104,8 @@ def label_encoded(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays, list[int
     def encode(part: Arrays) -> Arrays:
         columns = []
         for values, column in zip(known, part.values.T, strict=True):
-            place = np.minimum(np.searchsorted(values, column), len(values) - 1)
-            columns.append(np.where(values[place] == column, place + 1, 0))
+            index = np.minimum(np.searchsorted(values, column), len(values) - 1)
+            columns.append(np.where(values[index] == column, index + 1, 0))
         return Arrays(np.stack(columns, axis=1).astype(np.int32), part.numeric, part.labels)
 
     return encode(train), encode(test), [len(values) + 1 for values in known]

@@ -71,8 +71,8 @@ def write(which: int, directory: str, barrier: Any, stale: Any) -> None:
         barrier.wait()
         if which == 1:
             entities = [{"item_id": key} for key in range(KEYS)]
-            found = store.get_online_features(features=["values:value"], entity_rows=entities).to_dict()["value"]
-            stale.value += sum(value != float(at) for value in found)
+            stored = store.get_online_features(features=["values:value"], entity_rows=entities).to_dict()["value"]
+            stale.value += sum(value != float(at) for value in stored)
         barrier.wait()
 
 
@@ -81,10 +81,10 @@ def main() -> None:
     apply(directory, address)
     barrier, stale = multiprocessing.Barrier(2), multiprocessing.Value("l", 0)
     both = [multiprocessing.Process(target=write, args=(n, str(directory), barrier, stale)) for n in (0, 1)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
     sys.stdout.write(json.dumps({"stale": stale.value, "of": KEYS * ROUNDS}) + "\n")
 
 

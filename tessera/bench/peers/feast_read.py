@@ -60,10 +60,10 @@ entity_key_serialization_version: 3
     store.write_to_online_store("embeddings", frame)
     times = []
     for number in range(WARM + ROUNDS):
-        asked = [{"item_id": int(one)} for one in rng.integers(0, ENTITIES, ASKED)]
+        asked = [{"item_id": int(key)} for key in rng.integers(0, ENTITIES, ASKED)]
         began = time.perf_counter()
-        found = store.get_online_features(features=["embeddings:embedding"], entity_rows=asked).to_dict()
-        array = np.asarray(found["embedding"], dtype="float32")
+        answer = store.get_online_features(features=["embeddings:embedding"], entity_rows=asked).to_dict()
+        array = np.asarray(answer["embedding"], dtype="float32")
         if number >= WARM:
             times.append(1_000 * (time.perf_counter() - began))
         assert array.shape == (ASKED, DIM)

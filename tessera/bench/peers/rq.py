@@ -22,23 +22,23 @@ def main() -> None:
         parser.add_argument(name)
     for name in ("levels", "codes", "steps", "seed"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(_THREADS)
-    torch.manual_seed(given.seed)
-    tensors = load_file(given.vectors)
+    torch.manual_seed(arguments.seed)
+    tensors = load_file(arguments.vectors)
     fitted, vectors = tensors["fitted"], tensors["all"]
     start = time.perf_counter()
     model = ResidualVQ(
         dim=fitted.shape[1],
-        num_quantizers=given.levels,
-        codebook_size=given.codes,
+        num_quantizers=arguments.levels,
+        codebook_size=arguments.codes,
         decay=0.8,
         commitment_weight=0.25,
         kmeans_init=True,
         kmeans_iters=10,
         threshold_ema_dead_code=2,
     ).train()
-    for _ in range(given.steps):
+    for _ in range(arguments.steps):
         model(fitted[torch.randint(0, len(fitted), (_BATCH,))][None])
     seconds = time.perf_counter() - start
     model.eval()
@@ -50,13 +50,13 @@ def main() -> None:
             codes.append(index[0])
             decoded.append(quantized[0])
         rate = len(vectors) / (time.perf_counter() - start)
-    found = {
+    results = {
         "codes": torch.cat(codes).to(torch.int32),
         "decoded": torch.cat(decoded),
         "seconds": torch.tensor([seconds], dtype=torch.float64),
         "rate": torch.tensor([rate], dtype=torch.float64),
     }
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, given.result)
+    save_file({name: tensor.contiguous() for name, tensor in results.items()}, arguments.result)
 
 
 if __name__ == "__main__":
