@@ -35,9 +35,9 @@ def tell(error: BaseException, *, verbose: bool) -> int:
     fault = explain(error)
     if fault is not None:
         return _say(fault, _USER)
-    said = " ".join(str(error).split())[:500]
+    message = " ".join(str(error).split())[:500]
     hint = "" if verbose else "; run again as `tessera --verbose …` for the traceback, and report it"
-    return _say(f"unexpected {type(error).__name__}: {said}{hint}", _DEFECT)
+    return _say(f"unexpected {type(error).__name__}: {message}{hint}", _DEFECT)
 
 
 def print_anything() -> None:

@@ -60,9 +60,9 @@ def show(
             }
         )
         parent = node
-    found = {"item": item, "text": coded.title(row), "semantic_id": coded.codes[row].tolist(), "path": steps}
+    document = {"item": item, "text": coded.title(row), "semantic_id": coded.codes[row].tolist(), "path": steps}
     if json:
-        print_json(found)
+        print_json(document)
         return
     from rich.tree import Tree as RichTree
 
@@ -72,8 +72,10 @@ def show(
         words = ", ".join(step["words"]) or "no word distinguishes it"
         prefix = (".".join(map(str, step["prefix"])), "bold")
         branch = branch.add(Text.assemble(prefix, f"  {counted(step['items'])}: {words}"))
-        for one in step["neighbours"]:
-            branch.add(Text.assemble((f"{one['distance']:.3f}", "dim"), f"  {one['item']}  {one['text']}"))
+        for neighbour in step["neighbours"]:
+            branch.add(
+                Text.assemble((f"{neighbour['distance']:.3f}", "dim"), f"  {neighbour['item']}  {neighbour['text']}")
+            )
     out_console.print(drawn, highlight=False)
 
 
@@ -92,26 +94,28 @@ def compare(
     from tessera.pipeline.coded_items import load_coded
 
     old, new = load_coded(before), load_coded(after)
-    place = {name: row for row, name in enumerate(new.ids)}
-    rows = [(row, place[name]) for row, name in enumerate(old.ids) if name in place]
+    row_of = {name: row for row, name in enumerate(new.ids)}
+    rows = [(row, row_of[name]) for row, name in enumerate(old.ids) if name in row_of]
     if not rows:
         raise TesseraError(f"{before} and {after} have no item in common; compare runs on one catalogue")
     first, second = np.array(rows).T
     mine, theirs = old.codes[first], new.codes[second]
-    found = {"as they are": compared(mine, theirs)}
+    comparisons = {"as they are": compared(mine, theirs)}
     matched = match(load(after / "assign" / "codebook"), theirs, mine)
-    found["matched"] = compared(mine, matched.rename(theirs))
+    comparisons["matched"] = compared(mine, matched.rename(theirs))
     if json:
-        print_json({name: asdict(one) for name, one in found.items()})
+        print_json({name: asdict(comparison) for name, comparison in comparisons.items()})
         return
     table = Table(
         "", "codes", "unchanged", "adj. Rand", "NMI", title=f"{len(rows):,} items in both", title_justify="left"
     )
-    for name, one in found.items():
-        for depth, measured in enumerate(zip(one.unchanged, one.rand, one.mutual_information, strict=True), 1):
+    for name, comparison in comparisons.items():
+        for depth, measured in enumerate(
+            zip(comparison.unchanged, comparison.rand, comparison.mutual_information, strict=True), 1
+        ):
             table.add_row(name if depth == 1 else "", f"1–{depth}", *(f"{value:.3f}" for value in measured))
     out_console.print(table)
-    out_console.print(f"pairs of one first code that still share one: {found['matched'].pairs_kept:.3f}")
+    out_console.print(f"pairs of one first code that still share one: {comparisons['matched'].pairs_kept:.3f}")
 
 
 @ids.command()
@@ -138,18 +142,18 @@ def report(
 
     coded = load_coded(run)
     health = msgspec.json.decode((run / "assign" / "report.json").read_bytes())
-    found = {"ours": asdict(id_quality(coded.codes, coded.vectors))}
+    qualities = {"ours": asdict(id_quality(coded.codes, coded.vectors))}
     if against is not None:
-        found[against.stem] = asdict(id_quality(*published(against, coded)))
+        qualities[against.stem] = asdict(id_quality(*published(against, coded)))
     if new is not None:
         health["drift"] = new_items_drift(run, new, coded, health.get("seed", 0))
     shape = recommended_shape(len(coded.ids))
-    advice = advise(health, found["ours"], shape)
-    hits = [asdict(one) for one in hits_of(run)]
+    advice = advise(health, qualities["ours"], shape)
+    hits = [asdict(group) for group in hits_of(run)]
     document = {
         "codebook": health,
         "recommended": {"levels": shape[0], "codes": shape[1]},
-        "quality": found,
+        "quality": qualities,
         "hits": hits,
         "advice": advice,
     }
@@ -159,8 +163,8 @@ def report(
     if json:
         print_json(document)
         return
-    for name, one in found.items():
-        out_console.print(depth_table(name, one))
+    for name, group in qualities.items():
+        out_console.print(depth_table(name, group))
     if hits:
         out_console.print(hits_table(hits))
     for line in advice:

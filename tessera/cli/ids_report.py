@@ -56,10 +56,10 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     path = ContentPath(load_encoder(run / "encode" / "encoder"), book)
     vectors = path.encode(texts).vectors if texts else coded.vectors[:0]
     unseen = coded.vectors[held_out_items(len(coded.ids), seed)]
-    found = drift(book, unseen, vectors) or drift(book, coded.vectors, vectors)
-    if found is None:
+    difference = drift(book, unseen, vectors) or drift(book, coded.vectors, vectors)
+    if difference is None:
         raise TesseraError(f"{descriptor}: {counted(len(texts))} are new to {run}; drift shows in 20 and more")
-    return asdict(found)
+    return asdict(difference)
 
 
 def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, int]) -> list[str]:
@@ -69,33 +69,33 @@ def advise(health: dict[str, Any], quality: dict[str, Any], shape: tuple[int, in
         shape: Levels and codes recommended for the catalogue's size.
     """
     levels, codes = shape
-    found = []
+    advice = []
     if health["codes"] > 2 * codes:
-        found.append(
+        advice.append(
             f"{health['codes']:,} codes a level are many for {quality['items']:,} items: {levels} x {codes} "
             f"(levels = {levels}, codes = {codes} in [run]) fill their codes more evenly"
         )
     for level, share in enumerate(health["perplexity"], 1):
         if share < 0.5:
-            found.append(
+            advice.append(
                 f"level {level} spreads as if over {share:.0%} of its {health['codes']:,} codes: choose fewer codes "
                 f"(codes = {codes} in [run]), or balanced-kmeans"
             )
-    found += [
+    advice += [
         f"level {level} collapsed: it uses under half of the codes it could; refit with fewer codes"
         for level in health.get("collapsed") or ()
     ]
     if quality["sharing"] > 0.2 * quality["items"]:
         share = quality["sharing"] / quality["items"]
-        found.append(f"{share:.0%} of the items share their Semantic ID: more levels or codes would tell them apart")
-    found += (health.get("drift") or {}).get("flags", ())
+        advice.append(f"{share:.0%} of the items share their Semantic ID: more levels or codes would tell them apart")
+    advice += (health.get("drift") or {}).get("flags", ())
     errors = health["error"]
     if not health.get("drift") and errors.get("held_out", 0) > 1.15 * errors.get("fitted", 1):
-        found.append(
+        advice.append(
             f"items that were held out are coded worse ({errors['held_out']:.3f} of their spread is lost, "
             f"{errors['fitted']:.3f} of the others'): new items fit the codebook less well, refit when many came"
         )
-    return found or ["no advice"]
+    return advice or ["no advice"]
 
 
 def hits_table(hits: list[dict[str, Any]]) -> Table:
@@ -105,9 +105,9 @@ def hits_table(hits: list[dict[str, Any]]) -> Table:
     table.add_column("events", justify="right")
     for depth in range(1, len(hits[0]["rate"]) + 1):
         table.add_column(f"1–{depth} (by chance)", justify="right")
-    for one in hits:
-        cells = [f"{own:.1%} ({chance:.1%})" for own, chance in zip(one["rate"], one["by_chance"], strict=True)]
-        table.add_row(one["group"], f"{one['events']:,}", *cells)
+    for group in hits:
+        cells = [f"{own:.1%} ({chance:.1%})" for own, chance in zip(group["rate"], group["by_chance"], strict=True)]
+        table.add_row(group["group"], f"{group['events']:,}", *cells)
     table.caption = "frequent: the fifth of the items with most training events; chance: other users' histories"
     return table
 
@@ -119,17 +119,17 @@ def depth_table(name: str, quality: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("depth", "used", "perplexity", "branching", "nodes", "node size", "shared", "purity"):
         table.add_column(column, justify="right")
-    for one in quality["depths"]:
-        low, middle, high = one["sizes"]
-        purity = "–" if one["purity"] is None else f"{one['purity']:.3f}"
+    for depth in quality["depths"]:
+        low, middle, high = depth["sizes"]
+        purity = "–" if depth["purity"] is None else f"{depth['purity']:.3f}"
         table.add_row(
-            f"1–{one['depth']}",
-            f"{one['used']:,}",
-            f"{one['perplexity']:.1f}",
-            f"{one['branching']:.1f}",
-            f"{one['nodes']:,}",
+            f"1–{depth['depth']}",
+            f"{depth['used']:,}",
+            f"{depth['perplexity']:.1f}",
+            f"{depth['branching']:.1f}",
+            f"{depth['nodes']:,}",
             f"{low:.0f}·{middle:.0f}·{high:.0f}",
-            f"{one['shared']:.1%}",
+            f"{depth['shared']:.1%}",
             purity,
         )
     table.caption = f"purity: mean cosine of items that share the codes; of all pairs {quality['cosine']:.3f}"

@@ -70,11 +70,11 @@ def check(dataset: DatasetArgument, json: JsonOption = False) -> None:
     from features.dataset.descriptor import load_dataset
     from features.dataset.profile import profile, render
 
-    found = profile(load_dataset(dataset))
+    counts = profile(load_dataset(dataset))
     if json:
-        print_json(found.to_json())
+        print_json(counts.to_json())
     else:
-        render(found, out_console)
+        render(counts, out_console)
 
 
 app.command(cls=RunCommand)(run)
@@ -104,13 +104,13 @@ def table_report(
     from models.bundle.bundle import load_bundle
     from models.insight.table_report import insight
 
-    found = insight(load_bundle(bundle))
+    report = insight(load_bundle(bundle))
     if json:
-        print_json(asdict(found))
+        print_json(asdict(report))
     else:
-        pages.render(found, out_console)
+        pages.render(report, out_console)
     if plot is not None:
-        pages.plot(found, plot)
+        pages.plot(report, plot)
         err_console.print(f"plot     {plot.absolute()}")
 
 

@@ -33,8 +33,10 @@ class Finding:
     """Result of one check.
 
     Attributes:
+        what: Part that was checked.
         level: ok, warning or fault.
-        remedy: Remedy; empty if there is no fault.
+        found: State of the part.
+        remedy: Action of the user; empty if there is no fault.
     """
 
     what: str
@@ -47,13 +49,13 @@ def doctor(json: JsonOption = False) -> None:
     """Check every dependency and setting, and say what to fix; exit 1 if there is a fault."""
     findings = diagnose(Settings.from_environment())
     if json:
-        print_json([asdict(one) for one in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         table = Table("", "what", "found", "what to do")
-        for one in findings:
-            table.add_row(Text(one.level, _COLOURS[one.level]), one.what, one.found, one.remedy)
+        for finding in findings:
+            table.add_row(Text(finding.level, _COLOURS[finding.level]), finding.what, finding.found, finding.remedy)
         out_console.print(table)
-    if any(one.level == _FAIL for one in findings):
+    if any(finding.level == _FAIL for finding in findings):
         raise typer.Exit(1)
 
 
@@ -67,14 +69,14 @@ def diagnose(settings: Settings) -> list[Finding]:
         "registry": _registry,
         "keys": _keys,
     }
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, check in checks.items():
         try:
-            found += check(settings)
+            findings += check(settings)
         except Exception as error:
             # The doctor reports any error that a dependency raises.
-            found.append(Finding(name, _FAIL, f"{type(error).__name__}: {error}", _REMEDIES[name]))
-    return found
+            findings.append(Finding(name, _FAIL, f"{type(error).__name__}: {error}", _REMEDIES[name]))
+    return findings
 
 
 _REMEDIES = {
@@ -93,23 +95,23 @@ def _packages(settings: Settings) -> list[Finding]:
     from models.table.engine import engine
 
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found = [Finding("Python", _OK if python == "3.11" else _WARN, python, "" if python == "3.11" else "use 3.11")]
+    findings = [Finding("Python", _OK if python == "3.11" else _WARN, python, "" if python == "3.11" else "use 3.11")]
     remedy = "fbgemm-gpu-cpu 1.8.0 goes with torch 2.13.0; without it the plain table is used, slower"
     try:
         plain = engine() == "plain"
     except TesseraError as error:
-        found.append(Finding("torchrec, fbgemm", _FAIL, str(error), remedy))
+        findings.append(Finding("torchrec, fbgemm", _FAIL, str(error), remedy))
     else:
-        said = f"load with torch {torch.__version__.partition('+')[0]}"
+        versions = f"load with torch {torch.__version__.partition('+')[0]}"
         missing = Finding("torchrec, fbgemm", _WARN, "not installed", remedy)
-        found.append(missing if plain else Finding("torchrec, fbgemm", _OK, said))
-    return found
+        findings.append(missing if plain else Finding("torchrec, fbgemm", _OK, versions))
+    return findings
 
 
 def _home(settings: Settings) -> list[Finding]:
     settings.home.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(settings.home).free
-    found = f"{settings.home}, {free / 1e9:.1f} GB free"
+    state = f"{settings.home}, {free / 1e9:.1f} GB free"
     remedy = "make room: bundles, snapshots and the embedded log and store are there"
     probe = settings.home / ".doctor"
     try:
@@ -117,11 +119,11 @@ def _home(settings: Settings) -> list[Finding]:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        return [Finding("home", _FAIL, f"{found}: {error.strerror}", remedy)]
+        return [Finding("home", _FAIL, f"{state}: {error.strerror}", remedy)]
     finally:
         probe.unlink(missing_ok=True)
     few = free < _LEAST_FREE
-    return [Finding("home", _WARN if few else _OK, found, remedy if few else "")]
+    return [Finding("home", _WARN if few else _OK, state, remedy if few else "")]
 
 
 def _log(settings: Settings) -> list[Finding]:
@@ -143,26 +145,26 @@ def _store(settings: Settings) -> list[Finding]:
     from serving.store.protocol import STORAGES
     from serving.store.redis.store import RedisStore
 
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if settings.storage not in STORAGES:
         remedy = f"set TESSERA_STORAGE to one of {', '.join(STORAGES)}"
-        found.append(Finding("storage", _FAIL, settings.storage, remedy))
+        findings.append(Finding("storage", _FAIL, settings.storage, remedy))
     with contextlib.closing(settings.open_store()) as store:
         store.ping()
         assert isinstance(store, RedisStore)
         for facts in store.facts():
             policy, saved = facts["maxmemory_policy"], facts["last_save"]
-            said = f"Redis {facts['version']}, {facts['used_memory_human']}, {policy}, {facts['persistence']}"
+            state = f"Redis {facts['version']}, {facts['used_memory_human']}, {policy}, {facts['persistence']}"
             if tuple(map(int, facts["version"].split(".")[:2])) < (6, 2):
-                found.append(Finding("store", _FAIL, said, "use Redis 6.2 or later"))
+                findings.append(Finding("store", _FAIL, state, "use Redis 6.2 or later"))
             elif policy not in ("noeviction", ""):
-                remedy = "set maxmemory-policy noeviction: a page that is thrown away reads as zeros"
-                found.append(Finding("store", _FAIL, said, remedy))
+                remedy = "set maxmemory-policy noeviction: a page that Redis evicts reads as zeros"
+                findings.append(Finding("store", _FAIL, state, remedy))
             elif saved == "err":
-                found.append(Finding("store", _WARN, said + ", last save failed", "see its log and its disk"))
+                findings.append(Finding("store", _WARN, state + ", last save failed", "see its log and its disk"))
             else:
-                found.append(Finding("store", _OK, said))
-    return found
+                findings.append(Finding("store", _OK, state))
+    return findings
 
 
 def _registry(settings: Settings) -> list[Finding]:
@@ -171,22 +173,24 @@ def _registry(settings: Settings) -> list[Finding]:
     if registry is None or not models:
         where = settings.mlflow or f"TESSERA_HOME {settings.home}"
         return [Finding("registry", _WARN, f"no model yet in {where}", "`tessera run DATASET.toml` makes one")]
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for model in models:
         release = registry.resolve(model)
         try:
             bundle = registry.open(release, settings.bundles)
         except TesseraError as error:
-            found.append(
+            findings.append(
                 Finding(f"champion of {model}", _FAIL, str(error), "`tessera rollout rollback`, or publish it again")
             )
             continue
-        found.append(Finding(f"champion of {model}", _OK, f"version {release.version}, {bundle.id}, every file sound"))
-        found.append(_loaded(settings, bundle))
+        findings.append(
+            Finding(f"champion of {model}", _OK, f"version {release.version}, {bundle.id}, every file sound")
+        )
+        findings.append(_loaded(settings, bundle))
     if len(models) > 1 and not settings.topics.prefix:
         remedy = "set TESSERA_TOPIC_PREFIX for each model, or give each a TESSERA_HOME"
-        found.append(Finding("topics", _WARN, f"{len(models)} models share them", remedy))
-    return found
+        findings.append(Finding("topics", _WARN, f"{len(models)} models share them", remedy))
+    return findings
 
 
 def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
@@ -212,7 +216,7 @@ def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
 
 
 def _has_deltas(settings: Settings) -> bool:
-    """Returns whether the stream has changed a table; no if the log does not answer, which is a finding of its own."""
+    """Returns True if the stream has changed a table; False if the log does not answer, which is another finding."""
     with contextlib.suppress(TesseraError), contextlib.closing(settings.open_log()) as log:
         return log.end_offsets(settings.topics.deltas)[0] > 0
     return False
@@ -239,24 +243,24 @@ def status(
     """Show versions, lag and freshness of the stream, and the state of experiments."""
     from serving.rollout.judge import interval_text
 
-    found = standing(Settings.from_environment(), model, experiments=experiments)
+    state = standing(Settings.from_environment(), model, experiments=experiments)
     if json:
-        print_json(found)
+        print_json(state)
         return
-    table = Table(show_header=False, title=found["model"], title_justify="left")
-    for release in found["releases"]:
+    table = Table(show_header=False, title=state["model"], title_justify="left")
+    for release in state["releases"]:
         if release["aliases"]:
             table.add_row(", ".join(release["aliases"]), f"version {release['version']}, {release['bundle']}")
-    for topic, lag in found["lag"].items():
+    for topic, lag in state["lag"].items():
         table.add_row(f"lag of {topic}", "–" if lag is None else f"{lag:,} messages")
-    age = found["newest_delta_s"]
+    age = state["newest_delta_s"]
     table.add_row("newest change of the table", "none yet" if age is None else f"{age:,.0f} s ago")
-    for one in found["experiments"]:
-        arms = "; ".join(f"{name} {arm['rate']:.4f} of {arm['requests']:,}" for name, arm in one["arms"].items())
-        said = (
-            f"{one['share']:.1%} of the users; {arms}; {one['estimate']:+.4f}, {interval_text(one['low'], one['high'])}"
-        )
-        table.add_row(f"experiment {one['experiment']}", said + "".join(f"; {breach}" for breach in one["breaches"]))
+    for experiment in state["experiments"]:
+        arms = "; ".join(f"{name} {arm['rate']:.4f} of {arm['requests']:,}" for name, arm in experiment["arms"].items())
+        interval = interval_text(experiment["low"], experiment["high"])
+        line = f"{experiment['share']:.1%} of the users; {arms}; {experiment['estimate']:+.4f}, {interval}"
+        breaches = "".join(f"; {breach}" for breach in experiment["breaches"])
+        table.add_row(f"experiment {experiment['experiment']}", line + breaches)
     out_console.print(table)
 
 
@@ -281,18 +285,18 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
         for back in (_MARKS, 8, 2):
             # If this many messages are no longer kept, fewer may be.
             with contextlib.suppress(TesseraError):
-                for one in log.read(topics.deltas, 0, end - back, end):
-                    newest = time.time() - one.timestamp_ms / 1_000
+                for message in log.read(topics.deltas, 0, end - back, end):
+                    newest = time.time() - message.timestamp_ms / 1_000
                 break
         if experiments:
             path = ledger_path(settings.home, settings.kafka, topics, champion.model, Guardrails())
             with judging(
                 registry, log, topics, model=champion.model, rule=Guardrails(), ledger=path, copy=True
             ) as judge:
-                judged = [asdict(one) for one in judge.look()]
+                judged = [asdict(state) for state in judge.look()]
     return {
         "model": champion.model,
-        "releases": [asdict(one) for one in registry.releases(champion.model)],
+        "releases": [asdict(release) for release in registry.releases(champion.model)],
         "lag": lag,
         "newest_delta_s": newest,
         "experiments": judged,

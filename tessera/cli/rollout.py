@@ -43,18 +43,19 @@ HarmOption = Annotated[
 def list_releases(model: ModelNameOption = None, json: JsonOption = False) -> None:
     """Show a model's versions, their bundles, aliases, and the reason for each ended challenge."""
     registry = Settings.from_environment().open_registry(create=False)
-    found = registry.releases(registry.resolve(model).model)
+    releases = registry.releases(registry.resolve(model).model)
+    ended = [registry.ended(release) for release in releases]
     if json:
         print_json(
             [
-                {"version": one.version, "bundle": one.bundle, "aliases": one.aliases, "ended": registry.ended(one)}
-                for one in found
+                {"version": release.version, "bundle": release.bundle, "aliases": release.aliases, "ended": reason}
+                for release, reason in zip(releases, ended, strict=True)
             ]
         )
         return
     table = Table("version", "bundle", "aliases", "ended")
-    for one in found:
-        table.add_row(one.version, one.bundle, ", ".join(one.aliases), registry.ended(one))
+    for release, reason in zip(releases, ended, strict=True):
+        table.add_row(release.version, release.bundle, ", ".join(release.aliases), reason)
     out_console.print(table)
 
 
@@ -72,11 +73,10 @@ def start(
     from serving.rollout.lifecycle import parse_ramp, start
 
     registry = Settings.from_environment().open_registry(create=False)
-    made = start(registry, model, challenger, parse_ramp(ramp, share), name=name, layer=layer, shadow=shadow)
+    experiment = start(registry, model, challenger, parse_ramp(ramp, share), name=name, layer=layer, shadow=shadow)
     how = "in the shadow of" if shadow else "against"
-    out_console.print(
-        f"{made.name}: {made.challenger} {how} {made.control}, {made.reserved:.1%} of layer {made.layer!r}"
-    )
+    share_of_layer = f"{experiment.reserved:.1%} of layer {experiment.layer!r}"
+    out_console.print(f"{experiment.name}: {experiment.challenger} {how} {experiment.control}, {share_of_layer}")
 
 
 @rollout.command()
@@ -116,20 +116,20 @@ def watch(
             with _judge(settings, model, outcome, planned, harm) as judge:
                 while not stopped.is_set():
                     began = time.monotonic()
-                    found = judge.look()
-                    ended = judge.act(found)
-                    for experiment, standing in zip(judge.experiments, found, strict=True):
+                    states = judge.look()
+                    ended = judge.act(states)
+                    for experiment, standing in zip(judge.experiments, states, strict=True):
                         looks.note(experiment, standing, time.time())
-                    _say_look(found, ended, judge.aside, json=json)
+                    _say_look(states, ended, judge.aside, json=json)
                     if once:
                         return
                     stopped.wait(max(0.0, every_s - (time.monotonic() - began)))
         except Exception as error:
-            # Log or registry are unavailable, with any error of theirs: a judge that ended would roll nothing back.
+            # Log or registry are unavailable and raise any error. A judge that ends would roll nothing back.
             if once:
                 raise
-            said = f" {type(error).__name__}: {error}; tried again"
-            err_console.print(Text.assemble(("no look", "yellow"), said), soft_wrap=True)
+            message = f" {type(error).__name__}: {error}; tried again"
+            err_console.print(Text.assemble(("no look", "yellow"), message), soft_wrap=True)
             stopped.wait(every_s)
 
 
@@ -235,36 +235,36 @@ def _judge(
 
 
 def _say_look(
-    found: "Sequence[ExperimentState]", ended: "Sequence[Release]", aside: dict[str, int], *, json: bool
+    states: "Sequence[ExperimentState]", ended: "Sequence[Release]", aside: dict[str, int], *, json: bool
 ) -> None:
     if json:
-        print_json({"experiments": found, "aside": aside, "rolled_back": [one.bundle for one in ended]})
+        print_json({"experiments": states, "aside": aside, "rolled_back": [release.bundle for release in ended]})
         return
-    _show(found, aside)
-    for one in ended:
-        err_console.print(Text.assemble(("rolled back", "red"), f" {one.model} version {one.version}"))
+    _show(states, aside)
+    for release in ended:
+        err_console.print(Text.assemble(("rolled back", "red"), f" {release.model} version {release.version}"))
 
 
-def _show(found: "Sequence[ExperimentState]", aside: dict[str, int]) -> None:
+def _show(states: "Sequence[ExperimentState]", aside: dict[str, int]) -> None:
     from serving.rollout.judge import interval_text
 
-    if not found:
+    if not states:
         out_console.print("no experiment runs")
-    for one in found:
-        title = f"{one.experiment}: {one.challenger} against {one.control}, {one.share:.1%} of the users"
-        out_console.print(title + (", in the shadow" if one.shadow else ""), soft_wrap=True)
-        if not one.shadow:
-            out_console.print(_arms_table(one.arms))
-        if one.shadow:
-            said = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in one.shadowed.items())
-            out_console.print(f"  {said}")
+    for state in states:
+        title = f"{state.experiment}: {state.challenger} against {state.control}, {state.share:.1%} of the users"
+        out_console.print(title + (", in the shadow" if state.shadow else ""), soft_wrap=True)
+        if not state.shadow:
+            out_console.print(_arms_table(state.arms))
+        if state.shadow:
+            rates = ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in state.shadowed.items())
+            out_console.print(f"  {rates}")
         else:
-            since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.since))
+            since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(state.since))
             out_console.print(
-                f"  since {since}: difference {one.estimate:+.4f}, {interval_text(one.low, one.high)}; "
-                f"split p {one.split_p:.2g}"
+                f"  since {since}: difference {state.estimate:+.4f}, {interval_text(state.low, state.high)}; "
+                f"split p {state.split_p:.2g}"
             )
-        for breach in one.breaches:
+        for breach in state.breaches:
             out_console.print(Text.assemble("  ", ("breach", "red"), f" {breach}"))
     if aside:
         out_console.print("quarantined: " + ", ".join(f"{count:,} {why}" for why, count in aside.items()))

@@ -88,8 +88,8 @@ class RunCommand(TyperCommand):
         """
         for name in (word.partition("=")[0] for word in args):
             if name in REPLACED:
-                said = f"{name} is now --set {REPLACED[name]}, or the same in the descriptor's [run] table"
-                raise typer.BadParameter(said, ctx=ctx)
+                message = f"{name} is now --set {REPLACED[name]}, or the same in the descriptor's [run] table"
+                raise typer.BadParameter(message, ctx=ctx)
         return super().parse_args(ctx, args)
 
 
@@ -138,8 +138,8 @@ def run(
         release = msgspec.to_builtins(result.release) if result.release else None
         bundle = result.bundle.id if result.bundle else None
         gates = result.verdict.to_json() if result.verdict else None
-        found = {"bundle": bundle, "release": release, "executed": result.executed, "again": result.again}
-        print_json(found | {"metrics": result.metrics, "gates": gates, "engine": result.engine})
+        document = {"bundle": bundle, "release": release, "executed": result.executed, "again": result.again}
+        print_json(document | {"metrics": result.metrics, "gates": gates, "engine": result.engine})
     else:
         _print_result(result)
     if result.verdict and not result.verdict.passed:
@@ -179,16 +179,16 @@ def _print_result(result: Any) -> None:
     if result.verdict:
         out_console.print(render(result.verdict))
         if result.verdict.answer == "cannot tell":
-            said = (
+            message = (
                 ": too few test rows that neither bundle was trained on to exclude a drop of AUC beyond gates.sure; "
                 "give more rows, widen that gate, or try it with `tessera rollout start --challenger "
                 f"{result.release.version}`"
             )
-            out_console.print(Text.assemble(("cannot tell", "yellow"), said))
+            out_console.print(Text.assemble(("cannot tell", "yellow"), message))
         if result.verdict.answer == "worse":
             worse = ", ".join(check.name for check in result.verdict.checks if not check.passed)
-            said = f" as a challenger: worse beyond the thresholds in {worse}; see [run.gates]"
-            out_console.print(Text.assemble(("refused", "red"), said))
+            message = f" as a challenger: worse beyond the thresholds in {worse}; see [run.gates]"
+            out_console.print(Text.assemble(("refused", "red"), message))
 
 
 def quality_table(metrics: dict[str, Any]) -> Table:

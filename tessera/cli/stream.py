@@ -172,14 +172,14 @@ def backfill(
     from tessera.settings import Settings
 
     settings = Settings.from_environment()
-    found = load_dataset(dataset)
-    clock = found.events.time is not None
+    loaded = load_dataset(dataset)
+    clock = loaded.events.time is not None
     from rich.progress import Progress
 
     with Progress(console=err_console) as bar, contextlib.closing(settings.open_log()) as log:
         encoding, sending = bar.add_task("encode"), bar.add_task("send")
         shards = event_messages(
-            found,
+            loaded,
             settings.home / "backfill",
             start=_moment(since, "--from", clock=clock),
             stop=_moment(until, "--to", clock=clock),
@@ -209,8 +209,8 @@ def _moment(text: str | None, option: str, *, clock: bool) -> int | None:
     try:
         if not clock:
             return int(text)
-        found = datetime.fromisoformat(text)
-        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+        moment = datetime.fromisoformat(text)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000_000)
     except ValueError as error:
         kind = (
             "a time such as 2025-01-31 or 2025-01-31T08:00:00Z" if clock else "a whole number, as in the order column"
@@ -226,11 +226,11 @@ def replay(model: ModelNameOption = None, bundle: BundleOption = None, json: Jso
     from tessera.stream_service import bundle_at
 
     settings = Settings.from_environment()
-    found = bundle_at(settings, model, bundle)
+    loaded = bundle_at(settings, model, bundle)
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        snapshot = Snapshots(settings.snapshots).newest(found)
-        done = rebuild(log, found, store, settings.topics, snapshot, storage=settings.storage)
+        snapshot = Snapshots(settings.snapshots).newest(loaded)
+        done = rebuild(log, loaded, store, settings.topics, snapshot, storage=settings.storage)
     if json:
         print_json(done)
     else:
@@ -253,11 +253,11 @@ def verify(
     from tessera.stream_service import bundle_at
 
     settings = Settings.from_environment()
-    found = bundle_at(settings, model, bundle)
+    loaded = bundle_at(settings, model, bundle)
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        snapshot = Snapshots(settings.snapshots).newest(found) if from_snapshot else None
-        done = compare(log, found, store, settings.topics, snapshot=snapshot, sample=sample)
+        snapshot = Snapshots(settings.snapshots).newest(loaded) if from_snapshot else None
+        done = compare(log, loaded, store, settings.topics, snapshot=snapshot, sample=sample)
     if json:
         print_json(done)
     elif done.difference:
@@ -303,12 +303,12 @@ def topics_positions() -> None:
     settings = Settings.from_environment()
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        found = [
+        positions = [
             LogPosition(topic, log.identity(topic), partition, offset)
             for topic in (settings.topics.items, settings.topics.events)
             for partition, offset in log.end_offsets(topic).items()
         ]
-    print_json(found)
+    print_json(positions)
 
 
 @letters.command("list")
@@ -320,17 +320,17 @@ def letters_list(json: JsonOption = False) -> None:
     settings = Settings.from_environment()
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        found = read_dead_letters(log, settings.topics)
+        dead = read_dead_letters(log, settings.topics)
     if json:
-        print_json(found)
+        print_json(dead)
         return
-    counted = ", ".join(f"{count:,} {cause}" for cause, count in causes(found).items())
-    title = f"{len(found):,} dead letters" + (f", to be put back: {counted}" if counted else "")
+    counted = ", ".join(f"{count:,} {cause}" for cause, count in causes(dead).items())
+    title = f"{len(dead):,} dead letters" + (f", to be put back: {counted}" if counted else "")
     table = Table("number", "topic", "partition", "offset", "cause", "reason", "put back", title=title)
-    for filed in found:
+    for filed in dead:
         letter = filed.letter
-        place = (str(filed.number), letter.topic, str(letter.partition), str(letter.offset))
-        table.add_row(*place, letter.cause, letter.reason, "yes" if filed.put_back else "")
+        position = (str(filed.number), letter.topic, str(letter.partition), str(letter.offset))
+        table.add_row(*position, letter.cause, letter.reason, "yes" if filed.put_back else "")
     out_console.print(table)
 
 
@@ -345,10 +345,10 @@ def letters_show(number: Annotated[int, typer.Argument(help="Number in `list`.")
     settings = Settings.from_environment()
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        found = {filed.number: filed.letter for filed in read_dead_letters(log, settings.topics)}
-    if number not in found:
+        letters_by_number = {filed.number: filed.letter for filed in read_dead_letters(log, settings.topics)}
+    if number not in letters_by_number:
         raise TesseraError(f"letter {number}: no such letter; `tessera deadletters list` shows all")
-    letter = found[number]
+    letter = letters_by_number[number]
     err_console.print(f"{letter.topic} partition {letter.partition} offset {letter.offset}: {letter.reason}")
     sys.stdout.buffer.write(letter.value + b"\n")
 
@@ -373,8 +373,8 @@ def letters_replay(
     if mended is not None:
         try:
             for line in strict_lines(read_plain(mended, f"{mended}:"), f"{mended}:"):
-                found = msgspec.json.decode(line, type=dict[str, Any])
-                replaced[int(found["number"])] = msgspec.json.encode(found["value"])
+                row = msgspec.json.decode(line, type=dict[str, Any])
+                replaced[int(row["number"])] = msgspec.json.encode(row["value"])
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise TesseraError(f'{mended}: expected JSON lines {{"number": 7, "value": {{…}}}} ({error})') from error
     settings = Settings.from_environment()

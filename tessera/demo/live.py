@@ -99,7 +99,7 @@ def go_live(settings: Settings, given: LiveInput, console: Console) -> dict[str,
 
 @dataclass(frozen=True)
 class _Online:
-    """The running parts: stream, its log, and a server with a client of it."""
+    """Running parts: the stream and its log, a server, and a client of the server."""
 
     stream: StreamService
     log: EventLog

@@ -43,7 +43,7 @@ class NewItemPlan:
     """New items, the users who rank them, and which of these users like which item.
 
     Attributes:
-        item_column: name of the items' id column.
+        item_column: Name of the items' id column.
         catalogue: ids of the items that the new items compete with.
         with_content, without_content: items as messages, I each, in the same order.
         users: ids, U.
@@ -75,7 +75,7 @@ class NewItemPlan:
 
 
 def plan_new_items(dataset: Dataset, bundle: Bundle, run_directory: Path, *, seed: int) -> NewItemPlan | None:
-    """Chooses new items and users; returns None for a dataset without content or users, or with nobody to compare.
+    """Chooses new items and users; returns None if the dataset has no content or no users to compare.
 
     The generator of a synthetic dataset writes one new item for each of its subtopics, and knows all tastes. For any
     other dataset the new items are copies of catalogue items under new ids, and the held-back events say who likes
@@ -118,12 +118,12 @@ def measure_ranks(client: Client, plan: NewItemPlan) -> NewItemRanks:
     new, catalogue = [name for name, _ in plan.messages], list(plan.catalogue)
     if len(catalogue) > (room := MAX_CANDIDATES - len(new)):
         chosen = np.random.default_rng([plan.seed, 1]).choice(len(catalogue), size=room, replace=False)
-        catalogue = [catalogue[place] for place in chosen]
+        catalogue = [catalogue[index] for index in chosen]
     ranks = np.stack([_ranks(client, user, new, catalogue) for user in plan.users])
     count = len(plan.with_content)
 
-    def groups(found: Ints) -> Ranks:
-        return Ranks(fans=found[plan.fans].tolist(), others=found[plan.others].tolist())
+    def groups(ranks_of: Ints) -> Ranks:
+        return Ranks(fans=ranks_of[plan.fans].tolist(), others=ranks_of[plan.others].tolist())
 
     return NewItemRanks(
         items=count,
@@ -139,11 +139,11 @@ def measure_ranks(client: Client, plan: NewItemPlan) -> NewItemRanks:
 
 
 def _ranks(client: Client, user: str, new: Sequence[str], catalogue: Sequence[str]) -> Ints:
-    """Ranks of the new items (2 I,) for a user, from 1, among the catalogue."""
+    """Returns the ranks (2 I,) of the new items for a user, from 1, among the catalogue."""
     answer = client.rank(user, [*catalogue, *new], k=MAX_CANDIDATES)
     if answer.unknown_items:
         raise ValueError(f"the server does not know the new item {answer.unknown_items[0]!r}")
-    scores = {found.item: found.score for found in answer.items}
+    scores = {ranked.item: ranked.score for ranked in answer.items}
     ascending = np.sort([scores[item] for item in catalogue])
     above = len(catalogue) - np.searchsorted(ascending, [scores[item] for item in new], side="right")
     ranks: Ints = above + 1
@@ -215,7 +215,7 @@ def _copied(dataset: Dataset, bundle: Bundle, run_directory: Path, seed: int) ->
 
 
 def _copies(dataset: Dataset, originals: Sequence[str]) -> list[dict[str, Any]]:
-    """The originals' rows of the items' table, in order, under new ids."""
+    """Returns the originals' rows of the items' table, in order, under new ids."""
     assert dataset.items is not None
     key = dataset.items.id
     raw = read_table(dataset.items, dataset.directory, table="items")
@@ -224,7 +224,7 @@ def _copies(dataset: Dataset, originals: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _forms(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows under ids of their own, with all their columns and with the id alone."""
+    """Returns the rows under new ids, first with all columns and then with the id alone."""
     full = [{**row, key: f"{row[key]}-with-content"} for row in rows]
     return full, [{key: f"{row[key]}-without-content"} for row in rows]
 
@@ -242,7 +242,7 @@ def _experienced(bundle: Bundle) -> list[str]:
 
 def _drawn(users: Sequence[str], seed: int) -> list[str]:
     order = np.random.default_rng([seed, 3]).permutation(len(users))[:USERS]
-    return [users[place] for place in order]
+    return [users[index] for index in order]
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Chooses one brand-new item that is added while everything runs, and a user who likes its kind."""
+"""Chooses one new item that is added while the stream and the server run, and a user who likes its kind."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ _SYNTHETIC_KIND = "sourdough bread"
 
 @dataclass(frozen=True)
 class Newcomer:
-    """A brand-new item as a message, and a user who likes its kind."""
+    """New item as a message, with its id and title, and a user who likes its kind."""
 
     message: dict[str, Any]
     item: str
@@ -25,10 +25,10 @@ class Newcomer:
 
 
 def choose_newcomer(dataset: Dataset, bundle: Bundle) -> Newcomer | None:
-    """A brand-new item and a user who likes its kind.
+    """Chooses a new item and a user who likes its kind; returns None for a dataset without content or users.
 
-    For the synthetic dataset both come from what generated it. Elsewhere the user is the one whose history is closest
-    together in content, and the item is a copy, under a new id, of what is most typical of it.
+    For the synthetic dataset both come from its generator. For another dataset the user is the user whose history is
+    most uniform in content, and the item is a copy of the most typical item of this history, under a new id.
     """
     if dataset.items is None or not dataset.has_content or dataset.events.user is None:
         return None
@@ -39,10 +39,10 @@ def choose_newcomer(dataset: Dataset, bundle: Bundle) -> Newcomer | None:
                 message = synthetic.new_item(1, kind)
                 return Newcomer(message, str(message[dataset.items.id]), str(message[title]), fans[0])
         return None
-    found = _focused(bundle)
-    if found is None:
+    focused = _focused(bundle)
+    if focused is None:
         return None
-    user, liked = found
+    user, liked = focused
     raw = read_table(dataset.items, dataset.directory, table="items")
     row = raw.filter(pl.col(dataset.items.id).cast(pl.String) == liked).head(1).to_dicts()
     if not row:
@@ -52,7 +52,7 @@ def choose_newcomer(dataset: Dataset, bundle: Bundle) -> Newcomer | None:
 
 
 def _focused(bundle: Bundle) -> tuple[str, str] | None:
-    """The user with the most uniform taste of those with a full history, and the item most typical of it."""
+    """Returns the user with the most uniform full history, and its most typical item; None without such a user."""
     placed = bundle.items.select("item_id", "content_vector").drop_nulls()
     visits = bundle.history.join(placed, on="item_id", how="inner", maintain_order="left")
     best: tuple[float, str, str] | None = None
@@ -61,7 +61,7 @@ def _focused(bundle: Bundle) -> tuple[str, str] | None:
             continue
         vectors = visited["content_vector"].to_numpy()
         mean = vectors.mean(axis=0)
-        # Of unit vectors, the length of the mean says how alike they are.
+        # The length of the mean of unit vectors measures their likeness.
         together = float(np.linalg.norm(mean))
         if best is None or together > best[0]:
             best = (together, str(user), visited["item_id"][int(np.argmax(vectors @ mean))])

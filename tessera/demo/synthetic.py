@@ -62,7 +62,7 @@ class SyntheticSpec:
 
 @dataclass(frozen=True)
 class TopicTree:
-    """The topic tree: S subtopics, each with its topic, its own words and its topic's; and templates."""
+    """Topic tree of S subtopics, each with its topic, its own words and those of its topic; and templates."""
 
     names: tuple[str, ...]
     topics: tuple[str, ...]
@@ -81,15 +81,15 @@ class TopicTree:
 @cache
 def tree() -> TopicTree:
     """Reads the topic tree that comes with the package."""
-    found = tomllib.loads(_resource("synthetic_words.toml"))
+    document = tomllib.loads(_resource("synthetic_words.toml"))
     rows = [
         (name, topic, tuple(words.split()), tuple(table["shared"].split()))
-        for topic, table in found["topics"].items()
+        for topic, table in document["topics"].items()
         for name, words in table.items()
         if name != "shared"
     ]
     names, topics, words, shared = zip(*rows, strict=True)
-    return TopicTree(names, topics, words, shared, tuple(found["titles"]), tuple(found["sentences"]))
+    return TopicTree(names, topics, words, shared, tuple(document["titles"]), tuple(document["sentences"]))
 
 
 def write_synthetic(
@@ -125,7 +125,7 @@ def write_synthetic(
 
 
 def new_item(seed: int, subtopic: str | None = None) -> dict[str, Any]:
-    """A brand-new item with the columns of items.jsonl, as JSON can hold it; its id is in no generated catalogue.
+    """Returns a new item with the columns of items.jsonl, as JSON values; its id is in no generated catalogue.
 
     Args:
         seed: decides all of it, the id included.
@@ -154,12 +154,12 @@ def tastes(directory: Path, users: Sequence[str]) -> Floats:
     unknown = [user for user in users if user not in rows]
     if unknown:
         raise DatasetError(f"user {unknown[0]!r} is not in the synthetic dataset at {directory}; its users are r00000…")
-    found: Floats = taste[[rows[user] for user in users]]
-    return found
+    chosen: Floats = taste[[rows[user] for user in users]]
+    return chosen
 
 
 def fans(directory: Path, subtopic: str, *, clicks: int = 5) -> list[str]:
-    """The users who like a subtopic most, strongest taste first, of those who clicked at least `clicks` times.
+    """Returns the users who like a subtopic most, strongest taste first, of those who clicked at least `clicks` times.
 
     Raises:
         DatasetError: the directory was not made by `write_synthetic`, or there is no such subtopic.
@@ -273,7 +273,7 @@ def _impressions(spec: SyntheticSpec, catalogue: _Catalogue, readers: _Readers) 
 
 
 def _draw(weights: Floats, size: int, rng: np.random.Generator) -> Ints:
-    """Row numbers (size,) by weight."""
+    """Draws row numbers (size,) by weight."""
     edges = np.cumsum(weights)
     rows: Ints = np.searchsorted(edges, rng.random(size) * edges[-1], side="right")
     return rows
@@ -300,27 +300,28 @@ def _item_rows(spec: SyntheticSpec, catalogue: _Catalogue) -> list[dict[str, Any
 
 
 def _item_row(item_id: str, subtopics: Ints, year: int, rng: np.random.Generator) -> dict[str, Any]:
-    """One row of items.jsonl; two words in three come from the first subtopic where there are two."""
-    found = tree()
+    """Returns a row of items.jsonl; of two subtopics, the first gives two words in three."""
+    topics = tree()
     first, second = (int(number) for number in subtopics)
-    own = [*found.words[first], *found.words[first], *found.words[second]]
+    own = [*topics.words[first], *topics.words[first], *topics.words[second]]
     title = _pick(own, 2, rng)
-    sentences = [found.sentences[number] for number in rng.permutation(len(found.sentences))[: int(rng.integers(2, 4))]]
-    described = [_fill(sentence, _pick([*own, *found.shared[first]], 3, rng)) for sentence in sentences]
+    order = rng.permutation(len(topics.sentences))[: int(rng.integers(2, 4))]
+    sentences = [topics.sentences[number] for number in order]
+    described = [_fill(sentence, _pick([*own, *topics.shared[first]], 3, rng)) for sentence in sentences]
     return {
         "item_id": item_id,
-        "title": _fill(found.titles[int(rng.integers(len(found.titles)))], title, found.names[first]),
+        "title": _fill(topics.titles[int(rng.integers(len(topics.titles)))], title, topics.names[first]),
         "description": " ".join(described),
-        "topic": list(dict.fromkeys([found.topics[first], found.topics[second]])),
+        "topic": list(dict.fromkeys([topics.topics[first], topics.topics[second]])),
         "format": _FORMATS[int(rng.choice(len(_FORMATS), p=[0.5, 0.25, 0.15, 0.1]))],
         "year": year,
     }
 
 
 def _pick(pool: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Different words, the likelier the more often they stand in the pool."""
+    """Draws different words; a word that occurs more often in the pool is drawn more often."""
     shuffled = rng.permutation(len(pool)).tolist()
-    return list(dict.fromkeys(pool[place] for place in shuffled))[:count]
+    return list(dict.fromkeys(pool[index] for index in shuffled))[:count]
 
 
 def _fill(template: str, words: Sequence[str], sub: str = "") -> str:

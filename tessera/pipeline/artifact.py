@@ -1,4 +1,4 @@
-"""Artifacts that the stages of a run leave on the disk for one another."""
+"""Files that the stages of a run write for one another."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ PROFILE = "profile.json"
 
 
 def with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
-    """Adds the vectors and codes that the stage `assign` left."""
+    """Adds the vectors and codes of the stage `assign`."""
     named = read_shards(assigned / "codes").rename({"vector": "content_vector", "codes": "semantic_codes"})
     return items.join(named, on="item_id", how="left", maintain_order="left")
 
@@ -28,7 +28,7 @@ def with_content(items: pl.DataFrame, assigned: Path) -> pl.DataFrame:
 def with_tokens(
     frame: Frame, scheme: Scheme, quantizer: Quantizer, *, pieces: int | None = None
 ) -> tuple[Frame, Tokenizer]:
-    """Adds the tokens of the items' codes, which for `pieces` follow from the training part's impressions."""
+    """Adds the tokens of the items' codes. Tokens by `pieces` depend on the impressions of the training part."""
     coded = frame.items["semantic_codes"].is_not_null()
     codes = frame.items["semantic_codes"].filter(coded).to_numpy().reshape(-1, quantizer.levels)
     shown = np.bincount(frame.part("train")["item"].to_numpy(), minlength=frame.items.height)[coded.to_numpy()]
@@ -38,7 +38,7 @@ def with_tokens(
 
 
 def read_frame(directory: Path) -> Frame:
-    """Reads the frame that the stage `frame` left."""
+    """Reads the frame of the stage `frame`."""
     users, items, rows = (pl.read_parquet(directory / f"{name}.parquet") for name in ("users", "items", "examples"))
     return Frame(users, items, rows)
 

@@ -1,4 +1,4 @@
-"""Stage `assign`: a codebook is fitted on the vectors and gives each item its codes."""
+"""Stage `assign`: fits a codebook on the vectors and gives each item its codes."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ READS = ("seed", "quantizer", "quantizer_options", "codes", "levels")
 
 
 def assign(job: Job, encoded: Finished) -> Finished:
-    """Does the stage after `encode`."""
+    """Runs the stage after `encode`."""
 
     def work(directory: Path, advance: Advance) -> None:
         items = read_shards(encoded.directory / "vectors")
@@ -41,10 +41,10 @@ def assign(job: Job, encoded: Finished) -> Finished:
 
 
 def _fitted(job: Job, items: pl.DataFrame, vectors: NDArray[np.float32], advance: Advance) -> Quantizer:
-    """Fits a codebook on vectors (N, D), from the earlier run's if there is one, whose codes keep their names."""
+    """Fits a codebook on vectors (N, D). A codebook of an earlier run is the start, and its codes keep their names."""
     options, start = job.options, job.previous.codebook() if job.previous else None
     levels, codes = (start.levels, start.codes) if start else recommended_shape(items.height)
-    made = codebooks.fit(
+    fitted = codebooks.fit(
         options.quantizer,
         vectors,
         levels=options.levels or levels,
@@ -54,11 +54,11 @@ def _fitted(job: Job, items: pl.DataFrame, vectors: NDArray[np.float32], advance
         start=start,
         progress=advance,
     )
-    return job.previous.named(made, items) if job.previous else made
+    return job.previous.named(fitted, items) if job.previous else fitted
 
 
 def _report(job: Job, directory: Path, items: pl.DataFrame, held_out: NDArray[np.bool_]) -> None:
-    """Writes the codebook's health, and warns of what a reader should know of it."""
+    """Writes the codebook's health, and warns of zero vectors and collapsed levels."""
     vectors = items["vector"].to_numpy()
     codes = read_shards(directory / "codes")["codes"].to_numpy()
     parts = {"fitted": vectors[~held_out], "held_out": vectors[held_out]}

@@ -1,4 +1,4 @@
-"""The coded items of a run, as the commands on Semantic IDs read them."""
+"""Coded items of a run, for the commands on Semantic IDs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ _TITLE = 70
 
 @dataclass(frozen=True)
 class Coded:
-    """The items of a run: ids, texts, vectors (N, D) and codes (N, Q)."""
+    """Items of a run: ids, texts, vectors (N, D) and codes (N, Q)."""
 
     ids: list[str]
     texts: list[str]
@@ -24,18 +24,18 @@ class Coded:
     codes: NDArray[np.uint16]
 
     def title(self, row: int) -> str:
-        """The start of an item's text."""
+        """Returns the first 70 characters of an item's text."""
         text = " ".join(self.texts[row].split())
         return text if len(text) <= _TITLE else text[: _TITLE - 1] + "…"
 
 
 def counted(items: int) -> str:
-    """`1 item`, `2 items`."""
+    """Returns a count with its noun: `1 item`, `2 items`."""
     return f"{items:,} item{'' if items == 1 else 's'}"
 
 
 def load_coded(run: Path) -> Coded:
-    """Reads what the stages `encode` and `assign` left.
+    """Reads the output of the stages `encode` and `assign`.
 
     Raises:
         TesseraError: the directory holds no such run, or a damaged one.
@@ -56,18 +56,30 @@ def load_coded(run: Path) -> Coded:
 
 
 def published(path: Path, coded: Coded) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Codes of published IDs, each distinct token a number, and our vectors of the same items."""
+    """Reads published IDs.
+
+    Args:
+        path: JSON of item id → list of tokens, or a list of such lists in catalogue order.
+        coded: Items of the run.
+
+    Returns:
+        Codes (M, Q), with a number for each distinct token, and the run's vectors (M, D) of the same items.
+
+    Raises:
+        TesseraError: The file has another form, or names none of the items.
+    """
     try:
-        given = msgspec.json.decode(path.read_bytes())
-        if isinstance(given, dict) and given.keys() == {str(row) for row in range(len(coded.ids))} != set(coded.ids):
-            # Numbered from 0 where the items are not: their places in the catalogue.
-            given = [given[str(row)] for row in range(len(coded.ids))]
-        rows = list(given.items()) if isinstance(given, dict) else list(zip(coded.ids, given, strict=False))
+        document = msgspec.json.decode(path.read_bytes())
+        numbers = {str(row) for row in range(len(coded.ids))}
+        if isinstance(document, dict) and document.keys() == numbers != set(coded.ids):
+            # The keys are numbers from 0 and no ids: rows of the catalogue.
+            document = [document[str(row)] for row in range(len(coded.ids))]
+        rows = list(document.items()) if isinstance(document, dict) else list(zip(coded.ids, document, strict=False))
         tokens = pl.DataFrame([list(map(str, tokens)) for _, tokens in rows], orient="row")
     except (msgspec.DecodeError, OSError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         raise TesseraError(f"{path}: expected JSON of item id → list of as many tokens each ({error})") from error
-    place = {name: row for row, name in enumerate(coded.ids)}
-    known = [(number, place[str(name)]) for number, (name, _) in enumerate(rows) if str(name) in place]
+    row_of = {name: row for row, name in enumerate(coded.ids)}
+    known = [(number, row_of[str(name)]) for number, (name, _) in enumerate(rows) if str(name) in row_of]
     if not known:
         raise TesseraError(f"{path}: none of its {len(rows):,} ids is an item of the run, such as {coded.ids[0]!r}")
     theirs, ours = np.array(known).T

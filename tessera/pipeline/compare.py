@@ -1,7 +1,7 @@
-"""Champion and challenger on the test part of one run: quality by slice, latency, bytes, and what small storage costs.
+"""Compares champion and challenger on the test part of a run: quality by slice, latency, bytes, loss by small storage.
 
-The champion reads the run's test events as it would have been served them: its own features of the items it knows, and
-for items that came since what its own encoder, codebook and tokens make of their text.
+The champion reads the run's test events as it would have been served them. For items that it knows it reads its own
+features. For newer items it reads vectors, codes and tokens of their text, by its own encoder, codebook and tokenizer.
 """
 
 import time
@@ -48,21 +48,27 @@ def verdict(
     """Compares two bundles on the frame's test part.
 
     Args:
-        unseen: which test examples (N,) neither bundle was trained on; only these are judged. None: all of them.
+        champion: Bundle that serves users.
+        challenger: Bundle to judge.
+        frame: Frame of the challenger's run.
+        gates: Thresholds.
+        note: Text that the verdict shows.
+        unseen: Mask (N,) of the test examples that neither bundle was trained on. Only these are judged; None: all.
     """
     test = frame.part("test")
     judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
     labels = test["label"].to_numpy().astype(np.float32)
     users = test["user"].to_numpy().astype(np.int64)
-    found = [predictions(bundle, frame) for bundle in (champion, challenger)]
+    predicted = [predictions(bundle, frame) for bundle in (champion, challenger)]
     parts = {name: held & judged for name, held in _slices(frame).items()}
     times = _latencies(champion, challenger)
     measured = [
         BundleQuality(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
-        for bundle, probabilities, time_ms in zip((champion, challenger), found, times, strict=True)
+        for bundle, probabilities, time_ms in zip((champion, challenger), predicted, times, strict=True)
     ]
+    first, second = predicted
     tested = {
-        name: None if name == _KNOWN_USERS else drops(labels[held], found[0][held], found[1][held], users[held])
+        name: None if name == _KNOWN_USERS else drops(labels[held], first[held], second[held], users[held])
         for name, held in parts.items()
     }
     if not judged.all():
@@ -73,23 +79,25 @@ def verdict(
 
 
 def storage_cost(bundle: Bundle, frame: Frame) -> dict[str, float]:
-    """AUC on the test part by how a store keeps the rows; empty where the part holds one label alone."""
+    """Returns the AUC on the test part by the storage of the rows; empty if all labels of the part are equal."""
     labels = frame.part("test")["label"].to_numpy().astype(np.float32)
     rows = bundle.rows()
-    found: dict[str, float] = {}
+    aucs: dict[str, float] = {}
     for storage in STORAGES:
         kept = unpack(pack(StoredTable(rows.shape[0], rows.shape[1], storage), rows))
         auc = quality(labels, predictions(bundle, frame, rows=kept)).auc
         if auc is not None:
-            found[storage] = auc
-    return found
+            aucs[storage] = auc
+    return aucs
 
 
 def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | None = None) -> Floats:
-    """A bundle's probabilities (N,) for the frame's test part.
+    """Returns a bundle's probabilities (N,) for the frame's test part.
 
     Args:
-        rows: read instead of the bundle's own, (R, D).
+        bundle: Bundle that predicts.
+        frame: Frame of any run on the same kind of data.
+        rows: Rows (R, D) that replace the bundle's own; None for the bundle's own.
     """
     ranker = bundle.ranker()
     if rows is not None:
@@ -97,24 +105,24 @@ def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | Non
     test = frame.part("test").with_columns(pl.col("history").list.tail(bundle.schema.history_length))
     test = _conformed(test, bundle.schema, "event")
     seen = _as_seen_by(bundle, frame)
-    found: Floats = predict(ranker, assembler(bundle.schema, seen, test, bundle.admission()), examples(test))
-    return found
+    probabilities: Floats = predict(ranker, assembler(bundle.schema, seen, test, bundle.admission()), examples(test))
+    return probabilities
 
 
-def render(found: Verdict) -> Table:
-    """The comparison, worst first where something failed."""
-    title = f"challenger {found.challenger} against champion {found.champion}"
-    table = Table(title=title, title_justify="left", caption=found.note or None, caption_justify="left")
+def render(judged: Verdict) -> Table:
+    """Draws the comparison as a table, a row for each check."""
+    title = f"challenger {judged.challenger} against champion {judged.champion}"
+    table = Table(title=title, title_justify="left", caption=judged.note or None, caption_justify="left")
     table.add_column("")
     for name in ("rows", "champion", "challenger", "limit"):
         table.add_column(name, justify="right")
     table.add_column("")
-    for check in found.checks:
+    for check in judged.checks:
         mark = _mark(check)
         rows = "" if check.rows is None else f"{check.rows:,}"
         table.add_row(check.name, rows, *map(_number, (check.champion, check.challenger, check.limit)), mark)
-    exact = found.storage.get("float32")
-    for storage, auc in found.storage.items():
+    exact = judged.storage.get("float32")
+    for storage, auc in judged.storage.items():
         if exact is not None and storage != "float32":
             table.add_row(f"AUC in {storage} storage", "", "", _number(auc), "", f"{auc - exact:+.5f}")
     return table
@@ -129,7 +137,7 @@ def _mark(check: Check) -> Text | str:
 
 
 def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
-    """The frame with the columns that a bundle reads, items as the bundle would have them."""
+    """Returns the frame with the columns that a bundle reads, and with the bundle's own features of items."""
     items = _conformed(frame.items, bundle.schema, "item")
     if bundle.encoder is not None:
         items = _with_own_content(bundle, items)
@@ -139,7 +147,7 @@ def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
 def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", "event"]) -> pl.DataFrame:
     """Adds the columns that a schema reads and a table lacks, as nulls."""
     columns = schema.columns(of)
-    numeric = [one.column for one in schema.numeric if one.of == of]
+    numeric = [feature.column for feature in schema.numeric if feature.of == of]
     missing = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in table.columns]
     missing += [pl.lit(None, dtype=pl.Float32).alias(name) for name in numeric if name not in table.columns]
     return table.with_columns(missing) if missing else table
@@ -147,25 +155,25 @@ def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", 
 
 def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
     own = bundle.items.select("item_id", "content_vector", "semantic_codes")
-    found = items.drop("content_vector", "semantic_codes", SEMANTIC_ID, strict=False).join(
+    joined = items.drop("content_vector", "semantic_codes", SEMANTIC_ID, strict=False).join(
         own, on="item_id", how="left", maintain_order="left"
     )
-    new = np.flatnonzero((found["content_vector"].is_null() & (items["text"].fill_null("") != "")).to_numpy())
+    new = np.flatnonzero((joined["content_vector"].is_null() & (items["text"].fill_null("") != "")).to_numpy())
     if len(new):
         vectors, codes, _ = bundle.encode_items(items["text"].gather(new).to_list())
-        made = {"place": new, "vector": pl.Series(vectors, dtype=own.schema["content_vector"])}
+        encoded = {"place": new, "vector": pl.Series(vectors, dtype=own.schema["content_vector"])}
         if bundle.codebook is not None:
-            made["codes"] = pl.Series(codes, dtype=own.schema["semantic_codes"])
-        found = found.with_row_index("place").join(
-            pl.DataFrame(made).cast({"place": pl.UInt32}), on="place", how="left", maintain_order="left"
+            encoded["codes"] = pl.Series(codes, dtype=own.schema["semantic_codes"])
+        joined = joined.with_row_index("place").join(
+            pl.DataFrame(encoded).cast({"place": pl.UInt32}), on="place", how="left", maintain_order="left"
         )
-        found = found.with_columns(pl.coalesce("content_vector", "vector").alias("content_vector"))
+        joined = joined.with_columns(pl.coalesce("content_vector", "vector").alias("content_vector"))
         if bundle.codebook is not None:
-            found = found.with_columns(pl.coalesce("semantic_codes", "codes").alias("semantic_codes"))
-        found = found.drop("place", "vector", "codes", strict=False)
+            joined = joined.with_columns(pl.coalesce("semantic_codes", "codes").alias("semantic_codes"))
+        joined = joined.drop("place", "vector", "codes", strict=False)
     if bundle.tokenizer is None:
-        return found
-    return found.with_columns(bundle.tokenizer.column(found["semantic_codes"]).alias(SEMANTIC_ID))
+        return joined
+    return joined.with_columns(bundle.tokenizer.column(joined["semantic_codes"]).alias(SEMANTIC_ID))
 
 
 def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:
@@ -190,24 +198,24 @@ def _quality(
 
 
 def _latencies(*bundles: Bundle) -> list[float]:
-    """Median time, in ms, to score 500 candidates; the bundles take turns, so that noise meets both."""
+    """Returns median milliseconds to score 500 candidates; the bundles take turns, so that noise meets both."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         calls = [_Scoring(bundle) for bundle in bundles]
         times: list[list[float]] = [[] for _ in calls]
         for number in range(_ROUNDS + 3):
-            for call, found in zip(calls, times, strict=True):
+            for call, taken in zip(calls, times, strict=True):
                 began = time.perf_counter()
                 call(number)
-                found.append(1_000 * (time.perf_counter() - began))
+                taken.append(1_000 * (time.perf_counter() - began))
     finally:
         torch.set_num_threads(threads)
-    return [float(np.median(found[3:])) for found in times]
+    return [float(np.median(taken[3:])) for taken in times]
 
 
 class _Scoring:
-    """A bundle's scoring alone: lookups, gather and network, rows in memory."""
+    """Scoring of a bundle without a store: lookups, gather and network, with the rows in memory."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._rows = bundle.rows()

@@ -1,4 +1,4 @@
-"""Stage `encode`: the items' texts become content vectors, by an encoder that is fitted on them or taken over."""
+"""Stage `encode`: makes content vectors of the items' texts, by a fitted encoder or by that of a warm start."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
 READS = ("seed", "encoder", "encoder_model", "encoder_dim")
-# Columns that are no part of an item's text.
+# Parts of the descriptor that do not change an item's text.
 _NOT_TEXT = {"categorical", "numeric", "filterable"}
 
 
 def encode(job: Job) -> Finished | None:
-    """Does the stage; None where the items have no text, so that there is nothing to encode."""
+    """Runs the stage; returns None if the items have no text."""
     declared = job.dataset.items
     if declared is None or not job.dataset.has_content:
         job.console.print(
@@ -30,12 +30,12 @@ def encode(job: Job) -> Finished | None:
         items = job.tables.items
         assert items is not None
         texts = items.select("item_id", "text")
-        place = directory / "encoder"
-        if not place.exists():
-            write_directory(place, _encoder(job, texts["text"].to_list()).save)
+        encoder = directory / "encoder"
+        if not encoder.exists():
+            write_directory(encoder, _encoder(job, texts["text"].to_list()).save)
         encode_catalogue(
             write_shards(texts, directory / "texts"),
-            place,
+            encoder,
             directory / "vectors",
             runner=options.runner,
             options=options.runner_options,
@@ -53,7 +53,7 @@ def encode(job: Job) -> Finished | None:
 
 
 def _encoder(job: Job, texts: list[str]) -> Encoder:
-    """Takes the encoder of the earlier run over, or fits one."""
+    """Loads the encoder of the warm start, or fits an encoder."""
     if job.previous:
         return encoders.load_encoder(job.previous.encoder)
     options = job.options

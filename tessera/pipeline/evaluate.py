@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the ranker and its baselines on the test part, for known and unseen items and users."""
+"""Stage `evaluate`: measures the ranker and its baselines on the test part, for known and unseen items and users."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,19 +23,19 @@ _METRICS = "metrics.json"
 
 
 def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished | None) -> Finished:
-    """Does the stage after `train`."""
+    """Runs the stage after `train`."""
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
         test = frame.part("test")
         labels = test["label"].to_numpy().astype(np.float32)
         items, users = novelty(frame, "item"), novelty(frame, "user")
-        found: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
+        predicted: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
         advance(1, 3)
         for number, name in enumerate((HASHED_ID, RANKER)):
             schema, model = load_ranker(trained.directory / name, job.options.train_config())
             admission = Admission(model.sketch, schema.admission)
-            found[name] = predict(model.ranker, assembler(schema, frame, test, admission), examples(test))
+            predicted[name] = predict(model.ranker, assembler(schema, frame, test, admission), examples(test))
             advance(number + 2, 3)
         metrics: dict[str, Any] = {
             "split": job.split.by,
@@ -43,7 +43,7 @@ def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished |
             "rows": {name: frame.part(name).height for name in ("train", "validation", "test")},
             "quality": {
                 name: {part: asdict(measured) for part, measured in by_novelty(labels, p, items, users).items()}
-                for name, p in found.items()
+                for name, p in predicted.items()
             },
         }
         if assigned is not None:
@@ -54,6 +54,6 @@ def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished |
 
 
 def read_metrics(evaluated: Finished) -> dict[str, Any]:
-    """Returns what the stage measured."""
-    found: dict[str, Any] = msgspec.json.decode((evaluated.directory / _METRICS).read_bytes())
-    return found
+    """Returns the metrics of the stage, as in metrics.json."""
+    metrics: dict[str, Any] = msgspec.json.decode((evaluated.directory / _METRICS).read_bytes())
+    return metrics

@@ -1,4 +1,4 @@
-"""Stage `frame`: events, users and items become the training frame, with the items' codes and tokens."""
+"""Stage `frame`: joins events, users and items into the training frame, with the items' codes and tokens."""
 
 from pathlib import Path
 
@@ -18,23 +18,23 @@ READS_CODED = (*READS, "tokens", "pieces")
 
 
 def frame(job: Job, assigned: Finished | None) -> Finished:
-    """Does the stage, after `assign` where the items have text, and warns of what `tessera check` warns of."""
+    """Runs the stage, after `assign` if the items have text, and prints the warnings of `tessera check`."""
 
     def work(directory: Path, advance: Advance) -> None:
-        # The profile reads the tables as the files hold them, which are large: it comes first, and they go.
+        # The profile reads the raw tables, which are large. It comes first, so that they are released before the join.
         write_json(directory / PROFILE, profile(job.dataset, job.tables).to_json())
         job.tables.release_raw()
         advance(1, 4)
-        made = _joined(job, assigned)
+        frame = _joined(job, assigned)
         job.tables.release()
         advance(2, 4)
         if assigned is not None:
             book = codebooks.load(assigned.directory / "codebook")
-            made, tokenizer = with_tokens(made, job.options.tokens, book, pieces=job.options.pieces)
+            frame, tokenizer = with_tokens(frame, job.options.tokens, book, pieces=job.options.pieces)
             write_directory(directory / "tokens", tokenizer.save)
         advance(3, 4)
         for name in ("users", "items", "examples"):
-            write_parquet(getattr(made, name), directory / f"{name}.parquet")
+            write_parquet(getattr(frame, name), directory / f"{name}.parquet")
         advance(4, 4)
 
     described = job.dataset.model_dump(mode="json", include={"items", "users", "events", "split"})
@@ -58,22 +58,22 @@ def _joined(job: Job, assigned: Finished | None) -> Frame:
         tables["users"] = users
     if items is not None:
         tables["items"] = items if assigned is None else with_content(items, assigned.directory)
-    made = build_frame(job.dataset, tables, split=job.split, history_length=job.options.history_length)
+    frame = build_frame(job.dataset, tables, split=job.split, history_length=job.options.history_length)
     for part in PARTS:
-        if not made.part(part).height:
+        if not frame.part(part).height:
             raise DatasetError(
                 f"{job.dataset.source}: [split] by = {job.split.by!r} leaves the part {part!r} empty; "
                 "change its fractions, or by"
             )
-    return made
+    return frame
 
 
-def _warn(job: Job, made: Frame) -> None:
-    # The first row of an event is the event; drawn negatives stand behind it.
-    events = made.examples.unique("event", keep="first", maintain_order=True)
+def _warn(job: Job, frame: Frame) -> None:
+    # The first row of an event is the event itself; drawn negatives follow.
+    events = frame.examples.unique("event", keep="first", maintain_order=True)
     for kind, table, declared in (
-        ("item", made.items, job.dataset.items),
-        ("user", made.users, job.dataset.users),
+        ("item", frame.items, job.dataset.items),
+        ("user", frame.users, job.dataset.users),
     ):
         if declared is not None:
             named = table[f"{kind}_id"].gather(events[kind]).to_frame()

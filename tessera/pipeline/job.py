@@ -20,26 +20,26 @@ from tessera.pipeline.warm_start import Previous
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished stage: its directory, and its key."""
+    """Directory and key of a finished stage."""
 
     directory: Path
     key: str
 
 
 class Job:
-    """One run, as its stages see it.
+    """State of one run that its stages share.
 
     Args:
         dataset: Dataset to learn from.
         out: Holds one directory per stage.
         options: Choices of the run.
-        console: Where progress bars and warnings go.
+        console: Prints progress bars and warnings.
         code: Version of the code, a part of every stage's key.
 
     Attributes:
         tables: The dataset's tables, read once.
         split: The dataset's split with the run's seed.
-        previous: The run to go on from, or None.
+        previous: Run of the warm start, or None.
         read: Choices that the stages so far read, by dotted name.
     """
 
@@ -72,16 +72,16 @@ class Job:
         after: Mapping[str, Finished | str] | None = None,
         unit: str = "",
     ) -> Finished:
-        """Does one stage, or finds it in place.
+        """Runs one stage unless it is finished.
 
         Args:
             stage: Name of the stage.
             work: Fills its directory, see `Stages.run`.
             reads: Choices that decide the output: a name, or a table of names as `table`.
-            descriptor: Parts of the descriptor that decide it.
+            descriptor: Parts of the descriptor that decide the output.
             tables: Tables whose files the work reads.
-            after: Earlier stages that it reads, or their keys, by name.
-            unit: Of what the work counts.
+            after: Earlier stages that the work reads, or their keys, by name.
+            unit: Unit of the work's progress, such as `samples`.
         """
         own = {name: value for name, value in self._choices.items() if _is_of(name, reads)}
         self.read |= own
@@ -101,14 +101,14 @@ class Job:
         self.console.print(Text(line, "yellow"))
 
     def say_differences(self) -> None:
-        """Says which choices differ from those of the run that this one goes on from."""
+        """Prints the choices that differ from those of the warm start."""
         if self.previous is None:
             return
         before = self.previous.choices
-        found = differences(before, {name: self._choices[name] for name in before if name in self._choices})
-        if found:
-            self.console.print(Text(f"warm start: other choices than {self.options.warm_start}: {'; '.join(found)}"))
+        phrases = differences(before, {name: self._choices[name] for name in before if name in self._choices})
+        if phrases:
+            self.console.print(Text(f"warm start: other choices than {self.options.warm_start}: {'; '.join(phrases)}"))
 
 
 def _is_of(name: str, reads: Sequence[str]) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in reads)
+    return any(name == choice or name.startswith(f"{choice}.") for choice in reads)

@@ -1,4 +1,4 @@
-"""Everything that decides a stage's output: hashed it is the stage's key, compared it says why a stage runs again."""
+"""Inputs that decide a stage's output: their hash is the stage's key, their differences say why it runs again."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ class MadeOf(msgspec.Struct, frozen=True, omit_defaults=True):
         options: Choices of the run by dotted name.
         descriptor: Parts of the dataset's descriptor.
         files: sha256 of each file of the dataset by its name; names are shown, and decide nothing.
-        after: Keys of earlier stages by name, of those of a warm start too.
+        after: Keys of earlier stages by name, those of a warm start included.
     """
 
     code: str = ""
@@ -29,29 +29,29 @@ class MadeOf(msgspec.Struct, frozen=True, omit_defaults=True):
         return key_of(stage, self.code, self.options, self.descriptor, list(self.files.values()), self.after)
 
     def changes(self, now: "MadeOf") -> list[str]:
-        """Says what is different `now`, a phrase for each difference."""
-        found = ["the code or a library changed"] if self.code != now.code else []
-        found += differences(self.options, now.options)
+        """Returns a phrase for each difference from `now`."""
+        phrases = ["the code or a library changed"] if self.code != now.code else []
+        phrases += differences(self.options, now.options)
         described = differences(dict(_leaves(self.descriptor)), dict(_leaves(now.descriptor)))
-        found += [f"descriptor: {phrase}" for phrase in described]
+        phrases += [f"descriptor: {phrase}" for phrase in described]
         for name in sorted(self.files.keys() | now.files.keys()):
             before, after = self.files.get(name), now.files.get(name)
             if before != after:
-                found.append(f"{name} {'is new' if before is None else 'is gone' if after is None else 'changed'}")
-        found += [f"{name} ran again" for name, key in now.after.items() if self.after.get(name) != key]
-        found += [f"there is no {name} any more" for name in self.after if name not in now.after]
-        return found
+                phrases.append(f"{name} {'is new' if before is None else 'is gone' if after is None else 'changed'}")
+        phrases += [f"{name} ran again" for name, key in now.after.items() if self.after.get(name) != key]
+        phrases += [f"there is no {name} any more" for name in self.after if name not in now.after]
+        return phrases
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Says which values differ, `table.budget auto → 2000000` for example; a name that one side lacks is not set."""
+    """Returns the values that differ, such as `table.budget auto → 2000000`; a missing name shows as not set."""
     names = [*now, *(name for name in before if name not in now)]
     shown = ((name, _shown(before, name), _shown(now, name)) for name in names)
     return [f"{name} {old} → {new}" for name, old, new in shown if old != new]
 
 
 def key_of(*parts: Any) -> str:
-    """Hashes what decides a stage: anything JSON can hold."""
+    """Hashes values that JSON can hold."""
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 

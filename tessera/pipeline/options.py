@@ -146,9 +146,9 @@ def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:
     try:
         return _built(chosen)
     except TesseraError as error:
-        # Each value is sound by itself, but they do not fit together.
-        given = f"--set {' '.join(overrides)}" if overrides else f"{dataset.source}: [run]"
-        raise TesseraError(f"{given}: {error}") from error
+        # Each value is valid by itself, but the values do not fit together.
+        source = f"--set {' '.join(overrides)}" if overrides else f"{dataset.source}: [run]"
+        raise TesseraError(f"{source}: {error}") from error
 
 
 def parse_bytes(text: str) -> int:
@@ -157,10 +157,10 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: The text is no size.
     """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].upper() not in _UNITS:
+    parsed = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if parsed is None or parsed[2].upper() not in _UNITS:
         raise ValueError("expected bytes, like 1500000, 1.5MB or 2MiB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(float(parsed[1]) * _UNITS[parsed[2].upper()])
 
 
 @lru_cache(maxsize=1)
@@ -172,18 +172,18 @@ def known_choices() -> dict[str, tuple[tuple[str, ...], Any]]:
 def _walk(kind: type, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
     hints = get_type_hints(kind)
     above = _ELSEWHERE.get(".".join(path), ".".join(path))
-    for one in fields(kind):
-        own = (*path, one.name)
+    for choice in fields(kind):
+        own = (*path, choice.name)
         if own[0] in _NOT_IN_FILE or _ELSEWHERE.get(".".join(own)) == "":
             continue
-        if is_dataclass(hints[one.name]):
-            yield from _walk(hints[one.name], own)
+        if is_dataclass(hints[choice.name]):
+            yield from _walk(hints[choice.name], own)
         else:
-            yield f"{above}.{one.name}".lstrip("."), (own, hints[one.name])
+            yield f"{above}.{choice.name}".lstrip("."), (own, hints[choice.name])
 
 
 def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of a nested table, down to what is a choice or unknown."""
+    """Yields names and values of a nested table, down to a choice or an unknown key."""
     for key, value in table.items():
         name = f"{above}{key}"
         if isinstance(value, Mapping) and name not in known_choices() and _keys_of(name):
@@ -217,14 +217,14 @@ def _choose(chosen: dict[str, Any], name: str, value: Any, *, is_text: bool = Fa
 
 
 def _nearest(name: str) -> str:
-    """The valid name with the same last part, else the one closest in spelling."""
+    """Returns the valid name with the same last part, else the valid name that is closest in spelling."""
     last = name.rpartition(".")[2]
     same = [known for known in known_choices() if known.rpartition(".")[2] == last]
     return same[0] if same else nearest(name, known_choices())
 
 
 def _beside(name: str) -> list[str]:
-    """The names in the same table as one of them; of the upper table also `table.*` and the like."""
+    """Returns the names in the table of a name; for a name without a table also `table.*` and the other tables."""
     above = name.rpartition(".")[0]
     if above:
         return _keys_of(above)
@@ -242,7 +242,7 @@ def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
         ValueError: It is of another type, or out of its range.
     """
     kind = known_choices()[name][1]
-    kinds = [one for one in get_args(kind) if one is not type(None)] if type(None) in get_args(kind) else [kind]
+    kinds = [other for other in get_args(kind) if other is not type(None)] if type(None) in get_args(kind) else [kind]
     if kinds != [kind] and value in (None, _AUTO):
         return None
     own = kinds[0]
@@ -253,13 +253,13 @@ def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
     elif is_text and get_origin(own) not in (None, Literal):
         value = _toml(value)
     try:
-        found = msgspec.convert(value, own, strict=not is_text)
+        converted = msgspec.convert(value, own, strict=not is_text)
     except msgspec.ValidationError as error:
         raise ValueError(f"expected {_expected(own)}{' or auto' if own != kind else ''}, got {value!r}") from error
     there = _KINDS.get(name)
-    if there is not None and found not in there:
-        raise ValueError(f"expected one of {', '.join(there)}, got {found!r}")
-    return _in_range(name, found)
+    if there is not None and converted not in there:
+        raise ValueError(f"expected one of {', '.join(there)}, got {converted!r}")
+    return _in_range(name, converted)
 
 
 def _in_range(name: str, value: Any) -> Any:
@@ -281,7 +281,7 @@ def _expected(kind: Any) -> str:
 
 
 def _toml(text: str) -> Any:
-    """The value that a text has in TOML; the text itself where it has none."""
+    """Returns the value of a text in TOML; the text itself if it is no TOML value."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -298,16 +298,16 @@ def _built(chosen: Mapping[str, Any]) -> RunOptions:
     changes: dict[str, Any] = {}
     for name, value in chosen.items():
         *above, last = known_choices()[name][0]
-        place = changes
+        table = changes
         for part in above:
-            place = place.setdefault(part, {})
-        place[last] = value
-    found: RunOptions = _replaced(RunOptions(), changes)
-    return found
+            table = table.setdefault(part, {})
+        table[last] = value
+    options: RunOptions = _replaced(RunOptions(), changes)
+    return options
 
 
 def _replaced(value: Any, changes: Mapping[str, Any]) -> Any:
-    """A dataclass with changed fields; a dict of changes where a field is a dataclass itself."""
+    """Returns a dataclass with changed fields; a field that is a dataclass takes a dict of changes."""
     own = {
         name: _replaced(getattr(value, name), change) if is_dataclass(getattr(value, name)) else change
         for name, change in changes.items()

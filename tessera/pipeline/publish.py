@@ -1,4 +1,4 @@
-"""Stage `publish`: writes the bundle, then registers it, past the gates, with where it came from."""
+"""Stage `publish`: writes the bundle, registers it with its origin, and judges it by the gates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 from tessera.pipeline.train import RANKER
 
-_OTHER_DATA = "The champion was trained on other data than these: it is judged on what it has not seen."
-_UNKNOWN = "What the champion was trained on is not known: an earlier release published it, by another split or data."
+_OTHER_DATA = "The champion was trained on other data: it is judged on rows that it was not trained on."
+_UNKNOWN = "The training rows of the champion are unknown: an earlier release published it, by another split or data."
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Origin:
     """Origin of a bundle.
 
     Attributes:
-        data_key: hash of the descriptor and of every file's bytes.
-        split: how the test part was chosen.
-        trained: file of the events that it was trained on, see `features.training_events`.
-        options: of the run, nested.
-        parent: id of the bundle that it was warm-started from, or None.
-        code: version of the code that made it.
-        engine: of the table in training.
-        profile: of the dataset, as `features.dataset.profile` made it.
+        data_key: Hash of the descriptor and of every file's bytes.
+        split: Kind of split that chose the test part.
+        options: Choices of the run, nested.
+        parent: Id of the bundle that the training started from; None without a warm start.
+        code: Version of the code that trained the bundle.
+        engine: Engine of the table in training.
+        trained: File of the events that the bundle was trained on; see `features.training_events`.
+        profile: Profile of the dataset, from `features.dataset.profile`.
     """
 
     data_key: str
@@ -61,7 +61,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Ready:
-    """Finished stages that a bundle is made of; `encoded` and `assigned` are None where items have no text."""
+    """Finished stages that a bundle needs; `encoded` and `assigned` are None if the items have no text."""
 
     encoded: Finished | None
     assigned: Finished | None
@@ -71,7 +71,7 @@ class Ready:
 
 
 def bundle(job: Job, ready: Ready) -> Bundle:
-    """Does the stage: writes the bundle, and the events that it was trained on beside it."""
+    """Runs the stage: writes the bundle, and beside it the events that the bundle was trained on."""
     config = job.options.train_config()
     encoded, assigned, framed = ready.encoded, ready.assigned, ready.framed
     choices = _resolved(job, framed if assigned else None)
@@ -103,7 +103,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
         write_bundle(parts, directory / "bundle")
 
     described = job.dataset.model_dump(mode="json", exclude={"source", "run"}) | {"source": job.dataset.source.name}
-    positions = [msgspec.to_builtins(place) for place in job.options.positions]
+    positions = [msgspec.to_builtins(position) for position in job.options.positions]
     finished = job.do(
         "publish",
         work,
@@ -116,14 +116,14 @@ def bundle(job: Job, ready: Ready) -> Bundle:
 
 
 def _resolved(job: Job, coded: Finished | None) -> dict[str, Any]:
-    """The choices that the stages read, with the shape of the Semantic IDs that they came to."""
+    """Returns the choices that the stages read, with the resulting levels and codes of the Semantic IDs."""
     if coded is None:
         return dict(job.read)
     tokenizer = load_tokenizer(coded.directory / "tokens")
     return job.read | {"levels": tokenizer.levels, "codes": tokenizer.codes}
 
 
-def register(job: Job, made: Bundle, framed: Finished, registry: Registry) -> tuple[Release, Verdict | None]:
+def register(job: Job, published: Bundle, framed: Finished, registry: Registry) -> tuple[Release, Verdict | None]:
     """Registers the bundle, see `Publisher.publish`."""
     origin = Origin(
         data_key=job.data_key,
@@ -136,14 +136,16 @@ def register(job: Job, made: Bundle, framed: Finished, registry: Registry) -> tu
         profile=msgspec.json.decode((framed.directory / PROFILE).read_bytes()),
     )
     publisher = Publisher(registry, job.console, job.out / "champion")
-    return publisher.publish(made, origin, lambda: read_frame(framed.directory), job.options.gates)
+    return publisher.publish(published, origin, lambda: read_frame(framed.directory), job.options.gates)
 
 
 class Publisher:
     """Registers bundles.
 
     Args:
-        champions: where the champion is fetched to.
+        registry: Receives the bundles.
+        console: Prints progress and warnings.
+        champions: Directory to which the champion is fetched.
     """
 
     def __init__(self, registry: Registry, console: Console, champions: Path) -> None:
@@ -154,13 +156,17 @@ class Publisher:
     def publish(
         self, bundle: Bundle, origin: Origin, frame: Callable[[], Frame], gates: Gates
     ) -> tuple[Release, Verdict | None]:
-        """Registers a bundle; it becomes the challenger where the gates let it.
+        """Registers a bundle. If the gates pass, the bundle becomes the challenger.
 
         Args:
-            frame: of the run, whose test part both are measured on.
+            bundle: Bundle to register.
+            origin: Origin of the bundle.
+            frame: Returns the frame of the run. Both bundles are measured on its test part.
+            gates: Thresholds of the comparison with the champion.
 
         Returns:
-            The release, and the verdict; none of the first bundle, nor of one that has its alias already.
+            The release and the verdict. The verdict is None for a first bundle, for a bundle that has an alias
+            already, and if the champion cannot be opened.
         """
         with self._console.status("publish: registering in MLflow"):
             release = self._registry.publish(
@@ -185,34 +191,34 @@ class Publisher:
             try:
                 champion = self._registry.open(before, self._champions)
             except BundleError as error:
-                said = (
-                    f"publish: the champion cannot be compared with: {error}; the bundle has no alias, "
+                message = (
+                    f"publish: the champion cannot be opened for the comparison: {error}; the bundle has no alias, "
                     f"`tessera rollout promote {release.version}` makes it the champion"
                 )
-                self._console.print(Text(said, "yellow"))
+                self._console.print(Text(message, "yellow"))
                 return release, None
             note = "" if self._registry.lineage(before).dataset == origin.data_key else _OTHER_DATA
-            made = frame()
+            run_frame = frame()
             seen = self._seen(before, champion, bundle, origin)
             if seen is None:
-                unseen, note = np.zeros(made.part("test").height, dtype=bool), _UNKNOWN
+                unseen, note = np.zeros(run_frame.part("test").height, dtype=bool), _UNKNOWN
             else:
-                unseen = ~np.isin(event_ids(made, "test"), np.concatenate([seen, read_trained(origin.trained)]))
-            judged = verdict(champion, bundle, made, gates, note=note, unseen=unseen)
+                unseen = ~np.isin(event_ids(run_frame, "test"), np.concatenate([seen, read_trained(origin.trained)]))
+            judged = verdict(champion, bundle, run_frame, gates, note=note, unseen=unseen)
         if judged.passed:
             return self._registry.challenge(release, verdict=judged.to_json()), judged
         self._registry.documents.put(release, "gates.json", judged.to_json())
         return release, judged
 
     def _seen(self, before: Release, champion: Bundle, bundle: Bundle, origin: Origin) -> NDArray[np.uint32] | None:
-        """The events that the champion was trained on; None where nobody can say.
+        """Returns the events that the champion was trained on; None if they are unknown.
 
-        A champion that an earlier release published says nothing of them. By the same split of the same data it was
-        trained on what the newcomer was.
+        A champion that an earlier version of Tessera published has no record of them. If its split and its data are
+        those of the new bundle, and the split is not random, both were trained on the same events.
         """
-        found = self._registry.documents.trained(before)
-        if found is not None:
-            return found
+        recorded = self._registry.documents.trained(before)
+        if recorded is not None:
+            return recorded
         same = self._registry.lineage(before).dataset == origin.data_key
         split = bundle.dataset.split
         alike = champion.dataset.split == split and split.by != "random"
@@ -220,16 +226,16 @@ class Publisher:
 
 
 def flat(options: dict[str, Any]) -> dict[str, str]:
-    """Nested options by dotted name, as short as MLflow takes them."""
-    found: dict[str, str] = {}
+    """Returns nested options by dotted name, each cut to the 500 characters that MLflow takes."""
+    flattened: dict[str, str] = {}
     pending: list[tuple[str, Any]] = [("", options)]
     while pending:
         name, value = pending.pop()
         if isinstance(value, dict):
             pending += [(f"{name}.{key}".lstrip("."), below) for key, below in value.items()]
         else:
-            found[name] = str(value)[:500]
-    return found
+            flattened[name] = str(value)[:500]
+    return flattened
 
 
 def _test_metrics(bundle: Bundle) -> dict[str, float]:

@@ -33,11 +33,14 @@ class RunResult:
     """Result of a run.
 
     Attributes:
-        release: only when it was published.
-        executed: the seconds of each stage that was done.
-        verdict: of the gates; None where there was no champion to compare with.
-        engine: of the tables that this process trains; empty where nothing is trained.
-        again: reasons why a finished stage was done again, by stage.
+        directory: Directory of the stages.
+        bundle: Bundle of the run; None before `publish`.
+        release: Release of the bundle; None if it was not registered.
+        metrics: Metrics of the stage `evaluate`; empty before it.
+        executed: Seconds of each stage that ran.
+        verdict: Verdict of the gates; None if there was no champion to compare with.
+        engine: Engine of the tables that this process trains; empty if no stage trains.
+        again: Reasons why a finished stage ran again, by stage.
     """
 
     directory: Path
@@ -59,15 +62,18 @@ def run(
     registry: Registry | None,
     until: str,
 ) -> RunResult:
-    """Runs the stages up to and including `until`; finished ones are kept.
+    """Runs the stages up to and including `until`; finished stages are kept.
 
     Args:
-        dataset: what to learn from.
-        out: one directory per stage.
-        options: choices; by default those of the descriptor's `[run]` table.
-        console: where progress bars go, which choices are others than before, and why a stage is done again.
-        registry: where the bundle is published, or None to leave it in `out`.
-        until: one of `STAGES`.
+        dataset: Dataset to learn from.
+        out: Directory that gets one directory per stage.
+        options: Choices; None for those of the descriptor's `[run]` table.
+        console: Prints progress bars, choices that differ from a warm start, and the reasons for a repeated stage.
+        registry: Receives the bundle; None leaves the bundle in `out` alone.
+        until: One of `STAGES`.
+
+    Raises:
+        TesseraError: Another run uses `out`, or a stage cannot run.
     """
     chosen = load_options(dataset) if options is None else options
     job = Job(dataset, out, chosen, console, code_version(__name__))

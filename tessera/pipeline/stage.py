@@ -133,21 +133,21 @@ class Stages:
             TesseraError: another run uses the directory, or an input changed while the stage was made.
         """
         with self.held():
-            place = self._directory / name
-            recover_directory(place)
-            finished = _record(place)
+            stage = self._directory / name
+            recover_directory(stage)
+            finished = _record(stage)
             if finished.key == key:
-                damage = _damage(place)
+                damage = _damage(stage)
                 if damage is None:
                     self._console.print(Text(f"{name}: in place", "dim"))
-                    return place
+                    return stage
                 self._again(name, [damage])
             elif finished.key:
                 self._again(name, _reasons(finished, made_of))
             start = time.perf_counter()
             self._do(name, _Record(key, made_of=made_of), work, unit, inputs)
             self.executed[name] = time.perf_counter() - start
-            return place
+            return stage
 
     def _again(self, name: str, reasons: list[str]) -> None:
         self.again[name] = reasons
@@ -194,15 +194,15 @@ class Stages:
                 progress.update(task, completed=done, total=total)
 
             yield advance
-            found = progress.tasks[0]
-            progress.update(task, total=found.total or 1, completed=found.total or 1)
+            bar = progress.tasks[0]
+            progress.update(task, total=bar.total or 1, completed=bar.total or 1)
 
 
 def finished_key(directory: Path) -> str:
     """Returns the key of a finished stage of another run.
 
     Raises:
-        DatasetError: the stage is missing, or was damaged since; names the file.
+        DatasetError: The stage is missing or damaged; names the file.
     """
     if not (directory / _KEY).is_file():
         raise DatasetError(f"{directory} is missing: give the --out of a finished `tessera run` on items with text")
@@ -213,35 +213,35 @@ def finished_key(directory: Path) -> str:
 
 
 def made_of(directory: Path) -> MadeOf:
-    """Returns what a finished stage was made of; nothing is in it where an earlier release made the stage."""
+    """Returns the inputs of a finished stage; all parts are empty if an earlier release of Tessera made the stage."""
     return _record(directory).made_of or MadeOf()
 
 
 def _reasons(finished: _Record, now: MadeOf | None) -> list[str]:
-    """Why a stage with another key is done again."""
+    """Returns the reasons why a stage with another key is done again."""
     if finished.made_of is None or now is None:
         return ["it was made of other inputs, or by an earlier release"]
     return finished.made_of.changes(now) or ["an earlier release made it"]
 
 
 def _damage(directory: Path) -> str | None:
-    """Compares a finished stage with the record of its files: returns the first difference, or None."""
+    """Returns the first difference between a finished stage and the record of its files, or None."""
     recorded = _record(directory).files
     if recorded is None:
         return None
-    found = _hashes(directory)
-    for name in sorted(recorded.keys() | found.keys()):
-        if name not in found:
+    hashes = _hashes(directory)
+    for name in sorted(recorded.keys() | hashes.keys()):
+        if name not in hashes:
             return f"{directory / name} is missing"
         if name not in recorded:
             return f"{directory / name} is not of this stage"
-        if found[name] != recorded[name]:
+        if hashes[name] != recorded[name]:
             return f"{directory / name} was altered (sha256 differs)"
     return None
 
 
 def _record(directory: Path) -> _Record:
-    """The record of a directory; an empty key where it has none that can be read."""
+    """Reads the record of a directory; its key is empty if there is no readable record."""
     try:
         return msgspec.json.decode((directory / _KEY).read_bytes(), type=_Record)
     except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
@@ -253,11 +253,11 @@ def _write(directory: Path, record: _Record) -> None:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    """The sha256 of each file of a stage by relative path, hidden files and the record excluded."""
-    found = {}
+    """Returns the sha256 of each file of a stage by relative path, without hidden files and the record."""
+    hashes = {}
     for path in directory.rglob("*"):
         name = path.relative_to(directory)
         if path.is_file() and name != Path(_KEY) and not any(part.startswith(".") for part in name.parts):
             with path.open("rb") as file:
-                found[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                hashes[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes

@@ -1,4 +1,4 @@
-"""Stage `train`: the ranker, and beside it a ranker of the items' ids alone as a baseline."""
+"""Stage `train`: trains the ranker, and as a baseline a ranker that reads the ids alone."""
 
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ READS = ("seed", "table", "history_length", "training", "ranker")
 
 
 def train(job: Job, framed: Finished) -> Finished:
-    """Does the stage after `frame`; it goes on from the earlier run's ranker if there is one."""
+    """Runs the stage after `frame`. A warm start begins with the earlier ranker."""
     config = job.options.train_config()
 
     def work(directory: Path, advance: Advance) -> None:
@@ -30,8 +30,8 @@ def train(job: Job, framed: Finished) -> Finished:
             schema, start = job.previous.ranker(schema, frame, config)
         jobs = ((RANKER, schema, start), (HASHED_ID, baseline, None))
         for number, (name, shape, begin) in enumerate(jobs):
-            place = directory / name
-            if place.exists():
+            model = directory / name
+            if model.exists():
                 continue
 
             def both(done: int, total: int, number: int = number) -> None:
@@ -39,7 +39,7 @@ def train(job: Job, framed: Finished) -> Finished:
 
             halfway = Checkpointing(directory / f"{name}.checkpoint")
             trained = train_ranker(shape, frame, config, progress=both, checkpointing=halfway, start=begin)
-            write_directory(place, partial(save_ranker, schema=shape, trained=trained))
+            write_directory(model, partial(save_ranker, schema=shape, trained=trained))
             halfway.path.unlink(missing_ok=True)
             if config.precision == "auto":
                 job.console.print(f"train: {name} multiplied in {trained.precision}, the faster precision here")

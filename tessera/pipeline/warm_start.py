@@ -1,4 +1,4 @@
-"""The run that another one goes on from: its encoder, the names of its codes, its rows."""
+"""Earlier run that a warm start continues: its encoder, the names of its codes, its rows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +28,13 @@ from tessera.pipeline.stage import finished_key, made_of
 
 
 class Previous:
-    """Content of a finished training's `--out`.
+    """Content of the `--out` of a finished training.
 
     Args:
-        directory: of the run.
+        directory: Directory of the run.
 
     Raises:
-        DatasetError: the stages up to `train` are not all there and whole.
+        DatasetError: A stage up to `train` is missing or damaged.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -42,55 +42,60 @@ class Previous:
         self._keys = {stage: finished_key(directory / stage) for stage in ("encode", "assign", "frame", "train")}
 
     def after(self, *stages: str) -> dict[str, str]:
-        """Returns the keys of its stages, named as a run that reads them shows them."""
+        """Returns the keys of its stages, under the names that a run shows for them."""
         return {f"the warm start's {stage}": self._keys[stage] for stage in stages}
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The choices that its stages read, by dotted name; empty where an earlier release made them."""
+        """Choices that its stages read, by dotted name; empty if an earlier release of Tessera made the stages."""
         return {name: value for stage in self._keys for name, value in made_of(self._directory / stage).options.items()}
 
     @property
     def bundle(self) -> str | None:
-        """The id of its bundle, where it went as far."""
+        """Id of its bundle; None if it has not published."""
         manifest = self._directory / "publish" / "bundle" / "manifest.json"
         return str(msgspec.json.decode(manifest.read_bytes())["id"]) if manifest.is_file() else None
 
     def trained(self) -> NDArray[np.uint32]:
-        """Ids (K,) of the events that it and the runs before it were trained on; see `features.training_events`."""
+        """Returns ids (K,) of the events that this run and earlier runs trained on; see `features.training_events`."""
         kept = self._directory / "publish" / TRAINED
         return read_trained(kept) if kept.is_file() else trained_on(read_frame(self._directory / "frame"))
 
     @property
     def encoder(self) -> Path:
-        """The encoder's directory; vectors of two encoders cannot be coded by one codebook."""
+        """Directory of the encoder, which the new run keeps: a codebook codes the vectors of one encoder alone."""
         return self._directory / "encode" / "encoder"
 
     def codebook(self) -> Quantizer:
-        """The codebook of its Semantic IDs."""
+        """Loads the codebook of its Semantic IDs."""
         return codebooks.load(self._directory / "assign" / "codebook")
 
     def named(self, fitted: Quantizer, items: pl.DataFrame) -> Quantizer:
-        """The new codebook with the names of the old codes, as far as they can be kept.
+        """Returns the new codebook with the names of the old codes, as far as the names can be kept.
 
         Args:
-            fitted: the new codebook.
-            items: `item_id` and `vector`, of this run.
+            fitted: New codebook.
+            items: Columns `item_id` and `vector` of the new run.
+
+        Raises:
+            DatasetError: The two runs share no item.
         """
         old = read_shards(self._directory / "assign" / "codes").select("item_id", pl.col("codes").alias("before"))
         known = items.join(old, on="item_id", maintain_order="left")
         if not known.height:
-            raise DatasetError(f"{self._directory}: none of its items is one of this run's; train without --warm-start")
+            raise DatasetError(
+                f"{self._directory}: none of its items is an item of this run; train without --warm-start"
+            )
         codes = fitted.encode(known["vector"].to_numpy().astype(np.float32))
         return match(fitted, codes, known["before"].to_numpy().astype(np.uint16))
 
     def ranker(self, schema: Schema, frame: Frame, config: TrainConfig) -> tuple[Schema, Ranker]:
-        """The old ranker, its rows moved to the size and the Semantic IDs of this run, and the schema it reads by.
+        """Returns the old ranker and its schema, with the rows moved to the size and the Semantic IDs of the new run.
 
-        The scale of numeric features stays what the network was trained on.
+        The scale of numeric features stays as the network was trained.
 
         Raises:
-            DatasetError: this run's features are others.
+            DatasetError: The new run has other features.
         """
         old, trained = load_ranker(self._directory / "train" / "ranker", config)
         wanted = replace(schema, numeric=old.numeric)
