@@ -16,7 +16,7 @@ def main(directory: str) -> np.ndarray:
     bundle = tessera.load_bundle(directory)
     items = bundle.items["item_id"].to_list()
 
-    # By table: what the ranker has learnt of an id. A feature is any categorical column of the descriptor.
+    # By table: learnt by the ranker for an id. A categorical column is a feature too, `tags` of [items] is `item.tags`.
     vectors = bundle.embed("item_id", items)
     print(f"{len(items)} items, a vector of {vectors.shape[1]} numbers each")
 
