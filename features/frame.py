@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.aggregate.plan import NOTHING, Plan
 from features.dataset.descriptor import Dataset, Split
 from features.dataset.split import assign_split
 from features.history import EventColumns, history_frame
@@ -28,12 +29,14 @@ class Frame:
         items: One row per item: `item_id`, features, `listed`, and, if there is content, `content_vector`,
             `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
-            numbers, oldest first), then the events' own columns.
+            numbers, oldest first), then the events' own columns, then those of the aggregates.
+        aggregates: Plan of the aggregates' columns.
     """
 
     users: pl.DataFrame
     items: pl.DataFrame
     examples: pl.DataFrame
+    aggregates: Plan = NOTHING
 
     def part(self, split: str) -> pl.DataFrame:
         """Returns the examples of `train`, `validation` or `test`, in order; not a copy if they are contiguous."""

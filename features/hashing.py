@@ -40,6 +40,12 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def value_keys(salt: str, fingerprints: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Returns keys (N,) uint64 of a feature's values, equal for equal salt and value."""
+    with np.errstate(over="ignore"):
+        return splitmix64(fingerprints ^ fingerprint([salt])[0])
+
+
 @dataclass(frozen=True)
 class HashSpec:
     """Parameters a table must be read with.

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from features.content import lsa
-from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, Users
+from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Users
+from features.dataset.source import Categorical
 from features.durable import write_directory
 from features.frame import Frame, build_frame
 from models.bundle.bundle import BundleParts, Training

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import polars as pl
 
-from features.dataset.descriptor import TableSource
 from features.dataset.layout import Dialect, Layout, hide, settle
+from features.dataset.source import TableSource
 from features.errors import DatasetError
 
 # Separators that are recognised when another is declared: as TOML writes them, and in words.

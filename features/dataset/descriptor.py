@@ -4,49 +4,18 @@ This object alone describes a dataset to all other code, so no code knows any da
 the descriptor. The contents of files are checked when they are read (`features.dataset.tables`).
 """
 
-import difflib
 import tomllib
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
+from features.config import Config, refuse_repeats
+from features.dataset.aggregate import Aggregate, check_aggregates
 from features.dataset.label import parse_rule
+from features.dataset.source import TableSource
 from features.errors import DatasetError
-
-Format = Literal["parquet", "csv", "jsonl"]
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the valid name closest to `name` in spelling, or "" when nothing is valid."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)
-    return matches[0] if matches else ""
-
-
-class Config(BaseModel):
-    """A frozen model that refuses an unknown key and names the nearest valid one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise PydanticCustomError(
-                        "unknown_key",
-                        "unknown key '{key}'; the nearest valid name is '{nearest}' (valid: {valid})",
-                        {
-                            "key": key,
-                            "nearest": nearest(str(key), cls.model_fields),
-                            "valid": ", ".join(cls.model_fields),
-                        },
-                    )
-        return data
 
 
 class Split(Config):
@@ -75,97 +44,6 @@ class Split(Config):
         return self
 
 
-class Categorical(Config):
-    """Options of a categorical column.
-
-    Attributes:
-        split: Separator between values; it makes the column multi-valued.
-    """
-
-    split: str | None = Field(None, min_length=1)
-
-
-class TableSource(Config):
-    """Location and format of a table's files, and the columns that are features.
-
-    Attributes:
-        path: Files, relative to the descriptor; globs are allowed.
-        format: `parquet`, `csv` or `jsonl`; by default the ending of the path says it. csv and jsonl may be gzipped.
-        separator: Separator of a csv. A separator of more than one character switches quoting off.
-        quote: Character that encloses fields of a csv; "" for none. By default `"` encloses a field only if another
-            `"` ends it.
-        escape: Character of a csv that makes the next character literal; "" for none. By default a
-            backslash escapes if all rows fit then.
-        header: True if the first row of a csv names its fields.
-        encoding: Encoding of a csv.
-        columns: Names of a csv's fields, in the file's order; they replace the names of a header row.
-        categorical: Columns that are categorical features: a list of names, or a table of names with their options.
-        numeric: Columns that are numeric features.
-    """
-
-    reserved: ClassVar[tuple[str, ...]] = ()
-
-    path: str = Field(min_length=1)
-    format: Format | None = None
-    separator: str = Field(",", min_length=1)
-    quote: str | None = Field(None, max_length=1)
-    escape: str | None = Field(None, max_length=1)
-    header: bool = True
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
-    columns: tuple[str, ...] | None = None
-    categorical: dict[str, Categorical] = Field(default_factory=dict)
-    numeric: tuple[str, ...] = ()
-
-    @field_validator("categorical", mode="before")
-    @classmethod
-    def _names_or_table(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            _refuse_repeats("categorical", value)
-            return {name: {} for name in value}
-        return value
-
-    @field_validator("quote", "escape")
-    @classmethod
-    def _one_byte(cls, value: str | None) -> str | None:
-        if value and (not value.isascii() or not value.isprintable()):
-            raise ValueError(f"must be a printable ASCII character or empty, got {value!r}")
-        return value
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.kind == "csv" and self.quote and self.quote in (self.separator, self.escape):
-            raise ValueError(f"quote = {self.quote!r} is separator or escape too; choose another character")
-        if self.kind == "csv" and not self.header and self.columns is None:
-            raise ValueError("header = false needs columns = [...], the fields' names in the file's order")
-        if self.kind != "csv" and self.columns is not None:
-            raise ValueError(f"columns names the fields of a csv, but the format is {self.kind}; remove columns")
-        _refuse_repeats("columns", self.columns or ())
-        _refuse_repeats("categorical and numeric", [*self.categorical, *self.numeric])
-        for name in [*self.categorical, *self.numeric]:
-            if name in self.reserved:
-                raise ValueError(
-                    f"column '{name}' cannot be a feature: the name is taken by a column every dataset has "
-                    f"({', '.join(self.reserved)}); remove it, or rename it in the files"
-                )
-        return self
-
-    @property
-    def kind(self) -> Format:
-        """Format of the files: as declared, or from the ending of their name."""
-        if self.format is not None:
-            return self.format
-        name = self.path.lower()
-        if name.endswith(".parquet"):
-            return "parquet"
-        if name.endswith((".csv", ".csv.gz")):
-            return "csv"
-        if name.endswith((".jsonl", ".jsonl.gz")):
-            return "jsonl"
-        raise ValueError(
-            f'the ending of path \'{self.path}\' does not say its format; add format = "csv", "jsonl" or "parquet"'
-        )
-
-
 class Items(TableSource):
     """The catalogue: one row per item.
 
@@ -192,8 +70,8 @@ class Items(TableSource):
 
     @model_validator(mode="after")
     def _check_filterable(self) -> Self:
-        _refuse_repeats("text", self.text)
-        _refuse_repeats("filterable", self.filterable)
+        refuse_repeats("text", self.text)
+        refuse_repeats("filterable", self.filterable)
         for name in self.filterable:
             if name in self.reserved:
                 raise ValueError(f"column '{name}' cannot be filterable: the name is taken; rename it in the files")
@@ -316,6 +194,7 @@ class Dataset(Config):
         users: The user profiles; optional.
         events: The interactions.
         split: Division into train, validation and test.
+        aggregates: Aggregates by name; see `features.dataset.aggregate`.
         run: Choices of a run, read by `tessera run`: see `[run]` below.
         source: Path of the descriptor itself; no key of the file.
     """
@@ -325,6 +204,7 @@ class Dataset(Config):
     users: Users | None = None
     events: Events
     split: Split
+    aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
     source: Path
 
@@ -338,7 +218,14 @@ class Dataset(Config):
             raise ValueError('[split] by = "time" needs time in [events]; without a clock use leave-one-out or order')
         if self.split.by == "leave-one-out" and self.events.user is None:
             raise ValueError('[split] by = "leave-one-out" needs user in [events]; use time, random or order')
+        check_aggregates(self.aggregates, self.entity_columns, self.events)
         return self
+
+    @property
+    def entity_columns(self) -> dict[str, tuple[str, ...]]:
+        """Categorical columns of the entities that the events name: `user` and `item`, each where declared."""
+        tables = (("user", self.events.user, self.users), ("item", self.events.item, self.items))
+        return {kind: tuple(table.categorical) if table else () for kind, named, table in tables if named}
 
     @property
     def directory(self) -> Path:
@@ -383,16 +270,10 @@ def load_dataset(path: str | Path) -> Dataset:
         raise DatasetError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from error
 
 
-def _refuse_repeats(key: str, names: Iterable[str]) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{key} names column '{repeated[0]}' more than once; keep one of them")
-
-
 def _explain(error: ErrorDetails) -> str:
     """Returns one pydantic error as "[events] label.positive: what is wrong"."""
     table, *keys = [str(part) for part in error["loc"]] or [""]
-    is_table = bool(keys) or table in {"items", "users", "events", "split", "run"}
+    is_table = bool(keys) or table in {"items", "users", "events", "split", "aggregates", "run"}
     where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)
     if error["type"] == "missing":
         message = "is missing; add it"

@@ -14,10 +14,11 @@ from typing import Literal
 
 import polars as pl
 
+from features.config import nearest
 from features.dataset.delimited import advice, read_delimited
-from features.dataset.descriptor import Format, TableSource, nearest
 from features.dataset.jsonl import nested_advice, read_jsonl
 from features.dataset.plain_text import read_plain
+from features.dataset.source import Format, TableSource
 from features.errors import DatasetError
 from features.value.canonical import VERSION, cells
 from features.value.mixed_column import joined

@@ -11,8 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from features.dataset import clock, column
-from features.dataset.descriptor import Dataset, Events, Items, TableSource, Users
+from features.dataset.descriptor import Dataset, Events, Items, Users
 from features.dataset.files import SourceTable, infer, load
+from features.dataset.source import TableSource
 from features.value.mixed_column import wire
 
 EVENT_ID = "_event_id"

@@ -5,6 +5,7 @@
     admission.safetensors    cells of the sketch of the values' sightings, uint8
     network.safetensors      the dense part
     encoder/  codebook/  tokens/     only if items have content
+    aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
 A bundle has no pickle. It is written to a temporary directory and renamed. Loading checks the sha256 of every file.
@@ -33,7 +34,7 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
-from models.bundle.contents import BundleContents, LogPosition, Manifest, Training
+from models.bundle.contents import AGGREGATES, BundleContents, LogPosition, Manifest, Training
 from models.bundle.embedding import EmbeddingClient, Value, csv_sources
 from models.bundle.local import LocalRanker
 from models.ranker.network import Ranker
@@ -73,6 +74,8 @@ class BundleParts:
         history: Kept visits of all users, `user_id`, `item_id` and `time`, of each user oldest first.
         metrics: Measurements on the test part.
         encoder, codebook, tokens: Directories to copy, or None.
+        aggregates: State of the schema's aggregates after the last event before the test part, a file to copy; None if
+            the schema has none.
         trained_until, positions, choices: As in `Manifest`.
     """
 
@@ -88,6 +91,7 @@ class BundleParts:
     encoder: Path | None
     codebook: Path | None
     tokens: Path | None
+    aggregates: Path | None = None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -198,6 +202,8 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
         for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook), ("tokens", parts.tokens)):
             if source is not None:
                 shutil.copytree(source, directory / name)
+        if parts.aggregates is not None:
+            shutil.copy(parts.aggregates, directory / AGGREGATES)
         table = parts.ranker.table
         save_file({"weight": table.weight, "accumulator": table.accumulator}, directory / "table.safetensors")
         save_file({"cells": torch.from_numpy(parts.sketch.cells)}, directory / "admission.safetensors")

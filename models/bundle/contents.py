@@ -12,6 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from features.aggregate.aggregator import Aggregator
+from features.aggregate.stored import load_aggregates
 from features.content.encoder import Encoder
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
@@ -24,6 +26,9 @@ from models.semantic_id.tokens import Tokenizer, load_tokenizer
 from models.table.admission import Admission, Sketch
 from models.table.open import open_table
 from models.table.schema import Schema
+
+AGGREGATES = "aggregates.safetensors"
+"""Name of the file that holds the plan and the published state of the aggregates."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,16 @@ class BundleContents:
         """Reads the table's rows as published, (R, D) float32."""
         weight: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
         return weight
+
+    def aggregates(self) -> Aggregator:
+        """Returns the published state of the aggregates, a copy of its own; without a group where there is none."""
+        plan = self.schema.aggregates
+        if not plan.columns:
+            return Aggregator(plan)
+        found = load_aggregates(self.directory / AGGREGATES)
+        if found.plan != plan:
+            raise BundleError(f"{self.directory / AGGREGATES}: holds other aggregates than the schema; publish again")
+        return found
 
     def admission(self) -> Admission:
         """Returns a new admission with the sightings at the end of training."""

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.dataset.descriptor import Dataset, TableSource
+from features.dataset.descriptor import Dataset
+from features.dataset.source import TableSource
 from features.errors import EventError
 from features.value.canonical import VERSION, canonical_values
 from models.table.admission import Admission

@@ -33,6 +33,7 @@ class LocalRanker:
         self._unknown = self._catalogue.add_default_item()
         self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
         self._rows = bundle.rows()
+        self._aggregator = bundle.aggregates()
         visits = bundle.history.group_by("user_id", maintain_order=True).agg("item_id")
         self._visits: dict[str, list[str]] = dict(zip(visits["user_id"], visits["item_id"].to_list(), strict=True))
 
@@ -46,7 +47,12 @@ class LocalRanker:
         history = np.array(visited[-self._bundle.schema.history_length :], dtype=np.int64)
         event = context_frame(self._bundle, context)
         events = Entities(self._bundle.schema, "event", event, self._catalogue.admission)
-        lookups = self._scorer.lookups(user, chosen, history, events)
+        aggregates = None
+        if self._aggregator.plan.columns:
+            # As of the last event that the bundle knows.
+            occasions = self._scorer.occasions(user, chosen, self._aggregator.watermark + 1)
+            aggregates, _ = self._aggregator.advance(occasions)
+        lookups = self._scorer.lookups(user, chosen, history, events, aggregates)
         return self._scorer.score(lookups, self._rows[lookups.rows])
 
 

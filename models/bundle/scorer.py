@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features import tracing as trace
+from features.aggregate.aggregator import Occasions
 from features.errors import AnswerError
 from features.history import Jagged
 from models.bundle.catalogue import Catalogue
 from models.ranker.network import DensePart
-from models.table.batch import Assembler, Batch, Entities, Examples
+from models.table.batch import Assembler, Batch, Entities, Examples, aggregate_keys
 from models.table.reference import pool
 from models.table.schema import Feature, Schema
 
@@ -55,7 +56,20 @@ class Scorer:
         self._shared = tuple(feature for feature in schema.features if feature.of != "item")
         self._order = _column_order(schema, (*self._shared, *self._own))
 
-    def lookups(self, user: str, items: Ints, history: Ints, events: Entities) -> Lookups:
+    def occasions(self, user: str, items: Ints, at: int) -> Occasions:
+        """Returns candidates (n,) as aggregates see them at a time. The catalogue must not change during the call."""
+        users, number = self._user(user)
+        examples = _examples(number, items, np.zeros(0, dtype=np.int64), None)
+        return Occasions(
+            times=np.full(len(items), at, dtype=np.int64),
+            keys=aggregate_keys(self._schema.aggregates, users, self._catalogue.items, examples),
+            labels=np.zeros(0, dtype=np.float32),
+            enters=np.zeros(len(items), dtype=np.bool_),
+        )
+
+    def lookups(
+        self, user: str, items: Ints, history: Ints, events: Entities, aggregates: Floats | None = None
+    ) -> Lookups:
         """Returns the lookups of a request. The catalogue must not change during the call.
 
         Args:
@@ -63,14 +77,14 @@ class Scorer:
             items: (n,) numbers of the candidates, n ≥ 1.
             history: Numbers of the items in the user's history, oldest first.
             events: Context of the request, one row.
+            aggregates: (n, A) columns of the schema's plan. None if the plan has no columns.
         """
         catalogue = self._catalogue
-        users, number = catalogue.users, catalogue.user_numbers.get(user)
-        if number is None:
-            users, number = Entities(self._schema, "user", catalogue.user_frame([user]), catalogue.admission), 0
+        users, number = self._user(user)
         assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.vectors)
-        shared = assembler.batch(_examples(number, items[:1], history), self._shared)
-        own = assembler.batch(_examples(number, items, history), self._own)
+        first = None if aggregates is None else aggregates[:1]
+        shared = assembler.batch(_examples(number, items[:1], history, first), self._shared)
+        own = assembler.batch(_examples(number, items, history, aggregates), self._own)
         rows, inverse = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
         local = torch.from_numpy(inverse)
         return Lookups(
@@ -78,6 +92,14 @@ class Scorer:
             replace(shared, values=local[: len(shared.values)]),
             replace(own, values=local[len(shared.values) :]),
         )
+
+    def _user(self, user: str) -> tuple[Entities, int]:
+        """Returns the entities that have the user, and its number among them."""
+        catalogue = self._catalogue
+        number = catalogue.user_numbers.get(user)
+        if number is not None:
+            return catalogue.users, number
+        return Entities(self._schema, "user", catalogue.user_frame([user]), catalogue.admission), 0
 
     def score(self, lookups: Lookups, vectors: Floats) -> Floats:
         """Returns the probability of a positive event for each candidate, (n,).
@@ -149,10 +171,10 @@ def _check_numbers(scores: Floats) -> None:
         raise AnswerError(f"{invalid:,} of {scores.size:,} scores of the network are no numbers; train it again")
 
 
-def _examples(user: int, items: Ints, history: Ints) -> Examples:
-    zeros = np.zeros(len(items), dtype=np.int64)
-    shared = Jagged(history, np.array([0, len(history)], dtype=np.int64))
-    return Examples(zeros + user, items, shared.take(zeros), np.zeros(0, dtype=np.float32), zeros)
+def _examples(user: int, items: Ints, history: Ints, aggregates: Floats | None) -> Examples:
+    same = np.zeros(len(items), dtype=np.int64)
+    one = Jagged(history, np.array([0, len(history)], dtype=np.int64))
+    return Examples(same + user, items, one.take(same), np.zeros(0, dtype=np.float32), same, aggregates)
 
 
 def _of(batch: Batch, chosen: Ints) -> Batch:

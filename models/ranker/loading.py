@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.aggregate.plan import PREFIX
 from features.errors import DatasetError
 from features.frame import Frame
 from features.history import Jagged
@@ -58,7 +59,13 @@ def examples(part: pl.DataFrame) -> Examples:
         ),
         labels=labels,
         context=np.arange(part.height, dtype=np.int64),
+        aggregates=_aggregates(part),
     )
+
+
+def _aggregates(part: pl.DataFrame) -> NDArray[np.float32] | None:
+    names = [name for name in part.columns if name.startswith(PREFIX)]
+    return part.select(names).to_numpy().astype(np.float32) if names else None
 
 
 def sighted(schema: Schema, frame: Frame, part: pl.DataFrame, rows: Examples) -> Assembler:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from features.hashing import fingerprint, splitmix64
+from features.hashing import splitmix64
 from models.table.key_set import KeySet
 
 _DEPTH: Final = 4
@@ -36,12 +36,6 @@ FALSE_SIGHTINGS: Final = 0.001
 A full generation has W / 8 values in rows of W cells, so a new value finds all four of its cells taken with probability
 (1 - exp(-1/8)) ** 4 = .0002; there are two generations.
 """
-
-
-def value_keys(salt: str, fingerprints: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Returns the sketch's keys of a feature's values (N,): uint64, equal for equal salt and value."""
-    with np.errstate(over="ignore"):
-        return splitmix64(fingerprints ^ fingerprint([salt])[0])
 
 
 class Sketch:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features.aggregate.plan import Plan, column_of
 from features.history import Jagged
 from models.table.admission import Admission
 from models.table.column_rows import ColumnValues, Growable
-from models.table.schema import Feature, Schema, Source
+from models.table.schema import Feature, Numeric, Schema, Source
 
 # Limit of a scaled value: a value far beyond those of training must not dominate all others.
 _MOST_STDS = 10.0
@@ -25,6 +26,13 @@ def log_scaled(values: NDArray[np.floating]) -> NDArray[np.float32]:
     """Returns `sign(x) * log1p(|x|)`, NaN kept: it compresses counts and prices of any size."""
     wide = values.astype(np.float64)
     return (np.sign(wide) * np.log1p(np.abs(wide))).astype(np.float32)
+
+
+def standardised(values: NDArray[np.float32], numeric: Numeric) -> NDArray[np.float32]:
+    """Returns `(values - mean) / std` within ±10, 0 for a missing value."""
+    scaled = np.clip((values - numeric.mean) / numeric.std, -_MOST_STDS, _MOST_STDS)
+    found: NDArray[np.float32] = np.where(np.isfinite(values), scaled, 0.0)
+    return found
 
 
 class Entities:
@@ -39,6 +47,7 @@ class Entities:
 
     def __init__(self, schema: Schema, of: Source, frame: pl.DataFrame, admission: Admission) -> None:
         assert of != "history"
+        assert of != "aggregate"
         self._schema = schema
         self._of: Source = of
         self.admission = admission
@@ -60,6 +69,11 @@ class Entities:
     def sightings(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Returns the keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
         return self._columns[column].sightings(index)
+
+    def keys(self, column: str, index: NDArray[np.int64]) -> Jagged:
+        """Returns the keys of all values that entities (M,) hold in a column, as lists of uint64 viewed as int64."""
+        keys, lengths = self._columns[column].keys(index)
+        return Jagged(keys.view(np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
     def numeric(self, name: str, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns (M,) float32 of one numeric feature, standardised, missing values 0."""
@@ -96,8 +110,7 @@ class Entities:
         out = np.zeros((frame.height, len(self._numeric_features)), dtype=np.float32)
         for position, numeric in enumerate(self._numeric_features):
             values = log_scaled(frame[numeric.column].cast(pl.Float64).fill_null(np.nan).to_numpy())
-            scaled = np.clip((values - numeric.mean) / numeric.std, -_MOST_STDS, _MOST_STDS)
-            out[:, position] = np.where(np.isfinite(values), scaled, 0.0)
+            out[:, position] = standardised(values, numeric)
         return out
 
 
@@ -137,6 +150,7 @@ class Examples:
         history: item indices per example.
         labels: (B,) float32, may be empty.
         context: index (B,) into the events' entities.
+        aggregates: (B, A) float32 columns of the schema's plan of aggregates; None where it has none.
     """
 
     user: NDArray[np.int64]
@@ -144,14 +158,29 @@ class Examples:
     history: Jagged
     labels: NDArray[np.float32]
     context: NDArray[np.int64]
+    aggregates: NDArray[np.float32] | None = None
 
     def take(self, index: NDArray[np.int64]) -> "Examples":
         """Returns the examples at `index`, in that order."""
         labels = self.labels[index] if self.labels.size else self.labels
-        return Examples(self.user[index], self.item[index], self.history.take(index), labels, self.context[index])
+        aggregates = None if self.aggregates is None else self.aggregates[index]
+        return Examples(
+            self.user[index], self.item[index], self.history.take(index), labels, self.context[index], aggregates
+        )
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+def aggregate_keys(plan: Plan, users: Entities, items: Entities, examples: Examples) -> dict[str, Jagged]:
+    """Returns, by part of a plan of aggregates, the keys of each example's values."""
+    sources = {"user": (users, examples.user), "item": (items, examples.item)}
+    found: dict[str, Jagged] = {}
+    for part in plan.parts:
+        entity, column = column_of(part)
+        entities, index = sources[entity]
+        found[part] = entities.keys(column, index)
+    return found
 
 
 class Assembler:
@@ -251,6 +280,10 @@ class Assembler:
             if numeric.of == "history":
                 count = np.diff(examples.history.offsets)
                 out[:, position] = (log_scaled(count) - numeric.mean) / numeric.std
+            elif numeric.of == "aggregate":
+                assert examples.aggregates is not None, "the schema reads aggregates; the examples have none"
+                column = examples.aggregates[:, self.schema.aggregates.columns.index(numeric.column)]
+                out[:, position] = standardised(column, numeric)
             else:
                 entities, index = sources[numeric.of]
                 out[:, position] = entities.numeric(numeric.name, index)

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.hashing import fingerprint
-from models.table.admission import Admission, value_keys
+from features.hashing import fingerprint, value_keys
+from models.table.admission import Admission
 from models.table.schema import Feature, Schema
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -209,6 +209,11 @@ class ColumnValues:
             lengths = kept(known, lengths)
             codes = codes[known]
         return self._rows.array[codes], lengths
+
+    def keys(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Gathers entities (M,): the keys of all their values (n,), admitted or not, and how many each has (M,)."""
+        codes, lengths = self._lists.take(index)
+        return self._keys.array[codes], lengths
 
     def sightings(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Returns the keys of the distinct hashed values that entities (M,), repeated or not, hold, and counts."""

@@ -92,6 +92,7 @@ def default_schema(
         history_length=history_length,
         admission=options.admission,
         content=_content_width(frame, options.content),
+        aggregates=frame.aggregates,
     )
 
 
@@ -99,7 +100,7 @@ def hashed_id_schema(schema: Schema) -> Schema:
     """Returns the hashed-id baseline at the same budget: one lookup a feature, an item known by its hashed id alone."""
     kept = [feature for feature in schema.features if not (_is_item_feature(feature) and feature.column != "item_id")]
     single = tuple(Feature(f.name, f.of, f.column, f.salt) for f in kept)
-    numeric = tuple(numeric for numeric in schema.numeric if numeric.of != "item")
+    numeric = tuple(numeric for numeric in schema.numeric if numeric.of not in ("item", "aggregate"))
     return Schema(single, numeric, schema.rows, schema.dim, schema.history_length)
 
 
@@ -139,7 +140,7 @@ def _vocabulary(column: pl.Series) -> list[str]:
 
 
 def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
-    """Returns the declared numeric columns with mean and deviation over their tables, and the length of the history."""
+    """Returns the numeric features: declared columns with mean and deviation, history's length, and aggregates."""
     train = frame.part("train")
     found: list[Numeric] = []
     sources: tuple[tuple[Source, tuple[str, ...], pl.DataFrame], ...] = (
@@ -156,4 +157,8 @@ def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
     if dataset.events.user and dataset.events.item:
         lengths = log_scaled(train["history"].list.len().to_numpy())
         found.append(Numeric("history.length", "history", "history", float(np.mean(lengths)), 1.0))
+    for column in frame.aggregates.columns:
+        values = train[column].fill_nan(None).drop_nulls().to_numpy()
+        mean, std = (float(np.mean(values)), float(np.std(values))) if len(values) else (0.0, 1.0)
+        found.append(Numeric(column, "aggregate", column, mean, std if std > _FLAT else 1.0))
     return tuple(found)

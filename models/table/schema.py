@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from features.aggregate.plan import NOTHING, Plan
 from features.errors import BundleError
 from features.hashing import HashSpec
 from models.table.admission import MOST_SIGHTINGS
 
-Source = Literal["user", "item", "event", "history"]
+Source = Literal["user", "item", "event", "history", "aggregate"]
 SEMANTIC_ID = "semantic_id"
 
 
@@ -49,7 +50,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Numeric:
-    """Numeric feature: `(sign(x) * log1p(|x|) - mean) / std` within ±10; a missing value becomes 0, the mean."""
+    """Numeric feature: `(sign(x) * log1p(|x|) - mean) / std` within ±10; a missing value becomes 0, the mean.
+
+    The columns of aggregates are logarithms already: x stands in place of `sign(x) * log1p(|x|)`.
+    """
 
     name: str
     of: Source
@@ -66,6 +70,7 @@ class Schema:
         rows: R: the hashed rows, then those of the exact features.
         admission: Sightings after which a hashed value reads rows; 0 admits every value.
         content: Width of the item's content vector that the network reads beside the table; 0 for none.
+        aggregates: Aggregates that the numeric features of `aggregate` read.
     """
 
     features: tuple[Feature, ...]
@@ -75,6 +80,7 @@ class Schema:
     history_length: int
     admission: int = 0
     content: int = 0
+    aggregates: Plan = NOTHING
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]

@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from features.aggregate.plan import NOTHING
+from features.aggregate.stored import read_plan
 from features.durable import write_file
 from features.frame import Frame
 from features.jobs.shard import read_shards
@@ -15,6 +17,8 @@ from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import Scheme, Tokenizer, fit_tokenizer
 from models.table.schema import SEMANTIC_ID
 
+AGGREGATES = "aggregates.safetensors"
+"""Name of the file in the stage `frame` that holds the plan and the state of the aggregates."""
 PROFILE = "profile.json"
 """Name of the file in the stage `frame` that holds the profile of the dataset."""
 
@@ -40,7 +44,9 @@ def with_tokens(
 def read_frame(directory: Path) -> Frame:
     """Reads the frame of the stage `frame`."""
     users, items, rows = (pl.read_parquet(directory / f"{name}.parquet") for name in ("users", "items", "examples"))
-    return Frame(users, items, rows)
+    path = directory / AGGREGATES
+    # An earlier release made no aggregates.
+    return Frame(users, items, rows, read_plan(path) if path.is_file() else NOTHING)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from features.aggregate.plan import plan_of
+from features.aggregate.stored import save_aggregates
+from features.aggregate_frame import with_aggregates
 from features.dataset.profile import few_known, profile
 from features.dataset.split import PARTS
 from features.durable import write_directory
@@ -9,11 +12,11 @@ from features.errors import DatasetError
 from features.frame import Frame, build_frame
 from features.jobs.shard import write_parquet
 from models.semantic_id.codebook import kinds as codebooks
-from tessera.pipeline.artifact import PROFILE, read_frame, with_content, with_tokens, write_json
+from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame, with_content, with_tokens, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
-READS = ("seed", "history_length")
+READS = ("seed", "history_length", "aggregates")
 READS_CODED = (*READS, "tokens", "pieces")
 
 
@@ -33,22 +36,33 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
             frame, tokenizer = with_tokens(frame, job.options.tokens, book, pieces=job.options.pieces)
             write_directory(directory / "tokens", tokenizer.save)
         advance(3, 4)
+        made, aggregator = with_aggregates(
+            made, plan_of(job.dataset, job.options.aggregates), base_rate=_base_rate(job)
+        )
+        save_aggregates(aggregator, directory / AGGREGATES)
         for name in ("users", "items", "examples"):
             write_parquet(getattr(frame, name), directory / f"{name}.parquet")
         advance(4, 4)
 
-    described = job.dataset.model_dump(mode="json", include={"items", "users", "events", "split"})
+    before: dict[str, Finished | str] = dict(job.previous.after("frame")) if job.previous else {}
+    described = job.dataset.model_dump(mode="json", include={"items", "users", "events", "split", "aggregates"})
     finished = job.do(
         "frame",
         work,
         reads=READS if assigned is None else READS_CODED,
         descriptor=described,
         tables=("items", "users", "events"),
-        after=None if assigned is None else {"assign": assigned},
+        after=before | ({} if assigned is None else {"assign": assigned}),
     )
     job.tables.release()
     _warn(job, read_frame(finished.directory))
     return finished
+
+
+def _base_rate(job: Job) -> float | None:
+    """The rate that the earlier run's network knows, if this run goes on from one that had aggregates."""
+    plan = job.previous.aggregates if job.previous else None
+    return plan.base_rate if plan and plan.columns else None
 
 
 def _joined(job: Job, assigned: Finished | None) -> Frame:

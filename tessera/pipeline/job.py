@@ -57,8 +57,8 @@ class Job:
 
     @property
     def data_key(self) -> str:
-        """Hash of the descriptor, its split and choices excluded, and of every file's bytes."""
-        described = self.dataset.model_dump(mode="json", exclude={"source", "split", "run"})
+        """Hash of the descriptor, its split, aggregates and choices excluded, and of every file's bytes."""
+        described = self.dataset.model_dump(mode="json", exclude={"source", "split", "aggregates", "run"})
         return key_of(described, self._inputs.hashes)
 
     def do(

@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from features.aggregate.plan import Choice
+from features.config import nearest
 from features.content import kinds as encoders
-from features.dataset.descriptor import Dataset, nearest
+from features.dataset.descriptor import Dataset
 from features.errors import DatasetError, TesseraError
 from features.history import DEFAULT_LENGTH
 from models.bundle.bundle import LogPosition
@@ -68,6 +70,8 @@ class RunOptions:
         pieces: Size of the vocabulary of the scheme `pieces`; None for two for each code of a level.
         table: Size and shape of the unified table.
         history_length: L, the items of a user's history.
+        aggregates: `default` for the default aggregates and the declared ones, `declared` for those of `[aggregates]`
+            alone, `off` for none.
         training: Settings of the training; its `network` is `[run.ranker]`, and its seed is this one.
         gates: How much worse than the champion a bundle may be that is to challenge it.
         runner: Beam runner of the jobs. It decides no byte of their output.
@@ -91,6 +95,7 @@ class RunOptions:
     pieces: int | None = None
     table: TableOptions = field(default_factory=TableOptions)
     history_length: int = DEFAULT_LENGTH
+    aggregates: Choice = "default"
     training: TrainConfig = field(default_factory=TrainConfig)
     gates: Gates = field(default_factory=Gates)
     runner: str = "DirectRunner"

@@ -23,7 +23,7 @@ from models.registry.registry import Registry
 from models.registry.release import CHALLENGER, CHAMPION, Release
 from models.semantic_id.tokens import load_tokenizer
 from models.table.engine import engine
-from tessera.pipeline.artifact import PROFILE, read_frame
+from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame
 from tessera.pipeline.compare import verdict
 from tessera.pipeline.evaluate import read_metrics
 from tessera.pipeline.job import Finished, Job
@@ -96,6 +96,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             encoder=encoded.directory / "encoder" if encoded else None,
             codebook=assigned.directory / "codebook" if assigned else None,
             tokens=framed.directory / "tokens" if assigned else None,
+            aggregates=framed.directory / AGGREGATES if schema.aggregates.columns else None,
             trained_until=trained_until(frame, job.dataset),
             positions=job.options.positions,
             choices=choices,

@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.aggregate.plan import NOTHING, Plan
+from features.aggregate.stored import read_plan
 from features.errors import DatasetError
 from features.frame import Frame
 from features.jobs.shard import read_shards
@@ -23,7 +25,7 @@ from models.semantic_id.codebook.match import match
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import load_tokenizer
 from models.table.schema import SEMANTIC_ID, Schema
-from tessera.pipeline.artifact import read_frame
+from tessera.pipeline.artifact import AGGREGATES, read_frame
 from tessera.pipeline.stage import finished_key, made_of
 
 
@@ -55,6 +57,12 @@ class Previous:
         """Id of its bundle; None if it has not published."""
         manifest = self._directory / "publish" / "bundle" / "manifest.json"
         return str(msgspec.json.decode(manifest.read_bytes())["id"]) if manifest.is_file() else None
+
+    @property
+    def aggregates(self) -> Plan:
+        """The plan of its aggregates; none where an earlier release made the run."""
+        path = self._directory / "frame" / AGGREGATES
+        return read_plan(path) if path.is_file() else NOTHING
 
     def trained(self) -> NDArray[np.uint32]:
         """Returns ids (K,) of the events that this run and earlier runs trained on; see `features.training_events`."""

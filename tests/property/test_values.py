@@ -15,7 +15,8 @@ import polars as pl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.dataset.descriptor import Categorical, Dataset, Events, Label, Split
+from features.dataset.descriptor import Dataset, Events, Label, Split
+from features.dataset.source import Categorical
 from features.dataset.tables import load_events, message_columns, read_events
 from features.errors import DatasetError, EventError
 from features.jobs.messages import encode_rows

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, TableSource, Time, Users
+from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
+from features.dataset.source import Categorical, TableSource
 from infra.docs.reference.markdown import code, table, text
 from tessera.pipeline.options import RunOptions, known_choices
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.dataset.descriptor import nearest
+from features.config import nearest
 from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 

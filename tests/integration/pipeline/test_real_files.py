@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 
 from features.content import lsa
-from features.dataset.descriptor import Categorical, Events, Items, Label, load_dataset
+from features.dataset.descriptor import Events, Items, Label, load_dataset
 from features.dataset.profile import Profile, profile
+from features.dataset.source import Categorical
 from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError, TesseraError
 from tessera.cli.stream import send

@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.dataset.descriptor import Categorical, Dataset, Events, Items, Label, Split, Time, Users
+from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
+from features.dataset.source import Categorical
 from features.dataset.tables import read_events, read_items, read_table, read_users
 from features.errors import DatasetError
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.errors import BundleError
-from features.hashing import fingerprint
+from features.hashing import fingerprint, value_keys
 from features.history import Jagged
 from models.ranker.dropout import DropoutConfig, ValueDropout
-from models.table.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, RecentSightings, Sketch, value_keys
+from models.table.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, RecentSightings, Sketch
 from models.table.batch import Assembler, Entities, Examples
 from models.table.key_set import KeySet
 from models.table.schema import Feature, Schema

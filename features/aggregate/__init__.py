@@ -1,0 +1,1 @@
+"""Aggregates by user, item and their columns: one law for the frame, the stream and the server."""

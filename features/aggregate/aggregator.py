@@ -1,0 +1,171 @@
+"""Aggregates of examples: the columns of a plan, as of each example's time.
+
+Shape letters: B examples, M examples by key, A columns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.aggregate.plan import COUNT, POSITIVE, Aggregation, Group, Plan, horizon_us
+from features.aggregate.state import NEVER, Floats, GroupState, Ints, Sums
+from features.hashing import splitmix64
+from features.history import Jagged
+
+PLACES: Final = 1_000_000
+"""A number that is summed has six decimal places."""
+MOST: Final = 1e9
+"""Bound of a number that is summed: a larger one counts as this one."""
+_SECOND_US: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Occasions:
+    """Examples as aggregates see them, in order of arrival.
+
+    Attributes:
+        times: (B,) microseconds.
+        keys: By part of the plan, each example's values as `features.hashing.value_keys`: a list per example, uint64
+            viewed as int64.
+        labels: (B,) 0 or 1; may be empty where none enters.
+        values: By column of the events, (B,) float64, NaN for a missing value.
+        enters: (B,) True for an example that counts; a drawn negative, and a request, does not.
+    """
+
+    times: Ints
+    keys: Mapping[str, Jagged]
+    labels: NDArray[np.float32]
+    enters: NDArray[np.bool_]
+    values: Mapping[str, Floats] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+class Aggregator:
+    """State of all groups of a plan.
+
+    Args:
+        plan: Aggregates to compute.
+
+    Attributes:
+        watermark: Time of the newest event that counts, `NEVER` without one.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.watermark = NEVER
+        self.states = {
+            group.by: GroupState(len(group.channels), group.windows_us, group.half_lives_us) for group in plan.groups
+        }
+
+    def advance(self, occasions: Occasions) -> tuple[NDArray[np.float32], dict[tuple[str, ...], NDArray[np.uint64]]]:
+        """Answers for examples, each as of its time; the examples that enter then count.
+
+        Returns:
+            (B, A) float32 columns of the plan: log-odds of rates, log1p of counts and seconds, `sign(x) * log1p(|x|)`
+            of sums and means, NaN where there is none; and the distinct keys of each group that changed.
+        """
+        out = np.empty((len(occasions), len(self.plan.columns)), dtype=np.float32)
+        self.watermark = int(occasions.times[occasions.enters].max(initial=self.watermark))
+        changed: dict[tuple[str, ...], NDArray[np.uint64]] = {}
+        places = {name: place for place, name in enumerate(self.plan.columns)}
+        for group in self.plan.groups:
+            keys, example = _crossed([occasions.keys[part] for part in group.by])
+            enters = occasions.enters[example]
+            values = _values(group, occasions)[example]
+            sums = self.states[group.by].advance(keys, occasions.times[example], values, enters)
+            changed[group.by] = np.unique(keys[enters])
+            counts = np.bincount(example, minlength=len(occasions))
+            for aggregation in group.aggregations:
+                for name, column in _columns(aggregation, group, sums, self.plan.base_rate):
+                    nothing = _nothing(aggregation, name, self.plan.base_rate)
+                    out[:, places[name]] = _mean(column, example, counts, nothing)
+        return out, changed
+
+
+def _crossed(parts: list[Jagged]) -> tuple[NDArray[np.uint64], Ints]:
+    """Returns every combination of the parts' keys, as keys (M,) and the examples (M,) that they belong to."""
+    first = parts[0]
+    keys = first.values.view(np.uint64)
+    example = np.repeat(np.arange(len(first.offsets) - 1), np.diff(first.offsets))
+    for part in parts[1:]:
+        lengths = np.diff(part.offsets)[example]
+        starts = part.offsets[example]
+        ends = np.cumsum(lengths)
+        place = np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+        keys = splitmix64(np.repeat(keys, lengths) ^ part.values.view(np.uint64)[place])
+        example = np.repeat(example, lengths)
+    return keys, example
+
+
+def _values(group: Group, occasions: Occasions) -> Ints:
+    """Returns the numbers (B, C) that examples add to the channels of a group."""
+    out = np.zeros((len(occasions), len(group.channels)), dtype=np.int64)
+    for place, channel in enumerate(group.channels):
+        kind, _, column = channel.partition(" ")
+        if kind == COUNT:
+            out[:, place] = 1
+        elif kind == POSITIVE:
+            out[:, place] = occasions.labels > 0 if len(occasions.labels) else 0
+        elif len(occasions.values):
+            numbers = occasions.values[column]
+            present = np.isfinite(numbers)
+            fixed = np.rint(np.clip(np.where(present, numbers, 0.0), -MOST, MOST) * PLACES)
+            out[:, place] = present if kind == "present" else fixed
+    return out
+
+
+def _columns(aggregation: Aggregation, group: Group, sums: Sums, base_rate: float) -> list[tuple[str, Floats]]:
+    """Returns the columns (M,) of one aggregate by name."""
+    if aggregation.kind == "recency":
+        seconds = np.where(sums.since < 0, np.nan, sums.since / _SECOND_US)
+        return [(aggregation.columns[0], np.log1p(seconds))]
+    columns: list[Floats] = []
+    place = {channel: number for number, channel in enumerate(group.channels)}
+    for kind, text in aggregation.horizons:
+        of = [_horizon(group, sums, kind, text)[:, place[channel]] for channel in aggregation.channels]
+        if aggregation.kind == "rate":
+            count, positive = of
+            rest = aggregation.prior * (1.0 - base_rate)
+            # Positives and negatives, each with its share of the prior: their ratio is that of the smoothed rate.
+            columns.append(np.log((positive + aggregation.prior * base_rate) / (count - positive + rest)))
+            columns.append(np.log1p(count))
+        elif aggregation.kind == "mean":
+            total, present = of
+            with np.errstate(invalid="ignore", divide="ignore"):
+                columns.append(_log_scaled(total / PLACES / present))
+        else:
+            columns.append(_log_scaled(of[0] / PLACES if aggregation.kind == "sum" else of[0].astype(np.float64)))
+    return list(zip(aggregation.columns, columns, strict=True))
+
+
+def _horizon(group: Group, sums: Sums, kind: str, text: str) -> NDArray[np.int64] | Floats:
+    if kind == "half_life":
+        return sums.decayed[group.half_lives_us.index(horizon_us(text))]
+    length = horizon_us(text)
+    return sums.windows[group.windows_us.index(length)] if length else sums.every
+
+
+def _nothing(aggregation: Aggregation, name: str, base_rate: float) -> float:
+    """Returns the value of a column for an example without a key, such as an item without a genre."""
+    if aggregation.kind == "rate" and not name.endswith(".count"):
+        return float(np.log(base_rate / (1 - base_rate)))
+    return np.nan if aggregation.kind in ("recency", "mean") else 0.0
+
+
+def _mean(column: Floats, example: Ints, counts: Ints, nothing: float) -> Floats:
+    """Returns the mean (B,) of each example's values (M,)."""
+    if (counts == 1).all():
+        return column
+    total = np.bincount(example, weights=column, minlength=len(counts))
+    found: Floats = np.where(counts > 0, total / np.maximum(counts, 1), nothing)
+    return found
+
+
+def _log_scaled(values: Floats) -> Floats:
+    found: Floats = np.sign(values) * np.log1p(np.abs(values))
+    return found

@@ -1,0 +1,320 @@
+"""State of one group of aggregates, and the law by which events enter it and are answered.
+
+The law, for the events of one key in order of arrival:
+
+- The key's clock never runs backwards: an event at time t counts at e = max(t, newest e before it).
+- An event is answered from the events of its key with an e strictly before its own, so ties never see each other.
+- A window of length w holds the tiles that start at or after the tile of e - w; `tile_us` says how long a tile is.
+- A decayed sum follows `features.aggregate.halving`.
+
+All sums are whole numbers, so the same events give the same bits, however they are cut into batches: the frame is one
+batch, the stream many, a server's request an event that never enters. `tests/property/test_aggregates.py` tests this
+against a loop over single events.
+
+Shape letters: M events with their keys, K keys, C channels, P tiles of a window.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.aggregate.halving import epoch, moved, weights
+from features.aggregate.key_map import NOT_THERE, KeyMap, Keys
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+NEVER: Final = -(2**62)
+"""Clock of a key without events."""
+TILES: Final = 24
+"""Tiles of a window, beside the tile that it begins in."""
+_HEAD: Final = 2
+
+
+def tile_us(window_us: int) -> int:
+    """Returns the length of a window's tiles in microseconds."""
+    return window_us // TILES
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Answers for M events.
+
+    Attributes:
+        every: (M, C) sums of all time.
+        windows: (M, C) sums of each window.
+        decayed: (M, C) float64 sums of each half-life.
+        since: (M,) time since the last event of the key, -1 without one.
+    """
+
+    every: Ints
+    windows: tuple[Ints, ...]
+    decayed: tuple[Floats, ...]
+    since: Ints
+
+
+@dataclass(frozen=True)
+class _Order:
+    """M events of a batch, sorted by key and arrival, with their places among the E that enter."""
+
+    slot: Ints
+    clock: Ints
+    moment: Ints
+    segment: Ints
+    entering: Ints
+    begin: Ints
+    """Of each event, the entering events of earlier segments."""
+    settled: Ints
+    """Of each event, the entering events of earlier segments and those that it sees."""
+    rank: Ints
+    """Of the entering events: place of (segment, moment), ascending."""
+    times: Ints
+    """The distinct times that `rank` counts."""
+
+    def before(self, times: Ints) -> Ints:
+        """Returns, of each event, the entering events of earlier segments and those of its key before `times` (M,)."""
+        wanted = self.segment * (len(self.times) + 1) + np.searchsorted(self.times, times, side="left")
+        return np.clip(np.searchsorted(self.rank, wanted, side="left"), self.begin, self.settled)
+
+
+class GroupState:
+    """Sums of one group by key, as one matrix of whole numbers: a row is what travels in records.
+
+    A row holds the clock, the time before it, then for C channels each: the sums at the clock's very time, the sums of
+    all time, the decayed sums of each half-life, and each window's tiles.
+
+    Args:
+        channels: C.
+        windows_us, half_lives_us: Horizons in microseconds.
+    """
+
+    def __init__(self, channels: int, windows_us: tuple[int, ...] = (), half_lives_us: tuple[int, ...] = ()) -> None:
+        self.channels, self.windows_us, self.half_lives_us = channels, windows_us, half_lives_us
+        self.width = _HEAD + channels * (2 + len(half_lives_us) + (TILES + 1) * len(windows_us))
+        self._map = KeyMap()
+        self._keys = np.zeros(0, dtype=np.uint64)
+        self._rows = np.zeros((0, self.width), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    @property
+    def keys(self) -> Keys:
+        """(K,) keys in the order of their first event."""
+        return self._keys[: len(self)]
+
+    @property
+    def rows(self) -> Ints:
+        """(K, width) the state of each key."""
+        return self._rows[: len(self)]
+
+    def put(self, keys: Keys, rows: Ints) -> None:
+        """Sets the state of distinct keys (N,) to rows (N, width)."""
+        numbers = self._numbered(keys)
+        self._rows[numbers] = rows
+
+    def take(self, keys: Keys) -> Ints:
+        """Returns the rows (N, width) of keys that are there (N,)."""
+        return self._rows[self._map.find(keys)]
+
+    def read(self, keys: Keys, times: Ints) -> Sums:
+        """Answers for keys (M,) as of times (M,), without a change."""
+        nothing = np.zeros((len(keys), self.channels), dtype=np.int64)
+        return self.advance(keys, times, nothing, np.zeros(len(keys), dtype=np.bool_))
+
+    def advance(self, keys: Keys, times: Ints, values: Ints, enters: NDArray[np.bool_]) -> Sums:
+        """Answers for events in order of arrival, each as of its own time; those that enter then count.
+
+        Args:
+            keys: (M,) key of each event.
+            times: (M,) time of each event.
+            values: (M, C) number that an event adds to each channel.
+            enters: (M,) False for an event that is answered and never counts.
+        """
+        slots = np.full(len(keys), NOT_THERE, dtype=np.int64)
+        slots[enters] = self._numbered(keys[enters])
+        slots[~enters] = self._map.find(keys[~enters])
+        arrival = np.argsort(slots, kind="stable")
+        order = self._ordered(slots[arrival], times[arrival], enters[arrival])
+        value = values[arrival][order.entering]
+        known = self._known(order)
+        # The sums at the clock's very time are not seen by an event at that time.
+        unseen = np.where((order.moment > order.clock)[:, None], 0, known[:, _HEAD : _HEAD + self.channels])
+        before = _running(value)
+        every = self._part(known, 0) - unseen + before[order.settled] - before[order.begin]
+        ends = [self._decayed(n, order, value, known, unseen) for n in range(len(self.half_lives_us))]
+        windows = tuple(self._window(n, order, before, known, unseen) for n in range(len(self.windows_us)))
+        since = self._since(order, known)
+        self._enter(order, value, before, [after for _, after in ends])
+        back = np.empty(len(arrival), dtype=np.int64)
+        back[arrival] = np.arange(len(arrival))
+        return Sums(
+            every[back], tuple(window[back] for window in windows), tuple(sums[back] for sums, _ in ends), since[back]
+        )
+
+    def _numbered(self, keys: Keys) -> Ints:
+        numbers = self._map.put(keys)
+        if len(self) > len(self._keys):
+            size = max(len(self), 2 * len(self._keys))
+            more = size - len(self._keys)
+            self._keys = np.concatenate([self._keys, np.zeros(more, dtype=np.uint64)])
+            fresh = np.zeros((more, self.width), dtype=np.int64)
+            fresh[:, :_HEAD] = NEVER
+            self._rows = np.concatenate([self._rows, fresh])
+        self._keys[numbers] = keys
+        return numbers
+
+    def _ordered(self, slot: Ints, time: Ints, enters: NDArray[np.bool_]) -> _Order:
+        size = len(slot)
+        first = np.ones(size, dtype=np.bool_)
+        first[1:] = slot[1:] != slot[:-1]
+        segment = np.cumsum(first) - 1
+        clock = np.where(slot == NOT_THERE, NEVER, self._rows[slot, 0] if len(self._rows) else NEVER)
+        distinct, ranks = np.unique(np.concatenate([time, clock]), return_inverse=True)
+        of_time, of_clock = ranks[:size], ranks[size:]
+        span = len(distinct) + 1
+        # The clock after each event; an event that does not enter leaves the clock alone.
+        clocks = np.maximum.accumulate(segment * span + np.maximum(np.where(enters, of_time, 0), of_clock))
+        rank = np.maximum(clocks, segment * span + of_time)
+        entering = np.flatnonzero(enters)
+        arrived: Ints = np.cumsum(enters) - enters
+        begin: Ints = arrived[np.flatnonzero(first)][segment] if size else arrived
+        settled = np.minimum(np.searchsorted(rank[entering], rank, side="left"), arrived)
+        moment = distinct[rank - segment * span] if size else time
+        return _Order(slot, clock, moment, segment, entering, begin, settled, rank[entering], distinct)
+
+    def _known(self, order: _Order) -> Ints:
+        """Returns the rows (M, width) of the events' keys before the batch; zero for a key that is new."""
+        if not len(self._rows):
+            return np.zeros((len(order.slot), self.width), dtype=np.int64)
+        return np.where((order.slot == NOT_THERE)[:, None], 0, self._rows[order.slot])
+
+    def _place(self, part: int) -> slice:
+        """Columns of a part: 0 for all time, then the half-lives; `_ring` gives the windows' columns."""
+        start = _HEAD + self.channels * (1 + part)
+        return slice(start, start + self.channels)
+
+    def _part(self, rows: Ints, part: int) -> Ints:
+        return rows[:, self._place(part)]
+
+    def _ring(self, rows: Ints, window: int) -> Ints:
+        """Returns the tiles (N, P, C) of a window."""
+        size = (TILES + 1) * self.channels
+        start = _HEAD + self.channels * (2 + len(self.half_lives_us)) + size * window
+        return rows[:, start : start + size].reshape(len(rows), TILES + 1, self.channels)
+
+    def _window(self, window: int, order: _Order, before: Ints, known: Ints, unseen: Ints) -> Ints:
+        length, tile = self.windows_us[window], tile_us(self.windows_us[window])
+        start = (order.moment - length) // tile * tile
+        here: Ints = before[order.settled] - before[order.before(start)]
+        held = np.flatnonzero(order.clock > NEVER)
+        if len(held):
+            numbers = _tiles(order.clock[held] // tile)
+            kept = numbers * tile >= start[held, None]
+            ring = self._ring(known[held], window)
+            here[held] += (ring * kept[:, :, None]).sum(axis=1) - unseen[held]
+        return here
+
+    def _decayed(self, number: int, order: _Order, value: Ints, known: Ints, unseen: Ints) -> tuple[Floats, Ints]:
+        """Returns the decayed sums (M, C), and the sums (E, C) of its epoch after each entering event."""
+        half_life = self.half_lives_us[number]
+        moment, clock = order.moment, np.where(order.clock > NEVER, order.clock, 0)
+        now = epoch(moment, half_life)
+        at_clock = weights(clock, half_life)[:, None]
+        stored = self._part(known, 1 + number) - unseen * at_clock
+        found = moved(stored, np.where(order.clock > NEVER, now - epoch(clock, half_life), 0))
+        of_entering = now[order.entering]
+        grown = value * weights(moment[order.entering], half_life)[:, None]
+        carried, begin = self._carried(number, order, of_entering, grown, known)
+        running = _running(grown)
+        after = carried + running[1:] - running[begin]
+        seen = np.flatnonzero(order.settled > order.begin)
+        last = order.settled[seen] - 1
+        found[seen] = moved(after[last], now[seen] - of_entering[last])
+        return found / weights(moment, half_life)[:, None], after
+
+    def _carried(self, number: int, order: _Order, epochs: Ints, grown: Ints, known: Ints) -> tuple[Ints, Ints]:
+        """Returns what each entering event's epoch began with (E, C), and the epoch's first entering event (E,)."""
+        if not len(epochs):
+            return np.zeros((0, self.channels), dtype=np.int64), epochs
+        segment, clock = order.segment[order.entering], order.clock[order.entering]
+        new_key = np.ones(len(epochs), dtype=np.bool_)
+        new_key[1:] = segment[1:] != segment[:-1]
+        new = new_key.copy()
+        new[1:] |= epochs[1:] != epochs[:-1]
+        first = np.flatnonzero(new)
+        span = np.cumsum(new) - 1
+        totals = np.add.reduceat(grown, first, axis=0)
+        half_life = self.half_lives_us[number]
+        carry = np.zeros_like(totals)
+        opening = np.flatnonzero(new_key[first])
+        at = first[opening]
+        passed = np.where(
+            clock[at] > NEVER, epochs[at] - epoch(np.where(clock[at] > NEVER, clock[at], 0), half_life), 0
+        )
+        carry[opening] = moved(self._part(known[order.entering[at]], 1 + number), passed)
+        # An epoch begins with the epoch before it, so the n-th epochs of all keys come before any n+1-th.
+        ordinal = np.arange(len(first)) - np.repeat(opening, np.diff(np.append(opening, len(first))))
+        by_ordinal = np.argsort(ordinal, kind="stable")
+        bounds = np.searchsorted(ordinal[by_ordinal], np.arange(1, int(ordinal.max()) + 2))
+        for start, stop in itertools.pairwise(bounds):
+            at = by_ordinal[start:stop]
+            carry[at] = moved(carry[at - 1] + totals[at - 1], epochs[first[at]] - epochs[first[at - 1]])
+        return carry[span], first[span]
+
+    def _since(self, order: _Order, known: Ints) -> Ints:
+        later = order.moment > order.clock
+        last = np.where(later, order.clock, np.where(order.slot == NOT_THERE, NEVER, known[:, 1]))
+        seen = np.flatnonzero(order.settled > order.begin)
+        last[seen] = order.moment[order.entering[order.settled[seen] - 1]]
+        found: Ints = np.where(last > NEVER, order.moment - last, -1)
+        return found
+
+    def _enter(self, order: _Order, value: Ints, before: Ints, decayed: list[Ints]) -> None:
+        if not len(order.entering):
+            return
+        segment = order.segment[order.entering]
+        last = np.flatnonzero(np.append(segment[1:] != segment[:-1], True))
+        begin = order.begin[order.entering[last]]
+        slot, moment = order.slot[order.entering[last]], order.moment[order.entering[last]]
+        clock, previous = order.clock[order.entering[last]], self._rows[slot, 1]
+        # The first entering event at the new clock.
+        tie = np.searchsorted(order.rank, order.rank[last], side="left")
+        rows = self._rows[slot]
+        pending = rows[:, _HEAD : _HEAD + self.channels]
+        pending[...] = before[last + 1] - before[tie] + np.where((moment == clock)[:, None], pending, 0)
+        earlier = np.where(moment > clock, clock, previous)
+        inside = tie > begin
+        earlier[inside] = order.moment[order.entering[tie[inside] - 1]]
+        self._part(rows, 0)[...] += before[last + 1] - before[begin]
+        for number, after in enumerate(decayed):
+            self._part(rows, 1 + number)[...] = after[last]
+        for number, length in enumerate(self.windows_us):
+            self._turn(self._ring(rows, number), tile_us(length), clock, moment, order, value, last)
+        rows[:, 0], rows[:, 1] = moment, earlier
+        self._rows[slot] = rows
+
+    def _turn(self, ring: Ints, tile: int, clock: Ints, moment: Ints, order: _Order, value: Ints, last: Ints) -> None:
+        """Empties the tiles (N, P, C) that a window has left behind, and adds the events to theirs."""
+        head = moment // tile
+        numbers = _tiles(head)
+        ring[(numbers > (clock // tile)[:, None]) & (clock > NEVER)[:, None]] = 0
+        at = order.moment[order.entering] // tile
+        lengths = np.diff(np.concatenate([[-1], last]))
+        row = np.repeat(np.arange(len(last)), lengths)
+        fresh = at > head[row] - (TILES + 1)
+        np.add.at(ring, (row[fresh], at[fresh] % (TILES + 1)), value[fresh])
+
+
+def _running(value: Ints) -> Ints:
+    """Returns the sums (E + 1, C) of the first 0, 1, … E rows."""
+    return np.concatenate([np.zeros((1, value.shape[1]), dtype=np.int64), np.cumsum(value, axis=0)])
+
+
+def _tiles(head: Ints) -> Ints:
+    """Returns the numbers (N, P) of the tiles in a ring whose newest tile is `head` (N,)."""
+    places = np.arange(TILES + 1)
+    found: Ints = head[:, None] - (head[:, None] - places) % (TILES + 1)
+    return found

@@ -1,0 +1,105 @@
+"""Aggregates of a training frame: each example's columns as of its time, and the state after all events.
+
+Shape letters: E examples, A columns.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.aggregate.aggregator import Aggregator, Occasions
+from features.aggregate.plan import Plan, column_of, with_base_rate
+from features.frame import Frame
+from features.hashing import fingerprint, value_keys
+from features.history import Jagged
+
+# Examples that are answered at once: memory follows this number and not the number of examples.
+_AT_ONCE = 262_144
+
+
+def with_aggregates(frame: Frame, plan: Plan, *, base_rate: float | None = None) -> tuple[Frame, Aggregator]:
+    """Adds the columns of a plan to a frame's examples.
+
+    Events count in order of time, and in the frame's order among equal times. A drawn negative is answered and never
+    counts.
+
+    Args:
+        frame: Examples with `time`, `label`, `split`, and the columns that the plan reads.
+        plan: The plan.
+        base_rate: Rate that a rate starts with; by default the share of positives in training.
+
+    Returns:
+        The frame with the plan's columns as Float32, and the state after the last event before the test part: a bundle
+        starts there, as its histories do.
+    """
+    if base_rate is None:
+        train = frame.examples.filter(pl.col("split") == "train")["label"]
+        base_rate = float(train.mean() or 0.0)  # type: ignore[arg-type]
+    plan = with_base_rate(plan, base_rate)
+    if not plan.columns:
+        return frame, Aggregator(plan)
+    events = _Events(frame, plan)
+    found = events.advance(Aggregator(plan), np.arange(frame.examples.height))
+    columns = [pl.Series(name, found[:, place]) for place, name in enumerate(plan.columns)]
+    before_test = Aggregator(plan)
+    known = (frame.examples["split"] != "test") & frame.examples["event"].is_first_distinct()
+    events.advance(before_test, np.flatnonzero(known.to_numpy()))
+    return replace(frame, examples=frame.examples.with_columns(columns), aggregates=plan), before_test
+
+
+class _Events:
+    """Examples of a frame as aggregates read them."""
+
+    def __init__(self, frame: Frame, plan: Plan) -> None:
+        examples = frame.examples
+        self._width = len(plan.columns)
+        self._times = examples["time"].to_numpy()
+        self._enters = examples["event"].is_first_distinct().to_numpy()
+        self._labels = examples["label"].to_numpy().astype(np.float32)
+        self._rows = {kind: examples[kind].to_numpy().astype(np.int64) for kind in ("user", "item")}
+        tables = {"user": frame.users, "item": frame.items}
+        self._keys = {part: part_keys(part, tables[column_of(part)[0]]) for part in plan.parts}
+        self._values = {name: _numbers(examples[name]) for name in plan.value_columns}
+
+    def advance(self, aggregator: Aggregator, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Advances an aggregator by examples (M,) in order of time; returns their columns (M, A)."""
+        order = np.argsort(self._times[chosen], kind="stable")
+        out = np.empty((len(chosen), self._width), dtype=np.float32)
+        for start in range(0, len(order), _AT_ONCE):
+            place = order[start : start + _AT_ONCE]
+            chunk = chosen[place]
+            occasions = Occasions(
+                times=self._times[chunk],
+                keys={part: lists.take(self._rows[column_of(part)[0]][chunk]) for part, lists in self._keys.items()},
+                labels=self._labels[chunk],
+                enters=self._enters[chunk],
+                values={name: numbers[chunk] for name, numbers in self._values.items()},
+            )
+            out[place], _ = aggregator.advance(occasions)
+        return out
+
+
+def part_keys(part: str, table: pl.DataFrame) -> Jagged:
+    """Returns the keys of each row of users or items, as a list of uint64 in the place of int64.
+
+    Args:
+        part: `user`, `item` or a categorical column of them.
+        table: The rows.
+    """
+    entity, name = column_of(part)
+    column = table[name]
+    if column.dtype == pl.List:
+        lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
+        flat = column.filter(column.list.len().fill_null(0) > 0).explode(empty_as_null=False)
+    else:
+        lengths, flat = column.is_not_null().to_numpy().astype(np.int64), column.drop_nulls()
+    distinct = flat.unique(maintain_order=True)
+    keys = value_keys(name if part == entity else part, fingerprint(distinct.to_list()))
+    codes = flat.cast(pl.Enum(distinct)).to_physical().to_numpy() if len(flat) else np.zeros(0, dtype=np.int64)
+    return Jagged(keys[codes].view(np.int64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _numbers(column: pl.Series) -> NDArray[np.float64]:
+    return column.cast(pl.Float64).fill_null(np.nan).to_numpy()

@@ -1,0 +1,138 @@
+"""One law for aggregates: a loop over single events, batches of any cut, and the frame give the same numbers."""
+
+from typing import NamedTuple
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.aggregate.halving import HALF_LIVES, weights
+from features.aggregate.key_map import NOT_THERE, KeyMap
+from features.aggregate.state import GroupState, tile_us
+
+WINDOWS, HALF_LIVES_US = (48, 2_400), (3, 50)
+
+
+class Event(NamedTuple):
+    key: int
+    time: int
+    label: int
+    enters: bool
+
+
+# Few keys and times, so that ties, late events and the edges of tiles and epochs are common.
+EVENTS = st.lists(
+    st.builds(
+        Event,
+        st.integers(0, 2),
+        st.one_of(st.integers(0, 12), st.integers(40, 60), st.integers(-5_000, 5_000)),
+        st.integers(0, 1),
+        st.sampled_from([True, True, True, False]),
+    ),
+    max_size=40,
+)
+
+
+class Loop:
+    """The law as it is written, one event after another."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[tuple[int, tuple[int, int]]]] = {}
+
+    def step(self, event: Event) -> list[float]:
+        past = self.seen.setdefault(event.key, [])
+        moment = max(event.time, past[-1][0]) if past else event.time
+        before = [(time, value) for time, value in past if time < moment]
+        answer: list[float] = [sum(value[channel] for _, value in before) for channel in (0, 1)]
+        for window in WINDOWS:
+            tile = tile_us(window)
+            start = (moment - window) // tile * tile
+            inside = [value for time, value in before if time // tile * tile >= start]
+            answer += [sum(value[channel] for value in inside) for channel in (0, 1)]
+        for half_life in HALF_LIVES_US:
+            answer += self._decayed(before, moment, half_life)
+        answer.append(moment - before[-1][0] if before else -1)
+        if event.enters:
+            past.append((moment, (1, event.label)))
+        return answer
+
+    @staticmethod
+    def _decayed(before: list[tuple[int, tuple[int, int]]], moment: int, half_life: int) -> list[float]:
+        sums, epoch, length = [0, 0], None, HALF_LIVES * half_life
+        for time, value in before:
+            passed = 0 if epoch is None else time // length - epoch
+            epoch = time // length
+            weight = int(weights(np.array([time]), half_life)[0])
+            sums = [(old >> min(HALF_LIVES * passed, 62)) + weight * new for old, new in zip(sums, value, strict=True)]
+        passed = 0 if epoch is None else moment // length - epoch
+        now = int(weights(np.array([moment]), half_life)[0])
+        return [(one >> min(HALF_LIVES * passed, 62)) / now for one in sums]
+
+
+def answers(state: GroupState, events: list[Event]) -> list[list[float]]:
+    columns = [np.array([event[field] for event in events], dtype=np.int64) for field in range(4)]
+    keys, times, labels, enters = columns
+    values = np.stack([np.ones(len(events), dtype=np.int64), labels], axis=1)
+    sums = state.advance(keys.astype(np.uint64), times, values, enters.astype(np.bool_))
+    return np.hstack([sums.every, *sums.windows, *sums.decayed, sums.since[:, None]]).tolist()
+
+
+def fresh() -> GroupState:
+    return GroupState(2, WINDOWS, HALF_LIVES_US)
+
+
+@given(EVENTS)
+def test_one_batch_gives_what_a_loop_gives(events: list[Event]) -> None:
+    loop = Loop()
+    assert answers(fresh(), events) == [loop.step(event) for event in events]
+
+
+@given(EVENTS, st.lists(st.integers(0, 40), max_size=5))
+def test_any_cut_into_batches_gives_the_same_bits_and_the_same_state(events: list[Event], cuts: list[int]) -> None:
+    whole, parts = fresh(), fresh()
+    expected = answers(whole, events)
+    edges = [0, *sorted(cuts), len(events)]
+    found = [row for start, stop in zip(edges, edges[1:], strict=False) for row in answers(parts, events[start:stop])]
+    assert found == expected
+    assert np.array_equal(parts.take(whole.keys), whole.rows)
+
+
+@given(EVENTS, EVENTS)
+def test_rows_alone_continue_a_state(events: list[Event], later: list[Event]) -> None:
+    state, copy = fresh(), fresh()
+    answers(state, events)
+    copy.put(state.keys, state.rows.copy())
+    assert answers(copy, later) == answers(state, later)
+
+
+@given(EVENTS)
+def test_a_question_changes_nothing(events: list[Event]) -> None:
+    state = fresh()
+    answers(state, events)
+    rows = state.rows.copy()
+    answers(state, [event._replace(enters=False) for event in events])
+    assert len(state) == len(rows)
+    assert np.array_equal(state.rows, rows)
+
+
+@given(st.lists(st.integers(0, 2_000_000_000_000), min_size=1), st.sampled_from([3_600_000_000, 604_800_000_000]))
+def test_decay_is_within_its_stated_error(gaps: list[int], half_life: int) -> None:
+    times = np.sort(np.array(gaps, dtype=np.int64))
+    state = GroupState(1, (), (half_life,))
+    keys, ones = np.zeros(len(times), dtype=np.uint64), np.ones((len(times), 1), dtype=np.int64)
+    state.advance(keys, times, ones, np.ones(len(times), dtype=np.bool_))
+    moment = int(times[-1]) + 1
+    found = float(state.read(keys[:1], np.array([moment])).decayed[0][0, 0])
+    exact = float(np.sum(0.5 ** ((moment - times) / half_life)))
+    # A weight is at most 0.017 % too small, and what is older than 16 half-lives is cut at 20 binary places.
+    assert abs(found - exact) <= 4e-4 * exact + len(times) * 2.0**-16
+
+
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=30), max_size=8))
+def test_a_key_map_numbers_keys_by_arrival(batches: list[list[int]]) -> None:
+    numbers, expected = KeyMap(), dict[int, int]()
+    for batch in batches:
+        found = numbers.put(np.array(batch, dtype=np.uint64))
+        assert found.tolist() == [expected.setdefault(key, len(expected)) for key in batch]
+    assert len(numbers) == len(expected)
+    assert numbers.find(np.array([1, 2], dtype=np.uint64)).tolist() == [expected.get(k, NOT_THERE) for k in (1, 2)]
