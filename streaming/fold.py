@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.errors import LogError
-from models.bundle import delta, record
+from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ, Delta
 from streaming.log.protocol import EventLog
@@ -52,6 +52,8 @@ class Fold:
         for user, items, times in visits.iter_rows():
             payload = record.encode(record.HistoryRecord(items, times))
             self.records[record.HISTORY, user] = (SNAPSHOT_SEQ, payload)
+        for published in aggregate_record.state_records(bundle.aggregates()):
+            self.records[published.kind, published.id] = (SNAPSHOT_SEQ, published.payload)
         if snapshot is not None:
             self._weight = torch.from_numpy(snapshot.arrays["weight"].copy())
             self.seqs = snapshot.arrays["seqs"].copy()
@@ -73,7 +75,7 @@ class Fold:
         count, stop = 0, self._log.end_offsets(self._topic)[0]
         for change in self._deltas(stop):
             delta.fold(change, self._weight, self._accumulator, self.seqs)
-            for changed in change.records:
+            for changed in aggregate_record.expanded(change.records):
                 if changed.kind == record.CHANGED:
                     continue
                 if change.seq >= self.records.get((changed.kind, changed.id), (SNAPSHOT_SEQ, b""))[0]:

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from features.aggregate.aggregator import Aggregator
+from features.aggregate.stored import restore_aggregates
 from features.durable import write_directory
 from features.errors import BundleError, StreamError
-from models.bundle import record
+from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, file_hashes
 from models.bundle.delta import Record
 from streaming.log.protocol import Positions
@@ -102,6 +104,10 @@ class Snapshot:
         yield from self._histories(bundle)
         for name, payload in record.admitted_records(self.arrays["admitted"]):
             yield Record(record.ADMITTED, name, payload)
+        published = bundle.aggregates()
+        state = Aggregator(published.plan)
+        restore_aggregates(state, self.arrays)
+        yield from aggregate_record.state_records(state, published)
 
     def _histories(self, bundle: Bundle) -> Iterator[Record]:
         """Yields the histories that the stream has changed, in the order of the users' numbers."""

@@ -15,6 +15,7 @@ Order in a batch: items, then events, each by (partition, offset).
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
 from models.table.batch import Assembler, Batch, Entities, Examples
+from streaming.aggregate_updates import AggregateUpdates
 from streaming.fresh_events import LATENESS_S, FreshEvents, Inbox
 from streaming.item_updates import ItemUpdates
 from streaming.log.protocol import Message
@@ -91,6 +93,7 @@ class Step:
         if self._dataset.items is not None:
             self._decoders[topics.items] = item_decoder(self._dataset.items)
         item_columns = self._decoders[topics.items].columns if topics.items in self._decoders else None
+        self.aggregates = AggregateUpdates(bundle, self.catalogue, limit_bytes=delta.record_bytes(limit_bytes))
         self.items = ItemUpdates(bundle, self.catalogue, item_columns)
         self.fresh = FreshEvents(
             self._dataset.events,
@@ -199,8 +202,13 @@ class Step:
         context = Entities(schema, "event", frame, catalogue.admission)
         assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
         admitted = catalogue.admission.sight(*assembler.sightings(examples), admitted=admitted)
-        touched = self._train(assembler.batch(self._with_negatives(examples)), outcome) if train else nothing
-        records = self._history_records(changed)
+        enters = np.ones(len(examples), dtype=np.bool_)
+        if train:
+            examples, enters = self._with_negatives(examples)
+        columns, aggregates = self.aggregates.apply(frame, examples, enters)
+        examples = replace(examples, aggregates=columns)
+        touched = self._train(assembler.batch(examples), outcome) if train else nothing
+        records = self._history_records(changed) + aggregates
         records += self.items.add_bare(catalogue.item_ids[known_items:])
         return touched, records + self._admission_records(admitted)
 
@@ -222,11 +230,15 @@ class Step:
             past, changed = self.history.advance(EventColumns(users, items, frame["time"].to_numpy(), labels > 0))
         return Examples(users, items, past, labels, np.arange(count, dtype=np.int64)), changed
 
-    def _with_negatives(self, examples: Examples) -> Examples:
-        """Adds negatives behind each event if every event is a positive. The batch's number seeds the draw."""
+    def _with_negatives(self, examples: Examples) -> tuple[Examples, NDArray[np.bool_]]:
+        """Adds negatives behind each event if every event is a positive. The batch's number seeds the draw.
+
+        Returns:
+            The examples, and whether each is an event.
+        """
         label = self._dataset.events.label
         if not label.implicit or self._candidates < 2:
-            return examples
+            return examples, np.ones(len(examples), dtype=np.bool_)
         each = label.negatives
         index = np.repeat(np.arange(len(examples)), each + 1)
         repeated = examples.take(index)
@@ -234,13 +246,14 @@ class Step:
         drawn = np.random.default_rng(self.seq).integers(0, self._candidates, len(index))
         drawn = np.where(drawn == repeated.item, (drawn + 1) % self._candidates, drawn)
         negative = np.arange(len(index)) % (each + 1) > 0
-        return Examples(
+        drawn_examples = Examples(
             repeated.user,
             np.where(negative, drawn, repeated.item),
             repeated.history,
             np.where(negative, np.float32(0), repeated.labels).astype(np.float32),
             repeated.context,
         )
+        return drawn_examples, ~negative
 
     def _train(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
         logits = self.ranker(batch)

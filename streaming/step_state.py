@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import torch
 
+from features.aggregate.stored import aggregate_arrays, restore_aggregates
 from features.history import EventColumns
 from models.bundle import record
 from streaming.log.protocol import Positions
@@ -28,7 +29,8 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
         "visit_items": visits.item.copy(),
         "visit_times": visits.time.copy(),
         "visitors": np.array(sorted(step.visitors), dtype=np.int64),
-    } | catalogue.admission.state()
+    }
+    arrays |= catalogue.admission.state() | aggregate_arrays(step.aggregates.state)
     memory = Memory(
         users=catalogue.user_ids[step.published_users :],
         items=catalogue.item_ids[step.published_items :],
@@ -61,6 +63,7 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     step.history = type(step.history)(step.history.length)
     users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
     step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
+    restore_aggregates(step.aggregates.state, arrays)
     step.visitors = set(arrays["visitors"].tolist())
     step.fresh.recent.restore(memory.recent)
     step.items.records, step.items.versions = dict(memory.item_records), dict(memory.item_versions)

@@ -12,6 +12,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from features.aggregate.plan import plan_of
+from features.aggregate.stored import save_aggregates
+from features.aggregate_frame import with_aggregates
 from features.content import lsa
 from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Users
 from features.dataset.source import Categorical
@@ -108,6 +111,8 @@ def coloured_parts(
         pl.Series(SEMANTIC_ID, tokenizer.tokens(codes), dtype=pl.List(pl.String)),
     )
     frame = build_frame(dataset, tables, split=dataset.split, history_length=5)
+    frame, aggregator = with_aggregates(frame, plan_of(dataset))
+    save_aggregates(aggregator, directory / "aggregates.safetensors")
     schema = default_schema(dataset, frame, options or TableOptions(dim=4), history_length=5)
     config = TrainConfig(batch=64, max_epochs=epochs, network=SMALL_NETWORK)
     untrained = Trained(new_ranker(schema, config), Sketch.sized(0), ())
@@ -125,6 +130,7 @@ def coloured_parts(
         encoder=directory / "encoder",
         codebook=directory / "codebook",
         tokens=directory / "tokens",
+        aggregates=directory / "aggregates.safetensors",
     )
 
 

@@ -119,6 +119,14 @@ class GroupState:
         """Returns the rows (N, width) of keys that are there (N,)."""
         return self._rows[self._map.find(keys)]
 
+    def differ(self, keys: Keys, rows: Ints) -> NDArray[np.bool_]:
+        """Returns whether keys (N,) have other rows here than the given rows (N, width), or are not there."""
+        numbers = self._map.find(keys)
+        found: NDArray[np.bool_] = numbers == NOT_THERE
+        there = np.flatnonzero(~found)
+        found[there] = (self._rows[numbers[there]] != rows[there]).any(axis=1)
+        return found
+
     def read(self, keys: Keys, times: Ints) -> Sums:
         """Answers for keys (M,) as of times (M,), without a change."""
         nothing = np.zeros((len(keys), self.channels), dtype=np.int64)

@@ -1,9 +1,12 @@
 """Aggregates in a file: the plan and, by group, the keys and the rows of their state."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -11,17 +14,39 @@ from features.aggregate.aggregator import Aggregator
 from features.aggregate.plan import Plan
 from features.errors import BundleError
 
-_PLAN, _WATERMARK = "plan", "watermark"
+_PLAN, _PREFIX = "plan", "aggregates."
+_WATERMARK = f"{_PREFIX}watermark"
+
+
+def aggregate_arrays(aggregator: Aggregator) -> dict[str, NDArray[np.int64]]:
+    """Returns copies of the state as arrays by name: each group's keys, as int64, and rows, and the watermark."""
+    found = {_WATERMARK: np.array([aggregator.watermark], dtype=np.int64)}
+    for number, state in enumerate(aggregator.states.values()):
+        found[f"{_PREFIX}{number}.keys"] = state.keys.copy().view(np.int64)
+        found[f"{_PREFIX}{number}.rows"] = state.rows.copy()
+    return found
+
+
+def restore_aggregates(aggregator: Aggregator, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Sets the state of an aggregator to arrays that `aggregate_arrays` returned.
+
+    Raises:
+        BundleError: The arrays are of another plan.
+    """
+    for number, (by, state) in enumerate(aggregator.states.items()):
+        keys, rows = (arrays.get(f"{_PREFIX}{number}.{name}") for name in ("keys", "rows"))
+        if keys is None or rows is None or rows.shape != (len(keys), state.width):
+            raise BundleError(f"aggregates by {', '.join(by)}: the state does not fit the plan")
+        fresh = type(state)(state.channels, state.windows_us, state.half_lives_us)
+        fresh.put(keys.view(np.uint64), rows)
+        aggregator.states[by] = fresh
+    if aggregator.plan.columns:
+        aggregator.watermark = int(arrays[_WATERMARK][0])
 
 
 def save_aggregates(aggregator: Aggregator, path: Path) -> None:
     """Writes the plan and the state of an aggregator."""
-    tensors = {}
-    for number, state in enumerate(aggregator.states.values()):
-        tensors[f"{number}.keys"] = np.ascontiguousarray(state.keys).view(np.int64)
-        tensors[f"{number}.rows"] = np.ascontiguousarray(state.rows)
-    tensors[_WATERMARK] = np.array([aggregator.watermark], dtype=np.int64)
-    save_file(tensors, path, metadata={_PLAN: msgspec.json.encode(aggregator.plan).decode()})
+    save_file(aggregate_arrays(aggregator), path, metadata={_PLAN: msgspec.json.encode(aggregator.plan).decode()})
 
 
 def read_plan(path: Path) -> Plan:
@@ -45,11 +70,8 @@ def load_aggregates(path: Path) -> Aggregator:
         BundleError: The file is missing or has other content.
     """
     found = Aggregator(read_plan(path))
-    tensors = load_file(path)
-    found.watermark = int(tensors[_WATERMARK][0])
-    for number, state in enumerate(found.states.values()):
-        keys, rows = (tensors.get(f"{number}.{name}") for name in ("keys", "rows"))
-        if keys is None or rows is None or rows.shape != (len(keys), state.width):
-            raise BundleError(f"{path}: the state does not fit the plan; run the stage `frame` again")
-        state.put(keys.view(np.uint64), rows)
+    try:
+        restore_aggregates(found, load_file(path))
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}; run the stage `frame` again") from error
     return found

@@ -1,12 +1,13 @@
 """Loads a published bundle into the online store: rows and histories at sequence number 0."""
 
+import itertools
 import uuid
 from collections.abc import Sequence
 
 import polars as pl
 
 from features.errors import StoreError
-from models.bundle import record
+from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ
 from serving.store.protocol import OnlineStore
@@ -46,6 +47,10 @@ def fill_store(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") 
         part = slice(start, start + _RECORDS)
         seqs = [SNAPSHOT_SEQ] * len(users[part])
         store.write_records(bundle.id, record.HISTORY, users[part], seqs, payloads[part])
+    aggregates = aggregate_record.state_records(bundle.aggregates())
+    while chunk := list(itertools.islice(aggregates, _RECORDS)):
+        ids, seqs = [one.id for one in chunk], [SNAPSHOT_SEQ] * len(chunk)
+        store.write_records(bundle.id, aggregate_record.AGGREGATE, ids, seqs, [one.payload for one in chunk])
     store.write_records(bundle.id, record.LOADED, ["bundle"], [SNAPSHOT_SEQ], [uuid.uuid4().hex.encode()])
     return True
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from features import tracing as trace
-from models.bundle import delta, record
+from models.bundle import aggregate_record, delta, record
 from models.bundle.delta import Delta
 from serving.store.admitted import Admitted
 from serving.store.protocol import OnlineStore
@@ -168,7 +168,7 @@ class StoreWriter:
             seqs = np.concatenate([np.full(len(c.accumulators) // 4, c.seq, dtype=np.int64) for c in with_rows])
             vectors = np.concatenate([change.vectors for change in with_rows])
             self.rows += self._store.write_rows(self._bundle, rows, seqs, vectors)
-        records = [(change.seq, changed) for change in changes for changed in change.records]
+        records = [(change.seq, changed) for change in changes for changed in aggregate_record.expanded(change.records)]
         for kind in dict.fromkeys(changed.kind for _, changed in records if changed.kind != record.CHANGED):
             chosen = [(seq, changed) for seq, changed in records if changed.kind == kind]
             self._store.write_records(

@@ -1,5 +1,6 @@
 """One law for aggregates: a loop over single events, batches of any cut, and the frame give the same numbers."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_any_cut_into_batches_gives_the_same_bits_and_the_same_state(events: lis
     whole, parts = fresh(), fresh()
     expected = answers(whole, events)
     edges = [0, *sorted(cuts), len(events)]
-    found = [row for start, stop in zip(edges, edges[1:], strict=False) for row in answers(parts, events[start:stop])]
+    found = [row for start, stop in itertools.pairwise(edges) for row in answers(parts, events[start:stop])]
     assert found == expected
     assert np.array_equal(parts.take(whole.keys), whole.rows)
 
