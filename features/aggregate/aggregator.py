@@ -74,7 +74,7 @@ class Aggregator:
         changed: dict[tuple[str, ...], NDArray[np.uint64]] = {}
         places = {name: place for place, name in enumerate(self.plan.columns)}
         for group in self.plan.groups:
-            keys, example = _crossed([occasions.keys[part] for part in group.by])
+            keys, example = group_keys(group, occasions.keys)
             enters = occasions.enters[example]
             values = _values(group, occasions)[example]
             sums = self.states[group.by].advance(keys, occasions.times[example], values, enters)
@@ -87,8 +87,9 @@ class Aggregator:
         return out, changed
 
 
-def _crossed(parts: list[Jagged]) -> tuple[NDArray[np.uint64], Ints]:
-    """Returns every combination of the parts' keys, as keys (M,) and the examples (M,) that they belong to."""
+def group_keys(group: Group, keys_by_part: Mapping[str, Jagged]) -> tuple[NDArray[np.uint64], Ints]:
+    """Returns every combination of the keys of a group's parts: keys (M,), and the examples (M,) that have them."""
+    parts = [keys_by_part[part] for part in group.by]
     first = parts[0]
     keys = first.values.view(np.uint64)
     example = np.repeat(np.arange(len(first.offsets) - 1), np.diff(first.offsets))

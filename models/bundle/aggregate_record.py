@@ -99,6 +99,17 @@ def state_records(aggregator: Aggregator, published: Aggregator | None = None) -
     yield watermark_record(aggregator.watermark)
 
 
+def apply(aggregator: Aggregator, records: Iterable[Record]) -> None:
+    """Sets the keys that a delta's records name to their rows, and the watermark."""
+    states = list(aggregator.states.values())
+    for one in records:
+        if one.kind == BATCH:
+            group, keys, rows = decode_batch(one)
+            states[group].put(keys, rows)
+        elif one.kind == AGGREGATE and one.id == WATERMARK:
+            aggregator.watermark = int.from_bytes(one.payload, "little", signed=True)
+
+
 def restored(plan: Plan, payloads: Mapping[str, bytes | None]) -> Aggregator:
     """Returns a state that has some keys.
 

@@ -11,6 +11,7 @@ from features.errors import BundleError, DatasetError, EventError
 from features.message import context_row
 from models.bundle.catalogue import Catalogue
 from models.bundle.contents import BundleContents
+from models.bundle.request_aggregates import answer
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
 
@@ -49,9 +50,8 @@ class LocalRanker:
         events = Entities(self._bundle.schema, "event", event, self._catalogue.admission)
         aggregates = None
         if self._aggregator.plan.columns:
-            # As of the last event that the bundle knows.
-            occasions = self._scorer.occasions(user, chosen, self._aggregator.watermark + 1)
-            aggregates, _ = self._aggregator.advance(occasions)
+            keys = self._scorer.aggregate_keys(user, chosen)
+            aggregates, _ = answer(self._aggregator, keys, len(chosen), None)
         lookups = self._scorer.lookups(user, chosen, history, events, aggregates)
         return self._scorer.score(lookups, self._rows[lookups.rows])
 

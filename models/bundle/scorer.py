@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features import tracing as trace
-from features.aggregate.aggregator import Occasions
 from features.errors import AnswerError
 from features.history import Jagged
 from models.bundle.catalogue import Catalogue
@@ -56,16 +55,11 @@ class Scorer:
         self._shared = tuple(feature for feature in schema.features if feature.of != "item")
         self._order = _column_order(schema, (*self._shared, *self._own))
 
-    def occasions(self, user: str, items: Ints, at: int) -> Occasions:
-        """Returns candidates (n,) as aggregates see them at a time. The catalogue must not change during the call."""
+    def aggregate_keys(self, user: str, items: Ints) -> dict[str, Jagged]:
+        """Returns the keys that candidates (n,) read of aggregates. The catalogue must not change during the call."""
         users, number = self._user(user)
         examples = _examples(number, items, np.zeros(0, dtype=np.int64), None)
-        return Occasions(
-            times=np.full(len(items), at, dtype=np.int64),
-            keys=aggregate_keys(self._schema.aggregates, users, self._catalogue.items, examples),
-            labels=np.zeros(0, dtype=np.float32),
-            enters=np.zeros(len(items), dtype=np.bool_),
-        )
+        return aggregate_keys(self._schema.aggregates, users, self._catalogue.items, examples)
 
     def lookups(
         self, user: str, items: Ints, history: Ints, events: Entities, aggregates: Floats | None = None

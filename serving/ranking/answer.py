@@ -6,6 +6,7 @@ from typing import Any
 
 from models.bundle.bundle import Bundle
 from models.bundle.record import ItemRecord
+from models.bundle.request_aggregates import AsOf
 from serving.retrieval.filter import attribute_json
 from serving.retrieval.search_plan import SearchPlan
 
@@ -22,6 +23,7 @@ class RankingAnswer:
         retrieved: True if retrieval chose the candidates.
         stale: True if the store did not answer, so that rows or history may be old.
         reasons: Contribution of each feature to the log-odds of each item. Empty unless the request asked for reasons.
+        as_of: Time as of which aggregates were answered. None without aggregates.
     """
 
     bundle: str
@@ -31,6 +33,7 @@ class RankingAnswer:
     retrieved: bool
     stale: bool
     reasons: list[dict[str, float]]
+    as_of: AsOf | None = None
 
 
 @dataclass(frozen=True)

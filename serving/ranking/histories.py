@@ -1,11 +1,14 @@
 """Users' histories from the store, and their replacement while the store is unavailable."""
 
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from features.errors import StoreError
 from models.bundle import record
+from models.bundle.aggregate_record import AGGREGATE
 from models.bundle.bundle import Bundle
 from serving.breaker import Breaker
 from serving.store.protocol import OnlineStore
@@ -14,6 +17,21 @@ from serving.store.protocol import OnlineStore
 _PAUSE_S = 0.5
 # Largest number of remembered users.
 _MOST = 100_000
+
+
+@dataclass(frozen=True)
+class UserRecords:
+    """Records of one request.
+
+    Attributes:
+        history: Record of the user's history, None if there is none.
+        stale: True if the history is an old one, because the store is away.
+        aggregates: Records of aggregates by id, None for a record that the store lacks; empty while it is away.
+    """
+
+    history: bytes | None
+    stale: bool
+    aggregates: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
 class Histories:
@@ -43,30 +61,34 @@ class Histories:
         """True if the store has just failed and should not be called."""
         return self._breaker.open
 
-    def read(self, user: str) -> tuple[bytes | None, bool]:
-        """Reads the record of a user's history.
+    def read(self, user: str, aggregates: Sequence[str] = ()) -> UserRecords:
+        """Reads a user's record, and records of aggregates in the same round trip.
 
         Args:
             user: Id of the user.
-
-        Returns:
-            The record, or None without a history, and True if the record may be old since the store is unavailable.
+            aggregates: Ids of records.
 
         Raises:
             StoreError: The store does not answer, and `outlasts` is False.
         """
+        wanted = {record.HISTORY: [user]} | ({AGGREGATE: aggregates} if aggregates else {})
         if not self._outlasts:
-            return self._store.read_records(self._bundle.id, record.HISTORY, [user])[0], False
+            return self._read(wanted)
         if not self.emptied and self._breaker.allows():
             try:
-                payload = self._store.read_records(self._bundle.id, record.HISTORY, [user])[0]
+                found = self._read(wanted)
             except StoreError:
                 self._breaker.failed()
             else:
                 self._breaker.succeeded()
-                self._remember(user, payload)
-                return payload, False
-        return self._seen.get(user) or self._published(user), True
+                self._remember(user, found.history)
+                return found
+        return UserRecords(self._seen.get(user) or self._published(user), stale=True)
+
+    def _read(self, wanted: Mapping[str, Sequence[str]]) -> UserRecords:
+        found = self._store.read_kinds(self._bundle.id, wanted)
+        aggregates = dict(zip(wanted.get(AGGREGATE, ()), found.get(AGGREGATE, ()), strict=True))
+        return UserRecords(found[record.HISTORY][0], stale=False, aggregates=aggregates)
 
     def _remember(self, user: str, payload: bytes | None) -> None:
         with self._lock:

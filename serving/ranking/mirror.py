@@ -4,13 +4,17 @@ The table's budget bounds its size, so the copy fits into memory. The mirror fol
 a row keeps the highest sequence number. Pages of the store and deltas may therefore arrive in any order.
 """
 
+import itertools
 import threading
 import time
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.aggregate.plan import Plan
+from models.bundle import aggregate_record
 from models.bundle.delta import Delta
+from models.bundle.request_aggregates import AsOf, Parts, answer
 from serving.store.check import check_rows
 from serving.store.page import pack, unpack
 from serving.store.protocol import Float32, Int64, OnlineStore
@@ -25,12 +29,15 @@ class Mirror:
     Args:
         store: Store that has the bundle. The table is read once.
         bundle: Id of the bundle.
+        plan: Plan of the bundle's aggregates.
     """
 
-    def __init__(self, store: OnlineStore, bundle: str) -> None:
+    def __init__(self, store: OnlineStore, bundle: str, plan: Plan) -> None:
         self.bundle = bundle
         self._table = store.table(bundle)
         self._vectors, self._seqs = store.read_table(bundle)
+        held = store.scan_records(bundle, aggregate_record.AGGREGATE) if plan.columns else iter(())
+        self._aggregates = aggregate_record.restored(plan, dict(itertools.chain.from_iterable(held)))
         self._lock = threading.Lock()
         self._caught_up = time.monotonic()
 
@@ -52,6 +59,7 @@ class Mirror:
             rows = rows[newer]
             self._vectors[rows] = unpack(pack(self._table, delta.vectors[newer]))
             self._seqs[rows] = delta.seq
+            aggregate_record.apply(self._aggregates, delta.records)
         return len(rows)
 
     def read_rows(self, rows: Int64) -> Float32:
@@ -59,6 +67,11 @@ class Mirror:
         check_rows(self._table, rows)
         with self._lock:
             return self._vectors.take(rows, axis=0)
+
+    def aggregates(self, parts: Parts, candidates: int, at: int | None) -> tuple[Float32, AsOf | None]:
+        """Answers for the candidates of one request; see `models.bundle.request_aggregates.answer`."""
+        with self._lock:
+            return answer(self._aggregates, parts, candidates, at)
 
     def seqs(self) -> NDArray[np.int64]:
         """Returns the sequence numbers of all rows, (R,) int64."""

@@ -47,7 +47,7 @@ def mirrored(
         # The mirror folds from this position, since later deltas may be missing in the store.
         position = position_of(store, bundle.id, topics.deltas) or 0
         position = min(position, log.end_offsets(topics.deltas)[0])
-    mirror = Mirror(store, bundle.id)
+    mirror = Mirror(store, bundle.id, bundle.schema.aggregates)
     with mirror_feed(open_log, topics.deltas, mirror, position, Rounds("mirror", "mirror", metrics or Metrics())):
         yield MirrorRows(mirror, StoreRows(store, bundle.id))
 

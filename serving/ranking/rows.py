@@ -27,6 +27,14 @@ class RowReader(Protocol):
         """
         ...
 
+    def mirrored(self, *, away: bool) -> Mirror | None:
+        """Returns the mirror that answers for aggregates, None if the store does.
+
+        Args:
+            away: True if the store does not answer.
+        """
+        ...
+
 
 class StoreRows:
     """Rows from the store, in one round trip per call.
@@ -49,6 +57,10 @@ class StoreRows:
         """See `RowReader`. Raises StoreError if the store does not answer."""
         with trace.span("lookup", rows=len(rows), source="store"):
             return self._store.read_rows(self._bundle, rows)
+
+    def mirrored(self, *, away: bool) -> Mirror | None:
+        """See `RowReader`."""
+        return None
 
 
 class MirrorRows:
@@ -87,3 +99,7 @@ class MirrorRows:
                 return self._store.read_rows(rows)
         with trace.span("lookup", rows=len(rows), source="mirror"):
             return self.mirror.read_rows(rows)
+
+    def mirrored(self, *, away: bool) -> Mirror | None:
+        """See `RowReader`."""
+        return self.mirror if away or self.fresh else None

@@ -23,6 +23,7 @@ from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.local import context_frame
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
+from serving.ranking.aggregates import RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer, published_view, stored_view
 from serving.ranking.histories import Histories
 from serving.ranking.rows import RowReader, StoreRows
@@ -77,6 +78,7 @@ class RankService:
         self._retriever = Retriever(self._catalogue, attributes)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
+        self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
         self.embeddings = EmbeddingClient(
             self._schema,
             self._catalogue.admission,
@@ -158,6 +160,7 @@ class RankService:
         *,
         wanted: Filter | None = None,
         explain: bool = False,
+        at: int | None = None,
     ) -> RankingAnswer:
         """Ranks candidates for a user.
 
@@ -168,6 +171,8 @@ class RankService:
             context: Values of the events' own columns, by column. Absent columns are null.
             wanted: Condition that retrieved candidates must meet.
             explain: True returns reasons for the returned items.
+            at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
+                of the stream.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
@@ -177,23 +182,26 @@ class RankService:
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         events = Entities(self._schema, "event", context_frame(self.bundle, context or {}), self._catalogue.admission)
-        with trace.span("history"):
-            stored, stale = self._histories.read(user)
         if candidates is not None:
             self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
-        with self._lock:
-            history = self._visited(stored)
-            if candidates is None:
-                items, *_ = self._retriever.search(
-                    self._retriever.taste(history), max(_RETRIEVED, k), wanted, without=history
-                )
-                names = [self._catalogue.item_ids[number] for number in items.tolist()]
-            else:
-                names = list(dict.fromkeys(candidates))
+            names = list(dict.fromkeys(candidates))
+            with self._lock:
                 items = np.array([self._number(name) for name in names], dtype=np.int64)
+                asked = self._aggregates.of(user, items)
+        with trace.span("history"):
+            stored = self._histories.read(user, asked.ids if candidates is not None else ())
+        if candidates is None:
+            with self._lock:
+                names, items = self._retrieved(stored.history, k, wanted)
+                asked = self._aggregates.of(user, items)
+            if asked.ids:
+                stored = self._histories.read(user, asked.ids)
+        columns, as_of = self._aggregates.answer(asked, stored, at)
+        with self._lock:
             trace.note(candidates=len(items), retrieved=candidates is None)
-            known_user = stored is not None or user in self._catalogue.user_numbers
-            lookups = self._scorer.lookups(user, items, history, events) if len(items) else None
+            known_user = stored.history is not None or user in self._catalogue.user_numbers
+            history = self._visited(stored.history)
+            lookups = self._scorer.lookups(user, items, history, events, columns) if len(items) else None
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
         if lookups is not None:
             vectors = self.rows.read_rows(lookups.rows)
@@ -208,9 +216,17 @@ class RankService:
                 name for name, item in zip(names, items.tolist(), strict=True) if item == self._default_item
             ],
             retrieved=candidates is None,
-            stale=stale,
+            stale=stored.stale,
             reasons=reasons,
+            as_of=as_of,
         )
+
+    def _retrieved(self, stored: bytes | None, k: int, wanted: Filter | None) -> tuple[list[str], NDArray[np.int64]]:
+        """Returns ids and numbers of the items nearest to what the user liked."""
+        history = self._visited(stored)
+        taste = self._retriever.taste(history)
+        items, *_ = self._retriever.search(taste, max(_RETRIEVED, k), wanted, without=history)
+        return [self._catalogue.item_ids[number] for number in items.tolist()], items
 
     def retrieve(
         self,
@@ -237,7 +253,7 @@ class RankService:
         stored = None
         if user is not None:
             with trace.span("history"):
-                stored = self._histories.read(user)[0]
+                stored = self._histories.read(user).history
         vector = self._encoded(text) if text is not None else None
         if item is not None and item not in self._catalogue.item_numbers:
             self._learn([item])

@@ -7,7 +7,7 @@ process ends.
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -161,6 +161,10 @@ class MemoryStore:
         with self._lock:
             stored = self._kind(bundle, kind)
             return [stored[name][1] if name in stored else None for name in encode_ids(ids)]
+
+    def read_kinds(self, bundle: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[bytes | None]]:
+        """See `OnlineStore.read_kinds`."""
+        return {kind: self.read_records(bundle, kind, ids) for kind, ids in wanted.items()}
 
     def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
         """See `OnlineStore.scan_records`. All records are of the same moment."""

@@ -8,7 +8,7 @@ state. The contract suite in `tests/contract/test_online_store.py` checks every 
 Shape letters: N rows of one request, R rows of the table, D its dimension.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -208,6 +208,18 @@ class OnlineStore(Protocol):
 
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
         """Reads the payloads of records in one round trip, in the order of `ids`. None for a missing record."""
+        ...
+
+    def read_kinds(self, bundle: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[bytes | None]]:
+        """Reads records of several kinds in one round trip.
+
+        Args:
+            bundle: Any bundle.
+            wanted: Ids by kind.
+
+        Returns:
+            Payloads by kind, in the order of the ids; None for a record that is not there.
+        """
         ...
 
     def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:

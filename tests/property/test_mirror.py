@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.aggregate.plan import NOTHING
 from features.errors import StoreError
 from models.bundle.delta import VERSION, Delta
 from serving.ranking.mirror import Mirror
@@ -37,7 +38,7 @@ def test_pages_and_deltas_in_any_order_give_the_stores_rows(
     changes = [_delta(row, seq) for row, seq in writes]
     for change in changes[:cut]:
         _write(store, change)
-    mirror = Mirror(store, "b")
+    mirror = Mirror(store, "b", NOTHING)
     for change in changes[cut:]:
         _write(store, change)
     followed = list(changes)
@@ -54,4 +55,4 @@ def test_a_row_beyond_the_table_is_refused() -> None:
     store = MemoryStore()
     store.create_table("b", rows=ROWS, dim=DIM)
     with pytest.raises(StoreError, match=r"rows 0\.\.19"):
-        Mirror(store, "b").read_rows(np.array([ROWS]))
+        Mirror(store, "b", NOTHING).read_rows(np.array([ROWS]))

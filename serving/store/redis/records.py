@@ -5,7 +5,8 @@ The keys are listed in `serving.store.redis.store`.
 
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from models.bundle import record
 from serving.store.check import check_followed, check_name, encode_ids, newest_records
@@ -48,12 +49,19 @@ class RedisRecords:
         return sum(self._redis.run(bundle, _WRITE, calls))
 
     def read(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
-        """See `OnlineStore.read_records`. A command reads 1,000 records, since Redis runs nothing else meanwhile."""
-        key = _record_key(bundle, kind)
-        names = encode_ids(ids)
-        parts = [names[start : start + _READ_RECORDS] for start in range(0, len(names), _READ_RECORDS)]
-        values = itertools.chain(*self._redis.each(bundle, [("HMGET", key, *part) for part in parts]))
-        return [None if value is None else value[SEQ_BYTES:] for value in values]
+        """See `OnlineStore.read_records`."""
+        return self.read_kinds(bundle, {kind: ids})[kind]
+
+    def read_kinds(self, bundle: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[bytes | None]]:
+        """See `OnlineStore.read_kinds`. A command reads 1,000 records, since Redis runs nothing else meanwhile."""
+        commands: list[tuple[Any, ...]] = []
+        for kind, ids in wanted.items():
+            names, key = encode_ids(ids), _record_key(bundle, kind)
+            starts = range(0, len(names), _READ_RECORDS)
+            commands += [("HMGET", key, *names[start : start + _READ_RECORDS]) for start in starts]
+        values = itertools.chain(*self._redis.each(bundle, commands))
+        payloads = (None if value is None else value[SEQ_BYTES:] for value in values)
+        return {kind: list(itertools.islice(payloads, len(ids))) for kind, ids in wanted.items()}
 
     def scan(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
         """See `OnlineStore.scan_records`. A command reads about 500 records."""

@@ -16,7 +16,7 @@ A script is atomic and decides by sequence number, so writers need no lock. The 
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import redis
@@ -176,6 +176,10 @@ class RedisStore:
     def read_records(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
         """See `OnlineStore.read_records`."""
         return self._records.read(bundle, kind, ids)
+
+    def read_kinds(self, bundle: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[bytes | None]]:
+        """See `OnlineStore.read_kinds`."""
+        return self._records.read_kinds(bundle, wanted)
 
     def scan_records(self, bundle: str, kind: str) -> Iterator[list[tuple[str, bytes]]]:
         """See `OnlineStore.scan_records`."""

@@ -73,7 +73,7 @@ def _run(settings: Settings, data: LiveData, dataset: Dataset, out: Path, seed: 
         store.drop(bundle.id)
         log.create_topics(settings.topics.partitions())
         fill_store(store, bundle, storage=settings.storage)
-        mirror, service = Mirror(store, bundle.id), RankService(bundle, store)
+        mirror, service = Mirror(store, bundle.id, bundle.schema.aggregates), RankService(bundle, store)
         options = ("--batch", "256", "--wait-ms", str(_WAIT_MS), "--lateness-s", str(NEVER_LATE_S))
         with streaming(settings, bundle, *options, report=report):
             log.append(settings.topics.events, [(None, data.messages[0])])

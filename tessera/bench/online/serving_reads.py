@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from features.aggregate.plan import NOTHING
 from features.dataset.descriptor import Dataset
 from models.bundle.bundle import Bundle
 from serving.ranking.mirror import Mirror
@@ -119,7 +120,7 @@ def _read(
         timed = _timed(lambda: store.read_rows(bundle, rng.integers(0, size, asked)))
         results = [{"part": "reads: Redis"} | row | timed]
         if mirrored:
-            mirror, copied = Mirror(store, bundle), rng.normal(size=(size, dim)).astype(np.float32)
+            mirror, copied = Mirror(store, bundle, NOTHING), rng.normal(size=(size, dim)).astype(np.float32)
             timed = _timed(lambda: mirror.read_rows(rng.integers(0, size, asked)))
             results.append({"part": "reads: mirror"} | row | timed)
             timed = _timed(lambda: copied[rng.integers(0, size, asked)])
@@ -143,7 +144,7 @@ def _in_process(store: RedisStore, bundle: Bundle, seed: int) -> dict[str, Any]:
 def _bootstrap(store: RedisStore, address: str, seed: int) -> dict[str, Any]:
     with _table(store, _MILLION, 16, "float16", np.random.default_rng(seed)) as bundle:
         began = time.perf_counter()
-        Mirror(store, bundle)
+        Mirror(store, bundle, NOTHING)
         seconds = time.perf_counter() - began
         size = int(store.bytes_per_row(bundle) * _MILLION)
     with plain_values(address, rows=_VALUES, size_bytes=size // _VALUES // 4 * 4) as plain:

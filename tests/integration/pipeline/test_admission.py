@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from features.history import Jagged
 from models.bundle.bundle import Bundle, write_bundle
 from models.bundle.local import context_frame
+from models.bundle.request_aggregates import answer
 from models.ranker.train import predict
-from models.table.batch import Assembler, Entities, Examples
+from models.table.batch import Assembler, Entities, Examples, aggregate_keys
 from models.table.default_schema import TableOptions
 from serving.ranking.service import RankService
 from serving.store.memory import MemoryStore
@@ -58,6 +59,8 @@ class Online:
         same = np.zeros(len(items), dtype=np.int64)
         history = Jagged(past, np.array([0, len(past)])).take(same)
         rows = Examples(users, numbers, history, np.zeros(0, dtype=np.float32), same)
+        keys = aggregate_keys(schema.aggregates, catalogue.users, catalogue.items, rows)
+        rows = replace(rows, aggregates=answer(step.aggregates.state, keys, len(items), None)[0])
         context = Entities(schema, "event", context_frame(self.bundle, {}), catalogue.admission)
         source = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
         return predict(step.ranker, source, rows)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from features.errors import StoreError
 from features.history import Jagged
 from models.bundle.catalogue import Catalogue
 from models.bundle.local import context_frame
+from models.bundle.request_aggregates import answer
 from models.ranker.train import predict
-from models.table.batch import Assembler, Entities, Examples
+from models.table.batch import Assembler, Entities, Examples, aggregate_keys
 from serving.api.app import AppParts, create_app
 from serving.background import MOST_MISSES
 from serving.ranking.service import RankService
@@ -41,6 +43,8 @@ def test_served_scores_are_the_offline_scores(service: RankService, world: World
         np.zeros(0, dtype=np.float32),
         same,
     )
+    keys = aggregate_keys(bundle.schema.aggregates, catalogue.users, catalogue.items, rows)
+    rows = replace(rows, aggregates=answer(bundle.aggregates(), keys, len(items), None)[0])
     events = Entities(bundle.schema, "event", context_frame(bundle, {}), catalogue.admission)
     offline = predict(
         bundle.ranker(), Assembler(bundle.schema, catalogue.users, catalogue.items, events, catalogue.vectors), rows

@@ -134,7 +134,11 @@ def test_no_span_says_who_asked_or_for_what(client: TestClient, world: World, sp
 def test_embeddings_read_rows_in_a_lookup_and_a_mirror_says_so(world: World, spans: InMemorySpanExporter) -> None:
     store = MemoryStore()
     fill_store(store, world.bundle)
-    rows = MirrorRows(Mirror(store, world.bundle.id), StoreRows(store, world.bundle.id), most_lag_s=1e9)
+    rows = MirrorRows(
+        Mirror(store, world.bundle.id, world.bundle.schema.aggregates),
+        StoreRows(store, world.bundle.id),
+        most_lag_s=1e9,
+    )
     with TestClient(create_app(Router(RankService(world.bundle, store, rows)))) as client:
         values = world.bundle.items["item_id"].to_list()[:2]
         assert client.post("/v1/embeddings", json={"feature": "item_id", "values": values}).status_code == 200

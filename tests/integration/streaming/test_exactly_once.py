@@ -415,7 +415,7 @@ def test_the_store_is_the_fold_and_damage_is_found_and_mended(
         assert (sound.difference, sound.rows) == ("", bundle.schema.rows)
         assert sound.records > 100
         assert verify(log, bundle, store, topics, sample=10).rows == 10
-        mirror = Mirror(store, bundle.id)
+        mirror = Mirror(store, bundle.id, bundle.schema.aggregates)
         row = touched[:1]
         seq = store.read_seqs(bundle.id, row)
         store.write_rows(bundle.id, row, seq, np.full((1, bundle.schema.dim), 0.5, dtype=np.float32), again=True)

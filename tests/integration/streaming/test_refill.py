@@ -189,7 +189,9 @@ def test_an_item_that_cannot_be_read_is_left_out_and_the_others_are_not(bundle: 
 def test_a_mirror_that_outlasts_an_emptied_store_says_so(bundle: Bundle) -> None:
     store = MemoryStore()
     fill_store(store, bundle)
-    service = RankService(bundle, store, MirrorRows(Mirror(store, bundle.id), StoreRows(store, bundle.id)))
+    service = RankService(
+        bundle, store, MirrorRows(Mirror(store, bundle.id, bundle.schema.aggregates), StoreRows(store, bundle.id))
+    )
     parts = AppParts(refresh_s=0.02)
     with TestClient(create_app(Router(service), parts)) as client:
         body = {"user": "u0", "k": 3}

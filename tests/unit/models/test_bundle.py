@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from features.aggregate_frame import with_aggregates
 from features.durable import write_directory
 from features.errors import BundleError, TesseraError
 from features.frame import Frame, build_frame
@@ -25,6 +26,7 @@ from tests.build import coloured_parts, coloured_tables
 
 FILES = (
     "admission.safetensors",
+    "aggregates.safetensors",
     "table.safetensors",
     "tokens/tokens.json",
     "network.safetensors",
@@ -57,6 +59,7 @@ def scores(parts: BundleParts, ranker: Ranker, users: pl.DataFrame, items: pl.Da
     events = coloured_tables(events=400)["events"]
     tables = {"events": events, "items": items.drop("listed"), "users": users.drop("listed")}
     frame = build_frame(parts.dataset, tables, split=parts.dataset.split, history_length=5)
+    frame, _ = with_aggregates(frame, parts.schema.aggregates)
     test = frame.part("test")
     return predict(
         ranker,
