@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
-from features.aggregate.plan import Plan, column_of, with_base_rate
+from features.aggregate.plan import NOTHING, Plan, column_of, with_base_rate
 from features.frame import Frame
 from features.hashing import fingerprint, value_keys
 from features.history import Jagged
@@ -47,6 +47,14 @@ def with_aggregates(frame: Frame, plan: Plan, *, base_rate: float | None = None)
     known = (frame.examples["split"] != "test") & frame.examples["event"].is_first_distinct()
     events.advance(before_test, np.flatnonzero(known.to_numpy()))
     return replace(frame, examples=frame.examples.with_columns(columns), aggregates=plan), before_test
+
+
+def aggregated_by(frame: Frame, plan: Plan) -> Frame:
+    """Returns the frame with the columns of another plan in place of its own."""
+    if frame.aggregates == plan:
+        return frame
+    bare = replace(frame, examples=frame.examples.drop(frame.aggregates.columns), aggregates=NOTHING)
+    return with_aggregates(bare, plan, base_rate=plan.base_rate)[0]
 
 
 class _Events:

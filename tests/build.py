@@ -16,6 +16,7 @@ from features.aggregate.plan import plan_of
 from features.aggregate.stored import save_aggregates
 from features.aggregate_frame import with_aggregates
 from features.content import lsa
+from features.dataset.aggregate import Aggregate
 from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Users
 from features.dataset.source import Categorical
 from features.durable import write_directory
@@ -95,9 +96,16 @@ def coloured_parts(
     epochs: int = 1,
     events: int = 400,
     options: TableOptions | None = None,
+    aggregates: dict[str, Aggregate] | None = None,
+    every_us: int = 1,
 ) -> BundleParts:
-    """Everything a bundle needs, made in a moment; `directory` takes the encoder and the codebook."""
+    """Everything a bundle needs, made in a moment; `directory` takes the encoder and the codebook.
+
+    `aggregates` are declared beside the default ones; two events have one time, and the next two come `every_us` later.
+    """
     dataset, tables = coloured_dataset(directory, name=name), coloured_tables(events=events)
+    dataset = dataset.model_copy(update={"aggregates": aggregates or {}})
+    tables["events"] = tables["events"].with_columns(pl.col("time") * every_us)
     encoder = lsa.fit(tables["items"]["text"].to_list(), dim=4, seed=0)
     vectors = encoder.encode(tables["items"]["text"].to_list())
     codebook = rqvae.fit(vectors, SMALL_CODEBOOK)

@@ -11,7 +11,7 @@ from features.errors import BundleError, DatasetError, EventError
 from features.message import context_row
 from models.bundle.catalogue import Catalogue
 from models.bundle.contents import BundleContents
-from models.bundle.request_aggregates import answer
+from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
 
@@ -48,10 +48,7 @@ class LocalRanker:
         history = np.array(visited[-self._bundle.schema.history_length :], dtype=np.int64)
         event = context_frame(self._bundle, context)
         events = Entities(self._bundle.schema, "event", event, self._catalogue.admission)
-        aggregates = None
-        if self._aggregator.plan.columns:
-            keys = self._scorer.aggregate_keys(user, chosen)
-            aggregates, _ = answer(self._aggregator, keys, len(chosen), None)
+        aggregates = published_columns(self._aggregator, self._scorer, user, chosen)
         lookups = self._scorer.lookups(user, chosen, history, events, aggregates)
         return self._scorer.score(lookups, self._rows[lookups.rows])
 

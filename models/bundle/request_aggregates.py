@@ -11,8 +11,10 @@ from features.aggregate.plan import Plan
 from features.aggregate.state import NEVER
 from features.history import Jagged
 from models.bundle.aggregate_record import WATERMARK, key_id
+from models.bundle.scorer import Scorer
 
 Parts = Mapping[str, Jagged]
+Columns = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def record_ids(plan: Plan, parts: Parts) -> list[str]:
     return found
 
 
-def answer(state: Aggregator, parts: Parts, candidates: int, at: int | None) -> tuple[NDArray[np.float32], AsOf | None]:
+def answer(state: Aggregator, parts: Parts, candidates: int, at: int | None) -> tuple[Columns, AsOf | None]:
     """Answers for the candidates of one request.
 
     Args:
@@ -61,3 +63,11 @@ def answer(state: Aggregator, parts: Parts, candidates: int, at: int | None) -> 
     if at is not None:
         return columns, AsOf(at, asked=True)
     return columns, AsOf(state.watermark, asked=False) if known else None
+
+
+def published_columns(state: Aggregator, scorer: Scorer, user: str, items: NDArray[np.int64]) -> Columns | None:
+    """Returns the columns (n, A) of candidates (n,) as of a bundle's newest event; None without aggregates."""
+    if not state.plan.columns:
+        return None
+    columns, _ = answer(state, scorer.aggregate_keys(user, items), len(items), None)
+    return columns

@@ -31,6 +31,7 @@ from serving.api.bodies import (
     RetrieveRequest,
     RetrieveResponse,
     VersionResponse,
+    microseconds,
 )
 from serving.api.guard import Guard, Limits
 from serving.api.hosts import Hosts
@@ -151,7 +152,13 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
             if body.filter is not None:
                 body.filter.check_size()
             return service.rank(
-                body.user, body.candidates, body.k, body.context, wanted=body.filter, explain=body.explain
+                body.user,
+                body.candidates,
+                body.k,
+                body.context,
+                wanted=body.filter,
+                explain=body.explain,
+                at=None if body.at is None else microseconds(body.at),
             )
 
         with current.pinned_for(body.user) as pinned, blamed("context"):
@@ -162,7 +169,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
         metrics.unknown_users.inc(0 if answer.known_user else 1)
         metrics.unknown_items.inc(len(answer.unknown_items))
         metrics.stale.inc(1 if answer.stale else 0)
-        return rank_response(answer, shown)
+        return rank_response(answer, shown, clock=pinned.service.has_clock)
 
     @router.post("/v1/retrieve")
     def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:

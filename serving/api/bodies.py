@@ -1,5 +1,6 @@
 """Bodies of requests and answers, as OpenAPI shows them. Wrong types are refused here, before any lookup."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import (
@@ -20,6 +21,7 @@ from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
 from serving.retrieval.filter import Filter
 
 MAX_ROWS = 1_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _id(value: Any) -> Any:
@@ -34,6 +36,13 @@ def _encodable(value: str) -> str:
     return value
 
 
+def _text(value: Any) -> Any:
+    """Refuses a number: its unit would be a guess."""
+    if not isinstance(value, str):
+        raise ValueError("expected ISO 8601 text such as 2024-01-31T12:00:00Z")
+    return value
+
+
 LongText = Annotated[StrictStr, AfterValidator(_encodable)]
 Text = Annotated[LongText, Field(max_length=1_024)]
 Id = Annotated[Text, BeforeValidator(_id), Field(min_length=1)]
@@ -41,6 +50,7 @@ Int64 = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 # Integers of any size: beyond 64 bits an integer would be read as a float, which is another id.
 Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
 Float = Annotated[FiniteFloat, Field(strict=True)]
+Moment = Annotated[datetime, BeforeValidator(_text)]
 Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
 Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool | None] | None
 
@@ -72,6 +82,11 @@ class RankRequest(BaseModel):
     context: dict[Text, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
     filter: Filter | None = Field(default=None, description="Condition that retrieved candidates must match.")
     explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
+    at: Moment | None = Field(
+        default=None,
+        description="Time as of which aggregates are answered, ISO 8601 (UTC without an offset); by default right "
+        "after the newest event of the stream.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "RankRequest":
@@ -102,7 +117,18 @@ class RankResponse(BaseModel):
     unknown_items: list[str]
     retrieved: bool
     impression: str | None = Field(default=None, description="Id to send with outcomes of these items.")
+    as_of: datetime | int | None = Field(
+        default=None,
+        description="Time as of which aggregates were answered: that of the request, or of the stream's newest event.",
+    )
+    as_of_source: str | None = Field(default=None, description="`request`, or `stream`; absent without aggregates.")
     stale: bool = Field(description="The store did not answer: rows and history are as they were last seen.")
+
+
+def microseconds(moment: datetime) -> int:
+    """Returns a time in microseconds since 1970; a time without an offset is UTC."""
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return (aware - EPOCH) // timedelta(microseconds=1)
 
 
 class RetrieveRequest(BaseModel):

@@ -1,6 +1,11 @@
 """Converts answers of a service to the bodies of HTTP responses."""
 
+from datetime import timedelta
+from typing import Any
+
+from models.bundle.request_aggregates import AsOf
 from serving.api.bodies import (
+    EPOCH,
     ItemResponse,
     PlanView,
     RankedItemBody,
@@ -12,12 +17,13 @@ from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.rollout.impression import Impression
 
 
-def rank_response(answer: RankingAnswer, shown: Impression | None) -> RankResponse:
+def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: bool) -> RankResponse:
     """Converts a ranking.
 
     Args:
         answer: The ranking.
         shown: Recorded impression of the ranking. None if no impression was recorded.
+        clock: True if times are in microseconds since 1970, False if they are positions.
     """
     reasons: list[dict[str, float] | None] = [*answer.reasons] or [None] * len(answer.items)
     return RankResponse(
@@ -30,6 +36,7 @@ def rank_response(answer: RankingAnswer, shown: Impression | None) -> RankRespon
         unknown_items=answer.unknown_items,
         retrieved=answer.retrieved,
         stale=answer.stale,
+        **_as_of(answer.as_of, clock=clock),
         impression=shown.id if shown is not None else None,
     )
 
@@ -55,3 +62,11 @@ def item_response(view: ItemView) -> ItemResponse:
         vector=view.vector,
         attributes=view.attributes,
     )
+
+
+def _as_of(answered: AsOf | None, *, clock: bool) -> dict[str, Any]:
+    """Returns the fields that say as of when aggregates were answered."""
+    if answered is None:
+        return {}
+    moment = EPOCH + timedelta(microseconds=answered.time) if clock else answered.time
+    return {"as_of": moment, "as_of_source": "request" if answered.asked else "stream"}

@@ -102,6 +102,11 @@ class RankService:
         return self.items > 0
 
     @property
+    def has_clock(self) -> bool:
+        """True if the events have times, False if they have positions or nothing."""
+        return self.bundle.dataset.events.time is not None
+
+    @property
     def items(self) -> int:
         """Number of items that can be ranked."""
         return len(self._catalogue.item_numbers) - len(self._catalogue.deleted)
@@ -181,6 +186,8 @@ class RankService:
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
+        if at is not None and not self.has_clock:
+            raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
         events = Entities(self._schema, "event", context_frame(self.bundle, context or {}), self._catalogue.admission)
         if candidates is not None:
             self._learn([name for name in candidates if name not in self._catalogue.item_numbers])

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from features.aggregate_frame import aggregated_by
 from features.frame import Frame
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
+from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
 from models.ranker.loading import assembler, examples
@@ -102,9 +104,9 @@ def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | Non
     ranker = bundle.ranker()
     if rows is not None:
         ranker.table.weight.copy_(torch.from_numpy(rows))
-    test = frame.part("test").with_columns(pl.col("history").list.tail(bundle.schema.history_length))
+    seen = aggregated_by(_as_seen_by(bundle, frame), bundle.schema.aggregates)
+    test = seen.part("test").with_columns(pl.col("history").list.tail(bundle.schema.history_length))
     test = _conformed(test, bundle.schema, "event")
-    seen = _as_seen_by(bundle, frame)
     probabilities: Floats = predict(ranker, assembler(bundle.schema, seen, test, bundle.admission()), examples(test))
     return probabilities
 
@@ -219,6 +221,7 @@ class _Scoring:
 
     def __init__(self, bundle: Bundle) -> None:
         self._rows = bundle.rows()
+        self._aggregates = bundle.aggregates()
         self._catalogue = Catalogue(bundle)
         self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
         events = bundle.dataset.events
@@ -238,7 +241,8 @@ class _Scoring:
         users = self._catalogue.user_ids
         user = users[number % len(users)] if users else ""
         chosen = rng.integers(0, items, _CANDIDATES)
-        lookups = self._scorer.lookups(user, chosen, chosen[:20], self._events)
+        aggregates = published_columns(self._aggregates, self._scorer, user, chosen)
+        lookups = self._scorer.lookups(user, chosen, chosen[:20], self._events, aggregates)
         self._scorer.score(lookups, self._rows[lookups.rows])
 
 
