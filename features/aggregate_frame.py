@@ -67,8 +67,9 @@ class _Events:
         self._enters = examples["event"].is_first_distinct().to_numpy()
         self._labels = examples["label"].to_numpy().astype(np.float32)
         self._rows = {kind: examples[kind].to_numpy().astype(np.int64) for kind in ("user", "item")}
-        tables = {"user": frame.users, "item": frame.items}
-        self._keys = {part: part_keys(part, tables[column_of(part)[0]]) for part in plan.parts}
+        self._tables = {"user": frame.users, "item": frame.items}
+        self._keys = {part: part_keys(part, self._tables[column_of(part)[0]]) for part in plan.parts}
+        self._met = {name: self._met_keys(examples, name) for name in plan.counted_columns}
         self._values = {name: _numbers(examples[name]) for name in plan.value_columns}
 
     def advance(self, aggregator: Aggregator, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -84,9 +85,26 @@ class _Events:
                 labels=self._labels[chunk],
                 enters=self._enters[chunk],
                 values={name: numbers[chunk] for name, numbers in self._values.items()},
+                values_keys={name: keys[chunk] for name, keys in self._met.items()},
             )
             out[place], _ = aggregator.advance(occasions)
         return out
+
+    def _met_keys(self, examples: pl.DataFrame, name: str) -> NDArray[np.uint64]:
+        if name not in self._rows:
+            return event_keys(examples[name])
+        keys: NDArray[np.uint64] = part_keys(name, self._tables[name]).values.view(np.uint64)
+        met: NDArray[np.uint64] = keys[self._rows[name]]
+        return met
+
+
+def event_keys(column: pl.Series) -> NDArray[np.uint64]:
+    """Returns a key (N,) of each value of an events' column, 0 for a missing one; a list is one value."""
+    texts = column.list.join("\x1f") if column.dtype == pl.List else column
+    distinct = texts.drop_nulls().unique(maintain_order=True)
+    keys = pl.Series(value_keys(column.name, fingerprint(distinct.to_list())), dtype=pl.UInt64)
+    found: NDArray[np.uint64] = texts.replace_strict(distinct, keys, default=0, return_dtype=pl.UInt64).to_numpy()
+    return found
 
 
 def part_keys(part: str, table: pl.DataFrame) -> Jagged:

@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
+from features.aggregate_frame import event_keys
 from models.bundle import aggregate_record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
@@ -58,10 +59,20 @@ class AggregateUpdates:
             values={
                 name: events[name].cast(pl.Float64).fill_null(np.nan).to_numpy()[context] for name in plan.value_columns
             },
+            values_keys={name: self._met(events, sorted_examples, name) for name in plan.counted_columns},
         )
         columns = np.empty((len(order), len(plan.columns)), dtype=np.float32)
         columns[order], changed = self.state.advance(occasions)
         return columns, list(self._records(changed))
+
+    def _met(self, events: pl.DataFrame, examples: Examples, name: str) -> NDArray[np.uint64]:
+        if name not in ("user", "item"):
+            keys: NDArray[np.uint64] = event_keys(events[name])[examples.context]
+            return keys
+        entities, index = (
+            (self._catalogue.users, examples.user) if name == "user" else (self._catalogue.items, examples.item)
+        )
+        return entities.keys(f"{name}_id", index).values.view(np.uint64)
 
     def _records(self, changed: dict[tuple[str, ...], NDArray[np.uint64]]) -> Iterator[Record]:
         for group, (by, keys) in enumerate(changed.items()):

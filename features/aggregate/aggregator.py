@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.aggregate.extremes import MISSING
+from features.aggregate.key_map import KeyMap, Keys
 from features.aggregate.plan import COUNT, POSITIVE, Aggregation, Group, Plan, horizon_us
 from features.aggregate.state import NEVER, Floats, GroupState, Ints, Sums
 from features.hashing import splitmix64
@@ -31,7 +33,8 @@ class Occasions:
         keys: By part of the plan, each example's values as `features.hashing.value_keys`: a list per example, uint64
             viewed as int64.
         labels: (B,) 0 or 1; may be empty where none enters.
-        values: By column of the events, (B,) float64, NaN for a missing value.
+        values: By numeric column of the events, (B,) float64, NaN for a missing value.
+        values_keys: By column that is counted distinct, (B,) uint64 key of the value, 0 for a missing one.
         enters: (B,) True for an example that counts; a drawn negative, and a request, does not.
     """
 
@@ -40,6 +43,7 @@ class Occasions:
     labels: NDArray[np.float32]
     enters: NDArray[np.bool_]
     values: Mapping[str, Floats] = field(default_factory=dict)
+    values_keys: Mapping[str, Keys] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.times)
@@ -59,10 +63,15 @@ class Aggregator:
         self.plan = plan
         self.watermark = NEVER
         self.states = {
-            group.by: GroupState(len(group.channels), group.windows_us, group.half_lives_us) for group in plan.groups
+            group.by: GroupState(
+                len(group.channels), group.windows_us, group.half_lives_us, tuple(kind for kind, _ in group.extremes)
+            )
+            for group in plan.groups
         }
+        # Pairs of a key and a value that were counted, by group and column.
+        self.pairs = {(group.by, column): KeyMap() for group in plan.groups for column in group.distinct}
 
-    def advance(self, occasions: Occasions) -> tuple[NDArray[np.float32], dict[tuple[str, ...], NDArray[np.uint64]]]:
+    def advance(self, occasions: Occasions) -> tuple[NDArray[np.float32], dict[tuple[str, ...], Keys]]:
         """Answers for examples, each as of its time; the examples that enter then count.
 
         Returns:
@@ -71,13 +80,18 @@ class Aggregator:
         """
         out = np.empty((len(occasions), len(self.plan.columns)), dtype=np.float32)
         self.watermark = int(occasions.times[occasions.enters].max(initial=self.watermark))
-        changed: dict[tuple[str, ...], NDArray[np.uint64]] = {}
+        changed: dict[tuple[str, ...], Keys] = {}
         places = {name: place for place, name in enumerate(self.plan.columns)}
         for group in self.plan.groups:
             keys, example = group_keys(group, occasions.keys)
             enters = occasions.enters[example]
             values = _values(group, occasions)[example]
-            sums = self.states[group.by].advance(keys, occasions.times[example], values, enters)
+            for counted in group.distinct:
+                met: Keys = occasions.values_keys[counted][example] if occasions.values_keys else np.zeros_like(keys)
+                first = self._first_meetings((group.by, counted), keys, met, enters)
+                values[:, group.channels.index(f"distinct {counted}")] = first
+            numbers = _numbers(group, occasions)[example]
+            sums = self.states[group.by].advance(keys, occasions.times[example], values, enters, numbers)
             changed[group.by] = np.unique(keys[enters])
             counts = np.bincount(example, minlength=len(occasions))
             for aggregation in group.aggregations:
@@ -86,8 +100,26 @@ class Aggregator:
                     out[:, places[name]] = _mean(column, example, counts, nothing)
         return out, changed
 
+    def _first_meetings(
+        self,
+        of: tuple[tuple[str, ...], str],
+        keys: Keys,
+        met: Keys,
+        enters: NDArray[np.bool_],
+    ) -> Ints:
+        """Returns 1 for each entering event (M,) that is the first of its key with its value, else 0."""
+        out = np.zeros(len(keys), dtype=np.int64)
+        at = np.flatnonzero(enters & (met != 0))
+        pairs = self.pairs[of]
+        before = len(pairs)
+        number = pairs.put(splitmix64(keys[at] ^ met[at]))
+        new = np.flatnonzero(number >= before)
+        _, first = np.unique(number[new], return_index=True)
+        out[at[new[first]]] = 1
+        return out
 
-def group_keys(group: Group, keys_by_part: Mapping[str, Jagged]) -> tuple[NDArray[np.uint64], Ints]:
+
+def group_keys(group: Group, keys_by_part: Mapping[str, Jagged]) -> tuple[Keys, Ints]:
     """Returns every combination of the keys of a group's parts: keys (M,), and the examples (M,) that have them."""
     parts = [keys_by_part[part] for part in group.by]
     first = parts[0]
@@ -112,12 +144,29 @@ def _values(group: Group, occasions: Occasions) -> Ints:
             out[:, place] = 1
         elif kind == POSITIVE:
             out[:, place] = occasions.labels > 0 if len(occasions.labels) else 0
-        elif len(occasions.values):
+        elif kind != "distinct" and len(occasions.values):
             numbers = occasions.values[column]
-            present = np.isfinite(numbers)
-            fixed = np.rint(np.clip(np.where(present, numbers, 0.0), -MOST, MOST) * PLACES)
-            out[:, place] = present if kind == "present" else fixed
+            fixed = _fixed(numbers)
+            present = fixed != MISSING
+            out[:, place] = present if kind == "present" else np.where(present, fixed, 0)
     return out
+
+
+def _numbers(group: Group, occasions: Occasions) -> Ints:
+    """Returns the numbers (B, X) of examples for the extremes of a group."""
+    out = np.full((len(occasions), len(group.extremes)), MISSING, dtype=np.int64)
+    for place, (_, column) in enumerate(group.extremes):
+        if len(occasions.values):
+            out[:, place] = _fixed(occasions.values[column])
+    return out
+
+
+def _fixed(numbers: Floats) -> Ints:
+    """Returns numbers (B,) with six decimal places as whole numbers, `MISSING` where there is none."""
+    present = np.isfinite(numbers)
+    fixed = np.rint(np.clip(np.where(present, numbers, 0.0), -MOST, MOST) * PLACES).astype(np.int64)
+    found: Ints = np.where(present, fixed, MISSING)
+    return found
 
 
 def _columns(aggregation: Aggregation, group: Group, sums: Sums, base_rate: float) -> list[tuple[str, Floats]]:
@@ -125,6 +174,9 @@ def _columns(aggregation: Aggregation, group: Group, sums: Sums, base_rate: floa
     if aggregation.kind == "recency":
         seconds = np.where(sums.since < 0, np.nan, sums.since / _SECOND_US)
         return [(aggregation.columns[0], np.log1p(seconds))]
+    if aggregation.kind in ("min", "max", "last"):
+        found = sums.extremes[:, group.extremes.index((aggregation.kind, aggregation.column))]
+        return [(aggregation.columns[0], _log_scaled(np.where(found == MISSING, np.nan, found / PLACES)))]
     columns: list[Floats] = []
     place = {channel: number for number, channel in enumerate(group.channels)}
     for kind, text in aggregation.horizons:
@@ -155,7 +207,7 @@ def _nothing(aggregation: Aggregation, name: str, base_rate: float) -> float:
     """Returns the value of a column for an example without a key, such as an item without a genre."""
     if aggregation.kind == "rate" and not name.endswith(".count"):
         return float(np.log(base_rate / (1 - base_rate)))
-    return np.nan if aggregation.kind in ("recency", "mean") else 0.0
+    return 0.0 if aggregation.kind in ("count", "positive", "rate", "sum", "distinct") else np.nan
 
 
 def _mean(column: Floats, example: Ints, counts: Ints, nothing: float) -> Floats:

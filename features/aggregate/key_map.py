@@ -29,6 +29,13 @@ class KeyMap:
     def __len__(self) -> int:
         return self._size
 
+    def keys(self) -> Keys:
+        """Returns all keys (len(self),) in the order of their numbers."""
+        held = self._numbers != NOT_THERE
+        found = np.empty(self._size, dtype=np.uint64)
+        found[self._numbers[held]] = self._keys[held]
+        return found
+
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Returns the numbers (N,) of keys (N,), `NOT_THERE` where the map lacks the key."""
         out = np.full(len(keys), NOT_THERE, dtype=np.int64)

@@ -82,6 +82,7 @@ class Group:
         channels: Names of the sums; every event adds one number to each.
         windows_us, half_lives_us: Horizons beside `all`, in microseconds, ascending.
         extremes: Kinds and columns of `min`, `max` and `last`.
+        distinct: Columns whose values are counted once a key.
     """
 
     by: tuple[str, ...]
@@ -90,6 +91,7 @@ class Group:
     windows_us: tuple[int, ...]
     half_lives_us: tuple[int, ...]
     extremes: tuple[tuple[str, str], ...] = ()
+    distinct: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,13 @@ class Plan:
 
     @cached_property
     def value_columns(self) -> tuple[str, ...]:
-        """Columns of the events that the aggregates read."""
-        return tuple(dict.fromkeys(one.column for one in self.aggregations if one.column))
+        """Numeric columns of the events that the aggregates read."""
+        return tuple(dict.fromkeys(one.column for one in self.aggregations if one.column and one.kind != "distinct"))
+
+    @cached_property
+    def counted_columns(self) -> tuple[str, ...]:
+        """Columns of the events whose distinct values are counted: `user`, `item` or a categorical column."""
+        return tuple(dict.fromkeys(one.column for one in self.aggregations if one.kind == "distinct"))
 
     def _of(self, by: tuple[str, ...]) -> tuple[Aggregation, ...]:
         return tuple(one for one in self.aggregations if one.by == by)
@@ -205,6 +212,7 @@ def _group(by: tuple[str, ...], aggregations: Sequence[Aggregation]) -> Group:
         tuple(sorted(windows)),
         tuple(sorted(half_lives)),
         tuple(dict.fromkeys(extremes)),
+        tuple(dict.fromkeys(one.column for one in aggregations if one.kind == "distinct")),
     )
 
 

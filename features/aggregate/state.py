@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.aggregate.extremes import MISSING, running
 from features.aggregate.halving import epoch, moved, weights
 from features.aggregate.key_map import NOT_THERE, KeyMap, Keys
 
@@ -47,12 +48,14 @@ class Sums:
         windows: (M, C) sums of each window.
         decayed: (M, C) float64 sums of each half-life.
         since: (M,) time since the last event of the key, -1 without one.
+        extremes: (M, X) least, largest or last number of all time, `MISSING` without one.
     """
 
     every: Ints
     windows: tuple[Ints, ...]
     decayed: tuple[Floats, ...]
     since: Ints
+    extremes: Ints
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,26 @@ class GroupState:
     """Sums of one group by key, as one matrix of whole numbers: a row is what travels in records.
 
     A row holds the clock, the time before it, then for C channels each: the sums at the clock's very time, the sums of
-    all time, the decayed sums of each half-life, and each window's tiles.
+    all time, the decayed sums of each half-life, and each window's tiles. Each extreme follows, once without the events
+    at the clock's very time and once with them.
 
     Args:
         channels: C.
         windows_us, half_lives_us: Horizons in microseconds.
+        extremes: X kinds, each `min`, `max` or `last`.
     """
 
-    def __init__(self, channels: int, windows_us: tuple[int, ...] = (), half_lives_us: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        channels: int,
+        windows_us: tuple[int, ...] = (),
+        half_lives_us: tuple[int, ...] = (),
+        extremes: tuple[str, ...] = (),
+    ) -> None:
         self.channels, self.windows_us, self.half_lives_us = channels, windows_us, half_lives_us
-        self.width = _HEAD + channels * (2 + len(half_lives_us) + (TILES + 1) * len(windows_us))
+        self.extremes = extremes
+        self._sums = _HEAD + channels * (2 + len(half_lives_us) + (TILES + 1) * len(windows_us))
+        self.width = self._sums + 2 * len(extremes)
         self._map = KeyMap()
         self._keys = np.zeros(0, dtype=np.uint64)
         self._rows = np.zeros((0, self.width), dtype=np.int64)
@@ -132,7 +145,13 @@ class GroupState:
         nothing = np.zeros((len(keys), self.channels), dtype=np.int64)
         return self.advance(keys, times, nothing, np.zeros(len(keys), dtype=np.bool_))
 
-    def advance(self, keys: Keys, times: Ints, values: Ints, enters: NDArray[np.bool_]) -> Sums:
+    def emptied(self) -> "GroupState":
+        """Returns a state of the same shape without a key."""
+        return GroupState(self.channels, self.windows_us, self.half_lives_us, self.extremes)
+
+    def advance(
+        self, keys: Keys, times: Ints, values: Ints, enters: NDArray[np.bool_], numbers: Ints | None = None
+    ) -> Sums:
         """Answers for events in order of arrival, each as of its own time; those that enter then count.
 
         Args:
@@ -140,6 +159,7 @@ class GroupState:
             times: (M,) time of each event.
             values: (M, C) number that an event adds to each channel.
             enters: (M,) False for an event that is answered and never counts.
+            numbers: (M, X) number of each event for each extreme, or `MISSING`.
         """
         slots = np.full(len(keys), NOT_THERE, dtype=np.int64)
         slots[enters] = self._numbered(keys[enters])
@@ -155,11 +175,17 @@ class GroupState:
         ends = [self._decayed(n, order, value, known, unseen) for n in range(len(self.half_lives_us))]
         windows = tuple(self._window(n, order, before, known, unseen) for n in range(len(self.windows_us)))
         since = self._since(order, known)
-        self._enter(order, value, before, [after for _, after in ends])
+        runs = self._runs(order, numbers[arrival] if numbers is not None else None, known)
+        extremes = self._extremes(order, runs, known)
+        self._enter(order, value, before, [after for _, after in ends], runs)
         back = np.empty(len(arrival), dtype=np.int64)
         back[arrival] = np.arange(len(arrival))
         return Sums(
-            every[back], tuple(window[back] for window in windows), tuple(sums[back] for sums, _ in ends), since[back]
+            every[back],
+            tuple(window[back] for window in windows),
+            tuple(sums[back] for sums, _ in ends),
+            since[back],
+            extremes[back],
         )
 
     def _numbered(self, keys: Keys) -> Ints:
@@ -170,6 +196,7 @@ class GroupState:
             self._keys = np.concatenate([self._keys, np.zeros(more, dtype=np.uint64)])
             fresh = np.zeros((more, self.width), dtype=np.int64)
             fresh[:, :_HEAD] = NEVER
+            fresh[:, self._sums :] = MISSING
             self._rows = np.concatenate([self._rows, fresh])
         self._keys[numbers] = keys
         return numbers
@@ -280,7 +307,27 @@ class GroupState:
         found: Ints = np.where(last > NEVER, order.moment - last, -1)
         return found
 
-    def _enter(self, order: _Order, value: Ints, before: Ints, decayed: list[Ints]) -> None:
+    def _runs(self, order: _Order, numbers: Ints | None, known: Ints) -> list[Ints]:
+        """Returns each extreme (E,) up to each entering event."""
+        segment, at = order.segment[order.entering], order.entering
+        nothing = np.full((len(order.slot), len(self.extremes)), MISSING, dtype=np.int64)
+        given = nothing if numbers is None else numbers
+        return [
+            running(kind, segment, given[at, place], known[at, self._sums + 2 * place + 1])
+            for place, kind in enumerate(self.extremes)
+        ]
+
+    def _extremes(self, order: _Order, runs: list[Ints], known: Ints) -> Ints:
+        out = np.full((len(order.slot), len(runs)), MISSING, dtype=np.int64)
+        held = order.clock > NEVER
+        seen = np.flatnonzero(order.settled > order.begin)
+        for place, run in enumerate(runs):
+            settled, total = (known[:, self._sums + 2 * place + part] for part in (0, 1))
+            out[:, place] = np.where(held, np.where(order.moment > order.clock, total, settled), MISSING)
+            out[seen, place] = run[order.settled[seen] - 1]
+        return out
+
+    def _enter(self, order: _Order, value: Ints, before: Ints, decayed: list[Ints], runs: list[Ints]) -> None:
         if not len(order.entering):
             return
         segment = order.segment[order.entering]
@@ -301,6 +348,11 @@ class GroupState:
             self._part(rows, 1 + number)[...] = after[last]
         for number, length in enumerate(self.windows_us):
             self._turn(self._ring(rows, number), tile_us(length), clock, moment, order, value, last)
+        for place, run in enumerate(runs):
+            settled = self._sums + 2 * place
+            rows[:, settled] = np.where(moment > clock, rows[:, settled + 1], rows[:, settled])
+            rows[inside, settled] = run[tie[inside] - 1]
+            rows[:, settled + 1] = run[last]
         rows[:, 0], rows[:, 1] = moment, earlier
         self._rows[slot] = rows
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from features.aggregate.aggregator import Aggregator
+from features.aggregate.key_map import KeyMap
 from features.aggregate.plan import Plan
 from features.errors import BundleError
 
@@ -24,6 +25,8 @@ def aggregate_arrays(aggregator: Aggregator) -> dict[str, NDArray[np.int64]]:
     for number, state in enumerate(aggregator.states.values()):
         found[f"{_PREFIX}{number}.keys"] = state.keys.copy().view(np.int64)
         found[f"{_PREFIX}{number}.rows"] = state.rows.copy()
+    for number, pairs in enumerate(aggregator.pairs.values()):
+        found[f"{_PREFIX}pairs.{number}"] = pairs.keys().view(np.int64)
     return found
 
 
@@ -37,9 +40,12 @@ def restore_aggregates(aggregator: Aggregator, arrays: Mapping[str, NDArray[Any]
         keys, rows = (arrays.get(f"{_PREFIX}{number}.{name}") for name in ("keys", "rows"))
         if keys is None or rows is None or rows.shape != (len(keys), state.width):
             raise BundleError(f"aggregates by {', '.join(by)}: the state does not fit the plan")
-        fresh = type(state)(state.channels, state.windows_us, state.half_lives_us)
+        fresh = state.emptied()
         fresh.put(keys.view(np.uint64), rows)
         aggregator.states[by] = fresh
+    for number, of in enumerate(aggregator.pairs):
+        aggregator.pairs[of] = KeyMap()
+        aggregator.pairs[of].put(arrays[f"{_PREFIX}pairs.{number}"].view(np.uint64))
     if aggregator.plan.columns:
         aggregator.watermark = int(arrays[_WATERMARK][0])
 

@@ -9,9 +9,8 @@ import pytest
 
 from tests.chaos.cluster import ROOT, jars
 
-pytestmark = pytest.mark.slow
-
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * ROUNDS)]
 
 
 def test_after_every_round_of_faults_the_bits_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:

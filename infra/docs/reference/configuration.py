@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from features.dataset.aggregate import Aggregate
 from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
 from features.dataset.source import Categorical, TableSource
 from infra.docs.reference.markdown import code, table, text
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`time = { … }`", Time, None),
     ("`label = { … }`", Label, None),
     ("`[split]`", Split, None),
+    ("`[aggregates]`: `NAME = { … }`", Aggregate, None),
 )
 """Heading, class, and the class whose keys an earlier section has."""
 
