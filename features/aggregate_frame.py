@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
 from features.aggregate.plan import NOTHING, Plan, column_of, with_base_rate
+from features.errors import DatasetError
 from features.frame import Frame
 from features.hashing import fingerprint, value_keys
 from features.history import Jagged
@@ -33,6 +34,9 @@ def with_aggregates(frame: Frame, plan: Plan, *, base_rate: float | None = None)
     Returns:
         The frame with the plan's columns as Float32, and the state after the last event before the test part: a bundle
         starts there, as its histories do.
+
+    Raises:
+        DatasetError: A group has more keys than the plan allows.
     """
     if base_rate is None:
         train = frame.examples.filter(pl.col("split") == "train")["label"]
@@ -88,6 +92,11 @@ class _Events:
                 values_keys={name: keys[chunk] for name, keys in self._met.items()},
             )
             out[place], _ = aggregator.advance(occasions)
+            if (by := aggregator.full()) is not None:
+                raise DatasetError(
+                    f"aggregates by {', '.join(by)}: more than {aggregator.plan.most_keys:,} distinct keys; leave the "
+                    "aggregate out, or allow more by aggregate_keys in [run], about 100 bytes each"
+                )
         return out
 
     def _met_keys(self, examples: pl.DataFrame, name: str) -> NDArray[np.uint64]:

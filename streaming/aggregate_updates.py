@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
 from features.aggregate_frame import event_keys
-from models.bundle import aggregate_record
+from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import Record
@@ -63,7 +63,8 @@ class AggregateUpdates:
         )
         columns = np.empty((len(order), len(plan.columns)), dtype=np.float32)
         columns[order], changed = self.state.advance(occasions)
-        return columns, list(self._records(changed))
+        forgotten = self.state.shrink()
+        return columns, [*self._records(changed), *self._tombstones(forgotten)]
 
     def _met(self, events: pl.DataFrame, examples: Examples, name: str) -> NDArray[np.uint64]:
         if name not in ("user", "item"):
@@ -74,8 +75,15 @@ class AggregateUpdates:
         )
         return entities.keys(f"{name}_id", index).values.view(np.uint64)
 
+    def _tombstones(self, forgotten: dict[tuple[str, ...], NDArray[np.uint64]]) -> Iterator[Record]:
+        for group, by in enumerate(self.state.states):
+            for key in forgotten.get(by, ()):
+                yield Record(aggregate_record.AGGREGATE, aggregate_record.key_id(group, int(key)), record.TOMBSTONE)
+
     def _records(self, changed: dict[tuple[str, ...], NDArray[np.uint64]]) -> Iterator[Record]:
         for group, (by, keys) in enumerate(changed.items()):
-            rows = self.state.states[by].take(keys)
+            state = self.state.states[by]
+            keys = keys[state.holds(keys)]
+            rows = state.take(keys)
             yield from aggregate_record.batch_records(group, keys, rows, limit=self._limit_bytes)
         yield aggregate_record.watermark_record(self.state.watermark)

@@ -100,6 +100,15 @@ class Aggregator:
                     out[:, places[name]] = _mean(column, example, counts, nothing)
         return out, changed
 
+    def shrink(self) -> dict[tuple[str, ...], Keys]:
+        """Forgets an eighth of the keys of each group that has more than `Plan.most_keys`; returns the keys."""
+        most = self.plan.most_keys
+        return {by: state.forget(most - most // 8) for by, state in self.states.items() if len(state) > most}
+
+    def full(self) -> tuple[str, ...] | None:
+        """Returns the parts of a group that has more than `Plan.most_keys`, None if there is none."""
+        return next((by for by, state in self.states.items() if len(state) > self.plan.most_keys), None)
+
     def _first_meetings(
         self,
         of: tuple[tuple[str, ...], str],

@@ -4,7 +4,7 @@ Aggregates by the same entities share one group, whose sums are kept once. A pla
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
 
@@ -17,6 +17,8 @@ PREFIX = "aggregate."
 USER_HALF_LIVES, ITEM_HALF_LIVES = ("1h", "7d"), ("30d",)
 _DECAYED_PRIOR = 5.0
 _LEAST_RATE = 1e-4
+MOST_KEYS: Final = 5_000_000
+"""Default of `Plan.most_keys`; a key of a default aggregate takes about 100 bytes."""
 COUNT, POSITIVE = "count", "positive"
 
 
@@ -101,10 +103,13 @@ class Plan:
     Attributes:
         aggregations: In the order of their columns.
         base_rate: Share of positives in training; a rate starts there.
+        most_keys: Most keys of a group. A frame with more is refused; a stream forgets the keys whose last event is the
+            oldest.
     """
 
     aggregations: tuple[Aggregation, ...] = ()
     base_rate: float = 0.5
+    most_keys: int = MOST_KEYS
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -139,7 +144,7 @@ NOTHING: Final = Plan()
 """The plan of no aggregates."""
 
 
-def plan_of(dataset: Dataset, choice: Choice = "default") -> Plan:
+def plan_of(dataset: Dataset, choice: Choice = "default", *, most_keys: int = MOST_KEYS) -> Plan:
     """Returns the declared aggregates of a dataset and, by default, the default ones before them.
 
     A declared aggregate replaces a default one of its name.
@@ -148,7 +153,7 @@ def plan_of(dataset: Dataset, choice: Choice = "default") -> Plan:
         return NOTHING
     declared = {name: _resolved(name, one) for name, one in dataset.aggregates.items()}
     default = {one.name: one for one in defaults(dataset)} if choice == "default" else {}
-    return Plan(tuple((default | declared).values()))
+    return Plan(tuple((default | declared).values()), most_keys=most_keys)
 
 
 def defaults(dataset: Dataset) -> tuple[Aggregation, ...]:
@@ -218,7 +223,7 @@ def _group(by: tuple[str, ...], aggregations: Sequence[Aggregation]) -> Group:
 
 def with_base_rate(plan: Plan, rate: float) -> Plan:
     """Returns the plan with the share of positives in training, which stays off 0 and 1."""
-    return Plan(plan.aggregations, min(max(rate, _LEAST_RATE), 1 - _LEAST_RATE))
+    return replace(plan, base_rate=min(max(rate, _LEAST_RATE), 1 - _LEAST_RATE))
 
 
 def horizon_us(text: str) -> int:

@@ -123,14 +123,36 @@ class GroupState:
         """(K, width) the state of each key."""
         return self._rows[: len(self)]
 
+    @property
+    def fresh_row(self) -> Ints:
+        """(width,) the state of a key without events."""
+        row = np.zeros(self.width, dtype=np.int64)
+        row[:_HEAD], row[self._sums :] = NEVER, MISSING
+        return row
+
     def put(self, keys: Keys, rows: Ints) -> None:
         """Sets the state of distinct keys (N,) to rows (N, width)."""
         numbers = self._numbered(keys)
         self._rows[numbers] = rows
 
+    def holds(self, keys: Keys) -> NDArray[np.bool_]:
+        """Returns whether each key (N,) is there."""
+        found: NDArray[np.bool_] = self._map.find(keys) != NOT_THERE
+        return found
+
     def take(self, keys: Keys) -> Ints:
         """Returns the rows (N, width) of keys that are there (N,)."""
         return self._rows[self._map.find(keys)]
+
+    def forget(self, keep: int) -> Keys:
+        """Forgets all keys but the `keep` with the newest last event; returns the forgotten keys."""
+        order = np.argsort(-self.rows[:, 0], kind="stable")
+        kept = np.sort(order[:keep])
+        forgotten: Keys = self.keys[np.sort(order[keep:])].copy()
+        keys, rows = self.keys[kept].copy(), self.rows[kept].copy()
+        self._map, self._keys, self._rows = KeyMap(), self._keys[:0], self._rows[:0]
+        self.put(keys, rows)
+        return forgotten
 
     def differ(self, keys: Keys, rows: Ints) -> NDArray[np.bool_]:
         """Returns whether keys (N,) have other rows here than the given rows (N, width), or are not there."""
@@ -194,10 +216,7 @@ class GroupState:
             size = max(len(self), 2 * len(self._keys))
             more = size - len(self._keys)
             self._keys = np.concatenate([self._keys, np.zeros(more, dtype=np.uint64)])
-            fresh = np.zeros((more, self.width), dtype=np.int64)
-            fresh[:, :_HEAD] = NEVER
-            fresh[:, self._sums :] = MISSING
-            self._rows = np.concatenate([self._rows, fresh])
+            self._rows = np.concatenate([self._rows, np.tile(self.fresh_row, (more, 1))])
         self._keys[numbers] = keys
         return numbers
 

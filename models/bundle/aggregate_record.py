@@ -17,7 +17,7 @@ from models.bundle.delta import Record
 BATCH: Final = "aggregates"
 """Kind of a record in a delta. The id is the group's number, with a part's number if the batch has several."""
 AGGREGATE: Final = "aggregate"
-"""Kind of a record in a store. The id is `key_id` of a key, or `WATERMARK`."""
+"""Kind of a record in a store. The id is `key_id` of a key, or `WATERMARK`; an empty payload is a forgotten key."""
 WATERMARK: Final = "watermark"
 """Id of the record of the newest event's time, int64."""
 _COUNT_BYTES: Final = 8
@@ -108,6 +108,10 @@ def apply(aggregator: Aggregator, records: Iterable[Record]) -> None:
             states[group].put(keys, rows)
         elif one.kind == AGGREGATE and one.id == WATERMARK:
             aggregator.watermark = int.from_bytes(one.payload, "little", signed=True)
+        elif one.kind == AGGREGATE and not one.payload:
+            number, _, key = one.id.partition(".")
+            state = states[int(number)]
+            state.put(np.array([int(key, 16)], dtype=np.uint64), state.fresh_row[None])
 
 
 def restored(plan: Plan, payloads: Mapping[str, bytes | None]) -> Aggregator:
@@ -123,7 +127,7 @@ def restored(plan: Plan, payloads: Mapping[str, bytes | None]) -> Aggregator:
     found = Aggregator(plan)
     by_group: dict[int, list[tuple[str, bytes]]] = {}
     for name, payload in payloads.items():
-        if payload is None:
+        if not payload:
             continue
         if name == WATERMARK:
             found.watermark = int.from_bytes(payload, "little", signed=True)

@@ -16,7 +16,7 @@ from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame, with_cont
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
-READS = ("seed", "history_length", "aggregates")
+READS = ("seed", "history_length", "aggregates", "aggregate_keys")
 READS_CODED = (*READS, "tokens", "pieces")
 
 
@@ -36,9 +36,8 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
             frame, tokenizer = with_tokens(frame, job.options.tokens, book, pieces=job.options.pieces)
             write_directory(directory / "tokens", tokenizer.save)
         advance(3, 4)
-        made, aggregator = with_aggregates(
-            made, plan_of(job.dataset, job.options.aggregates), base_rate=_base_rate(job)
-        )
+        plan = plan_of(job.dataset, job.options.aggregates, most_keys=job.options.aggregate_keys)
+        made, aggregator = with_aggregates(made, plan, base_rate=_base_rate(job))
         save_aggregates(aggregator, directory / AGGREGATES)
         for name in ("users", "items", "examples"):
             write_parquet(getattr(frame, name), directory / f"{name}.parquet")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from features.aggregate.plan import Choice
+from features.aggregate.plan import MOST_KEYS, Choice
 from features.config import nearest
 from features.content import kinds as encoders
 from features.dataset.descriptor import Dataset
@@ -43,6 +43,7 @@ _RANGES = {
     "levels": (1, 16),
     "pieces": (1, _ANY),
     "history_length": (1, _ANY),
+    "aggregate_keys": (8, _ANY),
     "table.dim": (4, _ANY),
     "table.budget": (1, _ANY),
     "table.admission": (0, MOST_SIGHTINGS),
@@ -72,6 +73,8 @@ class RunOptions:
         history_length: L, the items of a user's history.
         aggregates: `default` for the default aggregates and the declared ones, `declared` for those of `[aggregates]`
             alone, `off` for none.
+        aggregate_keys: Most keys of one aggregate, such as pairs of user and genre. More are an error in the files; the
+            stream forgets the keys whose last event is the oldest.
         training: Settings of the training; its `network` is `[run.ranker]`, and its seed is this one.
         gates: How much worse than the champion a bundle may be that is to challenge it.
         runner: Beam runner of the jobs. It decides no byte of their output.
@@ -96,6 +99,7 @@ class RunOptions:
     table: TableOptions = field(default_factory=TableOptions)
     history_length: int = DEFAULT_LENGTH
     aggregates: Choice = "default"
+    aggregate_keys: int = MOST_KEYS
     training: TrainConfig = field(default_factory=TrainConfig)
     gates: Gates = field(default_factory=Gates)
     runner: str = "DirectRunner"

@@ -158,6 +158,25 @@ def test_a_restart_brings_aggregates_back(shop: Shop, snapshot: bool) -> None:
     assert verify(shop.log, shop.bundle, shop.store, shop.topics, snapshot=newest).difference == ""
 
 
+def test_a_stream_beyond_its_bound_forgets_the_oldest_keys_everywhere(shop: Shop) -> None:
+    state = shop.trainer.step.aggregates.state
+    state.plan = replace(state.plan, most_keys=24)
+    mirror = Mirror(shop.store, shop.bundle.id, shop.bundle.schema.aggregates)
+    shop.send(events().filter(pl.col("event").is_in(shop.frame.part("test")["event"].implode())))
+    shop.drain()
+    for message in shop.log.read(shop.topics.deltas, 0, 0, shop.log.end_offsets(shop.topics.deltas)[0]):
+        mirror.fold(delta.decode(message.value))
+    assert 0 < len(state.states["item",]) <= 24
+    assert_equal(shop.stored(), state)
+    assert verify(shop.log, shop.bundle, shop.store, shop.topics).difference == ""
+    known = shop.expected().states["item",].keys
+    asked = [one.read(known, np.full(len(known), 10**15)).every.tolist() for one in (
+        shop.stored().states["item",], mirror._aggregates.states["item",], state.states["item",]
+    )]  # fmt: skip
+    assert asked[0] == asked[1] == asked[2]
+    assert [0, 0] in asked[0]
+
+
 def test_verify_names_an_aggregate_that_differs(shop: Shop) -> None:
     shop.send(events()[-10:])
     shop.drain()

@@ -1,5 +1,6 @@
 """Declared aggregates: what the descriptor refuses, the plan that follows, and the columns of a small frame."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,21 @@ def test_a_frame_takes_the_columns_of_another_plan() -> None:
     other = plan_of(coloured_dataset().model_copy(update={"items": None}))
     again = aggregated_by(frame, other)
     assert [name for name in again.examples.columns if name.startswith("aggregate.")] == list(other.columns)
+
+
+def test_a_frame_with_more_keys_than_allowed_is_refused_by_name() -> None:
+    with pytest.raises(DatasetError, match=r"aggregates by user: more than 1 distinct keys; .* aggregate_keys"):
+        with_aggregates(small_frame([0, 3]), replace(plan_of_every(), most_keys=1))
+
+
+def test_a_state_forgets_the_keys_whose_last_event_is_the_oldest() -> None:
+    state = GroupState(1)
+    keys = np.arange(10, dtype=np.uint64)
+    state.advance(keys, np.array([5, 1, 9, 2, 8, 3, 7, 4, 6, 0]), np.ones((10, 1), dtype=np.int64), keys >= 0)
+    before = state.take(keys[[2, 4, 6]])
+    assert sorted(state.forget(3).tolist()) == [0, 1, 3, 5, 7, 8, 9]
+    assert state.keys.tolist() == [2, 4, 6]
+    assert np.array_equal(state.rows, before)
 
 
 def test_memory_of_a_key_is_its_row() -> None:
