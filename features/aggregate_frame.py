@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
-from features.aggregate.plan import NOTHING, Plan, column_of, with_base_rate
+from features.aggregate.plan import NOTHING, AggregatePlan, column_of, with_base_rate
 from features.errors import DatasetError
 from features.frame import Frame
 from features.hashing import fingerprint, value_keys
@@ -20,7 +20,7 @@ from features.history import Jagged
 _AT_ONCE = 262_144
 
 
-def with_aggregates(frame: Frame, plan: Plan, *, base_rate: float | None = None) -> tuple[Frame, Aggregator]:
+def with_aggregates(frame: Frame, plan: AggregatePlan, *, base_rate: float | None = None) -> tuple[Frame, Aggregator]:
     """Adds the columns of a plan to a frame's examples.
 
     Events count in order of time, and in the frame's order among equal times. A drawn negative is answered and never
@@ -53,7 +53,7 @@ def with_aggregates(frame: Frame, plan: Plan, *, base_rate: float | None = None)
     return replace(frame, examples=frame.examples.with_columns(columns), aggregates=plan), before_test
 
 
-def aggregated_by(frame: Frame, plan: Plan) -> Frame:
+def aggregated_by(frame: Frame, plan: AggregatePlan) -> Frame:
     """Returns the frame with the columns of another plan in place of its own."""
     if frame.aggregates == plan:
         return frame
@@ -64,7 +64,7 @@ def aggregated_by(frame: Frame, plan: Plan) -> Frame:
 class _Events:
     """Examples of a frame as aggregates read them."""
 
-    def __init__(self, frame: Frame, plan: Plan) -> None:
+    def __init__(self, frame: Frame, plan: AggregatePlan) -> None:
         examples = frame.examples
         self._width = len(plan.columns)
         self._times = examples["time"].to_numpy()

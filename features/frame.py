@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.aggregate.plan import NOTHING, Plan
+from features.aggregate.plan import NOTHING, AggregatePlan
 from features.dataset.descriptor import Dataset, Split
 from features.dataset.split import assign_split
 from features.history import EventColumns, history_frame
@@ -30,13 +30,13 @@ class Frame:
             `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
             numbers, oldest first), then the events' own columns, then those of the aggregates.
-        aggregates: Plan of the aggregates' columns.
+        aggregates: AggregatePlan of the aggregates' columns.
     """
 
     users: pl.DataFrame
     items: pl.DataFrame
     examples: pl.DataFrame
-    aggregates: Plan = NOTHING
+    aggregates: AggregatePlan = NOTHING
 
     def part(self, split: str) -> pl.DataFrame:
         """Returns the examples of `train`, `validation` or `test`, in order; not a copy if they are contiguous."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from features.aggregate.extremes import MISSING
 from features.aggregate.key_map import KeyMap, Keys
-from features.aggregate.plan import COUNT, POSITIVE, Aggregation, Group, Plan, horizon_us
-from features.aggregate.state import NEVER, Floats, GroupState, Ints, Sums
+from features.aggregate.plan import COUNT, POSITIVE, AggregatePlan, Aggregation, Group, horizon_us
+from features.aggregate.state import NEVER, Floats, GroupState, Ints, KeySums
 from features.hashing import splitmix64
 from features.history import Jagged
 
@@ -59,7 +59,7 @@ class Aggregator:
         watermark: Time of the newest event that counts, `NEVER` without one.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: AggregatePlan) -> None:
         self.plan = plan
         self.watermark = NEVER
         self.states = {
@@ -101,12 +101,12 @@ class Aggregator:
         return out, changed
 
     def shrink(self) -> dict[tuple[str, ...], Keys]:
-        """Forgets an eighth of the keys of each group that has more than `Plan.most_keys`; returns the keys."""
+        """Forgets an eighth of the keys of each group that has more than `most_keys`; returns the keys."""
         most = self.plan.most_keys
         return {by: state.forget(most - most // 8) for by, state in self.states.items() if len(state) > most}
 
     def full(self) -> tuple[str, ...] | None:
-        """Returns the parts of a group that has more than `Plan.most_keys`, None if there is none."""
+        """Returns the parts of a group that has more than `most_keys`, None if there is none."""
         return next((by for by, state in self.states.items() if len(state) > self.plan.most_keys), None)
 
     def _first_meetings(
@@ -178,7 +178,7 @@ def _fixed(numbers: Floats) -> Ints:
     return found
 
 
-def _columns(aggregation: Aggregation, group: Group, sums: Sums, base_rate: float) -> list[tuple[str, Floats]]:
+def _columns(aggregation: Aggregation, group: Group, sums: KeySums, base_rate: float) -> list[tuple[str, Floats]]:
     """Returns the columns (M,) of one aggregate by name."""
     if aggregation.kind == "recency":
         seconds = np.where(sums.since < 0, np.nan, sums.since / _SECOND_US)
@@ -205,7 +205,7 @@ def _columns(aggregation: Aggregation, group: Group, sums: Sums, base_rate: floa
     return list(zip(aggregation.columns, columns, strict=True))
 
 
-def _horizon(group: Group, sums: Sums, kind: str, text: str) -> NDArray[np.int64] | Floats:
+def _horizon(group: Group, sums: KeySums, kind: str, text: str) -> NDArray[np.int64] | Floats:
     if kind == "half_life":
         return sums.decayed[group.half_lives_us.index(horizon_us(text))]
     length = horizon_us(text)

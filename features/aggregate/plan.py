@@ -18,7 +18,7 @@ USER_HALF_LIVES, ITEM_HALF_LIVES = ("1h", "7d"), ("30d",)
 _DECAYED_PRIOR = 5.0
 _LEAST_RATE = 1e-4
 MOST_KEYS: Final = 5_000_000
-"""Default of `Plan.most_keys`; a key of a default aggregate takes about 100 bytes."""
+"""Default of `AggregatePlan.most_keys`; a key of a default aggregate takes about 100 bytes."""
 COUNT, POSITIVE = "count", "positive"
 
 
@@ -97,7 +97,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AggregatePlan:
     """All aggregates of a dataset.
 
     Attributes:
@@ -140,11 +140,11 @@ class Plan:
         return tuple(one for one in self.aggregations if one.by == by)
 
 
-NOTHING: Final = Plan()
+NOTHING: Final = AggregatePlan()
 """The plan of no aggregates."""
 
 
-def plan_of(dataset: Dataset, choice: Choice = "default", *, most_keys: int = MOST_KEYS) -> Plan:
+def plan_of(dataset: Dataset, choice: Choice = "default", *, most_keys: int = MOST_KEYS) -> AggregatePlan:
     """Returns the declared aggregates of a dataset and, by default, the default ones before them.
 
     A declared aggregate replaces a default one of its name.
@@ -153,7 +153,7 @@ def plan_of(dataset: Dataset, choice: Choice = "default", *, most_keys: int = MO
         return NOTHING
     declared = {name: _resolved(name, one) for name, one in dataset.aggregates.items()}
     default = {one.name: one for one in defaults(dataset)} if choice == "default" else {}
-    return Plan(tuple((default | declared).values()), most_keys=most_keys)
+    return AggregatePlan(tuple((default | declared).values()), most_keys=most_keys)
 
 
 def defaults(dataset: Dataset) -> tuple[Aggregation, ...]:
@@ -221,7 +221,7 @@ def _group(by: tuple[str, ...], aggregations: Sequence[Aggregation]) -> Group:
     )
 
 
-def with_base_rate(plan: Plan, rate: float) -> Plan:
+def with_base_rate(plan: AggregatePlan, rate: float) -> AggregatePlan:
     """Returns the plan with the share of positives in training, which stays off 0 and 1."""
     return replace(plan, base_rate=min(max(rate, _LEAST_RATE), 1 - _LEAST_RATE))
 

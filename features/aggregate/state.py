@@ -40,7 +40,7 @@ def tile_us(window_us: int) -> int:
 
 
 @dataclass(frozen=True)
-class Sums:
+class KeySums:
     """Answers for M events.
 
     Attributes:
@@ -83,7 +83,7 @@ class _Order:
 
 
 class GroupState:
-    """Sums of one group by key, as one matrix of whole numbers: a row is what travels in records.
+    """KeySums of one group by key, as one matrix of whole numbers: a row is what travels in records.
 
     A row holds the clock, the time before it, then for C channels each: the sums at the clock's very time, the sums of
     all time, the decayed sums of each half-life, and each window's tiles. Each extreme follows, once without the events
@@ -162,7 +162,7 @@ class GroupState:
         found[there] = (self._rows[numbers[there]] != rows[there]).any(axis=1)
         return found
 
-    def read(self, keys: Keys, times: Ints) -> Sums:
+    def read(self, keys: Keys, times: Ints) -> KeySums:
         """Answers for keys (M,) as of times (M,), without a change."""
         nothing = np.zeros((len(keys), self.channels), dtype=np.int64)
         return self.advance(keys, times, nothing, np.zeros(len(keys), dtype=np.bool_))
@@ -173,7 +173,7 @@ class GroupState:
 
     def advance(
         self, keys: Keys, times: Ints, values: Ints, enters: NDArray[np.bool_], numbers: Ints | None = None
-    ) -> Sums:
+    ) -> KeySums:
         """Answers for events in order of arrival, each as of its own time; those that enter then count.
 
         Args:
@@ -202,7 +202,7 @@ class GroupState:
         self._enter(order, value, before, [after for _, after in ends], runs)
         back = np.empty(len(arrival), dtype=np.int64)
         back[arrival] = np.arange(len(arrival))
-        return Sums(
+        return KeySums(
             every[back],
             tuple(window[back] for window in windows),
             tuple(sums[back] for sums, _ in ends),

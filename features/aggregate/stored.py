@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.key_map import KeyMap
-from features.aggregate.plan import Plan
+from features.aggregate.plan import AggregatePlan
 from features.errors import BundleError
 
 _PLAN, _PREFIX = "plan", "aggregates."
@@ -55,7 +55,7 @@ def save_aggregates(aggregator: Aggregator, path: Path) -> None:
     save_file(aggregate_arrays(aggregator), path, metadata={_PLAN: msgspec.json.encode(aggregator.plan).decode()})
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> AggregatePlan:
     """Reads the plan of a file that `save_aggregates` wrote.
 
     Raises:
@@ -64,7 +64,7 @@ def read_plan(path: Path) -> Plan:
     try:
         with safe_open(path, "np") as opened:
             metadata = opened.metadata() or {}
-        return msgspec.json.decode(metadata.get(_PLAN, ""), type=Plan)
+        return msgspec.json.decode(metadata.get(_PLAN, ""), type=AggregatePlan)
     except (OSError, SafetensorError, msgspec.DecodeError) as error:
         raise BundleError(f"{path}: no aggregates: {error}; run the stage `frame` again") from error
 

@@ -4,15 +4,12 @@ An aggregate is a number of an entity as of a time: a count, a smoothed rate, a 
 """
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from features.config import Config, nearest, refuse_repeats
-
-if TYPE_CHECKING:
-    from features.dataset.descriptor import Events
 
 ALL: Final = "all"
 """Window that never ends."""
@@ -117,15 +114,30 @@ class Aggregate(Config):
         return bool(self.half_life) or self.kind == "recency" or any(name != ALL for name in self.windows or ())
 
 
+class DeclaredEvents(NamedTuple):
+    """What the events of a dataset declare, as far as aggregates read it.
+
+    Attributes:
+        clock: True if events have a time.
+        implicit: True if every event is a positive.
+        numeric, categorical: Columns of the events' context.
+    """
+
+    clock: bool
+    implicit: bool
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+
+
 def check_aggregates(
-    aggregates: Mapping[str, Aggregate], columns: Mapping[str, tuple[str, ...]], events: "Events"
+    aggregates: Mapping[str, Aggregate], columns: Mapping[str, tuple[str, ...]], events: DeclaredEvents
 ) -> None:
     """Raises ValueError if an aggregate names an entity or a column that the dataset does not have.
 
     Args:
         aggregates: Aggregates by name.
         columns: Categorical columns of the entities that the events name, by entity.
-        events: The events' table.
+        events: Declarations of the events.
     """
     valid = [*columns, *(f"{kind}.{name}" for kind, names in columns.items() for name in names)]
     for name, declared in aggregates.items():
@@ -137,22 +149,20 @@ def check_aggregates(
                 near = nearest(part, valid)
                 known = f"the nearest is '{near}' (valid: {', '.join(valid)})" if valid else "the events name no entity"
                 raise ValueError(f"{where}: by = '{part}' is no entity or categorical column of one; {known}")
-        if declared.timed and events.time is None:
+        if declared.timed and not events.clock:
             raise ValueError(
                 f'{where}: a window of time needs time = "..." in [events]; without a clock keep windows = ["all"]'
             )
-        if declared.kind == "rate" and events.label.implicit:
+        if declared.kind == "rate" and events.implicit:
             raise ValueError(f"{where}: with an implicit label every event is a positive; use count or recency")
-        _check_column(where, declared, events)
+        if declared.column:
+            _check_column(where, declared, list(columns), events)
 
 
-def _check_column(where: str, declared: Aggregate, events: "Events") -> None:
-    if not declared.column:
-        return
-    named = [kind for kind, column in (("user", events.user), ("item", events.item)) if column]
+def _check_column(where: str, declared: Aggregate, entities: Sequence[str], events: DeclaredEvents) -> None:
     distinct = declared.kind == "distinct"
-    valid = [*named, *events.categorical] if distinct else list(events.numeric)
+    valid = [*entities, *events.categorical] if distinct else list(events.numeric)
     if declared.column not in valid:
-        what = "user, item or a categorical column of [events]" if distinct else "a numeric column of [events]"
+        expected = "user, item or a categorical column of [events]" if distinct else "a numeric column of [events]"
         known = f"the valid names are {', '.join(valid)}" if valid else "[events] declares none"
-        raise ValueError(f"{where}: {declared.kind} = '{declared.column}' must be {what}; {known}")
+        raise ValueError(f"{where}: {declared.kind} = '{declared.column}' must be {expected}; {known}")

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from features.config import Config, refuse_repeats
-from features.dataset.aggregate import Aggregate, check_aggregates
+from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates
 from features.dataset.label import parse_rule
 from features.dataset.source import TableSource
 from features.errors import DatasetError
@@ -218,7 +218,11 @@ class Dataset(Config):
             raise ValueError('[split] by = "time" needs time in [events]; without a clock use leave-one-out or order')
         if self.split.by == "leave-one-out" and self.events.user is None:
             raise ValueError('[split] by = "leave-one-out" needs user in [events]; use time, random or order')
-        check_aggregates(self.aggregates, self.entity_columns, self.events)
+        events = self.events
+        declared = DeclaredEvents(
+            events.time is not None, events.label.implicit, events.numeric, tuple(events.categorical)
+        )
+        check_aggregates(self.aggregates, self.entity_columns, declared)
         return self
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator
-from features.aggregate.plan import Plan
+from features.aggregate.plan import AggregatePlan
 from features.errors import EventError
 from models.bundle.delta import Record
 
@@ -114,11 +114,11 @@ def apply(aggregator: Aggregator, records: Iterable[Record]) -> None:
             state.put(np.array([int(key, 16)], dtype=np.uint64), state.fresh_row[None])
 
 
-def restored(plan: Plan, payloads: Mapping[str, bytes | None]) -> Aggregator:
+def restored(plan: AggregatePlan, payloads: Mapping[str, bytes | None]) -> Aggregator:
     """Returns a state that has some keys.
 
     Args:
-        plan: Plan of the aggregates.
+        plan: AggregatePlan of the aggregates.
         payloads: Records by id, as a store has them; None for a key that it lacks.
 
     Raises:

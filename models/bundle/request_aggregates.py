@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions, group_keys
-from features.aggregate.plan import Plan
+from features.aggregate.plan import AggregatePlan
 from features.aggregate.state import NEVER
 from features.history import Jagged
 from models.bundle.aggregate_record import WATERMARK, key_id
@@ -30,7 +30,7 @@ class AsOf:
     asked: bool
 
 
-def record_ids(plan: Plan, parts: Parts) -> list[str]:
+def record_ids(plan: AggregatePlan, parts: Parts) -> list[str]:
     """Returns the ids of the records that candidates read, the watermark's first."""
     found = [WATERMARK]
     for number, group in enumerate(plan.groups):

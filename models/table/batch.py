@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.aggregate.plan import Plan, column_of
+from features.aggregate.plan import AggregatePlan, column_of
 from features.history import Jagged
 from models.table.admission import Admission
 from models.table.column_rows import ColumnValues, Growable
@@ -172,7 +172,7 @@ class Examples:
         return len(self.user)
 
 
-def aggregate_keys(plan: Plan, users: Entities, items: Entities, examples: Examples) -> dict[str, Jagged]:
+def aggregate_keys(plan: AggregatePlan, users: Entities, items: Entities, examples: Examples) -> dict[str, Jagged]:
     """Returns, by part of a plan of aggregates, the keys of each example's values."""
     sources = {"user": (users, examples.user), "item": (items, examples.item)}
     found: dict[str, Jagged] = {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from features.aggregate.plan import NOTHING, Plan
+from features.aggregate.plan import NOTHING, AggregatePlan
 from features.errors import BundleError
 from features.hashing import HashSpec
 from models.table.admission import MOST_SIGHTINGS
@@ -80,7 +80,7 @@ class Schema:
     history_length: int
     admission: int = 0
     content: int = 0
-    aggregates: Plan = NOTHING
+    aggregates: AggregatePlan = NOTHING
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]

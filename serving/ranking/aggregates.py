@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.aggregate.plan import Plan
+from features.aggregate.plan import AggregatePlan
 from features.history import Jagged
 from models.bundle import aggregate_record
 from models.bundle.request_aggregates import AsOf, answer, record_ids
@@ -39,7 +39,7 @@ class RequestAggregates:
         rows: Has the mirror, if there is one.
     """
 
-    def __init__(self, plan: Plan, scorer: Scorer, rows: RowReader) -> None:
+    def __init__(self, plan: AggregatePlan, scorer: Scorer, rows: RowReader) -> None:
         self._plan = plan
         self._scorer = scorer
         self._rows = rows

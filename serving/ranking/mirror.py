@@ -11,7 +11,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from features.aggregate.plan import Plan
+from features.aggregate.plan import AggregatePlan
 from models.bundle import aggregate_record
 from models.bundle.delta import Delta
 from models.bundle.request_aggregates import AsOf, Parts, answer
@@ -32,7 +32,7 @@ class Mirror:
         plan: Plan of the bundle's aggregates.
     """
 
-    def __init__(self, store: OnlineStore, bundle: str, plan: Plan) -> None:
+    def __init__(self, store: OnlineStore, bundle: str, plan: AggregatePlan) -> None:
         self.bundle = bundle
         self._table = store.table(bundle)
         self._vectors, self._seqs = store.read_table(bundle)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.aggregate.plan import NOTHING, Plan
+from features.aggregate.plan import NOTHING, AggregatePlan
 from features.aggregate.stored import read_plan
 from features.errors import DatasetError
 from features.frame import Frame
@@ -59,7 +59,7 @@ class Previous:
         return str(msgspec.json.decode(manifest.read_bytes())["id"]) if manifest.is_file() else None
 
     @property
-    def aggregates(self) -> Plan:
+    def aggregates(self) -> AggregatePlan:
         """The plan of its aggregates; none where an earlier release made the run."""
         path = self._directory / "frame" / AGGREGATES
         return read_plan(path) if path.is_file() else NOTHING
