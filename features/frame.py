@@ -30,7 +30,7 @@ class Frame:
             `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
             numbers, oldest first), then the events' own columns, then those of the aggregates.
-        aggregates: AggregatePlan of the aggregates' columns.
+        aggregates: Plan of the aggregates' columns.
     """
 
     users: pl.DataFrame

@@ -118,7 +118,7 @@ def restored(plan: AggregatePlan, payloads: Mapping[str, bytes | None]) -> Aggre
     """Returns a state that has some keys.
 
     Args:
-        plan: AggregatePlan of the aggregates.
+        plan: Plan of the aggregates.
         payloads: Records by id, as a store has them; None for a key that it lacks.
 
     Raises:
