@@ -11,8 +11,7 @@ from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError
 from features.message import Rows, event_decoder, event_rows, item_decoder, item_rows
 from models.bundle import record
-from serving.ranking.service import attribute_json
-from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.filter import Attributes, Filter, attribute_json
 
 FILES = Path(__file__).parents[2] / "realfiles"
 
