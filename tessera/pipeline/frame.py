@@ -37,7 +37,7 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
             write_directory(directory / "tokens", tokenizer.save)
         advance(3, 4)
         plan = plan_of(job.dataset, job.options.aggregates, most_keys=job.options.aggregate_keys)
-        made, aggregator = with_aggregates(made, plan, base_rate=_base_rate(job))
+        frame, aggregator = with_aggregates(frame, plan, base_rate=_base_rate(job))
         save_aggregates(aggregator, directory / AGGREGATES)
         for name in ("users", "items", "examples"):
             write_parquet(getattr(frame, name), directory / f"{name}.parquet")
