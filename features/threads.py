@@ -3,8 +3,12 @@
 A product split over threads adds up in another order, so its last bits depend on the number of cores. Most models
 trained here are small enough that one thread is also the fastest: on a busy machine, threads that wait for each other
 between small operations have taken forty times as long.
+
+Torch is limited where it is loaded, and is not loaded here: a worker that needs no torch stays half as large. A body
+that uses torch imports it before the limit is set.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -14,7 +18,7 @@ from threadpoolctl import threadpool_limits
 # The numbers belong to the process: of several threads in here, the first sets them and the last restores them.
 _lock = Lock()
 _inside = 0
-_before = 1
+_before: int | None = None
 
 
 @contextmanager
@@ -23,14 +27,14 @@ def fixed_threads(count: int) -> Iterator[None]:
 
     Inside another such body nothing changes.
     """
-    import torch
-
     global _inside, _before
     with _lock:
         outermost = not _inside
         if outermost:
-            _before = torch.get_num_threads()
-            torch.set_num_threads(count)
+            torch = sys.modules.get("torch")
+            _before = torch.get_num_threads() if torch else None
+            if torch:
+                torch.set_num_threads(count)
         _inside += 1
     try:
         if outermost:
@@ -41,8 +45,8 @@ def fixed_threads(count: int) -> Iterator[None]:
     finally:
         with _lock:
             _inside -= 1
-            if not _inside:
-                torch.set_num_threads(_before)
+            if not _inside and _before is not None:
+                sys.modules["torch"].set_num_threads(_before)
 
 
 @contextmanager

@@ -5,8 +5,8 @@ A client library is imported when its system is opened, so that a command loads 
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ from features.lock import locked
 from streaming.log.topics import Topics
 
 if TYPE_CHECKING:
+    from features.jobs.engine import Engine
     from models.registry.registry import Registry
     from serving.store.protocol import OnlineStore
     from streaming.log.protocol import EventLog
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _DATABASE = "mlflow.db"
 _MIGRATION_S = 120.0
 _KAFKA_OPTION = "TESSERA_KAFKA_"
+_INFRA = Path(__file__).parents[1] / "infra"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Settings:
         otlp: where a collector takes spans (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT with
             `/v1/traces` behind it); empty where OTEL_TRACES_EXPORTER is `none`.
         otlp_protocol: by which (OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, or OTEL_EXPORTER_OTLP_PROTOCOL).
+        launchers: Beam's job-server jars of Flink and Spark, and Prism's binary, by name of the runner
+            (TESSERA_FLINK_JAR, TESSERA_SPARK_JAR, TESSERA_PRISM; by default where the scripts in `infra` put them).
+        worker_pool: address of the pool of Python workers on each machine of a Flink or Spark cluster
+            (TESSERA_WORKER_POOL).
     """
 
     home: Path
@@ -54,6 +60,8 @@ class Settings:
     trace_file: Path | None = None
     otlp: str = ""
     otlp_protocol: str = ""
+    launchers: dict[str, Path] = field(default_factory=dict)
+    worker_pool: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -70,8 +78,21 @@ class Settings:
                 for name, value in environment.items()
                 if name.startswith(_KAFKA_OPTION)
             },
+            launchers={
+                "flink": Path(environment.get("TESSERA_FLINK_JAR", _INFRA / "flink/.run/job-server.jar")),
+                "spark": Path(environment.get("TESSERA_SPARK_JAR", _INFRA / "spark/.run/job-server.jar")),
+                "prism": Path(environment.get("TESSERA_PRISM", _INFRA / "prism/.run/prism")),
+            },
+            worker_pool=environment.get("TESSERA_WORKER_POOL", ""),
             **_traces(environment),
         )
+
+    def engine(self, runner: str, endpoint: str | None = None, options: Sequence[str] = ()) -> "Engine":
+        """Returns the engine of a batch job; see `features.jobs.engine.Engine` for the arguments."""
+        from features.jobs.engine import POOL, Engine
+
+        found = Engine(runner, endpoint, tuple(options))
+        return replace(found, launcher=self.launchers.get(found.name), pool=self.worker_pool or POOL)
 
     def open_log(self) -> "EventLog":
         """The event log: Kafka where an address is set, else SQLite in `home`."""

@@ -1,14 +1,18 @@
-"""The one Beam job: maps a function over parquet shards, on any runner, with the same bytes.
+"""Maps a function over parquet shards as a Beam job, on any engine, with the same bytes.
 
-The pipeline starts from the list of shards (Create, then ParDo), which every runner supports. The list is reshuffled in
-between, since all shards would otherwise be one element of one worker. A shard is the unit of work and of resumption:
-its output is written to a temporary name and renamed, and a shard whose output exists is not run again. Since the
-function sees whole shards, its output cannot depend on the number of workers.
+The pipeline starts from blocks of the list of shards (Create, reshuffle, then ParDo), which every engine supports.
+Without the reshuffle an engine fuses both steps, and one worker does all blocks. A shard is the unit of resumption: its
+output is written to a temporary name and renamed, and a shard whose output exists is not run again. Since the function
+sees whole shards, its output cannot depend on the number of workers.
 
 Import this module where a job runs: Beam takes most of a second to load.
 """
 
+import os
+import secrets
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +21,68 @@ import apache_beam as beam
 import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from features.errors import TesseraError
-from features.jobs.shard import write_parquet
+from features.errors import TesseraError, is_fault
+from features.jobs.engine import BEAM_NAMES, Engine, address
+from features.jobs.shard import Sifted, write_parquet
+from features.jobs.worklist import Block, BlockCount, Failure, JobReport, Worklist, report
 
-ShardFunction = Callable[[pl.DataFrame], pl.DataFrame]
 Progress = Callable[[int, int], None]
 
-RUNNERS = ("DirectRunner", "DaskRunner", "PrismRunner", "FlinkRunner", "SparkRunner", "PortableRunner")
 _POLL_S = 0.2
+_ANSWER_S = 10.0
+_TRIES = 3
+_PAUSE_S = 0.5
+_WORK, _REJECTED = ".job", "rejected"
 
 
-class _MapShard(beam.DoFn):
-    """Reads one shard, applies the function, writes the output shard of the same name."""
+ShardFunction = Callable[[pl.DataFrame], pl.DataFrame | Sifted]
 
-    def __init__(self, function: ShardFunction, out: str) -> None:
+
+class _MapBlock(beam.DoFn):
+    """Reads the shards of a block, applies the function, writes an output shard of the same name for each."""
+
+    def __init__(self, function: ShardFunction, out: str, *, keeps_rows: bool) -> None:
         self._function = function
         self._out = out
+        self._keeps_rows = keeps_rows
 
-    def process(self, shard: str) -> Iterator[str]:
-        path = Path(self._out) / Path(shard).name
-        if not path.exists():
-            write_parquet(self._function(pl.read_parquet(shard)), path)
-        yield path.name
+    def process(self, element: tuple[int, int, int]) -> Iterator[int]:
+        block, work = Block(*element), Worklist(Path(self._out, _WORK))
+        work.begin()
+        shards = work.shards(block)
+        rows_in = rows_out = rejected = 0
+        for shard in shards:
+            try:
+                counts = self._map(shard)
+            except BaseException as error:
+                if is_fault(error):
+                    said = f"{type(error).__name__}: {error}"
+                    work.fail(Failure(shard.name, said, isinstance(error, TesseraError)))
+                raise
+            rows_in, rows_out, rejected = rows_in + counts[0], rows_out + counts[1], rejected + counts[2]
+        work.finish(
+            block, BlockCount(len(shards), rows_in, rows_out, rejected, f"{socket.gethostname()}:{os.getpid()}")
+        )
+        yield block.number
+
+    def _map(self, shard: Path) -> tuple[int, int, int]:
+        """Does one shard where its output is missing. Returns the rows read, written and rejected."""
+        path = Path(self._out, shard.name)
+        aside = path.parent / _REJECTED / path.name
+        if path.exists():
+            return _height(shard), _height(path), _height(aside) if aside.exists() else 0
+        frame = _again(lambda: pl.read_parquet(shard))
+        found = self._function(frame)
+        sifted = found if isinstance(found, Sifted) else Sifted(found, pl.DataFrame())
+        kept, rejected = sifted.kept, sifted.rejected
+        if (found is sifted or self._keeps_rows) and frame.height != kept.height + rejected.height:
+            raise ValueError(f"{frame.height} rows became {kept.height} and {rejected.height} that were rejected")
+        if rejected.height:
+            aside.parent.mkdir(exist_ok=True)
+            _again(lambda: write_parquet(rejected, aside))
+        # Written last: a shard whose output exists is whole.
+        _again(lambda: write_parquet(kept, path))
+        return frame.height, kept.height, rejected.height
 
 
 def map_shards(
@@ -47,70 +91,182 @@ def map_shards(
     out: Path,
     *,
     label: str,
-    runner: str = "DirectRunner",
-    options: Sequence[str] = (),
+    engine: Engine | None = None,
+    keeps_rows: bool = False,
     progress: Progress = lambda done, total: None,
-) -> None:
+) -> JobReport:
     """Runs `function` over every shard and writes one output shard each to `out`.
+
+    Reading and writing is tried three times. If the engine fails, for example because a worker was killed, the job is
+    submitted again with the missing blocks, as long as each submission finishes some.
 
     Args:
         function: Picklable; shard in, shard out; must depend on nothing but the shard.
         shards: Parquet files with distinct names, on a file system that all workers see.
         out: Existing or new directory; output shards that exist are kept.
-        label: Name of the step in the runner's views.
-        runner: One of `RUNNERS`, or `PrismRunner` if its binary can be found.
-        options: Further Beam options, e.g. `--direct_num_workers=2`.
+        label: Name of the step in the engine's views.
+        engine: Engine of the job; by default this process.
+        keeps_rows: True if a shard that loses or gains rows is an error.
         progress: Called with (shards done, shards) from time to time.
 
+    Returns:
+        The counts of the job.
+
     Raises:
-        TesseraError: The runner is unknown.
+        TesseraError: The engine cannot run the job, no worker begins within a minute, or the function raised such an
+            error; names the shard or the engine.
+        RuntimeError: The function failed, or the engine did; names the shard if there is one.
     """
-    if runner not in RUNNERS:
-        raise TesseraError(f"runner {runner!r} is unknown; choose one of: {', '.join(RUNNERS)}")
+    engine = engine or Engine()
+    options = _checked(engine)
+    out = Path(os.path.abspath(out))
     out.mkdir(parents=True, exist_ok=True)
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(out, len(shards), progress, stop), daemon=True)
-    watcher.start()
+    work = Worklist(out / _WORK)
+    blocks = work.create(shards)
+    mapped = _MapBlock(function, str(out), keeps_rows=keeps_rows)
     try:
-        pipeline = beam.Pipeline(runner=_runner(runner), options=PipelineOptions(_spread(runner, options)))
-        (
-            pipeline
-            | f"{label}: shards" >> beam.Create([str(path) for path in shards], reshuffle=True)
-            | f"{label}: map" >> beam.ParDo(_MapShard(function, str(out)))
-        )
-        result = pipeline.run()
-        try:
-            result.wait_until_finish()
-        finally:
-            # Dask's runner leaves its client open, and the cluster that the client started.
-            if client := getattr(result, "client", None):
-                client.close()
+        while missing := [block for block in blocks if block.number not in work.finished()]:
+            before = len(work.finished())
+            work.wait()
+            name = f"tessera-{label}-{secrets.token_hex(4)}"
+            watch = _Watch(work, len(shards), progress, engine, name)
+            error: Exception = RuntimeError(f"{label}: runner {engine.name} ended early")
+            try:
+                with watch:
+                    _submit(mapped, missing, label, engine, [f"--job_name={name}", *options], watch)
+            except Exception as failed:
+                error = failed
+            watch.explain(label, error)
+            if len(work.finished()) == before:
+                raise error
+        found = report(list(work.finished().values()))
     finally:
-        stop.set()
-        watcher.join()
-    progress(len(shards), len(shards))
+        work.remove()
+    progress(found.shards, len(shards))
+    return found
 
 
-def _spread(runner: str, options: Sequence[str]) -> list[str]:
-    """Returns the options, plus an option that runs each shard alone: Dask puts 128 of them into one task."""
-    if runner == "DaskRunner" and not any("partition" in option for option in options):
-        return [*options, "--dask_partition_size=1"]
-    return [*options]
+def _submit(
+    mapped: beam.DoFn, blocks: Sequence[Block], label: str, engine: Engine, options: list[str], watch: "_Watch"
+) -> None:
+    """Runs the pipeline over blocks until it has ended."""
+    pipeline = beam.Pipeline(runner=_runner(engine), options=PipelineOptions(options))
+    (
+        pipeline
+        | f"{label}: shards" >> beam.Create([tuple(block) for block in blocks], reshuffle=True)
+        | f"{label}: map" >> beam.ParDo(mapped)
+    )
+    result = pipeline.run()
+    watch.submitted(result)
+    try:
+        result.wait_until_finish()
+    finally:
+        # Dask's runner leaves its client open, and the cluster that the client started.
+        if client := getattr(result, "client", None):
+            client.close()
 
 
-def _runner(name: str) -> Any:
-    if name == "DirectRunner":
+class _Watch:
+    """Watcher of a submitted job: reports progress, and cancels a job that no worker begins or that a shard failed.
+
+    An engine waits for ever for a worker that cannot start, and repeats a shard that cannot be done.
+    """
+
+    def __init__(self, work: Worklist, total: int, progress: Progress, engine: Engine, job: str) -> None:
+        self._work, self._total, self._progress, self._engine, self._job = work, total, progress, engine, job
+        self._result: Any = None
+        self._since = 0.0
+        self._idle = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def submitted(self, result: Any) -> None:
+        """Starts the wait for the first worker."""
+        self._since, self._result = time.monotonic(), result
+
+    def explain(self, label: str, error: Exception) -> None:
+        """Raises the reason of a failure, where one is known, in place of the engine's own words."""
+        if (failure := self._work.failure) is not None:
+            kind = TesseraError if failure.fixable else RuntimeError
+            raise kind(f"{label}: {failure.shard}: {failure.error}") from error
+        if self._idle:
+            raise TesseraError(
+                f"runner {self._engine.name}: no worker began within {self._engine.starts_s:.0f} seconds; see that the "
+                "cluster has free workers, and that the `python` of the worker pool is that of this installation"
+            ) from error
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._progress(sum(count.shards for count in self._work.finished().values()), self._total)
+            if self._result is None:
+                continue
+            late = time.monotonic() - self._since > self._engine.starts_s
+            self._idle = late and self._engine.waits and not self._work.begun
+            if self._idle or self._work.failure is not None:
+                self._engine.cancel(self._job)
+                self._result.cancel()
+                return
+
+
+def _again(work: Callable[[], Any]) -> Any:
+    """Tries an operation on a file up to three times, since a shared file system may fail for a moment."""
+    for number in range(1, _TRIES):
+        try:
+            return work()
+        except OSError:
+            time.sleep(number * _PAUSE_S)
+    return work()
+
+
+def _height(path: Path) -> int:
+    """Returns a parquet file's number of rows, from its footer."""
+    found: int = pl.scan_parquet(path).select(pl.len()).collect().item()
+    return found
+
+
+def _runner(engine: Engine) -> Any:
+    if engine.name == "direct":
         # DirectRunner by name first searches for a Prism binary to download; this is the in-process runner itself.
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
         return FnApiRunner()
-    if name == "DaskRunner":
+    if engine.name == "dask":
         from apache_beam.runners.dask.dask_runner import DaskRunner
 
         return DaskRunner()
-    return name
+    if engine.name == "prism" and engine.endpoint is not None:
+        return BEAM_NAMES["portable"]
+    return BEAM_NAMES[engine.name]
 
 
-def _watch(out: Path, total: int, progress: Progress, stop: threading.Event) -> None:
-    while not stop.wait(_POLL_S):
-        progress(sum(1 for _ in out.glob("part-*.parquet")), total)
+def _checked(engine: Engine) -> list[str]:
+    """Returns the Beam options of a job once the engine can run it, see `Engine.check`."""
+    options = engine.check()
+    if engine.name == "dask" and engine.endpoint is not None:
+        _check_dask(engine)
+    return options
+
+
+def _check_dask(engine: Engine) -> None:
+    """Refuses a Dask cluster without workers, which would keep the job waiting for ever."""
+    from distributed import Client
+
+    host, port = address(str(engine.endpoint))
+    try:
+        with Client(f"tcp://{host}:{port}", timeout=_ANSWER_S) as client:
+            workers = len(client.nthreads())
+    except OSError as error:
+        raise TesseraError(
+            f"runner dask: no scheduler answers at {engine.endpoint} ({error}); see what runs there"
+        ) from error
+    if not workers:
+        raise TesseraError(
+            f"runner dask: the scheduler at {engine.endpoint} has no worker; start `dask worker tcp://{host}:{port}`"
+        )

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import load_encoder
+from features.jobs.engine import Engine
 from features.jobs.shard import FileStamp, file_stamp
+from features.jobs.worklist import JobReport
 from features.threads import one_thread
 
 
@@ -21,8 +23,10 @@ def _encoder(directory: str, stamp: FileStamp) -> Encoder:
 
 def encode_shard(shard: pl.DataFrame, *, encoder: str) -> pl.DataFrame:
     """Maps (item_id, text) to (item_id, vector: (D,) float32), with the encoder saved in the directory `encoder`."""
+    # Loaded outside, since an encoder may bring the library along whose threads are limited.
+    loaded = _encoder(encoder, file_stamp(Path(encoder) / DESCRIPTION))
     with one_thread():
-        vectors = _encoder(encoder, file_stamp(Path(encoder) / DESCRIPTION)).encode(shard["text"].to_list())
+        vectors = loaded.encode(shard["text"].to_list())
     return shard.select("item_id").with_columns(vector_column(vectors))
 
 
@@ -36,12 +40,11 @@ def encode_catalogue(
     encoder: Path,
     out: Path,
     *,
-    runner: str = "DirectRunner",
-    options: Sequence[str] = (),
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+) -> JobReport:
     """Encodes every shard; `map_shards` says how an interrupted job resumes."""
     from features.jobs.beam import map_shards
 
-    function = partial(encode_shard, encoder=str(encoder))
-    map_shards(function, shards, out, label="encode", runner=runner, options=options, progress=progress)
+    function = partial(encode_shard, encoder=str(encoder.absolute()))
+    return map_shards(function, shards, out, label="encode", engine=engine, keeps_rows=True, progress=progress)

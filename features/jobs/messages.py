@@ -18,6 +18,7 @@ from features.dataset import column
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import EVENT_ID, load_events, message_columns, shape_events
 from features.errors import DatasetError
+from features.jobs.engine import Engine
 from features.jobs.shard import write_shards
 from features.value.canonical import canonical
 
@@ -82,8 +83,7 @@ def event_messages(
     *,
     start: int | None = None,
     stop: int | None = None,
-    runner: str = "DirectRunner",
-    options: Sequence[str] = (),
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Writes a dataset's events as messages, oldest first.
@@ -92,7 +92,8 @@ def event_messages(
         dataset: Dataset of the events.
         directory: Directory of the shards. Shards of an earlier call with the same arguments are kept.
         start, stop: Event times, start included and stop not, in the unit of the frame's `time`.
-        runner, options, progress: Settings of the Beam job.
+        engine: Engine of the Beam job; by default this process.
+        progress: Called with (shards done, shards) from time to time.
 
     Returns:
         Parquet shards in order, with `event_id`, `key` (the user's id) and `value` (the message).
@@ -128,8 +129,8 @@ def event_messages(
         shards,
         out,
         label="backfill",
-        runner=runner,
-        options=options,
+        engine=engine,
+        keeps_rows=True,
         progress=progress,
     )
     return [out / shard.name for shard in shards]

@@ -4,6 +4,7 @@ A shard is the unit of work and of resumption of a batch job; see `features.jobs
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,19 @@ SHARD_ROWS = 1_024
 SHARD_BYTES = 8 << 20
 """Approximate size of the largest shard, in bytes of its values; a worker holds a whole shard."""
 _CUT = "cut"
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """Output of a function that rejects rows: each row of the shard is either kept or rejected.
+
+    Attributes:
+        kept: Output rows.
+        rejected: Rejected rows, with a column `reason`; written to `rejected/` below the output.
+    """
+
+    kept: pl.DataFrame
+    rejected: pl.DataFrame
 
 
 def write_shards(

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from features.jobs.engine import Engine
 from features.jobs.shard import FileStamp, file_stamp
+from features.jobs.worklist import JobReport
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
@@ -29,12 +31,11 @@ def assign_catalogue(
     codebook: Path,
     out: Path,
     *,
-    runner: str = "DirectRunner",
-    options: Sequence[str] = (),
+    engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+) -> JobReport:
     """Assigns codes in every shard; `map_shards` says how an interrupted job resumes."""
     from features.jobs.beam import map_shards
 
-    function = partial(assign_shard, codebook=str(codebook))
-    map_shards(function, shards, out, label="assign", runner=runner, options=options, progress=progress)
+    function = partial(assign_shard, codebook=str(codebook.absolute()))
+    return map_shards(function, shards, out, label="assign", engine=engine, keeps_rows=True, progress=progress)

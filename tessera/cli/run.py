@@ -48,6 +48,13 @@ PositionsOption = Annotated[
 UntilOption = Annotated[
     str, typer.Option("--until", help="Last stage to do: encode, assign, frame, train, evaluate or publish.")
 ]
+RunnerOption = Annotated[
+    str | None,
+    typer.Option("--runner", help="Engine of the batch jobs: direct, dask, prism, flink, spark or portable."),
+]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="Address of that engine's cluster.")
+]
 
 # How `publish` ends: 0 a challenger, 1 refused, 3 registered without an alias, since the test set cannot tell.
 _STATUS = {"passed": 0, "worse": 1, "cannot tell": 3}
@@ -55,7 +62,6 @@ REPLACED = {
     "--seed": "seed=NUMBER",
     "--encoder": "encoder=KIND",
     "--encoder-model": "encoder_model=DIRECTORY_OR_HUB_ID",
-    "--runner": "runner=NAME",
     "--runner-option": "runner_options=OPTION,OPTION",
     "--quantizer": "quantizer=KIND",
     "--quantizer-option": "quantizer_options.NAME=VALUE",
@@ -111,6 +117,8 @@ def run(
     dataset: DatasetArgument,
     out: OutOption = Path("out"),
     set_: SetOption = None,
+    runner: RunnerOption = None,
+    endpoint: EndpointOption = None,
     split: SplitOption = None,
     warm_start: WarmStartOption = None,
     positions: PositionsOption = None,
@@ -128,7 +136,8 @@ def run(
     if until not in STAGES:
         raise TesseraError(f"--until {until}: expected one of {', '.join(STAGES)}")
     loaded = load_with_split(dataset, split)
-    chosen = load_options(loaded, set_ or ())
+    given = {"runner": runner, "endpoint": endpoint}
+    chosen = load_options(loaded, [*(set_ or ()), *(f"{name}={value}" for name, value in given.items() if value)])
     options = replace(chosen, warm_start=warm_start, positions=read_positions(positions))
     registry = Settings.from_environment().registry_on_use() if until == "publish" else None
     result = run_stages(loaded, out, options, console=err_console, registry=registry, until=until)
@@ -153,12 +162,14 @@ def run_until(last: str, help_text: str) -> Callable[..., None]:
         dataset: DatasetArgument,
         out: OutOption = Path("out"),
         set_: SetOption = None,
+        runner: RunnerOption = None,
+        endpoint: EndpointOption = None,
         split: SplitOption = None,
         warm_start: WarmStartOption = None,
         positions: PositionsOption = None,
         json: JsonOption = False,
     ) -> None:
-        run(dataset, out, set_, split, warm_start, positions, last, json)
+        run(dataset, out, set_, runner, endpoint, split, warm_start, positions, last, json)
 
     command.__doc__ = help_text
     return command

@@ -162,7 +162,8 @@ def backfill(
     dataset: DatasetArgument,
     since: Annotated[str | None, typer.Option("--from", help="First event time, ISO 8601; an order's number.")] = None,
     until: Annotated[str | None, typer.Option("--to", help="Event time to stop before.")] = None,
-    runner: Annotated[str, typer.Option(help="Beam runner.")] = "DirectRunner",
+    runner: Annotated[str, typer.Option(help="Engine: direct, dask, prism, flink, spark or portable.")] = "direct",
+    endpoint: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of its cluster.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Send history from a dataset's files through the stream's own step: into the log, each event once."""
@@ -183,7 +184,7 @@ def backfill(
             settings.home / "backfill",
             start=_moment(since, "--from", clock=clock),
             stop=_moment(until, "--to", clock=clock),
-            runner=runner,
+            engine=settings.engine(runner, endpoint),
             progress=lambda done, total: bar.update(encoding, completed=done, total=total),
         )
         log.create_topics(settings.topics.partitions())

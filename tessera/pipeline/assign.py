@@ -32,8 +32,7 @@ def assign(job: Job, encoded: Finished) -> Finished:
         if not book.exists():
             write_directory(book, _fitted(job, items, vectors[~held_out], advance).save)
         shards = sorted((encoded.directory / "vectors").glob("part-*.parquet"))
-        runner, options = job.options.runner, job.options.runner_options
-        assign_catalogue(shards, book, directory / "codes", runner=runner, options=options)
+        assign_catalogue(shards, book, directory / "codes", engine=job.engine)
         _report(job, directory, items, held_out)
 
     before = job.previous.after("assign") if job.previous else {}

@@ -24,7 +24,6 @@ def encode(job: Job) -> Finished | None:
             "the ranker learns without Semantic IDs"
         )
         return None
-    options = job.options
 
     def work(directory: Path, advance: Advance) -> None:
         items = job.tables.items
@@ -37,8 +36,7 @@ def encode(job: Job) -> Finished | None:
             write_shards(texts, directory / "texts"),
             encoder,
             directory / "vectors",
-            runner=options.runner,
-            options=options.runner_options,
+            engine=job.engine,
             progress=advance,
         )
 

@@ -12,10 +12,12 @@ from features.dataset.descriptor import Dataset
 from features.dataset.input_files import InputFiles
 from features.dataset.tables import DatasetTables
 from features.errors import DatasetError
+from features.jobs.engine import Engine
 from tessera.pipeline.made_of import MadeOf, differences, key_of
 from tessera.pipeline.options import RunOptions
 from tessera.pipeline.stage import Advance, Stages
 from tessera.pipeline.warm_start import Previous
+from tessera.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class Job:
         self.read: dict[str, Any] = {}
         self._inputs = InputFiles(dataset)
         self._choices = options.choices()
+
+    @property
+    def engine(self) -> Engine:
+        """Engine of the batch jobs, at the addresses of the environment."""
+        chosen = self.options
+        return Settings.from_environment().engine(chosen.runner, chosen.endpoint, chosen.runner_options)
 
     @property
     def data_key(self) -> str:

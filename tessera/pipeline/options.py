@@ -77,8 +77,10 @@ class RunOptions:
             stream forgets the keys whose last event is the oldest.
         training: Settings of the training; its `network` is `[run.ranker]`, and its seed is this one.
         gates: How much worse than the champion a bundle may be that is to challenge it.
-        runner: Beam runner of the jobs. It decides no byte of their output.
-        runner_options: Options of the runner, `--direct_num_workers=2` for example.
+        runner: Engine of the batch jobs: `direct`, `dask`, `prism`, `flink`, `spark` or `portable`. It decides no
+            byte of their output.
+        endpoint: Address of that engine's cluster, `HOST:PORT`; None where the engine starts on this machine.
+        runner_options: Further Beam options of the engine, `--direct_num_workers=2` for example.
         warm_start: Directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
         positions: Positions of the log's topics when the dataset's files were made; the bundle's stream starts there.
 
@@ -102,7 +104,8 @@ class RunOptions:
     aggregate_keys: int = MOST_KEYS
     training: TrainConfig = field(default_factory=TrainConfig)
     gates: Gates = field(default_factory=Gates)
-    runner: str = "DirectRunner"
+    runner: str = "direct"
+    endpoint: str | None = None
     runner_options: tuple[str, ...] = ()
     warm_start: Path | None = None
     positions: tuple[LogPosition, ...] = ()

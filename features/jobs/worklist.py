@@ -1,0 +1,198 @@
+"""Work list of a running job: a directory that the driver and all workers see.
+
+The driver writes the paths of all shards into one file, and hands each worker a range of its bytes. So the job's graph
+is as small for a million shards as for a thousand. Workers record in the directory that they began, what they finished,
+and at which shard they failed. From these records the driver counts, and names the shard or the missing worker.
+"""
+
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+MOST_BLOCKS = 512
+"""Largest number of blocks of a job, and so of workers that are busy at once."""
+_SHARDS, _BEGUN, _DONE, _FAILED = "shards", "begun", "done-", "failed"
+
+
+class Block(NamedTuple):
+    """Range of the list of shards: the unit that an engine hands to a worker.
+
+    Attributes:
+        number: Position among the job's blocks, from 0.
+        start: Offset of the first byte of the block's lines.
+        size_bytes: Bytes of the block's lines.
+    """
+
+    number: int
+    start: int
+    size_bytes: int
+
+
+class BlockCount(msgspec.Struct, frozen=True):
+    """Count of the work of one block.
+
+    Attributes:
+        shards: Shards whose output is in place.
+        rows_in: Rows of these shards.
+        rows_out: Rows of their output.
+        rejected: Rows that the function rejected.
+        worker: Host and process that did the block, `HOST:PID`.
+    """
+
+    shards: int
+    rows_in: int
+    rows_out: int
+    rejected: int
+    worker: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Shard that the function failed at.
+
+    Attributes:
+        shard: Name of the shard.
+        error: Class and message of the error.
+        fixable: True if a user can fix the cause, see `features.errors.TesseraError`.
+    """
+
+    shard: str
+    error: str
+    fixable: bool
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """Counts of a finished job, shards that were in place before it included.
+
+    Attributes:
+        shards: Shards of the job.
+        rows_in: Rows of all shards.
+        rows_out: Rows of all output shards.
+        rejected: Rows that the function rejected.
+        workers: Shards that each worker did or found in place, by `HOST:PID`.
+    """
+
+    shards: int
+    rows_in: int
+    rows_out: int
+    rejected: int
+    workers: dict[str, int]
+
+
+def report(counts: Sequence[BlockCount]) -> JobReport:
+    """Sums the work of all blocks."""
+    workers: Counter[str] = Counter()
+    for count in counts:
+        workers[count.worker] += count.shards
+    return JobReport(
+        shards=sum(count.shards for count in counts),
+        rows_in=sum(count.rows_in for count in counts),
+        rows_out=sum(count.rows_out for count in counts),
+        rejected=sum(count.rejected for count in counts),
+        workers=dict(workers),
+    )
+
+
+class Worklist:
+    """List of a job's shards, and the records of its workers.
+
+    Args:
+        directory: Absolute path that all workers see.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._counts: dict[int, BlockCount] = {}
+
+    def create(self, shards: Sequence[Path]) -> list[Block]:
+        """Writes the list, in place of that of an earlier job, and returns its blocks.
+
+        The shards are dealt to the blocks in turn, so that blocks are alike where neighbouring shards are.
+        """
+        self.remove()
+        self._directory.mkdir()
+        lines = list(_absolute(shards))
+        count = min(len(lines), MOST_BLOCKS)
+        blocks, at = [], 0
+        with (self._directory / _SHARDS).open("wb") as file:
+            for number in range(count):
+                size_bytes = file.write(("\n".join(lines[number::count]) + "\n").encode())
+                blocks.append(Block(number, at, size_bytes))
+                at += size_bytes
+        return blocks
+
+    def remove(self) -> None:
+        """Removes the directory."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def shards(self, block: Block) -> list[Path]:
+        """Returns the absolute paths of a block's shards."""
+        with (self._directory / _SHARDS).open("rb") as file:
+            file.seek(block.start)
+            return [Path(line) for line in file.read(block.size_bytes).decode().splitlines()]
+
+    def begin(self) -> None:
+        """Records that a worker runs."""
+        (self._directory / _BEGUN).touch()
+
+    def wait(self) -> None:
+        """Forgets that a worker began, before the job is submitted again."""
+        (self._directory / _BEGUN).unlink(missing_ok=True)
+
+    def finish(self, block: Block, count: BlockCount) -> None:
+        """Records that a block is done. A block that is done twice counts once."""
+        self._put(f"{_DONE}{block.number}", count)
+
+    def fail(self, failure: Failure) -> None:
+        """Records a failure that another try would not cure."""
+        self._put(_FAILED, failure)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any worker of the job runs, or ran."""
+        return (self._directory / _BEGUN).exists()
+
+    @property
+    def failure(self) -> Failure | None:
+        """The failure that was recorded last."""
+        try:
+            return msgspec.json.decode((self._directory / _FAILED).read_bytes(), type=Failure)
+        except FileNotFoundError:
+            return None
+
+    def finished(self) -> dict[int, BlockCount]:
+        """Returns the blocks that are done, by number. Each record is read once."""
+        for name in self._names():
+            number = name.removeprefix(_DONE)
+            if number != name and int(number) not in self._counts:
+                content = (self._directory / name).read_bytes()
+                self._counts[int(number)] = msgspec.json.decode(content, type=BlockCount)
+        return self._counts
+
+    def _names(self) -> Iterator[str]:
+        with os.scandir(self._directory) as found:
+            yield from (entry.name for entry in found)
+
+    def _put(self, name: str, record: msgspec.Struct) -> None:
+        """Writes a record whole; it need not survive a power cut, after which the job starts again."""
+        aside = self._directory / f".{name}.{secrets.token_hex(8)}"
+        aside.write_bytes(msgspec.json.encode(record))
+        aside.replace(self._directory / name)
+
+
+def _absolute(shards: Sequence[Path]) -> Iterator[str]:
+    """Yields absolute paths; each folder is made absolute once."""
+    folders: dict[str, str] = {}
+    for shard in shards:
+        folder, slash, name = str(shard).rpartition("/")
+        folder += slash
+        if folder not in folders:
+            folders[folder] = os.path.abspath(folder)
+        yield f"{folders[folder]}/{name}"

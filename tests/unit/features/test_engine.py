@@ -1,0 +1,129 @@
+"""An engine that cannot run a job is refused by name and remedy before the job is submitted."""
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from features.errors import TesseraError
+from features.jobs.engine import Engine
+from tests.servers import free_port
+
+
+@contextmanager
+def flink(**overview: int) -> Iterator[str]:
+    """Serves a cluster's overview; yields the address."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(overview).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def jar(tmp_path: Path) -> Path:
+    path = tmp_path / "job-server.jar"
+    path.touch()
+    return path
+
+
+def test_a_flink_cluster_gets_its_jar_its_free_slots_and_the_pool(listening: str, jar: Path) -> None:
+    with flink(**{"slots-total": 4, "slots-available": 3}) as endpoint:
+        found = Engine("flink", endpoint, launcher=jar, pool=listening).check()
+    assert found == [
+        f"--flink_job_server_jar={jar}",
+        f"--flink_master={endpoint}",
+        "--parallelism=3",
+        "--environment_type=EXTERNAL",
+        f"--environment_config={listening}",
+    ]
+
+
+def test_a_spark_cluster_gets_its_jar_its_master_and_the_pool(listening: str, jar: Path) -> None:
+    found = Engine("SparkRunner", f"spark://{listening}", launcher=jar, pool=listening).check()
+    assert found[:2] == [f"--spark_job_server_jar={jar}", f"--spark_master_url=spark://{listening}"]
+
+
+def test_each_shard_is_a_task_of_dask(listening: str) -> None:
+    assert Engine("dask").check() == ["--dask_partition_size=1"]
+    assert Engine("dask", options=("--dask_npartitions=4",)).check() == ["--dask_npartitions=4"]
+    assert Engine("dask", listening).check()[1:] == [f"--dask_client_address=tcp://{listening}"]
+
+
+def test_an_option_of_the_user_replaces_ours(listening: str, jar: Path) -> None:
+    chosen = ("--environment_type=LOOPBACK", "--parallelism=1")
+    with flink(**{"slots-total": 2, "slots-available": 2}) as endpoint:
+        found = Engine("flink", endpoint, chosen, launcher=jar).check()
+    assert found == [f"--flink_job_server_jar={jar}", f"--flink_master={endpoint}", *chosen]
+
+
+@pytest.mark.parametrize("name", ["dask", "flink", "portable", "prism", "spark"])
+def test_an_endpoint_where_nothing_answers_is_named_with_a_remedy(name: str) -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    with pytest.raises(TesseraError, match=rf"runner {name}: .* answers at {endpoint} \(.*; (start|fix)"):
+        Engine(name, endpoint).check()
+
+
+@pytest.mark.parametrize(("total", "remedy"), [(0, "start a TaskManager"), (2, "wait for the jobs")])
+def test_a_flink_cluster_without_a_free_slot_is_refused(total: int, remedy: str) -> None:
+    with flink(**{"slots-total": total, "slots-available": 0}) as endpoint:
+        with pytest.raises(TesseraError, match=rf"none of the {total} task slots at {endpoint} is free; {remedy}"):
+            Engine("flink", endpoint).check()
+
+
+def test_a_cluster_without_its_pool_of_python_workers_is_refused(listening: str, jar: Path) -> None:
+    pool = f"127.0.0.1:{free_port()}"
+    with pytest.raises(TesseraError, match=rf"nothing answers at {pool} .*pool of Python workers .*spark.sh start"):
+        Engine("spark", listening, launcher=jar, pool=pool).check()
+
+
+def test_a_missing_job_server_is_named_with_the_command_that_makes_it(listening: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        TesseraError, match=r"job server is missing \(.*no\.jar\); run `infra/spark.sh jar`.*TESSERA_SPARK_JAR"
+    ):
+        Engine("spark", listening, launcher=tmp_path / "no.jar", pool=listening).check()
+
+
+def test_a_missing_prism_is_named_with_the_command_that_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(TesseraError, match=r"binary is missing; run `infra/prism.sh`.*TESSERA_PRISM"):
+        Engine("prism").check()
+
+
+@pytest.mark.parametrize(
+    ("name", "endpoint", "said"),
+    [
+        (
+            "SlowRunner",
+            None,
+            "runner 'SlowRunner' is unknown; choose one of: direct, dask, prism, flink, spark, portable",
+        ),
+        ("flink", None, "runner flink: no endpoint; give the cluster's REST address"),
+        ("direct", "127.0.0.1:1", "runner direct: endpoint '127.0.0.1:1' is of no use"),
+        ("flink", "cluster", "endpoint 'cluster': expected HOST:PORT"),
+        ("spark", "spark://a:99999", "expected HOST:PORT"),
+    ],
+)
+def test_a_choice_that_cannot_work_is_refused_when_it_is_made(name: str, endpoint: str | None, said: str) -> None:
+    with pytest.raises(TesseraError, match=said):
+        Engine(name, endpoint)
