@@ -23,7 +23,7 @@ from features.frame import Frame
 from features.threads import fixed_threads, one_thread
 from models.ranker import checkpoint
 from models.ranker.checkpoint import Position
-from models.ranker.dropout import DropoutConfig, ValueDropout
+from models.ranker.dropout import DropoutConfig, ValueDropout, users_per_value
 from models.ranker.loading import ahead, assembler, examples, sighted
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.table.admission import Sketch
@@ -144,7 +144,7 @@ class _Training:
         self._best: dict[str, Tensor] | None = None
         self._epoch = self._batches = 0
         schema = source.schema
-        self._hidden = ValueDropout(schema, config.dropout)
+        self._hidden = ValueDropout(schema, config.dropout, users_per_value(source))
         decided_by = (schema.to_json(), asdict(config), len(rows), float(rows.labels.sum()))
         self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
         if config.precision == "auto":

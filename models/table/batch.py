@@ -66,6 +66,10 @@ class Entities:
         """Gathers a column of entities (M,): the rows of their values (n, c) and their value counts (M,)."""
         return self._columns[column].rows(index)
 
+    def values(self, column: str) -> int:
+        """Returns the number of distinct values of a column that has not changed since it was made."""
+        return self._columns[column].values
+
     def sightings(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Returns the keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
         return self._columns[column].sightings(index)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features.errors import BundleError
 from features.hashing import fingerprint, value_keys
 from features.history import Jagged
-from models.ranker.dropout import DropoutConfig, ValueDropout
+from models.ranker.dropout import DropoutConfig, ValueDropout, users_per_value
 from models.table.admission import FALSE_SIGHTINGS, MOST_SIGHTINGS, Admission, RecentSightings, Sketch
 from models.table.batch import Assembler, Entities, Examples
 from models.table.key_set import KeySet
@@ -318,7 +318,7 @@ def test_dropout_hides_an_id_and_the_depth_of_its_semantic_id_together_and_nothi
     )
     schema = Schema(features, (), rows=64, dim=4, history_length=3, admission=2)
     size = 4_000
-    found = ValueDropout(schema, DropoutConfig(value=0.1, item=0.5)).limits(np.random.default_rng(0), size)
+    found = ValueDropout(schema, DropoutConfig(value=0.1, item=0.5, user=0.0)).limits(np.random.default_rng(0), size)
     assert found is not None
     user, sex, item, code, history = found.T
     assert (sex == 255).all()
@@ -330,6 +330,38 @@ def test_dropout_hides_an_id_and_the_depth_of_its_semantic_id_together_and_nothi
     assert len(shares) > 1
     assert (np.diff(shares) < 0).all()
     assert ValueDropout(replace(schema, admission=0), DropoutConfig()).limits(np.random.default_rng(0), size) is None
+
+
+def test_dropout_hides_the_id_of_a_user_together_with_the_values_that_few_users_share() -> None:
+    features = (
+        Feature("user_id", "user", "user_id", "user_id"),
+        Feature("user.postcode", "user", "postcode", "user.postcode"),
+        Feature("user.trade", "user", "trade", "user.trade"),
+        Feature("user.sex", "user", "sex", "user.sex", vocabulary=("f", "m")),
+        Feature("item_id", "item", "item_id", "item_id"),
+        Feature("event.page", "event", "page", "event.page"),
+    )
+    schema = Schema(features, (), rows=64, dim=4, history_length=3, admission=2)
+    people = pl.DataFrame(
+        {
+            "user_id": [f"u{number}" for number in range(200)],
+            "postcode": [f"p{number // 3}" for number in range(200)],
+            "trade": [f"t{number % 15}" for number in range(200)],
+            "sex": ["f", "m"] * 100,
+        }
+    )
+    users = Entities(schema, "user", people, Admission.off())
+    nothing = {"item_id": pl.Series([], dtype=pl.String), "page": pl.Series([], dtype=pl.String)}
+    others = [Entities(schema, of, pl.DataFrame(nothing), Admission.off()) for of in ("item", "event")]
+    shared = users_per_value(Assembler(schema, users, *others))
+    assert shared == {"user_id": 1, "postcode": 200 / 67, "trade": 200 / 15, "sex": 100}
+    dropout = ValueDropout(schema, DropoutConfig(value=0.0, item=0.0, user=0.3), shared)
+    found = dropout.limits(np.random.default_rng(0), 4_000)
+    assert found is not None
+    user, postcode, *rest = found.T
+    assert 0.28 < (user == 0).mean() < 0.32
+    assert np.array_equal(user, postcode)
+    assert all((other == 255).all() for other in rest)
 
 
 def test_a_budget_below_the_exact_features_is_refused_with_what_would_do() -> None:
