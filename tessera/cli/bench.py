@@ -53,6 +53,9 @@ def bench(
         str | None,
         typer.Option(help="cold-start: the items to hold out, in SQL, 'year >= 2000'; by default a tenth."),
     ] = None,
+    users: Annotated[
+        bool, typer.Option("--users", help="cold-start: hold out a tenth of the users instead of items.")
+    ] = False,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Commit of another version, such as 310ca4f; both run in turns.")
@@ -74,10 +77,14 @@ def bench(
         optional = {"dataset": dataset, "held-out": held_out, "seconds": seconds}
         options = [f"--seeds={seeds}", *(f"--split={way}" for way in split or ())]
         options += [f"--{option}={value}" for option, value in optional.items() if value is not None]
+        options += ["--users"] if users else []
         turns = compare(against, name, options, out / f"{name}-against", rounds=rounds, console=err_console)
         print_json(turns.to_json()) if json else render(turns, out_console)
         return
-    chosen, datasets = _chosen(name, dataset, split or [], out)
+    if users and (name != "cold-start" or held_out is not None):
+        raise TesseraError("--users is for cold-start without --held-out")
+    needs = Needs() if users else NEEDS[name]
+    chosen, datasets = _new_users(dataset, split or [], out) if users else _chosen(name, dataset, split or [], out)
     if held_out is not None:
         if name != "cold-start":
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
@@ -86,7 +93,7 @@ def bench(
         if name not in _TIMED:
             raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
         chosen = partial(chosen, seconds=seconds)
-    check_datasets(name, NEEDS[name], datasets)
+    check_datasets(name, needs, datasets)
     if NEEDS[name].peers:
         chosen = partial(chosen, peers=build_peers(NEEDS[name], out / "peers", err_console))
     result = _measured(chosen, name, datasets, seeds, out)
@@ -155,6 +162,14 @@ def _chosen(
     # The papers' protocols split at random.
     (found,) = _datasets(path, ways or ["random"], out)[:1]
     return partial(_on_dataset(name), found, out / f"{name}-{found.name}"), [found]
+
+
+def _new_users(path: Path | None, ways: Sequence[str], out: Path) -> "tuple[Callable[..., BenchResult], list[Dataset]]":
+    """Returns the benchmark of users that training never saw, and its dataset under the descriptor's own split."""
+    from tessera.bench.offline.new_users import new_users
+
+    datasets = _datasets(path, ways[:1] or [None], out)
+    return partial(new_users, datasets[0], out / f"new-users-{datasets[0].name}"), datasets
 
 
 def _on_dataset(name: str) -> "Callable[..., BenchResult]":
