@@ -231,3 +231,47 @@ def _mean(column: Floats, example: Ints, counts: Ints, nothing: float) -> Floats
 def _log_scaled(values: Floats) -> Floats:
     found: Floats = np.sign(values) * np.log1p(np.abs(values))
     return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One aggregate of one entity as a person reads it.
+
+    Attributes:
+        name: Name of the aggregate.
+        by: Entities or columns of entities.
+        horizon: `all`, a window such as `7d`, or `half 7d`; "" for a recency.
+        kind: `rate`, `count` and so on.
+        value: Share of positives of a rate, seconds of a recency, else the number itself; None where there is none.
+        count: Events behind a rate, decayed or not; None for other kinds.
+    """
+
+    name: str
+    by: tuple[str, ...]
+    horizon: str
+    kind: str
+    value: float | None
+    count: float | None = None
+
+
+def readings(plan: AggregatePlan, columns: NDArray[np.float32]) -> list[Reading]:
+    """Returns a plan's columns (A,) of one example as numbers without logarithms."""
+    by_name = dict(zip(plan.columns, columns.astype(np.float64).tolist(), strict=True))
+    found: list[Reading] = []
+    for one in plan.aggregations:
+        if one.kind == "recency":
+            found.append(Reading(one.name, one.by, "", one.kind, _unscaled(by_name[one.columns[0]])))
+            continue
+        names = one.columns[::2] if one.kind == "rate" else one.columns
+        for (kind, text), name in zip(one.horizons, names, strict=True):
+            horizon = text if kind == "window" else f"half {text}"
+            if one.kind == "rate":
+                share, count = 1 / (1 + np.exp(-by_name[name])), _unscaled(by_name[f"{name}.count"])
+                found.append(Reading(one.name, one.by, horizon, one.kind, float(share), count))
+            else:
+                found.append(Reading(one.name, one.by, horizon, one.kind, _unscaled(by_name[name])))
+    return found
+
+
+def _unscaled(value: float) -> float | None:
+    return None if np.isnan(value) else float(np.sign(value) * np.expm1(abs(value)))

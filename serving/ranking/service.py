@@ -15,12 +15,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import tracing as trace
+from features.aggregate.aggregator import Reading, readings
 from features.errors import BundleError, EventError, StoreError
 from models.bundle import record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.local import context_frame
+from models.bundle.request_aggregates import AsOf
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
 from serving.ranking.aggregates import RequestAggregates
@@ -286,6 +288,23 @@ class RankService:
         if number is None or number >= self._published or name in self._catalogue.deleted:
             return None
         return published_view(self.bundle, number, self._attributes)
+
+    def aggregates(self, user: str, item: str, *, at: int | None = None) -> tuple[list[Reading], AsOf | None]:
+        """Returns the aggregates that a ranking of one item for one user reads, and the time as of which they are.
+
+        Args:
+            user: Id of the user. An unknown user has no event.
+            item: Id of the item. An unknown item has no event.
+            at: As in `rank`.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        self._learn([item] if item not in self._catalogue.item_numbers else [])
+        with self._lock:
+            asked = self._aggregates.of(user, np.array([self._number(item)], dtype=np.int64))
+        columns, as_of = self._aggregates.answer(asked, self._histories.read(user, asked.ids), at)
+        return ([] if columns is None else readings(self._schema.aggregates, columns[0])), as_of
 
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:
         """Returns the items whose content is nearest to an item's content, with their cosine similarity.

@@ -103,7 +103,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for one, parent in ((world, None), (other, world.bundle.id)):
         measured = one.bundle.manifest.metrics["quality"]["ranker"]["all"]
         lineage = Lineage("d" * 64, one.bundle.manifest.encoder, one.bundle.manifest.codebook, parent)
-        metrics = {f"all.{name}": float(value) for name, value in measured.items()}
+        metrics = {f"all.{name}": float(value) for name, value in measured.items() if value is not None}
         release = registry.publish(one.bundle, params={}, metrics=metrics, lineage=lineage)
     registry.challenge(release, verdict={})
     start(registry, None, CHALLENGER, [RampStep(0.0, 0.2)], name="monday")

@@ -34,6 +34,7 @@ _PAGES = (
     ("/models", "Models"),
     ("/rollouts", "Rollouts"),
     ("/ids", "Semantic IDs"),
+    ("/aggregates", "Aggregates"),
     ("/letters", "Dead letters"),
     ("/health", "Features and table"),
 )
@@ -93,7 +94,7 @@ class Console:
 def add_console(app: FastAPI, console: Console) -> None:
     """Gives an app the console's routes."""
     router = APIRouter(prefix="/console", include_in_schema=False)
-    for part in (_overview, _models, _rollouts, _ids, _letters, _health, _files):
+    for part in (_overview, _models, _rollouts, _ids, _aggregates, _letters, _health, _files):
         part(router, console)
     app.include_router(router)
 
@@ -156,6 +157,14 @@ def _ids(router: APIRouter, console: Console) -> None:
             chosen=chosen, near=near, twins=items.same_code(chosen.id) if chosen else [], path=path,
             branches=items.branches(codes),
         )  # fmt: skip
+
+
+def _aggregates(router: APIRouter, console: Console) -> None:
+    @router.get("/aggregates")
+    def aggregates(user: str = Query("", max_length=1_024), item: str = Query("", max_length=1_024)) -> HTMLResponse:
+        with console.current.pinned() as service:
+            content = view.aggregates(service, user, item)
+        return console.page("aggregates", "/aggregates", user=user, item=item, **content)
 
 
 def _letters(router: APIRouter, console: Console) -> None:

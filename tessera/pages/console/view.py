@@ -7,8 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from features.aggregate.aggregator import Reading
+from features.errors import TesseraError
 from models.ranker.evaluate import PARTS
 from models.registry.lineage import ModelVersion
+from serving.ranking.service import RankService
 from serving.rollout.experiment import CHALLENGER, CONTROL
 from serving.rollout.judge import interval_text
 from serving.traffic.router import Router
@@ -213,3 +216,29 @@ def _unseen(parts: dict[str, Any]) -> list[dict[str, Any]]:
         for part, of in _UNSEEN.items()
         if total and (found := parts.get(part))
     ]
+
+
+def aggregates(service: RankService, user: str, item: str) -> dict[str, Any]:
+    """Returns the aggregates that a ranking of an item for a user reads, as of the newest event of the stream."""
+    plan = service.bundle.schema.aggregates
+    content: dict[str, Any] = {"rows": [], "as_of": None, "declared": bool(plan.columns), "problem": ""}
+    if not plan.columns or not (user or item):
+        return content
+    try:
+        rows, as_of = service.aggregates(user, item)
+    except TesseraError as error:
+        return content | {"problem": str(error)}
+    wanted = [row for row in rows if all((user if part.startswith("user") else item) for part in row.by)]
+    newest = None if as_of is None or not service.has_clock else as_of.time / 1e6
+    return content | {"rows": [_reading(row) for row in wanted], "as_of": newest}
+
+
+def _reading(row: Reading) -> dict[str, str]:
+    value = "–" if row.value is None else f"{row.value:,.3g}"
+    if row.kind == "rate" and row.value is not None:
+        value = f"{100 * row.value:.1f} %"
+    elif row.kind == "recency" and row.value is not None:
+        value = ago(row.value)
+    behind = "" if row.count is None else f"{row.count:,.1f}"
+    return {"name": row.name, "by": " × ".join(row.by), "kind": row.kind, "horizon": row.horizon, "value": value,
+            "count": behind}  # fmt: skip

@@ -184,6 +184,7 @@ NEEDED: dict[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/console/rollouts"): ("console",),
     ("GET", "/console/rollouts/{experiment}"): ("console",),
     ("GET", "/console/ids"): ("console",),
+    ("GET", "/console/aggregates"): ("console",),
     ("GET", "/console/letters"): ("console",),
     ("GET", "/console/health"): ("console",),
     ("GET", "/console/console.css"): ("console",),
