@@ -75,8 +75,9 @@ class Aggregator:
         """Answers for examples, each as of its time; the examples that enter then count.
 
         Returns:
-            (B, A) float32 columns of the plan: log-odds of rates, log1p of counts and seconds, `sign(x) * log1p(|x|)`
-            of sums and means, NaN where there is none; and the distinct keys of each group that changed.
+            (B, A) float32 columns of the plan: log-odds of rates and the weight of their events beside the prior, log1p
+            of counts and seconds, `sign(x) * log1p(|x|)` of sums and means, NaN where there is none; and the distinct
+            keys of each group that changed.
         """
         out = np.empty((len(occasions), len(self.plan.columns)), dtype=np.float32)
         self.watermark = int(occasions.times[occasions.enters].max(initial=self.watermark))
@@ -195,7 +196,8 @@ def _columns(aggregation: Aggregation, group: Group, sums: KeySums, base_rate: f
             rest = aggregation.prior * (1.0 - base_rate)
             # Positives and negatives, each with its share of the prior: their ratio is that of the smoothed rate.
             columns.append(np.log((positive + aggregation.prior * base_rate) / (count - positive + rest)))
-            columns.append(np.log1p(count))
+            # Bounded, unlike the count, which grows beyond all that training has seen.
+            columns.append(count / (count + aggregation.prior))
         elif aggregation.kind == "mean":
             total, present = of
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -214,7 +216,7 @@ def _horizon(group: Group, sums: KeySums, kind: str, text: str) -> NDArray[np.in
 
 def _nothing(aggregation: Aggregation, name: str, base_rate: float) -> float:
     """Returns the value of a column for an example without a key, such as an item without a genre."""
-    if aggregation.kind == "rate" and not name.endswith(".count"):
+    if aggregation.kind == "rate" and not name.endswith(".weight"):
         return float(np.log(base_rate / (1 - base_rate)))
     return 0.0 if aggregation.kind in ("count", "positive", "rate", "sum", "distinct") else np.nan
 
@@ -266,8 +268,9 @@ def readings(plan: AggregatePlan, columns: NDArray[np.float32]) -> list[Reading]
         for (kind, text), name in zip(one.horizons, names, strict=True):
             horizon = text if kind == "window" else f"half {text}"
             if one.kind == "rate":
-                share, count = 1 / (1 + np.exp(-by_name[name])), _unscaled(by_name[f"{name}.count"])
-                found.append(Reading(one.name, one.by, horizon, one.kind, float(share), count))
+                share, weight = 1 / (1 + np.exp(-by_name[name])), by_name[f"{name}.weight"]
+                count = one.prior * weight / (1 - weight)
+                found.append(Reading(one.name, one.by, horizon, one.kind, float(share), float(count)))
             else:
                 found.append(Reading(one.name, one.by, horizon, one.kind, _unscaled(by_name[name])))
     return found

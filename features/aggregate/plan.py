@@ -3,7 +3,7 @@
 Aggregates by the same entities share one group, whose sums are kept once. A plan is part of a bundle's schema.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -17,6 +17,9 @@ PREFIX = "aggregate."
 USER_HALF_LIVES, ITEM_HALF_LIVES = ("1h", "7d"), ("30d",)
 _DECAYED_PRIOR = 5.0
 _LEAST_RATE = 1e-4
+_MOST_ENTITIES = 2
+MOST_CROSSED: Final = 16
+"""Most default aggregates that are by two entities or columns."""
 MOST_KEYS: Final = 5_000_000
 """Default of `AggregatePlan.most_keys`; a key of a default aggregate takes about 100 bytes."""
 COUNT, POSITIVE = "count", "positive"
@@ -64,13 +67,13 @@ class Aggregation:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that the aggregate gives; a rate gives its log-odds and the count behind them."""
+        """Names of the columns that the aggregate gives; a rate gives its log-odds and the weight of its events."""
         if self.kind == "recency":
             return (f"{PREFIX}{self.name}",)
         found: list[str] = []
         for kind, text in self.horizons:
             name = f"{PREFIX}{self.name}.{text if kind == 'window' else f'half_{text}'}"
-            found += [name, f"{name}.count"] if self.kind == "rate" else [name]
+            found += [name, f"{name}.weight"] if self.kind == "rate" else [name]
         return tuple(found)
 
 
@@ -159,29 +162,34 @@ def plan_of(dataset: Dataset, choice: Choice = "default", *, most_keys: int = MO
 def defaults(dataset: Dataset) -> tuple[Aggregation, ...]:
     """Returns the aggregates of a dataset that declares none.
 
-    With a clock and explicit labels: rates of users and items, of all time and decayed, and of users by each
-    categorical column of the items. With a clock and implicit labels: counts and recencies, since a rate has no
-    denominator. Without a clock: none.
+    With a clock and explicit labels: rates of users and items, of all time and decayed, of users by each categorical
+    column of the items, of items by each of the users, and of each pair of such columns; at most `MOST_CROSSED` are by
+    two. With a clock and implicit labels: counts and recencies, since a rate has no denominator. Without a clock: none.
     """
     events = dataset.events
     if events.time is None:
         return ()
     named = [kind for kind, column in (("user", events.user), ("item", events.item)) if column]
-    crossed = [("user", f"item.{name}") for name in dataset.items.categorical] if dataset.items else []
-    if "user" not in named:
-        crossed = []
     half_lives = {"user": USER_HALF_LIVES, "item": ITEM_HALF_LIVES}
     found: list[Aggregation] = []
-    if events.label.implicit:
-        for kind in named:
-            found.append(Aggregation(f"{kind}_count", (kind,), COUNT, windows=(ALL,), half_lives=half_lives[kind]))
-            found.append(Aggregation(f"{kind}_recency", (kind,), "recency"))
-        return (*found, *(Aggregation(_crossed(by), by, COUNT, windows=(ALL,)) for by in crossed))
-    for kind in named:
-        found.append(Aggregation(f"{kind}_rate", (kind,), "rate", windows=(ALL,)))
-        decayed = Aggregation(f"{kind}_mood", (kind,), "rate", half_lives=half_lives[kind], prior=_DECAYED_PRIOR)
+    kind = COUNT if events.label.implicit else "rate"
+    for entity in named:
+        found.append(Aggregation(f"{entity}_{kind}", (entity,), kind, windows=(ALL,)))
+        decayed = Aggregation(f"{entity}_mood", (entity,), kind, half_lives=half_lives[entity], prior=_DECAYED_PRIOR)
         found.append(decayed)
-    return (*found, *(Aggregation(_crossed(by), by, "rate", windows=(ALL,)) for by in crossed))
+        if events.label.implicit:
+            found.append(Aggregation(f"{entity}_recency", (entity,), "recency"))
+    if len(named) == _MOST_ENTITIES:
+        crossed = _crosses(dataset.entity_columns, columns_alone=kind == "rate")
+        found += [Aggregation(_crossed(by), by, kind, windows=(ALL,)) for by in crossed[:MOST_CROSSED]]
+    return tuple(found)
+
+
+def _crosses(columns: Mapping[str, tuple[str, ...]], *, columns_alone: bool) -> list[tuple[str, str]]:
+    """Returns the pairs of user and item, one or both by a column; users by a column of the items come first."""
+    of_users, of_items = ([f"{kind}.{name}" for name in columns[kind]] for kind in ("user", "item"))
+    pairs = [("user", column) for column in of_items] + [("item", column) for column in of_users]
+    return pairs + [(user, item) for user in of_users for item in of_items if columns_alone]
 
 
 def column_of(part: str) -> tuple[str, str]:

@@ -11,7 +11,8 @@ from features.aggregate.plan import plan_of
 from features.aggregate.state import GroupState
 from features.aggregate_frame import aggregated_by, with_aggregates
 from features.dataset.aggregate import Aggregate
-from features.dataset.descriptor import Dataset, Split, load_dataset
+from features.dataset.descriptor import Dataset, Split, Users, load_dataset
+from features.dataset.source import Categorical
 from features.errors import DatasetError
 from features.frame import Frame, build_frame
 from tests.build import coloured_dataset
@@ -89,6 +90,23 @@ def test_with_an_implicit_label_a_rate_is_refused_and_counts_are_the_default(tmp
         loaded(tmp_path, 'x = { by = "item", value = "rate" }', **implicit)
     plan = plan_of(loaded(tmp_path, "", **implicit))
     assert {one.kind for one in plan.aggregations} == {"count", "recency"}
+
+
+def test_default_aggregates_by_two_are_bounded(tmp_path: Path) -> None:
+    many = ", ".join(f'"c{number}"' for number in range(30))
+    plan = plan_of(loaded(tmp_path, "", **{'categorical = ["brand"]': f"categorical = [{many}]"}))
+    assert [one.by[1] for one in plan.aggregations if len(one.by) == 2] == [f"item.c{number}" for number in range(16)]
+
+
+def test_default_aggregates_cross_users_items_and_their_columns() -> None:
+    dataset = coloured_dataset().model_copy(
+        update={"users": Users(path="u.csv", id="user_id", categorical={"age": Categorical(), "city": Categorical()})}
+    )
+    crossed = [one.by for one in plan_of(dataset).aggregations if len(one.by) == 2]
+    assert crossed == [
+        ("user", "item.colour"), ("item", "user.age"), ("item", "user.city"),
+        ("user.age", "item.colour"), ("user.city", "item.colour"),
+    ]  # fmt: skip
 
 
 def test_default_aggregates_are_user_item_and_user_by_each_column_of_the_item(tmp_path: Path) -> None:
