@@ -9,6 +9,7 @@ from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.profile import Profile, profile
 from tessera.pipeline.run import RunOptions, RunResult
 from tessera.pipeline.run import run as run_stages
+from tessera.settings import Settings
 
 if TYPE_CHECKING:
     from models.registry.registry import Registry
@@ -66,7 +67,9 @@ def run(
         ['encode']
     """
     quiet = Console(quiet=True) if console is None else console
-    return run_stages(_loaded(dataset), Path(out), options, console=quiet, registry=registry, until=until)
+    engines = Settings.from_environment().engine
+    loaded = _loaded(dataset)
+    return run_stages(loaded, Path(out), options, console=quiet, registry=registry, until=until, engines=engines)
 
 
 def _loaded(dataset: Dataset | str | Path) -> Dataset:

@@ -139,8 +139,11 @@ def run(
     given = {"runner": runner, "endpoint": endpoint}
     chosen = load_options(loaded, [*(set_ or ()), *(f"{name}={value}" for name, value in given.items() if value)])
     options = replace(chosen, warm_start=warm_start, positions=read_positions(positions))
-    registry = Settings.from_environment().registry_on_use() if until == "publish" else None
-    result = run_stages(loaded, out, options, console=err_console, registry=registry, until=until)
+    settings = Settings.from_environment()
+    registry = settings.registry_on_use() if until == "publish" else None
+    result = run_stages(
+        loaded, out, options, console=err_console, registry=registry, until=until, engines=settings.engine
+    )
     if json:
         import msgspec
 

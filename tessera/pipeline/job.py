@@ -17,7 +17,9 @@ from tessera.pipeline.made_of import MadeOf, differences, key_of
 from tessera.pipeline.options import RunOptions
 from tessera.pipeline.stage import Advance, Stages
 from tessera.pipeline.warm_start import Previous
-from tessera.settings import Settings
+
+Engines = Callable[[str, str | None, tuple[str, ...]], Engine]
+"""Makes an engine of a runner, an endpoint and further options."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Job:
         read: Choices that the stages so far read, by dotted name.
     """
 
-    def __init__(self, dataset: Dataset, out: Path, options: RunOptions, console: Console, code: str) -> None:
+    def __init__(
+        self, dataset: Dataset, out: Path, options: RunOptions, console: Console, code: str, engines: Engines = Engine
+    ) -> None:
+        self._engines = engines
         self.dataset, self.out, self.options, self.console, self.code = dataset, out, options, console, code
         if options.warm_start and options.warm_start.resolve() == out.resolve():
             raise DatasetError(f"--warm-start {out} is this run's own --out; give the new run another directory")
@@ -59,9 +64,8 @@ class Job:
 
     @property
     def engine(self) -> Engine:
-        """Engine of the batch jobs, at the addresses of the environment."""
-        chosen = self.options
-        return Settings.from_environment().engine(chosen.runner, chosen.endpoint, chosen.runner_options)
+        """Engine of the batch jobs."""
+        return self._engines(self.options.runner, self.options.endpoint, self.options.runner_options)
 
     @property
     def data_key(self) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from features.dataset.descriptor import Dataset
+from features.jobs.engine import Engine
 from models.bundle.bundle import Bundle
 from models.registry.gate import Verdict
 from models.registry.registry import Registry
@@ -19,7 +20,7 @@ from tessera.pipeline.assign import assign
 from tessera.pipeline.encode import encode
 from tessera.pipeline.evaluate import evaluate, read_metrics
 from tessera.pipeline.frame import frame
-from tessera.pipeline.job import Job
+from tessera.pipeline.job import Engines, Job
 from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.publish import Ready, bundle, register
 from tessera.pipeline.train import train
@@ -61,6 +62,7 @@ def run(
     console: Console,
     registry: Registry | None,
     until: str,
+    engines: Engines = Engine,
 ) -> RunResult:
     """Runs the stages up to and including `until`; finished stages are kept.
 
@@ -71,12 +73,13 @@ def run(
         console: Prints progress bars, choices that differ from a warm start, and the reasons for a repeated stage.
         registry: Receives the bundle; None leaves the bundle in `out` alone.
         until: One of `STAGES`.
+        engines: Makes the engine of the batch jobs; `Settings.engine` knows the addresses of the environment.
 
     Raises:
         TesseraError: Another run uses `out`, or a stage cannot run.
     """
     chosen = load_options(dataset) if options is None else options
-    job = Job(dataset, out, chosen, console, code_version(__name__))
+    job = Job(dataset, out, chosen, console, code_version(__name__), engines)
     with job.stages.held():
         return _stages(job, registry, STAGES[: STAGES.index(until) + 1])
 
