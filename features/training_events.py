@@ -23,10 +23,11 @@ _SEPARATOR = "\x1f"
 def event_ids(frame: Frame, part: str) -> NDArray[np.uint32]:
     """Returns ids (N,) of a part's examples, 32 bits each: of K known events, a new one collides once in 2**32 / K."""
     examples = frame.part(part)
+    derived = set(frame.aggregates.columns)
     columns = [
         frame.users["user_id"].gather(examples["user"]) if frame.users.height else pl.Series([""] * examples.height),
         frame.items["item_id"].gather(examples["item"]) if frame.items.height else pl.Series([""] * examples.height),
-        *(examples[name] for name in sorted(examples.columns) if name not in _NOT_OF_THE_EVENT),
+        *(examples[name] for name in sorted(examples.columns) if name not in _NOT_OF_THE_EVENT | derived),
     ]
     table = pl.DataFrame([column.rename(str(number)) for number, column in enumerate(columns)])
     scalar = [name for name, dtype in table.schema.items() if not dtype.is_nested()]
