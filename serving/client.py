@@ -12,6 +12,7 @@ refusal by the server is an `ApiError`, and a server that does not answer is a `
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -70,6 +71,7 @@ class Client:
         context: Mapping[str, Any] | None = None,
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
+        at: datetime | None = None,
     ) -> Ranking:
         """Ranks the candidates for a user, or the items that retrieval finds.
 
@@ -80,6 +82,8 @@ class Client:
             context: Values of the events' own columns, by column. Absent columns are null.
             filter: Condition on the items' filterable columns that retrieved candidates must meet.
             explain: True returns the contribution of each feature to an item's log-odds.
+            at: Time as of which aggregates are answered, UTC if without an offset. None: right after the newest event
+                of the stream.
 
         Returns:
             Items with their probabilities, best first, and the bundle that ranked them.
@@ -92,7 +96,7 @@ class Client:
             >>> client.rank("r00001", ["a00001", "a00002"], k=1).known_user
             True
         """
-        return self._do(rank_call(user, candidates, k, context, filter, explain))
+        return self._do(rank_call(user, candidates, k, context, filter, explain, at))
 
     def retrieve(
         self,
@@ -231,9 +235,10 @@ class AsyncClient:
         context: Mapping[str, Any] | None = None,
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
+        at: datetime | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
-        return await self._do(rank_call(user, candidates, k, context, filter, explain))
+        return await self._do(rank_call(user, candidates, k, context, filter, explain, at))
 
     async def retrieve(
         self,

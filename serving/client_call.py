@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -54,6 +55,9 @@ class Ranking(msgspec.Struct, frozen=True):
         retrieved: True if retrieval chose the candidates.
         stale: True if the store did not answer, so that rows or history may be old.
         impression: Id of the recorded impression, for outcomes. None if none was recorded.
+        as_of: Time as of which aggregates were answered, as ISO 8601 text, or a position if the dataset has no clock.
+            None without aggregates.
+        as_of_source: `request` if the request gave the time, `stream` if the time is that of the newest event.
     """
 
     bundle: str
@@ -63,6 +67,8 @@ class Ranking(msgspec.Struct, frozen=True):
     retrieved: bool
     stale: bool
     impression: str | None = None
+    as_of: str | int | None = None
+    as_of_source: str | None = None
 
 
 class RetrievedItem(msgspec.Struct, frozen=True):
@@ -222,9 +228,12 @@ def rank_call(
     context: Mapping[str, Any] | None,
     filter: Mapping[str, Any] | None,
     explain: bool,
+    at: datetime | None,
 ) -> Call[Ranking]:
     """Returns the call of `Client.rank`."""
     body = {"user": user, "candidates": candidates, "k": k, "context": context, "filter": filter, "explain": explain}
+    if at is not None:
+        body["at"] = at.isoformat()
     return Call(Ranking, "POST", "/v1/rank", body)
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,15 @@ def test_every_call_of_the_client(served: Served, world: World) -> None:
         assert wrong.value.field == "items.0"
     with Client(served.url) as client, pytest.raises(ApiError, match="an API key is needed"):
         client.version()
+
+
+def test_a_ranking_says_as_of_when_its_aggregates_are(served: Served, world: World) -> None:
+    items = world.bundle.items["item_id"].to_list()[:3]
+    with Client(served.url, key=served.reader) as client:
+        now, then = (client.rank("anyone", items, at=at) for at in (None, datetime(2031, 5, 1, tzinfo=UTC)))
+    assert (now.as_of_source, then.as_of_source) == ("stream", "request")
+    assert then.as_of == "2031-05-01T00:00:00Z"
+    assert isinstance(now.as_of, str)
 
 
 def test_the_async_client_makes_the_same_calls(served: Served, world: World) -> None:
