@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from features.aggregate.halving import HALF_LIVES, weights
 from features.aggregate.key_map import NOT_THERE, KeyMap
+from features.aggregate.reference import Loop as Reference
 from features.aggregate.state import GroupState, tile_us
 
 WINDOWS, HALF_LIVES_US = (48, 2_400), (3, 50)
@@ -32,6 +33,8 @@ EVENTS = st.lists(
     ),
     max_size=40,
 )
+
+FAR = st.one_of(st.integers(-100, 100), st.sampled_from([-(2**59), 2**59]))
 
 
 class Loop:
@@ -86,6 +89,27 @@ def fresh() -> GroupState:
 def test_one_batch_gives_what_a_loop_gives(events: list[Event]) -> None:
     loop = Loop()
     assert answers(fresh(), events) == [loop.step(event) for event in events]
+
+
+def expected_of(events: list[Event]) -> list[list[float]]:
+    reference = Reference(2, WINDOWS, HALF_LIVES_US)
+    found: list[list[float]] = []
+    for event in events:
+        answer = reference.step(event.key, event.time, [1, event.label], event.enters)
+        numbers = itertools.chain(answer.every, *answer.windows, *answer.decayed, [answer.since])
+        found.append([float(number) for number in numbers])
+    return found
+
+
+@given(EVENTS)
+def test_one_batch_gives_what_the_reference_gives(events: list[Event]) -> None:
+    assert answers(fresh(), events) == expected_of(events)
+
+
+@given(st.lists(st.builds(Event, st.integers(0, 7), FAR, st.integers(0, 1), st.booleans()), max_size=30))
+def test_times_that_are_far_apart_change_nothing(events: list[Event]) -> None:
+    far = [Event(key, time, 1, True) for key, time in enumerate((-(2**59), 2**59) * 2)]
+    assert answers(fresh(), far + events) == expected_of(far + events)
 
 
 @given(EVENTS, st.lists(st.integers(0, 40), max_size=5))
