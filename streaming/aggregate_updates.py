@@ -82,8 +82,6 @@ class AggregateUpdates:
 
     def _records(self, changed: dict[tuple[str, ...], NDArray[np.uint64]]) -> Iterator[Record]:
         for group, (by, keys) in enumerate(changed.items()):
-            state = self.state.states[by]
-            keys = keys[state.holds(keys)]
-            rows = state.take(keys)
-            yield from aggregate_record.batch_records(group, keys, rows, limit=self._limit_bytes)
+            held, rows = self.state.states[by].held(keys)
+            yield from aggregate_record.batch_records(group, held, rows, limit=self._limit_bytes)
         yield aggregate_record.watermark_record(self.state.watermark)

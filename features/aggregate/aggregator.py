@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from features.aggregate.extremes import MISSING
 from features.aggregate.key_map import KeyMap, Keys
+from features.aggregate.order import NEVER
 from features.aggregate.plan import COUNT, POSITIVE, AggregatePlan, Aggregation, Group, horizon_us
-from features.aggregate.state import NEVER, Floats, GroupState, Ints, KeySums
+from features.aggregate.state import Floats, GroupState, Ints, KeySums
 from features.hashing import splitmix64
 from features.history import Jagged
 

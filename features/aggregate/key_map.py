@@ -38,22 +38,25 @@ class KeyMap:
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Returns the numbers (N,) of keys (N,), `NOT_THERE` where the map lacks the key."""
-        out = np.full(len(keys), NOT_THERE, dtype=np.int64)
         last = np.uint64(len(self._keys) - 1)
-        place, slot, wanted = np.arange(len(keys)), keys & last, keys
-        while len(place):
+        slot = keys & last
+        out: NDArray[np.int64] = self._numbers[slot]
+        # A slot with another key sends its key to the next slot.
+        further = ((self._keys[slot] != keys) & (out != NOT_THERE)).nonzero()[0]
+        place, wanted = further, keys
+        while place.size:
+            slot, wanted = (slot[further] + np.uint64(1)) & last, wanted[further]
             number = self._numbers[slot]
-            here = (self._keys[slot] == wanted) & (number != NOT_THERE)
-            out[place[here]] = number[here]
-            further = ~here & (number != NOT_THERE)
-            place, slot, wanted = place[further], (slot[further] + np.uint64(1)) & last, wanted[further]
+            out[place] = number
+            further = ((self._keys[slot] != wanted) & (number != NOT_THERE)).nonzero()[0]
+            place = place[further]
         return out
 
     def put(self, keys: Keys) -> NDArray[np.int64]:
         """Returns the numbers (N,) of keys (N,), which may repeat; new keys get the next numbers in their order."""
         numbers = self.find(keys)
-        new = np.flatnonzero(numbers == NOT_THERE)
-        if not len(new):
+        new = (numbers == NOT_THERE).nonzero()[0]
+        if not new.size:
             return numbers
         fresh, first, inverse = np.unique(keys[new], return_index=True, return_inverse=True)
         order = np.empty(len(fresh), dtype=np.int64)

@@ -24,14 +24,16 @@ from numpy.typing import NDArray
 from features.aggregate.extremes import MISSING, running
 from features.aggregate.halving import epoch, moved, weights
 from features.aggregate.key_map import NOT_THERE, KeyMap, Keys
+from features.aggregate.order import NEVER, Order, ordered
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-NEVER: Final = -(2**62)
-"""Clock of a key without events."""
 TILES: Final = 24
 """Tiles of a window, beside the tile that it begins in."""
 _HEAD: Final = 2
+_PLACES: Final = np.arange(TILES + 1)
+# Age in tiles of each place of a ring, by the place of the newest tile.
+_AGES: Final = (_PLACES[:, None] - _PLACES) % (TILES + 1)
 
 
 def tile_us(window_us: int) -> int:
@@ -56,30 +58,6 @@ class KeySums:
     decayed: tuple[Floats, ...]
     since: Ints
     extremes: Ints
-
-
-@dataclass(frozen=True)
-class _Order:
-    """M events of a batch, sorted by key and arrival, with their places among the E that enter."""
-
-    slot: Ints
-    clock: Ints
-    moment: Ints
-    segment: Ints
-    entering: Ints
-    begin: Ints
-    """Of each event, the entering events of earlier segments."""
-    settled: Ints
-    """Of each event, the entering events of earlier segments and those that it sees."""
-    rank: Ints
-    """Of the entering events: place of (segment, moment), ascending."""
-    times: Ints
-    """The distinct times that `rank` counts."""
-
-    def before(self, times: Ints) -> Ints:
-        """Returns, of each event, the entering events of earlier segments and those of its key before `times` (M,)."""
-        wanted = self.segment * (len(self.times) + 1) + np.searchsorted(self.times, times, side="left")
-        return np.clip(np.searchsorted(self.rank, wanted, side="left"), self.begin, self.settled)
 
 
 class GroupState:
@@ -135,10 +113,11 @@ class GroupState:
         numbers = self._numbered(keys)
         self._rows[numbers] = rows
 
-    def holds(self, keys: Keys) -> NDArray[np.bool_]:
-        """Returns whether each key (N,) is there."""
-        found: NDArray[np.bool_] = self._map.find(keys) != NOT_THERE
-        return found
+    def held(self, keys: Keys) -> tuple[Keys, Ints]:
+        """Returns those of the keys (N,) that are there, and their rows."""
+        numbers = self._map.find(keys)
+        there = numbers != NOT_THERE
+        return keys[there], self._rows[numbers[there]]
 
     def take(self, keys: Keys) -> Ints:
         """Returns the rows (N, width) of keys that are there (N,)."""
@@ -183,9 +162,12 @@ class GroupState:
             enters: (M,) False for an event that is answered and never counts.
             numbers: (M, X) number of each event for each extreme, or `MISSING`.
         """
-        slots = np.full(len(keys), NOT_THERE, dtype=np.int64)
-        slots[enters] = self._numbered(keys[enters])
-        slots[~enters] = self._map.find(keys[~enters])
+        if enters.all():
+            slots = self._numbered(keys)
+        else:
+            slots = np.empty(len(keys), dtype=np.int64)
+            slots[enters] = self._numbered(keys[enters])
+            slots[~enters] = self._map.find(keys[~enters])
         arrival = np.argsort(slots, kind="stable")
         order = self._ordered(slots[arrival], times[arrival], enters[arrival])
         value = values[arrival][order.entering]
@@ -220,30 +202,19 @@ class GroupState:
         self._keys[numbers] = keys
         return numbers
 
-    def _ordered(self, slot: Ints, time: Ints, enters: NDArray[np.bool_]) -> _Order:
-        size = len(slot)
-        first = np.ones(size, dtype=np.bool_)
-        first[1:] = slot[1:] != slot[:-1]
-        segment = np.cumsum(first) - 1
-        clock = np.where(slot == NOT_THERE, NEVER, self._rows[slot, 0] if len(self._rows) else NEVER)
-        distinct, ranks = np.unique(np.concatenate([time, clock]), return_inverse=True)
-        of_time, of_clock = ranks[:size], ranks[size:]
-        span = len(distinct) + 1
-        # The clock after each event; an event that does not enter leaves the clock alone.
-        clocks = np.maximum.accumulate(segment * span + np.maximum(np.where(enters, of_time, 0), of_clock))
-        rank = np.maximum(clocks, segment * span + of_time)
-        entering = np.flatnonzero(enters)
-        arrived: Ints = np.cumsum(enters) - enters
-        begin: Ints = arrived[np.flatnonzero(first)][segment] if size else arrived
-        settled = np.minimum(np.searchsorted(rank[entering], rank, side="left"), arrived)
-        moment = distinct[rank - segment * span] if size else time
-        return _Order(slot, clock, moment, segment, entering, begin, settled, rank[entering], distinct)
+    def _ordered(self, slot: Ints, time: Ints, enters: NDArray[np.bool_]) -> Order:
+        clock = self._rows[slot, 0] if len(self._rows) else np.full(len(slot), NEVER, dtype=np.int64)
+        # The slots are sorted, so the keys that are not there come first.
+        clock[: int(np.searchsorted(slot, 0))] = NEVER
+        return ordered(slot, clock, time, enters)
 
-    def _known(self, order: _Order) -> Ints:
+    def _known(self, order: Order) -> Ints:
         """Returns the rows (M, width) of the events' keys before the batch; zero for a key that is new."""
         if not len(self._rows):
             return np.zeros((len(order.slot), self.width), dtype=np.int64)
-        return np.where((order.slot == NOT_THERE)[:, None], 0, self._rows[order.slot])
+        known: Ints = self._rows[order.slot]
+        known[: int(np.searchsorted(order.slot, 0))] = 0
+        return known
 
     def _place(self, part: int) -> slice:
         """Columns of a part: 0 for all time, then the half-lives; `_ring` gives the windows' columns."""
@@ -259,19 +230,17 @@ class GroupState:
         start = _HEAD + self.channels * (2 + len(self.half_lives_us)) + size * window
         return rows[:, start : start + size].reshape(len(rows), TILES + 1, self.channels)
 
-    def _window(self, window: int, order: _Order, before: Ints, known: Ints, unseen: Ints) -> Ints:
+    def _window(self, window: int, order: Order, before: Ints, known: Ints, unseen: Ints) -> Ints:
         length, tile = self.windows_us[window], tile_us(self.windows_us[window])
         start = (order.moment - length) // tile * tile
         here: Ints = before[order.settled] - before[order.before(start)]
-        held = np.flatnonzero(order.clock > NEVER)
-        if len(held):
-            numbers = _tiles(order.clock[held] // tile)
-            kept = numbers * tile >= start[held, None]
-            ring = self._ring(known[held], window)
-            here[held] += (ring * kept[:, :, None]).sum(axis=1) - unseen[held]
+        # The window holds the newest tiles of the ring. The tiles of a key without events are empty.
+        head = order.clock // tile
+        kept = _newest(head, head - start // tile + 1).astype(np.int64)
+        here += np.matmul(kept[:, None, :], self._ring(known, window))[:, 0] - unseen
         return here
 
-    def _decayed(self, number: int, order: _Order, value: Ints, known: Ints, unseen: Ints) -> tuple[Floats, Ints]:
+    def _decayed(self, number: int, order: Order, value: Ints, known: Ints, unseen: Ints) -> tuple[Floats, Ints]:
         """Returns the decayed sums (M, C), and the sums (E, C) of its epoch after each entering event."""
         half_life = self.half_lives_us[number]
         moment, clock = order.moment, np.where(order.clock > NEVER, order.clock, 0)
@@ -284,12 +253,12 @@ class GroupState:
         carried, begin = self._carried(number, order, of_entering, grown, known)
         running = _running(grown)
         after = carried + running[1:] - running[begin]
-        seen = np.flatnonzero(order.settled > order.begin)
+        seen = (order.settled > order.begin).nonzero()[0]
         last = order.settled[seen] - 1
         found[seen] = moved(after[last], now[seen] - of_entering[last])
         return found / weights(moment, half_life)[:, None], after
 
-    def _carried(self, number: int, order: _Order, epochs: Ints, grown: Ints, known: Ints) -> tuple[Ints, Ints]:
+    def _carried(self, number: int, order: Order, epochs: Ints, grown: Ints, known: Ints) -> tuple[Ints, Ints]:
         """Returns what each entering event's epoch began with (E, C), and the epoch's first entering event (E,)."""
         if not len(epochs):
             return np.zeros((0, self.channels), dtype=np.int64), epochs
@@ -298,35 +267,42 @@ class GroupState:
         new_key[1:] = segment[1:] != segment[:-1]
         new = new_key.copy()
         new[1:] |= epochs[1:] != epochs[:-1]
-        first = np.flatnonzero(new)
+        first = new.nonzero()[0]
         span = np.cumsum(new) - 1
         totals = np.add.reduceat(grown, first, axis=0)
         half_life = self.half_lives_us[number]
         carry = np.zeros_like(totals)
-        opening = np.flatnonzero(new_key[first])
+        opening = new_key[first].nonzero()[0]
         at = first[opening]
         passed = np.where(
             clock[at] > NEVER, epochs[at] - epoch(np.where(clock[at] > NEVER, clock[at], 0), half_life), 0
         )
         carry[opening] = moved(self._part(known[order.entering[at]], 1 + number), passed)
-        # An epoch begins with the epoch before it, so the n-th epochs of all keys come before any n+1-th.
-        ordinal = np.arange(len(first)) - np.repeat(opening, np.diff(np.append(opening, len(first))))
+        if len(opening) < len(first):
+            self._chain(carry, totals, opening, epochs[first])
+        return carry[span], first[span]
+
+    @staticmethod
+    def _chain(carry: Ints, totals: Ints, opening: Ints, epochs: Ints) -> None:
+        """Sets what each later epoch of a key began with, from the epoch before it; `opening` are the first epochs."""
+        size = len(epochs)
+        # The n-th epochs of all keys come before any n+1-th.
+        ordinal = np.arange(size) - np.repeat(opening, np.diff(np.append(opening, size)))
         by_ordinal = np.argsort(ordinal, kind="stable")
         bounds = np.searchsorted(ordinal[by_ordinal], np.arange(1, int(ordinal.max()) + 2))
         for start, stop in itertools.pairwise(bounds):
             at = by_ordinal[start:stop]
-            carry[at] = moved(carry[at - 1] + totals[at - 1], epochs[first[at]] - epochs[first[at - 1]])
-        return carry[span], first[span]
+            carry[at] = moved(carry[at - 1] + totals[at - 1], epochs[at] - epochs[at - 1])
 
-    def _since(self, order: _Order, known: Ints) -> Ints:
+    def _since(self, order: Order, known: Ints) -> Ints:
         later = order.moment > order.clock
         last = np.where(later, order.clock, np.where(order.slot == NOT_THERE, NEVER, known[:, 1]))
-        seen = np.flatnonzero(order.settled > order.begin)
+        seen = (order.settled > order.begin).nonzero()[0]
         last[seen] = order.moment[order.entering[order.settled[seen] - 1]]
         found: Ints = np.where(last > NEVER, order.moment - last, -1)
         return found
 
-    def _runs(self, order: _Order, numbers: Ints | None, known: Ints) -> list[Ints]:
+    def _runs(self, order: Order, numbers: Ints | None, known: Ints) -> list[Ints]:
         """Returns each extreme (E,) up to each entering event."""
         segment, at = order.segment[order.entering], order.entering
         nothing = np.full((len(order.slot), len(self.extremes)), MISSING, dtype=np.int64)
@@ -336,17 +312,17 @@ class GroupState:
             for place, kind in enumerate(self.extremes)
         ]
 
-    def _extremes(self, order: _Order, runs: list[Ints], known: Ints) -> Ints:
+    def _extremes(self, order: Order, runs: list[Ints], known: Ints) -> Ints:
         out = np.full((len(order.slot), len(runs)), MISSING, dtype=np.int64)
         held = order.clock > NEVER
-        seen = np.flatnonzero(order.settled > order.begin)
+        seen = (order.settled > order.begin).nonzero()[0]
         for place, run in enumerate(runs):
             settled, total = (known[:, self._sums + 2 * place + part] for part in (0, 1))
             out[:, place] = np.where(held, np.where(order.moment > order.clock, total, settled), MISSING)
             out[seen, place] = run[order.settled[seen] - 1]
         return out
 
-    def _enter(self, order: _Order, value: Ints, before: Ints, decayed: list[Ints], runs: list[Ints]) -> None:
+    def _enter(self, order: Order, value: Ints, before: Ints, decayed: list[Ints], runs: list[Ints]) -> None:
         if not len(order.entering):
             return
         segment = order.segment[order.entering]
@@ -375,11 +351,10 @@ class GroupState:
         rows[:, 0], rows[:, 1] = moment, earlier
         self._rows[slot] = rows
 
-    def _turn(self, ring: Ints, tile: int, clock: Ints, moment: Ints, order: _Order, value: Ints, last: Ints) -> None:
+    def _turn(self, ring: Ints, tile: int, clock: Ints, moment: Ints, order: Order, value: Ints, last: Ints) -> None:
         """Empties the tiles (N, P, C) that a window has left behind, and adds the events to theirs."""
         head = moment // tile
-        numbers = _tiles(head)
-        ring[(numbers > (clock // tile)[:, None]) & (clock > NEVER)[:, None]] = 0
+        ring[_newest(head, head - clock // tile)] = 0
         at = order.moment[order.entering] // tile
         lengths = np.diff(np.concatenate([[-1], last]))
         row = np.repeat(np.arange(len(last)), lengths)
@@ -392,8 +367,7 @@ def _running(value: Ints) -> Ints:
     return np.concatenate([np.zeros((1, value.shape[1]), dtype=np.int64), np.cumsum(value, axis=0)])
 
 
-def _tiles(head: Ints) -> Ints:
-    """Returns the numbers (N, P) of the tiles in a ring whose newest tile is `head` (N,)."""
-    places = np.arange(TILES + 1)
-    found: Ints = head[:, None] - (head[:, None] - places) % (TILES + 1)
+def _newest(head: Ints, count: Ints) -> NDArray[np.bool_]:
+    """Returns which places (N, P) of rings hold the `count` (N,) newest tiles, if the newest tile is `head` (N,)."""
+    found: NDArray[np.bool_] = _AGES[head % (TILES + 1)] < np.clip(count, 0, TILES + 1)[:, None]
     return found

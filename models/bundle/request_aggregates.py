@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions, group_keys
+from features.aggregate.order import NEVER
 from features.aggregate.plan import AggregatePlan
-from features.aggregate.state import NEVER
 from features.history import Jagged
 from models.bundle.aggregate_record import WATERMARK, key_id
 from models.bundle.scorer import Scorer
