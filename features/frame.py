@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from features.aggregate.plan import NOTHING, AggregatePlan
 from features.dataset.descriptor import Dataset, Split
 from features.dataset.split import assign_split
-from features.history import EventColumns, history_frame
+from features.history import EventColumns, Jagged, history_by_user
 
 _NEGATIVE_ROUNDS = 20
 
@@ -79,10 +79,8 @@ def build_frame(
         time=examples["time"].to_numpy(),
         positive=examples["label"].to_numpy().astype(bool) & ({"user_id", "item_id"} <= set(events.columns)),
     )
-    history = history_frame(columns, length=history_length)
-    examples = examples.with_columns(history=_list_column(history.values, history.offsets)).drop(
-        "user_id", "item_id", strict=False
-    )
+    history = history_by_user(columns, length=history_length)
+    examples = examples.with_columns(history=_list_column(history)).drop("user_id", "item_id", strict=False)
     if dataset.events.label.implicit:
         examples = _with_negatives(
             examples, columns, size=items.height, each=dataset.events.label.negatives, seed=split.seed
@@ -109,16 +107,10 @@ def _row_numbers(events: pl.DataFrame, dimension: pl.DataFrame, key: str) -> pl.
     return events.select(key).join(numbered, on=key, how="left", maintain_order="left")["row"]
 
 
-def _list_column(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> pl.Series:
-    rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    lists = (
-        pl.DataFrame({"row": rows, "value": values.astype(np.uint32)})
-        .group_by("row", maintain_order=True)
-        .agg(pl.col("value"))
-    )
-    every = pl.DataFrame({"row": np.arange(len(offsets) - 1)})
-    joined = every.join(lists, on="row", how="left", maintain_order="left")["value"]
-    return joined.fill_null(pl.Series([[]], dtype=pl.List(pl.UInt32)))
+def _list_column(lists: Jagged) -> pl.Series:
+    """Returns lists of row numbers as a column of List(UInt32), without a copy of the values."""
+    values = pa.array(lists.values.astype(np.uint32, copy=False))
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(lists.offsets), values))
 
 
 def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int) -> pl.DataFrame:

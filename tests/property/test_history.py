@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features import history
 from features.history import EventColumns, History, Jagged, history_frame
 
 
@@ -154,3 +155,13 @@ def test_taking_from_a_jagged_array_is_indexing_a_list(rows: list[list[int]], pi
 def test_a_history_of_no_length_is_refused() -> None:
     with pytest.raises(ValueError, match="length: expected at least 1, got 0"):
         History(0)
+
+
+@given(ANY_ORDER, LENGTHS, st.integers(1, 6))
+def test_user_partitions_give_what_the_frame_gives_at_once(events: list[Event], length: int, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(history, "_PARTITION", size)
+        found = history.history_by_user(columns(events), length=length)
+    expected = history_frame(columns(events), length=length)
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    assert found.values.tolist() == expected.values.tolist()
