@@ -3,14 +3,17 @@
 Shape letters: E examples, A columns.
 """
 
+import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.aggregate.aggregator import Aggregator, Occasions
-from features.aggregate.plan import NOTHING, AggregatePlan, column_of, with_base_rate
+from features.aggregate.aggregator import Aggregator, Occasions, group_keys
+from features.aggregate.plan import NOTHING, AggregatePlan, Group, column_of, with_base_rate
+from features.aggregate.stored import aggregate_arrays, restore_aggregates
 from features.errors import DatasetError
 from features.frame import Frame
 from features.hashing import fingerprint, value_keys
@@ -45,11 +48,19 @@ def with_aggregates(frame: Frame, plan: AggregatePlan, *, base_rate: float | Non
     if not plan.columns:
         return frame, Aggregator(plan)
     events = _Events(frame, plan)
-    found = events.advance(Aggregator(plan), np.arange(frame.examples.height))
+    is_test = (frame.examples["split"] == "test").to_numpy()
+    test, before = np.flatnonzero(is_test), np.flatnonzero(~is_test)
+    found = np.empty((len(is_test), len(plan.columns)), dtype=np.float32)
+    aggregator, before_test = Aggregator(plan), Aggregator(plan)
+    if events.in_order(before, test):
+        # By time the test part comes last, so the state before the test part is a state on the way.
+        found[before] = events.advance(aggregator, before)
+        restore_aggregates(before_test, aggregate_arrays(aggregator))
+        found[test] = events.advance(aggregator, test)
+    else:
+        found = events.advance(aggregator, np.arange(len(is_test)))
+        events.advance(before_test, before)
     columns = [pl.Series(name, found[:, place]) for place, name in enumerate(plan.columns)]
-    before_test = Aggregator(plan)
-    known = (frame.examples["split"] != "test") & frame.examples["event"].is_first_distinct()
-    events.advance(before_test, np.flatnonzero(known.to_numpy()))
     return replace(frame, examples=frame.examples.with_columns(columns), aggregates=plan), before_test
 
 
@@ -59,6 +70,40 @@ def aggregated_by(frame: Frame, plan: AggregatePlan) -> Frame:
         return frame
     bare = replace(frame, examples=frame.examples.drop(frame.aggregates.columns), aggregates=NOTHING)
     return with_aggregates(bare, plan, base_rate=plan.base_rate)[0]
+
+
+def within_bounds(frame: Frame, plan: AggregatePlan, optional: Collection[str]) -> tuple[AggregatePlan, list[str]]:
+    """Leaves out optional aggregates by two that have more pairs than the plan allows keys.
+
+    Args:
+        frame: Examples, users and items that the aggregates are of.
+        plan: The plan.
+        optional: Names of the aggregates that may be left out.
+
+    Returns:
+        The plan without them, and the names of those that were left out.
+    """
+    bare = replace(plan, aggregations=tuple(one for one in plan.aggregations if not one.column))
+    large = [
+        one.name
+        for group in bare.groups
+        if len(group.by) > 1 and _pairs(frame, group, plan.most_keys) > plan.most_keys
+        for one in group.aggregations
+        if one.name in optional
+    ]
+    kept = tuple(one for one in plan.aggregations if one.name not in large)
+    return replace(plan, aggregations=kept), large
+
+
+def _pairs(frame: Frame, group: Group, enough: int) -> int:
+    """Returns the number of combinations of a group's parts that occur; any number up to `enough` if all fit."""
+    tables = {"user": frame.users, "item": frame.items}
+    keys = {part: part_keys(part, tables[column_of(part)[0]]) for part in group.by}
+    if math.prod(len(np.unique(lists.values)) for lists in keys.values()) <= enough:
+        return enough
+    rows = frame.examples.select("user", "item").unique()
+    chosen = {part: lists.take(rows[column_of(part)[0]].to_numpy().astype(np.int64)) for part, lists in keys.items()}
+    return pl.Series(group_keys(group, chosen)[0]).n_unique()
 
 
 class _Events:
@@ -75,6 +120,11 @@ class _Events:
         self._keys = {part: part_keys(part, self._tables[column_of(part)[0]]) for part in plan.parts}
         self._met = {name: self._met_keys(examples, name) for name in plan.counted_columns}
         self._values = {name: _numbers(examples[name]) for name in plan.value_columns}
+
+    def in_order(self, before: NDArray[np.int64], after: NDArray[np.int64]) -> bool:
+        """Returns whether each of the examples `before` is earlier than each of the examples `after`."""
+        times = self._times
+        return not len(before) or not len(after) or int(times[before].max()) < int(times[after].min())
 
     def advance(self, aggregator: Aggregator, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
         """Advances an aggregator by examples (M,) in order of time; returns their columns (M, A)."""

@@ -7,7 +7,6 @@ any order of ties leaks nothing. `tests/property/test_history.py` tests that the
 Shape letters: E events, L history length.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,8 +53,23 @@ class EventColumns:
         return self.user, self.item, self.time, self.positive
 
 
-def history_frame(events: EventColumns, *, length: int) -> Jagged:
-    """Returns every event's history as item numbers, all at once: the twin of `History.advance`."""
+class _Spans(NamedTuple):
+    """Each event's history as a range of its users' positive events, which are sorted by user and time."""
+
+    ordered: NDArray[np.int64]
+    start: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def positions(self) -> NDArray[np.int64]:
+        """Returns the rows of the events in all histories, list after list."""
+        ends = np.cumsum(self.lengths)
+        place = np.repeat(self.start - ends + self.lengths, self.lengths)
+        place += np.arange(len(place))
+        found: NDArray[np.int64] = self.ordered[place]
+        return found
+
+
+def _spans(events: EventColumns, length: int) -> _Spans:
     _, clock = np.unique(events.time, return_inverse=True)
     span = int(clock.max(initial=0)) + 1
     moment = events.user * span + clock
@@ -65,10 +79,13 @@ def history_frame(events: EventColumns, *, length: int) -> Jagged:
     moments = moment[ordered]
     stop = np.searchsorted(moments, moment, side="left")
     start = np.maximum(np.searchsorted(moments, events.user * span, side="left"), stop - length)
-    lengths = stop - start
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return Jagged(events.item[ordered[positions]], offsets)
+    return _Spans(ordered, start, stop - start)
+
+
+def history_frame(events: EventColumns, *, length: int) -> Jagged:
+    """Returns every event's history as item numbers, all at once: the twin of `History.advance`."""
+    spans = _spans(events, length)
+    return Jagged(events.item[spans.positions()], np.concatenate([[0], np.cumsum(spans.lengths)]))
 
 
 def history_by_user(events: EventColumns, *, length: int) -> Jagged:
@@ -78,23 +95,24 @@ def history_by_user(events: EventColumns, *, length: int) -> Jagged:
     """
     count = len(events.user)
     parts = max(1, -(-count // _PARTITION))
-    by_part = np.argsort(events.user % parts, kind="stable")
-    ends = np.searchsorted((events.user % parts)[by_part], np.arange(parts + 1))
-    small = int(events.item.max(initial=0)) < 2**32
+    part_of = (events.user % parts).astype(np.int32)
+    chosen = [np.flatnonzero(part_of == part) for part in range(parts)] if parts > 1 else [np.arange(count)]
+
+    def spans(index: NDArray[np.int64]) -> _Spans:
+        return _spans(EventColumns(*(column[index] for column in events.arrays())), length)
+
     lengths = np.zeros(count, dtype=np.int64)
-    found: list[tuple[NDArray[np.int64], NDArray[np.integer]]] = []
-    for start, stop in itertools.pairwise(ends.tolist()):
-        index = by_part[start:stop]
-        lists = history_frame(EventColumns(*(column[index] for column in events.arrays())), length=length)
-        lengths[index] = np.diff(lists.offsets)
-        found.append((index, lists.values.astype(np.uint32) if small else lists.values))
+    for index in chosen:
+        lengths[index] = spans(index).lengths
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    values = np.empty(int(offsets[-1]), dtype=np.uint32 if small else np.int64)
-    while found:
-        index, part = found.pop()
-        own = lengths[index]
-        into = np.repeat(offsets[index] - np.cumsum(own) + own, own) + np.arange(len(part))
-        values[into] = part
+    values = np.empty(int(offsets[-1]), dtype=np.uint32 if int(events.item.max(initial=0)) < 2**32 else np.int64)
+    for index in chosen:
+        # Done twice, which takes less memory than all lists once more.
+        found = spans(index)
+        own = found.lengths
+        into = np.repeat(offsets[index] - np.cumsum(own) + own, own)
+        into += np.arange(len(into))
+        values[into] = events.item[index[found.positions()]]
     return Jagged(values, offsets)  # type: ignore[arg-type]
 
 

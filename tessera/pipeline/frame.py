@@ -4,7 +4,7 @@ from pathlib import Path
 
 from features.aggregate.plan import plan_of
 from features.aggregate.stored import save_aggregates
-from features.aggregate_frame import with_aggregates
+from features.aggregate_frame import with_aggregates, within_bounds
 from features.dataset.profile import few_known, profile
 from features.dataset.split import PARTS
 from features.durable import write_directory
@@ -37,6 +37,12 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
             write_directory(directory / "tokens", tokenizer.save)
         advance(3, 4)
         plan = plan_of(job.dataset, job.options.aggregates, most_keys=job.options.aggregate_keys)
+        plan, large = within_bounds(frame, plan, {one.name for one in plan.aggregations} - set(job.dataset.aggregates))
+        if large:
+            job.warn(
+                f"frame: no default aggregates {', '.join(large)}: more than {plan.most_keys:,} pairs; declare "
+                "them and raise aggregate_keys in [run], or declare coarser columns"
+            )
         frame, aggregator = with_aggregates(frame, plan, base_rate=_base_rate(job))
         save_aggregates(aggregator, directory / AGGREGATES)
         for name in ("users", "items", "examples"):

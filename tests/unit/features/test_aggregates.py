@@ -9,13 +9,13 @@ import pytest
 
 from features.aggregate.plan import plan_of
 from features.aggregate.state import GroupState
-from features.aggregate_frame import aggregated_by, with_aggregates
+from features.aggregate_frame import aggregated_by, with_aggregates, within_bounds
 from features.dataset.aggregate import Aggregate
 from features.dataset.descriptor import Dataset, Split, Users, load_dataset
 from features.dataset.source import Categorical
 from features.errors import DatasetError
 from features.frame import Frame, build_frame
-from tests.build import coloured_dataset
+from tests.build import coloured_dataset, coloured_tables
 
 DAY_US = 86_400_000_000
 DESCRIPTOR = """
@@ -211,6 +211,18 @@ def test_a_frame_takes_the_columns_of_another_plan() -> None:
 def test_a_frame_with_more_keys_than_allowed_is_refused_by_name() -> None:
     with pytest.raises(DatasetError, match=r"aggregates by user: more than 1 distinct keys; .* aggregate_keys"):
         with_aggregates(small_frame([0, 3]), replace(plan_of_every(), most_keys=1))
+
+
+def test_a_default_aggregate_with_too_many_pairs_is_left_out_and_named() -> None:
+    frame = build_frame(coloured_dataset(), coloured_tables(), split=Split(by="order"), history_length=2)
+    plan = plan_of(coloured_dataset(), most_keys=60)
+    names = {one.name for one in plan.aggregations}
+    kept, large = within_bounds(frame, plan, names)
+    # 20 users by 4 colours are 80 pairs; 20 users and 40 items fit.
+    assert large == ["user_item_colour"]
+    assert {one.name for one in kept.aggregations} == names - {"user_item_colour"}
+    assert within_bounds(frame, plan, ())[0] == plan
+    assert within_bounds(frame, replace(plan, most_keys=80), names) == (replace(plan, most_keys=80), [])
 
 
 def test_a_state_forgets_the_keys_whose_last_event_is_the_oldest() -> None:
