@@ -4,6 +4,7 @@ The files beside this one are never made anew. A change that alters them is anot
 files of its own beside these; the old ones stay readable.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from features.aggregate.halving import weights
+from features.aggregate.state import GroupState
 from features.hashing import VERSION, HashSpec, fingerprint
-from models.bundle import delta, record
+from models.bundle import aggregate_record, delta, record
 from models.semantic_id.codebook.quantizer import prefix_tokens
 
 HERE = Path(__file__).parent
@@ -97,3 +100,37 @@ def test_an_item_of_version_2_is_read_and_written_the_same() -> None:
 def test_a_history_of_version_1_is_read_and_written_the_same() -> None:
     assert record.decode_history(frozen("history-v1.bin")) == VISITS
     assert record.encode(VISITS) == frozen("history-v1.bin")
+
+
+AGGREGATES = json.loads((HERE / "aggregates.json").read_text(encoding="utf-8"))
+
+
+def aggregate_state() -> GroupState:
+    """A state with two windows, two half-lives and all extremes after a few batches, late events among them."""
+    state = GroupState(2, (3_600_000_000, 604_800_000_000), (3_600_000_000, 604_800_000_000), ("min", "max", "last"))
+    for keys, times, labels in AGGREGATES["batches"]:
+        values = np.stack([np.ones(len(keys), dtype=np.int64), np.array(labels)], axis=1)
+        numbers = np.array([[10 * time % 97] * 3 for time in times])
+        enters = np.ones(len(keys), dtype=np.bool_)
+        state.advance(np.array(keys, dtype=np.uint64), np.array(times), values, enters, numbers)
+    return state
+
+
+def test_the_rows_of_aggregates_are_frozen() -> None:
+    state = aggregate_state()
+    assert state.keys.tolist() == [int(key) for key in AGGREGATES["keys"]]
+    assert state.rows.tolist() == AGGREGATES["rows"]
+
+
+def test_the_weights_of_decay_are_frozen() -> None:
+    for half_life, moments, expected in AGGREGATES["weights"]:
+        assert weights(np.array(moments), half_life).tolist() == expected
+
+
+def test_the_record_of_a_batch_of_aggregates_is_frozen() -> None:
+    state = aggregate_state()
+    (made,) = aggregate_record.batch_records(3, state.keys, state.rows, limit=1 << 20)
+    assert (made.kind, made.id) == ("aggregates", "3")
+    assert hashlib.sha256(made.payload).hexdigest() == AGGREGATES["record"]
+    group, keys, rows = aggregate_record.decode_batch(made)
+    assert (group, keys.tolist(), rows.tolist()) == (3, state.keys.tolist(), state.rows.tolist())
