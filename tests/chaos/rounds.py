@@ -201,11 +201,10 @@ def zombie_trainer(place: Place, chance: random.Random) -> None:
 def alien_in_the_group(place: Place, chance: random.Random) -> None:
     """A stranger joins the trainer's group, which is given partitions, and leaves again."""
     group = group_of(place.world.bundle, TOPICS.events)
-    stranger = place.log.reader([TOPICS.events], group=group)
+    # Before this fault the broker may have been killed, and it may not be ready yet.
     with contextlib.suppress(Exception):
-        stranger.poll(10, 1)
-    with contextlib.suppress(Exception):
-        stranger.close()
+        with contextlib.closing(place.log.reader([TOPICS.events], group=group)) as stranger:
+            stranger.poll(10, 1)
 
 
 def disk_full(place: Place, chance: random.Random) -> None:
