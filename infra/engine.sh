@@ -1,4 +1,4 @@
-# Common part of flink.sh and spark.sh: jars, processes and their pids. Sourced, with $name, $here (the folder of the
+# Shared part of flink.sh and spark.sh: jars, processes and their pids. Sourced, with $name, $here (the folder of the
 # engine's pom.xml) and $job_server (Beam's main class) set. Everything written lies in .run beside the pom.
 run="$here/.run"
 python="$(cd "$here/../.." && pwd)/.venv/bin/python"
@@ -58,7 +58,7 @@ wait_for_port() {
 }
 
 fetch_jars() {
-  if [ ! -f "$run/lib/.complete" ] || [ "$here/pom.xml" -nt "$run/lib/.complete" ]; then
+  if ! cmp -s "$here/pom.xml" "$run/lib/.complete"; then
     require mvn "Maven 3.8 or newer"
     require java "a Java runtime, version 17 or newer"
     echo "$name.sh: fetching the jars (once)"
@@ -66,7 +66,7 @@ fetch_jars() {
     mkdir -p "$run/lib"
     mvn -q -B -Dstyle.color=never -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$run/lib" \
       -DincludeScope=runtime || die "Maven could not fetch the jars named in $here/pom.xml; see the lines above"
-    touch "$run/lib/.complete"
+    cp "$here/pom.xml" "$run/lib/.complete"
   fi
   write_job_server
 }
@@ -77,8 +77,9 @@ write_job_server() {
   "$python" "$here/../job_server_jar.py" "$run/job-server.jar" "$job_server" "$run/lib"
 }
 
-# The pool starts `python` from its PATH for each worker, which must be the project's.
+# The pool starts `python` from its PATH for each worker, which must be the project's. NO_POOL=1 uses a pool that runs.
 start_pool() {
+  [ -z "${NO_POOL:-}" ] || return 0
   "$python" -c 'import apache_beam, features' 2>/dev/null || die "$python cannot import the project; run make setup"
   port_open "$pool_port" && die "port $pool_port is taken by another process; set WORKER_PORT to a free one"
   (cd "$here/../.." && OMP_NUM_THREADS=1 PATH="$(dirname "$python"):$PATH" launch workers \

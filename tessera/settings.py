@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from features.durable import make_directory
-from features.errors import BundleError
+from features.errors import BundleError, TesseraError
 from features.lock import locked
 from streaming.log.topics import Topics
 
@@ -48,6 +48,8 @@ class Settings:
             (TESSERA_FLINK_JAR, TESSERA_SPARK_JAR, TESSERA_PRISM; by default where the scripts in `infra` put them).
         worker_pool: address of the pool of Python workers on each machine of a Flink or Spark cluster
             (TESSERA_WORKER_POOL).
+        worker_start_s: seconds after which a batch job that no worker has begun is cancelled, as text
+            (TESSERA_WORKER_START_S).
     """
 
     home: Path
@@ -62,6 +64,7 @@ class Settings:
     otlp_protocol: str = ""
     launchers: dict[str, Path] = field(default_factory=dict)
     worker_pool: str = ""
+    worker_start_s: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -84,15 +87,25 @@ class Settings:
                 "prism": Path(environment.get("TESSERA_PRISM", _INFRA / "prism/.run/prism")),
             },
             worker_pool=environment.get("TESSERA_WORKER_POOL", ""),
+            worker_start_s=environment.get("TESSERA_WORKER_START_S", ""),
             **_traces(environment),
         )
 
     def engine(self, runner: str, endpoint: str | None = None, options: Sequence[str] = ()) -> "Engine":
-        """Returns the engine of a batch job; see `features.jobs.engine.Engine` for the arguments."""
-        from features.jobs.engine import POOL, Engine
+        """Returns the engine of a batch job; see `features.jobs.engine.Engine` for the arguments.
 
+        Raises:
+            TesseraError: the engine cannot be what was chosen, or TESSERA_WORKER_START_S is no number.
+        """
+        from features.jobs.engine import POOL, STARTS_S, Engine
+
+        try:
+            starts_s = float(self.worker_start_s or STARTS_S)
+        except ValueError as error:
+            raise TesseraError(f"TESSERA_WORKER_START_S={self.worker_start_s}: expected seconds") from error
         found = Engine(runner, endpoint, tuple(options))
-        return replace(found, launcher=self.launchers.get(found.name), pool=self.worker_pool or POOL)
+        launcher = self.launchers.get(found.name)
+        return replace(found, launcher=launcher, pool=self.worker_pool or POOL, starts_s=starts_s)
 
     def open_log(self) -> "EventLog":
         """The event log: Kafka where an address is set, else SQLite in `home`."""

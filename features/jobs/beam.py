@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 
 _POLL_S = 0.2
 _ANSWER_S = 10.0
+_RECOVERS_S = 60.0
 _TRIES = 3
 _PAUSE_S = 0.5
 _WORK, _REJECTED = ".job", "rejected"
@@ -127,6 +128,8 @@ def map_shards(
     try:
         while missing := [block for block in blocks if block.number not in work.finished()]:
             before = len(work.finished())
+            if before:
+                options = _recovered(engine)
             work.wait()
             name = f"tessera-{label}-{secrets.token_hex(4)}"
             watch = _Watch(work, len(shards), progress, engine, name)
@@ -199,7 +202,8 @@ class _Watch:
         if self._idle:
             raise TesseraError(
                 f"runner {self._engine.name}: no worker began within {self._engine.starts_s:.0f} seconds; see that the "
-                "cluster has free workers, and that the `python` of the worker pool is that of this installation"
+                "cluster has free workers and that the `python` of the worker pool is that of this installation; on a "
+                "slow machine raise TESSERA_WORKER_START_S"
             ) from error
 
     def _run(self) -> None:
@@ -252,6 +256,18 @@ def _checked(engine: Engine) -> list[str]:
     if engine.name == "dask" and engine.endpoint is not None:
         _check_dask(engine)
     return options
+
+
+def _recovered(engine: Engine) -> list[str]:
+    """Returns the options for the rest of a job, once the engine has noticed which of its processes are lost."""
+    give_up = time.monotonic() + _RECOVERS_S
+    while True:
+        try:
+            return _checked(engine)
+        except TesseraError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def _check_dask(engine: Engine) -> None:

@@ -119,7 +119,9 @@ def test_shards_are_spread_over_the_workers(
     map_shards(_signed, paths, tmp_path / "out", label="signed", engine=Engine(runner, options=options))
     found = read_shards(tmp_path / "out")
     assert found["number"].to_list() == list(range(8))
-    assert found[counted].n_unique() >= 2
+    shares = found[counted].value_counts()["count"].sort(descending=True)
+    assert len(shares) >= 2
+    assert shares[1] >= 8 / 4
     if counted == "worker":
         # Processes take turns where there are more of them than processors; what sleeps in a thread does not.
         one_by_one = (found["ended"] - found["began"]).sum()

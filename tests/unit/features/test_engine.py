@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from features.errors import TesseraError
-from features.jobs.engine import Engine
+from features.jobs.engine import STARTS_S, Engine
+from tessera.settings import Settings
 from tests.servers import free_port
 
 
@@ -127,3 +128,12 @@ def test_a_missing_prism_is_named_with_the_command_that_makes_it(monkeypatch: py
 def test_a_choice_that_cannot_work_is_refused_when_it_is_made(name: str, endpoint: str | None, said: str) -> None:
     with pytest.raises(TesseraError, match=said):
         Engine(name, endpoint)
+
+
+def test_the_environment_gives_jar_pool_and_patience(tmp_path: Path) -> None:
+    given = {"TESSERA_SPARK_JAR": "s.jar", "TESSERA_WORKER_POOL": "h:1", "TESSERA_WORKER_START_S": "90"}
+    found = Settings.from_environment(given).engine("SparkRunner", "h:2", ["--x=1"])
+    assert found == Engine("spark", "h:2", ("--x=1",), Path("s.jar"), "h:1", 90.0)
+    assert Settings.from_environment({}).engine("flink", "h:2").starts_s == STARTS_S
+    with pytest.raises(TesseraError, match="TESSERA_WORKER_START_S=soon: expected seconds"):
+        Settings(tmp_path, worker_start_s="soon").engine("direct")
