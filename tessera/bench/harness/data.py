@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from features.aggregate.plan import Choice, plan_of
+from features.aggregate_frame import with_aggregates
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_events, read_items, read_users
 from features.frame import Frame, build_frame
@@ -26,11 +28,13 @@ def dataset_frame(
     seed: int = 0,
     history_length: int = 1,
     content: tuple[NDArray[np.float32], NDArray[np.uint16]] | None = None,
+    aggregates: Choice = "off",
 ) -> Frame:
     """Returns the frame of a dataset; the seed moves a random split.
 
     Args:
         content: vectors (N, D) and codes (N, Q) of its items, in the order of their table.
+        aggregates: Aggregates to compute, as `[run]` names them.
     """
     items = read_items(dataset)
     if content is not None and items is not None:
@@ -42,7 +46,8 @@ def dataset_frame(
     read = {"events": read_events(dataset)[0], "items": items, "users": read_users(dataset)}
     tables = {name: table for name, table in read.items() if table is not None}
     split = dataset.split.model_copy(update={"seed": dataset.split.seed + seed})
-    return build_frame(dataset, tables, split=split, history_length=history_length)
+    frame = build_frame(dataset, tables, split=split, history_length=history_length)
+    return with_aggregates(frame, plan_of(dataset, aggregates))[0]
 
 
 def dataset_fields(dataset: Dataset, *, seed: int = 0) -> Fields:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,9 +35,14 @@ class LiveData:
     messages: list[bytes]
 
 
-def live_data(dataset: Dataset, out: Path, console: Console) -> LiveData:
-    """Does the offline job where it is not done, and makes messages of the test part."""
-    result = run(dataset, out / dataset.name, load_options(dataset), console=console, registry=None, until="publish")
+def live_data(dataset: Dataset, out: Path, console: Console, overrides: Sequence[str] = ()) -> LiveData:
+    """Does the offline job where it is not done, and makes messages of the test part.
+
+    Args:
+        overrides: Values of `[run]` for this job, `NAME=VALUE` each.
+    """
+    options = load_options(dataset, overrides)
+    result = run(dataset, out / dataset.name, options, console=console, registry=None, until="publish")
     assert result.bundle is not None
     examples = pl.read_parquet(out / dataset.name / "frame" / "examples.parquet")
     test = examples.filter(pl.col("split") == "test").sort("time", "event", maintain_order=True)
