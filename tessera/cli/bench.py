@@ -24,6 +24,7 @@ NEEDS = {
     "cold-start": Needs(content=True),
     "id-churn": Needs(content=True),
     "codebook-change": Needs(content=True),
+    "aggregates": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),
     "freshness": Needs(servers=True),
@@ -56,6 +57,10 @@ def bench(
     users: Annotated[
         bool, typer.Option("--users", help="cold-start: hold out a tenth of the users instead of items.")
     ] = False,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="aggregates: law, frame, step or quality; repeatable. Default: all four."),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Commit of another version, such as 310ca4f; both run in turns.")
@@ -76,6 +81,7 @@ def bench(
 
         optional = {"dataset": dataset, "held-out": held_out, "seconds": seconds}
         options = [f"--seeds={seeds}", *(f"--split={way}" for way in split or ())]
+        options += [f"--part={one}" for one in part or ()]
         options += [f"--{option}={value}" for option, value in optional.items() if value is not None]
         options += ["--users"] if users else []
         turns = compare(against, name, options, out / f"{name}-against", rounds=rounds, console=err_console)
@@ -89,6 +95,10 @@ def bench(
         if name != "cold-start":
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
         chosen = partial(chosen, held_out=held_out)
+    if part:
+        if name != "aggregates":
+            raise TesseraError(f"--part is for aggregates, not for {name}")
+        chosen = partial(chosen, parts=part)
     if seconds is not None:
         if name not in _TIMED:
             raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
@@ -159,6 +169,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)
         return partial(main_job, datasets, out), datasets
+    if name == "aggregates":
+        from tessera.bench.offline.aggregates import aggregates
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(aggregates, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     # The papers' protocols split at random.
     (found,) = _datasets(path, ways or ["random"], out)[:1]
     return partial(_on_dataset(name), found, out / f"{name}-{found.name}"), [found]
