@@ -17,6 +17,7 @@ from features.aggregate.halving import weights
 from features.aggregate.state import GroupState
 from features.hashing import VERSION, HashSpec, fingerprint
 from models.bundle import aggregate_record, delta, record
+from models.export import schema as export_schema
 from models.semantic_id.codebook.quantizer import prefix_tokens
 
 HERE = Path(__file__).parent
@@ -51,6 +52,28 @@ DELTA_2 = msgspec.structs.replace(
     version=2,
     sources=[delta.Source("items", 0, 3, 3), delta.Source("events", 1, 2**40, 2**40 + 7)],
     poison=[("events", 1, 2**40 + 2)],
+)
+
+EXPORT = export_schema.ExportSchema(
+    format=1,
+    id="e-0123456789abcdef",
+    name="shop",
+    source={"bundle": "b-0123456789abcdef", "encoder": "lsa-0123456789ab"},
+    tables={
+        "items": export_schema.ExportTable(
+            rows=3,
+            keys=["item_id"],
+            timestamp="event_timestamp",
+            partitioning=export_schema.Partitioning("bucket", "xxh3_64 of the UTF-8 of item_id, modulo 1."),
+            columns=[
+                export_schema.ExportColumn("item_id", "string", [], "Id of the item."),
+                export_schema.ExportColumn(
+                    "content_vector", "float32", [2], "Content vector.", {"encoder": "lsa-0123456789ab"}
+                ),
+                export_schema.ExportColumn("genre", "string", [None], "Жанр."),
+            ],
+        )
+    },
 )
 
 
@@ -134,3 +157,11 @@ def test_the_record_of_a_batch_of_aggregates_is_frozen() -> None:
     assert hashlib.sha256(made.payload).hexdigest() == AGGREGATES["record"]
     group, keys, rows = aggregate_record.decode_batch(made)
     assert (group, keys.tolist(), rows.tolist()) == (3, state.keys.tolist(), state.rows.tolist())
+
+
+def test_an_export_schema_of_version_1_is_read_and_written_the_same(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_bytes(frozen("export-schema-v1.json"))
+    assert export_schema.read_schema(tmp_path) == EXPORT
+    export_schema.write_schema(EXPORT, tmp_path)
+    assert (tmp_path / "schema.json").read_bytes() == frozen("export-schema-v1.json")
+    assert export_schema.identified(EXPORT).id == "e-6661130202f4a4bc"
