@@ -11,6 +11,7 @@ import typer
 
 from tessera.cli.bench import bench
 from tessera.cli.edge import print_anything, tell
+from tessera.cli.export import export
 from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
 from tessera.cli.operation import doctor, status
@@ -114,6 +115,7 @@ def table_report(
         err_console.print(f"plot     {plot.absolute()}")
 
 
+app.command()(export)
 app.command()(serve)
 app.add_typer(keys, name="keys")
 app.add_typer(rollout, name="rollout")

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from features.content.kinds import load_encoder
+from models.export.write import write_export
 from models.semantic_id.codebook import kinds as codebooks
+from tessera.export_source import open_source
 from tests.examples.conftest import EXAMPLES
 from tests.integration.world import World
 
 
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"client", "embeddings", "own_encoder", "own_model", "own_quantizer", "semantic_ids"}
+    assert names == {"client", "embeddings", "exported", "own_encoder", "own_model", "own_quantizer", "semantic_ids"}
 
 
 def test_embeddings(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,6 +31,13 @@ def test_semantic_ids(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     codes = importlib.import_module("semantic_ids").main(str(world.bundle.directory), "a red bicycle", "tea kettle")
     assert codes.shape == (2, world.bundle.codebook.levels if world.bundle.codebook else 0)
     assert capsys.readouterr().out.count("codes, such as ") == 2
+
+
+def test_exported(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_export(open_source(world.directory), tmp_path / "export")
+    known = importlib.import_module("exported").main(str(tmp_path / "export"))
+    assert known["test"].height == 800
+    assert "content_vector: 128 x float32, by encoder lsa-" in capsys.readouterr().out
 
 
 def test_client(world: World, url: str, capsys: pytest.CaptureFixture[str]) -> None:
