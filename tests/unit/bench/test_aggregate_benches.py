@@ -135,9 +135,7 @@ def test_kinds_of_aggregates_build_on_one_another(frame: Frame) -> None:
     assert by_kind["all"] == plan.aggregations
 
 
-@pytest.mark.parametrize(
-    "arm", [AblationArm("rates"), AblationArm("all", ids=False), AblationArm("crossed", trees=True)]
-)
+@pytest.mark.parametrize("name", ["user and item rates", "default without ids", "trees, + crossed rates"])
 def test_an_arm_is_trained_and_measured_for_known_and_unseen_users(frame: Frame, name: str) -> None:
     options = RunOptions(table=TableOptions(dim=4), history_length=5, training=SMALL_TRAIN)
     found = quality._trained(coloured_dataset(), frame, options, ARMS[name])
