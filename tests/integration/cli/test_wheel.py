@@ -156,11 +156,15 @@ def answers(address: str) -> bool:
     ("own_encoder.py", ["shop.toml", "own-encoder"], "random-words: encode"),
     ("own_quantizer.py", ["shop.toml", "own-quantizer"], "random-directions: encode"),
     ("own_model.py", [], "accuracy on new rows"),
+    ("exported.py", ["EXPORT"], "items in a history on average"),
 ])  # fmt: skip
 def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
     name: str, arguments: list[str], printed: str, python: Path, shop: Path, bundle: Path, url: str
 ) -> None:
-    places = {"BUNDLE": str(bundle), "URL": url}
+    places = {"BUNDLE": str(bundle), "URL": url, "EXPORT": "export"}
+    if "EXPORT" in arguments:
+        done = run(python.with_name("tessera"), "export", "out", "--out", "export", folder=shop)
+        assert done.returncode == 0, done.stderr
     assert printed in script(
         python, shop, f"examples/{name}", *(places.get(argument, argument) for argument in arguments)
     )
