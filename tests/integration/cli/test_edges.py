@@ -44,6 +44,7 @@ ARGUMENTS = {
     "backfill": "{base}/base.toml",
     "demo": "--small --out {out}",
     "table report": "{out}",
+    "export": "{run} --out {out}",
     "ids show": "{run} i003",
     "ids compare": "{run} {run}",
     "ids report": "{run} --html {out}/page.html",
