@@ -24,7 +24,7 @@ from pathlib import Path
 KINDS = ("sh", "sh fails", "sh servers", "python", "text", "text exact")
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _MARK = "\x1e"
-_LIMIT_S = 300
+_LIMIT_S = 540
 
 
 @dataclass(frozen=True)
