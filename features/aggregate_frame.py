@@ -74,7 +74,7 @@ def aggregated_by(frame: Frame, plan: AggregatePlan) -> Frame:
 
 
 def within_bounds(frame: Frame, plan: AggregatePlan, optional: Collection[str]) -> tuple[AggregatePlan, list[str]]:
-    """Leaves out optional aggregates by two that have more pairs than the plan allows keys.
+    """Leaves out optional aggregates that have more keys than the plan allows.
 
     Args:
         frame: Examples, users and items that the aggregates are of.
@@ -88,7 +88,7 @@ def within_bounds(frame: Frame, plan: AggregatePlan, optional: Collection[str]) 
     large = [
         one.name
         for group in bare.groups
-        if len(group.by) > 1 and _pairs(frame, group, plan.most_keys) > plan.most_keys
+        if _key_count(frame, group, plan.most_keys) > plan.most_keys
         for one in group.aggregations
         if one.name in optional
     ]
@@ -96,7 +96,7 @@ def within_bounds(frame: Frame, plan: AggregatePlan, optional: Collection[str]) 
     return replace(plan, aggregations=kept), large
 
 
-def _pairs(frame: Frame, group: Group, enough: int) -> int:
+def _key_count(frame: Frame, group: Group, enough: int) -> int:
     """Returns the number of combinations of a group's parts that occur; any number up to `enough` if all fit."""
     tables = {"user": frame.users, "item": frame.items}
     keys = {part: part_keys(part, tables[column_of(part)[0]]) for part in group.by}

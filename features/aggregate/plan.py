@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
 
-from features.dataset.aggregate import ALL, Aggregate, duration_us
+from features.dataset.aggregate import ALL, PREFIX, Aggregate, duration_us
 from features.dataset.descriptor import Dataset
 
 Choice = Literal["default", "declared", "off"]
-PREFIX = "aggregate."
-"""Opening of the names of aggregates' columns."""
 USER_HALF_LIVES, ITEM_HALF_LIVES = ("1h", "7d"), ("30d",)
 _DECAYED_PRIOR = 5.0
 _LEAST_RATE = 1e-4

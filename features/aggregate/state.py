@@ -61,7 +61,7 @@ class KeySums:
 
 
 class GroupState:
-    """KeySums of one group by key, as one matrix of whole numbers: a row is what travels in records.
+    """Sums of one group by key, as one matrix of whole numbers: a row is what travels in records.
 
     A row holds the clock, the time before it, then for C channels each: the sums at the clock's very time, the sums of
     all time, the decayed sums of each half-life, and each window's tiles. Each extreme follows, once without the events

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from features.config import Config, nearest, refuse_repeats
 
+PREFIX: Final = "aggregate."
+"""Opening of the names of the columns that aggregates give."""
 ALL: Final = "all"
 """Window that never ends."""
 
@@ -115,7 +117,7 @@ class Aggregate(Config):
 
 
 class DeclaredEvents(NamedTuple):
-    """What the events of a dataset declare, as far as aggregates read it.
+    """Declarations of the events that decide which aggregates are possible.
 
     Attributes:
         clock: True if events have a time.
@@ -132,13 +134,16 @@ class DeclaredEvents(NamedTuple):
 def check_aggregates(
     aggregates: Mapping[str, Aggregate], columns: Mapping[str, tuple[str, ...]], events: DeclaredEvents
 ) -> None:
-    """Raises ValueError if an aggregate names an entity or a column that the dataset does not have.
+    """Raises ValueError if an aggregate names what the dataset lacks, or a column of the events is named like one.
 
     Args:
         aggregates: Aggregates by name.
         columns: Categorical columns of the entities that the events name, by entity.
         events: Declarations of the events.
     """
+    for name in (*events.numeric, *events.categorical):
+        if name.startswith(PREFIX):
+            raise ValueError(f"[events] column '{name}' begins like an aggregate's column; rename it in the files")
     valid = [*columns, *(f"{kind}.{name}" for kind, names in columns.items() for name in names)]
     for name, declared in aggregates.items():
         where = f"[aggregates] {name}"

@@ -82,7 +82,7 @@ class Engine:
 
     @property
     def waits(self) -> bool:
-        """Whether the engine waits for ever for a worker that cannot start."""
+        """True if the engine waits for ever for a worker that cannot start."""
         return self.name in ("flink", "spark", "portable")
 
     def check(self) -> list[str]:

@@ -156,7 +156,7 @@ class Worklist:
 
     @property
     def begun(self) -> bool:
-        """Whether any worker of the job runs, or ran."""
+        """True if any worker of the job runs, or ran."""
         return (self._directory / _BEGUN).exists()
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.aggregate.plan import PREFIX
+from features.dataset.aggregate import PREFIX
 from features.errors import DatasetError
 from features.frame import Frame
 from features.history import Jagged

@@ -12,6 +12,7 @@ from models.bundle import aggregate_record
 from models.bundle.request_aggregates import AsOf, answer, record_ids
 from models.bundle.scorer import Scorer
 from serving.ranking.histories import UserRecords
+from serving.ranking.mirror import Mirror
 from serving.ranking.rows import RowReader
 
 
@@ -22,11 +23,13 @@ class Asked:
     Attributes:
         keys: Keys of each candidate's values by part of the plan.
         candidates: n, the number of candidates.
+        mirror: Mirror that answers, None if the store does.
         ids: Records to read from the store; empty if the mirror answers.
     """
 
     keys: Mapping[str, Jagged]
     candidates: int
+    mirror: Mirror | None = None
     ids: Sequence[str] = ()
 
 
@@ -49,8 +52,9 @@ class RequestAggregates:
         if not self._plan.columns:
             return Asked({}, len(items))
         keys = self._scorer.aggregate_keys(user, items)
-        ids = record_ids(self._plan, keys) if self._rows.mirrored(away=False) is None else ()
-        return Asked(keys, len(items), ids)
+        # Decided once: a mirror that begins to lag during the request still answers it.
+        mirror = self._rows.mirrored(away=False)
+        return Asked(keys, len(items), mirror, () if mirror else record_ids(self._plan, keys))
 
     def answer(
         self, asked: Asked, records: UserRecords, at: int | None
@@ -67,7 +71,7 @@ class RequestAggregates:
         """
         if not self._plan.columns:
             return None, None
-        mirror = None if records.aggregates else self._rows.mirrored(away=records.stale)
+        mirror = asked.mirror or (self._rows.mirrored(away=True) if records.stale else None)
         if mirror is not None:
             return mirror.aggregates(asked.keys, asked.candidates, at)
         return answer(aggregate_record.restored(self._plan, records.aggregates), asked.keys, asked.candidates, at)

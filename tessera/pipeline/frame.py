@@ -40,7 +40,7 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
         plan, large = within_bounds(frame, plan, {one.name for one in plan.aggregations} - set(job.dataset.aggregates))
         if large:
             job.warn(
-                f"frame: no default aggregates {', '.join(large)}: more than {plan.most_keys:,} pairs; declare "
+                f"frame: no default aggregates {', '.join(large)}: more than {plan.most_keys:,} keys; declare "
                 "them and raise aggregate_keys in [run], or declare coarser columns"
             )
         frame, aggregator = with_aggregates(frame, plan, base_rate=_base_rate(job))

@@ -21,6 +21,7 @@ from features.frame import Frame, build_frame
 from models.bundle import aggregate_record, delta
 from models.bundle.bundle import Bundle, write_bundle
 from serving.api.app import create_app
+from serving.ranking.histories import UserRecords
 from serving.ranking.mirror import Mirror
 from serving.ranking.rows import MirrorRows, StoreRows
 from serving.ranking.service import RankService
@@ -216,6 +217,22 @@ def test_a_server_answers_from_store_and_mirror_alike_and_says_as_of_when(shop: 
         assert (later["as_of"], later["as_of_source"]) == ("1971-01-01T00:00:00Z", "request")
         assert now["items"] != later["items"]
     assert answers[0] == answers[1]
+
+
+def test_a_mirror_that_begins_to_lag_during_a_request_still_answers_it(shop: Shop) -> None:
+    mirror = Mirror(shop.store, shop.bundle.id, shop.bundle.schema.aggregates)
+    rows = MirrorRows(mirror, StoreRows(shop.store, shop.bundle.id), most_lag_s=1e9)
+    requests = RankService(shop.bundle, shop.store, rows)._aggregates
+    asked = requests.of("u1", np.arange(5))
+    nothing = UserRecords(None, stale=False)
+    fresh, as_of = requests.answer(asked, nothing, None)
+    rows._most_lag_s = -1.0
+    assert rows.mirrored(away=False) is None
+    late, late_as_of = requests.answer(asked, nothing, None)
+    assert fresh is not None
+    assert late is not None
+    assert (late.tobytes(), late_as_of) == (fresh.tobytes(), as_of)
+    assert as_of is not None
 
 
 def test_a_time_that_is_none_is_refused_by_name(shop: Shop) -> None:

@@ -225,6 +225,20 @@ def test_a_default_aggregate_with_too_many_pairs_is_left_out_and_named() -> None
     assert within_bounds(frame, replace(plan, most_keys=80), names) == (replace(plan, most_keys=80), [])
 
 
+def test_a_default_aggregate_of_too_many_users_is_left_out_and_named() -> None:
+    frame = build_frame(coloured_dataset(), coloured_tables(), split=Split(by="order"), history_length=2)
+    plan = plan_of(coloured_dataset(), most_keys=30)
+    kept, large = within_bounds(frame, plan, {one.name for one in plan.aggregations})
+    # 20 users fit, 40 items and 80 pairs do not.
+    assert large == ["item_rate", "item_mood", "user_item_colour"]
+    assert with_aggregates(frame, kept)[0].aggregates.columns == kept.columns
+
+
+def test_a_column_of_the_events_that_is_named_like_an_aggregate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"column 'aggregate\.price' begins like an aggregate's column"):
+        loaded(tmp_path, "", **{'numeric = ["price"]': 'numeric = ["aggregate.price"]'})
+
+
 def test_a_state_forgets_the_keys_whose_last_event_is_the_oldest() -> None:
     state = GroupState(1)
     keys = np.arange(10, dtype=np.uint64)
