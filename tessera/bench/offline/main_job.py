@@ -22,6 +22,9 @@ _SHOWN = (
     "all_calibration_error",
     "unseen_rows",
     "unseen_auc",
+    "known_users_auc",
+    "unseen_users_rows",
+    "unseen_users_auc",
 )
 
 

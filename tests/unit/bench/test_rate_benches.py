@@ -9,7 +9,7 @@ import pytest
 
 from features.errors import TesseraError
 from features.jobs.shard import write_parquet
-from models.ranker.evaluate import RATE_BASELINES, Quality, rate_baselines
+from models.ranker.evaluate import PARTS, RATE_BASELINES, Quality, rate_baselines
 from tessera.bench.offline import main_job
 from tessera.bench.online import online_learning
 from tessera.pipeline.run import RunResult
@@ -24,8 +24,7 @@ def test_the_ranker_is_claimed_against_every_baseline_and_falls_short_of_one(
 ) -> None:
     def measured(*given: Any, **named: Any) -> RunResult:
         parts = {
-            model: {part: asdict(Quality(90, 0.5, auc, 0.5, 0.1, 0.8)) for part in ("all", "known", "unseen")}
-            for model, auc in AUCS.items()
+            model: {part: asdict(Quality(90, 0.5, auc, 0.5, 0.1, 0.8)) for part in PARTS} for model, auc in AUCS.items()
         }
         return RunResult(tmp_path, None, None, {"quality": parts}, {})
 
