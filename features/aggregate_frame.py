@@ -62,14 +62,14 @@ def with_aggregates(frame: Frame, plan: AggregatePlan, *, base_rate: float | Non
         found = events.advance(aggregator, np.arange(len(is_test)))
         events.advance(before_test, before)
     columns = [pl.Series(name, found[:, place]) for place, name in enumerate(plan.columns)]
-    return replace(frame, examples=frame.examples.with_columns(columns), aggregates=plan), before_test
+    return frame.replace(examples=frame.examples.with_columns(columns), aggregates=plan), before_test
 
 
 def aggregated_by(frame: Frame, plan: AggregatePlan) -> Frame:
     """Returns the frame with the columns of another plan in place of its own."""
     if frame.aggregates == plan:
         return frame
-    bare = replace(frame, examples=frame.examples.drop(frame.aggregates.columns), aggregates=NOTHING)
+    bare = frame.replace(examples=frame.examples.drop(frame.aggregates.columns), aggregates=NOTHING)
     return with_aggregates(bare, plan, base_rate=plan.base_rate)[0]
 
 

@@ -6,7 +6,7 @@ gets a row with null features.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,37 +14,116 @@ import pyarrow as pa
 
 from features.aggregate.plan import NOTHING, AggregatePlan
 from features.dataset.descriptor import Dataset, Split
-from features.dataset.split import assign_split
+from features.dataset.split import PARTS, assign_split
+from features.frame_blocks import DIRECTORY, Blocks, held_blocks, stored_blocks, write_blocks
 from features.history import EventColumns, Jagged, history_by_user
 
 _NEGATIVE_ROUNDS = 20
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Star of three tables.
+Table = pl.DataFrame | pl.LazyFrame
 
-    Attributes:
-        users: One row per user: `user_id`, features, `listed` (True if the users table has the user).
+
+class Frame:
+    """Star of three tables, in memory or in files that are read when they are asked for.
+
+    Args:
+        users: One row per user: `user_id`, features, `listed` (True if the users table has the user). A lazy table is
+            read when it is first used.
         items: One row per item: `item_id`, features, `listed`, and, if there is content, `content_vector`,
             `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
-            numbers, oldest first), then the events' own columns, then those of the aggregates.
+            numbers, oldest first), then the events' own columns, then those of the aggregates. Instead of a table, the
+            blocks of each part.
         aggregates: Plan of the aggregates' columns.
     """
 
-    users: pl.DataFrame
-    items: pl.DataFrame
-    examples: pl.DataFrame
-    aggregates: AggregatePlan = NOTHING
+    def __init__(
+        self, users: Table, items: Table, examples: Table | Mapping[str, Blocks], aggregates: AggregatePlan = NOTHING
+    ) -> None:
+        self._users = users
+        self._items = items
+        self._examples = examples
+        self.aggregates = aggregates
+
+    @property
+    def users(self) -> pl.DataFrame:
+        """The users, one row each."""
+        self._users = found = _read(self._users)
+        return found
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """The items, one row each."""
+        self._items = found = _read(self._items)
+        return found
+
+    @property
+    def examples(self) -> pl.DataFrame:
+        """All examples, ascending by event. Each use reads all blocks in files; `blocks` takes less memory."""
+        if isinstance(self._examples, Mapping):
+            found = pl.concat([block for blocks in self._examples.values() for block in blocks.frames()])
+            return found[np.argsort(found["event"].to_numpy(), kind="stable")]
+        self._examples = table = _read(self._examples)
+        return table
 
     def part(self, split: str) -> pl.DataFrame:
-        """Returns the examples of `train`, `validation` or `test`, in order; not a copy if they are contiguous."""
+        """Returns the examples of `train`, `validation` or `test`, in order; not a copy if they are contiguous.
+
+        Each use reads the part's blocks in files; `blocks` takes less memory.
+        """
+        if isinstance(self._examples, Mapping):
+            return self._examples[split].whole()
         of_part = self.examples["split"] == split
         start, count = of_part.arg_max() or 0, int(of_part.sum())
         if of_part[start : start + count].all():
             return self.examples[start : start + count]
         return self.examples.filter(of_part)
+
+    def blocks(self, split: str) -> Blocks:
+        """Returns the blocks of `train`, `validation` or `test`."""
+        return self._examples[split] if isinstance(self._examples, Mapping) else held_blocks(self.part(split))
+
+    def height(self, split: str) -> int:
+        """Returns the number of examples of `train`, `validation` or `test`, without a read of blocks in files."""
+        stored = isinstance(self._examples, Mapping)
+        return self.blocks(split).height if stored else int((self.examples["split"] == split).sum())
+
+    def replace(
+        self,
+        *,
+        users: Table | None = None,
+        items: Table | None = None,
+        examples: Table | Mapping[str, Blocks] | None = None,
+        aggregates: AggregatePlan | None = None,
+    ) -> "Frame":
+        """Returns a frame with other tables in place of those given."""
+        return Frame(
+            self._users if users is None else users,
+            self._items if items is None else items,
+            self._examples if examples is None else examples,
+            self.aggregates if aggregates is None else aggregates,
+        )
+
+
+def stored_frame(directory: Path, aggregates: AggregatePlan = NOTHING) -> Frame:
+    """Opens the frame in a directory: `users.parquet`, `items.parquet`, and the examples in blocks.
+
+    An earlier release wrote the examples into one file, which is read whole when examples are asked for.
+    """
+    users, items = (pl.scan_parquet(directory / f"{name}.parquet", glob=False) for name in ("users", "items"))
+    if not (directory / DIRECTORY).is_dir():
+        return Frame(users, items, pl.scan_parquet(directory / f"{DIRECTORY}.parquet", glob=False), aggregates)
+    return Frame(users, items, stored_blocks(directory), aggregates)
+
+
+def write_examples(frame: Frame, directory: Path) -> None:
+    """Writes the examples of a frame, in blocks, below an existing directory."""
+    write_blocks({part: frame.blocks(part) for part in PARTS}, directory)
+
+
+def _read(table: Table) -> pl.DataFrame:
+    return table.collect() if isinstance(table, pl.LazyFrame) else table
 
 
 def build_frame(

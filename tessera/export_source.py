@@ -10,6 +10,7 @@ from features.aggregate.stored import read_plan
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
+from features.frame_blocks import example_files
 from models.bundle.bundle import load_bundle
 from models.export.source import ExportSource, bundle_source
 from models.semantic_id.codebook import kinds as codebooks
@@ -43,7 +44,7 @@ def open_source(directory: Path) -> ExportSource:
         ids={"frame": key} | dict(bundle.ids if bundle else _model_ids(directory)),
         users=pl.scan_parquet(frame / "users.parquet"),
         items=pl.scan_parquet(frame / "items.parquet"),
-        examples=pl.scan_parquet(frame / "examples.parquet"),
+        examples=pl.scan_parquet(example_files(frame), glob=False),
         visits=bundle.visits if bundle else None,
         history_length=bundle.history_length if bundle else 0,
         aggregates=read_plan(plan) if plan.is_file() else NOTHING,

@@ -8,7 +8,8 @@ import polars as pl
 from features.aggregate.plan import plan_of
 from features.aggregate_frame import with_aggregates
 from features.dataset.descriptor import Split
-from features.frame import Frame, build_frame
+from features.frame import Frame, build_frame, write_examples
+from features.frame_blocks import example_files
 from models.export.source import ExportSource
 from tests.build import coloured_dataset, coloured_tables
 
@@ -46,8 +47,9 @@ def made(directory: Path, *, events: int = 600, clock: bool = True) -> tuple[Exp
     found["items"] = content(found["items"][:-1])
     frame = build_frame(dataset, found, split=dataset.split, history_length=LENGTH)
     frame, _ = with_aggregates(frame, plan_of(dataset))
-    for name in ("users", "items", "examples"):
+    for name in ("users", "items"):
         getattr(frame, name).write_parquet(directory / f"{name}.parquet")
+    write_examples(frame, directory)
     visits = pl.DataFrame({"user_id": ["u1", "u1", "u0"], "item_id": ["i3", "i2", "i1"], "time": [1, 2, 3]})
     source = ExportSource(
         name=dataset.name,
@@ -55,7 +57,7 @@ def made(directory: Path, *, events: int = 600, clock: bool = True) -> tuple[Exp
         ids=IDS,
         users=pl.scan_parquet(directory / "users.parquet"),
         items=pl.scan_parquet(directory / "items.parquet"),
-        examples=pl.scan_parquet(directory / "examples.parquet"),
+        examples=pl.scan_parquet(example_files(directory)),
         visits=visits.lazy(),
         history_length=LENGTH,
         aggregates=frame.aggregates,

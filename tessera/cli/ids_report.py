@@ -9,6 +9,7 @@ import polars as pl
 from rich.table import Table
 
 from features.errors import TesseraError
+from features.frame_blocks import example_files
 from tessera.pipeline.coded_items import Coded, counted
 from tessera.pipeline.stage import finished_key
 
@@ -28,7 +29,8 @@ def hits_of(run: Path) -> "list[HitRate]":
     codes = np.zeros((len(items), len(items.drop_nulls()[0])), dtype=np.uint16)
     codes[known] = items.drop_nulls().to_numpy()
     columns = ["item", "history", "label", "split"]
-    return hit_rates(codes, known, pl.read_parquet(run / "frame" / "examples.parquet", columns=columns))
+    examples = pl.scan_parquet(example_files(run / "frame"), glob=False).select(columns)
+    return hit_rates(codes, known, examples.collect())
 
 
 def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tessera.demo.live import LiveInput, go_live
 from tessera.demo.new_items import encode_row, plan_new_items
 from tessera.demo.newcomer import Newcomer, choose_newcomer
 from tessera.pages.demo_page import DemoSummary, render_summary, write_report
+from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.options import load_options
 from tessera.pipeline.run import run
 from tessera.settings import Settings
@@ -83,8 +84,8 @@ def demo(
 
 def _held_back(dataset: Dataset, run_directory: Path) -> list[bytes]:
     """Returns the events of the test part as messages in time order, as rows of the dataset's events table."""
-    examples = pl.read_parquet(run_directory / "frame" / "examples.parquet")
-    test = examples.filter(pl.col("split") == "test").unique("event", keep="first").sort("time", "event")
+    test = read_frame(run_directory / "frame").blocks("test").whole("event", "time")
+    test = test.unique("event", keep="first").sort("time", "event")
     raw = read_table(dataset.events, dataset.directory, table="events")
     return [encode_row(row) for row in raw[test["event"].to_numpy()].iter_rows(named=True)]
 

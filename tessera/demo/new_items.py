@@ -19,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.dataset.descriptor import Dataset
+from features.dataset.split import PARTS
 from features.dataset.tables import read_table
 from models.bundle.bundle import Bundle
 from serving.client import Client
@@ -178,7 +179,11 @@ def _copied(dataset: Dataset, bundle: Bundle, run_directory: Path, seed: int) ->
     """Copies catalogue items; a user is a fan of a copy if the first liking of the original is a held-back event."""
     assert dataset.items is not None
     frame = read_frame(run_directory / "frame")
-    positive = frame.examples.filter(pl.col("label") == 1)
+    positive = pl.concat(
+        block.filter(pl.col("label") == 1)
+        for part in PARTS
+        for block in frame.blocks(part).frames("user", "item", "split", "label")
+    )
     held_back = positive.filter(pl.col("split") == "test")
     numbers = held_back["user"].unique().to_numpy()
     possible = set(frame.users["user_id"].gather(numbers).to_list())

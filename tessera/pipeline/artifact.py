@@ -1,6 +1,5 @@
 """Files that the stages of a run write for one another."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import polars as pl
 from features.aggregate.plan import NOTHING
 from features.aggregate.stored import read_plan
 from features.durable import write_file
-from features.frame import Frame
+from features.frame import Frame, stored_frame
 from features.jobs.shard import read_shards
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import Scheme, Tokenizer, fit_tokenizer
@@ -38,15 +37,14 @@ def with_tokens(
     shown = np.bincount(frame.part("train")["item"].to_numpy(), minlength=frame.items.height)[coded.to_numpy()]
     tokenizer = fit_tokenizer(scheme, quantizer.levels, quantizer.codes, codes, shown, pieces=pieces)
     tokens = tokenizer.column(frame.items["semantic_codes"]).alias(SEMANTIC_ID)
-    return replace(frame, items=frame.items.with_columns(tokens)), tokenizer
+    return frame.replace(items=frame.items.with_columns(tokens)), tokenizer
 
 
 def read_frame(directory: Path) -> Frame:
-    """Reads the frame of the stage `frame`."""
-    users, items, rows = (pl.read_parquet(directory / f"{name}.parquet") for name in ("users", "items", "examples"))
+    """Opens the frame of the stage `frame`."""
     path = directory / AGGREGATES
     # An earlier release made no aggregates.
-    return Frame(users, items, rows, read_plan(path) if path.is_file() else NOTHING)
+    return stored_frame(directory, read_plan(path) if path.is_file() else NOTHING)
 
 
 def write_json(path: Path, data: Any) -> None:

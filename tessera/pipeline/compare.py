@@ -5,7 +5,6 @@ features. For newer items it reads vectors, codes and tokens of their text, by i
 """
 
 import time
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -143,7 +142,7 @@ def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
     items = _conformed(frame.items, bundle.schema, "item")
     if bundle.encoder is not None:
         items = _with_own_content(bundle, items)
-    return replace(frame, items=items, users=_conformed(frame.users, bundle.schema, "user"))
+    return frame.replace(items=items, users=_conformed(frame.users, bundle.schema, "user"))
 
 
 def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", "event"]) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from features.dataset.profile import few_known, profile
 from features.dataset.split import PARTS
 from features.durable import write_directory
 from features.errors import DatasetError
-from features.frame import Frame, build_frame
+from features.frame import Frame, build_frame, write_examples
 from features.jobs.shard import write_parquet
 from models.semantic_id.codebook import kinds as codebooks
 from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame, with_content, with_tokens, write_json
@@ -45,8 +45,9 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
             )
         frame, aggregator = with_aggregates(frame, plan, base_rate=_base_rate(job))
         save_aggregates(aggregator, directory / AGGREGATES)
-        for name in ("users", "items", "examples"):
+        for name in ("users", "items"):
             write_parquet(getattr(frame, name), directory / f"{name}.parquet")
+        write_examples(frame, directory)
         advance(4, 4)
 
     before: dict[str, Finished | str] = dict(job.previous.after("frame")) if job.previous else {}

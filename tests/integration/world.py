@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich.console import Console
 
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import read_table
 from models.bundle.bundle import Bundle, load_bundle
 from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.run import RunOptions, run
 
 
@@ -26,7 +26,7 @@ class World:
 
     def messages(self, count: int) -> list[bytes]:
         """The first held-back events, as messages in time order."""
-        test = pl.read_parquet(self.directory / "frame" / "examples.parquet").filter(pl.col("split") == "test")
+        test = read_frame(self.directory / "frame").part("test")
         raw = read_table(self.dataset.events, self.dataset.directory, table="events")
         rows = raw[test.sort("time", "event")["event"].to_numpy()[:count]].to_dicts()
         return [json.dumps(row, default=str).encode() for row in rows]

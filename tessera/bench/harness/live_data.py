@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import polars as pl
 from rich.console import Console
 
 from features.dataset.descriptor import Dataset
@@ -19,6 +18,7 @@ from features.jobs.messages import encode_rows
 from models.bundle.bundle import Bundle
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
+from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.options import load_options
 from tessera.pipeline.run import run
 from tessera.settings import Settings
@@ -44,8 +44,8 @@ def live_data(dataset: Dataset, out: Path, console: Console, overrides: Sequence
     options = load_options(dataset, overrides)
     result = run(dataset, out / dataset.name, options, console=console, registry=None, until="publish")
     assert result.bundle is not None
-    examples = pl.read_parquet(out / dataset.name / "frame" / "examples.parquet")
-    test = examples.filter(pl.col("split") == "test").sort("time", "event", maintain_order=True)
+    test = read_frame(out / dataset.name / "frame").blocks("test").whole("event", "time")
+    test = test.sort("time", "event", maintain_order=True)
     rows = message_columns(load_events(dataset), dataset.events)[test["event"].to_numpy()]
     return LiveData(result.bundle, encode_rows(rows))
 

@@ -131,7 +131,7 @@ def _measured(dataset: Dataset, seed: int, config: TrainConfig) -> dict[str, Any
 def _some(frame: Frame, share: float, seed: int) -> Frame:
     """Returns the frame with a share of its training examples."""
     kept = np.random.default_rng([seed, 3]).random(frame.examples.height) < share
-    return replace(frame, examples=frame.examples.filter((pl.col("split") != "train") | pl.Series(kept)))
+    return frame.replace(examples=frame.examples.filter((pl.col("split") != "train") | pl.Series(kept)))
 
 
 def _copy(schema: Schema, ranker: Ranker, config: TrainConfig) -> Ranker:

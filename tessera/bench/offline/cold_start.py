@@ -212,7 +212,7 @@ class _World:
         frame, codebook = self._made()
         if variant.permuted:
             order = np.random.default_rng([self._seed, 2]).permutation(frame.items.height)
-            frame = replace(frame, items=frame.items.with_columns(frame.items["semantic_codes"].gather(order)))
+            frame = frame.replace(items=frame.items.with_columns(frame.items["semantic_codes"].gather(order)))
         return with_tokens(frame, variant.tokens or "prefix", codebook)[0]
 
     def _made(self) -> tuple[Frame, rqvae.RqVae]:
@@ -254,8 +254,7 @@ def without(frame: Frame, held_out: pl.Series) -> Frame:
     numbers = held_out.implode()
     known = frame.examples.select(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
     is_new = frame.examples["item"].is_in(numbers)
-    return replace(
-        frame,
+    return frame.replace(
         examples=frame.examples.with_columns(
             history=known["history"],
             split=pl.when(is_new).then(pl.lit("new")).otherwise(pl.col("split")),

@@ -91,7 +91,7 @@ def held_out(frame: Frame, seed: int) -> Frame:
     later = pl.Series(np.unique(other.ids[~other.known]), dtype=frame.examples["user"].dtype).implode()
     kept = of_new | (frame.examples["split"] != "test") | ~frame.examples["user"].is_in(later)
     split = pl.when(of_new).then(pl.lit("test")).when(kept).then(pl.col("split")).otherwise(pl.lit("unused"))
-    return replace(frame, examples=frame.examples.with_columns(split=split))
+    return frame.replace(examples=frame.examples.with_columns(split=split))
 
 
 def measured(frame: Frame, probabilities: NDArray[np.floating]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from features.dataset import tables
 from features.lock import locked
 from streaming.dead_letter import encode_dead_letter
 from streaming.log.protocol import Message
+from tessera.pipeline.artifact import read_frame
 from tessera.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -255,7 +256,7 @@ def test_an_input_that_changes_while_it_is_read_leaves_no_frame_of_it(
     assert f"error: {events}: changed while the run read it" in shell.err
     events.write_bytes(good)
     assert shell.run(*features) == 0
-    positives = pl.read_parquet(tmp_path / "out" / "frame" / "examples.parquet")["label"].sum()
+    positives = read_frame(tmp_path / "out" / "frame").examples["label"].sum()
     assert positives == pl.read_csv(events)["label"].sum()
 
 

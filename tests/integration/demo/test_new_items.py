@@ -17,6 +17,7 @@ from streaming.log.topics import Topics
 from tessera.demo import synthetic
 from tessera.demo.live import http_server
 from tessera.demo.new_items import NewItemPlan, measure_ranks, new_items, plan_new_items
+from tessera.pipeline.artifact import read_frame
 from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
 
@@ -85,7 +86,7 @@ def test_the_fans_of_a_copy_liked_the_original_in_a_held_back_event_alone(
     assert plan.before_events
     assert plan.fans.any(axis=0).all()
     frame = {name: pl.read_parquet(world.directory / "frame" / f"{name}.parquet") for name in ("users", "items")}
-    liked = pl.read_parquet(world.directory / "frame" / "examples.parquet").filter(pl.col("label") == 1)
+    liked = read_frame(world.directory / "frame").examples.filter(pl.col("label") == 1)
     titles = _titles(world)
     for number, row in enumerate(plan.with_content):
         original = titles[row["title"], row["description"]]

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from features.errors import BundleError, TesseraError
+from features.frame_blocks import block_path
 from models.export.write import write_export
 from tessera.export_source import open_source
 from tests.integration.world import World
@@ -40,7 +41,7 @@ def test_a_run_is_exported_with_its_examples_and_the_ids_of_its_bundle(world: Wo
     ]
     assert unexplained == []
     # Every column of the frame is there, row numbers as ids and the time as a timestamp.
-    frame = pl.read_parquet_schema(world.directory / "frame" / "examples.parquet").keys()
+    frame = pl.read_parquet_schema(block_path(world.directory / "frame", "train", 0)).keys()
     exported = pl.read_parquet(out / "examples").columns
     assert set(frame) - {"user", "item", "time"} <= set(exported)
     assert {"user_id", "item_id", "event_timestamp", "event_date"} <= set(exported)
@@ -70,9 +71,9 @@ def test_a_run_up_to_the_frame_is_exported_under_its_own_name(world: World, tmp_
         "tokens": manifest.tokens,
     }
     assert set(write_export(source, tmp_path / "export").tables) == {"examples", "items", "users"}
-    file = run / "frame" / "examples.parquet"
+    file = block_path(run / "frame", "test", 0)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(TesseraError, match=r"examples\.parquet was altered .*run again"):
+    with pytest.raises(TesseraError, match=r"test-00000\.parquet was altered .*run again"):
         open_source(run)
 
 

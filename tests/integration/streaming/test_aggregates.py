@@ -87,7 +87,7 @@ class Shop:
         """The state of the frame after all events."""
         plan = self.bundle.schema.aggregates
         known = self.frame.examples.with_columns(split=pl.lit("train"))
-        return with_aggregates(replace(self.frame, examples=known), plan, base_rate=plan.base_rate)[1]
+        return with_aggregates(self.frame.replace(examples=known), plan, base_rate=plan.base_rate)[1]
 
 
 def events() -> pl.DataFrame:

@@ -22,7 +22,7 @@ def test_held_out_users_have_test_events_alone_and_all_others_keep_their_parts()
     first = FRAME.part("test")["user"][0]
     # This user has no training event either, by the split alone.
     gone = (pl.col("user") == first) & (pl.col("split") != "test")
-    frame = new_users.replace(FRAME, examples=FRAME.examples.filter(~gone))
+    frame = FRAME.replace(examples=FRAME.examples.filter(~gone))
     found = new_users.held_out(frame, 0).examples
     parts = found.group_by("user").agg(pl.col("split").unique())
     new = {row["user"] for row in parts.to_dicts() if row["split"] == ["test"]}
@@ -33,7 +33,7 @@ def test_held_out_users_have_test_events_alone_and_all_others_keep_their_parts()
     assert found.filter(pl.col("user") == first)["split"].unique().to_list() == ["unused"]
     kept = ~of_new & (found["user"] != first)
     assert found.filter(kept)["split"].equals(frame.examples.filter(kept)["split"])
-    keys = novelty(new_users.replace(frame, examples=found), "user")
+    keys = novelty(frame.replace(examples=found), "user")
     assert keys is not None
     assert set(keys.ids[~keys.known]) == new
 

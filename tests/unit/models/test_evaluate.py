@@ -95,7 +95,7 @@ def test_a_part_with_too_few_of_a_label_has_rows_and_users_but_no_auc(positives:
 
 def test_a_dataset_without_users_has_empty_parts_by_user() -> None:
     frame = coloured_frame()
-    assert novelty(replace(frame, users=frame.users.clear()), "user") is None
+    assert novelty(frame.replace(users=frame.users.clear()), "user") is None
     found = by_novelty(LABELS, LABELS, None, None)
     assert found["all"].rows == 4
     assert {part for part, one in found.items() if one.rows == 0} == PARTS.keys() - {"all"}
@@ -106,7 +106,7 @@ def test_users_of_the_test_part_are_known_by_their_training_events_alone() -> No
     test, first = frame.part("test"), frame.part("test")["user"][0]
     # The user keeps the events of the validation part.
     examples = frame.examples.filter((pl.col("user") != first) | (pl.col("split") != "train"))
-    found = novelty(replace(frame, examples=examples), "user")
+    found = novelty(frame.replace(examples=examples), "user")
     assert found is not None
     np.testing.assert_array_equal(found.ids, test["user"].to_numpy())
     np.testing.assert_array_equal(found.known, test["user"].to_numpy() != first)
@@ -158,7 +158,7 @@ def test_the_counting_baselines_predict_the_test_part_in_its_order() -> None:
     # A label of the test part changes the running rates of later rows, and no static ones.
     first = pl.col("event") == test["event"][0]
     examples = frame.examples.with_columns(label=pl.when(first).then(1 - pl.col("label")).otherwise(pl.col("label")))
-    other = rate_baselines(replace(frame, examples=examples))
+    other = rate_baselines(frame.replace(examples=examples))
     np.testing.assert_array_equal(found["user-item"], other["user-item"])
     changed = found["user-item-running"] != other["user-item-running"]
     assert not changed[0]

@@ -182,7 +182,7 @@ def test_an_export_that_fails_leaves_the_earlier_one_and_no_remains(tmp_path: Pa
         write_export(replace(source, users=odd.lazy()), tmp_path / "export")
     assert content_of(tmp_path / "export") == before
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert left == {"export"}
+    assert left == {"examples", "export"}
 
 
 def test_a_directory_with_other_files_is_refused_and_stays(tmp_path: Path) -> None:

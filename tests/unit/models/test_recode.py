@@ -19,7 +19,7 @@ from tests.build import SMALL_NETWORK, coloured_dataset, coloured_frame
 
 
 def named(frame: Frame, tokens: list[list[str]]) -> Frame:
-    return replace(frame, items=frame.items.with_columns(pl.Series(SEMANTIC_ID, tokens, dtype=pl.List(pl.String))))
+    return frame.replace(items=frame.items.with_columns(pl.Series(SEMANTIC_ID, tokens, dtype=pl.List(pl.String))))
 
 
 FRAME = coloured_frame(items=40)

@@ -1,0 +1,162 @@
+"""Blocks of a frame's parts: the unit in which a frame is stored and in which training reads it.
+
+A part (train, validation or test) is divided into blocks of about `BLOCK_ROWS` examples by a hash of the event. Each
+block is therefore a uniform sample of its part, and a reader that holds one block needs memory for one block, however
+many events there are. The examples of one event, a positive and its drawn negatives, are in one block. Within a block
+the examples keep the order of the frame, which is that of their events.
+
+Files: `examples/{part}-{block:05d}.parquet`, each with all columns of `Frame.examples`.
+Shape letter: E examples.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.dataset.split import PARTS
+from features.durable import write_file
+from features.hashing import splitmix64
+
+BLOCK_ROWS: Final = 1 << 20
+"""Examples of a block, about; a part of at most this many is one block."""
+DIRECTORY: Final = "examples"
+_EVENT = "event"
+
+
+def block_count(rows: int) -> int:
+    """Returns the number of blocks of a part of `rows` examples; an empty part is one empty block."""
+    return max(1, -(-rows // BLOCK_ROWS))
+
+
+def block_of(events: NDArray[np.integer], blocks: int) -> NDArray[np.int64]:
+    """Returns the block (E,) of each example by its event (E,), from 0 to `blocks` - 1."""
+    if blocks == 1:
+        return np.zeros(len(events), dtype=np.int64)
+    with np.errstate(over="ignore"):
+        mixed = splitmix64(events.astype(np.uint64))
+    return (mixed % np.uint64(blocks)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of one part, each read when asked for and never kept.
+
+    Attributes:
+        heights: Number of examples of each block.
+        reader: Function from a block's number, and the names of columns or None for all, to its examples.
+    """
+
+    heights: tuple[int, ...]
+    reader: Callable[[int, Sequence[str] | None], pl.DataFrame]
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    @property
+    def height(self) -> int:
+        """E, the number of examples of the part."""
+        return sum(self.heights)
+
+    def read(self, number: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Reads the examples of one block, all columns by default."""
+        return self.reader(number, columns)
+
+    def frames(self, *columns: str) -> Iterator[pl.DataFrame]:
+        """Reads block after block; without names, all columns."""
+        for number in range(len(self)):
+            yield self.read(number, columns or None)
+
+    def mapped(self, change: Callable[[pl.DataFrame], pl.DataFrame]) -> "Blocks":
+        """Returns the blocks whose examples `change` replaces as they are read; it must keep their number and order."""
+
+        def reader(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
+            changed = change(self.read(number))
+            return changed if columns is None else changed.select(columns)
+
+        return Blocks(self.heights, reader)
+
+    def whole(self, *columns: str) -> pl.DataFrame:
+        """Returns all examples in the order of the part; without names, all columns."""
+        found = pl.concat(list(self.frames(*columns)))
+        order = self._order()
+        return found if order is None else found[order]
+
+    def arranged(self, values: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+        """Returns the values (E, …) of all examples in the order of the part, given block by block."""
+        found = np.concatenate(values)
+        order = self._order()
+        arranged: NDArray[np.generic] = found if order is None else found[order]
+        return arranged
+
+    def _order(self) -> NDArray[np.int64] | None:
+        """Returns places among the blocks (E,) in the order of the part; None for one block."""
+        if len(self) == 1:
+            return None
+        events = np.concatenate([block[_EVENT].to_numpy() for block in self.frames(_EVENT)])
+        # Stable, so drawn negatives stay behind their positive.
+        return np.argsort(events, kind="stable")
+
+
+def held_blocks(part: pl.DataFrame) -> Blocks:
+    """Returns the blocks of a part in memory; one block is the part itself."""
+    count = block_count(part.height)
+    if count == 1:
+        return Blocks((part.height,), lambda number, columns: part if columns is None else part.select(columns))
+    numbers = pl.Series(block_of(part[_EVENT].to_numpy(), count).astype(np.int32))
+
+    def reader(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
+        return (part if columns is None else part.select(columns)).filter(numbers == number)
+
+    return Blocks(tuple(np.bincount(numbers.to_numpy(), minlength=count).tolist()), reader)
+
+
+def stored_blocks(directory: Path) -> dict[str, Blocks]:
+    """Opens the blocks of each part below `directory`; only the numbers of rows are read."""
+    return {part: _stored(sorted((directory / DIRECTORY).glob(f"{part}-*.parquet"))) for part in PARTS}
+
+
+def block_path(directory: Path, part: str, block: int) -> Path:
+    """Returns the file of a block below the frame's directory."""
+    return directory / DIRECTORY / f"{part}-{block:05d}.parquet"
+
+
+def example_files(directory: Path) -> list[Path]:
+    """Returns the files of a stored frame's examples: parts in order of time, and the blocks of each in order.
+
+    Of a frame of an earlier release it is the one file `examples.parquet`.
+    """
+    if not (directory / DIRECTORY).is_dir():
+        return [directory / f"{DIRECTORY}.parquet"]
+    return [path for part in PARTS for path in sorted((directory / DIRECTORY).glob(f"{part}-*.parquet"))]
+
+
+def write_blocks(parts: Mapping[str, Blocks], directory: Path) -> None:
+    """Writes the blocks of each part below an existing directory, each file whole or not at all."""
+    (directory / DIRECTORY).mkdir(exist_ok=True)
+    for part, blocks in parts.items():
+        for number, block in enumerate(blocks.frames()):
+            write_block(block, block_path(directory, part, number))
+
+
+def write_block(block: pl.DataFrame, path: Path) -> None:
+    """Writes the examples of one block durably."""
+
+    def fill(aside: Path) -> None:
+        with aside.open("wb") as file:
+            block.write_parquet(file, compression="zstd", statistics=False)
+
+    write_file(path, fill)
+
+
+def _stored(paths: Sequence[Path]) -> Blocks:
+    scans = [pl.scan_parquet(path, glob=False) for path in paths]
+
+    def reader(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
+        return pl.read_parquet(paths[number], columns=None if columns is None else list(columns), glob=False)
+
+    return Blocks(tuple(int(scan.select(pl.len()).collect().item()) for scan in scans), reader)
