@@ -3,11 +3,13 @@
 A shard is the unit of work and of resumption of a batch job; see `features.jobs.beam`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.durable import write_file
 
@@ -37,7 +39,8 @@ def write_shards(
 ) -> list[Path]:
     """Cuts a frame, in its order, into `part-00000.parquet`, …; an empty frame is one empty shard.
 
-    If an earlier call with the same frame has written all its shards, they stay unchanged.
+    If an earlier call with the same frame has written all its shards, they stay unchanged. Each shard is written from a
+    slice, so no second copy of the frame is made.
 
     Args:
         frame: Frame, cut after `rows` rows or about `size_bytes` bytes of values; a longer row is a shard alone.
@@ -54,7 +57,7 @@ def write_shards(
     return paths
 
 
-def _row_bytes(frame: pl.DataFrame) -> list[int]:
+def _row_bytes(frame: pl.DataFrame) -> NDArray[np.int64]:
     """Returns the approximate bytes of each row's values: texts by their length, any other value as eight."""
     sizes = [pl.repeat(8 * frame.width, frame.height, dtype=pl.Int64)]
     for name, dtype in frame.schema.items():
@@ -62,23 +65,35 @@ def _row_bytes(frame: pl.DataFrame) -> list[int]:
             sizes.append(pl.col(name).str.len_bytes().fill_null(0).cast(pl.Int64))
         elif dtype == pl.List(pl.String):
             sizes.append(pl.col(name).list.eval(pl.element().str.len_bytes()).list.sum().fill_null(0).cast(pl.Int64))
-    found: list[int] = frame.select(pl.sum_horizontal(sizes).alias("size"))["size"].to_list()
-    return found
+    return frame.select(pl.sum_horizontal(sizes).alias("size"))["size"].to_numpy()
 
 
-def _cuts(sizes: Sequence[int], rows: int, size_bytes: int) -> list[int]:
-    starts, held = [0], 0
-    for row, size in enumerate(sizes):
-        if row > starts[-1] and (row - starts[-1] == rows or held + size > size_bytes):
-            starts.append(row)
-            held = 0
-        held += size
-    return starts
+def _cuts(sizes: NDArray[np.int64], rows: int, size_bytes: int) -> list[int]:
+    """Returns the first row of each shard: the longest shards that hold to both bounds, of one row at least."""
+    ends, starts, held = np.cumsum(sizes), [0], 0
+    while True:
+        fits = int(np.searchsorted(ends, held + size_bytes, side="right"))
+        stop = min(starts[-1] + rows, max(fits, starts[-1] + 1))
+        if stop >= len(sizes):
+            return starts
+        starts.append(stop)
+        held = int(ends[stop - 1])
 
 
-def read_shards(directory: Path) -> pl.DataFrame:
-    """Reads all shards of a directory in their order."""
-    return pl.concat([pl.read_parquet(path) for path in sorted(directory.glob("part-*.parquet"))])
+def shard_paths(directory: Path) -> list[Path]:
+    """Returns the shards of a directory in their order."""
+    return sorted(directory.glob("part-*.parquet"))
+
+
+def each_shard(directory: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Yields the shards of a directory in their order, with all columns or the given ones."""
+    chosen = None if columns is None else list(columns)
+    return (pl.read_parquet(path, columns=chosen) for path in shard_paths(directory))
+
+
+def read_shards(directory: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Reads all shards of a directory in their order, with all columns or the given ones."""
+    return pl.concat(each_shard(directory, columns))
 
 
 def write_parquet(frame: pl.DataFrame, path: Path) -> None:

@@ -44,6 +44,7 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     from features.content.kinds import load_encoder
     from features.dataset.descriptor import load_dataset
     from features.dataset.tables import read_items
+    from features.jobs.sample import sample_rows
     from models.semantic_id.codebook.kinds import load
     from models.semantic_id.content_path import ContentPath
     from models.semantic_id.report.drift import drift
@@ -57,7 +58,8 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     book = load(run / "assign" / "codebook")
     path = ContentPath(load_encoder(run / "encode" / "encoder"), book)
     vectors = path.encode(texts).vectors if texts else coded.vectors[:0]
-    unseen = coded.vectors[held_out_items(len(coded.ids), seed)]
+    sample = sample_rows(pl.Series(coded.ids))
+    unseen = coded.vectors[sample][held_out_items(len(sample), seed)]
     difference = drift(book, unseen, vectors) or drift(book, coded.vectors, vectors)
     if difference is None:
         raise TesseraError(f"{descriptor}: {counted(len(texts))} are new to {run}; drift shows in 20 and more")

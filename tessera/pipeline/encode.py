@@ -6,6 +6,7 @@ from features.content import kinds as encoders
 from features.content.encoder import Encoder
 from features.durable import write_directory
 from features.jobs.encode import encode_catalogue
+from features.jobs.sample import sample_rows
 from features.jobs.shard import write_shards
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
@@ -26,19 +27,11 @@ def encode(job: Job) -> Finished | None:
         return None
 
     def work(directory: Path, advance: Advance) -> None:
-        items = job.tables.items
-        assert items is not None
-        texts = items.select("item_id", "text")
+        shards, sample = _texts(job, directory / "texts")
         encoder = directory / "encoder"
         if not encoder.exists():
-            write_directory(encoder, _encoder(job, texts["text"].to_list()).save)
-        encode_catalogue(
-            write_shards(texts, directory / "texts"),
-            encoder,
-            directory / "vectors",
-            engine=job.engine,
-            progress=advance,
-        )
+            write_directory(encoder, _encoder(job, sample).save)
+        encode_catalogue(shards, encoder, directory / "vectors", engine=job.engine, progress=advance)
 
     return job.do(
         "encode",
@@ -50,8 +43,22 @@ def encode(job: Job) -> Finished | None:
     )
 
 
+def _texts(job: Job, directory: Path) -> tuple[list[Path], list[str]]:
+    """Writes the texts as shards. Returns the shards, and the texts of the sample that an encoder is fitted on."""
+    items = job.tables.items
+    assert items is not None
+    texts = items.select("item_id", "text")
+    rows = sample_rows(texts["item_id"])
+    sample = (texts["text"] if len(rows) == texts.height else texts["text"][rows]).to_list()
+    shards = write_shards(texts, directory)
+    if len(rows) < texts.height:
+        # A fit takes gigabytes. The tables of so large a catalogue are read again when the frame needs them.
+        job.tables.release()
+    return shards, sample
+
+
 def _encoder(job: Job, texts: list[str]) -> Encoder:
-    """Loads the encoder of the warm start, or fits an encoder."""
+    """Loads the encoder of the warm start, or fits an encoder on texts."""
     if job.previous:
         return encoders.load_encoder(job.previous.encoder)
     options = job.options

@@ -13,7 +13,6 @@ from features.aggregate.plan import NOTHING, AggregatePlan
 from features.aggregate.stored import read_plan
 from features.errors import DatasetError
 from features.frame import Frame
-from features.jobs.shard import read_shards
 from features.training_events import TRAINED, read_trained, trained_on
 from models.ranker.network import Ranker
 from models.ranker.recode import recode
@@ -24,6 +23,7 @@ from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.match import match
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import load_tokenizer
+from models.semantic_id.vectors import vectors_beside_codes
 from models.table.schema import SEMANTIC_ID, Schema
 from tessera.pipeline.artifact import AGGREGATES, read_frame
 from tessera.pipeline.stage import finished_key, made_of
@@ -78,18 +78,17 @@ class Previous:
         """Loads the codebook of its Semantic IDs."""
         return codebooks.load(self._directory / "assign" / "codebook")
 
-    def named(self, fitted: Quantizer, items: pl.DataFrame) -> Quantizer:
+    def named(self, fitted: Quantizer, vectors: Path) -> Quantizer:
         """Returns the new codebook with the names of the old codes, as far as the names can be kept.
 
         Args:
             fitted: New codebook.
-            items: Columns `item_id` and `vector` of the new run.
+            vectors: Shards with the vectors of the new run.
 
         Raises:
             DatasetError: The two runs share no item.
         """
-        old = read_shards(self._directory / "assign" / "codes").select("item_id", pl.col("codes").alias("before"))
-        known = items.join(old, on="item_id", maintain_order="left")
+        known = vectors_beside_codes(vectors, self._directory / "assign" / "codes")
         if not known.height:
             raise DatasetError(
                 f"{self._directory}: none of its items is an item of this run; train without --warm-start"

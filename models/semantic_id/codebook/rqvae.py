@@ -43,6 +43,7 @@ _CHECKED = 0.05  # share of the vectors on which early stopping measures the err
 _NOISE = 0.01
 _KMEANS_SAMPLE = 20_000
 _ENCODE_ROWS = 4_096
+_DECODE_ROWS = 1 << 17
 
 
 Gradient = Literal["straight-through", "rotation"]
@@ -165,9 +166,12 @@ class RqVae(nn.Module):
         """Maps codes (N, Q) to vectors (N, D) float32."""
         wide = self._wide()
         index = torch.from_numpy(np.asarray(codes).astype(np.int64))
-        latent = sum(wide.codebooks[level][index[:, level]] for level in range(self.levels))
-        found: NDArray[np.float32] = (wide.decoder(latent) * wide.scale + wide.mean).float().numpy()
-        return found
+        out = np.zeros((len(index), self.dim), dtype=np.float32)
+        for start in range(0, len(index), _DECODE_ROWS):
+            block = index[start : start + _DECODE_ROWS]
+            latent = sum(wide.codebooks[level][block[:, level]] for level in range(self.levels))
+            out[start : start + len(block)] = (wide.decoder(latent) * wide.scale + wide.mean).float().numpy()
+        return out
 
     def _wide(self) -> "RqVae":
         """Returns a float64 twin of the frozen codebook."""

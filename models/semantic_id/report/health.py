@@ -18,9 +18,11 @@ _HELD_OUT = 0.05
 
 @dataclass(frozen=True)
 class CodebookHealth:
-    """Report of one codebook over one catalogue.
+    """Report of one codebook over one catalogue, or over a sample of it.
 
     Attributes:
+        items: Items that the report counts.
+        levels, codes: Q and K.
         usage: Per level, share of the K codes that some item has.
         perplexity: Per level, exp of the code distribution's entropy, as a share of K.
         unique: Distinct Semantic IDs over items.
@@ -52,7 +54,7 @@ def codebook_health(
 
     Args:
         quantizer: Frozen codebook.
-        codes: (N, Q) codes of the whole catalogue.
+        codes: (N, Q) codes of the catalogue, or of a sample of it.
         sets: Vectors (n, D) whose error to report, by name, such as `fitted` and `held_out`.
     """
     usage, perplexity = [], []
@@ -78,9 +80,14 @@ def codebook_health(
 
 def relative_error(quantizer: Quantizer, vectors: NDArray[np.float32]) -> float:
     """Returns squared reconstruction error over squared distance from the mean: 0 is perfect, 1 predicts the mean."""
-    spread = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
-    lost = float(((vectors - quantizer.decode(quantizer.encode(vectors))) ** 2).sum())
+    spread = _squares(vectors - vectors.mean(axis=0))
+    lost = _squares(vectors - quantizer.decode(quantizer.encode(vectors)))
     return lost / max(spread, 1e-12)
+
+
+def _squares(difference: NDArray[np.float32]) -> float:
+    """Sums the squares of an array, which it overwrites: a sample's vectors take half a gigabyte."""
+    return float(np.square(difference, out=difference).sum())
 
 
 def collapse_alarm(health: CodebookHealth) -> list[str]:
