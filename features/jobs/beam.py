@@ -1,9 +1,9 @@
-"""Maps a function over parquet shards as a Beam job, on any engine, with the same bytes.
+"""Runs tasks as a Beam job, on any engine, with the same bytes; maps a function over parquet shards.
 
-The pipeline starts from blocks of the list of shards (Create, reshuffle, then ParDo), which every engine supports.
-Without the reshuffle an engine fuses both steps, and one worker does all blocks. A shard is the unit of resumption: its
-output is written to a temporary name and renamed, and a shard whose output exists is not run again. Since the function
-sees whole shards, its output cannot depend on the number of workers.
+The pipeline starts from blocks of the list of tasks (Create, reshuffle, then ParDo), which every engine supports.
+Without the reshuffle an engine fuses both steps, and one worker does all blocks. A task is the unit of resumption: its
+output is written to a temporary name and renamed, and a task whose output exists is not done again. Since a task sees
+whole shards, its output cannot depend on the number of workers.
 
 Import this module where a job runs: Beam takes most of a second to load.
 """
@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from features.errors import TesseraError, is_fault
 from features.jobs.engine import BEAM_NAMES, Engine, address
 from features.jobs.shard import Sifted, write_parquet
-from features.jobs.worklist import Block, BlockCount, Failure, JobReport, Worklist, report
+from features.jobs.worklist import Block, BlockCount, Failure, JobReport, RowCounts, Worklist, report
 
 Progress = Callable[[int, int], None]
 
@@ -37,42 +37,50 @@ _WORK, _REJECTED = ".job", "rejected"
 
 
 ShardFunction = Callable[[pl.DataFrame], pl.DataFrame | Sifted]
+Task = Callable[[Path], RowCounts]
+"""Does the work that a path names, unless its output is in place, and counts its rows."""
 
 
-class _MapBlock(beam.DoFn):
-    """Reads the shards of a block, applies the function, writes an output shard of the same name for each."""
+class _DoBlock(beam.DoFn):
+    """Does the tasks of a block of the work list."""
 
-    def __init__(self, function: ShardFunction, out: str, *, keeps_rows: bool) -> None:
-        self._function = function
+    def __init__(self, task: Task, out: str) -> None:
+        self._task = task
         self._out = out
-        self._keeps_rows = keeps_rows
 
     def process(self, element: tuple[int, int, int]) -> Iterator[int]:
         block, work = Block(*element), Worklist(Path(self._out, _WORK))
         work.begin()
         shards = work.shards(block)
-        rows_in = rows_out = rejected = 0
+        total = RowCounts(0, 0, 0)
         for shard in shards:
             try:
-                counts = self._map(shard)
+                rows = self._task(shard)
             except BaseException as error:
                 if is_fault(error):
-                    said = f"{type(error).__name__}: {error}"
-                    work.fail(Failure(shard.name, said, isinstance(error, TesseraError)))
+                    fixable = isinstance(error, TesseraError)
+                    said = str(error) if fixable else f"{type(error).__name__}: {error}"
+                    work.fail(Failure(shard.name, said, fixable))
                 raise
-            rows_in, rows_out, rejected = rows_in + counts[0], rows_out + counts[1], rejected + counts[2]
-        work.finish(
-            block, BlockCount(len(shards), rows_in, rows_out, rejected, f"{socket.gethostname()}:{os.getpid()}")
-        )
+            total = RowCounts(*(sum(pair) for pair in zip(total, rows, strict=True)))
+        work.finish(block, BlockCount(len(shards), *total, f"{socket.gethostname()}:{os.getpid()}"))
         yield block.number
 
-    def _map(self, shard: Path) -> tuple[int, int, int]:
-        """Does one shard where its output is missing. Returns the rows read, written and rejected."""
-        path = Path(self._out, shard.name)
+
+class _MapShard:
+    """Task that reads a shard, applies a function, and writes an output shard of the same name."""
+
+    def __init__(self, function: ShardFunction, out: Path, *, keeps_rows: bool) -> None:
+        self._function = function
+        self._out = out
+        self._keeps_rows = keeps_rows
+
+    def __call__(self, shard: Path) -> RowCounts:
+        path = self._out / shard.name
         aside = path.parent / _REJECTED / path.name
         if path.exists():
-            return _height(shard), _height(path), _height(aside) if aside.exists() else 0
-        frame = _again(lambda: pl.read_parquet(shard))
+            return RowCounts(_height(shard), _height(path), _height(aside) if aside.exists() else 0)
+        frame = again(lambda: pl.read_parquet(shard))
         found = self._function(frame)
         sifted = found if isinstance(found, Sifted) else Sifted(found, pl.DataFrame())
         kept, rejected = sifted.kept, sifted.rejected
@@ -80,10 +88,10 @@ class _MapBlock(beam.DoFn):
             raise ValueError(f"{frame.height} rows became {kept.height} and {rejected.height} that were rejected")
         if rejected.height:
             aside.parent.mkdir(exist_ok=True)
-            _again(lambda: write_parquet(rejected, aside))
+            again(lambda: write_parquet(rejected, aside))
         # Written last: a shard whose output exists is whole.
-        _again(lambda: write_parquet(kept, path))
-        return frame.height, kept.height, rejected.height
+        again(lambda: write_parquet(kept, path))
+        return RowCounts(frame.height, kept.height, rejected.height)
 
 
 def map_shards(
@@ -98,8 +106,7 @@ def map_shards(
 ) -> JobReport:
     """Runs `function` over every shard and writes one output shard each to `out`.
 
-    Reading and writing is tried three times. If the engine fails, for example because a worker was killed, the job is
-    submitted again with the missing blocks, as long as each submission finishes some.
+    Reading and writing is tried three times. `run_tasks` says how a job goes on after a failure.
 
     Args:
         function: Picklable; shard in, shard out; must depend on nothing but the shard.
@@ -118,13 +125,48 @@ def map_shards(
             error; names the shard or the engine.
         RuntimeError: The function failed, or the engine did; names the shard if there is one.
     """
+    out = Path(os.path.abspath(out))
+    task = _MapShard(function, out, keeps_rows=keeps_rows)
+    return run_tasks(task, shards, out, label=label, engine=engine, progress=progress)
+
+
+def run_tasks(
+    task: Task,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    label: str,
+    engine: Engine | None = None,
+    progress: Progress = lambda done, total: None,
+) -> JobReport:
+    """Does a task for every path.
+
+    If the engine fails, for example because a worker was killed, the job is submitted again with the missing blocks, as
+    long as each submission finishes some.
+
+    Args:
+        task: Picklable. A task may be done twice, at the same time too: it writes each file whole, its last file marks
+            it as done, and its output depends on the path alone.
+        paths: Paths that name the tasks.
+        out: Existing or new directory that all workers see; holds the work list while the job runs.
+        label: Name of the step in the engine's views.
+        engine: Engine of the job; by default this process.
+        progress: Called with (tasks done, tasks) from time to time.
+
+    Returns:
+        The counts of the job.
+
+    Raises:
+        TesseraError: As `map_shards` says.
+        RuntimeError: As `map_shards` says.
+    """
     engine = engine or Engine()
     options = _checked(engine)
     out = Path(os.path.abspath(out))
     out.mkdir(parents=True, exist_ok=True)
     work = Worklist(out / _WORK)
-    blocks = work.create(shards)
-    mapped = _MapBlock(function, str(out), keeps_rows=keeps_rows)
+    blocks = work.create(paths)
+    done = _DoBlock(task, str(out))
     try:
         while missing := [block for block in blocks if block.number not in work.finished()]:
             before = len(work.finished())
@@ -132,11 +174,11 @@ def map_shards(
                 options = _recovered(engine)
             work.wait()
             name = f"tessera-{label}-{secrets.token_hex(4)}"
-            watch = _Watch(work, len(shards), progress, engine, name)
+            watch = _Watch(work, len(paths), progress, engine, name)
             error: Exception = RuntimeError(f"{label}: runner {engine.name} ended early")
             try:
                 with watch:
-                    _submit(mapped, missing, label, engine, [f"--job_name={name}", *options], watch)
+                    _submit(done, missing, label, engine, [f"--job_name={name}", *options], watch)
             except Exception as failed:
                 error = failed
             watch.explain(label, error)
@@ -145,7 +187,7 @@ def map_shards(
         found = report(list(work.finished().values()))
     finally:
         work.remove()
-    progress(found.shards, len(shards))
+    progress(found.shards, len(paths))
     return found
 
 
@@ -219,7 +261,7 @@ class _Watch:
                 return
 
 
-def _again(work: Callable[[], Any]) -> Any:
+def again(work: Callable[[], Any]) -> Any:
     """Tries an operation on a file up to three times, since a shared file system may fail for a moment."""
     for number in range(1, _TRIES):
         try:

@@ -35,14 +35,22 @@ class Block(NamedTuple):
     size_bytes: int
 
 
+class RowCounts(NamedTuple):
+    """RowCounts that a task read, wrote and rejected."""
+
+    read: int
+    written: int
+    rejected: int
+
+
 class BlockCount(msgspec.Struct, frozen=True):
     """Count of the work of one block.
 
     Attributes:
         shards: Shards whose output is in place.
-        rows_in: Rows of these shards.
-        rows_out: Rows of their output.
-        rejected: Rows that the function rejected.
+        rows_in: RowCounts of these shards.
+        rows_out: RowCounts of their output.
+        rejected: RowCounts that the function rejected.
         worker: Host and process that did the block, `HOST:PID`.
     """
 
@@ -73,9 +81,9 @@ class JobReport:
 
     Attributes:
         shards: Shards of the job.
-        rows_in: Rows of all shards.
-        rows_out: Rows of all output shards.
-        rejected: Rows that the function rejected.
+        rows_in: RowCounts of all shards.
+        rows_out: RowCounts of all output shards.
+        rejected: RowCounts that the function rejected.
         workers: Shards that each worker did or found in place, by `HOST:PID`.
     """
 

@@ -255,7 +255,7 @@ def test_a_job_of_many_shards_starts_as_fast_as_a_job_of_few(tmp_path: Path) -> 
 def test_a_worker_that_encodes_loads_no_torch_and_stays_small(shards: list[Path], encoder: Path) -> None:
     script = (
         "import sys, polars as pl; from apache_beam.runners.worker import sdk_worker;"
-        "from features.jobs.beam import _MapBlock; from features.jobs.encode import encode_shard;"
+        "from features.jobs.beam import _DoBlock; from features.jobs.encode import encode_shard;"
         f"encode_shard(pl.read_parquet({str(shards[0])!r}), encoder={str(encoder)!r});"
         "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'));"
         "print(int('torch' in sys.modules), int(peak.split()[1]) // 1024)"
