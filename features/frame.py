@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from features.aggregate.plan import NOTHING, AggregatePlan
 from features.dataset.descriptor import Dataset, Split
 from features.dataset.split import PARTS, assign_split
 from features.frame_blocks import DIRECTORY, Blocks, held_blocks, stored_blocks, write_blocks
+from features.hashing import splitmix64
 from features.history import EventColumns, Jagged, history_by_user
 
 _NEGATIVE_ROUNDS = 20
@@ -159,9 +161,9 @@ def build_frame(
         positive=examples["label"].to_numpy().astype(bool) & ({"user_id", "item_id"} <= set(events.columns)),
     )
     history = history_by_user(columns, length=history_length)
-    examples = examples.with_columns(history=_list_column(history)).drop("user_id", "item_id", strict=False)
+    examples = examples.with_columns(history=list_column(history)).drop("user_id", "item_id", strict=False)
     if dataset.events.label.implicit:
-        examples = _with_negatives(
+        examples = with_negatives(
             examples, columns, size=items.height, each=dataset.events.label.negatives, seed=split.seed
         )
     return Frame(users, items, examples)
@@ -186,32 +188,33 @@ def _row_numbers(events: pl.DataFrame, dimension: pl.DataFrame, key: str) -> pl.
     return events.select(key).join(numbered, on=key, how="left", maintain_order="left")["row"]
 
 
-def _list_column(lists: Jagged) -> pl.Series:
+def list_column(lists: Jagged) -> pl.Series:
     """Returns lists of row numbers as a column of List(UInt32), without a copy of the values."""
     values = pa.array(lists.values.astype(np.uint32, copy=False))
     return pl.Series(pa.LargeListArray.from_arrays(pa.array(lists.offsets), values))
 
 
-def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int) -> pl.DataFrame:
+def with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int) -> pl.DataFrame:
     """Puts `each` negatives behind every positive: items its user has not met by that time, drawn uniformly.
 
-    A pair (user, item) met later is a fair draw, since it was unknown at the event's time.
+    A pair (user, item) met later is a fair draw, since it was unknown at the event's time. A draw is a hash of the
+    seed, the event and the number of the draw, so it does not depend on the other events of a partition.
     """
-    rng = np.random.default_rng(seed)
     pair = events.user * size + events.item
     order = np.lexsort((events.time, pair))
     pairs, first = np.unique(pair[order], return_index=True)
     met = events.time[order][first]
     user, time = np.repeat(events.user, each), np.repeat(events.time, each)
-    item = rng.integers(0, size, len(user))
+    drawn_by = examples["event"].to_numpy().astype(np.uint64).repeat(each), np.tile(np.arange(each), len(events.user))
+    item = _draws(seed, *drawn_by, turn=0, size=size)
     pending = np.arange(len(user))
-    for _ in range(_NEGATIVE_ROUNDS):
+    for turn in range(1, _NEGATIVE_ROUNDS + 1):
         wanted = user[pending] * size + item[pending]
         place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
         pending = pending[(pairs[place] == wanted) & (met[place] <= time[pending])]
-        if not len(pending):
+        if not len(pending) or turn == _NEGATIVE_ROUNDS:
             break
-        item[pending] = rng.integers(0, size, len(pending))
+        item[pending] = _draws(seed, *(numbers[pending] for numbers in drawn_by), turn=turn, size=size)
     # A user who has met nearly every item gets fewer negatives, or none.
     drawn = np.setdiff1d(np.arange(len(user)), pending)
     positive = drawn // each
@@ -220,3 +223,15 @@ def _with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, 
     )
     behind = np.concatenate([np.arange(examples.height), positive])
     return pl.concat([examples, negatives])[np.argsort(behind, kind="stable")]
+
+
+def _draws(
+    seed: int, events: NDArray[np.uint64], numbers: NDArray[np.int64], *, turn: int, size: int
+) -> NDArray[np.int64]:
+    """Returns items (M,) in [0, size) drawn for events (M,), by the numbers (M,) of their draws and the turn."""
+    start = splitmix64(np.array([seed], dtype=np.uint64) ^ np.uint64(0x6E65676174697665))
+    with np.errstate(over="ignore"):
+        step = (numbers.astype(np.uint64) << np.uint64(32)) + np.uint64(turn)
+        mixed = splitmix64(splitmix64(events + start) ^ splitmix64(step))
+    found: NDArray[np.int64] = (((mixed >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)).astype(np.int64)
+    return found
