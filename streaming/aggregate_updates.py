@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
-from features.aggregate_frame import event_keys
+from features.aggregate.reader import event_keys
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
 from features.aggregate.plan import Group, horizon_us
+from features.aggregate.reader import part_keys
 from features.aggregate.reference import Answer, Loop
-from features.aggregate_frame import part_keys, with_aggregates
+from features.aggregate_frame import with_aggregates
 from tessera.bench.aggregate.events import BATCH, PLAN, Generated, generate, in_batches, in_order
 from tessera.bench.harness.result import Claim, at_most
 
