@@ -41,6 +41,7 @@ class SourceTable:
         kind: Format of the files; "message" for rows that came as messages.
         version: Version of the canonical form of ids and categories.
         hint: Likely reason and remedy for a missing column.
+        first_row: Rows of the file before those of the frame, if the frame is a slice of one file.
     """
 
     name: str
@@ -51,12 +52,13 @@ class SourceTable:
     kind: Format | Literal["message"] = "message"
     version: int = VERSION
     hint: str = ""
+    first_row: int = 0
 
     def place(self, row: int) -> tuple[Path, int]:
         """Returns the file of a 0-based row of the frame, and the 1-based data row in that file."""
         for file, height, end in zip(self.files, self.heights, accumulate(self.heights), strict=True):
             if row < end:
-                return file, row - (end - height) + 1
+                return file, self.first_row + row - (end - height) + 1
         raise IndexError(row)
 
     def error(self, column: str, problem: str, *, row: int | None = None) -> DatasetError:
@@ -82,6 +84,59 @@ class SourceTable:
         )
 
 
+@dataclass(frozen=True)
+class FileSlice:
+    """Rows of one file of a table: a unit of reading that bounds memory.
+
+    Attributes:
+        file: Path of the file.
+        start: Rows of the file before the slice.
+        rows: Rows of the slice; None for the rest of the file, whose number of rows is not known yet.
+    """
+
+    file: Path
+    start: int = 0
+    rows: int | None = None
+
+
+def file_slices(source: TableSource, directory: Path, *, table: str, rows: int) -> list[FileSlice]:
+    """Cuts the files of a table into slices, in the order of the rows.
+
+    A parquet file is cut after about `rows` rows, at a border of its row groups where they are smaller. A file of
+    another format is one slice, since its rows are found by reading it.
+
+    Raises:
+        DatasetError: No file matches, or a parquet file cannot be read; names the file.
+    """
+    found: list[FileSlice] = []
+    for file in source_files(source, directory, table):
+        if source.kind == "parquet":
+            found += _parquet_slices(file, f"{file}: [{table}]", rows)
+        else:
+            found.append(FileSlice(file))
+    return found
+
+
+def _parquet_slices(file: Path, where: str, rows: int) -> list[FileSlice]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        footer = read_metadata(file)
+    except (OSError, ArrowException) as error:
+        raise DatasetError(f"{where} cannot be read as parquet ({_first_line(error)}); check the file") from error
+    slices, start, end = [], 0, 0
+    for number in range(footer.num_row_groups):
+        end += footer.row_group(number).num_rows
+        while end - start >= rows:
+            stop = end if end - start < 2 * rows else start + rows
+            slices.append(FileSlice(file, start, stop - start))
+            start = stop
+    if end > start:
+        slices.append(FileSlice(file, start, end - start))
+    return slices
+
+
 def load(
     source: TableSource,
     directory: Path,
@@ -89,16 +144,17 @@ def load(
     table: str,
     wanted: Collection[str] | None = None,
     many: Collection[str] | None = None,
+    only: FileSlice | None = None,
 ) -> SourceTable:
-    """Reads the files of a source: all columns, or the wanted ones that exist.
+    """Reads the files of a source, or a slice of one: all columns, or the wanted ones that exist.
 
     `many` names the columns that may hold lists.
 
     Raises:
         DatasetError: No file matches, or a file cannot be read; names the file, and the row if known.
     """
-    files = source_files(source, directory, table)
-    parts = [_read(source, file, table, wanted, many) for file in files]
+    files = source_files(source, directory, table) if only is None else (only.file,)
+    parts = [_read(source, file, table, wanted, many, only) for file in files]
     names, frames = parts[0][0], [part[1] for part in parts]
     missing = wanted is not None and set(wanted) - set(names)
     hint = _refuse_strangers(source, files[0], table, names, wanted or ()) if missing else ""
@@ -119,10 +175,11 @@ def load(
         ) from error
     if source.kind == "csv":
         frame = frame.with_columns(cells(frame[name]) for name in frame.columns)
-    if frame.height == 0:
+    if frame.height == 0 and only is None:
         held = "holds a header and no rows" if source.kind == "csv" and source.header else "holds no rows"
         raise DatasetError(f"{files[0]}: [{table}] {held}; point path at a file with data")
-    return SourceTable(table, frame, names, files, tuple(f.height for f in frames), source.kind, hint=hint)
+    heights, first_row = tuple(f.height for f in frames), only.start if only else 0
+    return SourceTable(table, frame, names, files, heights, source.kind, hint=hint, first_row=first_row)
 
 
 def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:
@@ -160,14 +217,21 @@ def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path
 
 
 def _read(
-    source: TableSource, file: Path, table: str, wanted: Collection[str] | None, many: Collection[str] | None
+    source: TableSource,
+    file: Path,
+    table: str,
+    wanted: Collection[str] | None,
+    many: Collection[str] | None,
+    only: FileSlice | None,
 ) -> tuple[tuple[str, ...], pl.DataFrame]:
-    """Reads one file: the names of all its columns, and a frame of the wanted columns."""
+    """Reads one file, or a slice of it: the names of all its columns, and a frame of the wanted columns."""
     where = f"{file}: [{table}]"
     try:
         if source.kind == "parquet":
             names = tuple(pl.read_parquet_schema(file))
             chosen = [name for name in names if wanted is None or name in wanted]
+            if only is not None and chosen:
+                return names, pl.scan_parquet(file).select(chosen).slice(only.start, only.rows).collect()
             # A frame without columns has no rows and would be mistaken for an empty file.
             return names, pl.read_parquet(file, columns=chosen or None)
         data = read_plain(file, where, latin_1=source.encoding == "latin-1")

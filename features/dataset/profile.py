@@ -147,14 +147,16 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
     )
     positives = int(events["label"].sum())
     labels = Labels(positives, events.height - positives, dropped)
-    _refuse_one_sided(dataset, labels, str(raw.files[0]))
+    refuse_one_sided(dataset, labels, str(raw.files[0]))
     parts = assign_split(events, dataset.split)
     return Profile(
         name=dataset.name,
         tables=tables,
         users=_distinct(events, "user_id"),
         items=_distinct(events, "item_id"),
-        span=ValueRange(_iso(events["time"].min()), _iso(events["time"].max())) if dataset.events.time else None,
+        span=ValueRange(iso_time(events["time"].min()), iso_time(events["time"].max()))
+        if dataset.events.time
+        else None,
         labels=labels,
         text=text,
         unknown_items=_unknown(events, items, "item_id"),
@@ -174,18 +176,32 @@ def few_known(events: pl.DataFrame, table: pl.DataFrame | None, kind: str) -> li
         table: Catalogue or users table, with the same column; None if there is none.
         kind: item or user.
     """
-    name, place = f"{kind}_id", {"item": "the catalogue", "user": "the users table"}[kind]
+    name = f"{kind}_id"
     if table is None or name not in events.columns or not events.height:
         return []
     unknown = events.join(table, on=name, how="anti", maintain_order="left")
-    if 2 * unknown.height <= events.height:
+    return few_known_counted(
+        unknown.height, events.height, kind, strange=unknown[name].first(), known=table[name].first()
+    )
+
+
+def few_known_counted(unknown: int, events: int, kind: str, *, strange: object, known: object) -> list[str]:
+    """Returns the warning of `few_known` for a number of events, or nothing.
+
+    Args:
+        unknown: Events whose item or user is not in its table.
+        events: All events.
+        kind: item or user.
+        strange: First id that is not in the table.
+        known: First id of the table; None without rows.
+    """
+    if 2 * unknown <= events:
         return []
-    share = f"{100 * (1 - unknown.height / events.height):.1f}%"
-    example = f"; '{table[name][0]}' is in it" if table.height else ""
+    place = {"item": "the catalogue", "user": "the users table"}[kind]
+    share = f"{100 * (1 - unknown / events):.1f}%"
+    example = f"; '{known}' is in it" if known is not None else ""
     named = f"{'an' if kind == 'item' else 'a'} {kind} that is in {place}"
-    return [
-        f"only {share} of the events name {named}: '{unknown[name][0]}' is not{example}; write ids alike in all files"
-    ]
+    return [f"only {share} of the events name {named}: '{strange}' is not{example}; write ids alike in all files"]
 
 
 def render(profile: Profile, console: Console) -> None:
@@ -302,11 +318,13 @@ def _unknown(events: pl.DataFrame, known: pl.DataFrame | None, name: str) -> int
     return 0 if known is None else events.join(known, on=name, how="anti").height
 
 
-def _iso(time_us: Any) -> str:
+def iso_time(time_us: Any) -> str:
+    """Returns microseconds since 1970 as an ISO-8601 text."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()
 
 
-def _refuse_one_sided(dataset: Dataset, labels: Labels, file: str) -> None:
+def refuse_one_sided(dataset: Dataset, labels: Labels, file: str) -> None:
+    """Raises DatasetError if the events have no positive label, or no negative one where it is needed."""
     label = dataset.events.label
     where = f"{file}: [events] column '{label.column}'"
     if not labels.positives:

@@ -12,7 +12,7 @@ import polars as pl
 
 from features.dataset import clock, column
 from features.dataset.descriptor import Dataset, Events, Items, Users
-from features.dataset.files import SourceTable, infer, load
+from features.dataset.files import FileSlice, SourceTable, infer, load
 from features.dataset.source import TableSource
 from features.value.mixed_column import wire
 
@@ -59,12 +59,8 @@ def read_users(dataset: Dataset) -> pl.DataFrame | None:
     Raises:
         DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
-    if dataset.users is None:
-        return None
-    users = dataset.users
-    wanted = {users.id, *users.categorical, *users.numeric}
-    table = load(users, dataset.directory, table="users", wanted=wanted, many=users.categorical)
-    return pl.DataFrame([column.unique_ids(table, users.id).alias("user_id"), *features(table, users)])
+    table = load_users(dataset)
+    return None if table is None or dataset.users is None else shape_users(table, dataset.users)
 
 
 def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
@@ -130,23 +126,32 @@ class DatasetTables:
         self.__dict__ = {"_dataset": self._dataset}
 
 
-def load_items(dataset: Dataset) -> SourceTable | None:
-    """Returns the catalogue's declared columns as the files hold them."""
+def load_items(dataset: Dataset, only: FileSlice | None = None) -> SourceTable | None:
+    """Returns the catalogue's declared columns as the files hold them, or as a slice of a file does."""
     if dataset.items is None:
         return None
     items = dataset.items
     wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.filterable}
     many = {*items.text, *items.categorical, *items.filterable}
-    return load(items, dataset.directory, table="items", wanted=wanted, many=many)
+    return load(items, dataset.directory, table="items", wanted=wanted, many=many, only=only)
 
 
-def load_events(dataset: Dataset) -> SourceTable:
-    """Returns the events' declared columns as the files hold them."""
+def load_users(dataset: Dataset, only: FileSlice | None = None) -> SourceTable | None:
+    """Returns the users' declared columns as the files hold them, or as a slice of a file does."""
+    if dataset.users is None:
+        return None
+    users = dataset.users
+    wanted = {users.id, *users.categorical, *users.numeric}
+    return load(users, dataset.directory, table="users", wanted=wanted, many=users.categorical, only=only)
+
+
+def load_events(dataset: Dataset, only: FileSlice | None = None) -> SourceTable:
+    """Returns the events' declared columns as the files hold them, or as a slice of a file does."""
     events = dataset.events
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
     wanted = keys | {*events.categorical, *events.numeric, EVENT_ID}
-    return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical)
+    return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical, only=only)
 
 
 def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
@@ -170,6 +175,12 @@ def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.
             *(column.attribute(table, name) for name in items.filterable if name not in featured),
         ]
     )
+
+
+def shape_users(table: SourceTable, users: Users, *, unique: bool = True) -> pl.DataFrame:
+    """Returns the frame of `read_users`. Without `unique`, an id may occur more than once."""
+    ids = (column.unique_ids if unique else column.ids)(table, users.id)
+    return pl.DataFrame([ids.alias("user_id"), *features(table, users)])
 
 
 def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]:
