@@ -1,21 +1,33 @@
 """Stage `frame`: joins events, users and items into the training frame, with the items' codes and tokens."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from features.aggregate.plan import plan_of
+import msgspec
+import polars as pl
+from pyarrow import parquet
+
+from features.aggregate.plan import AggregatePlan, plan_of
 from features.aggregate.stored import save_aggregates
 from features.aggregate_frame import with_aggregates, within_bounds
-from features.dataset.profile import few_known, profile
+from features.dataset.descriptor import Dataset
+from features.dataset.profile import profile
 from features.dataset.split import PARTS
-from features.durable import write_directory
-from features.errors import DatasetError
+from features.durable import write_directory, write_file
+from features.errors import DatasetError, TesseraError
 from features.frame import Frame, build_frame, write_examples
-from features.jobs.shard import write_parquet
+from features.frame_blocks import stored_blocks
+from features.framing.build import Built, FrameChoices, FrameJobs, is_large
+from features.framing.profile import profile_of
+from features.jobs.shard import each_shard, read_shards, write_parquet
 from models.semantic_id.codebook import kinds as codebooks
-from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame, with_content, with_tokens, write_json
+from models.semantic_id.tokens import Tokenizer, fit_tokenizer
+from models.table.schema import SEMANTIC_ID
+from tessera.pipeline.artifact import AGGREGATES, PROFILE, impressions, with_content, with_tokens, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
+_JOBS = ".jobs"
 READS = ("seed", "history_length", "aggregates", "aggregate_keys")
 READS_CODED = (*READS, "tokens", "pieces")
 
@@ -24,6 +36,10 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
     """Runs the stage, after `assign` if the items have text, and prints the warnings of `tessera check`."""
 
     def work(directory: Path, advance: Advance) -> None:
+        if is_large(job.dataset):
+            job.tables.release()
+            _by_jobs(job, assigned, directory, advance, _base_rate(job))
+            return
         # The profile reads the raw tables, which are large. It comes first, so that they are released before the join.
         write_json(directory / PROFILE, profile(job.dataset, job.tables).to_json())
         job.tables.release_raw()
@@ -37,12 +53,8 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
             write_directory(directory / "tokens", tokenizer.save)
         advance(3, 4)
         plan = plan_of(job.dataset, job.options.aggregates, most_keys=job.options.aggregate_keys)
-        plan, large = within_bounds(frame, plan, {one.name for one in plan.aggregations} - set(job.dataset.aggregates))
-        if large:
-            job.warn(
-                f"frame: no default aggregates {', '.join(large)}: more than {plan.most_keys:,} keys; declare "
-                "them and raise aggregate_keys in [run], or declare coarser columns"
-            )
+        plan, large = within_bounds(frame, plan, _optional(plan, job.dataset))
+        _warn_of_large(job, plan, large)
         frame, aggregator = with_aggregates(frame, plan, base_rate=_base_rate(job))
         save_aggregates(aggregator, directory / AGGREGATES)
         for name in ("users", "items"):
@@ -61,7 +73,8 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
         after=before | ({} if assigned is None else {"assign": assigned}),
     )
     job.tables.release()
-    _warn(job, read_frame(finished.directory))
+    for line in msgspec.json.decode((finished.directory / PROFILE).read_bytes())["warnings"]:
+        job.warn(f"frame: {line}")
     return finished
 
 
@@ -88,14 +101,80 @@ def _joined(job: Job, assigned: Finished | None) -> Frame:
     return frame
 
 
-def _warn(job: Job, frame: Frame) -> None:
-    # The first row of an event is the event itself; drawn negatives follow.
-    events = frame.examples.unique("event", keep="first", maintain_order=True)
-    for kind, table, declared in (
-        ("item", frame.items, job.dataset.items),
-        ("user", frame.users, job.dataset.users),
-    ):
-        if declared is not None:
-            named = table[f"{kind}_id"].gather(events[kind]).to_frame()
-            for line in few_known(named, table.filter("listed"), kind):
-                job.warn(f"frame: {line}")
+def _by_jobs(job: Job, assigned: Finished | None, directory: Path, advance: Advance, base_rate: float | None) -> None:
+    """Fills the stage's directory; memory is bounded by a slice of the files or a partition of the events."""
+    options = job.options
+    plan = plan_of(job.dataset, options.aggregates, most_keys=options.aggregate_keys)
+    optional = frozenset(_optional(plan, job.dataset))
+    choices = FrameChoices(job.dataset, job.split, options.history_length, plan, optional, base_rate)
+    jobs = FrameJobs(choices, directory / _JOBS, directory, engine=job.engine, progress=advance)
+    built = jobs.run()
+    _warn_of_large(job, plan, built.large)
+    parts = stored_blocks(directory)
+    write_json(directory / PROFILE, profile_of(job.dataset, built, parts).to_json())
+    tokenizer = None
+    if assigned is not None:
+        book = codebooks.load(assigned.directory / "codebook")
+        codes = read_shards(assigned.directory / "codes", ["codes"])["codes"].to_numpy().reshape(-1, book.levels)
+        shown = impressions(parts["train"], built.items.height)[: len(codes)]
+        tokenizer = fit_tokenizer(options.tokens, book.levels, book.codes, codes, shown, pieces=options.pieces)
+        tokens = directory / "tokens"
+        if not tokens.exists():
+            write_directory(tokens, tokenizer.save)
+    _write(_coded(built, assigned, tokenizer), directory / "items.parquet")
+    _write(built.users.slices(), directory / "users.parquet")
+    save_aggregates(built.aggregator, directory / AGGREGATES)
+    jobs.clear()
+
+
+def _optional(plan: AggregatePlan, dataset: Dataset) -> set[str]:
+    """Returns the names of the default aggregates, which are left out if they have too many keys."""
+    return {one.name for one in plan.aggregations} - set(dataset.aggregates)
+
+
+def _warn_of_large(job: Job, plan: AggregatePlan, large: list[str]) -> None:
+    """Prints the aggregates that were left out."""
+    if large:
+        job.warn(
+            f"frame: no default aggregates {', '.join(large)}: more than {plan.most_keys:,} keys; declare "
+            "them and raise aggregate_keys in [run], or declare coarser columns"
+        )
+
+
+def _coded(built: Built, assigned: Finished | None, tokenizer: Tokenizer | None) -> Iterator[pl.DataFrame]:
+    """Yields the items slice after slice, with their vectors, codes and tokens."""
+    if assigned is None or tokenizer is None:
+        yield from built.items.slices()
+        return
+    coded = each_shard(assigned.directory / "codes")
+    held = next(coded)
+    empty = held.clear()
+    for items in built.items.slices():
+        known = int(items["listed"].sum())
+        parts = [held]
+        while (rows := sum(part.height for part in parts)) < known:
+            parts.append(next(coded, empty))
+            if parts[-1] is empty:
+                raise TesseraError(f"{assigned.directory}: codes of {rows:,} items are missing; run the stage again")
+        found = pl.concat(parts)
+        own, held = found.head(known), found.slice(known)
+        if not own["item_id"].equals(items["item_id"].head(known)):
+            raise TesseraError(f"{assigned.directory}: the codes are of other items; run the stage again")
+        named = own.rename({"vector": "content_vector", "codes": "semantic_codes"})
+        joined = items.drop("listed").join(named, on="item_id", how="left", maintain_order="left")
+        yield joined.with_columns(items["listed"], tokenizer.column(joined["semantic_codes"]).alias(SEMANTIC_ID))
+
+
+def _write(slices: Iterable[pl.DataFrame], path: Path) -> None:
+    """Writes slices of a table as row groups of one parquet file."""
+
+    def fill(aside: Path) -> None:
+        writer = None
+        for frame in slices:
+            table = frame.to_arrow()
+            writer = writer or parquet.ParquetWriter(aside, table.schema, compression="zstd", write_statistics=False)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+    write_file(path, fill)

@@ -1,0 +1,1 @@
+"""Training frame of any size: jobs that read slices of files and write blocks of examples."""

@@ -1,0 +1,198 @@
+"""Jobs by user: events get their row numbers and part, then histories and negatives, a partition of users at a time.
+
+Shape letters: E events, P partitions of users, T ranges of time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.dataset.descriptor import Dataset
+from features.dataset.split import PARTS, assign_split
+from features.durable import write_file
+from features.frame import list_column, with_negatives
+from features.frame_blocks import block_of
+from features.framing.numbers import Numbers
+from features.framing.split import SplitRule
+from features.history import EventColumns, history_frame
+from features.jobs.shuffle import gather, partition_of, write_scattered
+from features.jobs.worklist import RowCounts
+
+ORDER = ("time", "event", "ordinal")
+"""Columns that order examples by time: an event's negatives follow it."""
+
+
+class NumberCounts(msgspec.Struct, frozen=True):
+    """Counts of a shard of numbered events.
+
+    Attributes:
+        unknown: Events whose item, or user, is not in its table, by kind.
+        example: The first such id, by kind; empty without one.
+    """
+
+    unknown: dict[str, int]
+    example: dict[str, str]
+
+
+class PartCounts(msgspec.Struct, frozen=True):
+    """Examples of a partition by part, and the positive ones among them."""
+
+    examples: dict[str, int]
+    positives: dict[str, int]
+    events: dict[str, int]
+
+
+@dataclass(frozen=True)
+class NumberEvents:
+    """Task that numbers the events of a shard and scatters them by user.
+
+    Args:
+        numbers: Row numbers of `user` and `item`, of those that the events have.
+        listed: RowCounts of the tables of users and items.
+        starts: RowCounts of the files before each shard.
+        places: Labelled events before each shard.
+        rule: Split of the events.
+        lists: Categorical columns that hold lists in any shard.
+        count: P.
+        out: Directory of the scattered files.
+    """
+
+    numbers: Mapping[str, Numbers]
+    listed: Mapping[str, int]
+    starts: tuple[int, ...]
+    places: tuple[int, ...]
+    rule: SplitRule
+    lists: tuple[str, ...]
+    count: int
+    out: Path
+
+    def __call__(self, shard: Path) -> RowCounts:
+        number, path = partition_of(shard), self.out / f"{shard.stem}.arrow"
+        events = pl.read_parquet(shard)
+        if path.exists():
+            return RowCounts(events.height, events.height, 0)
+        unknown, example = {}, {}
+        rows = {kind: pl.repeat(0, events.height, dtype=pl.UInt32, eager=True) for kind in ("user", "item")}
+        for kind, numbers in self.numbers.items():
+            rows[kind] = numbers.of(events[f"{kind}_id"])
+            strange = rows[kind] >= self.listed[kind]
+            unknown[kind] = int(strange.sum())
+            example[kind] = events[f"{kind}_id"].filter(strange).head(1).to_list()[0] if unknown[kind] else ""
+        events = events.drop("user_id", "item_id", strict=False).with_columns(
+            (pl.col("event") + self.starts[number]).cast(pl.UInt32),
+            *(_as_list(events[name]) for name in self.lists),
+            part=pl.Series(self.rule.parts(events, self.places[number])),
+            **rows,
+        )
+        of = events["user" if "user" in self.numbers else "event"].to_numpy().astype(np.int64) % self.count
+        write_file(counts_path(path), msgspec.json.encode(NumberCounts(unknown, example)))
+        write_scattered(events, of, self.count, path)
+        return RowCounts(events.height, events.height, 0)
+
+
+def _as_list(column: pl.Series) -> pl.Series:
+    if column.dtype == pl.List:
+        return column
+    lists = pl.when(pl.col(column.name).is_not_null()).then(pl.concat_list(column.name))
+    return column.to_frame().select(lists.alias(column.name)).to_series()
+
+
+@dataclass(frozen=True)
+class ByUser:
+    """Task that makes the examples of a partition of users.
+
+    The columns of an example go to the file of its block. The columns that aggregates read go to a file by time.
+
+    Args:
+        dataset: Descriptor of the events.
+        named: Kinds of ids that the events have.
+        numbered: Scattered files of `NumberEvents`.
+        length: History length.
+        items: Number of items.
+        blocks: Blocks of each part.
+        borders: First time of each range but the first, T - 1 in all; None if nothing is aggregated.
+        read: Columns of the events that aggregates read.
+        seed: Seed of the drawn negatives.
+        out: Directory of the files by block, `blocks`, and by time, `timed`.
+    """
+
+    dataset: Dataset
+    named: tuple[str, ...]
+    numbered: tuple[Path, ...]
+    length: int
+    items: int
+    blocks: Mapping[str, int]
+    borders: tuple[int, ...] | None
+    read: tuple[str, ...]
+    seed: int
+    out: Path
+
+    def __call__(self, path: Path) -> RowCounts:
+        by_block = self.out / "blocks" / f"{path.stem}.arrow"
+        if not by_block.exists():
+            self._make(gather(self.numbered, partition_of(path)), path, by_block)
+        counts = msgspec.json.decode(counts_path(by_block).read_bytes(), type=PartCounts)
+        events, examples = sum(counts.events.values()), sum(counts.examples.values())
+        return RowCounts(events, examples, 0)
+
+    def _make(self, events: pl.DataFrame, path: Path, by_block: Path) -> None:
+        examples = self._examples(self._left_out(events))
+        number = examples["part"].to_numpy()
+        labels, first = examples["label"].to_numpy() == 1, examples["ordinal"].to_numpy() == 0
+        counts = [
+            {part: int((chosen & (number == place)).sum()) for place, part in enumerate(PARTS)}
+            for chosen in (np.ones_like(labels), labels, first)
+        ]
+        if self.borders is not None:
+            light = examples.select(*ORDER, "part", "label", "user", "item", *self.read)
+            span = np.searchsorted(np.asarray(self.borders, dtype=np.int64), light["time"].to_numpy(), side="right")
+            write_scattered(light, span, len(self.borders) + 1, self.out / "timed" / f"{path.stem}.arrow")
+        write_file(counts_path(by_block), msgspec.json.encode(PartCounts(*counts)))
+        write_scattered(examples, block_number(examples, self.blocks), sum(self.blocks.values()), by_block)
+
+    def _left_out(self, events: pl.DataFrame) -> pl.DataFrame:
+        split = self.dataset.split
+        if split.by != "leave-one-out":
+            return events
+        parts = assign_split(events.rename({"user": "user_id"}), split)
+        numbers = parts.replace_strict(list(PARTS), [0, 1, 2], return_dtype=pl.UInt8)
+        return events.with_columns(part=numbers)
+
+    def _examples(self, events: pl.DataFrame) -> pl.DataFrame:
+        both = {"user", "item"} <= set(self.named)
+        columns = EventColumns(
+            # Without a user column, no user has a history.
+            user=events["user"].to_numpy().astype(np.int64) if "user" in self.named else np.arange(events.height),
+            item=events["item"].to_numpy().astype(np.int64),
+            time=events["time"].to_numpy(),
+            positive=events["label"].to_numpy().astype(bool) & both,
+        )
+        examples = events.with_columns(
+            history=list_column(history_frame(columns, length=self.length)), ordinal=pl.lit(0, dtype=pl.UInt16)
+        )
+        label = self.dataset.events.label
+        if not label.implicit:
+            return examples
+        examples = with_negatives(examples, columns, size=self.items, each=label.negatives, seed=self.seed)
+        return examples.with_columns(ordinal=pl.int_range(pl.len(), dtype=pl.UInt16).over("event"))
+
+
+def block_number(examples: pl.DataFrame, blocks: Mapping[str, int]) -> NDArray[np.int64]:
+    """Returns the block (E,) of each example, counted through the parts in their order."""
+    events, parts = examples["event"].to_numpy(), examples["part"].to_numpy()
+    found, before = np.zeros(len(events), dtype=np.int64), 0
+    for number, part in enumerate(PARTS):
+        own = parts == number
+        found[own] = before + block_of(events[own], blocks[part])
+        before += blocks[part]
+    return found
+
+
+def counts_path(path: Path) -> Path:
+    """Returns the path of the counts beside a file of a job."""
+    return path.with_suffix(".json")

@@ -1,0 +1,177 @@
+"""Row numbers of users and items: the rows of their table, then the ids that only events have, by first appearance.
+
+Ids are dealt to partitions by the high bits of their fingerprint. A partition finds the distinct ids of the table and
+of the events, and refuses an id that the table has twice. Numbers are then found by fingerprint, in arrays that all
+workers of a machine share through the page cache. No two ids of a dataset share a fingerprint, or the job says so.
+
+Shape letters: N distinct ids, D partitions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.durable import write_file
+from features.errors import DatasetError
+from features.hashing import fingerprint
+from features.jobs.shard import FileStamp, file_stamp, write_parquet
+from features.jobs.shuffle import gather, partition_of, write_scattered
+from features.jobs.worklist import RowCounts
+
+_SCHEMA = {"id": pl.String, "fingerprint": pl.UInt64, "at": pl.UInt32}
+
+
+@dataclass(frozen=True)
+class UniqueIds:
+    """Task that scatters the distinct ids of a shard, each with the first row or event that has it.
+
+    Args:
+        column: Name of the id column.
+        starts: RowCounts before each shard.
+        at: Column that tells the row within all shards' rows, less the start; None for the position in the shard.
+        count: D, a power of two.
+        out: Directory of the scattered files.
+    """
+
+    column: str
+    starts: tuple[int, ...]
+    at: str | None
+    count: int
+    out: Path
+
+    def __call__(self, shard: Path) -> RowCounts:
+        path = self.out / f"{shard.stem}.arrow"
+        names = [self.column] if self.at is None else [self.column, self.at]
+        frame = pl.read_parquet(shard, columns=names)
+        if not path.exists():
+            at = pl.int_range(pl.len()) if self.at is None else pl.col(self.at)
+            start = self.starts[partition_of(shard)]
+            ids = frame.select(id=self.column, at=(at.cast(pl.Int64) + start).cast(pl.UInt32))
+            # A table keeps an id that comes twice, so that it can be refused.
+            ids = ids if self.at is None else ids.unique("id", keep="first", maintain_order=True)
+            keys = fingerprint(ids["id"].to_list())
+            ids = ids.select("id", pl.Series("fingerprint", keys), "at")
+            write_scattered(ids, _partition(keys, self.count), self.count, path)
+        return RowCounts(frame.height, frame.height, 0)
+
+
+def _partition(keys: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
+    bits = count.bit_length() - 1
+    return (keys >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(keys), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class DistinctIds:
+    """Task that joins the ids of a partition: of the table with their row, of the events with their first event.
+
+    Args:
+        listed: Scattered ids of the table's shards.
+        seen: Scattered ids of the events' shards.
+    """
+
+    listed: tuple[Path, ...]
+    seen: tuple[Path, ...]
+
+    def __call__(self, path: Path) -> RowCounts:
+        if not path.exists():
+            listed, seen = (self._ids(paths, partition_of(path)) for paths in (self.listed, self.seen))
+            twice = listed.filter(~pl.col("id").is_first_distinct())
+            if twice.height:
+                again = twice.row(0, named=True)
+                first = listed.filter(pl.col("id") == again["id"])["at"][0]
+                rows = f"{first + 1:,} and {again['at'] + 1:,}"
+                raise DatasetError(f"id '{again['id']}' is in the rows {rows} of its table; keep one of them")
+            seen = seen.group_by("id", "fingerprint").agg(pl.col("at").min())
+            both = listed.rename({"at": "row"}).join(
+                seen.rename({"at": "event"}), on=["id", "fingerprint"], how="full", coalesce=True
+            )
+            both = both.sort("fingerprint", "id")
+            if both["fingerprint"].is_duplicated().any():
+                pair = both.filter(pl.col("fingerprint").is_duplicated())["id"].to_list()[:2]
+                raise DatasetError(f"ids '{pair[0]}' and '{pair[1]}' share a fingerprint; rename one of them")
+            write_parquet(both, path)
+        height = pl.scan_parquet(path).select(pl.len()).collect().item()
+        return RowCounts(height, height, 0)
+
+    @staticmethod
+    def _ids(paths: tuple[Path, ...], partition: int) -> pl.DataFrame:
+        return gather(paths, partition) if paths else pl.DataFrame(schema=_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Row numbers of ids, in files of a directory.
+
+    Args:
+        directory: Directory that `number_ids` filled.
+    """
+
+    directory: Path
+
+    def of(self, ids: pl.Series) -> pl.Series:
+        """Returns the row (E,) UInt32 of each id (E,)."""
+        distinct = ids.unique(maintain_order=True)
+        keys, rows = self._arrays()
+        wanted = fingerprint(distinct.to_list())
+        order = np.argsort(wanted)
+        found = np.empty(len(wanted), dtype=np.uint32)
+        found[order] = rows[np.searchsorted(keys, wanted[order])]
+        numbered = pl.DataFrame({"id": distinct, "row": found})
+        return ids.to_frame("id").join(numbered, on="id", how="left", maintain_order="left")["row"]
+
+    @property
+    def unknown(self) -> pl.Series:
+        """Ids that only events have, in the order of their rows."""
+        return pl.read_parquet(self.directory / "unknown.parquet")["id"]
+
+    @property
+    def size(self) -> int:
+        """N, the number of rows."""
+        return len(self._arrays()[0])
+
+    def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        # Not kept in this object, which travels to the workers.
+        return _mapped(self.directory, file_stamp(self.directory / "rows"))
+
+
+@lru_cache(maxsize=2)
+def _mapped(directory: Path, stamp: FileStamp) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    if not (directory / "rows").stat().st_size:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint32)
+    return np.memmap(directory / "keys", np.uint64, "r"), np.memmap(directory / "rows", np.uint32, "r")
+
+
+def number_ids(partitions: Sequence[Path], listed: int, directory: Path) -> int:
+    """Writes the arrays of `Numbers`; returns the number of ids that events have.
+
+    Args:
+        partitions: Files of `DistinctIds`, in order.
+        listed: RowCounts of the table.
+        directory: Existing or new directory.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    unknown = pl.concat([_unknown(path) for path in partitions]).with_row_index("place").sort("event")
+    numbers = np.empty(unknown.height, dtype=np.uint32)
+    numbers[unknown["place"].to_numpy()] = np.arange(listed, listed + unknown.height, dtype=np.uint32)
+    write_parquet(unknown.select("id"), directory / "unknown.parquet")
+    del unknown
+    keys, rows, used, events = [], [], 0, 0
+    for path in partitions:
+        own = pl.read_parquet(path, columns=["fingerprint", "row", "event"])
+        row, new = own["row"].fill_null(0).to_numpy().copy(), own["row"].is_null().to_numpy()
+        row[new] = numbers[used : used + int(new.sum())]
+        used, events = used + int(new.sum()), events + own["event"].count()
+        keys.append(own["fingerprint"].to_numpy())
+        rows.append(row.astype(np.uint32))
+    for name, arrays in (("keys", keys), ("rows", rows)):
+        write_file(directory / name, np.concatenate(arrays).tofile)
+    return events
+
+
+def _unknown(path: Path) -> pl.DataFrame:
+    return pl.scan_parquet(path).filter(pl.col("row").is_null()).select("id", "event").collect()

@@ -1,0 +1,167 @@
+"""First jobs of a frame: read slices of the files as typed shards, and count what a profile needs.
+
+Shape letter: R, the rows of a slice.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import polars as pl
+
+from features.dataset.column import texts
+from features.dataset.descriptor import Dataset, Items
+from features.dataset.files import FileSlice, SourceTable, file_slices
+from features.dataset.tables import load_events, load_items, load_users, shape_events, shape_items, shape_users
+from features.durable import write_file
+from features.jobs.shard import write_parquet
+from features.jobs.shuffle import partition_of
+from features.jobs.worklist import RowCounts
+
+Counts = TypeVar("Counts", bound=msgspec.Struct)
+SLICE_ROWS = 1 << 20
+"""RowCounts of a parquet file that are read at once."""
+
+
+class EventCounts(msgspec.Struct, frozen=True):
+    """Counts of a slice of the events.
+
+    Attributes:
+        rows: RowCounts of the files.
+        kept: RowCounts with a label.
+        positives: RowCounts with label 1.
+        times: Smallest and largest time of the kept rows; empty without rows.
+        nulls: Missing values by declared feature.
+        lists: Categorical columns that hold lists.
+    """
+
+    rows: int
+    kept: int
+    positives: int
+    times: tuple[int, ...]
+    nulls: dict[str, int]
+    lists: tuple[str, ...]
+
+
+class TableCounts(msgspec.Struct, frozen=True):
+    """Counts of a slice of items or users.
+
+    Attributes:
+        rows: RowCounts of the slice.
+        nulls: Missing values by declared column.
+        lengths: Texts by their length in characters.
+        unusable: Texts without a usable word; the empty ones count too.
+    """
+
+    rows: int
+    nulls: dict[str, int]
+    lengths: dict[int, int]
+    unusable: int = 0
+
+
+@dataclass(frozen=True)
+class ParseEvents:
+    """Task that reads a slice of the events as a shard of labelled events.
+
+    Args:
+        dataset: Descriptor of the events.
+        slices: All slices; part k reads slice k.
+    """
+
+    dataset: Dataset
+    slices: tuple[FileSlice, ...]
+
+    def __call__(self, path: Path) -> RowCounts:
+        counted = _counts_path(path)
+        if not path.exists():
+            table = load_events(self.dataset, self.slices[partition_of(path)])
+            frame, _ = shape_events(table, self.dataset.events)
+            features = [*self.dataset.events.categorical, *self.dataset.events.numeric]
+            counts = EventCounts(
+                rows=table.frame.height,
+                kept=frame.height,
+                positives=int(frame["label"].sum()),
+                times=(int(frame["time"].min()), int(frame["time"].max())) if frame.height else (),  # type: ignore[arg-type]
+                nulls={name: frame[name].null_count() for name in features},
+                lists=tuple(name for name in features if frame.schema[name] == pl.List),
+            )
+            write_file(counted, msgspec.json.encode(counts))
+            write_parquet(frame, path)
+        counts = read_counts(path, EventCounts)
+        return RowCounts(counts.rows, counts.kept, counts.rows - counts.kept)
+
+
+@dataclass(frozen=True)
+class ParseTable:
+    """Task that reads a slice of the items or users as a shard of their features.
+
+    Args:
+        dataset: Descriptor of the table.
+        kind: `item` or `user`.
+        slices: All slices; part k reads slice k.
+    """
+
+    dataset: Dataset
+    kind: str
+    slices: tuple[FileSlice | None, ...]
+
+    def __call__(self, path: Path) -> RowCounts:
+        if not path.exists():
+            frame, table = self._read(self.slices[partition_of(path)])
+            source = self.dataset.items if self.kind == "item" else self.dataset.users
+            assert source is not None
+            nulls = {name: frame[name].null_count() for name in (*source.categorical, *source.numeric)}
+            lengths: dict[int, int] = {}
+            unusable = 0
+            if isinstance(source, Items):
+                nulls |= {name: table.column(name).null_count() for name in source.filterable if name not in nulls}
+                nulls |= {name: texts(table, name).null_count() for name in source.text if name not in nulls}
+                if self.dataset.has_content:
+                    from features.content.terms import without_tokens
+
+                    lengths = dict(Counter(frame["text"].str.len_chars().to_list()))
+                    unusable = int(without_tokens(frame["text"]).sum())
+            write_file(_counts_path(path), msgspec.json.encode(TableCounts(frame.height, nulls, lengths, unusable)))
+            write_parquet(frame, path)
+        rows = read_counts(path, TableCounts).rows
+        return RowCounts(rows, rows, 0)
+
+    def _read(self, only: FileSlice | None) -> tuple[pl.DataFrame, SourceTable]:
+        if self.kind == "item":
+            table = load_items(self.dataset, only)
+            assert table is not None
+            assert self.dataset.items is not None
+            return shape_items(table, self.dataset.items, unique=False), table
+        table = load_users(self.dataset, only)
+        assert table is not None
+        assert self.dataset.users is not None
+        return shape_users(table, self.dataset.users, unique=False), table
+
+
+def event_slices(dataset: Dataset, rows: int = SLICE_ROWS) -> tuple[FileSlice, ...]:
+    """Returns the slices of the events' files."""
+    return tuple(file_slices(dataset.events, dataset.directory, table="events", rows=rows))
+
+
+def table_slices(dataset: Dataset, kind: str, rows: int = SLICE_ROWS) -> tuple[FileSlice | None, ...]:
+    """Returns the slices of a table's files; (None,) stands for all files at once.
+
+    The type of a csv column follows from all its values, so such a table is read whole.
+    """
+    source = dataset.items if kind == "item" else dataset.users
+    if source is None:
+        return ()
+    if source.kind != "parquet":
+        return (None,)
+    return tuple(file_slices(source, dataset.directory, table=f"{kind}s", rows=rows))
+
+
+def read_counts(path: Path, of: type[Counts]) -> Counts:
+    """Reads the counts beside a shard."""
+    return msgspec.json.decode(_counts_path(path).read_bytes(), type=of)
+
+
+def _counts_path(path: Path) -> Path:
+    return path.with_suffix(".json")
