@@ -45,6 +45,10 @@ class FencedError(LogError):
     """Error of a writer whose transactional id another writer has taken over; this writer must stop."""
 
 
+class StorageError(TesseraError, OSError):
+    """Error of an object store: it does not answer, or refused what was asked."""
+
+
 class StoreError(TesseraError):
     """Error of the online store: it cannot do what was asked."""
 

@@ -16,6 +16,7 @@ from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregat
 from features.dataset.label import parse_rule
 from features.dataset.source import TableSource
 from features.errors import DatasetError
+from features.storage.location import refuse_address
 
 
 class Split(Config):
@@ -259,6 +260,7 @@ def load_dataset(path: str | Path) -> Dataset:
         >>> dataset.name, dataset.has_content
         ('synthetic', True)
     """
+    refuse_address(Path(path), "copy the descriptor to this disk; the path of a table in it may be an address")
     path = Path(path).absolute()
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -20,6 +20,9 @@ from features.dataset.jsonl import nested_advice, read_jsonl
 from features.dataset.plain_text import read_plain
 from features.dataset.source import Format, TableSource
 from features.errors import DatasetError
+from features.storage.copy import local_file
+from features.storage.file import matching
+from features.storage.location import Location, locate
 from features.value.canonical import VERSION, cells
 from features.value.mixed_column import joined
 
@@ -36,7 +39,7 @@ class SourceTable:
         name: items, users or events.
         frame: (R rows) requested columns that exist. The rows of the files follow each other.
         names: Every column of the files, read or not.
-        files: Paths in sorted order, which is the order of the rows.
+        files: Locations in sorted order, which is the order of the rows.
         heights: Rows per file.
         kind: Format of the files; "message" for rows that came as messages.
         version: Version of the canonical form of ids and categories.
@@ -47,14 +50,14 @@ class SourceTable:
     name: str
     frame: pl.DataFrame
     names: tuple[str, ...]
-    files: tuple[Path, ...]
+    files: tuple[Location, ...]
     heights: tuple[int, ...]
     kind: Format | Literal["message"] = "message"
     version: int = VERSION
     hint: str = ""
     first_row: int = 0
 
-    def place(self, row: int) -> tuple[Path, int]:
+    def place(self, row: int) -> tuple[Location, int]:
         """Returns the file of a 0-based row of the frame, and the 1-based data row in that file."""
         for file, height, end in zip(self.files, self.heights, accumulate(self.heights), strict=True):
             if row < end:
@@ -89,12 +92,12 @@ class FileSlice:
     """Rows of one file of a table: a unit of reading that bounds memory.
 
     Attributes:
-        file: Path of the file.
+        file: Location of the file.
         start: Rows of the file before the slice.
         rows: Rows of the slice; None for the rest of the file, whose number of rows is not known yet.
     """
 
-    file: Path
+    file: Location
     start: int = 0
     rows: int | None = None
 
@@ -117,12 +120,13 @@ def file_slices(source: TableSource, directory: Path, *, table: str, rows: int) 
     return found
 
 
-def _parquet_slices(file: Path, where: str, rows: int) -> list[FileSlice]:
+def _parquet_slices(file: Location, where: str, rows: int) -> list[FileSlice]:
     from pyarrow import ArrowException
     from pyarrow.parquet import read_metadata
 
+    on_disk = local_file(file)
     try:
-        footer = read_metadata(file)
+        footer = read_metadata(on_disk)
     except (OSError, ArrowException) as error:
         raise DatasetError(f"{where} cannot be read as parquet ({_first_line(error)}); check the file") from error
     slices, start, end = [], 0, 0
@@ -199,26 +203,31 @@ def infer(texts: pl.Series) -> pl.Series:
     return texts
 
 
-def source_files(source: TableSource, directory: Path, table: str) -> tuple[Path, ...]:
-    """Returns the files of a table, at least one, in the order in which they are read."""
-    path = directory / source.path
+def source_files(source: TableSource, directory: Path, table: str) -> tuple[Location, ...]:
+    """Returns the files of a table, at least one, in the order in which they are read.
+
+    Raises:
+        DatasetError: No file matches, or the path is a directory.
+        StorageError: The store does not answer.
+    """
+    path = locate(source.path, directory)
     if path.is_file():
         return (path,)
     if path.is_dir():
         raise DatasetError(
             f'{path}: [{table}] path is a directory; name its files, e.g. path = "{source.path.rstrip("/")}/*.parquet"'
         )
-    found = sorted(directory / name for name in glob.glob(source.path, root_dir=directory, recursive=True))
-    files = tuple(file for file in found if file.is_file())
+    files = tuple(matching(source.path, directory))
     if not files:
         what = "no file matches" if glob.has_magic(source.path) else "no such file"
-        raise DatasetError(f'{path}: [{table}] {what}; fix path = "{source.path}" (relative to the descriptor)')
+        relative = " (relative to the descriptor)" if isinstance(path, Path) else ""
+        raise DatasetError(f'{path}: [{table}] {what}; fix path = "{source.path}"{relative}')
     return files
 
 
 def _read(
     source: TableSource,
-    file: Path,
+    file: Location,
     table: str,
     wanted: Collection[str] | None,
     many: Collection[str] | None,
@@ -226,15 +235,16 @@ def _read(
 ) -> tuple[tuple[str, ...], pl.DataFrame]:
     """Reads one file, or a slice of it: the names of all its columns, and a frame of the wanted columns."""
     where = f"{file}: [{table}]"
+    on_disk = local_file(file)
     try:
         if source.kind == "parquet":
-            names = tuple(pl.read_parquet_schema(file))
+            names = tuple(pl.read_parquet_schema(on_disk))
             chosen = [name for name in names if wanted is None or name in wanted]
             if only is not None and chosen:
-                return names, pl.scan_parquet(file).select(chosen).slice(only.start, only.rows).collect()
+                return names, pl.scan_parquet(on_disk).select(chosen).slice(only.start, only.rows).collect()
             # A frame without columns has no rows and would be mistaken for an empty file.
-            return names, pl.read_parquet(file, columns=chosen or None)
-        data = read_plain(file, where, latin_1=source.encoding == "latin-1")
+            return names, pl.read_parquet(on_disk, columns=chosen or None)
+        data = read_plain(on_disk, where, latin_1=source.encoding == "latin-1")
         if source.kind == "csv":
             return read_delimited(data, source, where, wanted)
         splits = {name: options.split for name, options in source.categorical.items()}
@@ -247,7 +257,7 @@ def _read(
 
 
 def _refuse_strangers(
-    source: TableSource, file: Path, table: str, names: tuple[str, ...], wanted: Collection[str]
+    source: TableSource, file: Location, table: str, names: tuple[str, ...], wanted: Collection[str]
 ) -> str:
     """Refuses a file that has none of the wanted columns. Returns advice if the file lacks some of them."""
     where = f"{file}: [{table}]"
@@ -255,7 +265,7 @@ def _refuse_strangers(
     if source.kind == "csv":
         found = advice(names, source, wanted)
     elif source.kind == "jsonl":
-        found = nested_advice(read_plain(file, where, latin_1=source.encoding == "latin-1"))
+        found = nested_advice(read_plain(local_file(file), where, latin_1=source.encoding == "latin-1"))
     if set(names) & set(wanted):
         return found
     raise DatasetError(

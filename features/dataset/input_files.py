@@ -7,6 +7,9 @@ from pathlib import Path
 from features.dataset.descriptor import Dataset
 from features.dataset.files import source_files
 from features.errors import DatasetError
+from features.storage.copy import local_file
+from features.storage.file import Stamp, stamps
+from features.storage.location import Location
 
 
 class InputFiles:
@@ -14,7 +17,7 @@ class InputFiles:
 
     Attributes:
         by_table: sha256 of each file by its name, for each of items, users and events that there is.
-        stamps: path, inode, size, and times of the last changes of each file.
+        stamps: location and stamp of each file, see `features.storage.file.stamps`.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -36,7 +39,7 @@ class InputFiles:
         Raises:
             DatasetError: A file was changed, added or removed; names it.
         """
-        changed = sorted({path for path, *_ in set(self.stamps) ^ set(_stamps(self._dataset))})
+        changed = sorted({str(path) for path, *_ in set(self.stamps) ^ set(_stamps(self._dataset))})
         if changed:
             raise DatasetError(
                 f"{', '.join(changed)}: changed while the run read it, so the stage was not kept; run again when the "
@@ -49,23 +52,23 @@ def file_hashes(dataset: Dataset) -> list[str]:
     return [_sha256(path) for files in _files(dataset).values() for path in files]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def _sha256(path: Location) -> str:
+    with local_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name(path: Path, dataset: Dataset) -> str:
-    return os.path.relpath(path, dataset.directory)
+def _name(path: Location, dataset: Dataset) -> str:
+    return os.path.relpath(path, dataset.directory) if isinstance(path, Path) else str(path)
 
 
-def _files(dataset: Dataset) -> dict[str, tuple[Path, ...]]:
+def _files(dataset: Dataset) -> dict[str, tuple[Location, ...]]:
     tables = {"items": dataset.items, "users": dataset.users, "events": dataset.events}
     return {
         table: source_files(source, dataset.directory, table) for table, source in tables.items() if source is not None
     }
 
 
-def _stamps(dataset: Dataset) -> list[tuple[str, int, int, int, int]]:
-    """A file that is replaced and put back has another time of change, though its bytes are equal."""
-    found = [(str(path), path.stat()) for files in _files(dataset).values() for path in files]
-    return [(path, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in found]
+def _stamps(dataset: Dataset) -> list[Stamp]:
+    """A file on disk that is replaced and put back has another time of change, though its bytes are equal."""
+    paths = [path for files in _files(dataset).values() for path in files]
+    return [(str(path), *found) for path, found in zip(paths, stamps(paths), strict=True)]

@@ -23,7 +23,8 @@ class TableSource(Config):
     """Location and format of a table's files, and the columns that are features.
 
     Attributes:
-        path: Files, relative to the descriptor; globs are allowed.
+        path: Files, relative to the descriptor or as an address such as `s3://bucket/events/*.parquet`; globs are
+            allowed.
         format: `parquet`, `csv` or `jsonl`; by default the ending of the path says it. csv and jsonl may be gzipped.
         separator: Separator of a csv. A separator of more than one character switches quoting off.
         quote: Character that encloses fields of a csv; "" for none. By default `"` encloses a field only if another

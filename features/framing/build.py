@@ -43,6 +43,7 @@ from features.framing.split import SplitRule, Times, split_rule
 from features.jobs.engine import Engine
 from features.jobs.shuffle import partition_path
 from features.jobs.worklist import RowCounts
+from features.storage.file import size_bytes
 
 PARTITION_ROWS = 1 << 21
 """Events of a partition, about."""
@@ -121,7 +122,7 @@ class Built:
 def is_large(dataset: Dataset, partition_rows: int = PARTITION_ROWS) -> bool:
     """Returns whether the events are more than two partitions, by the footers or the sizes of their files."""
     slices = event_slices(dataset)
-    rows = sum(one.rows if one.rows is not None else one.file.stat().st_size // _ROW_BYTES for one in slices)
+    rows = sum(one.rows if one.rows is not None else size_bytes(one.file) // _ROW_BYTES for one in slices)
     return rows > 2 * partition_rows
 
 

@@ -20,6 +20,7 @@ from features.dataset.tables import EVENT_ID, load_events, message_columns, shap
 from features.errors import DatasetError
 from features.jobs.engine import Engine
 from features.jobs.shard import write_shards
+from features.storage.file import stamps
 from features.value.canonical import canonical
 
 _ROWS = 20_000
@@ -117,7 +118,7 @@ def event_messages(
         raise DatasetError(f"{dataset.source}: no event lies in the range; widen --from and --to")
     times = times.sort("_time", "_event", maintain_order=True)
     rows = message_columns(table, dataset.events)[times["_event"].to_numpy()].with_columns(times[EVENT_ID])
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in table.files]
+    files = [(path.name, *found) for path, found in zip(table.files, stamps(table.files), strict=True)]
     # The key names only the shards, which another call makes again; no part of the key is in a message.
     identity = hashlib.sha256(repr((_FORMAT, files, start, stop)).encode()).hexdigest()
     place = directory / f"{dataset.name}-{identity[:12]}"

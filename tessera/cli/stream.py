@@ -126,7 +126,9 @@ def _view(gauges: Any) -> Table:
 
 def send(
     topic: Annotated[str, typer.Argument(help="items or events.")],
-    file: Annotated[Path, typer.Argument(help="JSON lines, plain or gzip; one message each.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip; one message each. A path or an address.")
+    ],
     key: Annotated[str | None, typer.Option(help="Field whose value chooses the partition.")] = None,
 ) -> None:
     """Append a file of JSON lines to a topic of the log. If any line is invalid, nothing is appended."""
@@ -134,14 +136,17 @@ def send(
 
     from features.dataset.jsonl import strict_lines
     from features.dataset.plain_text import read_plain
+    from features.storage.copy import local_file
+    from features.storage.location import locate
     from features.value.canonical import scalar
     from tessera.settings import Settings
 
     if topic not in ("items", "events"):
         raise TesseraError(f"topic {topic!r}: expected items or events")
-    if not file.is_file():
+    location = locate(file)
+    if not location.is_file():
         raise TesseraError(f"{file}: no such file; give JSON lines, one message each")
-    lines = strict_lines(read_plain(file, f"{file}:"), f"{file}:")
+    lines = strict_lines(read_plain(local_file(location), f"{file}:"), f"{file}:")
     keys: list[bytes | None] = [None] * len(lines)
     if key is not None:
         for number, line in enumerate(lines):

@@ -13,6 +13,7 @@ from features.dataset.input_files import InputFiles
 from features.dataset.tables import DatasetTables
 from features.errors import DatasetError
 from features.jobs.engine import Engine
+from features.storage.location import refuse_address
 from tessera.pipeline.made_of import MadeOf, differences, key_of
 from tessera.pipeline.options import RunOptions
 from tessera.pipeline.stage import Advance, Stages
@@ -50,6 +51,12 @@ class Job:
     def __init__(
         self, dataset: Dataset, out: Path, options: RunOptions, console: Console, code: str, engines: Engines = Engine
     ) -> None:
+        for directory in filter(None, (out, options.warm_start)):
+            refuse_address(
+                directory,
+                "a run locks and renames its directories. For workers that share no disk set TESSERA_EXCHANGE to the "
+                "address, and write features there by `tessera export --out`",
+            )
         self._engines = engines
         self.dataset, self.out, self.options, self.console, self.code = dataset, out, options, console, code
         if options.warm_start and options.warm_start.resolve() == out.resolve():

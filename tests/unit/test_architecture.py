@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 # Outside system → the only modules, or directories, that may import it.
 IMPORTERS = {
     "apache_beam": ("features/jobs/beam.py",),
+    "fsspec": ("features/storage/location.py",),
+    "s3fs": (),
     "dask": ("features/jobs/beam.py",),
     "distributed": ("features/jobs/beam.py",),
     "torchrec": ("models/table/unified.py", "models/ranker/dcn.py"),

@@ -1,0 +1,1 @@
+"""Files and folders on disk or at an object store, by one set of functions."""

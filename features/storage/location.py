@@ -1,0 +1,162 @@
+"""Locations: paths on disk, and addresses at an object store such as `s3://bucket/events/clicks.parquet`.
+
+fsspec opens an address. Its package for the store (s3fs, gcsfs, adlfs) reads the credentials from the environment, and
+no credentials pass through Tessera. Code that may meet an address takes a `Location`. It uses the methods that `Path`
+and `Remote` share, and the functions of `features.storage`.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.errors import StorageError, TesseraError
+
+_LOCAL = ("file", "local")
+
+
+@dataclass(frozen=True, order=True)
+class Remote:
+    """Address of a file or folder at a store, with the methods of `Path` that Tessera uses.
+
+    Attributes:
+        address: Protocol and path, without a slash at the end.
+
+    Raises:
+        TesseraError: The address holds a password or several protocols, or the package of its protocol is not
+            installed; names the package.
+    """
+
+    address: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", self.address.rstrip("/"))
+        protocol, _, rest = self.address.partition("://")
+        user, at, _ = rest.partition("/")[0].rpartition("@")
+        if at and ":" in user:
+            raise TesseraError(
+                f"{protocol}://…@{rest.rpartition('@')[2]}: an address must not hold a password; put credentials into "
+                "the environment, where the store's package reads them"
+            )
+        if "::" in self.address:
+            raise TesseraError(f"{self.address}: expected one protocol; unpack the archive, and name its files")
+        _check_package(protocol, self.address)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __truediv__(self, part: str | Path) -> "Remote":
+        return Remote(f"{self.address}/{part}")
+
+    @property
+    def protocol(self) -> str:
+        """Part before `://`."""
+        return self.address.partition("://")[0]
+
+    @property
+    def name(self) -> str:
+        """Last part of the address."""
+        return self.address.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Remote":
+        """Folder that holds the file or folder."""
+        return Remote(self.address.rpartition("/")[0])
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Any, str]]:
+        """Yields fsspec's file system and the path in it.
+
+        Raises:
+            StorageError: The store failed; names the address, whatever class of error the store's package raised.
+            FileNotFoundError: There is no such file.
+        """
+        from fsspec.core import url_to_fs
+
+        try:
+            store, path = url_to_fs(self.address)
+            # Another process may have written since this process listed a folder.
+            store.invalidate_cache()
+            yield store, path
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address) from None
+        except Exception as error:
+            words = (str(error) or type(error).__name__).splitlines()[0]
+            raise StorageError(
+                f"{self.address}: the store failed ({words}); check the address, and the credentials in the environment"
+            ) from error
+
+    def below(self, store: Any, path: str) -> "Remote":
+        """Returns the address of a path that the store names below this folder."""
+        base = store._strip_protocol(self.address).rstrip("/")
+        return Remote(self.address + path[len(base) :])
+
+    def exists(self) -> bool:
+        """Returns whether the store has the file, or files below the folder."""
+        with self.opened() as (store, path):
+            return bool(store.exists(path))
+
+    def is_file(self) -> bool:
+        """Returns whether the address is that of a file."""
+        with self.opened() as (store, path):
+            return bool(store.isfile(path))
+
+    def is_dir(self) -> bool:
+        """Returns whether there are files below the address."""
+        with self.opened() as (store, path):
+            return bool(store.isdir(path))
+
+    def read_bytes(self) -> bytes:
+        """Reads the whole file."""
+        with self.opened() as (store, path):
+            found: bytes = store.cat_file(path)
+            return found
+
+
+Location = Path | Remote
+"""File or folder on disk, or at a store."""
+
+
+def locate(text: str, directory: Path = Path()) -> Location:
+    """Returns the location of an address, or of a path relative to a directory."""
+    protocol, mark, rest = text.partition("://")
+    if not mark:
+        return directory / text
+    return Path(rest) if protocol in _LOCAL else Remote(text)
+
+
+def absolute(location: Location) -> Location:
+    """Returns the location as a process with another working directory must name it."""
+    return Path(os.path.abspath(location)) if isinstance(location, Path) else location
+
+
+def refuse_address(path: Path, remedy: str) -> None:
+    """Refuses an address where only a directory of a file system will do; `Path` has shortened its slashes.
+
+    Raises:
+        TesseraError: The path was an address.
+    """
+    protocol, mark, rest = str(path).partition(":/")
+    if mark and protocol.isalnum() and len(protocol) > 1:
+        raise TesseraError(f"{protocol}://{rest.lstrip('/')}: expected a directory of a file system; {remedy}")
+
+
+def _check_package(protocol: str, address: str) -> None:
+    """Refuses a protocol that fsspec does not know, or whose package is not installed."""
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        raise TesseraError(
+            f"{address}: protocol {protocol!r} is unknown; use a path, or an address such as s3://, gs:// or abfs://"
+        ) from None
+    except ImportError as error:
+        known = known_implementations[protocol]
+        package = known["class"].partition(".")[0]
+        remedy = known.get("err", str(error)) if package == "fsspec" else f"pip install {package}"
+        raise TesseraError(f"{address}: the package for {protocol}:// is not installed; {remedy}") from error
