@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from features.durable import make_directory
 from features.errors import BundleError, TesseraError
 from features.lock import locked
+from features.storage.location import refuse_address
 from streaming.log.topics import Topics
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Settings:
             (TESSERA_WORKER_POOL).
         worker_start_s: seconds after which a batch job that no worker has begun is cancelled, as text
             (TESSERA_WORKER_START_S).
+        exchange: address at an object store through which a batch job's files go to workers that share no disk with
+            this machine (TESSERA_EXCHANGE).
     """
 
     home: Path
@@ -65,10 +68,12 @@ class Settings:
     launchers: dict[str, Path] = field(default_factory=dict)
     worker_pool: str = ""
     worker_start_s: str = ""
+    exchange: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
         """Reads the addresses from environment variables."""
+        refuse_address(Path(environment.get("TESSERA_HOME", "")), "set TESSERA_HOME to a directory of this machine")
         return Settings(
             home=Path(environment.get("TESSERA_HOME", ".tessera")).absolute(),
             kafka=environment.get("TESSERA_KAFKA", ""),
@@ -88,6 +93,7 @@ class Settings:
             },
             worker_pool=environment.get("TESSERA_WORKER_POOL", ""),
             worker_start_s=environment.get("TESSERA_WORKER_START_S", ""),
+            exchange=environment.get("TESSERA_EXCHANGE", ""),
             **_traces(environment),
         )
 
@@ -105,7 +111,10 @@ class Settings:
             raise TesseraError(f"TESSERA_WORKER_START_S={self.worker_start_s}: expected seconds") from error
         found = Engine(runner, endpoint, tuple(options))
         launcher = self.launchers.get(found.name)
-        return replace(found, launcher=launcher, pool=self.worker_pool or POOL, starts_s=starts_s)
+        pool = self.worker_pool or POOL
+        # Workers of the direct runner are on this machine.
+        exchange = "" if found.name == "direct" else self.exchange
+        return replace(found, launcher=launcher, pool=pool, starts_s=starts_s, exchange=exchange)
 
     def open_log(self) -> "EventLog":
         """The event log: Kafka where an address is set, else SQLite in `home`."""

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from features.durable import write_file
 from features.errors import DatasetError
 from features.hashing import fingerprint
-from features.jobs.shard import FileStamp, file_stamp, write_parquet
+from features.jobs.shard import write_parquet
 from features.jobs.shuffle import gather, partition_of, write_scattered
 from features.jobs.worklist import RowCounts
+from features.storage.file import Stamp, stamp
 
 _SCHEMA = {"id": pl.String, "fingerprint": pl.UInt64, "at": pl.UInt32}
 
@@ -136,11 +137,11 @@ class Numbers:
 
     def _arrays(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         # Not kept in this object, which travels to the workers.
-        return _mapped(self.directory, file_stamp(self.directory / "rows"))
+        return _mapped(self.directory, stamp(self.directory / "rows"))
 
 
 @lru_cache(maxsize=2)
-def _mapped(directory: Path, stamp: FileStamp) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+def _mapped(directory: Path, at: Stamp) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
     if not (directory / "rows").stat().st_size:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint32)
     return np.memmap(directory / "keys", np.uint64, "r"), np.memmap(directory / "rows", np.uint32, "r")

@@ -8,12 +8,14 @@ whole shards, its output cannot depend on the number of workers.
 Import this module where a job runs: Beam takes most of a second to load.
 """
 
+import io
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from features.errors import TesseraError, is_fault
 from features.jobs.engine import BEAM_NAMES, Engine, address
-from features.jobs.shard import Sifted, write_parquet
+from features.jobs.exchange import is_finished, lent
+from features.jobs.shard import Sifted, read_shard, write_parquet
 from features.jobs.worklist import Block, BlockCount, Failure, JobReport, RowCounts, Worklist, report
+from features.storage.file import make_directory
+from features.storage.location import Location, absolute, locate
 
 Progress = Callable[[int, int], None]
 
-_POLL_S = 0.2
 _ANSWER_S = 10.0
 _RECOVERS_S = 60.0
 _TRIES = 3
@@ -36,8 +40,8 @@ _PAUSE_S = 0.5
 _WORK, _REJECTED = ".job", "rejected"
 
 
-ShardFunction = Callable[[pl.DataFrame], pl.DataFrame | Sifted]
-Task = Callable[[Path], RowCounts]
+ShardFunction = Callable[..., pl.DataFrame | Sifted]
+Task = Callable[[Any], RowCounts]
 """Does the work that a path names, unless its output is in place, and counts its rows."""
 
 
@@ -49,7 +53,7 @@ class _DoBlock(beam.DoFn):
         self._out = out
 
     def process(self, element: tuple[int, int, int]) -> Iterator[int]:
-        block, work = Block(*element), Worklist(Path(self._out, _WORK))
+        block, work = Block(*element), Worklist(locate(self._out) / _WORK)
         work.begin()
         shards = work.shards(block)
         total = RowCounts(0, 0, 0)
@@ -70,24 +74,24 @@ class _DoBlock(beam.DoFn):
 class _MapShard:
     """Task that reads a shard, applies a function, and writes an output shard of the same name."""
 
-    def __init__(self, function: ShardFunction, out: Path, *, keeps_rows: bool) -> None:
+    def __init__(self, function: ShardFunction, out: Location, *, keeps_rows: bool) -> None:
         self._function = function
         self._out = out
         self._keeps_rows = keeps_rows
 
-    def __call__(self, shard: Path) -> RowCounts:
+    def __call__(self, shard: Location) -> RowCounts:
         path = self._out / shard.name
         aside = path.parent / _REJECTED / path.name
         if path.exists():
             return RowCounts(_height(shard), _height(path), _height(aside) if aside.exists() else 0)
-        frame = again(lambda: pl.read_parquet(shard))
+        frame = again(lambda: read_shard(shard))
         found = self._function(frame)
         sifted = found if isinstance(found, Sifted) else Sifted(found, pl.DataFrame())
         kept, rejected = sifted.kept, sifted.rejected
         if (found is sifted or self._keeps_rows) and frame.height != kept.height + rejected.height:
             raise ValueError(f"{frame.height} rows became {kept.height} and {rejected.height} that were rejected")
         if rejected.height:
-            aside.parent.mkdir(exist_ok=True)
+            make_directory(aside.parent)
             again(lambda: write_parquet(rejected, aside))
         # Written last: a shard whose output exists is whole.
         again(lambda: write_parquet(kept, path))
@@ -96,25 +100,28 @@ class _MapShard:
 
 def map_shards(
     function: ShardFunction,
-    shards: Sequence[Path],
-    out: Path,
+    shards: Sequence[Location],
+    out: Location,
     *,
     label: str,
     engine: Engine | None = None,
     keeps_rows: bool = False,
+    reads: Mapping[str, Location] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> JobReport:
     """Runs `function` over every shard and writes one output shard each to `out`.
 
-    Reading and writing is tried three times. `run_tasks` says how a job goes on after a failure.
+    Reading and writing is tried three times. `run_tasks` says how a job goes on after a failure. If the engine has an
+    exchange, files on disk go through it, see `features.jobs.exchange`.
 
     Args:
-        function: Picklable; shard in, shard out; must depend on nothing but the shard.
-        shards: Parquet files with distinct names, on a file system that all workers see.
-        out: Existing or new directory; output shards that exist are kept.
+        function: Picklable; shard in, shard out; must depend on nothing but the shard and what it reads.
+        shards: Parquet files with distinct names, on a file system that all workers see or at an object store.
+        out: Existing or new directory, on disk or at a store; output shards that exist are kept.
         label: Name of the step in the engine's views.
         engine: Engine of the job; by default this process.
         keeps_rows: True if a shard that loses or gains rows is an error.
+        reads: Directories that the function reads. It gets the location of each as text, by the name of its argument.
         progress: Called with (shards done, shards) from time to time.
 
     Returns:
@@ -125,15 +132,32 @@ def map_shards(
             error; names the shard or the engine.
         RuntimeError: The function failed, or the engine did; names the shard if there is one.
     """
-    out = Path(os.path.abspath(out))
-    task = _MapShard(function, out, keeps_rows=keeps_rows)
-    return run_tasks(task, shards, out, label=label, engine=engine, progress=progress)
+    engine, out, given = engine or Engine(), absolute(out), reads or {}
+    run = partial(_map, function, keeps_rows=keeps_rows, label=label, engine=engine, progress=progress)
+    if not engine.exchange or not isinstance(out, Path) or is_finished(shards, out):
+        return run(shards, out, given)
+    make_directory(out)
+    with lent(engine.exchange, shards, out, given) as seen:
+        return run(*seen)
+
+
+def _map(
+    function: ShardFunction,
+    shards: Sequence[Location],
+    out: Location,
+    reads: Mapping[str, Location],
+    *,
+    keeps_rows: bool,
+    **job: Any,
+) -> JobReport:
+    bound = partial(function, **{name: str(absolute(directory)) for name, directory in reads.items()})
+    return run_tasks(_MapShard(bound, out, keeps_rows=keeps_rows), shards, out, **job)
 
 
 def run_tasks(
     task: Task,
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[Location],
+    out: Location,
     *,
     label: str,
     engine: Engine | None = None,
@@ -142,13 +166,15 @@ def run_tasks(
     """Does a task for every path.
 
     If the engine fails, for example because a worker was killed, the job is submitted again with the missing blocks, as
-    long as each submission finishes some.
+    long as each submission finishes some. If the engine's workers share no disk with this machine, tasks on this disk
+    are done in this process.
 
     Args:
         task: Picklable. A task may be done twice, at the same time too: it writes each file whole, its last file marks
             it as done, and its output depends on the path alone.
         paths: Paths that name the tasks.
-        out: Existing or new directory that all workers see; holds the work list while the job runs.
+        out: Existing or new directory that all workers see, on disk or at a store; holds the work list while the job
+            runs.
         label: Name of the step in the engine's views.
         engine: Engine of the job; by default this process.
         progress: Called with (tasks done, tasks) from time to time.
@@ -160,10 +186,11 @@ def run_tasks(
         TesseraError: As `map_shards` says.
         RuntimeError: As `map_shards` says.
     """
-    engine = engine or Engine()
+    out = absolute(out)
+    if engine is None or (engine.exchange and isinstance(out, Path)):
+        engine = Engine()
     options = _checked(engine)
-    out = Path(os.path.abspath(out))
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     work = Worklist(out / _WORK)
     blocks = work.create(paths)
     done = _DoBlock(task, str(out))
@@ -249,7 +276,7 @@ class _Watch:
             ) from error
 
     def _run(self) -> None:
-        while not self._stop.wait(_POLL_S):
+        while not self._stop.wait(self._work.poll_s):
             self._progress(sum(count.shards for count in self._work.finished().values()), self._total)
             if self._result is None:
                 continue
@@ -271,9 +298,10 @@ def again(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def _height(path: Path) -> int:
+def _height(path: Location) -> int:
     """Returns a parquet file's number of rows, from its footer."""
-    found: int = pl.scan_parquet(path).select(pl.len()).collect().item()
+    source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+    found: int = pl.scan_parquet(source).select(pl.len()).collect().item()
     return found
 
 

@@ -1,8 +1,7 @@
 """Encodes item content: shards of (item_id, text) in, shards of (item_id, vector) out."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -11,20 +10,22 @@ from numpy.typing import NDArray
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import load_encoder
 from features.jobs.engine import Engine
-from features.jobs.shard import FileStamp, file_stamp
 from features.jobs.worklist import JobReport
+from features.storage.copy import local_directory
+from features.storage.file import Stamp, stamp
+from features.storage.location import Location, locate
 from features.threads import one_thread
 
 
 @lru_cache(maxsize=1)
-def _encoder(directory: str, stamp: FileStamp) -> Encoder:
-    return load_encoder(Path(directory))
+def _encoder(directory: str, stamp: Stamp) -> Encoder:
+    return load_encoder(local_directory(locate(directory)))
 
 
 def encode_shard(shard: pl.DataFrame, *, encoder: str) -> pl.DataFrame:
     """Maps (item_id, text) to (item_id, vector: (D,) float32), with the encoder saved in the directory `encoder`."""
     # Loaded outside, since an encoder may bring the library along whose threads are limited.
-    loaded = _encoder(encoder, file_stamp(Path(encoder) / DESCRIPTION))
+    loaded = _encoder(encoder, stamp(locate(encoder) / DESCRIPTION))
     with one_thread():
         vectors = loaded.encode(shard["text"].to_list())
     return shard.select("item_id").with_columns(vector_column(vectors))
@@ -36,9 +37,9 @@ def vector_column(vectors: NDArray[np.float32]) -> pl.Series:
 
 
 def encode_catalogue(
-    shards: Sequence[Path],
-    encoder: Path,
-    out: Path,
+    shards: Sequence[Location],
+    encoder: Location,
+    out: Location,
     *,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -46,5 +47,7 @@ def encode_catalogue(
     """Encodes every shard; `map_shards` says how an interrupted job resumes."""
     from features.jobs.beam import map_shards
 
-    function = partial(encode_shard, encoder=str(encoder.absolute()))
-    return map_shards(function, shards, out, label="encode", engine=engine, keeps_rows=True, progress=progress)
+    reads = {"encoder": encoder}
+    return map_shards(
+        encode_shard, shards, out, label="encode", engine=engine, keeps_rows=True, reads=reads, progress=progress
+    )

@@ -50,6 +50,7 @@ class Engine:
         launcher: Beam's job-server jar of Flink or Spark, or Prism's binary.
         pool: `HOST:PORT` of the pool of Python workers, as the machines of a Flink or Spark cluster see it.
         starts_s: Seconds after which a job that no worker has begun is cancelled.
+        exchange: Address at an object store through which files go to workers that share no disk with this machine.
 
     Raises:
         TesseraError: The name is unknown, or the endpoint is missing, of no use, or not `HOST:PORT`.
@@ -61,6 +62,7 @@ class Engine:
     launcher: Path | None = None
     pool: str = POOL
     starts_s: float = STARTS_S
+    exchange: str = ""
 
     def __post_init__(self) -> None:
         names = {beam: name for name, beam in BEAM_NAMES.items()}

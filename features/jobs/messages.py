@@ -1,6 +1,6 @@
 """Writes history as messages: the rows of a dataset's events, in time order, as the bytes that the stream reads.
 
-RowCounts are parsed and ordered once, then cut into shards that Beam encodes. A finished shard is not encoded again.
+Rows are parsed and ordered once, then cut into shards that Beam encodes. A finished shard is not encoded again.
 
 An event's id is its row's own `_event_id`, or a function of the event alone: of the values that the stream makes of the
 row, and of the number of equal rows. So an event has one id, however its file is named, touched or extended.

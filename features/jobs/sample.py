@@ -40,7 +40,7 @@ def take_rows(frames: Iterable[pl.DataFrame], rows: NDArray[np.int64]) -> pl.Dat
 
     Args:
         frames: At least one frame; each is released before the next is read.
-        rows: RowCounts over all frames, ascending.
+        rows: Rows over all frames, ascending.
     """
     parts, start = [], 0
     for frame in frames:

@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.durable import write_file
-
-FileStamp = tuple[int, int]
+from features.storage.file import names, write
+from features.storage.location import Location
 
 SHARD_ROWS = 1_024
 SHARD_BYTES = 8 << 20
@@ -48,7 +48,9 @@ def write_shards(
     """
     directory.mkdir(parents=True, exist_ok=True)
     starts = _cuts(_row_bytes(frame), rows, size_bytes)
-    paths = [directory / f"part-{number:05d}.parquet" for number in range(len(starts))]
+    # The order of the names is the order of the shards.
+    digits = max(5, len(str(len(starts) - 1)))
+    paths = [directory / f"part-{number:0{digits}d}.parquet" for number in range(len(starts))]
     if (directory / _CUT).exists():
         return paths
     for path, start, stop in zip(paths, starts, [*starts[1:], frame.height], strict=True):
@@ -80,33 +82,33 @@ def _cuts(sizes: NDArray[np.int64], rows: int, size_bytes: int) -> list[int]:
         held = int(ends[stop - 1])
 
 
-def shard_paths(directory: Path) -> list[Path]:
+def shard_paths(directory: Location) -> list[Location]:
     """Returns the shards of a directory in their order."""
-    return sorted(directory.glob("part-*.parquet"))
+    found = (name for name in names(directory) if name.startswith("part-") and name.endswith(".parquet"))
+    return [directory / name for name in found]
 
 
-def each_shard(directory: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+def each_shard(directory: Location, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
     """Yields the shards of a directory in their order, with all columns or the given ones."""
+    return (read_shard(path, columns) for path in shard_paths(directory))
+
+
+def read_shard(path: Location, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Reads one shard, with all columns or the given ones."""
     chosen = None if columns is None else list(columns)
-    return (pl.read_parquet(path, columns=chosen) for path in shard_paths(directory))
+    return pl.read_parquet(path if isinstance(path, Path) else path.read_bytes(), columns=chosen)
 
 
-def read_shards(directory: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_shards(directory: Location, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """Reads all shards of a directory in their order, with all columns or the given ones."""
     return pl.concat(each_shard(directory, columns))
 
 
-def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+def write_parquet(frame: pl.DataFrame, path: Location) -> None:
     """Writes a frame durably: the path holds a whole file or none."""
 
     def fill(aside: Path) -> None:
         with aside.open("wb") as file:
             frame.write_parquet(file, compression="zstd", statistics=False)
 
-    write_file(path, fill)
-
-
-def file_stamp(path: Path) -> FileStamp:
-    """Returns a stamp that differs if another file replaced this one, for a worker's cache of loaded files."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns
+    write(path, fill)

@@ -1,13 +1,10 @@
-"""Work list of a running job: a directory that the driver and all workers see.
+"""Work list of a running job: a directory, on disk or at an object store, that the driver and all workers see.
 
 The driver writes the paths of all shards into one file, and hands each worker a range of its bytes. So the job's graph
 is as small for a million shards as for a thousand. Workers record in the directory that they began, what they finished,
 and at which shard they failed. From these records the driver counts, and names the shard or the missing worker.
 """
 
-import os
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+
+from features.storage.file import make_directory, names, read_part, remove, write
+from features.storage.location import Location, absolute, locate
 
 MOST_BLOCKS = 512
 """Largest number of blocks of a job, and so of workers that are busy at once."""
@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
 
 class RowCounts(NamedTuple):
-    """RowCounts that a task read, wrote and rejected."""
+    """Rows that a task read, wrote and rejected."""
 
     read: int
     written: int
@@ -48,9 +48,9 @@ class BlockCount(msgspec.Struct, frozen=True):
 
     Attributes:
         shards: Shards whose output is in place.
-        rows_in: RowCounts of these shards.
-        rows_out: RowCounts of their output.
-        rejected: RowCounts that the function rejected.
+        rows_in: Rows of these shards.
+        rows_out: Rows of their output.
+        rejected: Rows that the function rejected.
         worker: Host and process that did the block, `HOST:PID`.
     """
 
@@ -81,9 +81,9 @@ class JobReport:
 
     Attributes:
         shards: Shards of the job.
-        rows_in: RowCounts of all shards.
-        rows_out: RowCounts of all output shards.
-        rejected: RowCounts that the function rejected.
+        rows_in: Rows of all shards.
+        rows_out: Rows of all output shards.
+        rejected: Rows that the function rejected.
         workers: Shards that each worker did or found in place, by `HOST:PID`.
     """
 
@@ -112,47 +112,48 @@ class Worklist:
     """List of a job's shards, and the records of its workers.
 
     Args:
-        directory: Absolute path that all workers see.
+        directory: Absolute path or address that all workers see.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Location) -> None:
         self._directory = directory
         self._counts: dict[int, BlockCount] = {}
+        self.poll_s = 0.2 if isinstance(directory, Path) else 1.0
+        """Seconds between two reads of the records; a store charges for each."""
 
-    def create(self, shards: Sequence[Path]) -> list[Block]:
+    def create(self, shards: Sequence[Location]) -> list[Block]:
         """Writes the list, in place of that of an earlier job, and returns its blocks.
 
         The shards are dealt to the blocks in turn, so that blocks are alike where neighbouring shards are.
         """
         self.remove()
-        self._directory.mkdir()
+        make_directory(self._directory)
         lines = list(_absolute(shards))
         count = min(len(lines), MOST_BLOCKS)
+        texts = [("\n".join(lines[number::count]) + "\n").encode() for number in range(count)]
         blocks, at = [], 0
-        with (self._directory / _SHARDS).open("wb") as file:
-            for number in range(count):
-                size_bytes = file.write(("\n".join(lines[number::count]) + "\n").encode())
-                blocks.append(Block(number, at, size_bytes))
-                at += size_bytes
+        for number, text in enumerate(texts):
+            blocks.append(Block(number, at, len(text)))
+            at += len(text)
+        write(self._directory / _SHARDS, b"".join(texts))
         return blocks
 
     def remove(self) -> None:
         """Removes the directory."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove(self._directory)
 
-    def shards(self, block: Block) -> list[Path]:
-        """Returns the absolute paths of a block's shards."""
-        with (self._directory / _SHARDS).open("rb") as file:
-            file.seek(block.start)
-            return [Path(line) for line in file.read(block.size_bytes).decode().splitlines()]
+    def shards(self, block: Block) -> list[Location]:
+        """Returns the absolute paths, or the addresses, of a block's shards."""
+        lines = read_part(self._directory / _SHARDS, block.start, block.size_bytes).decode()
+        return [locate(line) for line in lines.splitlines()]
 
     def begin(self) -> None:
         """Records that a worker runs."""
-        (self._directory / _BEGUN).touch()
+        write(self._directory / _BEGUN, b"")
 
     def wait(self) -> None:
         """Forgets that a worker began, before the job is submitted again."""
-        (self._directory / _BEGUN).unlink(missing_ok=True)
+        remove(self._directory / _BEGUN)
 
     def finish(self, block: Block, count: BlockCount) -> None:
         """Records that a block is done. A block that is done twice counts once."""
@@ -177,30 +178,23 @@ class Worklist:
 
     def finished(self) -> dict[int, BlockCount]:
         """Returns the blocks that are done, by number. Each record is read once."""
-        for name in self._names():
+        for name in names(self._directory):
             number = name.removeprefix(_DONE)
             if number != name and int(number) not in self._counts:
                 content = (self._directory / name).read_bytes()
                 self._counts[int(number)] = msgspec.json.decode(content, type=BlockCount)
         return self._counts
 
-    def _names(self) -> Iterator[str]:
-        with os.scandir(self._directory) as found:
-            yield from (entry.name for entry in found)
-
     def _put(self, name: str, record: msgspec.Struct) -> None:
-        """Writes a record whole; it need not survive a power cut, after which the job starts again."""
-        aside = self._directory / f".{name}.{secrets.token_hex(8)}"
-        aside.write_bytes(msgspec.json.encode(record))
-        aside.replace(self._directory / name)
+        write(self._directory / name, msgspec.json.encode(record))
 
 
-def _absolute(shards: Sequence[Path]) -> Iterator[str]:
-    """Yields absolute paths; each folder is made absolute once."""
+def _absolute(shards: Sequence[Location]) -> Iterator[str]:
+    """Yields absolute paths and addresses; each folder is made absolute once."""
     folders: dict[str, str] = {}
     for shard in shards:
         folder, slash, name = str(shard).rpartition("/")
         folder += slash
         if folder not in folders:
-            folders[folder] = os.path.abspath(folder)
+            folders[folder] = str(absolute(locate(folder)))
         yield f"{folders[folder]}/{name}"

@@ -130,10 +130,13 @@ def test_a_choice_that_cannot_work_is_refused_when_it_is_made(name: str, endpoin
         Engine(name, endpoint)
 
 
-def test_the_environment_gives_jar_pool_and_patience(tmp_path: Path) -> None:
+def test_the_environment_gives_jar_pool_patience_and_exchange(tmp_path: Path) -> None:
     given = {"TESSERA_SPARK_JAR": "s.jar", "TESSERA_WORKER_POOL": "h:1", "TESSERA_WORKER_START_S": "90"}
-    found = Settings.from_environment(given).engine("SparkRunner", "h:2", ["--x=1"])
-    assert found == Engine("spark", "h:2", ("--x=1",), Path("s.jar"), "h:1", 90.0)
+    settings = Settings.from_environment(given | {"TESSERA_EXCHANGE": "s3://shop/tmp"})
+    found = settings.engine("SparkRunner", "h:2", ["--x=1"])
+    assert found == Engine("spark", "h:2", ("--x=1",), Path("s.jar"), "h:1", 90.0, "s3://shop/tmp")
+    # Workers of the direct runner are on this machine.
+    assert settings.engine("direct").exchange == ""
     assert Settings.from_environment({}).engine("flink", "h:2").starts_s == STARTS_S
     with pytest.raises(TesseraError, match="TESSERA_WORKER_START_S=soon: expected seconds"):
         Settings(tmp_path, worker_start_s="soon").engine("direct")
