@@ -11,6 +11,7 @@ from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
 from features.frame_blocks import example_files
+from features.storage.location import refuse_address
 from models.bundle.bundle import load_bundle
 from models.export.source import ExportSource, bundle_source
 from models.semantic_id.codebook import kinds as codebooks
@@ -25,6 +26,7 @@ def open_source(directory: Path) -> ExportSource:
     Raises:
         TesseraError: The directory holds neither, or a damaged one.
     """
+    refuse_address(directory, "copy the run or the bundle to this disk")
     if (directory / "manifest.json").is_file():
         return bundle_source(load_bundle(directory))
     frame = directory / "frame"

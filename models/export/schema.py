@@ -10,6 +10,7 @@ import msgspec
 
 from features.durable import write_file
 from features.errors import TesseraError
+from features.storage.location import Location
 
 SCHEMA = "schema.json"
 FORMAT = 1
@@ -95,7 +96,7 @@ def write_schema(schema: ExportSchema, directory: Path) -> None:
     write_file(directory / SCHEMA, msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n")
 
 
-def read_schema(directory: Path) -> ExportSchema:
+def read_schema(directory: Location) -> ExportSchema:
     """Reads the schema file of an export.
 
     Raises:

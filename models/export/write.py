@@ -1,6 +1,7 @@
 """Writes an export: parquet files in directories by partition, and the schema file, whole or not at all."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,9 @@ import pyarrow.dataset as arrow_dataset
 from features.durable import make_directory, recover_directory, replace_directory
 from features.errors import TesseraError
 from features.lock import locked
+from features.storage.copy import files_below, upload
+from features.storage.file import remove, write
+from features.storage.location import Location, Remote
 from models.export.dtypes import described, to_arrow
 from models.export.meaning import meaning_of, models_of
 from models.export.schema import (
@@ -32,13 +36,15 @@ _OPEN_FILES: Final = 128
 _LEAST_ROWS: Final = 4_096
 _MOST_ROWS: Final = 65_536
 _MOST_PARTITIONS: Final = 100_000
+# File at a store while an export is written there.
+_PARTIAL: Final = ".partial"
 
 Progress = Callable[[int, int], None]
 
 
 def write_export(
     source: ExportSource,
-    destination: Path,
+    destination: Location,
     *,
     by: By = "split",
     buckets: int | None = None,
@@ -46,11 +52,13 @@ def write_export(
 ) -> ExportSchema:
     """Writes an export, replacing an earlier export at the same place in one rename.
 
-    Memory follows the size of a chunk, the ids of users and items, and the rows that wait for their row group.
+    Memory follows the size of a chunk, the ids of users and items, and the rows that wait for their row group. A store
+    has no rename: an export is written to a temporary directory on this disk first. At the store its `schema.json` is
+    removed before other files and written after them, so an export with a schema is whole.
 
     Args:
         source: Run or bundle.
-        destination: Directory of the export: new, empty, or an earlier export.
+        destination: Directory of the export, on disk or at an object store: new, empty, or an earlier export.
         by: Partitioning of the examples: part of the data, or date of the event in UTC.
         buckets: Number of hash partitions of the other tables. Default: by their rows.
         progress: Called with the rows written and all rows.
@@ -60,8 +68,14 @@ def write_export(
 
     Raises:
         TesseraError: The directory holds other files, another process exports into it, or a column cannot be exported.
-        OSError: The disk refused the write; an earlier export stays.
+        OSError: The disk refused the write, and an earlier export stays; or the store did.
     """
+    if isinstance(destination, Remote):
+        with tempfile.TemporaryDirectory(prefix="tessera-") as directory:
+            _check_place(destination)
+            made = write_export(source, Path(directory, "export"), by=by, buckets=buckets, progress=progress)
+            _publish(Path(directory, "export"), destination)
+        return made
     destination = destination.absolute()
     make_directory(destination.parent)
     with locked(destination, wait_s=0):
@@ -79,8 +93,22 @@ def write_export(
     return schema
 
 
-def _check_place(destination: Path) -> None:
-    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+def _publish(made: Path, destination: Remote) -> None:
+    """Puts a complete export at an address, in place of an earlier export or of one that was interrupted."""
+    write(destination / _PARTIAL, b"")
+    remove(destination / SCHEMA)
+    upload(made, destination, last=SCHEMA)
+    wanted = {destination / path.relative_to(made).as_posix() for path in made.rglob("*")}
+    for file in files_below(destination):
+        if file not in wanted:
+            remove(file)
+
+
+def _check_place(destination: Location) -> None:
+    if isinstance(destination, Remote):
+        if not destination.exists() or (destination / _PARTIAL).exists():
+            return
+    elif not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     if not destination.is_dir() or not (destination / SCHEMA).is_file():
         raise TesseraError(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from features.errors import TesseraError
+from features.storage.location import absolute, locate
 from tessera.terminal import JsonOption, err_console, out_console, print_json
 
 _BY = ("split", "date")
@@ -14,9 +15,14 @@ _ONLINE = ("sqlite", "redis")
 
 def export(
     source: Annotated[Path, typer.Argument(help="The --out of `tessera run` or `tessera features`, or a bundle.")],
-    out: Annotated[Path, typer.Option("--out", help="Directory of the export; an earlier export is replaced.")] = Path(
-        "export"
-    ),
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            metavar="DIRECTORY",
+            help="Directory of the export, or an address such as s3://bucket/export; an earlier export is replaced.",
+        ),
+    ] = "export",
     by: Annotated[str, typer.Option("--by", help="Partition the examples by split or by date.")] = "split",
     buckets: Annotated[
         int | None, typer.Option("--buckets", min=1, help="Hash partitions of items and users; by default by rows.")
@@ -38,6 +44,9 @@ def export(
 ) -> None:
     """Write features, vectors and Semantic IDs as parquet, and on request for Feast and as Redis hashes."""
     address = _checked(by, online, feast, materialize, redis)
+    destination = absolute(locate(out))
+    if not isinstance(destination, Path) and (feast is not None or redis):
+        raise TesseraError(f"--out {out}: --feast and --redis read an export on this disk; give --out a directory")
     from rich.progress import Progress
 
     from models.export import feast as repositories
@@ -48,28 +57,28 @@ def export(
         writing = bar.add_task("parquet")
         schema = write_export(
             open_source(source),
-            out,
+            destination,
             by="date" if by == "date" else "split",
             buckets=buckets,
             progress=lambda done, total: bar.update(writing, completed=done, total=total),
         )
         report: dict[str, Any] = {
             "id": schema.id,
-            "out": str(out.absolute()),
+            "out": str(destination),
             "rows": {name: table.rows for name, table in schema.tables.items()},
         }
-        if feast is not None:
+        if feast is not None and isinstance(destination, Path):
             store = address if online == "redis" else None
-            files = repositories.write_repository(schema, out, feast, redis=store)
+            files = repositories.write_repository(schema, destination, feast, redis=store)
             report["feast"] = [str(path.absolute()) for path in files]
             if materialize is not None:
                 repositories.materialize(materialize, feast)
-        if redis:
+        if redis and isinstance(destination, Path):
             from serving.store.redis.feature_hashes import features_key, push_export
 
             pushing = bar.add_task("redis")
             report["hashes"] = push_export(
-                address, out, progress=lambda done, total: bar.update(pushing, completed=done, total=total)
+                address, destination, progress=lambda done, total: bar.update(pushing, completed=done, total=total)
             )
             report["current"] = features_key(schema.name, "current")
     if json:
