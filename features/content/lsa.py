@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.utils.extmath import randomized_svd, svd_flip
+from sklearn.utils.extmath import svd_flip
 
 from features.content import terms as token
 from features.content.encoder import DESCRIPTION, content_id, unit
+from features.content.svd import right_vectors
 from features.errors import BundleError, DatasetError
 from features.threads import one_thread
 
@@ -100,8 +101,7 @@ def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) 
         matrix = vectorizer.fit_transform(texts)
     width = max(1, min(dim, min(matrix.shape) - 1))
     with one_thread():
-        left, _, right = randomized_svd(matrix, width, n_iter=5, flip_sign=False, random_state=seed)
-        components = svd_flip(left, right, u_based_decision=False)[1]
+        components = svd_flip(None, right_vectors(matrix, width, seed=seed), u_based_decision=False)[1]
     return LsaEncoder(
         list(vectorizer.get_feature_names_out()),
         np.ascontiguousarray(vectorizer.idf_, dtype=np.float64),

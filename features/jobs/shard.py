@@ -3,7 +3,7 @@
 A shard is the unit of work and of resumption of a batch job; see `features.jobs.beam`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,28 +35,32 @@ class Sifted:
 
 
 def write_shards(
-    frame: pl.DataFrame, directory: Path, *, rows: int = SHARD_ROWS, size_bytes: int = SHARD_BYTES
+    frames: pl.DataFrame | Iterable[pl.DataFrame],
+    directory: Path,
+    *,
+    rows: int = SHARD_ROWS,
+    size_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
-    """Cuts a frame, in its order, into `part-00000.parquet`, …; an empty frame is one empty shard.
+    """Cuts frames, in their order, into `part-00000.parquet`, …; an empty frame is one empty shard.
 
-    If an earlier call with the same frame has written all its shards, they stay unchanged. Each shard is written from a
-    slice, so no second copy of the frame is made.
+    If an earlier call with the same frames has written all shards, they stay unchanged and no frame is read. A shard is
+    written from a slice of a frame, so no second copy of it is made.
 
     Args:
-        frame: Frame, cut after `rows` rows or about `size_bytes` bytes of values; a longer row is a shard alone.
-        directory: Existing or new directory that holds only the shards of this frame.
+        frames: One frame or several, each cut after `rows` rows or about `size_bytes` bytes of values. A longer row is
+            a shard alone.
+        directory: Existing or new directory that holds only the shards of these frames.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    starts = _cuts(_row_bytes(frame), rows, size_bytes)
-    # The order of the names is the order of the shards.
-    digits = max(5, len(str(len(starts) - 1)))
-    paths = [directory / f"part-{number:0{digits}d}.parquet" for number in range(len(starts))]
-    if (directory / _CUT).exists():
-        return paths
-    for path, start, stop in zip(paths, starts, [*starts[1:], frame.height], strict=True):
-        write_parquet(frame.slice(start, stop - start), path)
-    write_file(directory / _CUT, lambda aside: aside.touch())
-    return paths
+    if not (directory / _CUT).exists():
+        number = 0
+        for frame in [frames] if isinstance(frames, pl.DataFrame) else frames:
+            starts = _cuts(_row_bytes(frame), rows, size_bytes)
+            for start, stop in zip(starts, [*starts[1:], frame.height], strict=True):
+                write_parquet(frame.slice(start, stop - start), directory / f"part-{number:05d}.parquet")
+                number += 1
+        write_file(directory / _CUT, lambda aside: aside.touch())
+    return [path for path in shard_paths(directory) if isinstance(path, Path)]
 
 
 def _row_bytes(frame: pl.DataFrame) -> NDArray[np.int64]:
@@ -85,7 +89,8 @@ def _cuts(sizes: NDArray[np.int64], rows: int, size_bytes: int) -> list[int]:
 def shard_paths(directory: Location) -> list[Location]:
     """Returns the shards of a directory in their order."""
     found = (name for name in names(directory) if name.startswith("part-") and name.endswith(".parquet"))
-    return [directory / name for name in found]
+    # Part 100000 comes after part 99999.
+    return [directory / name for name in sorted(found, key=lambda name: (len(name), name))]
 
 
 def each_shard(directory: Location, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:

@@ -1,13 +1,17 @@
 """Stage `encode`: makes content vectors of the items' texts, by a fitted encoder or by that of a warm start."""
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import polars as pl
 
 from features.content import kinds as encoders
 from features.content.encoder import Encoder
 from features.durable import write_directory
+from features.framing.texts import item_texts, large_item_slices
 from features.jobs.encode import encode_catalogue
-from features.jobs.sample import sample_rows
-from features.jobs.shard import write_shards
+from features.jobs.sample import sample_rows, take_rows
+from features.jobs.shard import each_shard, read_shards, write_shards
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
@@ -45,16 +49,20 @@ def encode(job: Job) -> Finished | None:
 
 def _texts(job: Job, directory: Path) -> tuple[list[Path], list[str]]:
     """Writes the texts as shards. Returns the shards, and the texts of the sample that an encoder is fitted on."""
+    shards = write_shards(_each_text(job), directory)
+    rows = sample_rows(read_shards(directory, ["item_id"])["item_id"])
+    return shards, take_rows(each_shard(directory, ["text"]), rows)["text"].to_list()
+
+
+def _each_text(job: Job) -> Iterator[pl.DataFrame]:
+    """Yields ids and texts of the items: at once, or by slices of a catalogue that is larger than the sample."""
+    slices = large_item_slices(job.dataset)
+    if slices:
+        yield from item_texts(job.dataset, slices)
+        return
     items = job.tables.items
     assert items is not None
-    texts = items.select("item_id", "text")
-    rows = sample_rows(texts["item_id"])
-    sample = (texts["text"] if len(rows) == texts.height else texts["text"][rows]).to_list()
-    shards = write_shards(texts, directory)
-    if len(rows) < texts.height:
-        # A fit takes gigabytes. The tables of so large a catalogue are read again when the frame needs them.
-        job.tables.release()
-    return shards, sample
+    yield items.select("item_id", "text")
 
 
 def _encoder(job: Job, texts: list[str]) -> Encoder:

@@ -11,6 +11,7 @@ import pytest
 from features.content import lsa
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import load_dataset
+from features.errors import DatasetError
 from features.jobs import sample
 from features.jobs.sample import sample_rows
 from features.jobs.shard import read_shards
@@ -45,9 +46,8 @@ def write_shop(directory: Path, items: int = ITEMS) -> Path:
     # Every eighth item has no text, and so a zero vector.
     titles = ["" if number % 8 == 5 else title for number, title in enumerate(titles)]
     directory.mkdir()
-    pl.DataFrame({"sku": [f"SKU-{number}" for number in range(items)], "title": titles}).write_parquet(
-        directory / "items.parquet"
-    )
+    ids = [f"SKU-{number}" for number in range(items)]
+    pl.DataFrame({"sku": ids, "title": titles}).write_parquet(directory / "items.parquet", row_group_size=50)
     pl.DataFrame({"user": ["u1", "u2"], "sku": ["SKU-1", "SKU-2"]}).write_parquet(directory / "events.parquet")
     (directory / "shop.toml").write_text(DESCRIPTOR)
     return directory / "shop.toml"
@@ -59,6 +59,9 @@ def made(descriptor: Path, out: Path, **options: Any) -> dict[str, Any]:
     run(load_dataset(descriptor), out, chosen, console=quiet(), registry=None, until="assign")
     texts, vectors = read_shards(out / "encode" / "texts"), read_shards(out / "encode" / "vectors")
     codes = read_shards(out / "assign" / "codes")
+    items = pl.read_parquet(descriptor.with_name("items.parquet"))
+    assert texts["item_id"].equals(items["sku"].alias("item_id"))
+    assert texts["text"].equals(items["title"].alias("text"))
     assert texts["item_id"].equals(vectors["item_id"])
     assert codes["item_id"].equals(texts["item_id"])
     rows = sample_rows(texts["item_id"])
@@ -89,6 +92,9 @@ def test_a_large_catalogue_is_fitted_on_its_sample_and_coded_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "MOST_ITEMS", MOST)
+    monkeypatch.setattr("features.framing.texts._SLICE_ROWS", 70)
+    # A catalogue of this size is never read whole.
+    monkeypatch.setattr("features.dataset.tables.DatasetTables.items", None)
     report = made(write_shop(tmp_path / "data"), tmp_path / "out")
     assert report["health_items"] == MOST
     # A warm start names the codes after those of the items that both runs have.
@@ -102,3 +108,17 @@ def test_a_large_catalogue_is_fitted_on_its_sample_and_coded_whole(
     )
     assert both.height == ITEMS
     assert (both["codes"].to_numpy()[:, 0] == both["codes_new"].to_numpy()[:, 0]).mean() > 0.6
+
+
+def test_an_id_that_is_twice_in_a_large_catalogue_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "MOST_ITEMS", MOST)
+    monkeypatch.setattr("features.framing.texts._SLICE_ROWS", 70)
+    descriptor = write_shop(tmp_path / "data")
+    path = descriptor.with_name("items.parquet")
+    items = pl.read_parquet(path)
+    pl.concat([items, items[7]]).write_parquet(path, row_group_size=50)
+    message = (
+        r"items.parquet: \[items\] column 'sku': id 'SKU-7' is in the rows 8 and 241 of the table; keep one of them"
+    )
+    with pytest.raises(DatasetError, match=message):
+        run(load_dataset(descriptor), tmp_path / "out", OPTIONS, console=quiet(), registry=None, until="encode")
