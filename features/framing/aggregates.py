@@ -49,7 +49,7 @@ class SortByTime:
             before, test = (examples.filter(chosen)["time"] for chosen in (~is_test, is_test))
             counts = TimeCounts(before.max(), test.min())  # type: ignore[arg-type]
             write_file(counts_path(path), msgspec.json.encode(counts))
-            write_parquet(examples, path)
+            write_parquet(examples, path, brief=True)
         height = pl.scan_parquet(path).select(pl.len()).collect().item()
         return RowCounts(height, height, 0)
 
@@ -115,7 +115,7 @@ class AggregateGroup:
             else:
                 found = reader.advance(aggregator, np.arange(len(is_test)))
                 reader.advance(before_test, before)
-            write_parquet(pl.DataFrame(found, schema=list(plan.columns)), partition_path(path, number))
+            write_parquet(pl.DataFrame(found, schema=list(plan.columns)), partition_path(path, number), brief=True)
         if self.in_order and not in_test:
             before_test = aggregator
         write_file(path / _STATE, lambda aside: save_aggregates(before_test, aside))

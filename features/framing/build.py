@@ -28,7 +28,7 @@ from features.framing.aggregates import AggregateGroup, SortByTime, SpreadColumn
 from features.framing.blocks import WriteBlock
 from features.framing.by_user import ByUser, NumberCounts, NumberEvents, PartCounts, counts_path
 from features.framing.dimension import Dimension
-from features.framing.numbers import DistinctIds, Numbers, UniqueIds, number_ids
+from features.framing.numbers import DistinctIds, ListedIds, Numbers, number_ids
 from features.framing.parse import (
     SLICE_ROWS,
     EventCounts,
@@ -186,7 +186,10 @@ class FrameJobs:
 
     def _parse_events(self) -> tuple[tuple[Path, ...], list[EventCounts]]:
         slices = event_slices(self._choices.dataset, self._sizes.slice_rows)
-        shards = self._run("parse", ParseEvents(self._choices.dataset, slices), len(slices), "events")
+        for kind in self._named:
+            self._directory(f"ids/{kind}/seen")
+        parse = ParseEvents(self._choices.dataset, slices, self._named, self._id_partitions, self._place / "ids")
+        shards = self._run("parse", parse, len(slices), "events")
         counts = [read_counts(path, EventCounts) for path in shards]
         refuse_one_sided(self._choices.dataset, labels_of(counts), str(slices[0].file))
         return shards, counts
@@ -202,16 +205,14 @@ class FrameJobs:
         if kind not in self._named:
             return Dimension(kind, tuple(listed), sum(_table_rows(listed)), None), 0
         rows, total = _before(_table_rows(listed)), sum(_table_rows(listed))
-        count = 1 << (max(1, -(-max(total, self._kept) // self._sizes.partition_rows)) - 1).bit_length()
-        ids = {}
-        for name, paths, begin, at in (("listed", listed, rows, None), ("seen", shards, starts, "event")):
-            out = self._directory(f"ids/{kind}/{name}")
-            self._tasks(f"{name} {kind}s", UniqueIds(f"{kind}_id", begin, at, count, out), paths, out)
-            ids[name] = tuple(out / f"{path.stem}.arrow" for path in paths)
-        distinct = self._run(f"{kind} ids", DistinctIds(**ids), count, f"ids/{kind}/distinct")
+        out = self._directory(f"ids/{kind}/listed")
+        self._tasks(f"listed {kind}s", ListedIds(f"{kind}_id", rows, self._id_partitions, out), listed, out)
+        seen = self._place / "ids" / kind / "seen"
+        ids = DistinctIds(_scattered(out, listed), _scattered(seen, shards), starts)
+        distinct = self._run(f"{kind} ids", ids, self._id_partitions, f"ids/{kind}/distinct")
         directory = self._place / "numbers" / kind
-        seen = number_ids(distinct, total, directory)
-        return Dimension(kind, tuple(listed), total, Numbers(directory)), seen
+        known = number_ids(distinct, total, directory)
+        return Dimension(kind, tuple(listed), total, Numbers(directory)), known
 
     def _examples(self, built: Built, starts: tuple[int, ...]) -> None:
         shards, kept, places = built.shards, self._kept, _before(count.kept for count in built.events)
@@ -239,12 +240,12 @@ class FrameJobs:
         for name in ("blocks", "timed"):
             self._directory(f"examples/{name}")
         paths = self._run("by user", by_user, count, "examples")
-        by_block = tuple(out / "blocks" / f"{path.stem}.arrow" for path in paths)
+        by_block = _scattered(out / "blocks", paths)
         built.parts = [msgspec.json.decode(counts_path(path).read_bytes(), type=PartCounts) for path in by_block]
         self._refuse_empty(built.parts)
         spread: tuple[Path, ...] = ()
         if borders is not None:
-            timed = tuple(out / "timed" / f"{path.stem}.arrow" for path in paths)
+            timed = _scattered(out / "timed", paths)
             spread = self._aggregate(timed, len(borders) + 1, built, blocks)
         (self._out / DIRECTORY).mkdir(parents=True, exist_ok=True)
         write = WriteBlock(by_block, spread, built.plan.columns, blocks, self._out)
@@ -271,7 +272,7 @@ class FrameJobs:
             out=out,
         )
         self._tasks("number", task, built.shards, out)
-        numbered = tuple(out / f"{path.stem}.arrow" for path in built.shards)
+        numbered = _scattered(out, built.shards)
         built.strange = [msgspec.json.decode(counts_path(path).read_bytes(), type=NumberCounts) for path in numbered]
         return numbered
 
@@ -296,7 +297,15 @@ class FrameJobs:
         kept = tuple(path for path, group in zip(groups, plan.groups, strict=True) if _is_kept(group.by, built.plan))
         spread = self._directory("aggregated")
         self._tasks("join", SpreadColumns(built.plan, kept, directory, blocks, spread), by_time, spread)
-        return tuple(spread / f"{path.stem}.arrow" for path in by_time)
+        return _scattered(spread, by_time)
+
+    @cached_property
+    def _id_partitions(self) -> int:
+        """D, a power of two that follows from the number of slices."""
+        dataset, rows = self._choices.dataset, self._sizes.slice_rows
+        tables = (table_slices(dataset, kind, rows) for kind in ("user", "item"))
+        most = max(len(event_slices(dataset, rows)), *map(len, tables))
+        return 1 << (-(-most * rows // self._sizes.partition_rows) - 1).bit_length()
 
     @cached_property
     def _kept(self) -> int:
@@ -363,6 +372,10 @@ def labels_of(counts: Sequence[EventCounts]) -> Labels:
 
 def _table_rows(shards: Sequence[Path]) -> list[int]:
     return [read_counts(path, TableCounts).rows for path in shards]
+
+
+def _scattered(directory: Path, shards: Sequence[Path]) -> tuple[Path, ...]:
+    return tuple(directory / f"{shard.stem}.arrow" for shard in shards)
 
 
 def _before(counts: Iterable[int]) -> tuple[int, ...]:

@@ -82,7 +82,8 @@ class NumberEvents:
             rows[kind] = numbers.of(events[f"{kind}_id"])
             strange = rows[kind] >= self.listed[kind]
             unknown[kind] = int(strange.sum())
-            example[kind] = events[f"{kind}_id"].filter(strange).head(1).to_list()[0] if unknown[kind] else ""
+            first = rows[kind].filter(strange).first()
+            example[kind] = numbers.unknown[first - self.listed[kind]] if isinstance(first, int) else ""
         events = events.drop("user_id", "item_id", strict=False).with_columns(
             (pl.col("event") + self.starts[number]).cast(pl.UInt32),
             *(_as_list(events[name]) for name in self.lists),

@@ -28,37 +28,43 @@ _SCHEMA = {"id": pl.String, "fingerprint": pl.UInt64, "at": pl.UInt32}
 
 
 @dataclass(frozen=True)
-class UniqueIds:
-    """Task that scatters the distinct ids of a shard, each with the first row or event that has it.
+class ListedIds:
+    """Task that scatters the ids of a table's shard, each with its row; an id that comes twice is kept twice.
 
     Args:
         column: Name of the id column.
-        starts: RowCounts before each shard.
-        at: Column that tells the row within all shards' rows, less the start; None for the position in the shard.
+        starts: Rows before each shard.
         count: D, a power of two.
         out: Directory of the scattered files.
     """
 
     column: str
     starts: tuple[int, ...]
-    at: str | None
     count: int
     out: Path
 
     def __call__(self, shard: Path) -> RowCounts:
         path = self.out / f"{shard.stem}.arrow"
-        names = [self.column] if self.at is None else [self.column, self.at]
-        frame = pl.read_parquet(shard, columns=names)
+        ids = pl.read_parquet(shard, columns=[self.column]).select(id=self.column)
         if not path.exists():
-            at = pl.int_range(pl.len()) if self.at is None else pl.col(self.at)
             start = self.starts[partition_of(shard)]
-            ids = frame.select(id=self.column, at=(at.cast(pl.Int64) + start).cast(pl.UInt32))
-            # A table keeps an id that comes twice, so that it can be refused.
-            ids = ids if self.at is None else ids.unique("id", keep="first", maintain_order=True)
-            keys = fingerprint(ids["id"].to_list())
-            ids = ids.select("id", pl.Series("fingerprint", keys), "at")
-            write_scattered(ids, _partition(keys, self.count), self.count, path)
-        return RowCounts(frame.height, frame.height, 0)
+            rows = pl.int_range(start, start + ids.height, dtype=pl.UInt32, eager=True)
+            scatter_ids(ids.with_columns(at=rows), self.count, path)
+        return RowCounts(ids.height, ids.height, 0)
+
+
+def scatter_ids(ids: pl.DataFrame, count: int, path: Path) -> pl.DataFrame:
+    """Scatters ids by fingerprint; returns `id` and `fingerprint`.
+
+    Args:
+        ids: `id`, and `at`, the row or event of each.
+        count: D, a power of two.
+        path: Path of the scattered file.
+    """
+    keys = fingerprint(ids["id"].to_list())
+    found = ids.select("id", pl.Series("fingerprint", keys, dtype=pl.UInt64), "at")
+    write_scattered(found, _partition(keys, count), count, path)
+    return found.select("id", "fingerprint")
 
 
 def _partition(keys: NDArray[np.uint64], count: int) -> NDArray[np.int64]:
@@ -71,16 +77,19 @@ class DistinctIds:
     """Task that joins the ids of a partition: of the table with their row, of the events with their first event.
 
     Args:
-        listed: Scattered ids of the table's shards.
-        seen: Scattered ids of the events' shards.
+        listed: Scattered ids of the table's shards, with their rows.
+        seen: Scattered ids of the events' shards, with their first events in the shard.
+        starts: Events before each shard.
     """
 
     listed: tuple[Path, ...]
     seen: tuple[Path, ...]
+    starts: tuple[int, ...]
 
     def __call__(self, path: Path) -> RowCounts:
         if not path.exists():
-            listed, seen = (self._ids(paths, partition_of(path)) for paths in (self.listed, self.seen))
+            listed = self._ids(self.listed, [0] * len(self.listed), partition_of(path))
+            seen = self._ids(self.seen, self.starts, partition_of(path))
             twice = listed.filter(~pl.col("id").is_first_distinct())
             if twice.height:
                 again = twice.row(0, named=True)
@@ -95,13 +104,17 @@ class DistinctIds:
             if both["fingerprint"].is_duplicated().any():
                 pair = both.filter(pl.col("fingerprint").is_duplicated())["id"].to_list()[:2]
                 raise DatasetError(f"ids '{pair[0]}' and '{pair[1]}' share a fingerprint; rename one of them")
-            write_parquet(both, path)
+            write_parquet(both, path, brief=True)
         height = pl.scan_parquet(path).select(pl.len()).collect().item()
         return RowCounts(height, height, 0)
 
     @staticmethod
-    def _ids(paths: tuple[Path, ...], partition: int) -> pl.DataFrame:
-        return gather(paths, partition) if paths else pl.DataFrame(schema=_SCHEMA)
+    def _ids(paths: Sequence[Path], starts: Sequence[int], partition: int) -> pl.DataFrame:
+        shards = [
+            gather([path], partition).with_columns((pl.col("at").cast(pl.Int64) + start).cast(pl.UInt32))
+            for path, start in zip(paths, starts, strict=True)
+        ]
+        return pl.concat([pl.DataFrame(schema=_SCHEMA), *shards])
 
 
 @dataclass(frozen=True)
@@ -114,16 +127,15 @@ class Numbers:
 
     directory: Path
 
-    def of(self, ids: pl.Series) -> pl.Series:
-        """Returns the row (E,) UInt32 of each id (E,)."""
-        distinct = ids.unique(maintain_order=True)
-        keys, rows = self._arrays()
-        wanted = fingerprint(distinct.to_list())
+    def of(self, keys: pl.Series) -> pl.Series:
+        """Returns the row (E,) UInt32 of each id, given its fingerprint (E,) UInt64."""
+        known, rows = self._arrays()
+        wanted = keys.to_numpy()
+        # Sorted, so that the search walks through the array instead of jumping.
         order = np.argsort(wanted)
         found = np.empty(len(wanted), dtype=np.uint32)
-        found[order] = rows[np.searchsorted(keys, wanted[order])]
-        numbered = pl.DataFrame({"id": distinct, "row": found})
-        return ids.to_frame("id").join(numbered, on="id", how="left", maintain_order="left")["row"]
+        found[order] = rows[np.searchsorted(known, wanted[order])]
+        return pl.Series(found)
 
     @property
     def unknown(self) -> pl.Series:

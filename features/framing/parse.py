@@ -16,6 +16,7 @@ from features.dataset.descriptor import Dataset, Items
 from features.dataset.files import FileSlice, SourceTable, file_slices
 from features.dataset.tables import load_events, load_items, load_users, shape_events, shape_items, shape_users
 from features.durable import write_file
+from features.framing.numbers import scatter_ids
 from features.jobs.shard import write_parquet
 from features.jobs.shuffle import partition_of
 from features.jobs.worklist import RowCounts
@@ -65,13 +66,21 @@ class TableCounts(msgspec.Struct, frozen=True):
 class ParseEvents:
     """Task that reads a slice of the events as a shard of labelled events.
 
+    The shard holds the fingerprint of each id. The ids themselves go to a scattered file, each once.
+
     Args:
         dataset: Descriptor of the events.
         slices: All slices; part k reads slice k.
+        named: Kinds of ids that the events have.
+        count: D, the partitions of ids.
+        ids: Directory of the scattered ids, by kind.
     """
 
     dataset: Dataset
     slices: tuple[FileSlice, ...]
+    named: tuple[str, ...]
+    count: int
+    ids: Path
 
     def __call__(self, path: Path) -> RowCounts:
         counted = _counts_path(path)
@@ -87,10 +96,21 @@ class ParseEvents:
                 nulls={name: frame[name].null_count() for name in features},
                 lists=tuple(name for name in features if frame.schema[name] == pl.List),
             )
+            for kind in self.named:
+                frame = self._with_fingerprints(frame, kind, path)
             write_file(counted, msgspec.json.encode(counts))
-            write_parquet(frame, path)
+            write_parquet(frame, path, brief=True)
         counts = read_counts(path, EventCounts)
         return RowCounts(counts.rows, counts.kept, counts.rows - counts.kept)
+
+    def _with_fingerprints(self, frame: pl.DataFrame, kind: str, path: Path) -> pl.DataFrame:
+        """Scatters the distinct ids of a kind, and replaces the column of ids by their fingerprints."""
+        name = f"{kind}_id"
+        ids = frame.select(pl.col(name).alias("id"), pl.col("event").alias("at"))
+        ids = ids.unique("id", keep="first", maintain_order=True)
+        scattered = scatter_ids(ids, self.count, self.ids / kind / "seen" / f"{path.stem}.arrow")
+        keyed = frame.select(name).join(scattered, left_on=name, right_on="id", how="left", maintain_order="left")
+        return frame.with_columns(keyed["fingerprint"].alias(name))
 
 
 @dataclass(frozen=True)

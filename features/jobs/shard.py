@@ -109,11 +109,17 @@ def read_shards(directory: Location, columns: Sequence[str] | None = None) -> pl
     return pl.concat(each_shard(directory, columns))
 
 
-def write_parquet(frame: pl.DataFrame, path: Location) -> None:
-    """Writes a frame durably: the path holds a whole file or none."""
+def write_parquet(frame: pl.DataFrame, path: Location, *, brief: bool = False) -> None:
+    """Writes a frame durably: the path holds a whole file or none.
+
+    Args:
+        frame: Rows of the file.
+        path: File in an existing directory.
+        brief: True for a file that only the next job reads: it is written faster and is larger.
+    """
 
     def fill(aside: Path) -> None:
         with aside.open("wb") as file:
-            frame.write_parquet(file, compression="zstd", statistics=False)
+            frame.write_parquet(file, compression="lz4" if brief else "zstd", statistics=False)
 
     write(path, fill)
