@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features.aggregate.plan import NOTHING, AggregatePlan
 from features.dataset.descriptor import Dataset, Split
 from features.dataset.split import PARTS, assign_split
-from features.frame_blocks import DIRECTORY, Blocks, held_blocks, stored_blocks, write_blocks
+from features.frame_blocks import DIRECTORY, Blocks, chained, held_blocks, stored_blocks, write_blocks
 from features.hashing import splitmix64
 from features.history import EventColumns, Jagged, history_by_user
 
@@ -64,8 +64,7 @@ class Frame:
     def examples(self) -> pl.DataFrame:
         """All examples, ascending by event. Each use reads all blocks in files; `blocks` takes less memory."""
         if isinstance(self._examples, Mapping):
-            found = pl.concat([block for blocks in self._examples.values() for block in blocks.frames()])
-            return found[np.argsort(found["event"].to_numpy(), kind="stable")]
+            return self.all_blocks().whole()
         self._examples = table = _read(self._examples)
         return table
 
@@ -85,6 +84,13 @@ class Frame:
     def blocks(self, split: str) -> Blocks:
         """Returns the blocks of `train`, `validation` or `test`."""
         return self._examples[split] if isinstance(self._examples, Mapping) else held_blocks(self.part(split))
+
+    def all_blocks(self) -> Blocks:
+        """Returns the blocks of all parts; examples in memory are one block."""
+        if isinstance(self._examples, Mapping):
+            return chained(list(self._examples.values()))
+        table = self.examples
+        return Blocks((table.height,), lambda number, columns: table if columns is None else table.select(columns))
 
     def height(self, split: str) -> int:
         """Returns the number of examples of `train`, `validation` or `test`, without a read of blocks in files."""
@@ -106,6 +112,20 @@ class Frame:
             self._examples if examples is None else examples,
             self.aggregates if aggregates is None else aggregates,
         )
+
+
+def shown_items(frame: Frame, *, positive: bool = False) -> NDArray[np.int64]:
+    """Returns the number of training examples (items,) of each item, or of those with label 1.
+
+    Items that only the examples name, beyond the last of the frame, come behind.
+    """
+    found = np.zeros(frame.items.height, dtype=np.int64)
+    for block in frame.blocks("train").frames("item", "label"):
+        chosen = block.filter(pl.col("label") == 1) if positive else block
+        more = np.bincount(chosen["item"].to_numpy(), minlength=len(found))
+        more[: len(found)] += found
+        found = more
+    return found
 
 
 def stored_frame(directory: Path, aggregates: AggregatePlan = NOTHING) -> Frame:

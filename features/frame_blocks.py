@@ -12,7 +12,7 @@ Shape letter: E examples.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import polars as pl
@@ -26,6 +26,7 @@ BLOCK_ROWS: Final = 1 << 20
 """Examples of a block, about; a part of at most this many is one block."""
 DIRECTORY: Final = "examples"
 _EVENT = "event"
+Value = TypeVar("Value", bound=np.generic)
 
 
 def block_count(rows: int) -> int:
@@ -86,12 +87,11 @@ class Blocks:
         order = self._order()
         return found if order is None else found[order]
 
-    def arranged(self, values: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    def arranged(self, values: Sequence[NDArray[Value]]) -> NDArray[Value]:
         """Returns the values (E, …) of all examples in the order of the part, given block by block."""
         found = np.concatenate(values)
         order = self._order()
-        arranged: NDArray[np.generic] = found if order is None else found[order]
-        return arranged
+        return found if order is None else found[order]
 
     def _order(self) -> NDArray[np.int64] | None:
         """Returns places among the blocks (E,) in the order of the part; None for one block."""
@@ -113,6 +113,17 @@ def held_blocks(part: pl.DataFrame) -> Blocks:
         return (part if columns is None else part.select(columns)).filter(numbers == number)
 
     return Blocks(tuple(np.bincount(numbers.to_numpy(), minlength=count).tolist()), reader)
+
+
+def chained(parts: Sequence[Blocks]) -> Blocks:
+    """Returns the blocks of several parts as those of one, part after part."""
+    places = [(blocks, number) for blocks in parts for number in range(len(blocks))]
+
+    def reader(place: int, columns: Sequence[str] | None) -> pl.DataFrame:
+        blocks, number = places[place]
+        return blocks.read(number, columns)
+
+    return Blocks(tuple(blocks.heights[number] for blocks, number in places), reader)
 
 
 def stored_blocks(directory: Path) -> dict[str, Blocks]:

@@ -4,7 +4,7 @@ Shape letters: E examples, B batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,17 +12,56 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features import frame_blocks
 from features.dataset.aggregate import PREFIX
 from features.errors import DatasetError
 from features.frame import Frame
+from features.frame_blocks import Blocks
 from features.history import Jagged
 from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Entities, Examples
 from models.table.schema import Schema
 
 _AHEAD = 4
+_KEYS = ("event", "user", "item", "label", "history")
 Asked = TypeVar("Asked")
 Made = TypeVar("Made")
+
+
+class LoadedBlocks:
+    """Blocks of a frame's parts as examples to gather.
+
+    Users and items are looked up once, the events' own columns block by block. Blocks are kept while all of them have
+    the rows of one full block at most. So a small frame is read once, and of a large one no two full blocks are in
+    memory: a block is released before the next is read.
+
+    Not safe for concurrent use.
+
+    Args:
+        source: Assembler of the users and items; its admission decides for the events, too.
+        parts: Blocks of each part.
+    """
+
+    def __init__(self, source: Assembler, parts: Mapping[str, Blocks]) -> None:
+        self.source = source
+        self.parts = parts
+        self._columns = [*_KEYS, *event_columns(source.schema), *source.schema.aggregates.columns]
+        self._kept: dict[tuple[str, int], tuple[Assembler, Examples]] = {}
+
+    def load(self, part: str, number: int) -> tuple[Assembler, Examples]:
+        """Returns an assembler of a block's events, and the block's examples.
+
+        Raises:
+            DatasetError: A label is neither 0 nor 1.
+        """
+        if (part, number) not in self._kept:
+            blocks = self.parts[part]
+            held = sum(len(rows) for _, rows in self._kept.values())
+            if held + blocks.heights[number] > frame_blocks.BLOCK_ROWS:
+                self._kept.clear()
+            block = blocks.read(number, self._columns)
+            self._kept[part, number] = self.source.with_events(block), examples(block)
+        return self._kept[part, number]
 
 
 def assembler(schema: Schema, frame: Frame, part: pl.DataFrame, admission: Admission) -> Assembler:
@@ -36,51 +75,100 @@ def assembler(schema: Schema, frame: Frame, part: pl.DataFrame, admission: Admis
     )
 
 
+def dimensions(schema: Schema, frame: Frame, admission: Admission) -> Assembler:
+    """Looks up a frame's users and items; the assembler has no events."""
+    numeric = {name: pl.Series(name, [], dtype=pl.Float32) for name in event_columns(schema)}
+    words = {name: pl.Series(name, [], dtype=pl.String) for name in schema.columns("event")}
+    return assembler(schema, frame, pl.DataFrame(numeric | words), admission)
+
+
+def event_columns(schema: Schema) -> list[str]:
+    """Returns the names of the events' own columns that a schema reads."""
+    return [*schema.columns("event"), *(numeric.column for numeric in schema.numeric if numeric.of == "event")]
+
+
 def examples(part: pl.DataFrame) -> Examples:
     """Returns a part of a frame as aligned columns; `context` counts its rows.
 
     Raises:
-        DatasetError: a label is neither 0 nor 1.
+        DatasetError: A label is neither 0 nor 1.
     """
     history = part["history"]
-    labels = part["label"].to_numpy().astype(np.float32)
-    wrong = np.flatnonzero((labels != 0) & (labels != 1))
-    if len(wrong):
-        raise DatasetError(
-            f"frame: example {wrong[0]} has the label {labels[wrong[0]]}; expected 0 or 1, "
-            "see [events] label in the descriptor"
-        )
     return Examples(
-        user=part["user"].to_numpy().astype(np.int64),
-        item=part["item"].to_numpy().astype(np.int64),
+        user=part["user"].to_numpy(),
+        item=part["item"].to_numpy(),
         history=Jagged(
-            history.explode(empty_as_null=False).to_numpy().astype(np.int64),
+            history.explode(empty_as_null=False).to_numpy(),
             np.concatenate([[0], np.cumsum(history.list.len().to_numpy())]).astype(np.int64),
         ),
-        labels=labels,
+        labels=checked_labels(part),
         context=np.arange(part.height, dtype=np.int64),
         aggregates=_aggregates(part),
     )
 
 
+def checked_labels(part: pl.DataFrame) -> NDArray[np.float32]:
+    """Returns the labels (E,) of examples.
+
+    Raises:
+        DatasetError: A label is neither 0 nor 1.
+    """
+    labels: NDArray[np.float32] = part["label"].to_numpy().astype(np.float32)
+    wrong = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(wrong):
+        raise DatasetError(
+            f"frame: the example of event {part['event'][int(wrong[0])]} has the label {labels[wrong[0]]}; expected 0 "
+            "or 1, see [events] label in the descriptor"
+        )
+    return labels
+
+
 def _aggregates(part: pl.DataFrame) -> NDArray[np.float32] | None:
     names = [name for name in part.columns if name.startswith(PREFIX)]
-    return part.select(names).to_numpy().astype(np.float32) if names else None
+    return part.select(names).to_numpy().astype(np.float32, copy=False) if names else None
 
 
-def sighted(schema: Schema, frame: Frame, part: pl.DataFrame, rows: Examples) -> Assembler:
-    """Returns an assembler whose admission has seen the examples `rows` of `part`, all at once.
+def sighted(schema: Schema, frame: Frame, blocks: Blocks) -> Assembler:
+    """Returns an assembler of a frame's users and items, whose admission has seen the examples of some blocks.
 
-    Drawn negatives are no sightings: of the examples of one event only the first counts.
+    All examples count at once, so their division into blocks changes no bit of the sketch. Drawn negatives are no
+    sightings: of the examples of one event only the first counts.
     """
     if not schema.admission:
-        return assembler(schema, frame, part, Admission.off())
-    found = assembler(schema, frame, part, Admission(Sketch.sized(0), schema.admission))
-    keys, times = found.sightings(rows.take(np.flatnonzero(part["event"].is_first_distinct().to_numpy())))
-    sketch = Sketch.sized(len(keys))
-    sketch.add(keys, times)
-    found.admit(Admission(sketch, schema.admission))
-    return found
+        return dimensions(schema, frame, Admission.off())
+    source = dimensions(schema, frame, Admission(Sketch.sized(0), schema.admission))
+    found: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+    for block in blocks.frames("event", "user", "item", *event_columns(schema)):
+        events = block.filter(pl.col("event").is_first_distinct())
+        more = source.with_events(events).sightings_by_column(_without_history(events))
+        found = [_merged(*pair) for pair in zip(found, more, strict=True)] if found else more
+    # Values of two columns may share a key; the sketch's size counts both, and its cells their sum.
+    sketch = Sketch.sized(sum(len(keys) for keys, _ in found))
+    if found:
+        sketch.add(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+    source.admit(Admission(sketch, schema.admission))
+    return source
+
+
+def _without_history(part: pl.DataFrame) -> Examples:
+    nothing = np.zeros(0, dtype=np.int64)
+    return Examples(
+        user=part["user"].to_numpy(),
+        item=part["item"].to_numpy(),
+        history=Jagged(nothing, np.zeros(part.height + 1, dtype=np.int64)),
+        labels=np.zeros(0, dtype=np.float32),
+        context=np.arange(part.height, dtype=np.int64),
+    )
+
+
+def _merged(
+    one: tuple[NDArray[np.uint64], NDArray[np.int64]], other: tuple[NDArray[np.uint64], NDArray[np.int64]]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Returns the distinct keys of both, and the sum of the sightings of each."""
+    keys, place = np.unique(np.concatenate([one[0], other[0]]), return_inverse=True)
+    times = np.zeros(len(keys), dtype=np.int64)
+    np.add.at(times, place, np.concatenate([one[1], other[1]]))
+    return keys, times
 
 
 def content_vectors(items: pl.DataFrame) -> NDArray[np.float32]:

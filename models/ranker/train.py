@@ -20,17 +20,20 @@ from torch.nn import functional
 
 from features.errors import DatasetError, TrainingError
 from features.frame import Frame
+from features.frame_blocks import Blocks
 from features.threads import fixed_threads, one_thread
 from models.ranker import checkpoint
 from models.ranker.checkpoint import Position
 from models.ranker.dropout import DropoutConfig, ValueDropout, users_per_value
-from models.ranker.loading import ahead, assembler, examples, sighted
+from models.ranker.loading import LoadedBlocks, ahead, checked_labels, dimensions, sighted
 from models.ranker.network import DensePart, NetworkConfig, Ranker
-from models.table.admission import Sketch
+from models.ranker.order import Draw, EpochOrder
+from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Examples
 from models.table.open import open_table
 from models.table.schema import Schema
 
+_TRAIN, _VALIDATION = "train", "validation"
 _SCORE_ROWS = 8_192
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["float32", "bfloat16", "auto"]
@@ -117,61 +120,57 @@ def train(
         TrainingError: The loss is no longer a number.
     """
     with fixed_threads(config.threads):
-        part, held_out = frame.part("train"), frame.part("validation")
-        for name, found in (("train", part), ("validation", held_out)):
-            if not found.height:
-                raise DatasetError(f"frame: the part {name!r} is empty; change the fractions of [split], or by")
-        rows = examples(part)
-        source = sighted(schema, frame, part, rows)
-        check = assembler(schema, frame, held_out, source.admission), examples(held_out)
-        training = _Training(source, rows, start or new_ranker(schema, config), config)
+        parts = {name: frame.blocks(name) for name in (_TRAIN, _VALIDATION)}
+        positives = {name: _positives(name, blocks) for name, blocks in parts.items()}
+        source = sighted(schema, frame, parts[_TRAIN])
+        blocks = LoadedBlocks(source, parts)
+        training = _Training(blocks, start or new_ranker(schema, config), config, positives=positives[_TRAIN])
         if checkpointing:
             training.go_on(checkpointing.path)
-        training.run(check, progress, checkpointing)
+        training.run(progress, checkpointing)
         return Trained(training.ranker.eval(), source.admission.published, training.losses, training.precision)
+
+
+def _positives(name: str, blocks: Blocks) -> float:
+    """Returns the number of positives of a part, and checks its labels before training begins."""
+    if not blocks.height:
+        raise DatasetError(f"frame: the part {name!r} is empty; change the fractions of [split], or by")
+    return sum(float(checked_labels(block).sum()) for block in blocks.frames("event", "label"))
 
 
 class _Training:
     """State of one training run and the loop that advances it."""
 
-    def __init__(self, source: Assembler, rows: Examples, ranker: Ranker, config: TrainConfig) -> None:
+    def __init__(self, blocks: LoadedBlocks, ranker: Ranker, config: TrainConfig, *, positives: float) -> None:
         self.ranker = ranker
         self.losses: tuple[float, ...] = ()
-        self._source = source
-        self._rows = rows
+        self._blocks = blocks
+        self._heights = blocks.parts[_TRAIN].heights
         self._config = config
         self._optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate, fused=True)
         self._best: dict[str, Tensor] | None = None
         self._epoch = self._batches = 0
-        schema = source.schema
-        self._hidden = ValueDropout(schema, config.dropout, users_per_value(source))
-        decided_by = (schema.to_json(), asdict(config), len(rows), float(rows.labels.sum()))
+        schema = blocks.source.schema
+        self._hidden = ValueDropout(schema, config.dropout, users_per_value(blocks.source))
+        several = [self._heights] if len(self._heights) > 1 else []
+        decided_by = (schema.to_json(), asdict(config), sum(self._heights), positives, *several)
         self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
-        if config.precision == "auto":
-            first = source.batch(rows.take(np.arange(min(config.batch, len(rows)))))
-            self.precision = faster_precision(ranker, first)
-        else:
-            self.precision = config.precision
+        self.precision = self._chosen_precision()
 
-    def run(
-        self,
-        check: tuple[Assembler, Examples],
-        progress: Callable[[int, int], None],
-        checkpointing: Checkpointing | None,
-    ) -> None:
+    def run(self, progress: Callable[[int, int], None], checkpointing: Checkpointing | None) -> None:
         """Trains to the end and restores the ranker of its best epoch."""
-        total = self._config.max_epochs * len(self._rows)
+        count = sum(self._heights)
+        total = self._config.max_epochs * count
         saved = time.monotonic()
         while self._epoch < self._config.max_epochs and not self._stopped():
-            for batch in self._rest_of_epoch():
+            for done, batch in self._rest_of_epoch():
                 self._step(batch)
                 self._batches += 1
-                done = min(self._batches * self._config.batch, len(self._rows))
-                progress(self._epoch * len(self._rows) + done, total)
+                progress(self._epoch * count + done, total)
                 if checkpointing and time.monotonic() - saved > checkpointing.seconds:
                     self._save(checkpointing.path)
                     saved = time.monotonic()
-            self._finish_epoch(check)
+            self._finish_epoch()
             if checkpointing:
                 self._save(checkpointing.path)
                 saved = time.monotonic()
@@ -190,18 +189,23 @@ class _Training:
         self._best = _under(tensors, "best.") or None
         checkpoint.restore_optimizer(self._optimizer, _under(tensors, "optimizer."))
 
-    def _rest_of_epoch(self) -> Iterator[Batch]:
-        config, count = self._config, len(self._rows)
-        order = np.random.default_rng([config.seed, self._epoch]).permutation(count)
-        starts = range(self._batches * config.batch, count, config.batch)
-        epoch = self._epoch
+    def _chosen_precision(self) -> Precision:
+        if self._config.precision != "auto":
+            return self._config.precision
+        source, rows = self._blocks.load(_TRAIN, 0)
+        return faster_precision(self.ranker, source.batch(rows.take(np.arange(min(self._config.batch, len(rows))))))
 
-        def make(start: int) -> Batch:
-            index = order[start : start + config.batch]
-            limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, start]), len(index))
-            return self._source.batch(self._rows.take(index), limits=limits)
+    def _rest_of_epoch(self) -> Iterator[tuple[int, Batch]]:
+        """Yields the batches that the epoch still lacks, each with the number of the epoch's examples up to its end."""
+        config, epoch = self._config, self._epoch
+        order = EpochOrder(self._heights, config.batch, seed=config.seed, epoch=epoch)
 
-        return ahead(make, starts)
+        def make(draw: Draw) -> tuple[int, Batch]:
+            limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, draw.start]), len(draw.rows))
+            source, rows = self._blocks.load(_TRAIN, draw.block)
+            return draw.start + len(draw.rows), source.batch(rows.take(draw.rows), limits=limits)
+
+        return ahead(make, order.draws(after=self._batches))
 
     def _step(self, batch: Batch) -> None:
         loss = functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels)
@@ -213,18 +217,25 @@ class _Training:
     def _logits(self, batch: Batch) -> Tensor:
         return dense_logits(self.ranker, self.ranker.table(batch), batch, self.precision)
 
-    def _finish_epoch(self, check: tuple[Assembler, Examples]) -> None:
-        found = predict(self.ranker, *check)
+    def _finish_epoch(self) -> None:
+        held_out = self._blocks.parts[_VALIDATION]
+        loss = sum(self._held_out_loss(number) for number in range(len(held_out)))
+        self.losses = (*self.losses, loss / held_out.height)
+        self._epoch, self._batches = self._epoch + 1, 0
+        if self.losses[-1] == min(self.losses):
+            # No later epoch can replace the last one, so the last needs no copy.
+            self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
+
+    def _held_out_loss(self, number: int) -> float:
+        """Returns the log loss of one block of the validation part, summed over its examples."""
+        source, rows = self._blocks.load(_VALIDATION, number)
+        found = predict(self.ranker, source, rows)
         if not np.isfinite(found).all():
             raise TrainingError(
                 f"training diverged in epoch {self._epoch}: predictions are no longer numbers; lower table_rate "
                 f"({self._config.table_rate}) or network_rate ({self._config.network_rate})"
             )
-        self.losses = (*self.losses, _log_loss(found, check[1].labels))
-        self._epoch, self._batches = self._epoch + 1, 0
-        if self.losses[-1] == min(self.losses):
-            # No later epoch can replace the last one, so the last needs no copy.
-            self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
+        return _log_loss(found, rows.labels)
 
     def _stopped(self) -> bool:
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self._config.patience
@@ -301,10 +312,19 @@ def predict(ranker: Ranker, source: Assembler, rows: Examples) -> NDArray[np.flo
     return out
 
 
+def predict_part(
+    ranker: Ranker, schema: Schema, frame: Frame, blocks: Blocks, admission: Admission
+) -> NDArray[np.float32]:
+    """Returns probabilities (E,) float32 of a part's examples, in the order of the part; reads block by block."""
+    loaded = LoadedBlocks(dimensions(schema, frame, admission), {"": blocks})
+    return blocks.arranged([predict(ranker, *loaded.load("", number)) for number in range(len(blocks))])
+
+
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _log_loss(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+    """Returns the log loss, summed over the examples."""
     clipped = torch.from_numpy(probabilities).double().clamp(1e-7, 1 - 1e-7)
-    return float(functional.binary_cross_entropy(clipped, torch.from_numpy(labels).double()))
+    return float(functional.binary_cross_entropy(clipped, torch.from_numpy(labels).double(), reduction="sum"))

@@ -20,6 +20,7 @@ from models.table.schema import Feature, Numeric, Schema, Source
 
 # Limit of a scaled value: a value far beyond those of training must not dominate all others.
 _MOST_STDS = 10.0
+_NO_SIGHTINGS = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
 
 
 def log_scaled(values: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -150,8 +151,8 @@ class Examples:
     """Aligned columns (B,) that, with the entities, make a batch.
 
     Attributes:
-        user: int64 index into users; item: int64 index into items.
-        history: item indices per example.
+        user: int64 index into users; item: int64 index into items. Examples that wait to be taken may hold uint32.
+        history: item indices per example, int64 or uint32 alike.
         labels: (B,) float32, may be empty.
         context: index (B,) into the events' entities.
         aggregates: (B, A) float32 columns of the schema's plan of aggregates; None where it has none.
@@ -165,12 +166,14 @@ class Examples:
     aggregates: NDArray[np.float32] | None = None
 
     def take(self, index: NDArray[np.int64]) -> "Examples":
-        """Returns the examples at `index`, in that order."""
+        """Returns the examples at `index`, in that order, with indices of int64."""
         labels = self.labels[index] if self.labels.size else self.labels
         aggregates = None if self.aggregates is None else self.aggregates[index]
-        return Examples(
-            self.user[index], self.item[index], self.history.take(index), labels, self.context[index], aggregates
+        visits, offsets = self.history.take(index)
+        user, item, visits = (
+            found.astype(np.int64, copy=False) for found in (self.user[index], self.item[index], visits)
         )
+        return Examples(user, item, Jagged(visits, offsets), labels, self.context[index], aggregates)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -210,6 +213,11 @@ class Assembler:
         self.events = events
         self.admission = users.admission
         self._vectors = vectors
+
+    def with_events(self, events: pl.DataFrame) -> "Assembler":
+        """Returns an assembler of other events, given as their columns, with the same users and items."""
+        found = Entities(self.schema, "event", events, self.admission)
+        return Assembler(self.schema, self.users, self.items, found, self._vectors)
 
     def batch(
         self,
@@ -261,14 +269,17 @@ class Assembler:
 
         A value in a history was sighted when its item was, so it is not counted again.
         """
-        keys: list[NDArray[np.uint64]] = [np.zeros(0, dtype=np.uint64)]
-        times: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-        for source, entities, index in self._sources(examples):
-            for column in dict.fromkeys(feature.column for feature in self.schema.of(source)):
-                found, often = entities.sightings(column, index)
-                keys.append(found)
-                times.append(often)
-        return np.concatenate(keys), np.concatenate(times)
+        found = self.sightings_by_column(examples)
+        keys, times = (np.concatenate(arrays) for arrays in zip(*found, strict=True)) if found else _NO_SIGHTINGS
+        return keys, times
+
+    def sightings_by_column(self, examples: Examples) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+        """Returns what `sightings` returns, for each column of the schema by itself; its keys are distinct."""
+        return [
+            entities.sightings(column, index)
+            for source, entities, index in self._sources(examples)
+            for column in dict.fromkeys(feature.column for feature in self.schema.of(source))
+        ]
 
     def admit(self, admission: Admission) -> None:
         """Replaces the admission for every value, now and from now on."""

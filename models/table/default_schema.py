@@ -1,12 +1,13 @@
 """The default schema of a dataset, derived from the profile of its frame without tuning."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.dataset.descriptor import Dataset
 from features.errors import BundleError
@@ -60,20 +61,20 @@ def default_schema(
     read: list[Feature] = []
     vocabularies: dict[str, list[str]] = {}
 
-    def add(of: Source, column: str, table: pl.DataFrame) -> None:
+    def add(of: Source, column: str, tables: Iterable[pl.DataFrame]) -> None:
         name = column if column in _OWN_NAMES else f"{of}.{column}"
-        vocabularies[name] = _vocabulary(table[column])
+        vocabularies[name] = _vocabulary(table[column] for table in tables)
         read.append(Feature(name, of, column, name, 1, "sum" if column == SEMANTIC_ID else "mean"))
 
     if dataset.events.user:
         for column in ("user_id", *(dataset.users.categorical if dataset.users else ())):
-            add("user", column, frame.users)
+            add("user", column, [frame.users])
     if dataset.events.item:
         semantic = [SEMANTIC_ID] if SEMANTIC_ID in frame.items.columns else []
         for column in ("item_id", *(dataset.items.categorical if dataset.items else ()), *semantic):
-            add("item", column, frame.items)
+            add("item", column, [frame.items])
     for column in dataset.events.categorical:
-        add("event", column, frame.examples)
+        add("event", column, frame.all_blocks().frames(column))
     _check_names(options, vocabularies)
     shaped = [_shaped(feature, vocabularies[feature.name], options) for feature in read]
     with_history = [feature for feature in shaped if feature.of != "event"]
@@ -134,31 +135,59 @@ def _is_item_feature(feature: Feature) -> bool:
     return feature.of in ("item", "history")
 
 
-def _vocabulary(column: pl.Series) -> list[str]:
-    flat = column.explode(empty_as_null=False) if column.dtype == pl.List else column
-    return list(flat.drop_nulls().unique().sort())
+def _vocabulary(columns: Iterable[pl.Series]) -> list[str]:
+    """Returns the distinct values of a column, sorted, given block by block."""
+    found = pl.Series([], dtype=pl.String)
+    for column in columns:
+        flat = column.explode(empty_as_null=False) if column.dtype == pl.List else column
+        found = pl.concat([found, flat.drop_nulls().unique().cast(pl.String)]).unique()
+    return list(found.sort())
 
 
 def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
     """Returns the numeric features: declared columns with mean and deviation, history's length, and aggregates."""
-    train = frame.part("train")
+    train = frame.blocks("train")
     found: list[Numeric] = []
-    sources: tuple[tuple[Source, tuple[str, ...], pl.DataFrame], ...] = (
-        ("user", dataset.users.numeric if dataset.users else (), frame.users),
-        ("item", dataset.items.numeric if dataset.items else (), frame.items),
-        ("event", dataset.events.numeric, train),
+    sources: tuple[tuple[Source, tuple[str, ...], Callable[[str], Iterable[pl.DataFrame]]], ...] = (
+        ("user", dataset.users.numeric if dataset.users else (), lambda column: [frame.users]),
+        ("item", dataset.items.numeric if dataset.items else (), lambda column: [frame.items]),
+        ("event", dataset.events.numeric, train.frames),
     )
-    for of, columns, table in sources:
+    for of, columns, tables in sources:
         for column in columns:
-            values = log_scaled(table[column].cast(pl.Float64).drop_nulls().to_numpy())
-            mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
-            # A column of one value carries no information, and must stay small when another value comes.
-            found.append(Numeric(f"{of}.{column}", of, column, mean, std if std > _FLAT else 1.0))
+            values = (table[column].cast(pl.Float64).drop_nulls().to_numpy() for table in tables(column))
+            found.append(Numeric(f"{of}.{column}", of, column, *_scale(map(log_scaled, values))))
     if dataset.events.user and dataset.events.item:
-        lengths = log_scaled(train["history"].list.len().to_numpy())
-        found.append(Numeric("history.length", "history", "history", float(np.mean(lengths)), 1.0))
+        lengths = (block["history"].list.len().to_numpy() for block in train.frames("history"))
+        mean, _ = mean_and_deviation(map(log_scaled, lengths))
+        found.append(Numeric("history.length", "history", "history", mean, 1.0))
     for column in frame.aggregates.columns:
-        values = train[column].fill_nan(None).drop_nulls().to_numpy()
-        mean, std = (float(np.mean(values)), float(np.std(values))) if len(values) else (0.0, 1.0)
-        found.append(Numeric(column, "aggregate", column, mean, std if std > _FLAT else 1.0))
+        values = (block[column].fill_nan(None).drop_nulls().to_numpy() for block in train.frames(column))
+        found.append(Numeric(column, "aggregate", column, *_scale(values)))
     return tuple(found)
+
+
+def _scale(blocks: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
+    mean, std = mean_and_deviation(blocks)
+    # A column of one value carries no information, and must stay small when another value comes.
+    return mean, std if std > _FLAT else 1.0
+
+
+def mean_and_deviation(blocks: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
+    """Returns the mean and the standard deviation of values that come in blocks; 0 and 1 without values.
+
+    Counts, means and sums of squared distances are merged in order of the blocks (Chan, Golub & LeVeque, 1979). Of one
+    block the result has the bits of numpy's.
+    """
+    count, mean, std = 0, 0.0, 1.0
+    for values in blocks:
+        if not len(values):
+            continue
+        own, own_mean, own_std = len(values), float(values.mean()), float(values.std())
+        if not count:
+            count, mean, std = own, own_mean, own_std
+            continue
+        total, apart = count + own, own_mean - mean
+        squares = count * std**2 + own * own_std**2 + apart**2 * count * own / total
+        count, mean, std = total, mean + apart * own / total, math.sqrt(squares / total)
+    return mean, std

@@ -90,7 +90,7 @@ def tune(schema: Schema, ranker: Ranker, frame: Frame, config: TrainConfig, *, s
     """Trains a ranker in place for so many steps of the train part in random order, with a fresh Adam."""
     part = frame.part("train")
     rows = examples(part)
-    source = sighted(schema, frame, part, rows)
+    source = sighted(schema, frame, frame.blocks("train")).with_events(part)
     optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate, fused=True)
     rng = np.random.default_rng([config.seed, steps])
     passes = -(-steps * config.batch // len(rows))

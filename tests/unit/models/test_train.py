@@ -24,7 +24,7 @@ from tests.build import COLOURS, LIKED, SMALL_TRAIN, coloured_dataset, coloured_
 FRAME = coloured_frame()
 SCHEMA = coloured_schema(FRAME)
 TRAIN, TEST = FRAME.part("train"), FRAME.part("test")
-SIGHTED = sighted(SCHEMA, FRAME, TRAIN, examples(TRAIN))
+SIGHTED = sighted(SCHEMA, FRAME, FRAME.blocks("train")).with_events(TRAIN)
 ADMISSION = SIGHTED.admission
 BATCH = SIGHTED.batch(examples(TRAIN.head(64)))
 
@@ -212,7 +212,7 @@ def test_an_empty_part_and_a_label_that_is_none_are_refused() -> None:
         with pytest.raises(DatasetError, match=f"part '{name}' is empty"):
             train(SCHEMA, rest, SMALL_TRAIN)
     odd = FRAME.examples.with_columns(label=pl.when(pl.int_range(pl.len()) == 3).then(2).otherwise(pl.col("label")))
-    with pytest.raises(DatasetError, match=r"example 3 has the label 2\.0; expected 0 or 1"):
+    with pytest.raises(DatasetError, match=r"the example of event 3 has the label 2\.0; expected 0 or 1"):
         train(SCHEMA, Frame(FRAME.users, FRAME.items, odd), SMALL_TRAIN)
 
 
