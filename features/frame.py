@@ -114,20 +114,6 @@ class Frame:
         )
 
 
-def shown_items(frame: Frame, *, positive: bool = False) -> NDArray[np.int64]:
-    """Returns the number of training examples (items,) of each item, or of those with label 1.
-
-    Items that only the examples name, beyond the last of the frame, come behind.
-    """
-    found = np.zeros(frame.items.height, dtype=np.int64)
-    for block in frame.blocks("train").frames("item", "label"):
-        chosen = block.filter(pl.col("label") == 1) if positive else block
-        more = np.bincount(chosen["item"].to_numpy(), minlength=len(found))
-        more[: len(found)] += found
-        found = more
-    return found
-
-
 def stored_frame(directory: Path, aggregates: AggregatePlan = NOTHING) -> Frame:
     """Opens the frame in a directory: `users.parquet`, `items.parquet`, and the examples in blocks.
 

@@ -126,6 +126,15 @@ def chained(parts: Sequence[Blocks]) -> Blocks:
     return Blocks(tuple(blocks.heights[number] for blocks, number in places), reader)
 
 
+def shown_items(train: Blocks, items: int, *, positive: bool = False) -> NDArray[np.int64]:
+    """Returns the number of a part's examples (N,) of each of N = `items` items, or of those with label 1."""
+    shown = np.zeros(items, dtype=np.int64)
+    for block in train.frames("item", "label"):
+        chosen = block.filter(pl.col("label") == 1) if positive else block
+        shown += np.bincount(chosen["item"].to_numpy(), minlength=items)[:items]
+    return shown
+
+
 def stored_blocks(directory: Path) -> dict[str, Blocks]:
     """Opens the blocks of each part below `directory`; only the numbers of rows are read."""
     return {part: _stored(sorted((directory / DIRECTORY).glob(f"{part}-*.parquet"))) for part in PARTS}

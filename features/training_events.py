@@ -22,7 +22,11 @@ _SEPARATOR = "\x1f"
 
 def event_ids(frame: Frame, part: str) -> NDArray[np.uint32]:
     """Returns ids (N,) of a part's examples, 32 bits each: of K known events, a new one collides once in 2**32 / K."""
-    examples = frame.part(part)
+    blocks = frame.blocks(part)
+    return blocks.arranged([_block_ids(frame, block) for block in blocks.frames()])
+
+
+def _block_ids(frame: Frame, examples: pl.DataFrame) -> NDArray[np.uint32]:
     derived = set(frame.aggregates.columns)
     columns = [
         frame.users["user_id"].gather(examples["user"]) if frame.users.height else pl.Series([""] * examples.height),

@@ -1,19 +1,23 @@
-"""Computes parts of a bundle from the training frame: item counts, histories, and the time of the newest event."""
+"""Computes parts of a bundle from the training frame: item counts, histories, and the time of the newest event.
+
+All are read block by block, so that memory follows users and items and not events.
+"""
 
 import time
 
-import numpy as np
 import polars as pl
 
 from features.dataset.descriptor import Dataset
 from features.frame import Frame
+from features.frame_blocks import shown_items
+
+_BY_TIME = ("user", "time", "event")
 
 
 def with_train_positives(frame: Frame) -> pl.DataFrame:
     """Returns the frame's items with a column `train_positives`, the number of positive events in training."""
-    positives = frame.part("train").filter(pl.col("label") == 1)["item"].to_numpy().astype(np.int64)
-    counts = np.bincount(positives, minlength=frame.items.height)
-    return frame.items.with_columns(train_positives=pl.Series(counts[: frame.items.height], dtype=pl.UInt32))
+    counts = shown_items(frame.blocks("train"), frame.items.height, positive=True)
+    return frame.items.with_columns(train_positives=pl.Series(counts, dtype=pl.UInt32))
 
 
 def kept_history(frame: Frame, length: int) -> pl.DataFrame:
@@ -28,12 +32,12 @@ def kept_history(frame: Frame, length: int) -> pl.DataFrame:
     empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Int64})
     if not frame.users.height or not frame.items.height:
         return empty
-    visits = (
-        frame.examples.filter((pl.col("label") == 1) & (pl.col("split") != "test"))
-        .sort("user", "time", maintain_order=True)
-        .group_by("user", maintain_order=True)
-        .tail(2 * length)
-    )
+    visits: pl.DataFrame | None = None
+    for block in frame.all_blocks().frames(*_BY_TIME, "item", "label", "split"):
+        found = block.filter((pl.col("label") == 1) & (pl.col("split") != "test")).select(*_BY_TIME, "item")
+        # A visit that is among the last of its user is among the last of its block, too.
+        visits = _last(found if visits is None else pl.concat([visits, found]), 2 * length)
+    assert visits is not None
     return pl.DataFrame(
         {
             "user_id": frame.users["user_id"][visits["user"]],
@@ -43,12 +47,19 @@ def kept_history(frame: Frame, length: int) -> pl.DataFrame:
     )
 
 
+def _last(visits: pl.DataFrame, count: int) -> pl.DataFrame:
+    """Returns the last visits of each user; of equal times the later event is later."""
+    return visits.sort(*_BY_TIME, maintain_order=True).group_by("user", maintain_order=True).tail(count)
+
+
 def trained_until(frame: Frame, dataset: Dataset) -> int | None:
     """Returns the time of the newest event outside the test part, Unix microseconds.
 
     The result is None if events have no clock or the time is in the future, since such a clock cannot be compared with
     the clock of the log.
     """
-    times = frame.examples.filter(pl.col("split") != "test")["time"]
-    newest = times.max() if dataset.events.time is not None else None
-    return newest if isinstance(newest, int) and newest <= time.time_ns() // 1_000 else None
+    if dataset.events.time is None:
+        return None
+    before_test = (block.filter(pl.col("split") != "test") for block in frame.all_blocks().frames("time", "split"))
+    newest = max((int(block["time"].to_numpy().max()) for block in before_test if block.height), default=None)
+    return newest if newest is not None and newest <= time.time_ns() // 1_000 else None

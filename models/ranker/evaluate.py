@@ -4,9 +4,10 @@ Shape letter: N examples.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from features.frame import Frame
@@ -15,6 +16,8 @@ RATE_BASELINES = ("popularity", "user-item", "user-item-running")
 _CLIP = 1e-7
 _BINS = 15
 _PRIOR = 10.0
+# Examples whose running rates are counted at once, about.
+_KEYS_AT_ONCE = 1 << 20
 LEAST_OF_LABEL = 10
 """Fewest examples of each label for which a part has an AUC: with fewer its standard error is about a tenth."""
 
@@ -116,8 +119,11 @@ def novelty(frame: Frame, column: Literal["item", "user"]) -> Keys | None:
     """Returns the items or the users of a frame's test part; None if the dataset has no such column."""
     if not (frame.items if column == "item" else frame.users).height:
         return None
-    ids = frame.part("test")[column].to_numpy().astype(np.int64)
-    return Keys(ids, np.isin(ids, frame.part("train")[column].unique().to_numpy()))
+    ids = frame.blocks("test").whole(column)[column].to_numpy().astype(np.int64)
+    seen = ids[:0]
+    for block in frame.blocks("train").frames(column):
+        seen = np.union1d(seen, block[column].unique().to_numpy())
+    return Keys(ids, np.isin(ids, seen))
 
 
 def _part_quality(
@@ -142,13 +148,13 @@ class Popularity:
     """
 
     def __init__(
-        self, items: NDArray[np.int64], labels: NDArray[np.float32], *, size: int, prior: float = _PRIOR
+        self, items: NDArray[np.integer], labels: NDArray[np.float32], *, size: int, prior: float = _PRIOR
     ) -> None:
         events = np.bincount(items, minlength=size)
         positives = np.bincount(items, weights=labels, minlength=size)
         self._rates = _smoothed(positives, events, float(labels.mean()), prior)
 
-    def __call__(self, items: NDArray[np.int64]) -> NDArray[np.float64]:
+    def __call__(self, items: NDArray[np.integer]) -> NDArray[np.float64]:
         """Returns probabilities (N,) of item numbers (N,)."""
         found: NDArray[np.float64] = self._rates[items]
         return found
@@ -161,7 +167,7 @@ def added(users: NDArray[np.float64], items: NDArray[np.float64], rate: float) -
 
 
 def running_rates(
-    keys: NDArray[np.int64],
+    keys: NDArray[np.integer],
     times: NDArray[np.int64],
     labels: NDArray[np.float32],
     *,
@@ -175,6 +181,20 @@ def running_rates(
         rate: Rate of a key without earlier examples.
         prior: Number of events by which a rate is drawn towards `rate`.
     """
+    parts = max(1, -(-len(keys) // _KEYS_AT_ONCE))
+    if parts == 1:
+        return _running_rates(keys, times, labels, rate, prior)
+    out = np.zeros(len(keys))
+    of_part = (keys % parts).astype(np.int32)
+    for part in range(parts):
+        chosen = np.flatnonzero(of_part == part)
+        out[chosen] = _running_rates(keys[chosen], times[chosen], labels[chosen], rate, prior)
+    return out
+
+
+def _running_rates(
+    keys: NDArray[np.integer], times: NDArray[np.int64], labels: NDArray[np.float32], rate: float, prior: float
+) -> NDArray[np.float64]:
     order = np.lexsort((times, keys))
     key, time, label = keys[order], times[order], labels[order].astype(np.float64)
     place = np.arange(len(key))
@@ -195,16 +215,29 @@ def rate_baselines(frame: Frame) -> dict[str, NDArray[np.float64]]:
     `user-item-running` adds the same two rates counted over every example strictly before the scored example, of any
     part. The example's history has the same knowledge; a ranker that is frozen after training does not.
     """
-    examples = frame.examples
-    train, test = ((examples["split"] == part).to_numpy() for part in ("train", "test"))
-    labels = examples["label"].to_numpy().astype(np.float32)
-    keys = {name: examples[name].to_numpy().astype(np.int64) for name in ("user", "item")}
-    sizes = {"user": max(frame.users.height, 1), "item": max(frame.items.height, 1)}
-    rate, times = float(labels[train].mean()), examples["time"].to_numpy()
-    static = {n: Popularity(key[train], labels[train], size=sizes[n])(key[test]) for n, key in keys.items()}
-    running = {name: running_rates(key, times, labels, rate=rate)[test] for name, key in keys.items()}
+    events = _events(frame)
+    labels, times = events["label"].astype(np.float32), events["time"]
+    train, test = np.flatnonzero(events["train"]), np.flatnonzero(events["test"])
+    if "event" in events:
+        # The blocks of a part are in no order.
+        test = test[np.argsort(events["event"][test], kind="stable")]
+    rate = float(labels[train].mean())
+    static, running = {}, {}
+    for name, size in (("user", frame.users.height), ("item", frame.items.height)):
+        key = events[name]
+        static[name] = Popularity(key[train], labels[train], size=max(size, 1))(key[test])
+        running[name] = running_rates(key, times, labels, rate=rate)[test]
     found = static["item"], added(static["user"], static["item"], rate), added(running["user"], running["item"], rate)
     return dict(zip(RATE_BASELINES, found, strict=True))
+
+
+def _events(frame: Frame) -> dict[str, NDArray[Any]]:
+    """Returns columns of all examples, block by block, and masks of the parts; `event` only if there are blocks."""
+    blocks = frame.all_blocks()
+    names = ["user", "item", "time", "label", *(["event"] if len(blocks) > 1 else [])]
+    parts = [(pl.col("split") == part).alias(part) for part in ("train", "test")]
+    found = [block.select(*names, *parts) for block in blocks.frames(*names, "split")]
+    return {name: np.concatenate([block[name].to_numpy() for block in found]) for name in found[0].columns}
 
 
 def _smoothed(

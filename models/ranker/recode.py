@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from features.frame import Frame
+from features.frame_blocks import shown_items
 from features.hashing import fingerprint
+from models.ranker.loading import dimensions, event_columns
 from models.ranker.network import Ranker
 from models.table.admission import Admission
 from models.table.batch import Entities
@@ -35,7 +37,7 @@ def recode(schema: Schema, ranker: Ranker, frame: Frame, before: pl.DataFrame) -
     features = [feature for feature in schema.features if feature.column == SEMANTIC_ID]
     if not features or features[0].exact:
         return
-    shown = np.bincount(frame.part("train")["item"].to_numpy(), minlength=frame.items.height)[: frame.items.height]
+    shown = shown_items(frame.blocks("train"), frame.items.height)
     pairs = _pairs(frame.items, before, shown)
     if not pairs.height:
         return
@@ -77,17 +79,16 @@ def _pairs(items: pl.DataFrame, before: pl.DataFrame, shown: NDArray[np.int64]) 
 
 def _readers(schema: Schema, frame: Frame) -> NDArray[np.float64]:
     """Returns (R,) how often the train part reads each row for a value of another feature."""
-    part = frame.part("train")
+    source = dimensions(schema, frame, Admission.off())
     found = np.zeros(schema.rows)
-    tables: tuple[tuple[Source, pl.DataFrame, NDArray[np.int64]], ...] = (
-        ("user", frame.users, part["user"].to_numpy().astype(np.int64)),
-        ("item", frame.items, part["item"].to_numpy().astype(np.int64)),
-        ("event", part, np.arange(part.height)),
-    )
-    for of, table, index in tables:
-        columns = {feature.column for feature in schema.of(of)} - {SEMANTIC_ID}
-        if columns:
-            entities = Entities(schema, of, table, Admission.off())
-            for column in sorted(columns):
+    for block in frame.blocks("train").frames("user", "item", *event_columns(schema)):
+        index = np.arange(block.height)
+        tables: tuple[tuple[Source, Entities, NDArray[np.int64]], ...] = (
+            ("user", source.users, block["user"].to_numpy().astype(np.int64)),
+            ("item", source.items, block["item"].to_numpy().astype(np.int64)),
+            ("event", source.with_events(block).events, index),
+        )
+        for of, entities, index in tables:
+            for column in sorted({feature.column for feature in schema.of(of)} - {SEMANTIC_ID}):
                 found += np.bincount(entities.rows(column, index)[0].ravel(), minlength=schema.rows)
     return found

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from features.aggregate.plan import NOTHING
 from features.aggregate.stored import read_plan
 from features.durable import write_file
 from features.frame import Frame, stored_frame
-from features.frame_blocks import Blocks
+from features.frame_blocks import shown_items
 from features.jobs.shard import read_shards
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import Scheme, Tokenizer, fit_tokenizer
@@ -36,18 +34,10 @@ def with_tokens(
     """Adds the tokens of the items' codes. Tokens by `pieces` depend on the impressions of the training part."""
     coded = frame.items["semantic_codes"].is_not_null()
     codes = frame.items["semantic_codes"].filter(coded).to_numpy().reshape(-1, quantizer.levels)
-    shown = impressions(frame.blocks("train"), frame.items.height)[coded.to_numpy()]
+    shown = shown_items(frame.blocks("train"), frame.items.height)[coded.to_numpy()]
     tokenizer = fit_tokenizer(scheme, quantizer.levels, quantizer.codes, codes, shown, pieces=pieces)
     tokens = tokenizer.column(frame.items["semantic_codes"]).alias(SEMANTIC_ID)
     return frame.replace(items=frame.items.with_columns(tokens)), tokenizer
-
-
-def impressions(train: Blocks, items: int) -> NDArray[np.int64]:
-    """Returns the number (N,) of examples of the training part with each item."""
-    shown = np.zeros(items, dtype=np.int64)
-    for block in train.frames("item"):
-        shown += np.bincount(block["item"].to_numpy(), minlength=items)
-    return shown
 
 
 def read_frame(directory: Path) -> Frame:

@@ -16,13 +16,13 @@ from rich.text import Text
 
 from features.aggregate_frame import aggregated_by
 from features.frame import Frame
+from features.frame_blocks import shown_items
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
-from models.ranker.loading import assembler, examples
-from models.ranker.train import predict
+from models.ranker.train import predict_part
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
 from models.table.batch import Entities
@@ -56,7 +56,7 @@ def verdict(
         note: Text that the verdict shows.
         unseen: Mask (N,) of the test examples that neither bundle was trained on. Only these are judged; None: all.
     """
-    test = frame.part("test")
+    test = frame.blocks("test").whole("label", "user")
     judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
     labels = test["label"].to_numpy().astype(np.float32)
     users = test["user"].to_numpy().astype(np.int64)
@@ -81,7 +81,7 @@ def verdict(
 
 def storage_cost(bundle: Bundle, frame: Frame) -> dict[str, float]:
     """Returns the AUC on the test part by the storage of the rows; empty if all labels of the part are equal."""
-    labels = frame.part("test")["label"].to_numpy().astype(np.float32)
+    labels = frame.blocks("test").whole("label")["label"].to_numpy().astype(np.float32)
     rows = bundle.rows()
     aucs: dict[str, float] = {}
     for storage in STORAGES:
@@ -104,10 +104,12 @@ def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | Non
     if rows is not None:
         ranker.table.weight.copy_(torch.from_numpy(rows))
     seen = aggregated_by(_as_seen_by(bundle, frame), bundle.schema.aggregates)
-    test = seen.part("test").with_columns(pl.col("history").list.tail(bundle.schema.history_length))
-    test = _conformed(test, bundle.schema, "event")
-    probabilities: Floats = predict(ranker, assembler(bundle.schema, seen, test, bundle.admission()), examples(test))
-    return probabilities
+
+    def conformed(block: pl.DataFrame) -> pl.DataFrame:
+        cut = block.with_columns(pl.col("history").list.tail(bundle.schema.history_length))
+        return _conformed(cut, bundle.schema, "event")
+
+    return predict_part(ranker, bundle.schema, seen, seen.blocks("test").mapped(conformed), bundle.admission())
 
 
 def render(judged: Verdict) -> Table:
@@ -179,12 +181,13 @@ def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
 
 def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:
     """Returns the test examples (N,) of new items, rare items, new users and known users, by the training events."""
-    train, test = frame.part("train"), frame.part("test")
-    often = np.bincount(train["item"].to_numpy(), minlength=frame.items.height)[test["item"].to_numpy()]
+    often = shown_items(frame.blocks("train"), frame.items.height)[
+        frame.blocks("test").whole("item")["item"].to_numpy()
+    ]
     users = novelty(frame, "user")
-    known_users = np.zeros(test.height, dtype=bool) if users is None else users.known
+    known_users = np.zeros(len(often), dtype=bool) if users is None else users.known
     return {
-        "all": np.ones(test.height, dtype=bool),
+        "all": np.ones(len(often), dtype=bool),
         "new items": often == 0,
         "rare items": (often > 0) & (often < _RARE),
         "new users": ~known_users if users is not None else known_users,

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.ranker.evaluate import by_novelty, novelty, rate_baselines
-from models.ranker.loading import assembler, examples
 from models.ranker.stored import load_ranker
-from models.ranker.train import predict
+from models.ranker.train import predict_part
 from models.table.admission import Admission
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
@@ -27,20 +26,20 @@ def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished |
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
-        test = frame.part("test")
-        labels = test["label"].to_numpy().astype(np.float32)
+        test = frame.blocks("test")
+        labels = test.whole("label")["label"].to_numpy().astype(np.float32)
         items, users = novelty(frame, "item"), novelty(frame, "user")
         predicted: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
         advance(1, 3)
         for number, name in enumerate((HASHED_ID, RANKER)):
             schema, model = load_ranker(trained.directory / name, job.options.train_config())
             admission = Admission(model.sketch, schema.admission)
-            predicted[name] = predict(model.ranker, assembler(schema, frame, test, admission), examples(test))
+            predicted[name] = predict_part(model.ranker, schema, frame, test, admission)
             advance(number + 2, 3)
         metrics: dict[str, Any] = {
             "split": job.split.by,
             "seed": job.options.seed,
-            "rows": {name: frame.part(name).height for name in ("train", "validation", "test")},
+            "rows": {name: frame.height(name) for name in ("train", "validation", "test")},
             "quality": {
                 name: {part: asdict(measured) for part, measured in by_novelty(labels, p, items, users).items()}
                 for name, p in predicted.items()

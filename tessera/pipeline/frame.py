@@ -16,14 +16,14 @@ from features.dataset.split import PARTS
 from features.durable import write_directory, write_file
 from features.errors import DatasetError, TesseraError
 from features.frame import Frame, build_frame, write_examples
-from features.frame_blocks import stored_blocks
+from features.frame_blocks import shown_items, stored_blocks
 from features.framing.build import Built, FrameChoices, FrameJobs, is_large
 from features.framing.profile import profile_of
 from features.jobs.shard import each_shard, read_shards, write_parquet
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import Tokenizer, fit_tokenizer
 from models.table.schema import SEMANTIC_ID
-from tessera.pipeline.artifact import AGGREGATES, PROFILE, impressions, with_content, with_tokens, write_json
+from tessera.pipeline.artifact import AGGREGATES, PROFILE, with_content, with_tokens, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
@@ -116,7 +116,7 @@ def _by_jobs(job: Job, assigned: Finished | None, directory: Path, advance: Adva
     if assigned is not None:
         book = codebooks.load(assigned.directory / "codebook")
         codes = read_shards(assigned.directory / "codes", ["codes"])["codes"].to_numpy().reshape(-1, book.levels)
-        shown = impressions(parts["train"], built.items.height)[: len(codes)]
+        shown = shown_items(parts["train"], built.items.height)[: len(codes)]
         tokenizer = fit_tokenizer(options.tokens, book.levels, book.codes, codes, shown, pieces=options.pieces)
         tokens = directory / "tokens"
         if not tokens.exists():

@@ -202,7 +202,7 @@ class Publisher:
             run_frame = frame()
             seen = self._seen(before, champion, bundle, origin)
             if seen is None:
-                unseen, note = np.zeros(run_frame.part("test").height, dtype=bool), _UNKNOWN
+                unseen, note = np.zeros(run_frame.height("test"), dtype=bool), _UNKNOWN
             else:
                 unseen = ~np.isin(event_ids(run_frame, "test"), np.concatenate([seen, read_trained(origin.trained)]))
             judged = verdict(champion, bundle, run_frame, gates, note=note, unseen=unseen)

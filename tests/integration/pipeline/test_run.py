@@ -17,13 +17,13 @@ import pytest
 from rich.console import Console
 
 from features.dataset.descriptor import load_dataset
-from features.frame import Frame
 from features.jobs.shard import read_shards
 from models.bundle.bundle import load_bundle
 from models.ranker.loading import assembler, examples
 from models.ranker.train import TrainConfig, predict
 from models.registry.registry import Registry
 from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.run import STAGES, RunOptions, run
 from tests.integration.world import World, quiet
 
@@ -45,9 +45,7 @@ def test_a_finished_run_is_not_done_again_and_gives_the_same_bundle(world: World
 
 
 def test_a_loaded_bundle_ranks_as_the_trained_ranker_did(world: World) -> None:
-    frame = Frame(
-        *(pl.read_parquet(world.directory / "frame" / f"{name}.parquet") for name in ("users", "items", "examples"))
-    )
+    frame = read_frame(world.directory / "frame")
     test = frame.part("test")
     found = predict(
         world.bundle.ranker(), assembler(world.bundle.schema, frame, test, world.bundle.admission()), examples(test)
