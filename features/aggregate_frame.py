@@ -15,6 +15,7 @@ from features.aggregate.plan import NOTHING, AggregatePlan, Group, column_of, wi
 from features.aggregate.reader import EntityKeys, EventReader, part_keys
 from features.aggregate.stored import aggregate_arrays, restore_aggregates
 from features.frame import Frame
+from features.frame_blocks import Blocks
 
 
 def with_aggregates(frame: Frame, plan: AggregatePlan, *, base_rate: float | None = None) -> tuple[Frame, Aggregator]:
@@ -66,6 +67,23 @@ def aggregated_by(frame: Frame, plan: AggregatePlan) -> Frame:
         return frame
     bare = frame.replace(examples=frame.examples.drop(frame.aggregates.columns), aggregates=NOTHING)
     return with_aggregates(bare, plan, base_rate=plan.base_rate)[0]
+
+
+def aggregated_part(frame: Frame, part: str, plan: AggregatePlan) -> Blocks:
+    """Returns the blocks of a part with the columns of another plan in place of the frame's own.
+
+    The columns are computed from all examples, of which neither histories nor features are held.
+    """
+    blocks = frame.blocks(part)
+    if frame.aggregates == plan:
+        return blocks
+    read = {*plan.value_columns, *plan.counted_columns} - {"user", "item"}
+    names = ["event", "user", "item", "time", "label", "split", *sorted(read)]
+    narrow = frame.replace(examples=frame.all_blocks().whole(*names), aggregates=NOTHING)
+    found, _ = with_aggregates(narrow, plan, base_rate=plan.base_rate)
+    own = set(frame.aggregates.columns)
+    bare = blocks.mapped(lambda block: block.drop(own & set(block.columns)))
+    return bare.with_columns(found.part(part).select(plan.columns)) if plan.columns else bare
 
 
 def within_bounds(frame: Frame, plan: AggregatePlan, optional: Collection[str]) -> tuple[AggregatePlan, list[str]]:

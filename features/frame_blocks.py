@@ -81,6 +81,25 @@ class Blocks:
 
         return Blocks(self.heights, reader)
 
+    def with_columns(self, columns: pl.DataFrame) -> "Blocks":
+        """Returns the blocks with columns (E rows, in the order of the part) added, or put in place of their own."""
+        order = self._order()
+        if order is not None:
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            columns = columns[place]
+        starts = np.cumsum([0, *self.heights])
+
+        def reader(number: int, names: Sequence[str] | None) -> pl.DataFrame:
+            own = columns[int(starts[number]) : int(starts[number + 1])]
+            if names is None:
+                return self.read(number).drop(columns.columns, strict=False).hstack(own)
+            stored = [name for name in names if name not in columns.columns]
+            # Of a block without columns, polars does not know the height.
+            return (self.read(number, stored).hstack(own) if stored else own).select(names)
+
+        return Blocks(self.heights, reader)
+
     def whole(self, *columns: str) -> pl.DataFrame:
         """Returns all examples in the order of the part; without names, all columns."""
         found = pl.concat(list(self.frames(*columns)))

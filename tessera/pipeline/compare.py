@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from features.aggregate_frame import aggregated_by
+from features.aggregate_frame import aggregated_part
 from features.frame import Frame
 from features.frame_blocks import shown_items
 from models.bundle.bundle import Bundle
@@ -103,13 +103,14 @@ def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | Non
     ranker = bundle.ranker()
     if rows is not None:
         ranker.table.weight.copy_(torch.from_numpy(rows))
-    seen = aggregated_by(_as_seen_by(bundle, frame), bundle.schema.aggregates)
+    seen, schema = _as_seen_by(bundle, frame), bundle.schema
 
     def conformed(block: pl.DataFrame) -> pl.DataFrame:
-        cut = block.with_columns(pl.col("history").list.tail(bundle.schema.history_length))
-        return _conformed(cut, bundle.schema, "event")
+        cut = block.with_columns(pl.col("history").list.tail(schema.history_length))
+        return _conformed(cut, schema, "event")
 
-    return predict_part(ranker, bundle.schema, seen, seen.blocks("test").mapped(conformed), bundle.admission())
+    test = aggregated_part(seen, "test", schema.aggregates).mapped(conformed)
+    return predict_part(ranker, schema, seen, test, bundle.admission())
 
 
 def render(judged: Verdict) -> Table:

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features import frame_blocks
-from features.aggregate.plan import plan_of
-from features.aggregate_frame import with_aggregates
+from features.aggregate.plan import NOTHING, plan_of, with_base_rate
+from features.aggregate_frame import aggregated_by, aggregated_part, with_aggregates
+from features.dataset.aggregate import Aggregate
 from features.dataset.source import Categorical
 from features.dataset.split import PARTS
 from features.errors import DatasetError
@@ -311,6 +312,21 @@ def test_evaluation_reads_blocks_to_the_same_numbers(stored: Frame, monkeypatch:
     monkeypatch.setattr(evaluate, "_KEYS_AT_ONCE", 100)
     for name, rates in rate_baselines(stored).items():
         np.testing.assert_array_equal(rates, expected_rates[name])
+
+
+def test_columns_of_another_plan_stand_beside_the_same_examples(stored: Frame) -> None:
+    spend = {
+        "user_spend": Aggregate(by=("user",), value={"sum": "amount"}),
+        "user_places": Aggregate(by=("user",), value={"distinct": "place"}),
+    }
+    plan = with_base_rate(plan_of(DATASET.model_copy(update={"aggregates": spend})), 0.4)
+    assert plan.value_columns == ("amount",)
+    expected = aggregated_by(FRAME, plan).part("test")
+    assert aggregated_part(stored, "test", plan).whole().equals(expected)
+    assert aggregated_part(FRAME, "test", plan).whole(*plan.columns).equals(expected.select(plan.columns))
+    assert aggregated_part(stored, "test", FRAME.aggregates).whole().equals(FRAME.part("test"))
+    none = aggregated_part(stored, "test", NOTHING).whole()
+    assert none.equals(FRAME.part("test").drop(FRAME.aggregates.columns))
 
 
 def test_rows_move_to_new_semantic_ids_alike_from_blocks(stored: Frame) -> None:
