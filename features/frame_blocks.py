@@ -121,9 +121,9 @@ class Blocks:
         return np.argsort(events, kind="stable")
 
 
-def held_blocks(part: pl.DataFrame) -> Blocks:
-    """Returns the blocks of a part in memory; one block is the part itself."""
-    count = block_count(part.height)
+def held_blocks(part: pl.DataFrame, count: int | None = None) -> Blocks:
+    """Returns the blocks of a part in memory, as many as `block_count` says by default; one is the part itself."""
+    count = block_count(part.height) if count is None else count
     if count == 1:
         return Blocks((part.height,), lambda number, columns: part if columns is None else part.select(columns))
     numbers = pl.Series(block_of(part[_EVENT].to_numpy(), count).astype(np.int32))

@@ -20,6 +20,7 @@ NEEDS = {
     "multiplexing": Needs(),
     "compression": Needs(),
     "training-speed": Needs(peers=(CTR,)),
+    "training-blocks": Needs(),
     "resize": Needs(),
     "cold-start": Needs(content=True),
     "id-churn": Needs(content=True),
@@ -169,6 +170,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)
         return partial(main_job, datasets, out), datasets
+    if name == "training-blocks":
+        from tessera.bench.offline.training_blocks import training_blocks
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(training_blocks, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "aggregates":
         from tessera.bench.offline.aggregates import aggregates
 

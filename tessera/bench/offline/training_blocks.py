@@ -1,0 +1,138 @@
+"""`training-blocks`: memory of training at ten times the events, and test AUC of many blocks beside that of one.
+
+The pipeline builds the frame of the dataset once. For memory, its examples are written once and ten times over, with
+the same users and items. A process of its own trains an epoch on each. The dataset needs about a million events, so
+that the training part once is about a full block. For quality, the examples are trained on as one block and as eight.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+
+from features.dataset.descriptor import Dataset, load_dataset
+from features.dataset.split import PARTS
+from features.errors import TesseraError
+from features.frame import Frame
+from features.frame_blocks import block_path, held_blocks, write_block
+from features.jobs.shard import write_parquet
+from models.ranker.evaluate import quality
+from models.ranker.train import TrainConfig, predict_part, train
+from models.table.admission import Admission
+from models.table.default_schema import default_schema
+from tessera.bench.harness.data import remembered
+from tessera.bench.harness.result import BenchResult, Claim, at_most
+from tessera.bench.harness.rows import measured_rows
+from tessera.pipeline.artifact import AGGREGATES, read_frame
+from tessera.pipeline.options import RunOptions, load_options
+from tessera.pipeline.run import run
+
+TIMES, BLOCKS = 10, 8
+_MOST_MEMORY, _MOST_APART = 1.15, 0.001
+
+
+def training_blocks(
+    dataset: Dataset, out: Path, *, seeds: int, console: Console, options: RunOptions | None = None
+) -> BenchResult:
+    """Measures memory once, and quality in each seed.
+
+    Args:
+        dataset: Dataset with its own split.
+        out: Directory of the frames, and of kept results, so that a later call continues there.
+        seeds: Number of seeds, from 0; they decide initial values and the order of examples.
+        console: Prints progress.
+        options: Choices of the run; None for those of the descriptor.
+    """
+    chosen = load_options(dataset) if options is None else options
+    run(dataset, out / "run", chosen, console=console, registry=None, until="frame")
+    frame, config = read_frame(out / "run" / "frame"), chosen.train_config()
+    rows = measured_rows()
+    for times in (1, TIMES):
+        console.print(f"training-blocks: memory, {times} times the events")
+        rows.append({"measured": "memory", "times": times} | _memory(dataset, out, times))
+    decided_by = dataset.model_dump(mode="json", exclude={"source"}), chosen.choices()
+    for seed in range(seeds):
+        for blocks in (1, BLOCKS):
+            console.print(f"training-blocks: seed {seed}, blocks: {blocks}")
+            work = partial(_trained, dataset, in_blocks(frame, blocks), chosen, replace(config, seed=seed))
+            kept = out / f"quality-{blocks}-{seed}.json"
+            found = remembered(kept, __name__, (*decided_by, seed, blocks), work)
+            rows.append({"measured": "quality", "seed": seed, "blocks": blocks} | found)
+    return BenchResult("training-blocks", dataset.name, seeds, rows, claims(rows))
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Judges memory, and quality by the seed that speaks most against it."""
+    peak = {row["times"]: row["peak_gb"] for row in rows if row["measured"] == "memory"}
+    auc = {(row["seed"], row["blocks"]): row["test_auc"] for row in rows if row["measured"] == "quality"}
+    apart = max(abs(auc[seed, BLOCKS] - auc[seed, 1]) for seed in {seed for seed, _ in auc})
+    return [
+        at_most(f"peak memory of training on {TIMES} times the events over once", peak[TIMES] / peak[1], _MOST_MEMORY),
+        at_most(f"distance of test AUC, {BLOCKS} blocks from one block", apart, _MOST_APART),
+    ]
+
+
+def in_blocks(frame: Frame, count: int) -> Frame:
+    """Returns the frame with each part in memory, as so many blocks."""
+    parts = {part: held_blocks(frame.part(part), count) for part in PARTS}
+    return Frame(frame.users, frame.items, parts, frame.aggregates)
+
+
+def write_repeated(frame: Frame, directory: Path, times: int) -> None:
+    """Writes the frame with its examples so many times over; each copy has events of its own."""
+    (directory / "examples").mkdir(parents=True, exist_ok=True)
+    write_parquet(frame.users, directory / "users.parquet")
+    write_parquet(frame.items, directory / "items.parquet")
+    span = 1 + max(int(block["event"].to_numpy().max()) for block in frame.all_blocks().frames("event") if block.height)
+    for part in PARTS:
+        blocks = frame.blocks(part)
+        for copy in range(times):
+            later = pl.col("event") + pl.lit(copy * span, dtype=pl.UInt32)
+            for number, block in enumerate(blocks.frames()):
+                write_block(block.with_columns(later), block_path(directory, part, copy * len(blocks) + number))
+
+
+def _memory(dataset: Dataset, out: Path, times: int) -> dict[str, Any]:
+    """Trains an epoch on the repeated examples in a process of its own."""
+    directory = out / f"{times}-times"
+    write_repeated(read_frame(out / "run" / "frame"), directory, times)
+    shutil.copy(out / "run" / "frame" / AGGREGATES, directory / AGGREGATES)
+    command = [sys.executable, "-m", __name__, str(dataset.source), str(directory)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise TesseraError(f"training-blocks: the training of {directory} failed: {ended.stderr[-500:].strip()}")
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def train_once(descriptor: Path, directory: Path) -> dict[str, Any]:
+    """Trains an epoch on the frame in a directory; returns its examples and blocks, and the peak memory in GB."""
+    dataset, frame = load_dataset(descriptor), read_frame(directory)
+    options = load_options(dataset)
+    schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
+    train(schema, frame, replace(options.train_config(), max_epochs=1))
+    peak = getrusage(RUSAGE_SELF).ru_maxrss / 1e6
+    return {"examples": frame.height("train"), "blocks": len(frame.blocks("train")), "peak_gb": peak}
+
+
+def _trained(dataset: Dataset, frame: Frame, options: RunOptions, config: TrainConfig) -> dict[str, Any]:
+    schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
+    trained = train(schema, frame, config)
+    test = frame.blocks("test")
+    predicted = predict_part(trained.ranker, schema, frame, test, Admission(trained.sketch, schema.admission))
+    measured = asdict(quality(test.whole("label")["label"].to_numpy().astype(np.float32), predicted))
+    return {"examples": frame.height("train"), "epochs": len(trained.epochs), "test_auc": measured["auc"]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(train_once(Path(sys.argv[1]), Path(sys.argv[2]))))
