@@ -15,6 +15,7 @@ from features.aggregate.key_map import KeyMap, Keys
 from features.aggregate.order import NEVER
 from features.aggregate.plan import COUNT, POSITIVE, AggregatePlan, Aggregation, Group, horizon_us
 from features.aggregate.state import Floats, GroupState, Ints, KeySums
+from features.aggregate.together import GroupEvents, advance_groups
 from features.hashing import splitmix64
 from features.history import Jagged
 
@@ -84,23 +85,32 @@ class Aggregator:
         self.watermark = int(occasions.times[occasions.enters].max(initial=self.watermark))
         changed: dict[tuple[str, ...], Keys] = {}
         places = {name: place for place, name in enumerate(self.plan.columns)}
+        events, examples = [], []
         for group in self.plan.groups:
-            keys, example = group_keys(group, occasions.keys)
-            enters = occasions.enters[example]
-            values = _values(group, occasions)[example]
-            for counted in group.distinct:
-                met: Keys = occasions.values_keys[counted][example] if occasions.values_keys else np.zeros_like(keys)
-                first = self._first_meetings((group.by, counted), keys, met, enters)
-                values[:, group.channels.index(f"distinct {counted}")] = first
-            numbers = _numbers(group, occasions)[example]
-            sums = self.states[group.by].advance(keys, occasions.times[example], values, enters, numbers)
-            changed[group.by] = np.unique(keys[enters])
+            own, example = self._events(group, occasions)
+            events.append(own)
+            examples.append(example)
+            changed[group.by] = np.unique(own.keys[own.enters])
+        found = advance_groups([self.states[group.by] for group in self.plan.groups], events)
+        for group, sums, example in zip(self.plan.groups, found, examples, strict=True):
             counts = np.bincount(example, minlength=len(occasions))
             for aggregation in group.aggregations:
                 for name, column in _columns(aggregation, group, sums, self.plan.base_rate):
                     nothing = _nothing(aggregation, name, self.plan.base_rate)
                     out[:, places[name]] = _mean(column, example, counts, nothing)
         return out, changed
+
+    def _events(self, group: Group, occasions: Occasions) -> tuple[GroupEvents, Ints]:
+        """Returns the events of a group's keys, and the example (M,) of each."""
+        keys, example = group_keys(group, occasions.keys)
+        enters = occasions.enters[example]
+        values = _values(group, occasions)[example]
+        for counted in group.distinct:
+            met: Keys = occasions.values_keys[counted][example] if occasions.values_keys else np.zeros_like(keys)
+            first = self._first_meetings((group.by, counted), keys, met, enters)
+            values[:, group.channels.index(f"distinct {counted}")] = first
+        numbers = _numbers(group, occasions)[example]
+        return GroupEvents(keys, occasions.times[example], values, enters, numbers), example
 
     def shrink(self) -> dict[tuple[str, ...], Keys]:
         """Forgets an eighth of the keys of each group that has more than `most_keys`; returns the keys."""
@@ -135,9 +145,9 @@ def group_keys(group: Group, keys_by_part: Mapping[str, Jagged]) -> tuple[Keys, 
     parts = [keys_by_part[part] for part in group.by]
     first = parts[0]
     keys = first.values.view(np.uint64)
-    example = np.repeat(np.arange(len(first.offsets) - 1), np.diff(first.offsets))
+    example = np.repeat(np.arange(len(first.offsets) - 1), first.offsets[1:] - first.offsets[:-1])
     for part in parts[1:]:
-        lengths = np.diff(part.offsets)[example]
+        lengths = (part.offsets[1:] - part.offsets[:-1])[example]
         starts = part.offsets[example]
         ends = np.cumsum(lengths)
         place = np.repeat(starts - ends + lengths, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)

@@ -146,6 +146,30 @@ class GroupState:
         nothing = np.zeros((len(keys), self.channels), dtype=np.int64)
         return self.advance(keys, times, nothing, np.zeros(len(keys), dtype=np.bool_))
 
+    def excerpt(self, slots: Ints) -> "GroupState":
+        """Returns a state that holds copies of rows (N,) and no keys, to be advanced by slots."""
+        found = self.emptied()
+        found._rows = self._rows[slots]
+        return found
+
+    def extend(self, others: "list[GroupState]") -> None:
+        """Lays the rows of other excerpts behind those of this one."""
+        self._rows = np.concatenate([self._rows, *(other._rows for other in others)])
+
+    @property
+    def laid_out(self) -> Ints:
+        """(N, width) the rows of an excerpt."""
+        return self._rows
+
+    def write_back(self, slots: Ints, rows: Ints) -> None:
+        """Sets rows (N,) to the rows (N, width) of an excerpt."""
+        self._rows[slots] = rows
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Layout of a row: states of one shape can be advanced together."""
+        return self.channels, self.windows_us, self.half_lives_us, self.extremes
+
     def emptied(self) -> "GroupState":
         """Returns a state of the same shape without a key."""
         return GroupState(self.channels, self.windows_us, self.half_lives_us, self.extremes)
@@ -162,12 +186,21 @@ class GroupState:
             enters: (M,) False for an event that is answered and never counts.
             numbers: (M, X) number of each event for each extreme, or `MISSING`.
         """
+        return self.advance_slots(self.slots(keys, enters), times, values, enters, numbers)
+
+    def slots(self, keys: Keys, enters: NDArray[np.bool_]) -> Ints:
+        """Returns the row of each key (M,), a new one for a key that enters, `NOT_THERE` for any other new key."""
         if enters.all():
-            slots = self._numbered(keys)
-        else:
-            slots = np.empty(len(keys), dtype=np.int64)
-            slots[enters] = self._numbered(keys[enters])
-            slots[~enters] = self._map.find(keys[~enters])
+            return self._numbered(keys)
+        slots = np.empty(len(keys), dtype=np.int64)
+        slots[enters] = self._numbered(keys[enters])
+        slots[~enters] = self._map.find(keys[~enters])
+        return slots
+
+    def advance_slots(
+        self, slots: Ints, times: Ints, values: Ints, enters: NDArray[np.bool_], numbers: Ints | None = None
+    ) -> KeySums:
+        """Answers as `advance` does, for events whose rows (M,) are found."""
         arrival = np.argsort(slots, kind="stable")
         order = self._ordered(slots[arrival], times[arrival], enters[arrival])
         value = values[arrival][order.entering]

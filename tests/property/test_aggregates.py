@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from features.aggregate.halving import HALF_LIVES, weights
 from features.aggregate.key_map import NOT_THERE, KeyMap
 from features.aggregate.reference import Loop as Reference
-from features.aggregate.state import GroupState, tile_us
+from features.aggregate.state import GroupState, KeySums, tile_us
+from features.aggregate.together import GroupEvents, advance_groups
 
 WINDOWS, HALF_LIVES_US = (48, 2_400), (3, 50)
 
@@ -73,12 +74,20 @@ class Loop:
         return [(one >> min(HALF_LIVES * passed, 62)) / now for one in sums]
 
 
-def answers(state: GroupState, events: list[Event]) -> list[list[float]]:
+def group_events(events: list[Event]) -> GroupEvents:
     columns = [np.array([event[field] for event in events], dtype=np.int64) for field in range(4)]
     keys, times, labels, enters = columns
     values = np.stack([np.ones(len(events), dtype=np.int64), labels], axis=1)
-    sums = state.advance(keys.astype(np.uint64), times, values, enters.astype(np.bool_))
+    nothing = np.zeros((len(events), 0), dtype=np.int64)
+    return GroupEvents(keys.astype(np.uint64), times, values, enters.astype(np.bool_), nothing)
+
+
+def rows_of(sums: KeySums) -> list[list[float]]:
     return np.hstack([sums.every, *sums.windows, *sums.decayed, sums.since[:, None]]).tolist()
+
+
+def answers(state: GroupState, events: list[Event]) -> list[list[float]]:
+    return rows_of(state.advance(*group_events(events)))
 
 
 def fresh() -> GroupState:
@@ -120,6 +129,21 @@ def test_any_cut_into_batches_gives_the_same_bits_and_the_same_state(events: lis
     found = [row for start, stop in itertools.pairwise(edges) for row in answers(parts, events[start:stop])]
     assert found == expected
     assert np.array_equal(parts.take(whole.keys), whole.rows)
+
+
+@given(st.lists(st.tuples(st.booleans(), EVENTS, EVENTS), min_size=1, max_size=4))
+def test_groups_that_share_a_pass_are_as_if_alone(groups: list[tuple[bool, list[Event], list[Event]]]) -> None:
+    def states() -> list[GroupState]:
+        return [fresh() if plain else GroupState(2, WINDOWS[:1], HALF_LIVES_US) for plain, _, _ in groups]
+
+    joint, alone = states(), states()
+    for turn in (1, 2):
+        batches = [group[turn] for group in groups]
+        found = advance_groups(joint, [group_events(batch) for batch in batches])  # type: ignore[arg-type]
+        assert [rows_of(sums) for sums in found] == list(map(answers, alone, batches))  # type: ignore[arg-type]
+    for one, other in zip(joint, alone, strict=True):
+        assert np.array_equal(one.keys, other.keys)
+        assert np.array_equal(one.rows, other.rows)
 
 
 @given(EVENTS, EVENTS)
