@@ -111,6 +111,11 @@ class StreamMetrics:
         self.counts["outages"] += 1
         self.last_error = f"{part}: {error}"
 
+    @staticmethod
+    def prepare() -> None:
+        """Loads what `progressive` computes with, which takes a second, before the first message can wait for it."""
+        import sklearn.metrics  # noqa: F401
+
     def progressive(self) -> tuple[float, float]:
         """Returns log loss and AUC of the recent events, as predicted before the update. NaN if undefined."""
         with self._lock:

@@ -171,6 +171,7 @@ class StreamService:
         stop.set()
 
     def _train(self, stop: threading.Event) -> None:
+        self.metrics.prepare()
         with self._opened_trainer() as trainer:
             due = 0.0
             while not stop.is_set():

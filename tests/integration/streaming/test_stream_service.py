@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -37,6 +39,22 @@ def _run(settings: Settings, world: World, gauges: StreamMetrics, *, events: int
             stop.set()
 
     StreamService(world.bundle, StreamConnections.of(settings), OPTIONS, metrics=gauges).run(stop, on_tick=tick)
+
+
+def test_the_first_message_waits_for_no_library(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, gauges = Settings(home=tmp_path), StreamMetrics()
+    _sent(settings, world.messages(40))
+    loaded: list[int] = []
+    monkeypatch.setattr(gauges, "prepare", lambda: loaded.append(gauges.counts["events"]))
+    _run(settings, world, gauges, events=40)
+    assert loaded == [0]
+    # `prepare` loads all that `behind` computes with.
+    code = (
+        "import sys; from streaming.metrics import StreamMetrics; own = StreamMetrics(); own.prepare();"
+        "before = set(sys.modules); own._seen.extend([(1.0, 0.3), (0.0, 0.1)]); own.behind({});"
+        "print(*set(sys.modules) - before)"
+    )
+    assert subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True).split() == []
 
 
 def test_outages_of_log_and_store_are_waited_out(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
