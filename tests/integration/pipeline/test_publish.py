@@ -9,7 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from features import frame_blocks
 from features.dataset.descriptor import Dataset, load_dataset
+from features.dataset.split import PARTS
+from features.frame import Frame
+from features.frame_blocks import held_blocks
 from models.ranker.train import TrainConfig
 from models.registry.gate import Gates
 from models.registry.release import CHALLENGER, CHAMPION, PREVIOUS
@@ -32,7 +36,9 @@ def publish(world: World, out: Path, settings: Settings, **options: Any) -> RunR
 
 
 @pytest.mark.slow
-def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: pytest.Subtests) -> None:
+def test_who_may_challenge_the_champion(
+    world: World, tmp_path: Path, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings(home=tmp_path / "home")
     registry = settings.open_registry()
     first = publish(world, world.directory, settings)
@@ -94,7 +100,15 @@ def test_who_may_challenge_the_champion(world: World, tmp_path: Path, subtests: 
         assert other.release is not None
         assert (other.release.aliases, other.verdict) == ((), None)
         champion.write_text(sound)
+    monkeypatch.setattr(frame_blocks, "BLOCK_ROWS", 500)
     warm = publish(world, tmp_path / "warm", settings, warm_start=world.directory)
+    with subtests.test("a run whose parts are of several blocks goes to its end, and takes the same from them"):
+        assert len(read_frame(tmp_path / "warm" / "frame").blocks("train")) > 10
+        assert warm.bundle is not None
+        assert warm.verdict is not None
+        assert warm.verdict.passed
+        assert warm.bundle.history.equals(world.bundle.history)
+        assert warm.bundle.items["train_positives"].equals(world.bundle.items["train_positives"])
     with subtests.test("a warm-started bundle names its parent"):
         assert warm.release is not None
         assert registry.lineage(warm.release).parent == world.bundle.id
@@ -104,6 +118,9 @@ def test_a_champion_is_measured_as_it_was_when_it_was_made(world: World) -> None
     frame = read_frame(world.directory / "frame")
     labels = frame.part("test")["label"].to_numpy()
     found = predictions(world.bundle, frame)
+    parts = {part: held_blocks(frame.part(part), 5) for part in PARTS}
+    divided = Frame(frame.users, frame.items, parts, frame.aggregates)
+    np.testing.assert_allclose(predictions(world.bundle, divided), found, rtol=0, atol=1e-6)
     quality = world.bundle.manifest.metrics["quality"]["ranker"]["all"]
     same = verdict(world.bundle, world.bundle, frame, Gates(latency=100.0))
     unseen = np.arange(len(labels)) % 2 == 0
