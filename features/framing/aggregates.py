@@ -69,7 +69,7 @@ class AggregateGroup:
 
     Args:
         plan: The plan; the path names the number of the group.
-        dimensions: RowCounts of users and items.
+        dimensions: Rows of users and items.
         timed: Directory of the examples by time.
         ranges: T.
         in_order: True if the test part comes last.

@@ -10,7 +10,6 @@ Shape letters: P partitions, T ranges of time.
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,18 +18,17 @@ import msgspec
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.plan import NOTHING, AggregatePlan, with_base_rate
-from features.dataset.descriptor import Dataset, Split
-from features.dataset.profile import Labels, refuse_one_sided
+from features.dataset.profile import refuse_one_sided
 from features.dataset.split import PARTS
 from features.errors import DatasetError
-from features.frame_blocks import BLOCK_ROWS, DIRECTORY
+from features.frame_blocks import DIRECTORY
 from features.framing.aggregates import AggregateGroup, SortByTime, SpreadColumns, collect, in_order
 from features.framing.blocks import WriteBlock
 from features.framing.by_user import ByUser, NumberCounts, NumberEvents, PartCounts, counts_path
+from features.framing.choices import Built, FrameChoices, JobSizes, labels_of
 from features.framing.dimension import Dimension
 from features.framing.numbers import DistinctIds, ListedIds, Numbers, number_ids
 from features.framing.parse import (
-    SLICE_ROWS,
     EventCounts,
     ParseEvents,
     ParseTable,
@@ -43,87 +41,9 @@ from features.framing.split import SplitRule, Times, split_rule
 from features.jobs.engine import Engine
 from features.jobs.shuffle import partition_path
 from features.jobs.worklist import RowCounts
-from features.storage.file import size_bytes
 
-PARTITION_ROWS = 1 << 21
-"""Events of a partition, about."""
-_ROW_BYTES = 32
-_STEPS = 9
 Progress = Callable[[int, int], None]
 Task = Callable[[Path], RowCounts]
-
-
-@dataclass(frozen=True)
-class JobSizes:
-    """JobSizes that bound the memory of a worker.
-
-    Attributes:
-        slice_rows: RowCounts of a parquet file that are read at once.
-        partition_rows: Events of a partition, about.
-        block_rows: Examples of a block, about.
-    """
-
-    slice_rows: int = SLICE_ROWS
-    partition_rows: int = PARTITION_ROWS
-    block_rows: int = BLOCK_ROWS
-
-
-@dataclass(frozen=True)
-class FrameChoices:
-    """Choices of a frame.
-
-    Attributes:
-        dataset: Descriptor of the tables.
-        split: Usually the dataset's own split.
-        history_length: L, the number of positive items an example sees.
-        plan: Aggregates of the examples.
-        optional: Names of the aggregates that are left out if they have too many keys.
-        base_rate: Rate that a rate starts with; None for the share of positives in training.
-    """
-
-    dataset: Dataset
-    split: Split
-    history_length: int
-    plan: AggregatePlan = NOTHING
-    optional: frozenset[str] = frozenset()
-    base_rate: float | None = None
-
-
-@dataclass
-class Built:
-    """Parts of a frame beside its examples.
-
-    Attributes:
-        shards: Shards of the labelled events.
-        users, items: RowCounts of users and items.
-        plan: Aggregates of the examples, with their base rate.
-        aggregator: State of the aggregates before the test part.
-        large: Names of the aggregates that were left out.
-        events: Counts of each slice of the events.
-        tables: Counts of each slice of `item` and `user`.
-        strange: Counts of each shard's ids that are in no table.
-        distinct: Number of users and items that events have.
-        parts: Counts of each partition.
-    """
-
-    shards: tuple[Path, ...]
-    users: Dimension
-    items: Dimension
-    plan: AggregatePlan
-    aggregator: Aggregator
-    large: list[str]
-    events: list[EventCounts]
-    tables: dict[str, list[TableCounts]]
-    strange: list[NumberCounts] = field(default_factory=list)
-    distinct: dict[str, int] = field(default_factory=dict)
-    parts: list[PartCounts] = field(default_factory=list)
-
-
-def is_large(dataset: Dataset, partition_rows: int = PARTITION_ROWS) -> bool:
-    """Returns whether the events are more than two partitions, by the footers or the sizes of their files."""
-    slices = event_slices(dataset)
-    rows = sum(one.rows if one.rows is not None else size_bytes(one.file) // _ROW_BYTES for one in slices)
-    return rows > 2 * partition_rows
 
 
 class FrameJobs:
@@ -134,7 +54,7 @@ class FrameJobs:
         place: Directory of the jobs' files on a file system that all workers see; jobs go on with what is there.
         out: Directory of the frame; gets the examples in blocks.
         engine: Engine of the jobs; by default this process.
-        sizes: JobSizes of slices, partitions and blocks.
+        sizes: Sizes of slices, partitions and blocks; by default those that suit one machine.
         progress: Called with (jobs done, jobs) in hundredths.
     """
 
@@ -145,11 +65,11 @@ class FrameJobs:
         out: Path,
         *,
         engine: Engine | None = None,
-        sizes: JobSizes = JobSizes(),
+        sizes: JobSizes | None = None,
         progress: Progress = lambda done, total: None,
     ) -> None:
         self._choices, self._place, self._out = choices, place.absolute(), out.absolute()
-        self._engine, self._sizes, self._progress = engine, sizes, progress
+        self._engine, self._sizes, self._progress = engine, sizes or JobSizes(), progress
         self._done = 0
         events = choices.dataset.events
         self._named = tuple(kind for kind in ("user", "item") if getattr(events, kind) is not None)
@@ -356,18 +276,12 @@ class FrameJobs:
     def _total(self) -> int:
         """Jobs of the frame, about."""
         tables = sum(1 for source in (self._choices.dataset.items, self._choices.dataset.users) if source is not None)
-        return 4 + 2 * tables + 2 * len(self._named) + (3 if self._choices.plan.columns else 0)
+        return 4 + 2 * tables + len(self._named) + (3 if self._choices.plan.columns else 0)
 
     def _directory(self, name: str) -> Path:
         found = self._place / name
         found.mkdir(parents=True, exist_ok=True)
         return found
-
-
-def labels_of(counts: Sequence[EventCounts]) -> Labels:
-    """Returns the events by label."""
-    positives, kept, rows = (sum(getattr(one, name) for one in counts) for name in ("positives", "kept", "rows"))
-    return Labels(positives, kept - positives, rows - kept)
 
 
 def _table_rows(shards: Sequence[Path]) -> list[int]:

@@ -53,8 +53,8 @@ class NumberEvents:
 
     Args:
         numbers: Row numbers of `user` and `item`, of those that the events have.
-        listed: RowCounts of the tables of users and items.
-        starts: RowCounts of the files before each shard.
+        listed: Rows of the tables of users and items.
+        starts: Rows of the files before each shard.
         places: Labelled events before each shard.
         rule: Split of the events.
         lists: Categorical columns that hold lists in any shard.

@@ -13,12 +13,12 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Dimension:
-    """RowCounts of users or items.
+    """Rows of users or items.
 
     Attributes:
         kind: `user` or `item`.
         shards: Shards of the table, in order; none without a table.
-        listed: RowCounts of the table.
+        listed: Rows of the table.
         numbers: Row numbers of the ids, None if events have no such id.
     """
 

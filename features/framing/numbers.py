@@ -164,7 +164,7 @@ def number_ids(partitions: Sequence[Path], listed: int, directory: Path) -> int:
 
     Args:
         partitions: Files of `DistinctIds`, in order.
-        listed: RowCounts of the table.
+        listed: Rows of the table.
         directory: Existing or new directory.
     """
     directory.mkdir(parents=True, exist_ok=True)

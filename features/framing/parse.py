@@ -23,16 +23,16 @@ from features.jobs.worklist import RowCounts
 
 Counts = TypeVar("Counts", bound=msgspec.Struct)
 SLICE_ROWS = 1 << 20
-"""RowCounts of a parquet file that are read at once."""
+"""Rows of a parquet file that are read at once."""
 
 
 class EventCounts(msgspec.Struct, frozen=True):
     """Counts of a slice of the events.
 
     Attributes:
-        rows: RowCounts of the files.
-        kept: RowCounts with a label.
-        positives: RowCounts with label 1.
+        rows: Rows of the files.
+        kept: Rows with a label.
+        positives: Rows with label 1.
         times: Smallest and largest time of the kept rows; empty without rows.
         nulls: Missing values by declared feature.
         lists: Categorical columns that hold lists.
@@ -50,7 +50,7 @@ class TableCounts(msgspec.Struct, frozen=True):
     """Counts of a slice of items or users.
 
     Attributes:
-        rows: RowCounts of the slice.
+        rows: Rows of the slice.
         nulls: Missing values by declared column.
         lengths: Texts by their length in characters.
         unusable: Texts without a usable word; the empty ones count too.

@@ -24,7 +24,7 @@ from features.dataset.profile import (
 from features.dataset.split import PARTS
 from features.errors import DatasetError
 from features.frame_blocks import Blocks
-from features.framing.build import Built, labels_of
+from features.framing.choices import Built
 from features.framing.dimension import Dimension
 from features.framing.parse import TableCounts
 
@@ -40,7 +40,7 @@ def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Prof
     Raises:
         DatasetError: No text of the items holds a usable word.
     """
-    labels = labels_of(built.events)
+    labels = built.labels
     total = labels.positives + labels.negatives
     dimensions = {"item": built.items, "user": built.users}
     tables: dict[str, TableProfile] = {}

@@ -17,7 +17,8 @@ from features.durable import write_directory, write_file
 from features.errors import DatasetError, TesseraError
 from features.frame import Frame, build_frame, write_examples
 from features.frame_blocks import shown_items, stored_blocks
-from features.framing.build import Built, FrameChoices, FrameJobs, is_large
+from features.framing.build import FrameJobs
+from features.framing.choices import Built, FrameChoices, is_large
 from features.framing.profile import profile_of
 from features.jobs.shard import each_shard, read_shards, write_parquet
 from models.semantic_id.codebook import kinds as codebooks

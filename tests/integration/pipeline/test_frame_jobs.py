@@ -20,7 +20,8 @@ from features.dataset.tables import DatasetTables
 from features.errors import DatasetError, TesseraError
 from features.frame import Frame, build_frame
 from features.frame_blocks import stored_blocks
-from features.framing.build import Built, FrameChoices, FrameJobs, JobSizes, is_large
+from features.framing.build import FrameJobs
+from features.framing.choices import Built, FrameChoices, JobSizes, is_large
 from features.framing.profile import profile_of
 from features.jobs.engine import Engine
 from tessera.pipeline import frame as frame_stage
@@ -141,6 +142,13 @@ def test_any_number_of_partitions_gives_the_frame_of_memory(tmp_path: Path, part
     assert len(built.parts) == {1: 1, 4: 4, 16: 13}[partitions]
     assert len(stored_blocks(tmp_path / "out")["train"]) == {1: 1, 4: 3, 16: 6}[partitions]
     assert_same(shop, built, found, tmp_path / "out")
+
+
+def test_workers_of_an_engine_give_the_same_frame(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    shop = dataset(tmp_path)
+    engine = Engine("direct", options=("--direct_num_workers=2", "--direct_running_mode=multi_threading"))
+    assert_same(shop, *by_jobs(shop, tmp_path / "out", 2, engine), tmp_path / "out")
 
 
 @pytest.mark.parametrize("split", ["random", "order", "leave-one-out"])

@@ -15,7 +15,7 @@ from features.dataset.input_files import InputFiles
 from features.dataset.source import TableSource
 from features.durable import write_directory
 from features.errors import DatasetError, TesseraError
-from features.framing.build import is_large
+from features.framing.choices import is_large
 from features.jobs.beam import map_shards
 from features.jobs.encode import encode_catalogue
 from features.jobs.engine import Engine
