@@ -43,7 +43,8 @@ def with_aggregates(frame: Frame, plan: AggregatePlan, *, base_rate: float | Non
     if not plan.columns:
         return frame, Aggregator(plan)
     examples = frame.examples
-    keys = EntityKeys({"user": frame.users, "item": frame.items}, plan)
+    tables = {"user": frame.users, "item": frame.items}
+    keys = EntityKeys(plan, lambda part: part_keys(part, tables[column_of(part)[0]]))
     events = EventReader(examples, keys, plan, examples["event"].is_first_distinct().to_numpy())
     is_test = (frame.examples["split"] == "test").to_numpy()
     test, before = np.flatnonzero(is_test), np.flatnonzero(~is_test)

@@ -3,7 +3,7 @@
 Shape letters: E examples, M chosen examples, A columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -29,18 +29,18 @@ class EntityKeys:
     """Keys of users and items that the aggregates of a plan are by, or count.
 
     Args:
-        tables: Rows of `user` and `item`, with the columns that the plan reads.
         plan: The plan.
+        keys: Function from a part, `user`, `item` or a categorical column of them, to the keys of each row.
 
     Attributes:
         parts: By part of the plan, the keys of each row.
         met: By entity whose distinct values are counted, the key of each row.
     """
 
-    def __init__(self, tables: Mapping[str, pl.DataFrame], plan: AggregatePlan) -> None:
-        self.parts = {part: part_keys(part, tables[column_of(part)[0]]) for part in plan.parts}
+    def __init__(self, plan: AggregatePlan, keys: Callable[[str], Jagged]) -> None:
+        self.parts = {part: keys(part) for part in plan.parts}
         counted = [name for name in plan.counted_columns if name in _ENTITIES]
-        self.met = {name: part_keys(name, tables[name]).values.view(np.uint64) for name in counted}
+        self.met = {name: (self.parts.get(name) or keys(name)).values.view(np.uint64) for name in counted}
 
 
 class EventReader:

@@ -16,11 +16,13 @@ import polars as pl
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.plan import AggregatePlan, Group, column_of
-from features.aggregate.reader import EntityKeys, EventReader, TooManyKeysError
+from features.aggregate.reader import EntityKeys, EventReader, TooManyKeysError, part_keys
 from features.aggregate.stored import aggregate_arrays, load_aggregates, restore_aggregates, save_aggregates
 from features.durable import write_file
 from features.framing.by_user import ORDER, block_number, counts_path
 from features.framing.dimension import Dimension
+from features.hashing import value_keys
+from features.history import Jagged
 from features.jobs.shard import write_parquet
 from features.jobs.shuffle import gather, partition_of, partition_path, write_scattered
 from features.jobs.worklist import RowCounts
@@ -97,7 +99,7 @@ class AggregateGroup:
 
     def _advance(self, group: Group, path: Path) -> None:
         plan = plan_of_group(self.plan, group)
-        keys = EntityKeys({kind: one.columns(_columns(plan, kind)) for kind, one in self.dimensions.items()}, plan)
+        keys = EntityKeys(plan, self._keys)
         aggregator, before_test = Aggregator(plan), Aggregator(plan)
         in_test = False
         for number in range(self.ranges):
@@ -120,15 +122,19 @@ class AggregateGroup:
             before_test = aggregator
         write_file(path / _STATE, lambda aside: save_aggregates(before_test, aside))
 
+    def _keys(self, part: str) -> Jagged:
+        entity, column = column_of(part)
+        dimension = self.dimensions[entity]
+        if part == entity and dimension.numbers is not None:
+            # The fingerprints of all ids are known, so the ids are not read.
+            keys = value_keys(column, dimension.numbers.fingerprints)
+            return Jagged(keys.view(np.int64), np.arange(len(keys) + 1))
+        return part_keys(part, dimension.columns([column]))
+
 
 def plan_of_group(plan: AggregatePlan, group: Group) -> AggregatePlan:
     """Returns the plan of one group alone."""
     return replace(plan, aggregations=group.aggregations)
-
-
-def _columns(plan: AggregatePlan, kind: str) -> tuple[str, ...]:
-    parts = dict.fromkeys((*plan.parts, *(name for name in plan.counted_columns if name in ("user", "item"))))
-    return tuple(column for entity, column in map(column_of, parts) if entity == kind)
 
 
 def collect(plan: AggregatePlan, directory: Path) -> tuple[AggregatePlan, Aggregator, list[str]]:

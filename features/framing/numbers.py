@@ -138,6 +138,14 @@ class Numbers:
         return pl.Series(found)
 
     @property
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """(N,) fingerprint of the id of each row."""
+        keys, rows = self._arrays()
+        found = np.empty(len(keys), dtype=np.uint64)
+        found[rows] = keys
+        return found
+
+    @property
     def unknown(self) -> pl.Series:
         """Ids that only events have, in the order of their rows."""
         return pl.read_parquet(self.directory / "unknown.parquet")["id"]
