@@ -8,6 +8,7 @@ Shape letters: E examples, T ranges of time.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,10 +16,10 @@ import numpy as np
 import polars as pl
 
 from features.aggregate.aggregator import Aggregator
-from features.aggregate.plan import AggregatePlan, Group, column_of
+from features.aggregate.plan import NOTHING, AggregatePlan, Group, column_of
 from features.aggregate.reader import EntityKeys, EventReader, TooManyKeysError, part_keys
-from features.aggregate.stored import aggregate_arrays, load_aggregates, restore_aggregates, save_aggregates
-from features.durable import write_file
+from features.aggregate.stored import load_aggregates, save_aggregates
+from features.durable import rename, write_file
 from features.framing.by_user import ORDER, block_number, counts_path
 from features.framing.dimension import Dimension
 from features.hashing import value_keys
@@ -100,7 +101,9 @@ class AggregateGroup:
     def _advance(self, group: Group, path: Path) -> None:
         plan = plan_of_group(self.plan, group)
         keys = EntityKeys(plan, self._keys)
-        aggregator, before_test = Aggregator(plan), Aggregator(plan)
+        # A state may be most of the worker's memory, so a state on the way is written and not copied.
+        on_the_way = path / f".{_STATE}"
+        aggregator, before_test = Aggregator(plan), Aggregator(NOTHING if self.in_order else plan)
         in_test = False
         for number in range(self.ranges):
             examples = pl.read_parquet(partition_path(self.timed, number))
@@ -111,16 +114,17 @@ class AggregateGroup:
                 found = np.empty((len(is_test), len(plan.columns)), dtype=np.float32)
                 found[before] = reader.advance(aggregator, before)
                 if len(test) and not in_test:
-                    restore_aggregates(before_test, aggregate_arrays(aggregator))
+                    write_file(on_the_way, partial(save_aggregates, aggregator))
                     in_test = True
                 found[test] = reader.advance(aggregator, test)
             else:
                 found = reader.advance(aggregator, np.arange(len(is_test)))
                 reader.advance(before_test, before)
-            write_parquet(pl.DataFrame(found, schema=list(plan.columns)), partition_path(path, number), brief=True)
-        if self.in_order and not in_test:
-            before_test = aggregator
-        write_file(path / _STATE, lambda aside: save_aggregates(before_test, aside))
+            columns = pl.DataFrame(found, schema=list(plan.columns))
+            write_parquet(columns, partition_path(path, number), brief=True)
+        if not in_test:
+            write_file(on_the_way, partial(save_aggregates, aggregator if self.in_order else before_test))
+        rename(on_the_way, path / _STATE)
 
     def _keys(self, part: str) -> Jagged:
         entity, column = column_of(part)
