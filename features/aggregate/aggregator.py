@@ -15,7 +15,7 @@ from features.aggregate.key_map import KeyMap, Keys
 from features.aggregate.order import NEVER
 from features.aggregate.plan import COUNT, POSITIVE, AggregatePlan, Aggregation, Group, horizon_us
 from features.aggregate.state import Floats, GroupState, Ints, KeySums
-from features.aggregate.together import GroupEvents, advance_groups
+from features.aggregate.together import GroupEvents, advance_groups, read_groups
 from features.hashing import splitmix64
 from features.history import Jagged
 
@@ -91,7 +91,8 @@ class Aggregator:
             events.append(own)
             examples.append(example)
             changed[group.by] = np.unique(own.keys[own.enters])
-        found = advance_groups([self.states[group.by] for group in self.plan.groups], events)
+        pass_over = advance_groups if occasions.enters.any() else read_groups
+        found = pass_over([self.states[group.by] for group in self.plan.groups], events)
         for group, sums, example in zip(self.plan.groups, found, examples, strict=True):
             counts = np.bincount(example, minlength=len(occasions))
             for aggregation in group.aggregations:

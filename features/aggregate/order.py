@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.aggregate.key_map import NOT_THERE
+
 Ints = NDArray[np.int64]
 NEVER: Final = -(2**62)
 """Clock of a key without events."""
@@ -72,6 +74,19 @@ class Order:
         wanted = self.segment * self.scale.span + self.scale.number(times)
         found = np.searchsorted(self.rank, wanted, side="left")
         return np.minimum(np.maximum(found, self.begin), self.settled)
+
+
+def asking(there: NDArray[np.bool_], clock: Ints, times: Ints) -> Order:
+    """Returns the order of questions (M,), events of which none enters.
+
+    Args:
+        there: (M,) True for a key with events.
+        clock: (M,) newest time of each key, or `NEVER`.
+        times: (M,) time of each question.
+    """
+    zeros, none = np.zeros(len(times), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    slot = np.where(there, 0, NOT_THERE)
+    return Order(slot, clock, np.maximum(times, clock), zeros, none, zeros, zeros, none, _Scale(0, None, 1))
 
 
 def ordered(slot: Ints, clock: Ints, time: Ints, enters: NDArray[np.bool_]) -> Order:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from features.aggregate.extremes import MISSING, running
 from features.aggregate.halving import epoch, moved, weights
 from features.aggregate.key_map import NOT_THERE, KeyMap, Keys
-from features.aggregate.order import NEVER, Order, ordered
+from features.aggregate.order import NEVER, Order, asking, ordered
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -141,10 +141,28 @@ class GroupState:
         found[there] = (self._rows[numbers[there]] != rows[there]).any(axis=1)
         return found
 
+    def find(self, keys: Keys) -> tuple[Ints, NDArray[np.bool_]]:
+        """Returns the rows (M, width) of keys (M,), and whether each key is there; the row of another key is zero."""
+        numbers = self._map.find(keys)
+        there = numbers != NOT_THERE
+        known = np.zeros((len(keys), self.width), dtype=np.int64)
+        known[there] = self._rows[numbers[there]]
+        return known, there
+
+    def answer(self, known: Ints, there: NDArray[np.bool_], times: Ints) -> KeySums:
+        """Answers as of times (M,) for the rows that `find` returned, as `advance` does for events that never enter."""
+        order = asking(there, np.where(there, known[:, 0], NEVER), times)
+        unseen = np.where((order.moment > order.clock)[:, None], 0, known[:, _HEAD : _HEAD + self.channels])
+        nothing, none = np.zeros((1, self.channels), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        windows = (self._window(n, order, nothing, known, unseen) for n in range(len(self.windows_us)))
+        decayed = (self._decayed(n, order, nothing[:0], known, unseen)[0] for n in range(len(self.half_lives_us)))
+        extremes = self._extremes(order, [none] * len(self.extremes), known)
+        every = self._part(known, 0) - unseen
+        return KeySums(every, tuple(windows), tuple(decayed), self._since(order, known), extremes)
+
     def read(self, keys: Keys, times: Ints) -> KeySums:
         """Answers for keys (M,) as of times (M,), without a change."""
-        nothing = np.zeros((len(keys), self.channels), dtype=np.int64)
-        return self.advance(keys, times, nothing, np.zeros(len(keys), dtype=np.bool_))
+        return self.answer(*self.find(keys), times)
 
     def excerpt(self, slots: Ints) -> "GroupState":
         """Returns a state that holds copies of rows (N,) and no keys, to be advanced by slots."""

@@ -11,7 +11,7 @@ from features.aggregate.halving import HALF_LIVES, weights
 from features.aggregate.key_map import NOT_THERE, KeyMap
 from features.aggregate.reference import Loop as Reference
 from features.aggregate.state import GroupState, KeySums, tile_us
-from features.aggregate.together import GroupEvents, advance_groups
+from features.aggregate.together import GroupEvents, advance_groups, read_groups
 
 WINDOWS, HALF_LIVES_US = (48, 2_400), (3, 50)
 
@@ -162,6 +162,23 @@ def test_a_question_changes_nothing(events: list[Event]) -> None:
     answers(state, [event._replace(enters=False) for event in events])
     assert len(state) == len(rows)
     assert np.array_equal(state.rows, rows)
+
+
+@given(st.lists(st.tuples(EVENTS, EVENTS), min_size=1, max_size=3))
+def test_a_question_is_answered_as_an_event_that_never_enters(groups: list[tuple[list[Event], list[Event]]]) -> None:
+    def numbers(events: list[Event]) -> GroupEvents:
+        given = np.array([[event.time % 7, -event.time % 5] for event in events], dtype=np.int64).reshape(-1, 2)
+        return group_events(events)._replace(numbers=given)
+
+    states = [GroupState(2, WINDOWS, HALF_LIVES_US, ("max", "last")) for _ in groups]
+    for state, (past, _) in zip(states, groups, strict=True):
+        state.advance(*numbers(past))
+    questions = [numbers([one._replace(enters=False) for one in asked]) for _, asked in groups]
+    found = read_groups(states, questions)
+    for sums, state, question in zip(found, states, questions, strict=True):
+        expected = state.advance(*question)
+        assert rows_of(sums) == rows_of(expected)
+        assert np.array_equal(sums.extremes, expected.extremes)
 
 
 @given(st.lists(st.integers(0, 2_000_000_000_000), min_size=1), st.sampled_from([3_600_000_000, 604_800_000_000]))
