@@ -91,8 +91,8 @@ class Aggregator:
             events.append(own)
             examples.append(example)
             changed[group.by] = np.unique(own.keys[own.enters])
-        pass_over = advance_groups if occasions.enters.any() else read_groups
-        found = pass_over([self.states[group.by] for group in self.plan.groups], events)
+        through = advance_groups if occasions.enters.any() else read_groups
+        found = through([self.states[group.by] for group in self.plan.groups], events)
         for group, sums, example in zip(self.plan.groups, found, examples, strict=True):
             counts = np.bincount(example, minlength=len(occasions))
             for aggregation in group.aggregations:

@@ -1,6 +1,6 @@
 """Advances the states of several groups in one pass.
 
-A pass over a small batch costs as much as its numpy calls, not as its events. So groups whose rows have one layout
+The time of a small batch is that of its numpy calls and not of its events. So groups whose rows have one layout
 share a pass: the rows of their keys are laid out one group after the other, advanced as one state, and written back.
 A key's sums depend on its own events alone, so the bits are those of one pass a group.
 
