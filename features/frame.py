@@ -200,16 +200,33 @@ def list_column(lists: Jagged) -> pl.Series:
     return pl.Series(pa.LargeListArray.from_arrays(pa.array(lists.offsets), values))
 
 
-def with_negatives(examples: pl.DataFrame, events: EventColumns, *, size: int, each: int, seed: int) -> pl.DataFrame:
+def with_negatives(
+    examples: pl.DataFrame,
+    events: EventColumns,
+    *,
+    size: int,
+    each: int,
+    seed: int,
+    of_users: EventColumns | None = None,
+) -> pl.DataFrame:
     """Puts `each` negatives behind every positive: items its user has not met by that time, drawn uniformly.
 
     A pair (user, item) met later is a fair draw, since it was unknown at the event's time. A draw is a hash of the
     seed, the event and the number of the draw, so it does not depend on the other events of a partition.
+
+    Args:
+        examples: One positive for each of the events.
+        events: Users, items and times of the examples.
+        size: Number of items.
+        each: Negatives for a positive.
+        seed: Seed of the draws.
+        of_users: All events of these users; by default `events`.
     """
-    pair = events.user * size + events.item
-    order = np.lexsort((events.time, pair))
+    known = of_users or events
+    pair = known.user * size + known.item
+    order = np.lexsort((known.time, pair))
     pairs, first = np.unique(pair[order], return_index=True)
-    met = events.time[order][first]
+    met = known.time[order][first]
     user, time = np.repeat(events.user, each), np.repeat(events.time, each)
     drawn_by = examples["event"].to_numpy().astype(np.uint64).repeat(each), np.tile(np.arange(each), len(events.user))
     item = _draws(seed, *drawn_by, turn=0, size=size)

@@ -24,7 +24,7 @@ from features.errors import DatasetError
 from features.frame_blocks import DIRECTORY
 from features.framing.aggregates import AggregateGroup, SortByTime, SpreadColumns, collect, in_order
 from features.framing.blocks import WriteBlock
-from features.framing.by_user import ByUser, NumberCounts, NumberEvents, PartCounts, counts_path
+from features.framing.by_user import ByUser, NumberCounts, NumberEvents, PartCounts, counts_path, file_name
 from features.framing.choices import Built, FrameChoices, JobSizes, labels_of
 from features.framing.dimension import Dimension
 from features.framing.numbers import DistinctIds, ListedIds, Numbers, number_ids
@@ -153,19 +153,25 @@ class FrameJobs:
             items=built.items.height,
             blocks=blocks,
             borders=borders,
-            read=(*self._choices.plan.value_columns, *_counted(self._choices.plan)),
-            seed=self._choices.split.seed,
             out=out,
+            rows=self._sizes.partition_rows,
+            read=(*self._choices.plan.value_columns, *_counted(self._choices.plan)),
         )
         for name in ("blocks", "timed"):
             self._directory(f"examples/{name}")
         paths = self._run("by user", by_user, count, "examples")
-        by_block = _scattered(out / "blocks", paths)
-        built.parts = [msgspec.json.decode(counts_path(path).read_bytes(), type=PartCounts) for path in by_block]
+        counted = (counts_path(out / "blocks" / path.name).read_bytes() for path in paths)
+        built.parts = [msgspec.json.decode(content, type=PartCounts) for content in counted]
+        files = [
+            file_name(path.stem, number)
+            for path, counts in zip(paths, built.parts, strict=True)
+            for number in range(counts.files)
+        ]
+        by_block = tuple(out / "blocks" / name for name in files)
         self._refuse_empty(built.parts)
         spread: tuple[Path, ...] = ()
         if borders is not None:
-            timed = _scattered(out / "timed", paths)
+            timed = tuple(out / "timed" / name for name in files)
             spread = self._aggregate(timed, len(borders) + 1, built, blocks)
         (self._out / DIRECTORY).mkdir(parents=True, exist_ok=True)
         write = WriteBlock(by_block, spread, built.plan.columns, blocks, self._out)

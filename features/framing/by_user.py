@@ -19,7 +19,7 @@ from features.frame import list_column, with_negatives
 from features.frame_blocks import block_of
 from features.framing.numbers import Numbers
 from features.framing.split import SplitRule
-from features.history import EventColumns, history_frame
+from features.history import EventColumns, History, Jagged, history_frame
 from features.jobs.shuffle import gather, partition_of, write_scattered
 from features.jobs.worklist import RowCounts
 
@@ -40,11 +40,19 @@ class NumberCounts(msgspec.Struct, frozen=True):
 
 
 class PartCounts(msgspec.Struct, frozen=True):
-    """Examples of a partition by part, and the positive ones among them."""
+    """Counts of a partition of users.
+
+    Attributes:
+        examples: Examples by part.
+        positives: Positive ones among them.
+        events: Events by part: examples without drawn negatives.
+        files: Files by block, and by time, of the partition.
+    """
 
     examples: dict[str, int]
     positives: dict[str, int]
     events: dict[str, int]
+    files: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ def _as_list(column: pl.Series) -> pl.Series:
 class ByUser:
     """Task that makes the examples of a partition of users.
 
-    The columns of an example go to the file of its block. The columns that aggregates read go to a file by time.
+    The columns of an example go to a file by block. The columns that aggregates read go to a file by time. A partition
+    with a user of very many events is made in ranges of time, each with files of its own.
 
     Args:
         dataset: Descriptor of the events.
@@ -117,9 +126,9 @@ class ByUser:
         items: Number of items.
         blocks: Blocks of each part.
         borders: First time of each range but the first, T - 1 in all; None if nothing is aggregated.
-        read: Columns of the events that aggregates read.
-        seed: Seed of the drawn negatives.
         out: Directory of the files by block, `blocks`, and by time, `timed`.
+        rows: Events of a partition, about.
+        read: Columns of the events that aggregates read.
     """
 
     dataset: Dataset
@@ -129,32 +138,49 @@ class ByUser:
     items: int
     blocks: Mapping[str, int]
     borders: tuple[int, ...] | None
-    read: tuple[str, ...]
-    seed: int
     out: Path
+    rows: int
+    read: tuple[str, ...] = ()
 
     def __call__(self, path: Path) -> RowCounts:
-        by_block = self.out / "blocks" / f"{path.stem}.arrow"
-        if not by_block.exists():
-            self._make(gather(self.numbered, partition_of(path)), path, by_block)
-        counts = msgspec.json.decode(counts_path(by_block).read_bytes(), type=PartCounts)
-        events, examples = sum(counts.events.values()), sum(counts.examples.values())
-        return RowCounts(events, examples, 0)
+        done = counts_path(self.out / "blocks" / path.name)
+        if not done.exists():
+            made = self._make(gather(self.numbered, partition_of(path)), path.stem)
+            write_file(done, msgspec.json.encode(made))
+        counts = msgspec.json.decode(done.read_bytes(), type=PartCounts)
+        return RowCounts(sum(counts.events.values()), sum(counts.examples.values()), 0)
 
-    def _make(self, events: pl.DataFrame, path: Path, by_block: Path) -> None:
-        examples = self._examples(self._left_out(events))
-        number = examples["part"].to_numpy()
-        labels, first = examples["label"].to_numpy() == 1, examples["ordinal"].to_numpy() == 0
-        counts = [
-            {part: int((chosen & (number == place)).sum()) for place, part in enumerate(PARTS)}
-            for chosen in (np.ones_like(labels), labels, first)
-        ]
+    def _make(self, events: pl.DataFrame, name: str) -> PartCounts:
+        events = self._left_out(events)
+        columns = EventColumns(
+            # Without a user column, no user has a history.
+            user=events["user"].to_numpy().astype(np.int64) if "user" in self.named else np.arange(events.height),
+            item=events["item"].to_numpy().astype(np.int64),
+            time=events["time"].to_numpy(),
+            positive=events["label"].to_numpy().astype(bool) & ({"user", "item"} <= set(self.named)),
+        )
+        ranges = _ranges(columns.time, self.rows)
+        history = History(self.length)
+        total = np.zeros((3, len(PARTS)), dtype=np.int64)
+        for number, index in enumerate(ranges):
+            own = EventColumns(*(column[index] for column in columns.arrays())) if len(ranges) > 1 else columns
+            lists = history.advance(own)[0] if len(ranges) > 1 else history_frame(own, length=self.length)
+            examples = self._examples(events[index] if len(ranges) > 1 else events, own, lists, columns)
+            self._write(examples, file_name(name, number))
+            part = examples["part"].to_numpy()
+            labels, first = examples["label"].to_numpy() == 1, examples["ordinal"].to_numpy() == 0
+            for row, chosen in zip(total, (slice(None), labels, first), strict=True):
+                row += np.bincount(part[chosen], minlength=len(PARTS))
+        examples_of, positives, events_of = (dict(zip(PARTS, row.tolist(), strict=True)) for row in total)
+        return PartCounts(examples_of, positives, events_of, len(ranges))
+
+    def _write(self, examples: pl.DataFrame, name: str) -> None:
         if self.borders is not None:
             light = examples.select(*ORDER, "part", "label", "user", "item", *self.read)
             span = np.searchsorted(np.asarray(self.borders, dtype=np.int64), light["time"].to_numpy(), side="right")
-            write_scattered(light, span, len(self.borders) + 1, self.out / "timed" / f"{path.stem}.arrow")
-        write_file(counts_path(by_block), msgspec.json.encode(PartCounts(*counts)))
-        write_scattered(examples, block_number(examples, self.blocks), sum(self.blocks.values()), by_block)
+            write_scattered(light, span, len(self.borders) + 1, self.out / "timed" / name)
+        number = block_number(examples, self.blocks)
+        write_scattered(examples, number, sum(self.blocks.values()), self.out / "blocks" / name)
 
     def _left_out(self, events: pl.DataFrame) -> pl.DataFrame:
         split = self.dataset.split
@@ -164,23 +190,31 @@ class ByUser:
         numbers = parts.replace_strict(list(PARTS), [0, 1, 2], return_dtype=pl.UInt8)
         return events.with_columns(part=numbers)
 
-    def _examples(self, events: pl.DataFrame) -> pl.DataFrame:
-        both = {"user", "item"} <= set(self.named)
-        columns = EventColumns(
-            # Without a user column, no user has a history.
-            user=events["user"].to_numpy().astype(np.int64) if "user" in self.named else np.arange(events.height),
-            item=events["item"].to_numpy().astype(np.int64),
-            time=events["time"].to_numpy(),
-            positive=events["label"].to_numpy().astype(bool) & both,
-        )
-        examples = events.with_columns(
-            history=list_column(history_frame(columns, length=self.length)), ordinal=pl.lit(0, dtype=pl.UInt16)
-        )
-        label = self.dataset.events.label
+    def _examples(self, events: pl.DataFrame, own: EventColumns, lists: Jagged, of_users: EventColumns) -> pl.DataFrame:
+        examples = events.with_columns(history=list_column(lists), ordinal=pl.lit(0, dtype=pl.UInt16))
+        label, seed = self.dataset.events.label, self.dataset.split.seed
         if not label.implicit:
             return examples
-        examples = with_negatives(examples, columns, size=self.items, each=label.negatives, seed=self.seed)
+        examples = with_negatives(examples, own, size=self.items, each=label.negatives, seed=seed, of_users=of_users)
         return examples.with_columns(ordinal=pl.int_range(pl.len(), dtype=pl.UInt16).over("event"))
+
+
+def _ranges(times: NDArray[np.int64], rows: int) -> list[NDArray[np.int64]]:
+    """Returns the events of ranges of time, ascending in each; equal times are in one range. Few events are one range.
+
+    A user's history at a time needs his visits before it alone, so ranges are made one after the other.
+    """
+    if len(times) <= 2 * rows:
+        return [np.arange(len(times))]
+    order = np.argsort(times, kind="stable")
+    cuts = np.searchsorted(times[order], times[order[rows::rows]], side="left")
+    parts = np.split(order, np.unique(cuts[cuts > 0]))
+    return [np.sort(part) for part in parts]
+
+
+def file_name(partition: str, number: int) -> str:
+    """Returns the name of a file of a partition."""
+    return f"{partition}-{number:03d}.arrow"
 
 
 def block_number(examples: pl.DataFrame, blocks: Mapping[str, int]) -> NDArray[np.int64]:

@@ -168,6 +168,21 @@ def test_drawn_negatives_depend_on_no_partition(tmp_path: Path, split: str) -> N
     assert 2.5 < (found["label"] == 0).sum() / (found["label"] == 1).sum() <= 3
 
 
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_user_of_very_many_events_is_made_in_ranges_of_time(tmp_path: Path, implicit: bool) -> None:
+    write_tables(tmp_path)
+    for number in (0, 1):
+        path = tmp_path / f"events-{number}.parquet"
+        events = pl.read_parquet(path)
+        hot = pl.when(pl.int_range(pl.len()) % 3 > 0).then(pl.lit("u7")).otherwise("user")
+        events.with_columns(user=hot).write_parquet(path, row_group_size=70)
+    label = 'label = { column = "stars", positive = ">= 2", implicit = true, negatives = 2 }' if implicit else ""
+    shop = dataset(tmp_path, label=label)
+    built, found = by_jobs(shop, tmp_path / "out", 9)
+    assert max(counts.files for counts in built.parts) >= 4
+    assert_same(shop, built, found, tmp_path / "out")
+
+
 def test_files_of_csv_are_slices(tmp_path: Path) -> None:
     write_tables(tmp_path, kind="csv", files=3)
     # Without a `[`, a file's values are text; in another file a list is written as text.
@@ -192,7 +207,7 @@ def test_jobs_go_on_with_what_is_there(tmp_path: Path) -> None:
     _, first = by_jobs(shop, tmp_path / "out", 3)
     kept = tmp_path / "out" / ".jobs" / "events" / "part-00000.parquet"
     before = kept.stat().st_ino
-    for damaged in ("examples/blocks/part-00001.arrow", "numbered/part-00000.arrow", "by-time/part-00002.parquet"):
+    for damaged in ("examples/blocks/part-00001.json", "numbered/part-00000.arrow", "by-time/part-00002.parquet"):
         (tmp_path / "out" / ".jobs" / damaged).unlink()
     next((tmp_path / "out" / "examples").glob("test-*")).unlink()
     built, again = by_jobs(shop, tmp_path / "out", 3)
