@@ -25,22 +25,30 @@ port_open() {
   (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-# Starts a process under a name. Its pid, and the time at which it started, are kept beside its log.
+# Dies if a port is taken, unless by the process of that name: claim_port PROCESS PORT VARIABLE.
+claim_port() {
+  running_pid "$1" >/dev/null || ! port_open "$2" || die "port $2 is taken by another process; set $3 to a free one"
+}
+
+# Starts a process under a name, unless it runs. Its pid, and the time at which it started, are kept beside its log.
 launch() {
   local process="$1"
   shift
+  running_pid "$process" >/dev/null && return
   nohup "$@" >"$run/$process.log" 2>&1 </dev/null &
   echo "$! $(started $!)" >"$run/$process.pid"
 }
 
+# The time at which a process started; nothing for a process that has ended, even if its parent has not noticed.
 started() {
-  ps -o lstart= -p "$1" 2>/dev/null | tr -s ' ' '-'
+  ps -o stat= -o lstart= -p "$1" 2>/dev/null | sed -n 's/^[^Z ][^ ]* *//p' | tr -s ' ' '-'
 }
 
 # The pid of a process that runs. The start time is compared, because a pid may have gone to another process.
 running_pid() {
   local pid since
-  read -r pid since <"$run/$1.pid" 2>/dev/null || return 1
+  [ -e "$run/$1.pid" ] || return 1
+  read -r pid since <"$run/$1.pid"
   [ "$(started "$pid")" = "$since" ] || return 1
   echo "$pid"
 }
@@ -57,6 +65,19 @@ wait_for_port() {
   die "the $process does not answer on port $port; see $run/$process.log"
 }
 
+# Waits until the cluster counts its members: wait_for_members COUNT NAME URL KEY. The key is that of the number in the
+# JSON at the address.
+wait_for_members() {
+  local count="$1" members="$2" tries found
+  for ((tries = 0; tries < 240; tries++)); do
+    found="$("$python" -c 'import json, sys, urllib.request as r; print(json.load(r.urlopen(sys.argv[1], timeout=5))[sys.argv[2]])' \
+      "$3" "$4" 2>/dev/null || echo 0)"
+    [ "$found" -ge "$count" ] && return
+    sleep 0.3
+  done
+  die "$found of $count $members are registered; see the logs in $run"
+}
+
 fetch_jars() {
   if ! cmp -s "$here/pom.xml" "$run/lib/.complete"; then
     require mvn "Maven 3.8 or newer"
@@ -64,8 +85,9 @@ fetch_jars() {
     echo "$name.sh: fetching the jars (once)"
     rm -rf "$run/lib"
     mkdir -p "$run/lib"
-    mvn -q -B -Dstyle.color=never -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$run/lib" \
-      -DincludeScope=runtime || die "Maven could not fetch the jars named in $here/pom.xml; see the lines above"
+    timeout 900 mvn -q -B -Dstyle.color=never -f "$here/pom.xml" dependency:copy-dependencies \
+      -DoutputDirectory="$run/lib" -DincludeScope=runtime \
+      || die "Maven could not fetch the jars named in $here/pom.xml in 15 minutes; see the lines above"
     cp "$here/pom.xml" "$run/lib/.complete"
   fi
   write_job_server
@@ -81,7 +103,7 @@ write_job_server() {
 start_pool() {
   [ -z "${NO_POOL:-}" ] || return 0
   "$python" -c 'import apache_beam, features' 2>/dev/null || die "$python cannot import the project; run make setup"
-  port_open "$pool_port" && die "port $pool_port is taken by another process; set WORKER_PORT to a free one"
+  claim_port workers "$pool_port" WORKER_PORT
   (cd "$here/../.." && OMP_NUM_THREADS=1 PATH="$(dirname "$python"):$PATH" launch workers \
     "$python" -m apache_beam.runners.worker.worker_pool_main --service_port="$pool_port")
   wait_for_port workers "$pool_port"
@@ -127,18 +149,9 @@ status() {
   return "$found"
 }
 
-any_running() {
-  local process
-  for process in $(each_process); do
-    running_pid "$process" >/dev/null && return 0
-  done
-  return 1
-}
-
 main() {
   case "${1:-}" in
     start)
-      any_running && { status; return; }
       [[ "${2:-2}" =~ ^[1-9][0-9]*$ ]] || die "start takes a number of workers, 2 by default; got ${2}"
       require java "a Java runtime, version 17 or newer"
       mkdir -p "$run"

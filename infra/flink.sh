@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A real Flink cluster on this machine, from Maven artefacts, with a pool of Python workers for Beam's jobs.
 #
-#   flink.sh start [N]   fetches the jars on the first run, starts N TaskManagers (2), returns when they are registered
+#   flink.sh start [N]   fetches the jars on the first run, starts N TaskManagers (2) or those that are missing, returns
+#                        when they are registered
 #   flink.sh stop        ends what `start` began, and no other process
 #   flink.sh status      prints what runs; exit 0 if anything does
 #   flink.sh jar         fetches the jars and prints the path of Beam's job server
@@ -15,14 +16,9 @@ job_server=org.apache.beam.runners.flink.FlinkJobServerDriver
 . "$here/../engine.sh"
 port="${FLINK_PORT:-8081}"
 
-task_managers() { # the number that is registered
-  "$python" -c 'import json, sys, urllib.request as r; print(json.load(r.urlopen(sys.argv[1], timeout=5))["taskmanagers"])' \
-    "http://127.0.0.1:$port/overview" 2>/dev/null || echo 0
-}
-
 start() {
-  local count="$1" number tries
-  port_open "$port" && die "port $port is taken by another process; set FLINK_PORT to a free one"
+  local count="$1" number
+  claim_port jobmanager "$port" FLINK_PORT
   mkdir -p "$run/conf"
   { cat "$here/config.yaml"
     echo "rest.port: $port"
@@ -36,11 +32,7 @@ start() {
       org.apache.flink.runtime.taskexecutor.TaskManagerRunner --configDir "$run/conf"
   done
   wait_for_port jobmanager "$port"
-  for ((tries = 0; tries < 240; tries++)); do
-    [ "$(task_managers)" -ge "$count" ] && break
-    sleep 0.3
-  done
-  [ "$(task_managers)" -ge "$count" ] || die "$(task_managers) of $count TaskManagers are registered; see $run/taskmanager-*.log"
+  wait_for_members "$count" TaskManagers "http://127.0.0.1:$port/overview" taskmanagers
   echo "flink.sh: running with $count TaskManagers; --runner flink --endpoint 127.0.0.1:$port"
 }
 

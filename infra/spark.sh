@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A real Spark cluster on this machine, from Maven artefacts, with a pool of Python workers for Beam's jobs.
 #
-#   spark.sh start [N]   fetches the jars on the first run, starts N workers (2), returns when they are registered
+#   spark.sh start [N]   fetches the jars on the first run, starts N workers (2) or those that are missing, returns when
+#                        they are registered
 #   spark.sh stop        ends what `start` began, and no other process
 #   spark.sh status      prints what runs; exit 0 if anything does
 #   spark.sh jar         fetches the jars and prints the path of Beam's job server
@@ -15,14 +16,9 @@ job_server=org.apache.beam.runners.spark.SparkJobServerDriver
 . "$here/../engine.sh"
 port="${SPARK_PORT:-7077}"
 
-registered() { # the number of workers that the master knows
-  "$python" -c 'import json, sys, urllib.request as r; print(json.load(r.urlopen(sys.argv[1], timeout=5))["aliveworkers"])' \
-    "http://127.0.0.1:$((port + 1))/json/" 2>/dev/null || echo 0
-}
-
 start() {
-  local count="$1" number tries
-  port_open "$port" && die "port $port is taken by another process; set SPARK_PORT to a free one"
+  local count="$1" number
+  claim_port master "$port" SPARK_PORT
   # Executors take their class path from $SPARK_HOME/jars.
   ln -sfn lib "$run/jars"
   export SPARK_HOME="$run" SPARK_SCALA_VERSION=2.12 SPARK_LOCAL_IP=127.0.0.1
@@ -35,11 +31,7 @@ start() {
       "spark://127.0.0.1:$port"
   done
   wait_for_port master "$port"
-  for ((tries = 0; tries < 240; tries++)); do
-    [ "$(registered)" -ge "$count" ] && break
-    sleep 0.3
-  done
-  [ "$(registered)" -ge "$count" ] || die "$(registered) of $count workers are registered; see $run/worker-*.log"
+  wait_for_members "$count" workers "http://127.0.0.1:$((port + 1))/json/" aliveworkers
   echo "spark.sh: running with $count workers; --runner spark --endpoint 127.0.0.1:$port"
 }
 
