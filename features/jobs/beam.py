@@ -15,7 +15,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ class _Watch:
     def __init__(self, work: Worklist, total: int, progress: Progress, engine: Engine, job: str) -> None:
         self._work, self._total, self._progress, self._engine, self._job = work, total, progress, engine, job
         self._result: Any = None
-        self._since = 0.0
+        self._deployed_at: float | None = None
         self._idle = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -260,8 +261,8 @@ class _Watch:
         self._thread.join()
 
     def submitted(self, result: Any) -> None:
-        """Starts the wait for the first worker."""
-        self._since, self._result = time.monotonic(), result
+        """Takes the result of the submission, by which the job is cancelled."""
+        self._result = result
 
     def explain(self, label: str, error: Exception) -> None:
         """Raises the reason of a failure, where one is known, in place of the engine's own words."""
@@ -280,12 +281,24 @@ class _Watch:
             self._progress(sum(count.shards for count in self._work.finished().values()), self._total)
             if self._result is None:
                 continue
-            late = time.monotonic() - self._since > self._engine.starts_s
-            self._idle = late and self._engine.waits and not self._work.begun
+            self._idle = self._work.failure is None and self._waits_in_vain()
             if self._idle or self._work.failure is not None:
-                self._engine.cancel(self._job)
+                # A cluster that no longer answers has no job to cancel.
+                with suppress(TesseraError):
+                    self._engine.cancel(self._job)
                 self._result.cancel()
                 return
+
+    def _waits_in_vain(self) -> bool:
+        """Returns True if the job has been deployed for too long without a worker; a slow submission does not count."""
+        if self._work.begun or not self._engine.waits:
+            return False
+        if self._deployed_at is not None:
+            return time.monotonic() - self._deployed_at > self._engine.starts_s
+        with suppress(TesseraError):
+            if self._engine.deployed(self._job):
+                self._deployed_at = time.monotonic()
+        return False
 
 
 def again(work: Callable[[], Any]) -> Any:
@@ -315,9 +328,29 @@ def _runner(engine: Engine) -> Any:
         from apache_beam.runners.dask.dask_runner import DaskRunner
 
         return DaskRunner()
+    if engine.name == "flink":
+        return _flink(engine)
     if engine.name == "prism" and engine.endpoint is not None:
         return BEAM_NAMES["portable"]
     return BEAM_NAMES[engine.name]
+
+
+@lru_cache(maxsize=1)
+def _flink(engine: Engine) -> Any:
+    """Returns Beam's runner for Flink, with one job server for all jobs of this process.
+
+    Beam would start a Java process for each job, and end them when this process ends.
+    """
+    from apache_beam.runners.portability.flink_runner import FlinkRunner
+
+    class Runner(FlinkRunner):
+        server: Any = None
+
+        def default_job_server(self, options: Any) -> Any:
+            self.server = self.server or super().default_job_server(options)
+            return self.server
+
+    return Runner()
 
 
 def _checked(engine: Engine) -> list[str]:

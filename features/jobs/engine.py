@@ -17,6 +17,8 @@ from urllib.request import Request, urlopen
 from features.errors import TesseraError
 
 _ANSWER_S = 10.0
+# Flink's states of a task that a TaskManager has.
+_DEPLOYED = ("initializing", "running", "finished")
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 POOL = "127.0.0.1:50000"
 """Address at which each machine of a Flink or Spark cluster has its pool of Python workers."""
@@ -49,7 +51,7 @@ class Engine:
         options: Further Beam options, `--direct_num_workers=2` for example. They replace options that are set here.
         launcher: Beam's job-server jar of Flink or Spark, or Prism's binary.
         pool: `HOST:PORT` of the pool of Python workers, as the machines of a Flink or Spark cluster see it.
-        starts_s: Seconds after which a job that no worker has begun is cancelled.
+        starts_s: Seconds after which a job that the cluster runs and no worker has begun is cancelled.
         exchange: Address at an object store through which files go to workers that share no disk with this machine.
 
     Raises:
@@ -98,15 +100,29 @@ class Engine:
         given = {option.partition("=")[0] for option in self.options}
         return [option for option in made if option.partition("=")[0] not in given] + list(self.options)
 
+    def deployed(self, job: str) -> bool:
+        """Returns True once the cluster runs tasks of a job, which need Python workers. Other engines than Flink cannot
+        be asked, and count as if they did.
+        """
+        if self.name != "flink" or self.endpoint is None:
+            return True
+        return any(found["tasks"][state] for found in self._jobs(job) for state in _DEPLOYED)
+
     def cancel(self, job: str) -> None:
         """Ends a job by its name where Beam's own cancel leaves it on the cluster, as Flink's job server does."""
         if self.name != "flink" or self.endpoint is None:
             return
-        root = "http://{}:{}/jobs".format(*address(self.endpoint))
-        for found in _json(self, f"{root}/overview")["jobs"]:
-            if found["name"] == job and found["state"] in ("CREATED", "RUNNING", "RESTARTING"):
-                with urlopen(Request(f"{root}/{found['jid']}?mode=cancel", method="PATCH"), timeout=_ANSWER_S):
-                    pass
+        for found in self._jobs(job):
+            if found["state"] in ("CREATED", "RUNNING", "RESTARTING"):
+                _json(self, Request(f"{self._rest}/jobs/{found['jid']}?mode=cancel", method="PATCH"))
+
+    @property
+    def _rest(self) -> str:
+        return "http://{}:{}".format(*address(str(self.endpoint)))
+
+    def _jobs(self, name: str) -> list[dict[str, Any]]:
+        """Returns the jobs of a Flink cluster that have a name."""
+        return [found for found in _json(self, f"{self._rest}/jobs/overview")["jobs"] if found["name"] == name]
 
 
 def address(text: str) -> tuple[str, int]:
@@ -157,7 +173,7 @@ def _flink(engine: Engine) -> list[str]:
     if engine.endpoint is None:
         return []
     host, port = address(engine.endpoint)
-    seen = _json(engine, f"http://{host}:{port}/overview")
+    seen = _json(engine, f"{engine._rest}/overview")
     total, free = int(seen["slots-total"]), int(seen["slots-available"])
     if not free:
         raise TesseraError(
@@ -240,7 +256,7 @@ def _connect(engine: Engine, endpoint: str, remedy: str) -> None:
         ) from error
 
 
-def _json(engine: Engine, url: str) -> dict[str, Any]:
+def _json(engine: Engine, url: str | Request) -> dict[str, Any]:
     try:
         with urlopen(url, timeout=_ANSWER_S) as answer:
             found: dict[str, Any] = json.load(answer)

@@ -4,9 +4,10 @@ import http.server
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,22 @@ from tests.servers import free_port
 
 
 @contextmanager
-def flink(**overview: int) -> Iterator[str]:
-    """Serves a cluster's overview; yields the address."""
+def flink(jobs: Sequence[dict[str, Any]] = (), cancelled: list[str] | None = None, **overview: int) -> Iterator[str]:
+    """Serves a cluster's overview and its jobs, and records the paths of PATCH requests; yields the address."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self._answer({"jobs": jobs} if self.path == "/jobs/overview" else overview)
+
+        def do_PATCH(self) -> None:
+            assert cancelled is not None
+            cancelled.append(self.path)
+            self._answer({})
+
+        def _answer(self, body: dict[str, Any]) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(overview).encode())
+            self.wfile.write(json.dumps(body).encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -33,6 +42,11 @@ def flink(**overview: int) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def job_of_flink(name: str, jid: str = "1", state: str = "RUNNING", **tasks: int) -> dict[str, Any]:
+    counts = dict.fromkeys(("created", "scheduled", "deploying", "initializing", "running", "finished"), 0)
+    return {"name": name, "jid": jid, "state": state, "tasks": counts | tasks}
 
 
 @pytest.fixture
@@ -90,6 +104,25 @@ def test_a_flink_cluster_without_a_free_slot_is_refused(total: int, remedy: str)
     with flink(**{"slots-total": total, "slots-available": 0}) as endpoint:
         with pytest.raises(TesseraError, match=rf"none of the {total} task slots at {endpoint} is free; {remedy}"):
             Engine("flink", endpoint).check()
+
+
+def test_a_job_of_flink_is_deployed_once_it_has_a_task_that_a_machine_runs() -> None:
+    jobs: list[dict[str, Any]] = [job_of_flink("other", running=2)]
+    with flink(jobs) as endpoint:
+        engine = Engine("flink", endpoint)
+        assert not engine.deployed("ours")
+        jobs.append(job_of_flink("ours", scheduled=2, deploying=1))
+        assert not engine.deployed("ours")
+        jobs[-1] = job_of_flink("ours", initializing=1)
+        assert engine.deployed("ours")
+        assert Engine("spark", endpoint).deployed("ours")
+
+
+def test_a_job_of_flink_that_has_not_ended_is_cancelled_by_its_name() -> None:
+    jobs, cancelled = [job_of_flink("other", "1"), job_of_flink("ours", "2"), job_of_flink("ours", "3", "FAILED")], []
+    with flink(jobs, cancelled) as endpoint:
+        Engine("flink", endpoint).cancel("ours")
+    assert cancelled == ["/jobs/2?mode=cancel"]
 
 
 def test_a_cluster_without_its_pool_of_python_workers_is_refused(listening: str, jar: Path) -> None:
