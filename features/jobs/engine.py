@@ -182,7 +182,9 @@ def _flink(engine: Engine) -> list[str]:
         )
     pool = _pool(engine)
     jar = [] if _gives(engine, "--flink_job_server_jar") else [f"--flink_job_server_jar={_jar(engine)}"]
-    return [*jar, f"--flink_master={host}:{port}", f"--parallelism={free}", *pool]
+    # Exchanges that are pipelined need all slots at once, so a job that lost a TaskManager would wait for another.
+    exchanges = "--execution_mode_for_batch=BATCH_FORCED"
+    return [*jar, f"--flink_master={host}:{port}", f"--parallelism={free}", exchanges, *pool]
 
 
 def _spark(engine: Engine) -> list[str]:

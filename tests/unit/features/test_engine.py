@@ -69,6 +69,7 @@ def test_a_flink_cluster_gets_its_jar_its_free_slots_and_the_pool(listening: str
         f"--flink_job_server_jar={jar}",
         f"--flink_master={endpoint}",
         "--parallelism=3",
+        "--execution_mode_for_batch=BATCH_FORCED",
         "--environment_type=EXTERNAL",
         f"--environment_config={listening}",
     ]
@@ -89,7 +90,8 @@ def test_an_option_of_the_user_replaces_ours(listening: str, jar: Path) -> None:
     chosen = ("--environment_type=LOOPBACK", "--parallelism=1")
     with flink(**{"slots-total": 2, "slots-available": 2}) as endpoint:
         found = Engine("flink", endpoint, chosen, launcher=jar).check()
-    assert found == [f"--flink_job_server_jar={jar}", f"--flink_master={endpoint}", *chosen]
+    own = ["--execution_mode_for_batch=BATCH_FORCED"]
+    assert found == [f"--flink_job_server_jar={jar}", f"--flink_master={endpoint}", *own, *chosen]
 
 
 @pytest.mark.parametrize("name", ["dask", "flink", "portable", "prism", "spark"])
