@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser lint check docs bench up down lock clean
+.PHONY: help setup demo test test-browser test-engines lint check docs bench up down lock clean
 
 RUN := .venv/bin
 KAFKA_PORT ?= 9092
@@ -22,6 +22,9 @@ test: setup ## Run the tests; Kafka and Redis servers join in after `make up`.
 
 test-browser: setup ## Look at the console in a real Chromium (Debian's chromium; npm fetches axe-core once).
 	@infra/browser.sh
+
+test-engines: setup ## Run batch jobs on real Flink and Spark clusters, Dask and Prism (needs Java 17, Maven and Go).
+	@infra/test-engines.sh
 
 lint: setup ## Ruff and mypy.
 	@$(RUN)/ruff check . && $(RUN)/ruff format --check . && $(RUN)/mypy

@@ -15,9 +15,9 @@ if [ -z "${TESSERA_TEST_REDIS:-}" ] && answers "${REDIS_PORT:-6379}"; then
 fi
 # Tests wait more than they compute, so there are twice as many workers as processors. TEST_WORKERS=0 is one process.
 workers=${TEST_WORKERS:-$((2 * $(getconf _NPROCESSORS_ONLN)))}
-# The console's tests need a browser: `make test-browser`.
+# The console's tests need a browser: `make test-browser`. Those of clusters need Flink and Spark: `make test-engines`.
 # A short place for temporary files: the path of a Unix socket may have about a hundred characters.
 place=$(mktemp -d /tmp/t.XXXXXX)
 trap 'rm -rf "$place"' EXIT
-.venv/bin/python -m pytest --basetemp "$place/p" --ignore=tests/browser \
+.venv/bin/python -m pytest --basetemp "$place/p" --ignore=tests/browser --ignore=tests/engines \
   --numprocesses "$workers" --dist loadscope --no-loadscope-reorder --durations 10 "$@"
