@@ -83,7 +83,7 @@ def aggregated_part(frame: Frame, part: str, plan: AggregatePlan) -> Blocks:
     narrow = frame.replace(examples=frame.all_blocks().whole(*names), aggregates=NOTHING)
     found, _ = with_aggregates(narrow, plan, base_rate=plan.base_rate)
     own = set(frame.aggregates.columns)
-    bare = blocks.mapped(lambda block: block.drop(own & set(block.columns)))
+    bare = blocks.mapped(lambda block: block.drop(own & set(block.columns)), of=())
     return bare.with_columns(found.part(part).select(plan.columns)) if plan.columns else bare
 
 

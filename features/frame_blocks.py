@@ -9,7 +9,7 @@ Files: `examples/{part}-{block:05d}.parquet`, each with all columns of `Frame.ex
 Shape letter: E examples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -72,10 +72,17 @@ class Blocks:
         for number in range(len(self)):
             yield self.read(number, columns or None)
 
-    def mapped(self, change: Callable[[pl.DataFrame], pl.DataFrame]) -> "Blocks":
-        """Returns the blocks whose examples `change` replaces as they are read; it must keep their number and order."""
+    def mapped(self, change: Callable[[pl.DataFrame], pl.DataFrame], *, of: Collection[str] | None = None) -> "Blocks":
+        """Returns the blocks whose examples `change` replaces as they are read; it must keep their number and order.
+
+        Args:
+            change: Function from the examples of a block, with all columns, to others.
+            of: Names of the columns that `change` makes; a read of other columns alone is passed on. None: all.
+        """
 
         def reader(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
+            if of is not None and columns is not None and not set(of) & set(columns):
+                return self.read(number, columns)
             changed = change(self.read(number))
             return changed if columns is None else changed.select(columns)
 

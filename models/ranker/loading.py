@@ -6,6 +6,7 @@ Shape letters: E examples, B batch.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -45,7 +46,7 @@ class LoadedBlocks:
     def __init__(self, source: Assembler, parts: Mapping[str, Blocks]) -> None:
         self.source = source
         self.parts = parts
-        self._columns = [*_KEYS, *event_columns(source.schema), *source.schema.aggregates.columns]
+        self._columns = [*_KEYS, *event_columns(source.schema)]
         self._kept: dict[tuple[str, int], tuple[Assembler, Examples]] = {}
 
     def load(self, part: str, number: int) -> tuple[Assembler, Examples]:
@@ -60,8 +61,20 @@ class LoadedBlocks:
             if held + blocks.heights[number] > frame_blocks.BLOCK_ROWS:
                 self._kept.clear()
             block = blocks.read(number, self._columns)
-            self._kept[part, number] = self.source.with_events(block), examples(block)
+            rows, source = examples(block), self.source.with_events(block)
+            del block
+            self._kept[part, number] = source, replace(rows, aggregates=self._aggregates(blocks, number))
         return self._kept[part, number]
+
+    def _aggregates(self, blocks: Blocks, number: int) -> NDArray[np.float32] | None:
+        """Reads the columns of aggregates one by one, so that they are in memory once."""
+        names = self.source.schema.aggregates.columns
+        if not names:
+            return None
+        found = np.empty((blocks.heights[number], len(names)), dtype=np.float32, order="F")
+        for place, name in enumerate(names):
+            found[:, place] = blocks.read(number, [name])[name].to_numpy()
+        return found
 
 
 def assembler(schema: Schema, frame: Frame, part: pl.DataFrame, admission: Admission) -> Assembler:

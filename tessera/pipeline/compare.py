@@ -22,6 +22,7 @@ from models.bundle.catalogue import Catalogue
 from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
+from models.ranker.loading import event_columns
 from models.ranker.train import predict_part
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
@@ -109,7 +110,8 @@ def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | Non
         cut = block.with_columns(pl.col("history").list.tail(schema.history_length))
         return _conformed(cut, schema, "event")
 
-    test = aggregated_part(seen, "test", schema.aggregates).mapped(conformed)
+    made = {"history", *event_columns(schema)}
+    test = aggregated_part(seen, "test", schema.aggregates).mapped(conformed, of=made)
     return predict_part(ranker, schema, seen, test, bundle.admission())
 
 

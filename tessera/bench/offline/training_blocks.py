@@ -24,7 +24,7 @@ from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.split import PARTS
 from features.errors import TesseraError
 from features.frame import Frame
-from features.frame_blocks import block_path, held_blocks, write_block
+from features.frame_blocks import block_count, block_of, block_path, held_blocks, write_block
 from features.jobs.shard import write_parquet
 from models.ranker.evaluate import quality
 from models.ranker.train import TrainConfig, predict_part, train
@@ -89,17 +89,22 @@ def in_blocks(frame: Frame, count: int) -> Frame:
 
 
 def write_repeated(frame: Frame, directory: Path, times: int) -> None:
-    """Writes the frame with its examples so many times over; each copy has events of its own."""
-    (directory / "examples").mkdir(parents=True, exist_ok=True)
+    """Writes the frame with its examples so many times over, in blocks; each copy has events of its own."""
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "examples").mkdir(parents=True)
     write_parquet(frame.users, directory / "users.parquet")
     write_parquet(frame.items, directory / "items.parquet")
-    span = 1 + max(int(block["event"].to_numpy().max()) for block in frame.all_blocks().frames("event") if block.height)
+    examples = frame.all_blocks()
+    span = 1 + max(int(block["event"].to_numpy().max()) for block in examples.frames("event") if block.height)
     for part in PARTS:
-        blocks = frame.blocks(part)
-        for copy in range(times):
-            later = pl.col("event") + pl.lit(copy * span, dtype=pl.UInt32)
-            for number, block in enumerate(blocks.frames()):
-                write_block(block.with_columns(later), block_path(directory, part, copy * len(blocks) + number))
+        rows = frame.part(part)
+        count = block_count(times * rows.height)
+        for number in range(count):
+            copies = []
+            for copy in range(times):
+                later = rows.with_columns(pl.col("event") + pl.lit(copy * span, dtype=pl.UInt32))
+                copies.append(later.filter(block_of(later["event"].to_numpy(), count) == number))
+            write_block(pl.concat(copies), block_path(directory, part, number))
 
 
 def _memory(dataset: Dataset, out: Path, times: int) -> dict[str, Any]:

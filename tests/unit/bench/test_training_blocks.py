@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
+from features import frame_blocks
 from features.dataset.split import PARTS
 from features.frame import stored_frame
 from tessera.bench.offline import training_blocks as bench
@@ -17,15 +19,14 @@ ROWS = [
 ]
 
 
-def test_repeated_examples_are_the_same_but_for_their_events(tmp_path: Path) -> None:
+def test_repeated_examples_are_the_same_but_for_their_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_blocks, "BLOCK_ROWS", 100)
     bench.write_repeated(FRAME, tmp_path, 3)
     found = stored_frame(tmp_path)
     for part in PARTS:
         rows = FRAME.part(part)
-        blocks = found.blocks(part)
-        assert blocks.heights == (rows.height,) * 3
-        for number in range(3):
-            assert blocks.read(number).drop("event").equals(rows.drop("event"))
+        assert len(found.blocks(part)) == -(-3 * rows.height // 100)
+        assert found.part(part).drop("event").equals(pl.concat([rows] * 3).drop("event"))
     assert found.examples["event"].n_unique() == 3 * FRAME.examples.height
     assert found.items.equals(FRAME.items)
 
@@ -49,6 +50,7 @@ def test_a_claim_fails_by_the_worst_row(place: int, change: dict[str, float], fa
 
 def test_a_process_trains_on_the_blocks_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "load_dataset", lambda path: coloured_dataset())
+    monkeypatch.setattr(frame_blocks, "BLOCK_ROWS", FRAME.height("train"))
     bench.write_repeated(FRAME, tmp_path, 3)
     found = bench.train_once(tmp_path / "no-such.toml", tmp_path)
     assert (found["examples"], found["blocks"]) == (3 * FRAME.height("train"), 3)

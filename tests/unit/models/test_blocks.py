@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from models.ranker.order import EpochOrder
 from models.ranker.recode import recode
 from models.ranker.train import predict, predict_part, snapshot, train
 from models.table.admission import Admission
-from models.table.batch import Examples
+from models.table.batch import Assembler, Examples
 from models.table.default_schema import TableOptions, default_schema, mean_and_deviation
 from models.table.schema import SEMANTIC_ID
 from tests.build import SMALL_TRAIN, coloured_dataset, coloured_tables
@@ -218,29 +217,29 @@ def test_a_checkpoint_of_other_blocks_is_not_gone_on_from(stored: Frame, tmp_pat
 
 def test_a_block_is_released_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_blocks, "BLOCK_ROWS", ROWS)
-    alive: list[weakref.ref[Examples]] = []
-    most: list[int] = []
+    loaded: list[weakref.ref[Examples]] = []
+    alive: list[int] = []
     blocks = {part: FRAME.blocks(part) for part in ("train", "validation")}
 
     def watched(own: Blocks) -> Blocks:
         def read(number: int, columns: object) -> pl.DataFrame:
-            most.append(sum(len(rows) for ref in alive if (rows := ref()) is not None))
+            alive.append(sum(ref() is not None for ref in loaded))
             return own.read(number, columns)  # type: ignore[arg-type]
 
         return Blocks(own.heights, read)
 
-    real: Callable[[pl.DataFrame], Examples] = examples
+    load = LoadedBlocks.load
 
-    def noted(part: pl.DataFrame) -> Examples:
-        found = real(part)
-        alive.append(weakref.ref(found))
+    def noted(self: LoadedBlocks, part: str, number: int) -> tuple[Assembler, Examples]:
+        found = load(self, part, number)
+        loaded.append(weakref.ref(found[1]))
         return found
 
-    monkeypatch.setattr("models.ranker.loading.examples", noted)
+    monkeypatch.setattr(LoadedBlocks, "load", noted)
     frame = Frame(FRAME.users, FRAME.items, {part: watched(own) for part, own in blocks.items()}, FRAME.aggregates)
     train(SCHEMA, frame, replace(SMALL_TRAIN, max_epochs=2))
-    assert len(alive) > 2 * len(blocks["train"])
-    assert set(most) == {0}
+    assert len(set(map(id, loaded))) > 2 * len(blocks["train"])
+    assert set(alive) == {0}
 
 
 def test_a_frame_of_one_block_is_read_once() -> None:
