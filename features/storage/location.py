@@ -120,8 +120,10 @@ Location = Path | Remote
 """File or folder on disk, or at a store."""
 
 
-def locate(text: str, directory: Path = Path()) -> Location:
+def locate(text: str | Path, directory: Path = Path()) -> Location:
     """Returns the location of an address, or of a path relative to a directory."""
+    if isinstance(text, Path):
+        return directory / text
     protocol, mark, rest = text.partition("://")
     if not mark:
         return directory / text
