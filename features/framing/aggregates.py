@@ -6,6 +6,7 @@ the keys of its group, see `AggregatePlan.most_keys`, and by a range of time.
 Shape letters: E examples, T ranges of time.
 """
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,7 +103,7 @@ class AggregateGroup:
         plan = plan_of_group(self.plan, group)
         keys = EntityKeys(plan, self._keys)
         # A state may be most of the worker's memory, so a state on the way is written and not copied.
-        on_the_way = path / f".{_STATE}"
+        on_the_way = path / f".{secrets.token_hex(8)}.{_STATE}"
         aggregator, before_test = Aggregator(plan), Aggregator(NOTHING if self.in_order else plan)
         in_test = False
         for number in range(self.ranges):
