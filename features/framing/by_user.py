@@ -32,11 +32,11 @@ class NumberCounts(msgspec.Struct, frozen=True):
 
     Attributes:
         unknown: Events whose item, or user, is not in its table, by kind.
-        example: The first such id, by kind; empty without one.
+        first: Row of the first such id, by kind; None without one.
     """
 
     unknown: dict[str, int]
-    example: dict[str, str]
+    first: dict[str, int | None]
 
 
 class PartCounts(msgspec.Struct, frozen=True):
@@ -84,14 +84,14 @@ class NumberEvents:
         events = pl.read_parquet(shard)
         if path.exists():
             return RowCounts(events.height, events.height, 0)
-        unknown, example = {}, {}
+        unknown: dict[str, int] = {}
+        first: dict[str, int | None] = {}
         rows = {kind: pl.repeat(0, events.height, dtype=pl.UInt32, eager=True) for kind in ("user", "item")}
         for kind, numbers in self.numbers.items():
             rows[kind] = numbers.of(events[f"{kind}_id"])
             strange = rows[kind] >= self.listed[kind]
             unknown[kind] = int(strange.sum())
-            first = rows[kind].filter(strange).first()
-            example[kind] = numbers.unknown[first - self.listed[kind]] if isinstance(first, int) else ""
+            first[kind] = rows[kind].filter(strange).first()  # type: ignore[assignment]
         events = events.drop("user_id", "item_id", strict=False).with_columns(
             (pl.col("event") + self.starts[number]).cast(pl.UInt32),
             *(_as_list(events[name]) for name in self.lists),
@@ -99,7 +99,7 @@ class NumberEvents:
             **rows,
         )
         of = events["user" if "user" in self.numbers else "event"].to_numpy().astype(np.int64) % self.count
-        write_file(counts_path(path), msgspec.json.encode(NumberCounts(unknown, example)))
+        write_file(counts_path(path), msgspec.json.encode(NumberCounts(unknown, first)))
         write_scattered(events, of, self.count, path)
         return RowCounts(events.height, events.height, 0)
 

@@ -50,6 +50,10 @@ class Dimension:
         if unknown.height or not self.shards:
             yield from unknown.iter_slices(_AT_ONCE) if unknown.height else [unknown]
 
+    def unknown_id(self, row: int | None) -> str | None:
+        """Returns the id of a row that is not in the table; None for no row."""
+        return None if row is None or self.numbers is None else str(self.numbers.unknown[row - self.listed])
+
     def _unknown(self) -> pl.DataFrame:
         name = f"{self.kind}_id"
         if self.numbers is None:

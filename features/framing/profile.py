@@ -50,7 +50,9 @@ def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Prof
             continue
         tables[f"{kind}s"] = _table(source, built.tables[kind], dimensions[kind])
         unknown[kind] = sum(one.unknown.get(kind, 0) for one in built.strange)
-        strange = next((one.example[kind] for one in built.strange if one.example.get(kind)), None)
+        strange = dimensions[kind].unknown_id(
+            next((row for one in built.strange if (row := one.first.get(kind)) is not None), None)
+        )
         known = pl.scan_parquet(dimensions[kind].shards[0]).select(f"{kind}_id").head(1).collect().to_series().first()
         warnings += few_known_counted(unknown[kind], total, kind, strange=strange, known=known)
     tables["events"] = TableProfile(
