@@ -44,9 +44,25 @@ class _OnUse:
         return self.module().load(directory)
 
 
+class _Chains:
+    """The kind of encoders side by side with steps behind them; a chain is made from fitted parts."""
+
+    def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
+        raise DatasetError("encoder 'chain' is not fitted by its name; name the encoder that is to be fitted")
+
+    def load(self, directory: Path) -> Encoder:
+        from features.content.chain import load_chain
+
+        return load_chain(directory, load_encoder)
+
+
 # A new encoder is one new module with `fit` and `load`, and one line here. The modules bring scikit-learn and a
 # transformer library along.
-KINDS: dict[str, Kind] = {"lsa": _OnUse(_lsa), "sentence-transformers": _OnUse(_sentence_transformers)}
+KINDS: dict[str, Kind] = {
+    "lsa": _OnUse(_lsa),
+    "sentence-transformers": _OnUse(_sentence_transformers),
+    "chain": _Chains(),
+}
 
 
 def register(name: str, kind: Kind) -> None:

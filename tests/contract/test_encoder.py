@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.content.chain import Chain
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import KINDS, kind, load_encoder
+from features.content.step import Cut
 from features.errors import BundleError
 
 WORDS = ("space", "ocean", "robot", "love", "murder", "kitchen", "war", "music", "garden", "horse")
@@ -28,11 +30,18 @@ def sentence_transformer() -> Encoder:
         return kind("sentence-transformers").fit([], dim=0, seed=0, model=model)
 
 
+def chain() -> Encoder:
+    """Two bases side by side, and a step."""
+    bases = [kind("lsa").fit(TEXTS, dim=dim, seed=0, model=None) for dim in (8, 4)]
+    return Chain(bases, [Cut.to(6, width=12)])
+
+
 # Kind → how one is fitted, and how far a text's vector alone may lie from its vector in a batch.
 FIT: dict[str, tuple[Callable[[], Encoder], float]] = {
     "lsa": (lambda: kind("lsa").fit(TEXTS, dim=8, seed=0, model=None), 0.0),
     # A batch pads its texts, which changes the last bits.
     "sentence-transformers": (sentence_transformer, 1e-5),
+    "chain": (chain, 0.0),
 }
 
 
