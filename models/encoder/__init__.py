@@ -1,0 +1,1 @@
+"""Fits of encoders: heads and views from the shop's pairs, maps between spaces, smaller vectors, and their measures."""
