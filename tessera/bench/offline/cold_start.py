@@ -27,6 +27,7 @@ from features.dataset.tables import read_items
 from features.errors import DatasetError
 from features.frame import Frame
 from features.history import DEFAULT_LENGTH
+from models.encoder.measure import new_items
 from models.ranker.evaluate import Quality, quality
 from models.ranker.loading import assembler, examples
 from models.ranker.train import TrainConfig, predict, train
@@ -41,7 +42,6 @@ from tessera.bench.harness.result import BenchResult, Claim, at_least
 from tessera.pipeline.artifact import with_tokens
 from tessera.pipeline.made_of import key_of
 
-_NEW_SHARE = 0.1
 _DIM, _LEVELS = 128, 3
 _SMALL_TABLE = 0.1
 # One epoch of patience for `tessera run`'s two: the same order, in fewer epochs.
@@ -237,7 +237,7 @@ class _World:
     def _new(self, items: pl.DataFrame) -> NDArray[np.bool_]:
         """Returns (N,) whether each item is held out."""
         if self._held_out is None:
-            return np.random.default_rng([self._seed, 1]).random(items.height) < _NEW_SHARE
+            return new_items(items.height, self._seed)
         try:
             chosen = items.select(pl.sql_expr(self._held_out)).to_series()
         except pl.exceptions.PolarsError as error:
