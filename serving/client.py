@@ -106,6 +106,7 @@ class Client:
         text: str | None = None,
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
+        view: str | None = None,
     ) -> Retrieval:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -113,6 +114,8 @@ class Client:
             item, user, text: Exactly one of the three.
             k: Largest number of items to return.
             filter: Condition on the items' filterable columns.
+            view: View of the vectors, such as `base`. Default: for an item `similar`, if the bundle has that view,
+                otherwise `base`.
 
         Returns:
             Items with their cosine similarity, nearest first.
@@ -125,7 +128,7 @@ class Client:
             >>> len(client.retrieve(item="a00001", k=4).items)
             4
         """
-        return self._do(retrieve_call(item, user, text, k, filter))
+        return self._do(retrieve_call(item, user, text, k, filter, view))
 
     def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """Returns the embeddings of a feature's values.
@@ -248,9 +251,10 @@ class AsyncClient:
         text: str | None = None,
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
+        view: str | None = None,
     ) -> Retrieval:
         """See `Client.retrieve`."""
-        return await self._do(retrieve_call(item, user, text, k, filter))
+        return await self._do(retrieve_call(item, user, text, k, filter, view))
 
     async def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """See `Client.embeddings`."""

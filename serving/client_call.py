@@ -106,11 +106,13 @@ class Retrieval(msgspec.Struct, frozen=True):
         bundle: Id of the bundle.
         items: Retrieved items, nearest first.
         plan: Search plan.
+        view: View in which the items are nearest.
     """
 
     bundle: str
     items: list[RetrievedItem]
     plan: Plan
+    view: str = "base"
 
 
 class Embeddings(msgspec.Struct, frozen=True):
@@ -238,10 +240,11 @@ def rank_call(
 
 
 def retrieve_call(
-    item: str | None, user: str | None, text: str | None, k: int, filter: Mapping[str, Any] | None
+    item: str | None, user: str | None, text: str | None, k: int, filter: Mapping[str, Any] | None, view: str | None
 ) -> Call[Retrieval]:
     """Returns the call of `Client.retrieve`."""
-    return Call(Retrieval, "POST", "/v1/retrieve", {"item": item, "user": user, "text": text, "k": k, "filter": filter})
+    body: dict[str, Any] = {"item": item, "user": user, "text": text, "k": k, "filter": filter}
+    return Call(Retrieval, "POST", "/v1/retrieve", body if view is None else body | {"view": view})
 
 
 def embeddings_call(feature: str, values: Sequence[Any]) -> Call[Embeddings]:

@@ -22,6 +22,9 @@ from features.errors import BundleError, DatasetError
 BASE = "base"
 """Name of the view that has no step: the vectors that codebook and ranker read."""
 
+SIMILAR = "similar"
+"""Name of the view that is tuned on items liked by the same users; it answers `nearest to an item`."""
+
 
 class Chain:
     """Encoder of bases and steps.

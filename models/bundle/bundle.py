@@ -5,6 +5,7 @@
     admission.safetensors    cells of the sketch of the values' sightings, uint8
     network.safetensors      the dense part
     encoder/  codebook/  tokens/     only if items have content
+    views/NAME/              steps from the encoder's vectors to those of a view; only if a view was tuned
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
@@ -27,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from features.content.chain import load_view
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
 from features.durable import write_directory
@@ -34,7 +36,7 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
-from models.bundle.contents import AGGREGATES, BundleContents, LogPosition, Manifest, Training
+from models.bundle.contents import AGGREGATES, VIEWS, BundleContents, LogPosition, Manifest, Training
 from models.bundle.embedding import EmbeddingClient, Value, csv_sources
 from models.bundle.local import LocalRanker
 from models.ranker.network import Ranker
@@ -55,7 +57,7 @@ __all__ = [
     "write_bundle",
 ]
 
-FORMAT = 3
+FORMAT, OLDEST_FORMAT = 4, 3
 _MANIFEST = "manifest.json"
 
 
@@ -74,6 +76,7 @@ class BundleParts:
         history: Kept visits of all users, `user_id`, `item_id` and `time`, of each user oldest first.
         metrics: Measurements on the test part.
         encoder, codebook, tokens: Directories to copy, or None.
+        views: Directories of views to copy, by name. Each view reads the encoder's vectors.
         aggregates: State of the schema's aggregates after the last event before the test part, a file to copy; None if
             the schema has none.
         trained_until, positions, choices: As in `Manifest`.
@@ -91,6 +94,7 @@ class BundleParts:
     encoder: Path | None
     codebook: Path | None
     tokens: Path | None
+    views: Mapping[str, Path] = field(default_factory=dict)
     aggregates: Path | None = None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
@@ -202,6 +206,8 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
         for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook), ("tokens", parts.tokens)):
             if source is not None:
                 shutil.copytree(source, directory / name)
+        for name, source in parts.views.items():
+            shutil.copytree(source, directory / VIEWS / name)
         if parts.aggregates is not None:
             shutil.copy(parts.aggregates, directory / AGGREGATES)
         table = parts.ranker.table
@@ -230,6 +236,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             trained_until=parts.trained_until,
             positions=list(parts.positions),
             choices=dict(parts.choices),
+            views=_view_ids(parts.views, encoder),
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
@@ -263,8 +270,9 @@ def load_bundle(directory: str | Path) -> Bundle:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from error
-    if manifest.format != FORMAT:
-        raise BundleError(f"{path}: format {manifest.format}, this release reads {FORMAT}; publish the bundle again")
+    if not OLDEST_FORMAT <= manifest.format <= FORMAT:
+        known = f"this release reads {OLDEST_FORMAT} to {FORMAT}"
+        raise BundleError(f"{path}: format {manifest.format}, {known}; publish the bundle again")
     if not 1 <= manifest.canonical <= canonical.VERSION:
         known = f"this release reads 1 to {canonical.VERSION}"
         raise BundleError(
@@ -282,6 +290,17 @@ def load_bundle(directory: str | Path) -> Bundle:
     if spec != bundle.schema.hash_spec:
         raise BundleError(f"{path}: hash contract {spec} does not fit the schema's {bundle.schema.hash_spec}")
     return bundle
+
+
+def _view_ids(views: Mapping[str, Path], encoder: str | None) -> dict[str, str]:
+    """Returns the ids of views by name. Raises BundleError if a view does not read the encoder's vectors."""
+    loaded = {name: load_view(directory) for name, directory in views.items()}
+    for name, view in loaded.items():
+        if view.source != encoder:
+            raise BundleError(
+                f"{views[name]}: view {name} reads vectors of {view.source}, the items' are of {encoder}; tune it again"
+            )
+    return {name: view.id for name, view in loaded.items()}
 
 
 def _portable(dataset: Dataset) -> dict[str, Any]:

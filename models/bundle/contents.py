@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import load_aggregates
+from features.content.chain import View, load_view
 from features.content.encoder import Encoder
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
@@ -29,6 +30,9 @@ from models.table.schema import Schema
 
 AGGREGATES = "aggregates.safetensors"
 """Name of the file that holds the plan and the published state of the aggregates."""
+
+VIEWS = "views"
+"""Name of the directory that holds a directory for each view of the items' vectors."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         positions: Positions of the topics at which the bundle's files end. Empty if unknown.
         choices: Choices of the run that wrote the bundle, by their dotted names in the descriptor's `[run]` table.
             Empty if unknown.
+        views: Ids of the views of the items' vectors, by name; the base space has no entry.
     """
 
     id: str
@@ -102,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     trained_until: int | None = None
     positions: list[LogPosition] = []
     choices: dict[str, Any] = {}
+    views: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,14 @@ class BundleContents:
         encoder = load_encoder(self.directory / "encoder")
         _same("encoder", encoder.id, self.manifest.encoder)
         return encoder
+
+    @cached_property
+    def views(self) -> dict[str, View]:
+        """Views of the items' vectors by name, without the base space; empty without content."""
+        found = {name: load_view(self.directory / VIEWS / name) for name in sorted(self.manifest.views)}
+        for name, view in found.items():
+            _same(f"view {name}", view.id, self.manifest.views[name])
+        return found
 
     @cached_property
     def codebook(self) -> Quantizer | None:

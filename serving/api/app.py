@@ -176,7 +176,9 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
         """Finds the nearest items, by content, among the items that match."""
         with current.pinned() as service, blamed("filter"):
             request.state.bundle = service.bundle.id
-            answer = service.retrieve(item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter)
+            answer = service.retrieve(
+                item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter, view=body.view
+            )
         metrics.plans.labels(answer.plan.method).inc()
         return retrieve_response(answer)
 

@@ -143,6 +143,10 @@ class RetrieveRequest(BaseModel):
     )
     k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="Most items to return.")
     filter: Filter | None = Field(default=None, description="Condition on the filterable columns.")
+    view: Text | None = Field(
+        default=None,
+        description="View of the vectors; by default `similar` for an item, if the bundle has it, otherwise `base`.",
+    )
 
     @model_validator(mode="after")
     def _one_query(self) -> "RetrieveRequest":
@@ -173,6 +177,7 @@ class RetrieveResponse(BaseModel):
     bundle: str
     items: list[RetrievedItemBody]
     plan: PlanView
+    view: str = Field(description="View in which the items are nearest.")
 
 
 class EmbeddingsRequest(BaseModel):

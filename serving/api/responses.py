@@ -48,6 +48,7 @@ def retrieve_response(answer: RetrievalAnswer) -> RetrieveResponse:
         bundle=answer.bundle,
         items=[RetrievedItemBody(item=item, score=score) for item, score in answer.items],
         plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
+        view=answer.view,
     )
 
 

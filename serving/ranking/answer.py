@@ -44,11 +44,13 @@ class RetrievalAnswer:
         bundle: Id of the bundle that answered.
         items: Item id and inner product of the unit vectors, best first.
         plan: Search plan.
+        view: View in which the items are nearest.
     """
 
     bundle: str
     items: list[tuple[str, float]]
     plan: SearchPlan
+    view: str
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
+from features.content.chain import BASE, SIMILAR
 from features.errors import BundleError, EventError, StoreError
 from models.bundle import record
 from models.bundle.bundle import Bundle
@@ -77,7 +78,7 @@ class RankService:
         self._attributes = tuple(dict.fromkeys((*featured, *filterable)))
         of_csv = csv_sources(bundle.dataset)
         attributes = Attributes(bundle.items, filterable, of_csv="item" in of_csv)
-        self._retriever = Retriever(self._catalogue, attributes)
+        self._retriever = Retriever(self._catalogue, attributes, bundle.views)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
@@ -245,6 +246,7 @@ class RankService:
         text: str | None = None,
         k: int,
         wanted: Filter | None = None,
+        view: str | None = None,
     ) -> RetrievalAnswer:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -252,11 +254,16 @@ class RankService:
             item, user, text: Exactly one of the three.
             k: Largest number of items to return.
             wanted: Condition that the items must meet.
+            view: One of `views`. Default: for an item `similar`, if the bundle has that view, otherwise `base`.
 
         Raises:
-            EventError: The item is unknown, the bundle has no encoder for the text, or the filter does not fit.
+            EventError: The item or the view is unknown, the bundle has no encoder for the text, or the filter does not
+                fit.
             StoreError: The store does not answer.
         """
+        chosen = view or (self._similar_view if item is not None else BASE)
+        if chosen not in self.views:
+            raise EventError(f"view: bundle {self.bundle.id} has no view {view!r}; choose of {', '.join(self.views)}")
         if wanted is not None:
             wanted.check_size()
         stored = None
@@ -273,9 +280,18 @@ class RankService:
                     raise EventError(f"item: {item!r} is unknown, or was deleted")
                 without = np.array([self._number(item)], dtype=np.int64)
             query = vector if text is not None else self._retriever.taste(without)
-            numbers, scores, plan = self._retriever.search(query, k, wanted, without=without)
+            numbers, scores, plan = self._retriever.search(query, k, wanted, without=without, view=chosen)
             names = [self._catalogue.item_ids[number] for number in numbers.tolist()]
-        return RetrievalAnswer(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan)
+        return RetrievalAnswer(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan, chosen)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views of the items' vectors, `base` first."""
+        return self._retriever.views
+
+    @property
+    def _similar_view(self) -> str:
+        return SIMILAR if SIMILAR in self.views else BASE
 
     def item(self, name: str) -> ItemView | None:
         """Returns an item as the store or the bundle has it, the store first. None if it is unknown or deleted."""
@@ -309,12 +325,14 @@ class RankService:
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:
         """Returns the items whose content is nearest to an item's content, with their cosine similarity.
 
+        The vectors are of the view `similar`, if the bundle has that view, otherwise of `base`.
+
         Args:
             item: Id of a known item.
             count: Largest number of items to return.
         """
         with self._lock:
-            nearest = self._retriever.similar(self._catalogue.item_numbers[item], count)
+            nearest = self._retriever.similar(self._catalogue.item_numbers[item], count, self._similar_view)
             return [(self._catalogue.item_ids[number], score) for number, score in nearest]
 
     def _visited(self, stored: bytes | None) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from features import tracing as trace
+from features.content.chain import BASE, View
 from models.bundle.catalogue import Catalogue
 from models.table.column_rows import Growable
 from serving.retrieval.filter import Attributes, Filter
@@ -35,7 +36,7 @@ class Searcher:
 
     Args:
         vectors: (N, D) float32; a zero row is not found.
-        attributes: Attributes of the same numbers.
+        attributes: Attributes of the same numbers. Several searchers may share them.
     """
 
     def __init__(self, vectors: Floats, attributes: Attributes) -> None:
@@ -50,9 +51,14 @@ class Searcher:
         self._meanwhile: list[Ints] | None = None
         self._builder: threading.Thread | None = None
 
-    def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds numbers (M,), or changes existing ones: vectors (M, D) and attributes."""
-        self.attributes.put(numbers.tolist(), rows)
+    def put(self, numbers: Ints, vectors: Floats, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Adds numbers (M,) with vectors (M, D), or changes existing ones.
+
+        Args:
+            rows: M rows of attributes; None if another searcher has put them.
+        """
+        if rows is not None:
+            self.attributes.put(numbers.tolist(), rows)
         with self._putting:
             self.index.put(numbers, vectors)
             if self._meanwhile is not None:
@@ -149,58 +155,82 @@ class Searcher:
 class Retriever:
     """Retriever of a catalogue's items, by their numbers.
 
+    Each view has an index of its own, since vectors of two spaces must never be compared.
+
     Args:
         catalogue: Catalogue of the items; its changes are passed to `update`.
         attributes: Attributes that filters evaluate.
+        views: Views of the catalogue's vectors by name, beside the base space.
     """
 
-    def __init__(self, catalogue: Catalogue, attributes: Attributes) -> None:
+    def __init__(self, catalogue: Catalogue, attributes: Attributes, views: Mapping[str, View] | None = None) -> None:
         self._catalogue = catalogue
         self._popular = np.argsort(-catalogue.popularity, kind="stable")
-        self._searcher = Searcher(catalogue.vectors, attributes)
+        self._attributes = attributes
+        self._views = dict(views or {})
+        self._searchers = {BASE: Searcher(catalogue.vectors, attributes)} | {
+            name: Searcher(view.of(catalogue.vectors), attributes) for name, view in self._views.items()
+        }
         self._deleted = np.zeros(0, dtype=np.int64)
 
     def update(self, numbers: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> None:
         """Applies changes of the catalogue: items by number, and their attributes, empty for a deleted item."""
         changed = np.array(numbers, dtype=np.int64)
-        self._searcher.put(changed, self._catalogue.vectors[changed], rows)
+        vectors = self._catalogue.vectors[changed]
+        for name, searcher in self._searchers.items():
+            searcher.put(changed, self._seen(vectors, name), rows if name == BASE else None)
         deleted = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
         self._deleted = np.array(deleted, dtype=np.int64)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, the base space first."""
+        return tuple(self._searchers)
+
     def search(
-        self, query: Floats | None, k: int, wanted: Filter | None = None, *, without: Ints | None = None
+        self,
+        query: Floats | None,
+        k: int,
+        wanted: Filter | None = None,
+        *,
+        without: Ints | None = None,
+        view: str = BASE,
     ) -> tuple[Ints, Floats, SearchPlan]:
         """Returns the k nearest items to a query (D,), best first; see `Searcher.search`.
 
         Args:
-            query: Unit vector; for None or zero the most popular items are returned, with the score 0.
+            query: Unit vector of the base space; for None or zero the most popular items are returned, with the score
+                0.
             wanted: Filter that the items must match.
             without: Numbers to exclude.
+            view: Space in which query and items are compared, one of `views`.
         """
         with trace.span("retrieve", k=k) as span:
             numbers, scores, plan = self._search(
-                query, k, wanted, np.zeros(0, np.int64) if without is None else without
+                query, k, wanted, np.zeros(0, np.int64) if without is None else without, view
             )
             span.note(plan=plan.method)
             return numbers, scores, plan
 
     def _search(
-        self, query: Floats | None, k: int, wanted: Filter | None, excluded: Ints
+        self, query: Floats | None, k: int, wanted: Filter | None, excluded: Ints, view: str
     ) -> tuple[Ints, Floats, SearchPlan]:
-        if query is None or not query.any() or not self._searcher.index.size:
+        searcher = self._searchers[view]
+        if query is None or not query.any() or not searcher.index.size:
             return self._most_popular(k, wanted, excluded)
-        numbers, scores, plan = self._searcher.search(query, k + len(excluded), wanted)
+        seen = self._seen(query[None], view)[0]
+        numbers, scores, plan = searcher.search(seen, k + len(excluded), wanted)
         if len(excluded):
             kept = ~np.isin(numbers, excluded)
             numbers, scores = numbers[kept], scores[kept]
         return numbers[:k], scores[:k], plan
 
-    def similar(self, item: int, count: int) -> list[tuple[int, float]]:
-        """Returns the `count` nearest other items of an item with content, with their cosine similarity."""
+    def similar(self, item: int, count: int, view: str = BASE) -> list[tuple[int, float]]:
+        """Returns the `count` nearest other items of an item with content, with their cosine similarity in a view."""
         query = self._catalogue.vectors[item]
         if not query.any():
             return []
-        numbers, scores, _ = self.search(query, count, without=np.array([item]))
+        numbers, scores, _ = self.search(query, count, without=np.array([item]), view=view)
         return list(zip(numbers.tolist(), scores.tolist(), strict=True))
 
     def taste(self, history: Ints) -> Floats | None:
@@ -212,9 +242,13 @@ class Retriever:
         length = float(np.linalg.norm(mean))
         return mean / np.float32(length) if length > 0 else None
 
+    def _seen(self, vectors: Floats, view: str) -> Floats:
+        """Returns base vectors (N, D) as a view has them, (N, E)."""
+        return vectors if view == BASE else self._views[view].of(vectors)
+
     def _most_popular(self, k: int, wanted: Filter | None, excluded: Ints) -> tuple[Ints, Floats, SearchPlan]:
         numbers = self._popular[~np.isin(self._popular, np.concatenate([excluded, self._deleted]))]
         if wanted is not None:
-            numbers = numbers[self._searcher.attributes.matches(wanted, numbers)]
+            numbers = numbers[self._attributes.matches(wanted, numbers)]
         plan = SearchPlan("popular", len(numbers) / max(len(self._popular), 1), len(numbers))
         return numbers[:k], np.zeros(len(numbers[:k]), dtype=np.float32), plan

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from features.content.chain import load_view
+from features.content.kinds import load_encoder
 from features.errors import BundleError
 from features.frame import Frame
 from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
+from models.bundle.contents import VIEWS
 from models.bundle.from_frame import kept_history, trained_until, with_train_positives
 from models.ranker.stored import load_ranker
 from models.registry.gate import Gates, Verdict
@@ -75,6 +78,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
     config = job.options.train_config()
     encoded, assigned, framed = ready.encoded, ready.assigned, ready.framed
     choices = _resolved(job, framed if assigned else None)
+    views = _views(job, encoded)
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
@@ -96,6 +100,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             encoder=encoded.directory / "encoder" if encoded else None,
             codebook=assigned.directory / "codebook" if assigned else None,
             tokens=framed.directory / "tokens" if assigned else None,
+            views=views,
             aggregates=framed.directory / AGGREGATES if schema.aggregates.columns else None,
             trained_until=trained_until(frame, job.dataset),
             positions=job.options.positions,
@@ -110,10 +115,31 @@ def bundle(job: Job, ready: Ready) -> Bundle:
         work,
         # The bundle records all choices that led to it.
         reads=tuple(job.read),
-        descriptor={"dataset": described, "positions": positions, "format": FORMAT},
+        descriptor={
+            "dataset": described,
+            "positions": positions,
+            "format": FORMAT,
+            "views": {name: load_view(directory).id for name, directory in views.items()},
+        },
         after={"evaluate": ready.evaluated},
     )
     return load_bundle(finished.directory / "bundle")
+
+
+def _views(job: Job, encoded: Finished | None) -> dict[str, Path]:
+    """Returns the directories of the run's tuned views by name. A view of another encoder is named and left out."""
+    if encoded is None or not (job.out / VIEWS).is_dir():
+        return {}
+    encoder = load_encoder(encoded.directory / "encoder").id
+    found = {}
+    for directory in sorted(path for path in (job.out / VIEWS).iterdir() if path.is_dir() and "." not in path.name):
+        if (source := load_view(directory).source) == encoder:
+            found[directory.name] = directory
+        else:
+            job.warn(
+                f"publish: {directory} reads vectors of {source}, not of {encoder}, and is left out; tune it again"
+            )
+    return found
 
 
 def _resolved(job: Job, coded: Finished | None) -> dict[str, Any]:
