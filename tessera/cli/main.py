@@ -11,6 +11,7 @@ import typer
 
 from tessera.cli.bench import bench
 from tessera.cli.edge import print_anything, tell
+from tessera.cli.encoder import encoder
 from tessera.cli.export import export
 from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
@@ -90,6 +91,7 @@ for _name, _last, _help in (
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
 app.add_typer(tables, name="table")
 app.add_typer(ids, name="ids")
+app.add_typer(encoder, name="encoder")
 
 
 @tables.command("report")
