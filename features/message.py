@@ -121,7 +121,7 @@ def event_decoder(events: Events) -> Decoder:
 
 def item_decoder(items: Items) -> Decoder:
     """Returns a decoder of the topic `items`: the id, and all texts, features and filters the item has."""
-    optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.filterable))
+    optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.attributes))
     return Decoder("items", [items.id], [name for name in optional if name != items.id])
 
 
@@ -192,8 +192,8 @@ def item_rows(
     readers |= dict.fromkeys([items.id, *items.text, *items.categorical], form.text)
     featured = {*items.categorical, *items.numeric}
     feature_types = {name: dtype for name, dtype in types.items() if name in featured}
-    attributes = [name for name in items.filterable if name not in featured]
-    featuring = items.model_copy(update={"filterable": ()})
+    attributes = items.attributes
+    featuring = items.model_copy(update={"filterable": (), "aspects": {}, "concepts": None})
 
     def attribute(place: int, name: str) -> Any:
         value = rows.values[place][rows.columns.index(name)]

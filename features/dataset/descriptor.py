@@ -4,6 +4,7 @@ This object alone describes a dataset to all other code, so no code knows any da
 the descriptor. The contents of files are checked when they are read (`features.dataset.tables`).
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,6 +18,8 @@ from features.dataset.label import parse_rule
 from features.dataset.source import TableSource
 from features.errors import DatasetError
 from features.storage.location import refuse_address
+
+_DIRECTORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Split(Config):
@@ -52,6 +55,10 @@ class Items(TableSource):
         id: Column of the item's id.
         text: Columns that the encoder reads.
         filterable: Columns on which retrieval may filter.
+        aspects: Columns of each aspect, by its name: `people = ["director", "actors"]`. An aspect is a space in which
+            items are near that share values of the columns.
+        concepts: Column whose values are concepts that the content of an item predicts.
+        glossary: csv of further concepts, with the columns `term` and `text`, relative to the descriptor.
     """
 
     reserved: ClassVar[tuple[str, ...]] = (
@@ -68,6 +75,9 @@ class Items(TableSource):
     id: str
     text: tuple[str, ...] = ()
     filterable: tuple[str, ...] = ()
+    aspects: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    concepts: str | None = Field(None, min_length=1)
+    glossary: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _check_filterable(self) -> Self:
@@ -77,6 +87,35 @@ class Items(TableSource):
             if name in self.reserved:
                 raise ValueError(f"column '{name}' cannot be filterable: the name is taken; rename it in the files")
         return self
+
+    @model_validator(mode="after")
+    def _check_meaning(self) -> Self:
+        for aspect, columns in self.aspects.items():
+            refuse_repeats(f"aspects.{aspect}", columns)
+            if not _DIRECTORY_NAME.fullmatch(aspect):
+                raise ValueError(f"aspect '{aspect}': a name is letters, digits, '.', '_' and '-'; rename it")
+            if not columns:
+                raise ValueError(f"aspect '{aspect}' names no column; name columns, or remove the aspect")
+        if (self.aspects or self.concepts or self.glossary) and not self.text:
+            raise ValueError("aspects, concepts and glossary read the content of items; name text = [...] too")
+        for name, field in self.named_for_meaning.items():
+            if name in self.reserved:
+                raise ValueError(f"{field}: column '{name}' cannot be used: the name is taken; rename it in the files")
+        return self
+
+    @property
+    def named_for_meaning(self) -> dict[str, str]:
+        """Columns of aspects and concepts, each with the first field that names it."""
+        named = {name: f"[items.aspects] {aspect}" for aspect, names in self.aspects.items() for name in names}
+        return named if self.concepts is None else {self.concepts: "[items] concepts"} | named
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Columns of filters, aspects and concepts that are no features; items keep their values as the files do."""
+        featured = {*self.categorical, *self.numeric}
+        return tuple(
+            name for name in dict.fromkeys((*self.filterable, *self.named_for_meaning)) if name not in featured
+        )
 
 
 class Users(TableSource):

@@ -280,7 +280,8 @@ def _table_profile(frame: pl.DataFrame, source: Items | Users, raw: SourceTable 
     """Counts nulls: of features as used, of text and filterable columns before they are joined or passed on."""
     nulls = _nulls(frame.select([*source.categorical, *source.numeric]))
     if isinstance(source, Items) and raw is not None:
-        nulls |= {name: raw.column(name).null_count() for name in source.filterable if name not in nulls}
+        kept = (*source.filterable, *source.attributes)
+        nulls |= {name: raw.column(name).null_count() for name in kept if name not in nulls}
         nulls |= {name: texts(raw, name).null_count() for name in source.text if name not in nulls}
     cardinalities = {name: _cardinality(frame[name]) for name in source.categorical}
     return TableProfile(frame.height, nulls, cardinalities)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
+from features.config import nearest
 from features.dataset import clock, column
 from features.dataset.descriptor import Dataset, Events, Items, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
 from features.dataset.source import TableSource
+from features.errors import DatasetError
 from features.value.mixed_column import wire
 
 EVENT_ID = "_event_id"
@@ -41,7 +43,7 @@ def read_items(dataset: Dataset) -> pl.DataFrame | None:
     Returns:
         (R, …): item_id String, unique; text String, the text columns joined by a line feed, "" where all are empty;
         then the categorical columns (String, or List(String) where multi-valued), the numeric ones (Float32), and
-        the filterable ones that are not features too, as they are.
+        those of filters, aspects and concepts that are not features too, as they are.
 
     Raises:
         DatasetError: A file, column or value cannot be used; names it, and the row if known.
@@ -131,8 +133,8 @@ def load_items(dataset: Dataset, only: FileSlice | None = None) -> SourceTable |
     if dataset.items is None:
         return None
     items = dataset.items
-    wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.filterable}
-    many = {*items.text, *items.categorical, *items.filterable}
+    wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.attributes}
+    many = {*items.text, *items.categorical, *items.attributes}
     return load(items, dataset.directory, table="items", wanted=wanted, many=many, only=only)
 
 
@@ -166,13 +168,18 @@ def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
 
 def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.DataFrame:
     """Returns the frame of `read_items`. Without `unique`, an id may occur more than once."""
-    featured = {*items.categorical, *items.numeric}
+    for name, field in items.named_for_meaning.items():
+        if name not in table.names:
+            raise DatasetError(
+                f"{table.files[0]}: {field}: column '{name}' does not exist; the nearest existing column is "
+                f"'{nearest(name, table.names)}' (there are: {', '.join(table.names)}); fix the name in the descriptor"
+            )
     return pl.DataFrame(
         [
             (column.unique_ids if unique else column.ids)(table, items.id).alias("item_id"),
             _joined_text(table, items),
             *features(table, items),
-            *(column.attribute(table, name) for name in items.filterable if name not in featured),
+            *(column.attribute(table, name) for name in items.attributes),
         ]
     )
 

@@ -136,7 +136,8 @@ class ParseTable:
             lengths: dict[int, int] = {}
             unusable = 0
             if isinstance(source, Items):
-                nulls |= {name: table.column(name).null_count() for name in source.filterable if name not in nulls}
+                kept = (*source.filterable, *source.attributes)
+                nulls |= {name: table.column(name).null_count() for name in kept if name not in nulls}
                 nulls |= {name: texts(table, name).null_count() for name in source.text if name not in nulls}
                 if self.dataset.has_content:
                     from features.content.terms import without_tokens

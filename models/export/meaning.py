@@ -77,6 +77,8 @@ def _feature(source: Events | Items | Users, column: str) -> str:
         return f"Numeric feature of {table} in the descriptor."
     if isinstance(source, Items) and column in source.filterable:
         return f"Column of {table} in the descriptor on which retrieval filters."
+    if isinstance(source, Items) and column in source.named_for_meaning:
+        return f"Column of {source.named_for_meaning[column]} in the descriptor."
     return ""
 
 
