@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from tessera.terminal import JsonOption, out_console, print_json
 
@@ -46,3 +47,70 @@ def advise(
     for row in advice.bytes:
         sizes.add_row(*("–" if value is None else f"{value:,}" for value in row.values()))
     out_console.print(sizes)
+
+
+@encoder.command()
+def upgrade(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option(help="Directory of the new encoder, or of a run that has the new encoder.")],
+    keep: Annotated[
+        str, typer.Option(help="Aim: codes (Semantic IDs stay), gain (the new encoder's recall stays), or both.")
+    ] = "codes",
+    sample: Annotated[int, typer.Option(min=1, help="Items to fit the maps on.")] = 1_000,
+    items: Annotated[
+        Path | None, typer.Option(help="File of item ids to fit on, one a line, instead of a sample.")
+    ] = None,
+    least: Annotated[
+        list[str] | None,
+        typer.Option(help="Least fidelity, such as whole_ids=0.5, task=1; repeatable. Default: by the aim."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the map; by default the encoder's id and the aim.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample and of the fits.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Fit the map with which a new encoder serves a run's index and codebook; the run stays as it is."""
+    from tessera.encoders.upgrade import UpgradeOptions, aim_of, least_of
+    from tessera.encoders.upgrade import upgrade as fit
+
+    chosen = items.read_text(encoding="utf-8").split("\n") if items else None
+    options = UpgradeOptions(
+        aim=aim_of(keep),
+        sample=sample,
+        items=[line.strip() for line in chosen if line.strip()] if chosen else None,
+        least=least_of(least) if least else None,
+        name=name,
+        seed=seed,
+    )
+    result = fit(run, to, options)
+    if json:
+        print_json(result.to_json())
+        return
+    measures = list(dict.fromkeys(measure for row in result.tried for measure in row if measure != "kind"))
+    table = Table("map", *(measure.replace("_", " ") for measure in measures))
+    for row in result.tried:
+        cells = (f"{row[measure]:.3f}" if measure in row else "–" for measure in measures)
+        table.add_row(Text(row["kind"], "bold" if row["kind"] == result.map.kind else ""), *cells)
+    out_console.print(table)
+    needed = "no map is needed" if result.map.kind == "none" else f"{result.map.kind}, {result.map.pairs:,} pairs"
+    out_console.print(f"map      {needed}, kept for {keep}: {result.directory}")
+    seconds = result.seconds_an_item * result.items
+    out_console.print(f"instead  re-embedding {result.items:,} items takes about {seconds:,.0f} s on one core")
+
+
+@encoder.command()
+def reembed(
+    run: RunArgument,
+    map_name: Annotated[str, typer.Option("--map", help="Name of the map that `tessera encoder upgrade` wrote.")],
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Most shards of 256 items to encode now; by default all.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Encode the catalogue with an upgrade's encoder, urgent items first; the index changes space when all are done."""
+    from tessera.encoders.reembed import reembed as encode
+
+    found = encode(run, map_name, most=most)
+    if json:
+        print_json(asdict(found) | {"finished": found.finished})
+        return
+    out_console.print(f"reembed  {found.done:,} of {found.items:,} items; the index holds {found.space}")

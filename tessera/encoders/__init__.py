@@ -1,0 +1,1 @@
+"""Work of the commands `tessera encoder` on the directory of a run."""

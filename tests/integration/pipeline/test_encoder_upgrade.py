@@ -1,0 +1,188 @@
+"""A new encoder under the index and codebook of a finished run, and a re-embedding that survives a kill."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from features.content import lsa
+from features.content.kinds import load_encoder
+from features.content.space_map import load_map
+from features.errors import DatasetError, TesseraError
+from features.jobs.shard import read_shards, shard_paths
+from tessera.cli.main import app
+from tessera.encoders import reembed as reembedding
+from tessera.encoders.reembed import index_of, reembed, urgency
+from tessera.encoders.upgrade import UpgradeOptions, upgrade
+from tests.integration.world import World
+
+DIM = 24
+LOW = {"first_codes": 0.0}
+
+
+@pytest.fixture(scope="module")
+def place(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the world's run, and `new/`, an encoder fitted with fewer dimensions on nine tenths of the texts."""
+    directory = tmp_path_factory.mktemp("upgrade")
+    for stage in ("encode", "assign", "frame"):
+        shutil.copytree(world.directory / stage, directory / "run" / stage)
+    texts = read_shards(directory / "run" / "encode" / "texts")["text"].to_list()
+    (directory / "new").mkdir()
+    lsa.fit(texts[: len(texts) * 9 // 10], dim=DIM, seed=3).save(directory / "new")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def upgraded(place: Path) -> Path:
+    return upgrade(place / "run", place / "new", UpgradeOptions(name="up", least=LOW)).directory
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_an_upgrade_writes_the_best_map_and_an_encoder_of_the_old_space(place: Path, upgraded: Path) -> None:
+    report = json.loads((upgraded / "report.json").read_text())
+    tried = {row["kind"]: row for row in report["tried"]}
+    # The widths differ, so neither a shift nor no map at all is possible.
+    assert set(tried) == {"procrustes", "ridge", "mlp"}
+    assert report["map"]["kind"] == max(tried, key=lambda kind: tried[kind]["whole_ids"])
+    assert report["map"]["aim"] == "codes"
+    assert report["seconds_an_item"] > 0
+    texts = read_shards(place / "run" / "encode" / "texts")["text"].to_list()[:20]
+    new, behind = load_encoder(place / "new"), load_encoder(upgraded / "encoder")
+    found = load_map(upgraded)
+    assert np.array_equal(behind.encode(texts), found.of(new.encode(texts), space=new.id))
+    assert found.target == load_encoder(place / "run" / "encode" / "encoder").id
+
+
+def test_an_upgrade_leaves_the_run_and_repeats_to_the_byte(place: Path, upgraded: Path) -> None:
+    before = {name: data for name, data in files(place / "run").items() if not name.startswith("maps/")}
+    again = upgrade(place / "run", place / "new", UpgradeOptions(name="again", least=LOW)).directory
+    assert {name: data for name, data in files(place / "run").items() if not name.startswith("maps/")} == before
+    one, other = ({n: d for n, d in files(where).items() if n != "report.json"} for where in (upgraded, again))
+    # `upgraded` may hold a re-embedding by now.
+    assert {name: one[name] for name in other} == other
+    assert not list((place / "run" / "maps").glob(".*.partial"))
+
+
+def test_an_upgrade_that_was_stopped_keeps_what_it_encoded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = UpgradeOptions(name="stopped", least=LOW)
+    with monkeypatch.context() as patch:
+        patch.setattr("tessera.encoders.upgrade.candidates", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            upgrade(place / "run", place / "new", options)
+    assert not (place / "run" / "maps" / "stopped").exists()
+    (shard,) = (place / "run" / "maps").glob(".stopped.*.partial/vectors/part-*")
+    stamp = shard.stat().st_mtime_ns
+    kept: list[int] = []
+    original = shutil.rmtree
+
+    def noted(path: Path, **options: bool) -> None:
+        kept.extend(one.stat().st_mtime_ns for one in Path(path).glob("vectors/part-*"))
+        original(path, **options)
+
+    monkeypatch.setattr("tessera.encoders.upgrade.shutil.rmtree", noted)
+    assert upgrade(place / "run", place / "new", options).directory.is_dir()
+    assert kept == [stamp]
+
+
+def test_bad_input_is_refused_by_name(place: Path) -> None:
+    run, new = place / "run", place / "new"
+    refused = [
+        (new, UpgradeOptions(least={"whole_ids": 1.01}), r"reaches whole ids .* expected 1\.01"),
+        (new, UpgradeOptions(items=["nobody"]), "1 of 1 items are not in the catalogue, .*'nobody'"),
+        (new, UpgradeOptions(sample=DIM), "pairs are fewer than"),
+        (new, UpgradeOptions(name="../away"), "letters, digits"),
+        (run, UpgradeOptions(), "uses already"),
+        (place, UpgradeOptions(), "holds no encoder"),
+    ]
+    for to, options, message in refused:
+        with pytest.raises(TesseraError, match=message):
+            upgrade(run, to, options)
+    with pytest.raises(DatasetError, match=r"encode is missing"):
+        upgrade(place, new, UpgradeOptions())
+    with pytest.raises(DatasetError, match=r"holds no upgrade; there are:.*up"):
+        reembed(run, "none")
+
+
+def test_urgent_items_come_first() -> None:
+    order = urgency(np.array([0, 9, 9, 3]), np.array([0.5, 0.1, 0.4, 0.5]))
+    assert order.tolist() == [2, 3, 1, 0]
+
+
+def test_the_index_flips_when_every_item_is_done(place: Path, upgraded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reembedding, "SHARD_ITEMS", 50)
+    old, new = (load_encoder(where) for where in (place / "run" / "encode" / "encoder", place / "new"))
+    state = reembed(place / "run", "up", most=2)
+    assert (state.done, state.finished, state.space) == (100, False, old.id)
+    space, frame = index_of(place / "run", "up")
+    assert (space, frame["vector"].dtype.shape) == (old.id, (old.dim,))
+    state = reembed(place / "run", "up")
+    assert (state.finished, state.space) == (True, new.id)
+    space, frame = index_of(place / "run", "up")
+    assert (space, frame["vector"].dtype.shape) == (new.id, (new.dim,))
+    texts = read_shards(place / "run" / "encode" / "texts")
+    assert frame["item_id"].to_list() == texts["item_id"].to_list()
+    assert np.array_equal(frame["vector"].to_numpy(), new.encode(texts["text"].to_list()))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import features.jobs.encode as jobs
+from tessera.encoders import reembed
+
+left, encode = [2], jobs.encode_shard
+
+def counted(shard, **given):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(shard, **given)
+
+reembed.SHARD_ITEMS, jobs.encode_shard = 50, counted
+reembed.reembed(Path(sys.argv[1]), "killed")
+"""
+
+
+def test_a_reembedding_that_was_killed_and_resumed_equals_a_whole_one(
+    place: Path, upgraded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reembedding, "SHARD_ITEMS", 50)
+    run = place / "run"
+    for name in ("whole", "killed"):
+        shutil.copytree(upgraded, run / "maps" / name, ignore=shutil.ignore_patterns("reembed*"))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(shard_paths(run / "maps" / "killed" / "reembed" / "vectors")) == 2
+    assert index_of(run, "killed")[0] == load_encoder(run / "encode" / "encoder").id
+    for name in ("whole", "killed"):
+        assert reembed(run, name).finished
+    one, other = (
+        {n: d for n, d in files(run / "maps" / name).items() if ".job" not in n} for name in ("whole", "killed")
+    )
+    assert one == other
+
+
+def test_the_commands_print_what_they_found(place: Path) -> None:
+    runner = CliRunner()
+    run, new = str(place / "run"), str(place / "new")
+    found = runner.invoke(app, ["encoder", "upgrade", run, "--to", new, "--name", "cli", "--least", "first_codes=0"])
+    assert found.exit_code == 0, found.output
+    for part in ("procrustes", "whole ids", "re-embedding 300 items"):
+        assert part in found.output
+    found = runner.invoke(app, ["encoder", "reembed", run, "--map", "cli", "--json"])
+    assert json.loads(found.stdout)["finished"]
+    found = runner.invoke(app, ["encoder", "advise", run, "--k", "3", "--items", "1000000"])
+    assert "at 1,000,000 items" in found.output
