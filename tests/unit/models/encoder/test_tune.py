@@ -1,0 +1,103 @@
+"""Tuned heads on data whose right answer is planted: what items are alike is written into a few of the dimensions."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.content.chain import apply_steps
+from features.content.encoder import unit
+from features.errors import TesseraError
+from models.encoder.measure import recall
+from models.encoder.pairs import Task, item_task
+from models.encoder.tune import Tuned, TuneOptions, most_alike, tune
+
+ITEMS, DIM, GROUPS = 400, 12, 40
+OPTIONS = TuneOptions(batch=64, rounds=6, patience=3, rank=6)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """Items of a group are alike. The first four dimensions tell the groups, the other eight are noise as loud."""
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, GROUPS, ITEMS)
+    signal = rng.normal(size=(GROUPS, 4))[group] + 0.1 * rng.normal(size=(ITEMS, 4))
+    vectors = unit(np.concatenate([signal, rng.normal(size=(ITEMS, DIM - 4))], axis=1))
+    first, second = np.triu_indices(ITEMS, 1)
+    alike = group[first] == group[second]
+    weights = np.full(int(alike.sum()), 0.5, dtype=np.float32)
+    return item_task("groups", vectors, first[alike], second[alike], weights)
+
+
+def found(tuned: Tuned, task: Task) -> float:
+    wanted = most_alike(task.alike, 20)
+    return recall(apply_steps(tuned.steps, task.vectors), wanted, np.ones(ITEMS, dtype=bool), count=20)
+
+
+@pytest.mark.parametrize("head", ["linear", "low-rank"])
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_a_head_finds_what_the_noise_hides(task: Task, head: str, labels: str) -> None:
+    options = replace(OPTIONS, head=head, loss=replace(OPTIONS.loss, labels=labels))  # type: ignore[arg-type]
+    tuned = tune([task], options)
+    assert max(tuned.recalls) > 1.2 * tuned.recalls[0]
+    assert found(tuned, task) > 1.3 * found(Tuned((), (), 0), task)
+
+
+def test_permuted_pairs_give_no_gain(task: Task) -> None:
+    tuned = tune([task.permuted(0)], OPTIONS)
+    assert found(tuned, task) < 1.1 * found(Tuned((), (), 0), task)
+
+
+def test_a_strong_pull_gives_the_identity(task: Task) -> None:
+    tuned = tune([task], replace(OPTIONS, pull=1e4, rounds=2))
+    for step in tuned.steps:
+        np.testing.assert_allclose(step.tensors["matrix"], np.eye(DIM), atol=0.05)
+
+
+def test_a_fit_that_is_stopped_after_any_round_goes_on_to_the_same_bits(task: Task, tmp_path: Path) -> None:
+    options = replace(OPTIONS, rounds=3)
+    whole = tune([task], options)
+
+    class Stopped(Exception):
+        pass
+
+    rounds = 3 + whole.rounds
+    for stop in range(1, rounds):
+        state = tmp_path / f"{stop}.state"
+
+        def stopped(done: int, total: int, stop: int = stop) -> None:
+            if done == stop:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            tune([task], options, checkpoint=state, progress=stopped)
+        again = tune([task], options, checkpoint=state)
+        assert [step.id for step in again.steps] == [step.id for step in whole.steps]
+        assert again.recalls == whole.recalls
+
+
+def test_the_state_of_another_fit_and_a_damaged_state_are_not_used(task: Task, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    options = replace(OPTIONS, rounds=1)
+    tune([task], replace(options, seed=1), checkpoint=state)
+    wanted = tune([task], options)
+    assert tune([task], options, checkpoint=state).recalls == wanted.recalls
+    state.write_bytes(state.read_bytes()[:100])
+    assert tune([task], options, checkpoint=state).recalls == wanted.recalls
+
+
+def test_tasks_of_two_widths_and_tasks_without_a_pair_are_refused(task: Task) -> None:
+    narrow = replace(task, vectors=np.ascontiguousarray(task.vectors[:, :5]))
+    with pytest.raises(TesseraError, match="widths 5, 12"):
+        tune([task, narrow], OPTIONS)
+    empty = replace(task, name="nothing", alike=task.alike * 0)
+    empty.alike.eliminate_zeros()
+    with pytest.raises(TesseraError, match="nothing"):
+        tune([empty], OPTIONS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("head", "deep"), ("rank", 0), ("rounds", 0), ("pull", -1), ("batch", 1)])
+def test_an_option_out_of_range_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(TesseraError, match=name):
+        TuneOptions(**{name: value})  # type: ignore[arg-type]
