@@ -58,10 +58,12 @@ class _Chains:
 
 # A new encoder is one new module with `fit` and `load`, and one line here. The modules bring scikit-learn and a
 # transformer library along.
+CHAIN = "chain"
+_WITHOUT_MODEL = {"lsa"}
 KINDS: dict[str, Kind] = {
     "lsa": _OnUse(_lsa),
     "sentence-transformers": _OnUse(_sentence_transformers),
-    "chain": _Chains(),
+    CHAIN: _Chains(),
 }
 
 
@@ -82,6 +84,46 @@ def register(name: str, kind: Kind) -> None:
     """
     if KINDS.setdefault(name, kind) is not kind:
         raise DatasetError(f"encoder {name!r} is registered already; choose another name")
+
+
+def names_of(encoder: str) -> tuple[str, ...]:
+    """Returns the names of the kinds in a value of `encoder`: kinds side by side are joined by `+`.
+
+    Raises:
+        DatasetError: A kind is unknown, or cannot be fitted by its name.
+    """
+    names = tuple(name.strip() for name in encoder.split("+"))
+    for name in names:
+        if name not in fitted_names():
+            raise DatasetError(f"encoder {name!r} is unknown; choose one of: {', '.join(fitted_names())}")
+    return names
+
+
+def fitted_names() -> tuple[str, ...]:
+    """Returns the names of the kinds that are fitted by name; a chain is made of fitted encoders."""
+    return tuple(name for name in KINDS if name != CHAIN)
+
+
+def fit_encoder(encoder: str, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
+    """Fits an encoder of one kind, or of several kinds side by side.
+
+    Args:
+        encoder: Names of the kinds, joined by `+`.
+        texts: Texts of the catalogue.
+        dim: Width of a fitted vector.
+        seed: Seed of everything random.
+        model: Model of the kinds that take one.
+
+    Raises:
+        DatasetError: A kind is unknown or cannot be fitted.
+    """
+    names = names_of(encoder)
+    if len(names) == 1:
+        return kind(names[0]).fit(texts, dim=dim, seed=seed, model=model)
+    from features.content.chain import Chain
+
+    taken = {name: None if name in _WITHOUT_MODEL else model for name in names}
+    return Chain([kind(name).fit(texts, dim=dim, seed=seed, model=taken[name]) for name in names])
 
 
 def kind(name: str) -> Kind:

@@ -4,7 +4,7 @@ Three answers that must not be confused:
 
 - The curve: the share of the float neighbours that a smaller vector keeps, on this catalogue. Neighbours are not the
   task: fewer dimensions often keep the task where they lose neighbours.
-- The worst case: the items at which no vector of a width can tell all pairs apart, whoever trains it.
+- The worst case: the items at which no vector of a width can tell all pairs apart, with any training.
 - Bytes, at catalogues of 10^6 to 10^9 items.
 
 Shape letters: n measured items, D dim, E kept dims, B bits.

@@ -73,4 +73,4 @@ def _encoder(job: Job, texts: list[str]) -> Encoder:
     model = options.encoder_model
     if model is not None and (beside := job.dataset.directory / model).is_dir():
         model = str(beside)
-    return encoders.kind(options.encoder).fit(texts, dim=options.encoder_dim, seed=options.seed, model=model)
+    return encoders.fit_encoder(options.encoder, texts, dim=options.encoder_dim, seed=options.seed, model=model)

@@ -15,13 +15,15 @@ from models.table.admission import Admission
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
-from tessera.pipeline.train import HASHED_ID, RANKER
+from tessera.pipeline.train import HASHED_ID, RANKER, read_choice
 
 READS = ("seed",)
 _METRICS = "metrics.json"
 
 
-def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished | None) -> Finished:
+def evaluate(
+    job: Job, framed: Finished, trained: Finished, assigned: Finished | None, chosen: Finished | None
+) -> Finished:
     """Runs the stage after `train`."""
 
     def work(directory: Path, advance: Advance) -> None:
@@ -47,6 +49,8 @@ def evaluate(job: Job, framed: Finished, trained: Finished, assigned: Finished |
         }
         if assigned is not None:
             metrics["semantic_ids"] = msgspec.json.decode((assigned.directory / "report.json").read_bytes())
+        if chosen is not None:
+            metrics["reads"] = asdict(read_choice(chosen))
         write_json(directory / _METRICS, metrics)
 
     return job.do("evaluate", work, reads=READS, after={"train": trained})

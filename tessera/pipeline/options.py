@@ -27,14 +27,14 @@ from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import Scheme
 from models.table.admission import MOST_SIGHTINGS
 from models.table.default_schema import TableOptions
+from models.table.item_parts import ItemPart
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_AUTO = "auto"
+_AUTO, _SIDE_BY_SIDE = "auto", "+"
 # Given with the command, since they change from run to run.
 _NOT_IN_FILE = ("warm_start", "positions")
 # The network is a part of the training's configuration, the seed is one for the whole run.
 _ELSEWHERE = {"training.network": "ranker", "training.seed": ""}
-_KINDS: dict[str, Mapping[str, Any]] = {"encoder": encoders.KINDS, "quantizer": codebooks.KINDS}
 _ANY = 2**62
 _RANGES = {
     "seed": (0, 2**31),
@@ -60,7 +60,7 @@ class RunOptions:
 
     Attributes:
         seed: Seed of everything random, of a random split too.
-        encoder: Kind of the encoder that turns content into vectors.
+        encoder: Kind of the encoder that turns content into vectors; `lsa+static`, or a list, for kinds side by side.
         encoder_model: Model of the encoder: a directory, beside the descriptor or anywhere, or a hub id.
         encoder_dim: Width of a content vector, where the encoder is fitted.
         quantizer: Kind of the codebook.
@@ -70,6 +70,8 @@ class RunOptions:
         tokens: Scheme by which a Semantic ID becomes values of the table.
         pieces: Size of the vocabulary of the scheme `pieces`; None for two for each code of a level.
         table: Size and shape of the unified table.
+        reads: Parts of an item that the ranker reads, of `id`, `code` (the Semantic ID), `content` (the vector) and
+            `metadata` (the declared columns); None chooses them by items that small trainings do not see.
         history_length: L, the items of a user's history.
         aggregates: `default` for the default aggregates and the declared ones, `declared` for those of `[aggregates]`
             alone, `off` for none.
@@ -99,6 +101,7 @@ class RunOptions:
     tokens: Scheme = "prefix"
     pieces: int | None = None
     table: TableOptions = field(default_factory=TableOptions)
+    reads: tuple[ItemPart, ...] | None = None
     history_length: int = DEFAULT_LENGTH
     aggregates: Choice = "default"
     aggregate_keys: int = MOST_KEYS
@@ -258,6 +261,8 @@ def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
     if kinds != [kind] and value in (None, _AUTO):
         return None
     own = kinds[0]
+    if name == "encoder" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        value = _SIDE_BY_SIDE.join(value)
     if name == "table.budget" and isinstance(value, str):
         return _in_range(name, parse_bytes(value))
     if is_text and get_origin(own) is tuple:
@@ -268,10 +273,20 @@ def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
         converted = msgspec.convert(value, own, strict=not is_text)
     except msgspec.ValidationError as error:
         raise ValueError(f"expected {_expected(own)}{' or auto' if own != kind else ''}, got {value!r}") from error
-    there = _KINDS.get(name)
-    if there is not None and converted not in there:
-        raise ValueError(f"expected one of {', '.join(there)}, got {converted!r}")
+    _check_kinds(name, converted)
     return _in_range(name, converted)
+
+
+def _check_kinds(name: str, value: Any) -> None:
+    if name == "encoder":
+        chosen, there = value.split(_SIDE_BY_SIDE), encoders.fitted_names()
+    elif name == "quantizer":
+        chosen, there = [value], tuple(codebooks.KINDS)
+    else:
+        return
+    for one in chosen:
+        if one not in there:
+            raise ValueError(f"expected one of {', '.join(there)}, got {one!r}")
 
 
 def _in_range(name: str, value: Any) -> Any:

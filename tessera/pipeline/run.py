@@ -23,7 +23,7 @@ from tessera.pipeline.frame import frame
 from tessera.pipeline.job import Engines, Job
 from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.publish import Ready, bundle, register
-from tessera.pipeline.train import train
+from tessera.pipeline.train import choose, train
 
 __all__ = ["STAGES", "RunOptions", "RunResult", "run"]
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
@@ -93,9 +93,10 @@ def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> Run
     if "frame" in wanted:
         framed = frame(job, assigned)
     if "train" in wanted:
-        trained = train(job, framed)
+        chosen = choose(job, framed)
+        trained = train(job, framed, chosen)
     if "evaluate" in wanted:
-        evaluated = evaluate(job, framed, trained, assigned)
+        evaluated = evaluate(job, framed, trained, assigned, chosen)
         metrics = read_metrics(evaluated)
     if "publish" in wanted:
         made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated))

@@ -24,6 +24,7 @@ from models.semantic_id.codebook.match import match
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import load_tokenizer
 from models.semantic_id.vectors import vectors_beside_codes
+from models.table.item_parts import parts_of, reading
 from models.table.schema import SEMANTIC_ID, Schema
 from tessera.pipeline.artifact import AGGREGATES, read_frame
 from tessera.pipeline.stage import finished_key, made_of
@@ -105,6 +106,8 @@ class Previous:
             DatasetError: The new run has other features.
         """
         old, trained = load_ranker(self._directory / "train" / "ranker", config)
+        # The new run reads of an item what the earlier run chose.
+        schema = reading(schema, set(parts_of(old)) & set(parts_of(schema)))
         wanted = replace(schema, numeric=old.numeric)
         if replace(old, rows=schema.rows) != wanted or [n.name for n in old.numeric] != [
             n.name for n in schema.numeric

@@ -30,12 +30,14 @@ from features.history import DEFAULT_LENGTH
 from models.encoder.measure import new_items
 from models.ranker.evaluate import Quality, quality
 from models.ranker.loading import assembler, examples
+from models.ranker.reads import choose_reads
 from models.ranker.train import TrainConfig, predict, train
 from models.semantic_id.codebook import rqvae
 from models.semantic_id.codebook.quantizer import default_codes
 from models.semantic_id.tokens import SCHEMES, Scheme
 from models.table.admission import Admission
 from models.table.default_schema import TableOptions, default_schema, hashed_id_schema
+from models.table.item_parts import reading
 from models.table.schema import SEMANTIC_ID, Schema
 from tessera.bench.harness.data import dataset_frame, progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least
@@ -47,6 +49,7 @@ _SMALL_TABLE = 0.1
 # One epoch of patience for `tessera run`'s two: the same order, in fewer epochs.
 _TRAIN = TrainConfig(patience=1)
 _USER_ONLY, _HASHED_ID, _ID = "user only", "hashed id", "id"
+_ALL, _DEFAULT = "all", "chosen of all (default)"
 _SEMANTIC, _PERMUTED, _DENSE = "id + Semantic ID", "id + permuted Semantic ID", "id + Semantic ID + dense"
 
 
@@ -58,6 +61,7 @@ class Variant:
         item_id, metadata, content: True if the ranker reads its id, its declared columns, its content vector.
         tokens: Scheme of its Semantic ID, or None.
         permuted: True if the Semantic IDs are dealt out among the items.
+        chosen: True if `models.ranker.reads` chooses the parts, of all there are, as `tessera run` does.
         baseline: the hashed-id ranker of ADR 9, without admission; the rest is not used then.
         budget: Share of the table's usual rows.
     """
@@ -67,6 +71,7 @@ class Variant:
     content: bool = False
     metadata: bool = False
     permuted: bool = False
+    chosen: bool = False
     baseline: bool = False
     budget: float = 1.0
 
@@ -82,7 +87,8 @@ VARIANTS: dict[str, Variant] = {
     _SEMANTIC: Variant(tokens="prefix"),
     _PERMUTED: Variant(tokens="prefix", permuted=True),
     _DENSE: Variant(tokens="prefix", content=True),
-    "all (default)": Variant(tokens="prefix", content=True, metadata=True),
+    _ALL: Variant(tokens="prefix", content=True, metadata=True),
+    _DEFAULT: Variant(tokens="prefix", content=True, metadata=True, chosen=True),
     f"{_HASHED_ID}, table x {_SMALL_TABLE:g}": Variant(baseline=True, budget=_SMALL_TABLE),
     f"{_ID}, table x {_SMALL_TABLE:g}": Variant(budget=_SMALL_TABLE),
     f"{_SEMANTIC}, table x {_SMALL_TABLE:g}": Variant(tokens="prefix", budget=_SMALL_TABLE),
@@ -167,6 +173,14 @@ def claims(qualities: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
             if len(gains) > 1:
                 p = float(stats.ttest_1samp(gains, 0.0).pvalue)
                 judged.append(Claim(f"{claim}: p of the paired t-test", p, 0.05, p < 0.05))
+    parts = [name for name in (_ID, "id + metadata", "id + dense", _SEMANTIC) if name in qualities]
+    if _DEFAULT in qualities and parts:
+        for part in ("new", "known"):
+            best = max(float(_auc(qualities[name], part).mean()) for name in parts)
+            gain = float(_auc(qualities[_DEFAULT], part).mean()) - best
+            judged.append(
+                at_least(f"{part} items: AUC of the default less that of the best of its parts", gain, -0.001)
+            )
     return judged
 
 
@@ -186,6 +200,8 @@ class _World:
         """Trains one variant and measures it on known and on new items."""
         frame = self._with_tokens(variant)
         schema = self._schema(variant, frame)
+        if variant.chosen:
+            schema = reading(schema, choose_reads(schema, frame, config).parts)
         trained = train(schema, frame, config)
         by_part: dict[str, Any] = {}
         for name, part in (("known", frame.part("test")), ("new", frame.part("new"))):

@@ -58,8 +58,8 @@ def place(finished: Path, tmp_path: Path) -> Path:
         ({"quantizer_options": "{iterations = 3}"}, "assign"),
         ({"tokens": "unigram"}, "frame"),
         ({"history_length": 5}, "frame"),
-        ({"table.dim": 8}, "train"),
-        ({"training.precision": "bfloat16", "ranker.content": 8}, "train"),
+        ({"table.dim": 8}, "choose"),
+        ({"training.precision": "bfloat16", "ranker.content": 8}, "choose"),
     ],
 )
 def test_an_option_does_again_the_stages_that_read_it(place: Path, change: dict[str, Any], first: str | None) -> None:
@@ -67,7 +67,7 @@ def test_an_option_does_again_the_stages_that_read_it(place: Path, change: dict[
     base = load_dataset(place / "base.toml").model_copy(update={"run": TABLE})
     assert load_options(base) == SMALL
     result = go(place, load_options(base, pairs), until="train")
-    stages = ("encode", "assign", "frame", "train")
+    stages = ("encode", "assign", "frame", "choose", "train")
     assert tuple(result.executed) == (stages[stages.index(first) :] if first else ())
     assert tuple(result.again) == tuple(result.executed)
     if first:
@@ -127,7 +127,7 @@ def test_a_warm_start_says_which_choices_are_others(place: Path) -> None:
     assert result.bundle is not None
     assert "encoder" not in result.bundle.manifest.choices
     again = go(place, replace(SMALL, table=replace(SMALL.table, dim=8)), until="train")
-    assert list(again.again) == ["train"]
+    assert list(again.again) == ["choose", "train"]
     moved = run(
         dataset,
         place / "warm",

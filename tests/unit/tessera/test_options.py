@@ -110,7 +110,10 @@ def test_every_choice_survives_being_written_and_read() -> None:
         ({"seed": "3"}, "seed: expected a whole number, got '3'"),
         ({"codes": "many"}, "codes: expected a whole number or auto, got 'many'"),
         ({"tokens": "words"}, "tokens: expected one of prefix, unigram"),
-        ({"encoder": "bert"}, "encoder: expected one of lsa, sentence-transformers, got 'bert'"),
+        ({"encoder": "bert"}, "encoder: expected one of lsa, sentence-transformers"),
+        ({"encoder": ["lsa", "bert"]}, "got 'bert'"),
+        ({"encoder": "chain"}, "got 'chain'"),
+        ({"reads": ["id", "price"]}, "reads: expected "),
         ({"quantizer": "k-means"}, "quantizer: expected one of rqvae, residual-kmeans, balanced-kmeans, got 'k-means'"),
         ({"quantizer_options": {"stps": 3}}, "quantizer: no option 'stps'"),
         ({"gates": {"auc": "much"}}, "gates.auc: expected a number, got 'much'"),
@@ -173,3 +176,16 @@ def test_the_descriptor_hands_the_table_on_and_refuses_it_where_it_is_none(tmp_p
 @pytest.mark.parametrize(("text", "size"), [("1500", 1500), ("1.5MB", 1_500_000), ("2 MiB", 2 << 20), ("1kb", 1000)])
 def test_sizes_are_read_in_both_kinds_of_units(text: str, size: int) -> None:
     assert parse_bytes(text) == size
+
+
+def test_encoders_side_by_side_are_a_list_or_joined() -> None:
+    names = "lsa+sentence-transformers"
+    assert load_options(dataset({"encoder": ["lsa", "sentence-transformers"]})).encoder == names
+    assert load_options(dataset({}), [f"encoder={names}"]).encoder == names
+
+
+def test_parts_of_an_item_are_chosen_or_given() -> None:
+    assert load_options(dataset({})).reads is None
+    assert load_options(dataset({"reads": "auto"})).reads is None
+    assert load_options(dataset({"reads": ["id", "content"]})).reads == ("id", "content")
+    assert load_options(dataset({}), ["reads=id,code"]).reads == ("id", "code")
