@@ -4,9 +4,11 @@ The log and the store are those of the settings, and HTTP goes over loopback.
 """
 
 import contextlib
+import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +31,7 @@ from streaming.log.topics import Topics
 from streaming.trainer import Totals
 from tessera.demo.new_items import NewItemPlan, encode_row, measure_ranks, new_items
 from tessera.demo.newcomer import Newcomer
-from tessera.pages.demo_page import StreamFigures
+from tessera.pages.demo_page import CountedRates, StreamFigures
 from tessera.pages.new_items import NewItem, NewItemRanks
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
@@ -86,15 +88,40 @@ def go_live(settings: Settings, given: LiveInput, console: Console) -> dict[str,
             # Held-back events may decide who likes an item. The ranker must not have read them.
             plan = given.plan if given.plan and (is_new or not given.plan.before_events) else None
             figures: dict[str, Any] = {"new_items": _rank_new_items(online, plan, console) if plan else None}
+            pair = _counted_pair(given)
+            before = _rates(service, pair) if pair else {}
             if newcomer:
                 figures["top_before"] = _top(client, newcomer.user, given.titles)
             if is_new:
                 figures |= _stream(online, given, console)
+            if pair and before and is_new:
+                item = given.titles.get(pair[1], pair[1])
+                figures["counted"] = CountedRates(pair[0], item, before, _rates(service, pair))
             if newcomer:
                 figures["serving_ms"] = _measure(client, bundle.users["user_id"].to_list(), given.items, console)
             if newcomer and is_new:
                 figures["top_after"] = _top(client, newcomer.user, given.titles)
     return figures
+
+
+def _counted_pair(given: LiveInput) -> tuple[str, str] | None:
+    """Returns the user and the item with the most held-back events; None for events without users or items."""
+    events = given.bundle.dataset.events
+    if events.user is None or events.item is None or not given.held_back:
+        return None
+    rows = [json.loads(message) for message in given.held_back]
+    user, item = (Counter(str(row[name]) for row in rows).most_common(1)[0][0] for name in (events.user, events.item))
+    return user, item
+
+
+def _rates(service: RankService, pair: tuple[str, str]) -> dict[str, tuple[float, float]]:
+    """Returns the rates of all time that a ranking reads, and the events behind them, by the entities they are by."""
+    found, _ = service.aggregates(*pair)
+    return {
+        " × ".join(one.by): (one.value, one.count)
+        for one in found
+        if one.kind == "rate" and one.horizon == "all" and one.value is not None and one.count is not None
+    }
 
 
 @dataclass(frozen=True)

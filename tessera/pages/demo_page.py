@@ -39,6 +39,22 @@ class StreamFigures:
 
 
 @dataclass(frozen=True)
+class CountedRates:
+    """Rates of one user and one item before and after the stream, as a ranking of the item for the user reads them.
+
+    Attributes:
+        user: Id of the user.
+        item: Title of the item.
+        before, after: (rate, events behind the rate) by name, in the same order.
+    """
+
+    user: str
+    item: str
+    before: Mapping[str, tuple[float, float]]
+    after: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class DemoSummary:
     """Content of the report.
 
@@ -53,6 +69,7 @@ class DemoSummary:
         serving_ms: latency of each request to rank.
         new_items: ranks of many new items, None where they were not measured.
         top_before, top_after: (item id, title, score) for the new item's user, best first.
+        counted: rates that the stream counted, None for a dataset without aggregates.
     """
 
     title: str
@@ -72,6 +89,7 @@ class DemoSummary:
     new_item: NewItem | None = None
     top_before: Sequence[Ranked] = ()
     top_after: Sequence[Ranked] = ()
+    counted: CountedRates | None = None
 
 
 def write_report(path: Path, summary: DemoSummary) -> None:
@@ -207,7 +225,20 @@ def _online(summary: DemoSummary) -> str:
             figures.append(markup.figure(heading, drawing, caption))
         else:
             figures.append(markup.card(heading, markup.none("Not measured.")))
-    return markup.section("Streaming and serving", markup.cards(*figures))
+    counted = [markup.card("What the stream counted", _counted(summary.counted))] if summary.counted else []
+    return markup.section("Streaming and serving", markup.cards(*figures), *counted)
+
+
+def _counted(counted: CountedRates) -> str:
+    rows = []
+    for name, before in counted.before.items():
+        shown = [f"{100 * rate:.1f} % of {events:,.0f}" for rate, events in (before, counted.after[name])]
+        rows.append([name, *shown])
+    about = (
+        f"Smoothed rates that a ranking of “{counted.item}” for user {counted.user} reads, and the events behind each. "
+        "Compare the columns: each held-back event counts at once, without training."
+    )
+    return markup.table(["", ">before", ">after"], rows) + markup.caption(about)
 
 
 def _semantic_ids(summary: DemoSummary) -> str:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from tessera.pages import svg as plot
-from tessera.pages.demo_page import DemoSummary, StreamFigures, key_figures, render_summary, write_report
+from tessera.pages.demo_page import CountedRates, DemoSummary, StreamFigures, key_figures, render_summary, write_report
 from tessera.pages.new_items import NewItem, NewItemRanks, Ranks
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -81,6 +81,12 @@ FULL = DemoSummary(
     ),
     top_before=[("a2", "Owls > bats", 0.8123), ("a3", "Whales", 0.7456)],
     top_after=[("a2", "Owls > bats", 0.8012), ("new-1", "Bees & <b>honey</b>", 0.7901)],
+    counted=CountedRates(
+        user="r01770",
+        item="Owls > bats",
+        before={"item": (0.5121, 1_200.0), "user × item.topic": (0.25, 4.0)},
+        after={"item": (0.5342, 1_290.0), "user × item.topic": (0.625, 9.0)},
+    ),
 )
 EMPTY = DemoSummary(title="Events alone", dataset="criteo", synthetic=False, bundle="b-0", created="today")
 
@@ -253,3 +259,10 @@ def test_ticks_are_round_few_and_within_the_axis(end: float) -> None:
     assert 3 <= len(ticks) <= 7
     assert ticks[-1] <= end * (1 + 1e-9)
     assert all(len(f"{tick:g}") <= 6 for tick in ticks)
+
+
+def test_what_the_stream_counted_is_shown_before_and_after(tmp_path: Path) -> None:
+    text = " ".join("".join(page(FULL, tmp_path)[1].text).split())
+    assert "51.2 % of 1,200" in text
+    assert "53.4 % of 1,290" in text
+    assert "What the stream counted" not in "".join(page(EMPTY, tmp_path)[1].text)
