@@ -62,7 +62,7 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairBatch:
     """Pairs of unit vectors, and everything known about them.
 
     Attributes:
@@ -78,7 +78,7 @@ class Batch:
     same: torch.Tensor
 
 
-def contrastive(batch: Batch, options: LossOptions, progress: float = 0.0) -> torch.Tensor:
+def contrastive(batch: PairBatch, options: LossOptions, progress: float = 0.0) -> torch.Tensor:
     """Returns the loss of a batch, a scalar: the mean of both directions.
 
     Args:

@@ -28,7 +28,7 @@ from features.durable import write_file
 from features.errors import TesseraError
 from features.threads import one_thread
 from models.encoder.likes import Neighbours
-from models.encoder.losses import Batch, LossOptions, contrastive
+from models.encoder.losses import PairBatch, LossOptions, contrastive
 from models.encoder.measure import recall
 from models.encoder.pairs import Task
 
@@ -36,7 +36,7 @@ Head = Literal["linear", "low-rank"]
 _HELD_OUT = 0.1
 _MOST_ASKED = 1_000
 _DRAWN_FROM = 20
-# Passes over the rows in a round.
+# Visits of each row in a round.
 _VISITS = 4
 
 
@@ -137,17 +137,17 @@ class _Rows:
         self.vectors, self.item = torch.from_numpy(np.ascontiguousarray(task.vectors)), task.item
 
     def batches(self, rng: np.random.Generator, size: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Returns the pairs of one pass over the anchors, in batches of `size`; a smaller last batch is left out."""
+        """Returns the pairs that visit each anchor once, in batches of `size`; a smaller last batch is left out."""
         order = rng.permutation(len(self.anchors))
         drawn = self._starts[order] + (rng.random(len(order)) * self._counts[order]).astype(np.int64)
         first, second = self.anchors[order], self._others[drawn]
         size = min(size, len(order))
         return [(first[start : start + size], second[start : start + size]) for start in _starts(len(order), size)]
 
-    def batch(self, first: NDArray[np.int64], second: NDArray[np.int64], head: "_Head") -> Batch:
+    def batch(self, first: NDArray[np.int64], second: NDArray[np.int64], head: "_Head") -> PairBatch:
         alike = torch.from_numpy(self.alike[first][:, second].toarray())
         same = torch.from_numpy(self.item[first][:, None] == self.item[second][None, :])
-        return Batch(head(self.vectors[first]), head(self.vectors[second]), alike, same)
+        return PairBatch(head(self.vectors[first]), head(self.vectors[second]), alike, same)
 
 
 def _starts(length: int, size: int) -> range:

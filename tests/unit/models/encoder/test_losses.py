@@ -5,21 +5,21 @@ import pytest
 import torch
 
 from features.errors import TesseraError
-from models.encoder.losses import Batch, LossOptions, contrastive
+from models.encoder.losses import PairBatch, LossOptions, contrastive
 
 
 @pytest.fixture
-def batch() -> Batch:
+def batch() -> PairBatch:
     rng = np.random.default_rng(0)
     vectors = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(2, 6, 4)).astype(np.float32)), dim=2)
     alike = torch.eye(6) * 0.5
     alike[0, 1], alike[3, 2] = 0.4, 0.1
     same = torch.zeros(6, 6, dtype=torch.bool)
     same[4, 5] = True
-    return Batch(vectors[0], vectors[1], alike, same)
+    return PairBatch(vectors[0], vectors[1], alike, same)
 
 
-def slow(batch: Batch, options: LossOptions) -> float:
+def slow(batch: PairBatch, options: LossOptions) -> float:
     """The definition, one pair after the other."""
     total = 0.0
     for first, second, alike, same in (
@@ -41,17 +41,17 @@ def slow(batch: Batch, options: LossOptions) -> float:
 
 
 @pytest.mark.parametrize("labels", ["soft", "hard"])
-def test_the_loss_is_that_of_the_definition(batch: Batch, labels: str) -> None:
+def test_the_loss_is_that_of_the_definition(batch: PairBatch, labels: str) -> None:
     options = LossOptions(labels=labels)  # type: ignore[arg-type]
     assert float(contrastive(batch, options)) == pytest.approx(slow(batch, options), rel=1e-5)
 
 
-def test_hard_labels_push_no_alike_pair_apart(batch: Batch) -> None:
+def test_hard_labels_push_no_alike_pair_apart(batch: PairBatch) -> None:
     losses = []
     for alike in (batch.alike, torch.eye(6)):
         first = batch.first.clone().requires_grad_()
         contrastive(
-            Batch(first, batch.second, alike, batch.same), LossOptions(labels="hard", temperature=0.5)
+            PairBatch(first, batch.second, alike, batch.same), LossOptions(labels="hard", temperature=0.5)
         ).backward()
         assert first.grad is not None
         losses.append(first.grad)
@@ -61,7 +61,7 @@ def test_hard_labels_push_no_alike_pair_apart(batch: Batch) -> None:
     assert float(pushed) > 1e-3
 
 
-def test_focal_weights_lower_the_loss_and_harder_negatives_raise_it(batch: Batch) -> None:
+def test_focal_weights_lower_the_loss_and_harder_negatives_raise_it(batch: PairBatch) -> None:
     plain = float(contrastive(batch, LossOptions(temperature=0.2)))
     assert float(contrastive(batch, LossOptions(temperature=0.2, focal=1.0))) < plain
     assert float(contrastive(batch, LossOptions(temperature=0.2, mixed=3))) > plain
