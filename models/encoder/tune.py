@@ -28,7 +28,7 @@ from features.durable import write_file
 from features.errors import TesseraError
 from features.threads import one_thread
 from models.encoder.likes import Neighbours
-from models.encoder.losses import PairBatch, LossOptions, contrastive
+from models.encoder.losses import LossOptions, PairBatch, contrastive
 from models.encoder.measure import recall
 from models.encoder.pairs import Task
 

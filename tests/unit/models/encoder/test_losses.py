@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from features.errors import TesseraError
-from models.encoder.losses import PairBatch, LossOptions, contrastive
+from models.encoder.losses import LossOptions, PairBatch, contrastive
 
 
 @pytest.fixture
