@@ -23,6 +23,7 @@ NEEDS = {
     "training-blocks": Needs(),
     "resize": Needs(),
     "cold-start": Needs(content=True),
+    "code-value": Needs(content=True),
     "id-churn": Needs(content=True),
     "codebook-change": Needs(content=True),
     "aggregates": Needs(ranks=True),
@@ -202,6 +203,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.offline.cold_start import cold_start
 
         return cold_start
+    if name == "code-value":
+        from tessera.bench.encoder.code_value import code_value
+
+        return code_value
     if name == "id-churn":
         from tessera.bench.offline.id_churn import id_churn
 

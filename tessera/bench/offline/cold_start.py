@@ -8,7 +8,7 @@ IDs add is claimed against `id`, which differs in nothing else. Two controls sta
 of items, and one whose Semantic IDs were dealt out among the items, so that they name an item and say nothing of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,7 @@ def cold_start(
         task = progress.add_task("cold-start", total=len(variants) * seeds)
         for seed in range(seeds):
             # Only made where a measurement is missing.
-            world = _World(dataset, seed, held_out)
+            world = ColdWorld(dataset, seed, held_out)
             for name in variants:
                 used = replace(config or _TRAIN, seed=seed)
                 decided_by = (world.key, asdict(VARIANTS[name]), asdict(used))
@@ -184,13 +184,32 @@ def claims(qualities: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
     return judged
 
 
-class _World:
-    """The frames of one seed, made when the first of them is asked for."""
+class ColdWorld:
+    """Frames of one seed, made when the first is asked for.
 
-    def __init__(self, dataset: Dataset, seed: int, held_out: str | None) -> None:
+    Args:
+        dataset: Dataset with items that have text.
+        seed: Decides the held-out items, the split, the codebook and the ranker.
+        held_out: Condition that names the held-out items; None for a tenth.
+        levels: Levels of a Semantic ID.
+        texts: Changes the items' texts before they are encoded; None leaves them.
+        thinned: Changes the frame without the held-out items' events; None leaves it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        held_out: str | None = None,
+        *,
+        levels: int = _LEVELS,
+        texts: Callable[[pl.DataFrame], pl.Series] | None = None,
+        thinned: Callable[[Frame], Frame] | None = None,
+    ) -> None:
         if not dataset.has_content:
             raise DatasetError(f"{dataset.source}: cold-start needs [items] with text; this dataset has none")
         self._dataset, self._seed, self._held_out = dataset, seed, held_out
+        self._levels, self._texts, self._thinned = levels, texts, thinned
         described = dataset.model_dump(mode="json", exclude={"source"})
         self.key = key_of("cold-start", described, seed, held_out, _DIM, _LEVELS, asdict(rqvae.RqVaeConfig()))
         self._frame: Frame | None = None
@@ -241,14 +260,15 @@ class _World:
         items = read_items(dataset)
         assert items is not None
         new = self._new(items)
-        texts = items["text"].fill_null("")
+        texts = (items["text"] if self._texts is None else self._texts(items)).fill_null("")
         encoder = lsa.fit(texts.filter(~pl.Series(new)).to_list(), dim=_DIM, seed=seed)
         vectors = encoder.encode(texts.to_list())
-        shape = rqvae.RqVaeConfig(levels=_LEVELS, codes=default_codes(len(vectors)), seed=seed)
+        shape = rqvae.RqVaeConfig(levels=self._levels, codes=default_codes(len(vectors)), seed=seed)
         codebook = rqvae.fit(vectors[~new], shape)
         content = vectors, codebook.encode(vectors)
         frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
-        return without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32)), codebook
+        frame = without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32))
+        return (frame if self._thinned is None else self._thinned(frame)), codebook
 
     def _new(self, items: pl.DataFrame) -> NDArray[np.bool_]:
         """Returns (N,) whether each item is held out."""

@@ -1,0 +1,1 @@
+"""Benchmarks of encoders, their views, maps and codes."""
