@@ -99,13 +99,13 @@ write_job_server() {
   "$python" "$here/../job_server_jar.py" "$run/job-server.jar" "$job_server" "$run/lib"
 }
 
-# The pool starts `python` from its PATH for each worker, which must be the project's. NO_POOL=1 uses a pool that runs.
+# The pool starts its own Python for each worker. NO_POOL=1 uses a pool that runs.
 start_pool() {
   [ -z "${NO_POOL:-}" ] || return 0
   "$python" -c 'import apache_beam, features' 2>/dev/null || die "$python cannot import the project; run make setup"
   claim_port workers "$pool_port" WORKER_PORT
-  (cd "$here/../.." && OMP_NUM_THREADS=1 PATH="$(dirname "$python"):$PATH" launch workers \
-    "$python" -m apache_beam.runners.worker.worker_pool_main --service_port="$pool_port")
+  (cd "$here/../.." && OMP_NUM_THREADS=1 launch workers \
+    "$python" -m features.jobs.worker_pool --service_port="$pool_port")
   wait_for_port workers "$pool_port"
 }
 
