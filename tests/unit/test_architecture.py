@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 # Outside system → the only modules, or directories, that may import it.
 IMPORTERS = {
-    "apache_beam": ("features/jobs/beam.py",),
+    "apache_beam": ("features/jobs/beam.py", "features/jobs/worker_pool.py"),
     "fsspec": ("features/storage/location.py",),
     "s3fs": (),
     "dask": ("features/jobs/beam.py",),
