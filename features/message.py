@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from features.dataset.descriptor import Events, Items
@@ -288,16 +289,20 @@ def _shape(
                 pending += [places[:middle], places[middle:]]
             continue
         position = shaped.columns[0]
-        own = pl.Series(position, places, dtype=pl.UInt32)[shaped[position]]
-        good.append(shaped.with_columns(own))
+        own = np.array(places, dtype=np.uint32)[shaped[position].to_numpy()]
+        good.append(shaped.replace_column(0, pl.Series(position, own)))
     if not good:
         return pl.DataFrame(), bad
+    if len(good) == 1:
+        # The rows of a group are in order.
+        return good[0], bad
     return pl.concat(good, how="vertical_relaxed").sort(good[0].columns[0], maintain_order=True), bad
 
 
 def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
     """Converts features to their types, whatever one message holds: a lone value of a list column is a list of one."""
-    return frame.with_columns(_cast(frame[name], dtype) for name, dtype in types.items() if name in frame.columns)
+    wrong = [name for name, dtype in types.items() if name in frame.columns and frame.schema[name] != dtype]
+    return frame.with_columns(_cast(frame[name], types[name]) for name in wrong) if wrong else frame
 
 
 def _cast(values: pl.Series, dtype: Any) -> pl.Series:

@@ -5,7 +5,7 @@ Shape letter: R, the rows of the table.
 
 import polars as pl
 
-from features.dataset.column import as_number, first, parsed, refuse_null
+from features.dataset.column import as_number, first, is_between, parsed, refuse_null
 from features.dataset.descriptor import Time
 from features.dataset.files import SourceTable
 
@@ -68,7 +68,11 @@ def _counted(table: SourceTable, name: str, values: pl.Series, time: Time) -> pl
     if time.unit is None and table.kind != "message" and _are_dates(values):
         problem = f"{values[0]} reads as a day, YYYYMMDD, and would be a second of 1970"
         raise table.error(name, f'{problem}; write ISO-8601 in the files, or set unit = "s" if they are seconds', row=0)
-    seconds = values.cast(pl.Float64) / (1_000_000_000 if unit == "ns" else 1_000_000 // _UNIT_US[unit])
+    per_second = 1_000_000_000 if unit == "ns" else 1_000_000 // _UNIT_US[unit]
+    if values.dtype.is_integer() and is_between(values, _FIRST_S * per_second, _LAST_S * per_second):
+        whole = values.cast(pl.Int64)
+        return whole // 1_000 if unit == "ns" else whole * _UNIT_US[unit]
+    seconds = values.cast(pl.Float64) / per_second
     row = first(~seconds.is_between(_FIRST_S, _LAST_S))
     if row is not None:
         raise table.error(

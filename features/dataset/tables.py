@@ -8,6 +8,7 @@ Shape letter: R, the rows of a table.
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from features.config import nearest
@@ -192,7 +193,7 @@ def shape_users(table: SourceTable, users: Users, *, unique: bool = True) -> pl.
 
 def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]:
     """Returns the frame of `read_events`, and the number of rows it drops."""
-    event = pl.int_range(table.frame.height, dtype=pl.UInt32, eager=True).alias("event")
+    event = pl.Series("event", np.arange(table.frame.height, dtype=np.uint32))
     columns = [event]
     if events.user is not None:
         columns.append(column.ids(table, events.user).alias("user_id"))
@@ -206,6 +207,8 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
         time = event.cast(pl.Int64)
     columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events)]
     frame = pl.DataFrame(columns)
+    if not frame["label"].null_count():
+        return frame, 0
     kept = frame.filter(pl.col("label").is_not_null())
     return kept, frame.height - kept.height
 
