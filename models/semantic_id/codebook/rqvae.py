@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from features.errors import BundleError, DatasetError
 from features.threads import one_thread
+from models.semantic_id.codebook.alike import AlikeDraws, AlikePairs, alike_loss
 from models.semantic_id.codebook.estimator import balanced_codes, rotated, straight_through
 from models.semantic_id.codebook.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
 
@@ -127,6 +128,11 @@ class RqVae(nn.Module):
         decoded = self.decoder(passed(latent, quantized.detach()))
         return (_squared(inputs - decoded) + terms).mean(), codes
 
+    def quantized(self, inputs: Tensor) -> Tensor:
+        """Returns the sum of the codes of standardised inputs (B, D), (B, H); the gradient goes to the encoder."""
+        latent = self.encoder(inputs)
+        return straight_through(latent, self._quantize(latent)[0])
+
     def _quantize(self, latent: Tensor, *, sinkhorn: float = 0.0) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         residual, total = latent, torch.zeros_like(latent)
         codes, pairs = [], []
@@ -222,6 +228,7 @@ def fit(
     config: RqVaeConfig,
     *,
     start: RqVae | None = None,
+    alike: AlikePairs | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RqVae:
     """Trains a codebook on (N, D) float32 vectors.
@@ -230,6 +237,7 @@ def fit(
         vectors: Items to learn from; hold some back to measure the error on.
         config: Configuration; `config.seed` decides everything random.
         start: Codebook of the same shape to continue from, with its weights, codes and standardisation.
+        alike: Pairs of rows of `vectors` whose codes shall be near; None for codes of content alone.
         progress: Called with (steps done, steps).
 
     Raises:
@@ -250,13 +258,20 @@ def fit(
         model.mean.copy_(torch.from_numpy(mean))
         model.scale.copy_(torch.tensor(max(float((vectors[fitted] - mean).std()), 1e-6)))
     inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
+    drawn = AlikeDraws(alike, inputs, config.batch, config.seed) if alike is not None else None
     with one_thread():
-        _train(model, inputs[fitted], inputs[checked], progress, begin=0.0 if start is None else _WARM_START)
+        _train(model, inputs[fitted], inputs[checked], drawn, progress, begin=0.0 if start is None else _WARM_START)
     return model.eval().requires_grad_(False)
 
 
 def _train(
-    model: RqVae, inputs: Tensor, checked: Tensor, progress: Callable[[int, int], None], *, begin: float
+    model: RqVae,
+    inputs: Tensor,
+    checked: Tensor,
+    alike: AlikeDraws | None,
+    progress: Callable[[int, int], None],
+    *,
+    begin: float,
 ) -> None:
     """Trains from the share `begin` of the steps to the end.
 
@@ -278,6 +293,8 @@ def _train(
             loss, codes = model(batch)
             for level in range(config.levels):
                 used[level] += torch.bincount(codes[:, level], minlength=config.codes)
+            if alike is not None:
+                loss = loss + alike.weight * alike_loss(*(model.quantized(side) for side in alike.draw()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

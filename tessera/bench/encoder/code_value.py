@@ -4,23 +4,33 @@ One condition is changed at a time: the catalogue's text, the number of items, t
 levels of the code. In each condition three rankers are trained that differ in nothing else: the id alone, the id with
 the Semantic ID, and the id with Semantic IDs that were dealt out among the items. New items are held out as in
 `cold-start`. Nothing is claimed of a single condition: the page of Semantic IDs is written from the rows.
+
+A second part asks whether codes that know behaviour are better: a codebook on the view `similar`, and a term in the
+codebook's loss that brings alike items together. Pairs come from the training part and from known items alone. Each has
+the same with permuted pairs as its control.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.console import Console
 
+from features.content.chain import apply_steps
 from features.dataset.descriptor import Dataset
 from features.frame import Frame
+from models.encoder.likes import Likes
+from models.encoder.pairs import co_liked
+from models.encoder.tune import TuneOptions, most_alike, tune
 from models.ranker.evaluate import Quality
 from models.ranker.train import TrainConfig
+from models.semantic_id.codebook.alike import AlikePairs
 from tessera.bench.harness.data import progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least
 from tessera.bench.offline.cold_start import ColdWorld, Variant
@@ -31,6 +41,8 @@ _TRAIN = TrainConfig(patience=1)
 ID, CODE, PERMUTED = "id", "id + Semantic ID", "id + permuted Semantic ID"
 VARIANTS = {ID: Variant(), CODE: Variant(tokens="prefix"), PERMUTED: Variant(tokens="prefix", permuted=True)}
 _LEAST = 0.005
+_ALIKE_WEIGHT = 5.0
+_PAIRED = 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,27 @@ CONDITIONS = {
 }
 
 
+class KnowsBehaviour(NamedTuple):
+    """A codebook that learns from the training part.
+
+    Attributes:
+        how: `view` codes the vectors of a tuned head, `loss` has a term for alike items.
+        permuted: True deals the pairs out among the items.
+    """
+
+    how: Literal["view", "loss"]
+    permuted: bool = False
+
+
+CODEBOOKS: dict[str, KnowsBehaviour | None] = {
+    "content alone": None,
+    "the view similar": KnowsBehaviour("view"),
+    "the view similar, permuted pairs": KnowsBehaviour("view", permuted=True),
+    "alike items in the loss": KnowsBehaviour("loss"),
+    "alike items in the loss, permuted pairs": KnowsBehaviour("loss", permuted=True),
+}
+
+
 def code_value(
     dataset: Dataset,
     out: Path,
@@ -71,6 +104,7 @@ def code_value(
     seeds: int,
     console: Console,
     conditions: Sequence[str] = tuple(CONDITIONS),
+    codebooks: Sequence[str] = tuple(CODEBOOKS),
     config: TrainConfig = _TRAIN,
 ) -> BenchResult:
     """Trains three rankers in each condition and seed; finished trainings are kept in `out`.
@@ -79,25 +113,52 @@ def code_value(
         dataset: Dataset with users, and items that have text.
         seeds: Number of seeds, from 0.
         conditions: Names in `CONDITIONS`.
+        codebooks: Names in `CODEBOOKS`.
         config: Training of the rankers.
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     with progress_bar(console) as progress:
-        task = progress.add_task("code-value", total=len(conditions) * seeds * len(VARIANTS))
+        total = seeds * (len(conditions) * len(VARIANTS) + len(codebooks))
+        advance = partial(progress.advance, progress.add_task("code-value", total=total))
+        used = [replace(config, seed=seed) for seed in range(seeds)]
         for name in conditions:
-            measured: dict[str, list[dict[str, Quality]]] = {variant: [] for variant in VARIANTS}
-            for seed in range(seeds):
-                condition, used = CONDITIONS[name], replace(config, seed=seed)
-                world = world_of(dataset, seed, condition)
-                for variant, reads in VARIANTS.items():
-                    chosen = replace(reads, budget=condition.budget)
-                    decided_by = (world.key, asdict(condition), asdict(chosen), asdict(used))
-                    path = out / f"{key_of(name)[:8]}-{key_of(variant)[:8]}-{seed}.json"
-                    found = remembered(path, __name__, decided_by, partial(world.measure, chosen, used))
-                    measured[variant].append({part: msgspec.convert(one, Quality) for part, one in found.items()})
-                    progress.advance(task)
-            rows.append({"condition": name} | _row(measured))
+            rows.append({"condition": name} | _condition(dataset, out, name, used, advance))
+        for name in codebooks:
+            rows.append({"codebook": name} | _codebook(dataset, out, name, used, advance))
     return BenchResult("code-value", dataset.name, seeds, rows, claims(rows))
+
+
+def _condition(
+    dataset: Dataset, out: Path, name: str, configs: Sequence[TrainConfig], advance: Callable[[], None]
+) -> dict[str, Any]:
+    """Returns the figures of one condition: three rankers in each seed."""
+    condition = CONDITIONS[name]
+    measured: dict[str, list[dict[str, Quality]]] = {variant: [] for variant in VARIANTS}
+    for config in configs:
+        world = world_of(dataset, config.seed, condition)
+        for variant, reads in VARIANTS.items():
+            chosen = replace(reads, budget=condition.budget)
+            decided_by = (world.key, asdict(condition), asdict(chosen), asdict(config))
+            path = out / f"{key_of(name)[:8]}-{key_of(variant)[:8]}-{config.seed}.json"
+            found = remembered(path, __name__, decided_by, partial(world.measure, chosen, config))
+            measured[variant].append({part: msgspec.convert(one, Quality) for part, one in found.items()})
+            advance()
+    return _row(measured)
+
+
+def _codebook(
+    dataset: Dataset, out: Path, name: str, configs: Sequence[TrainConfig], advance: Callable[[], None]
+) -> dict[str, Any]:
+    """Returns the figures of one way to fit a codebook: the id with the Semantic ID in each seed."""
+    knows, found = CODEBOOKS[name], []
+    for config in configs:
+        behaviour = None if knows is None else partial(_learnt, knows, config.seed)
+        world = ColdWorld(dataset, config.seed, behaviour=behaviour)
+        path = out / f"codebook-{key_of(name)[:8]}-{config.seed}.json"
+        decided_by = (world.key, knows, asdict(config))
+        found.append(remembered(path, __name__, decided_by, partial(world.measure, VARIANTS[CODE], config)))
+        advance()
+    return {f"{part}_auc": float(np.mean([one[part]["auc"] for one in found])) for part in ("new", "known")}
 
 
 def world_of(dataset: Dataset, seed: int, condition: Condition) -> ColdWorld:
@@ -115,7 +176,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     """Judges the dataset as it is: the code against the id, and against a code that says nothing."""
     judged = []
     for row in rows:
-        if row["condition"] == "as it is":
+        if row.get("condition") == "as it is":
             gain = "new items: AUC of id + Semantic ID less that of"
             judged.append(at_least(f"{gain} id", row["new_gain"], _LEAST))
             judged.append(at_least(f"{gain} the permuted", row["new_gain_over_permuted"], _LEAST))
@@ -134,6 +195,27 @@ def _row(measured: dict[str, list[dict[str, Quality]]]) -> dict[str, Any]:
             f"{part}_gain_over_permuted": float(over.mean()),
         }
     return row
+
+
+def _learnt(
+    knows: KnowsBehaviour, seed: int, vectors: NDArray[np.float32], new: NDArray[np.bool_], frame: Frame
+) -> tuple[NDArray[np.float32], AlikePairs | None]:
+    """Returns the vectors to code, and the pairs of alike items, by the likes of the training part."""
+    train = frame.part("train").filter(pl.col("label") == 1)
+    likes = Likes(train["user"].to_numpy(), train["item"].to_numpy(), frame.items.height)
+    every = np.zeros(frame.items.height, dtype=np.bool_)
+    every[: len(new)] = ~new
+    padded = np.zeros((frame.items.height, vectors.shape[1]), dtype=np.float32)
+    padded[: len(vectors)] = vectors
+    task = co_liked(padded, likes, every)
+    if knows.permuted:
+        task = task.permuted(seed)
+    if knows.how == "view":
+        head = tune([task], TuneOptions(seed=seed)).steps
+        return apply_steps(head, vectors), None
+    strongest = most_alike(task.alike, _PAIRED)
+    place = np.cumsum(every) - 1
+    return vectors, AlikePairs(np.stack([place[strongest.of], place[strongest.item]], axis=1), _ALIKE_WEIGHT)
 
 
 def _shortened(items: pl.DataFrame, *, share: float) -> pl.Series:

@@ -33,6 +33,7 @@ from models.ranker.loading import assembler, examples
 from models.ranker.reads import choose_reads
 from models.ranker.train import TrainConfig, predict, train
 from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook.alike import AlikePairs
 from models.semantic_id.codebook.quantizer import default_codes
 from models.semantic_id.tokens import SCHEMES, Scheme
 from models.table.admission import Admission
@@ -184,6 +185,9 @@ def claims(qualities: dict[str, list[dict[str, Quality]]]) -> list[Claim]:
     return judged
 
 
+Behaviour = Callable[[NDArray[np.float32], NDArray[np.bool_], Frame], tuple[NDArray[np.float32], AlikePairs | None]]
+
+
 class ColdWorld:
     """Frames of one seed, made when the first is asked for.
 
@@ -194,6 +198,8 @@ class ColdWorld:
         levels: Levels of a Semantic ID.
         texts: Changes the items' texts before they are encoded; None leaves them.
         thinned: Changes the frame without the held-out items' events; None leaves it.
+        behaviour: What the codebook learns of the training part, from the vectors, the held-out items and the frame:
+            the vectors that are coded, and pairs of alike items or None. None for content alone.
     """
 
     def __init__(
@@ -205,11 +211,12 @@ class ColdWorld:
         levels: int = _LEVELS,
         texts: Callable[[pl.DataFrame], pl.Series] | None = None,
         thinned: Callable[[Frame], Frame] | None = None,
+        behaviour: Behaviour | None = None,
     ) -> None:
         if not dataset.has_content:
             raise DatasetError(f"{dataset.source}: cold-start needs [items] with text; this dataset has none")
         self._dataset, self._seed, self._held_out = dataset, seed, held_out
-        self._levels, self._texts, self._thinned = levels, texts, thinned
+        self._levels, self._texts, self._thinned, self._behaviour = levels, texts, thinned, behaviour
         described = dataset.model_dump(mode="json", exclude={"source"})
         self.key = key_of("cold-start", described, seed, held_out, _DIM, _LEVELS, asdict(rqvae.RqVaeConfig()))
         self._frame: Frame | None = None
@@ -264,8 +271,12 @@ class ColdWorld:
         encoder = lsa.fit(texts.filter(~pl.Series(new)).to_list(), dim=_DIM, seed=seed)
         vectors = encoder.encode(texts.to_list())
         shape = rqvae.RqVaeConfig(levels=self._levels, codes=default_codes(len(vectors)), seed=seed)
-        codebook = rqvae.fit(vectors[~new], shape)
-        content = vectors, codebook.encode(vectors)
+        coded, alike = vectors, None
+        if self._behaviour is not None:
+            seen = dataset_frame(dataset, seed=seed, content=(vectors, np.zeros((len(vectors), 1), dtype=np.uint16)))
+            coded, alike = self._behaviour(vectors, new, seen)
+        codebook = rqvae.fit(coded[~new], shape, alike=alike)
+        content = vectors, codebook.encode(coded)
         frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
         frame = without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32))
         return (frame if self._thinned is None else self._thinned(frame)), codebook

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
+from features.content.encoder import unit
 from tessera.bench.encoder import code_value as bench
 from tessera.bench.encoder.code_value import CONDITIONS, Condition
 from tests.build import coloured_dataset, coloured_frame, coloured_tables
@@ -57,3 +59,22 @@ def test_the_world_of_a_condition_has_its_key(tmp_path: Path) -> None:
     coloured_tables()["items"].write_parquet(tmp_path / "items.parquet")
     dataset = coloured_dataset(tmp_path)
     assert bench.world_of(dataset, 0, Condition()).key == bench.world_of(dataset, 0, Condition(levels=3)).key
+
+
+def test_codes_learn_from_the_training_part_and_known_items_alone() -> None:
+    frame = coloured_frame(events=3_000, items=60)
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.normal(size=(60, 8)))
+    new = np.zeros(60, dtype=np.bool_)
+    new[:6] = True
+    coded, alike = bench._learnt(bench.KnowsBehaviour("loss"), 0, vectors, new, frame)
+    assert coded is vectors
+    assert alike is not None
+    assert alike.pairs.min() >= 0
+    assert alike.pairs.max() < 54
+    seen, _ = bench._learnt(bench.KnowsBehaviour("view"), 0, vectors, new, frame)
+    assert seen.shape == vectors.shape
+    later = frame.replace(examples=frame.examples.with_columns(label=pl.when(pl.col("split") == "train").then("label")))
+    again = bench._learnt(bench.KnowsBehaviour("loss"), 0, vectors, new, later)[1]
+    assert again is not None
+    assert np.array_equal(again.pairs, alike.pairs)
