@@ -116,15 +116,12 @@ def code_value(
         codebooks: Names in `CODEBOOKS`.
         config: Training of the rankers.
     """
-    rows = []
     with progress_bar(console) as progress:
         total = seeds * (len(conditions) * len(VARIANTS) + len(codebooks))
         advance = partial(progress.advance, progress.add_task("code-value", total=total))
         used = [replace(config, seed=seed) for seed in range(seeds)]
-        for name in conditions:
-            rows.append({"condition": name} | _condition(dataset, out, name, used, advance))
-        for name in codebooks:
-            rows.append({"codebook": name} | _codebook(dataset, out, name, used, advance))
+        rows = [{"condition": name} | _condition(dataset, out, name, used, advance) for name in conditions]
+        rows += [{"codebook": name} | _codebook(dataset, out, name, used, advance) for name in codebooks]
     return BenchResult("code-value", dataset.name, seeds, rows, claims(rows))
 
 
