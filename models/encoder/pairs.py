@@ -100,20 +100,22 @@ def shared_value(
     return item_task(name, vectors, *both, np.concatenate(weight), summed=True)
 
 
-def text_pairs(name: str, vectors: NDArray[np.float32], pieces: NDArray[np.float32], of: NDArray[np.int64]) -> Task:
-    """Returns pairs of an item and the pieces of its own text.
+def text_pairs(name: str, wholes: NDArray[np.float32], pieces: NDArray[np.float32], items: NDArray[np.int64]) -> Task:
+    """Returns pairs of two texts of one item, such as a sentence and the rest of its text.
+
+    Chang et al., "Pre-training Tasks for Embedding-based Large-scale Retrieval" (ICLR 2020), section 3: the inverse
+    cloze task and body first selection.
 
     Args:
         name: Name of the task.
-        vectors: (N, D) vectors of what the pieces shall find: the items, or the rest of their texts.
-        pieces: (P, D) vectors of pieces.
-        of: (P,) item of each piece.
+        wholes: (P, D) vectors of one text of each pair.
+        pieces: (P, D) vectors of the other text.
+        items: (P,) item of each pair.
     """
-    size = len(vectors)
-    rows = size + np.arange(len(of))
-    joined = np.concatenate([vectors, pieces])
-    task = item_task(name, joined, rows, of, np.ones(len(of), dtype=np.float32))
-    return replace(task, item=np.concatenate([np.arange(size), of]))
+    rows = np.arange(len(items), dtype=np.int64)
+    joined = np.concatenate([wholes, pieces])
+    task = item_task(name, joined, rows, len(items) + rows, np.ones(len(items), dtype=np.float32))
+    return replace(task, item=np.concatenate([items, items]))
 
 
 def teacher(path: Path, vectors: NDArray[np.float32], ids: Sequence[str], known: NDArray[np.bool_]) -> Task:

@@ -124,6 +124,11 @@ def tune(
         return fit.tuned()
 
 
+def held_out_recall(vectors: NDArray[np.float32], task: Task, seed: int) -> float:
+    """Returns how well vectors (R, D) of a task's rows find the pairs of the items that a first phase holds out."""
+    return _Wanted(task, _held_out(task, seed)).recall(vectors)
+
+
 class _Rows:
     """Rows of one task that may be in a pair, with the most alike rows of each."""
 

@@ -43,11 +43,12 @@ def test_a_rare_shared_value_says_more_than_a_common_one() -> None:
     assert alike[5].nnz == 0
 
 
-def test_pieces_of_a_text_are_pairs_of_their_own_item() -> None:
-    task = text_pairs("ict", VECTORS, VECTORS[:3], np.array([0, 0, 5]))
+def test_two_texts_of_an_item_are_a_pair() -> None:
+    task = text_pairs("ict", VECTORS[:3], VECTORS[3:6], np.array([0, 0, 5]))
     assert task.pairs == 3
-    assert task.item.tolist() == [*range(8), 0, 0, 5]
-    assert task.alike[5].indices.tolist() == [10]
+    assert task.item.tolist() == [0, 0, 5, 0, 0, 5]
+    assert task.alike[2].indices.tolist() == [5]
+    np.testing.assert_array_equal(task.vectors, VECTORS[:6])
 
 
 def test_a_teachers_scores_become_likeness(tmp_path: Path) -> None:
