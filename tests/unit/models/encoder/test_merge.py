@@ -1,7 +1,5 @@
 """A merged head is the average of two heads, and serves two tasks nearly as well as both."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -69,5 +67,5 @@ def planted() -> tuple[Task, Task]:
     for number, group in enumerate(groups):
         alike = group[first] == group[second]
         weights = np.full(int(alike.sum()), 0.5, dtype=np.float32)
-        found.append(item_task(f"task {number}", vectors, first[alike], second[alike], weights)))
+        found.append(item_task(f"task {number}", vectors, first[alike], second[alike], weights))
     return found[0], found[1]
