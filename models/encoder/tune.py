@@ -139,7 +139,7 @@ class _Rows:
         ranked = most_alike(self.alike, _DRAWN_FROM)
         self.anchors, self._counts = np.unique(ranked.of, return_counts=True)
         self._starts, self._others = np.cumsum(self._counts) - self._counts, ranked.item
-        self.vectors, self.item = torch.from_numpy(np.ascontiguousarray(task.vectors)), task.item
+        self.vectors, self.item = torch.tensor(task.vectors), task.item
 
     def batches(self, rng: np.random.Generator, size: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Returns the pairs that visit each anchor once, in batches of `size`; a smaller last batch is left out."""
@@ -266,7 +266,7 @@ class _Fit:
         """Mean over the tasks of the recall of held-out rows."""
         found = []
         for task, wanted in zip(self._tasks, self._wanted, strict=True):
-            vectors = torch.from_numpy(np.ascontiguousarray(task.vectors))
+            vectors = torch.tensor(task.vectors)
             with torch.no_grad():
                 found.append(wanted.recall((vectors if head is None else head(vectors)).numpy()))
         return float(np.mean(found))

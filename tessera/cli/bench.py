@@ -26,6 +26,7 @@ NEEDS = {
     "code-value": Needs(content=True),
     "id-churn": Needs(content=True),
     "codebook-change": Needs(content=True),
+    "encoders": Needs(content=True, ranks=True),
     "aggregates": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),
@@ -61,7 +62,7 @@ def bench(
     ] = False,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="aggregates: law, frame, step or quality; repeatable. Default: all four."),
+        typer.Option(help="aggregates, encoders: a part alone, such as step or similar; repeatable. Default: all."),
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
@@ -98,8 +99,8 @@ def bench(
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
         chosen = partial(chosen, held_out=held_out)
     if part:
-        if name != "aggregates":
-            raise TesseraError(f"--part is for aggregates, not for {name}")
+        if name not in ("aggregates", "encoders"):
+            raise TesseraError(f"--part is for aggregates and encoders, not for {name}")
         chosen = partial(chosen, parts=part)
     if seconds is not None:
         if name not in _TIMED:
@@ -176,6 +177,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)[:1]
         return partial(training_blocks, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
+    if name == "encoders":
+        from tessera.bench.encoder.encoders import encoders
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(encoders, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "aggregates":
         from tessera.bench.offline.aggregates import aggregates
 

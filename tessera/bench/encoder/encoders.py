@@ -1,0 +1,138 @@
+"""`encoders`: views that learn from the shop, several bases side by side, text search, static bases and long texts.
+
+New items are those that `cold-start` holds out. Fits read the training part alone, and every table has its control.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from features.dataset.descriptor import Dataset
+from features.errors import TesseraError
+from tessera.bench.encoder import learning
+from tessera.bench.encoder.learning import BASE, PERMUTED, TUNED
+from tessera.bench.encoder.shop import BOTH, LSA, TRANSFORMER, Shop
+from tessera.bench.harness.data import progress_bar, remembered
+from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
+from tessera.bench.harness.rows import measured_rows
+
+Rows = list[dict[str, Any]]
+_AUC_SEEDS = 5
+_COLUMN = "people"
+
+
+def encoders(
+    dataset: Dataset, out: Path, *, seeds: int, console: Console, parts: Sequence[str] | None = None
+) -> BenchResult:
+    """Measures the parts in every seed; finished measurements are kept in `out`.
+
+    Args:
+        dataset: Dataset with users, and items that have text.
+        out: Directory of results and vectors.
+        seeds: Number of seeds, from 0.
+        console: Console of the progress bar.
+        parts: Names in `PARTS`; all by default.
+
+    Raises:
+        TesseraError: A part is unknown, or the dataset has no item with text.
+    """
+    chosen = list(parts or PARTS)
+    if unknown := [part for part in chosen if part not in PARTS]:
+        raise TesseraError(f"--part {unknown[0]}: bench encoders has the parts {', '.join(PARTS)}")
+    rows = measured_rows()
+    with progress_bar(console) as progress:
+        task = progress.add_task("encoders", total=sum(PARTS[part].seeds(seeds) for part in chosen))
+        for part in chosen:
+            for seed in range(PARTS[part].seeds(seeds)):
+                shop = Shop(dataset, seed, out / "vectors")
+                work = partial(_measured, PARTS[part].rows, shop)
+                described = dataset.model_dump(mode="json", exclude={"source"})
+                found = remembered(out / f"{part}-{seed}.json", __name__, (described, part, seed), work)
+                rows += [{"part": part, **row} for row in found["rows"]]
+                progress.advance(task)
+    return BenchResult("encoders", dataset.name, seeds, list(rows), claims(rows))
+
+
+def _measured(rows: Callable[[Shop], Rows], shop: Shop) -> dict[str, Any]:
+    return {"rows": rows(shop)}
+
+
+class _Part:
+    """Part of the benchmark: its rows of one shop, and the fewest seeds."""
+
+    def __init__(self, rows: Callable[[Shop], Rows], least_seeds: int = 1) -> None:
+        self.rows, self._least = rows, least_seeds
+
+    def seeds(self, asked: int) -> int:
+        """Number of seeds; a difference of thousandths needs more than the others."""
+        return max(asked, self._least) if asked > 1 else asked
+
+
+def _similar(shop: Shop) -> Rows:
+    return [*learning.similar(shop, LSA), *learning.similar(shop, BOTH, [TUNED])]
+
+
+def _bases(shop: Shop) -> Rows:
+    return learning.side_by_side(shop, [LSA, TRANSFORMER, BOTH])
+
+
+def _merge(shop: Shop) -> Rows:
+    return learning.merged(shop, _column(shop))
+
+
+def _column(shop: Shop) -> str:
+    """Name of the item's column with the most different values: the second task of a merge."""
+    declared = shop.dataset.items
+    names = list(declared.categorical) if declared else []
+    if not names:
+        raise TesseraError(f"{shop.dataset.source}: bench encoders --part merge needs a categorical column of [items]")
+    return max(names, key=lambda name: len({value for values in shop.column(name) for value in values}))
+
+
+PARTS: dict[str, _Part] = {
+    "similar": _Part(_similar),
+    "bases": _Part(_bases, _AUC_SEEDS),
+    "merge": _Part(_merge),
+}
+"""Parts of the benchmark, by the name that `--part` takes."""
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Returns what the parts must show, in the mean over the seeds."""
+    mean = _Means(rows)
+    judged: list[Claim] = []
+    for base, target in ((LSA, 1.2), (BOTH, 1.5)):
+        plain = mean("similar", base, BASE, "recall@50")
+        tuned = mean("similar", base, TUNED, "recall@50")
+        control = mean("similar", base, PERMUTED, "recall@50")
+        if plain and tuned is not None and control is not None:
+            judged.append(at_least(f"{base}: recall@50 of the similar view over the base's", tuned / plain, target))
+            judged.append(at_most(f"{base}: recall@50 of permuted pairs less the base's", control - plain, 0.005))
+    both, alone = (mean("bases", base, BASE, "content_auc") for base in (BOTH, LSA))
+    if both is not None and alone is not None:
+        judged.append(at_least("new-item AUC of the content ranker: both bases less LSA alone", both - alone, 0.003))
+    for measure in ("recall@50", "shares_value@10"):
+        joint, merged = (mean("merge", LSA, variant, measure) for variant in ("joint", "merged"))
+        if joint and merged is not None:
+            judged.append(at_least(f"merged over joint training: {measure}", merged / joint, 0.97))
+    return judged
+
+
+class _Means:
+    """Means of a measure over the seeds, by part, base and variant."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._values: dict[tuple[str, ...], list[float]] = defaultdict(list)
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    self._values[row["part"], row["base"], row["variant"], name].append(value)
+
+    def __call__(self, part: str, base: str, variant: str, measure: str) -> float | None:
+        values = self._values.get((part, base, variant, measure))
+        return float(np.mean(values)) if values else None

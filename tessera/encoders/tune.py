@@ -1,0 +1,253 @@
+"""`tessera encoder tune`: fits a view of a run's vectors by pairs of items that belong together.
+
+    OUT/views/NAME/            the view, see `features.content.chain.View`
+    OUT/views/NAME/tune.json   its pairs, choices and recalls
+    OUT/views/.NAME.state      the state of a fit that was stopped
+
+The run's stages are only read. A view appears whole or not at all, and the earlier view of that name stays until then.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from features.content.chain import BASE, View, load_view
+from features.content.kinds import load_encoder
+from features.content.passages import sentences
+from features.durable import recover_directory, replace_directory
+from features.errors import DatasetError
+from features.jobs.sample import take_rows
+from features.jobs.shard import each_shard, read_shards
+from features.lock import locked
+from models.bundle.contents import VIEWS
+from models.encoder.likes import Likes
+from models.encoder.merge import best_share, merge
+from models.encoder.pairs import Task, co_liked, shared_value, teacher, text_pairs
+from models.encoder.tune import TuneOptions, held_out_recall, tune
+from models.semantic_id.vectors import SampledVectors, read_vectors
+from tessera.pipeline.artifact import read_frame, write_json
+from tessera.pipeline.stage import finished_key
+
+CO_LIKED, COLUMN = "co-liked", "column:"
+SOURCES = f"{CO_LIKED}, {COLUMN}NAME, ict, bfs, or a parquet file of first, second and score"
+REPORT = "tune.json"
+SIMILAR = "similar"
+"""Name of the view that answers which items are like an item."""
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Choices of a view.
+
+    Attributes:
+        name: Name of the view.
+        pairs: Sources of pairs; each batch of the fit is of one source.
+        merge: Names of two tuned views to average instead of a fit, or empty.
+        tune: Choices of the fit.
+    """
+
+    name: str = SIMILAR
+    pairs: tuple[str, ...] = (CO_LIKED,)
+    merge: tuple[str, ...] = ()
+    tune: TuneOptions = field(default_factory=TuneOptions)
+
+
+@dataclass(frozen=True)
+class TunedView:
+    """Result of a tune.
+
+    Attributes:
+        directory: Directory of the view.
+        view: The view; without a step if no head was better than none.
+        pairs: Number of pairs by source.
+        before: Recall of held-out items without a head, the mean over the sources.
+        after: The same with the head of the chosen round. For a merged view the mean recall of the merged head.
+        rounds: Rounds of the chosen head; 0 if there is none or the view is merged.
+        share: Share of the first head of a merged view, or None.
+    """
+
+    directory: Path
+    view: View
+    pairs: dict[str, int]
+    before: float
+    after: float
+    rounds: int
+    share: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as plain objects."""
+        described = asdict(self)
+        return described | {
+            "directory": str(self.directory),
+            "view": {"name": self.view.name, "id": self.view.id, "steps": [step.id for step in self.view.steps]},
+        }
+
+
+def tune_view(
+    run: Path, options: ViewOptions, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> TunedView:
+    """Fits a view and writes it into the run's directory; `tessera publish` then puts it into the bundle.
+
+    Args:
+        run: Directory of a run with the stages `encode` and `frame`.
+        options: Choices.
+        progress: Called after each round with the finished rounds and the most that may follow.
+
+    Raises:
+        TesseraError: A stage or a view is missing, a source gives no pair, or another tune holds the view.
+    """
+    for stage in ("encode", "frame"):
+        finished_key(run / stage)
+    directory = view_directory(run, options.name)
+    with locked(directory, wait_s=0):
+        recover_directory(directory)
+        catalogue = _Catalogue(run)
+        made = _merged(run, catalogue, options) if options.merge else _fitted(catalogue, directory, options, progress)
+        _write(made, options)
+    return made
+
+
+def view_directory(run: Path, name: str) -> Path:
+    """Returns the directory of a view of a run.
+
+    Raises:
+        DatasetError: The name is `base`, or holds another character than letters, digits, `-` and `_`.
+    """
+    if name == BASE or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise DatasetError(
+            f"view {name!r}: expected letters, digits, '-' and '_' alone, and not '{BASE}'; choose another name"
+        )
+    return run / VIEWS / name
+
+
+class _Catalogue:
+    """The items of a run that a view is fitted on: at most the sample that encoders are fitted on."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.found: SampledVectors = read_vectors(run / "encode" / "vectors")
+        self.ids = read_shards(run / "encode" / "vectors", ["item_id"])["item_id"][self.found.rows]
+        self.known: NDArray[np.bool_] = np.any(self.found.vectors, axis=1)
+        self.encoder_id: str = load_encoder(run / "encode" / "encoder").id
+
+    def tasks(self, sources: Sequence[str], seed: int) -> list[Task]:
+        """Returns the task of each source."""
+        return [self._task(source, seed) for source in sources]
+
+    def _task(self, source: str, seed: int) -> Task:
+        vectors = self.found.vectors
+        if source == CO_LIKED:
+            return co_liked(vectors, self._likes(), self.known)
+        if source.startswith(COLUMN):
+            return shared_value(vectors, self._values(source[len(COLUMN) :]), self.known, name=source, seed=seed)
+        if source in ("ict", "bfs"):
+            return self._text_pairs(source, seed)
+        if source.endswith(".parquet"):
+            return teacher(Path(source), vectors, self.ids.to_list(), self.known)
+        raise DatasetError(f"pairs {source!r}: unknown source; expected {SOURCES}")
+
+    def _likes(self) -> Likes:
+        """Returns the likes of the training part: later events would leak into what the view is judged by."""
+        frame = read_frame(self.run / "frame")
+        rows = frame.items.select("item_id").join(
+            pl.DataFrame({"item_id": self.ids}).with_row_index("row"), on="item_id", how="left", maintain_order="left"
+        )["row"]
+        train = frame.blocks("train").whole("user", "item", "label").filter(pl.col("label") == 1)
+        events = train.with_columns(row=rows[train["item"]]).drop_nulls("row")
+        return Likes(events["user"].to_numpy(), events["row"].to_numpy().astype(np.int64), len(self.ids))
+
+    def _values(self, name: str) -> list[list[str]]:
+        items = read_frame(self.run / "frame").items
+        if name not in items.columns:
+            there = ", ".join(column for column in items.columns if column != "item_id")
+            raise DatasetError(f"pairs {COLUMN}{name}: the items have no column {name!r}; they have {there}")
+        column = pl.DataFrame({"item_id": self.ids}).join(
+            items.select("item_id", name), on="item_id", how="left", maintain_order="left"
+        )[name]
+        if isinstance(column.dtype, pl.List):
+            return [value or [] for value in column.cast(pl.List(pl.String)).to_list()]
+        return [[] if value is None else [value] for value in column.cast(pl.String).to_list()]
+
+    def _text_pairs(self, source: str, seed: int) -> Task:
+        """Returns a sentence and the rest of its text (ict), or the first sentence and a later one (bfs)."""
+        texts = take_rows(each_shard(self.run / "encode" / "texts", ["text"]), self.found.rows)["text"].to_list()
+        rng = np.random.default_rng([seed, 8])
+        wholes, pieces, items = [], [], []
+        for item, text in enumerate(texts):
+            split = sentences(text)
+            if len(split) > 1 and self.known[item]:
+                place = int(rng.integers(1, len(split)))
+                wholes.append(split[0] if source == "bfs" else " ".join(split[:place] + split[place + 1 :]))
+                pieces.append(split[place])
+                items.append(item)
+        encoder = load_encoder(self.run / "encode" / "encoder")
+        return text_pairs(source, encoder.encode(wholes), encoder.encode(pieces), np.array(items, dtype=np.int64))
+
+
+def _fitted(
+    catalogue: _Catalogue, directory: Path, options: ViewOptions, progress: Callable[[int, int], None]
+) -> TunedView:
+    tasks = catalogue.tasks(options.pairs, options.tune.seed)
+    tuned = tune(tasks, options.tune, checkpoint=_state(directory), progress=progress)
+    view = View(options.name, catalogue.encoder_id, tuned.steps)
+    pairs = {source: task.pairs for source, task in zip(options.pairs, tasks, strict=True)}
+    return TunedView(directory, view, pairs, tuned.recalls[0], tuned.recalls[tuned.rounds], tuned.rounds)
+
+
+def _merged(run: Path, catalogue: _Catalogue, options: ViewOptions) -> TunedView:
+    if len(options.merge) != 2:
+        raise DatasetError(f"--merge names two views, got {', '.join(options.merge)}")
+    views, sources = [], []
+    for name in options.merge:
+        directory = view_directory(run, name)
+        view = load_view(directory)
+        if view.source != catalogue.encoder_id:
+            raise DatasetError(
+                f"{directory} reads vectors of {view.source}, not of {catalogue.encoder_id}; tune it again"
+            )
+        described = _read_report(directory)
+        views.append(view)
+        sources.append(described["pairs"])
+    tasks = (catalogue.tasks(sources[0], options.tune.seed)[0], catalogue.tasks(sources[1], options.tune.seed)[0])
+    first, second = views
+    share = best_share(first.steps, second.steps, tasks, options.tune.seed)
+    merged = View(options.name, catalogue.encoder_id, merge(first.steps, second.steps, share))
+    before, after = (
+        float(np.mean([held_out_recall(view.of(task.vectors), task, options.tune.seed) for task in tasks]))
+        for view in (View(BASE, catalogue.encoder_id), merged)
+    )
+    pairs = {task.name: task.pairs for task in tasks}
+    return TunedView(view_directory(run, options.name), merged, pairs, before, after, 0, share)
+
+
+def _read_report(directory: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = msgspec.json.decode((directory / REPORT).read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise DatasetError(
+            f"{directory}: no view that `tessera encoder tune` wrote ({error}); tune it first"
+        ) from error
+    return described
+
+
+def _state(directory: Path) -> Path:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    return directory.with_name(f".{directory.name}.state")
+
+
+def _write(made: TunedView, options: ViewOptions) -> None:
+    aside = made.directory.with_name(f".{made.directory.name}.made")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    made.view.save(aside)
+    write_json(aside / REPORT, made.to_json() | {"options": asdict(options)})
+    replace_directory(aside, made.directory)
+    _state(made.directory).unlink(missing_ok=True)
