@@ -31,6 +31,12 @@ def _sentence_transformers() -> Kind:
     return sentence
 
 
+def _static() -> Kind:
+    from features.content import static
+
+    return static
+
+
 @dataclass(frozen=True)
 class _OnUse:
     """A kind whose module is imported when it fits or loads."""
@@ -63,6 +69,7 @@ _WITHOUT_MODEL = {"lsa"}
 KINDS: dict[str, Kind] = {
     "lsa": _OnUse(_lsa),
     "sentence-transformers": _OnUse(_sentence_transformers),
+    "static": _OnUse(_static),
     CHAIN: _Chains(),
 }
 

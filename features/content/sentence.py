@@ -27,12 +27,16 @@ class SentenceEncoder:
 
     Args:
         model: Local directory or hub id.
+        tokens: Most tokens of a text that are read; None for the model's own bound.
     """
 
-    def __init__(self, model: str) -> None:
-        self._model_name = model
-        self._model = _open(model)
-        self._id = f"st-{_weights_hash(self._model)[:12]}"
+    def __init__(self, model: str, *, tokens: int | None = None) -> None:
+        self._model_name, self._tokens = model, tokens
+        self._model = open_model(model)
+        bound = "" if tokens is None else f"-{tokens}"
+        self._id = f"st{bound}-{_weights_hash(self._model)[:12]}"
+        if tokens is not None:
+            self._model.max_seq_length = tokens
         self._dim = int(self._model.get_embedding_dimension())
 
     @property
@@ -54,12 +58,21 @@ class SentenceEncoder:
         return vectors
 
     def save(self, directory: Path) -> None:
-        (directory / DESCRIPTION).write_bytes(
-            msgspec.json.encode({"kind": "sentence-transformers", "id": self._id, "model": self._model_name})
-        )
+        described: dict[str, Any] = {"kind": "sentence-transformers", "id": self._id, "model": self._model_name}
+        if self._tokens is not None:
+            described["tokens"] = self._tokens
+        (directory / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 
-def _open(model: str) -> Any:
+def open_model(model: str) -> Any:
+    """Opens a transformer of the sentence-transformers library, on the CPU.
+
+    Args:
+        model: Local directory or hub id.
+
+    Raises:
+        DatasetError: The model cannot be loaded.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sentence_transformers import SentenceTransformer
 
@@ -91,7 +104,7 @@ def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) 
 
 def load(directory: Path) -> SentenceEncoder:
     description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
-    encoder = SentenceEncoder(description["model"])
+    encoder = SentenceEncoder(description["model"], tokens=description.get("tokens"))
     if encoder.id != description["id"]:
         raise BundleError(
             f"{directory / DESCRIPTION}: the weights at {description['model']} are {encoder.id}, "

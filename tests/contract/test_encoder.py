@@ -10,6 +10,7 @@ import pytest
 from features.content.chain import Chain
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import KINDS, kind, load_encoder
+from features.content.static import StaticEncoder
 from features.content.step import Cut
 from features.errors import BundleError
 
@@ -36,11 +37,22 @@ def chain() -> Encoder:
     return Chain(bases, [Cut.to(6, width=12)])
 
 
+def static() -> Encoder:
+    """A table of random vectors for the words of the texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(("?", *WORDS, "gardens", "and"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return StaticEncoder(np.random.default_rng(0).normal(size=(len(words), 6)).astype(np.float32), tokenizer.to_str())
+
+
 # Kind → how one is fitted, and how far a text's vector alone may lie from its vector in a batch.
 FIT: dict[str, tuple[Callable[[], Encoder], float]] = {
     "lsa": (lambda: kind("lsa").fit(TEXTS, dim=8, seed=0, model=None), 0.0),
     # A batch pads its texts, which changes the last bits.
     "sentence-transformers": (sentence_transformer, 1e-5),
+    "static": (static, 0.0),
     "chain": (chain, 0.0),
 }
 

@@ -7,7 +7,7 @@ Shape letters: N items, D dim.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from features.content import lsa
 from features.content.encoder import Encoder, unit
-from features.content.kinds import kind
+from features.content.sentence import SentenceEncoder
 from features.dataset.descriptor import Dataset
 from features.durable import write_file
 from features.errors import TesseraError
@@ -29,8 +29,8 @@ from tessera.bench.harness.data import dataset_frame
 from tessera.pipeline.made_of import key_of
 
 LSA, TRANSFORMER, BOTH = "lsa", "MiniLM", "lsa + MiniLM"
-WORDS = 48
-"""Words of a text that the transformer reads, about 64 tokens, so that a catalogue takes minutes."""
+TOKENS = 64
+"""Tokens of a text that the transformer reads, so that a catalogue takes minutes."""
 _DIM = 128
 
 
@@ -98,7 +98,7 @@ class Shop:
 
     @cached_property
     def _transformer(self) -> NDArray[np.float32]:
-        return self.kept("minilm", lambda: transformer().encode(cut(self.texts)))
+        return self.kept("minilm", lambda: transformer().encode(self.texts))
 
     def kept(self, name: str, work: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         """Returns vectors that are made once for these texts, and kept under a name."""
@@ -151,10 +151,5 @@ def transformer_directory() -> Path:
 
 
 def transformer() -> Encoder:
-    """Returns MiniLM."""
-    return kind("sentence-transformers").fit([], dim=0, seed=0, model=str(transformer_directory()))
-
-
-def cut(texts: Sequence[str], words: int = WORDS) -> list[str]:
-    """Returns the first words of each text."""
-    return [" ".join(text.split()[:words]) for text in texts]
+    """Returns MiniLM, which reads the first `TOKENS` tokens."""
+    return SentenceEncoder(str(transformer_directory()), tokens=TOKENS)
