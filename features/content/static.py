@@ -38,12 +38,14 @@ class StaticEncoder:
     def __init__(self, table: NDArray[np.float32], tokenizer: str) -> None:
         from tokenizers import Tokenizer
 
-        self._table = np.ascontiguousarray(table, dtype=np.float32)
+        self.table = np.ascontiguousarray(table, dtype=np.float32)
+        """(T, D) float32 vector of each token."""
+        self.tokenizer = tokenizer
+        """The tokenizer's JSON."""
         self._tokenizer: Any = Tokenizer.from_str(tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._json = tokenizer
-        self._id = content_id("static", self._table.tobytes(), tokenizer.encode())
+        self._id = content_id("static", self.table.tobytes(), tokenizer.encode())
 
     @property
     def id(self) -> str:
@@ -51,7 +53,7 @@ class StaticEncoder:
 
     @property
     def dim(self) -> int:
-        return int(self._table.shape[1])
+        return int(self.table.shape[1])
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         sums = np.zeros((len(texts), self.dim))
@@ -60,12 +62,12 @@ class StaticEncoder:
             found = self._tokenizer.encode_batch_fast(block, add_special_tokens=False)
             for row, tokens in enumerate(found, start):
                 # A sum of one text's tokens in their order: the same bits in any batch.
-                sums[row] = self._table[tokens.ids].sum(axis=0, dtype=np.float64)
+                sums[row] = self.table[tokens.ids].sum(axis=0, dtype=np.float64)
         return unit(sums)
 
     def save(self, directory: Path) -> None:
-        save_file({"table": self._table}, directory / _TABLE)
-        (directory / _TOKENIZER).write_text(self._json, encoding="utf-8")
+        save_file({"table": self.table}, directory / _TABLE)
+        (directory / _TOKENIZER).write_text(self.tokenizer, encoding="utf-8")
         (directory / DESCRIPTION).write_bytes(msgspec.json.encode({"kind": "static", "id": self._id}))
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
-from tessera.bench.encoder import learning
+from tessera.bench.encoder import learning, reading
 from tessera.bench.encoder.learning import BASE, PERMUTED, TUNED
 from tessera.bench.encoder.shop import BOTH, LSA, TRANSFORMER, Shop
 from tessera.bench.harness.data import progress_bar, remembered
@@ -98,6 +98,9 @@ PARTS: dict[str, _Part] = {
     "similar": _Part(_similar),
     "bases": _Part(_bases, _AUC_SEEDS),
     "merge": _Part(_merge),
+    "search": _Part(reading.text_search),
+    "static": _Part(reading.static_tables),
+    "passages": _Part(reading.long_texts),
 }
 """Parts of the benchmark, by the name that `--part` takes."""
 
@@ -116,6 +119,17 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     both, alone = (mean("bases", base, BASE, "content_auc") for base in (BOTH, LSA))
     if both is not None and alone is not None:
         judged.append(at_least("new-item AUC of the content ranker: both bases less LSA alone", both - alone, 0.003))
+    three, plain = (mean("search", base, "search", "hit@10") for base in (reading.THREE, LSA))
+    if three is not None and plain is not None:
+        judged.append(at_least("hit@10 of a text search: three channels less LSA alone", three - plain, 0.05))
+    for measure, target in (("items_per_s", 30.0), ("recall@50", 0.75)):
+        table, teacher = (mean("static", base, BASE, measure) for base in (reading.STATIC, TRANSFORMER))
+        if table is not None and teacher:
+            judged.append(at_least(f"static table over its transformer: {measure}", table / teacher, target))
+    for way, target in ((reading.MEAN_OF_CHUNKS, 2.0), (reading.BEST_CHUNK, 2.4)):
+        chunked, cut = (mean("passages", TRANSFORMER, variant, "mrr") for variant in (way, reading.TRUNCATED))
+        if chunked is not None and cut:
+            judged.append(at_least(f"MRR of passages beyond the cut: {way} over truncation", chunked / cut, target))
     for measure in ("recall@50", "shares_value@10"):
         joint, merged = (mean("merge", LSA, variant, measure) for variant in ("joint", "merged"))
         if joint and merged is not None:
