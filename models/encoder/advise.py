@@ -150,6 +150,11 @@ def _nearest(rows: NDArray[np.float32], queries: NDArray[np.int64], k: int) -> N
 
 
 def _at(recalls: Sequence[float], doublings: float) -> float:
-    """Returns the recall after more doublings of the catalogue; a smaller catalogue is taken as measured."""
-    slope = min(0.0, (recalls[1] - recalls[0]) / 2)
-    return float(np.clip(recalls[1] + slope * max(doublings, 0.0), 0.0, 1.0))
+    """Returns the recall after more doublings of the catalogue: the log-odds go on as from n / 4 to n items.
+
+    A smaller catalogue is taken as measured.
+    """
+    odds = [np.log(kept / (1.0 - kept)) for kept in np.clip(recalls, 1e-3, 1.0 - 1e-3)]
+    if doublings <= 0 or odds[1] >= odds[0]:
+        return recalls[1]
+    return float(1.0 / (1.0 + np.exp(-(odds[1] + (odds[1] - odds[0]) / 2 * doublings))))

@@ -10,7 +10,7 @@ Shape letters: R rows of a task, D dim, K rank, B pairs of a batch.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,9 @@ class TuneOptions:
         rate: Learning rate of Adam.
         rounds: Most rounds; a round visits each row that has a pair four times.
         patience: Rounds without a better one after which the first phase ends.
+        prefixes: Widths at which the first values alone are trained too; none by default. A rotation onto the
+            principal axes of a head that was trained without them keeps more.
+            Kusupati et al., "Matryoshka Representation Learning" (2022).
         seed: Seed of the batches, the held-out items and the first weights.
 
     Raises:
@@ -67,6 +70,7 @@ class TuneOptions:
     rate: float = 6e-3
     rounds: int = 40
     patience: int = 5
+    prefixes: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class TuneOptions:
         for name, least in (("rank", 1), ("batch", 2), ("rounds", 1), ("patience", 1), ("pull", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise TesseraError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if any(width < 1 for width in self.prefixes):
+            raise TesseraError(f"prefixes: expected widths of 1 or more, got {', '.join(map(str, self.prefixes))}")
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,21 @@ class _Rows:
         alike = torch.from_numpy(self.alike[first][:, second].toarray())
         same = torch.from_numpy(self.item[first][:, None] == self.item[second][None, :])
         return PairBatch(head(self.vectors[first]), head(self.vectors[second]), alike, same)
+
+
+def _cuts(batch: Batch, prefixes: Sequence[int]) -> list[Batch]:
+    """Returns the batch, and the batch of each prefix scaled to unit length."""
+    return [
+        batch,
+        *(
+            replace(
+                batch,
+                first=functional.normalize(batch.first[:, :width], dim=1),
+                second=functional.normalize(batch.second[:, :width], dim=1),
+            )
+            for width in prefixes
+        ),
+    ]
 
 
 def _starts(length: int, size: int) -> range:
@@ -254,7 +275,8 @@ class _Fit:
         ]
         for place in rng.permutation(len(batches)):
             rows, (first, second) = batches[place]
-            loss = contrastive(rows.batch(first, second, self._head), options.loss, self.round / options.rounds)
+            batch, share = rows.batch(first, second, self._head), self.round / options.rounds
+            loss = torch.stack([contrastive(one, options.loss, share) for one in _cuts(batch, options.prefixes)]).mean()
             if options.pull:
                 loss = loss + options.pull * self._head.distance()
             self._adam.zero_grad()

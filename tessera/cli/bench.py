@@ -26,7 +26,11 @@ NEEDS = {
     "code-value": Needs(content=True),
     "id-churn": Needs(content=True),
     "codebook-change": Needs(content=True),
+<<<<<<< HEAD
     "encoders": Needs(content=True, ranks=True),
+=======
+    "upgrade": Needs(content=True),
+>>>>>>> e1676b9 (Measure upgrades of encoders and smaller vectors beside controls)
     "aggregates": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),
@@ -64,6 +68,9 @@ def bench(
         list[str] | None,
         typer.Option(help="aggregates, encoders: a part alone, such as step or similar; repeatable. Default: all."),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="upgrade: sentence transformer that replaces MiniLM, a directory or a hub id.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Commit of another version, such as 310ca4f; both run in turns.")
@@ -82,7 +89,7 @@ def bench(
     if against is not None:
         from tessera.bench.harness.against import against as compare
 
-        optional = {"dataset": dataset, "held-out": held_out, "seconds": seconds}
+        optional = {"dataset": dataset, "held-out": held_out, "model": model, "seconds": seconds}
         options = [f"--seeds={seeds}", *(f"--split={way}" for way in split or ())]
         options += [f"--part={one}" for one in part or ()]
         options += [f"--{option}={value}" for option, value in optional.items() if value is not None]
@@ -102,6 +109,10 @@ def bench(
         if name not in ("aggregates", "encoders"):
             raise TesseraError(f"--part is for aggregates and encoders, not for {name}")
         chosen = partial(chosen, parts=part)
+    if model is not None:
+        if name != "upgrade":
+            raise TesseraError(f"--model is for upgrade, not for {name}")
+        chosen = partial(chosen, model=model)
     if seconds is not None:
         if name not in _TIMED:
             raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
@@ -221,6 +232,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.offline.codebook_change import codebook_change
 
         return codebook_change
+    if name == "upgrade":
+        from tessera.bench.encoder.upgrade import upgrade
+
+        return upgrade
     if name == "compression":
         from tessera.bench.offline.compression import compression
 

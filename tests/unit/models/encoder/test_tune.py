@@ -44,6 +44,19 @@ def test_a_head_finds_what_the_noise_hides(task: Task, head: str, labels: str) -
     assert found(tuned, task) > 1.3 * found(Tuned((), (), 0), task)
 
 
+def test_trained_prefixes_put_the_groups_first(task: Task) -> None:
+    turned = replace(task, vectors=np.ascontiguousarray(task.vectors[:, ::-1]))
+    options = replace(OPTIONS, rounds=12, patience=12)
+    wanted, every = most_alike(task.alike, 20), np.ones(ITEMS, dtype=bool)
+    plain, trained = (
+        recall(unit(apply_steps(tune([turned], one).steps, turned.vectors)[:, :4]), wanted, every, count=20)
+        for one in (options, replace(options, prefixes=(4,)))
+    )
+    assert trained > plain + 0.05
+    with pytest.raises(TesseraError, match="prefixes: expected widths of 1 or more, got 4, 0"):
+        replace(OPTIONS, prefixes=(4, 0))
+
+
 def test_permuted_pairs_give_no_gain(task: Task) -> None:
     tuned = tune([task.permuted(0)], OPTIONS)
     assert found(tuned, task) < 1.1 * found(Tuned((), (), 0), task)
