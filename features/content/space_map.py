@@ -26,6 +26,8 @@ Aim = Literal["codes", "gain", "both"]
 AIMS: tuple[Aim, ...] = ("codes", "gain", "both")
 """Aims of a map: keep Semantic IDs, keep the gain of the new encoder, or both."""
 DESCRIPTION = "map.json"
+ENCODER = "encoder"
+"""Directory, beside the map of an upgrade, of the new encoder with the map behind it."""
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class _Rows:
         return PairBatch(head(self.vectors[first]), head(self.vectors[second]), alike, same)
 
 
-def _cuts(batch: Batch, prefixes: Sequence[int]) -> list[Batch]:
+def _cuts(batch: PairBatch, prefixes: Sequence[int]) -> list[PairBatch]:
     """Returns the batch, and the batch of each prefix scaled to unit length."""
     return [
         batch,

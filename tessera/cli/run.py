@@ -37,7 +37,11 @@ SplitOption = Annotated[
 ]
 WarmStartOption = Annotated[
     Path | None,
-    typer.Option("--warm-start", help="The --out of an earlier run: keep its encoder, its codes' names and its rows."),
+    typer.Option(
+        "--warm-start",
+        help="The --out of an earlier run: keep its encoder, its codes' names and its rows. "
+        "A map in it, OUT/maps/NAME: keep the names and rows under the map's encoder.",
+    ),
 ]
 PositionsOption = Annotated[
     Path | None,

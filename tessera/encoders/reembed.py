@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.content.space_map import load_map
+from features.content.space_map import ENCODER, load_map
 from features.durable import write_directory
 from features.errors import DatasetError
 from features.jobs.encode import encode_catalogue, vector_column
@@ -26,7 +26,7 @@ from features.jobs.engine import Engine
 from features.jobs.shard import read_shards, shard_paths, write_shards
 from features.lock import locked
 from models.semantic_id.codebook import kinds as codebooks
-from tessera.encoders.upgrade import ENCODER, liked, map_directory, read_report
+from tessera.encoders.upgrade import liked, map_directory, read_report
 
 _WORK, _DONE = "reembed", "reembedded"
 # A stop loses at most one shard of work.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from features.content.chain import Chain
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import load_encoder
-from features.content.space_map import AIMS, Aim, SpaceMap
+from features.content.space_map import AIMS, ENCODER, Aim, SpaceMap
 from features.durable import recover_directory, replace_directory
 from features.errors import DatasetError
 from features.jobs.encode import encode_catalogue
@@ -52,7 +52,7 @@ from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.made_of import key_of
 from tessera.pipeline.stage import finished_key
 
-MAPS, REPORT, ENCODER = "maps", "report.json", "encoder"
+MAPS, REPORT = "maps", "report.json"
 _LEAST_HELD_OUT, _TIMED = 20, 64
 
 

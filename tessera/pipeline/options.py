@@ -83,7 +83,8 @@ class RunOptions:
             byte of their output.
         endpoint: Address of that engine's cluster, `HOST:PORT`; None where the engine starts on this machine.
         runner_options: Further Beam options of the engine, `--direct_num_workers=2` for example.
-        warm_start: Directory of an earlier run to go on from: its encoder, the names of its codes, its rows.
+        warm_start: Directory of an earlier run to go on from: its encoder, the names of its codes, its rows. With a map
+            in it, `OUT/maps/NAME`, the map's encoder takes the place of the run's.
         positions: Positions of the log's topics when the dataset's files were made; the bundle's stream starts there.
 
     Raises:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.aggregate.plan import NOTHING, AggregatePlan
 from features.aggregate.stored import read_plan
+from features.content.space_map import DESCRIPTION, ENCODER, load_map
 from features.errors import DatasetError
 from features.frame import Frame
 from features.training_events import TRAINED, read_trained, trained_on
@@ -27,6 +28,7 @@ from models.semantic_id.vectors import vectors_beside_codes
 from models.table.item_parts import parts_of, reading
 from models.table.schema import SEMANTIC_ID, Schema
 from tessera.pipeline.artifact import AGGREGATES, read_frame
+from tessera.pipeline.made_of import key_of
 from tessera.pipeline.stage import finished_key, made_of
 
 
@@ -34,15 +36,20 @@ class Previous:
     """Content of the `--out` of a finished training.
 
     Args:
-        directory: Directory of the run.
+        directory: Directory of the run, or of a map in it, `OUT/maps/NAME`. With a map the new run encodes by the
+            upgrade's encoder, whose vectors lie in the space of the old codebook and of the old ranker.
 
     Raises:
         DatasetError: A stage up to `train` is missing or damaged.
+        BundleError: The map is damaged.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._keys = {stage: finished_key(directory / stage) for stage in ("encode", "assign", "frame", "train")}
+        self._map = directory if (directory / DESCRIPTION).is_file() else None
+        self._directory = directory if self._map is None else directory.absolute().parents[1]
+        self._keys = {stage: finished_key(self._directory / stage) for stage in ("encode", "assign", "frame", "train")}
+        if self._map is not None:
+            self._keys["encode"] = key_of(self._keys["encode"], load_map(self._map).id)
 
     def after(self, *stages: str) -> dict[str, str]:
         """Returns the keys of its stages, under the names that a run shows for them."""
@@ -72,8 +79,8 @@ class Previous:
 
     @property
     def encoder(self) -> Path:
-        """Directory of the encoder, which the new run keeps: a codebook codes the vectors of one encoder alone."""
-        return self._directory / "encode" / "encoder"
+        """Directory of the encoder for the new run: the run's own, or the map's, since a codebook codes one space."""
+        return self._directory / "encode" / "encoder" if self._map is None else self._map / ENCODER
 
     def codebook(self) -> Quantizer:
         """Loads the codebook of its Semantic IDs."""

@@ -20,7 +20,9 @@ from tessera.cli.main import app
 from tessera.encoders import reembed as reembedding
 from tessera.encoders.reembed import index_of, reembed, urgency
 from tessera.encoders.upgrade import UpgradeOptions, upgrade
-from tests.integration.world import World
+from tessera.pipeline.run import RunOptions
+from tessera.pipeline.run import run as run_stages
+from tests.integration.world import World, quiet
 
 DIM = 24
 LOW = {"first_codes": 0.0}
@@ -30,7 +32,7 @@ LOW = {"first_codes": 0.0}
 def place(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the world's run, and `new/`, an encoder fitted with fewer dimensions on nine tenths of the texts."""
     directory = tmp_path_factory.mktemp("upgrade")
-    for stage in ("encode", "assign", "frame"):
+    for stage in ("encode", "assign", "frame", "train"):
         shutil.copytree(world.directory / stage, directory / "run" / stage)
     texts = read_shards(directory / "run" / "encode" / "texts")["text"].to_list()
     (directory / "new").mkdir()
@@ -173,6 +175,25 @@ def test_a_reembedding_that_was_killed_and_resumed_equals_a_whole_one(
         {n: d for n, d in files(run / "maps" / name).items() if ".job" not in n} for name in ("whole", "killed")
     )
     assert one == other
+
+
+def test_a_run_goes_on_under_the_new_encoder_and_keeps_rows_and_names(
+    world: World, place: Path, upgraded: Path
+) -> None:
+    out = place / "warm"
+    run_stages(world.dataset, out, RunOptions(warm_start=upgraded), console=quiet(), registry=None, until="train")
+    assert load_encoder(out / "encode" / "encoder").id == load_encoder(upgraded / "encoder").id
+    old, new = (read_shards(where / "assign" / "codes") for where in (place / "run", out))
+    assert (old["codes"].to_numpy()[:, 0] == new["codes"].to_numpy()[:, 0]).mean() > 0.5
+    first, last = (
+        json.loads((where / "train" / "ranker" / "epochs.json").read_text())["validation_log_loss"]
+        for where in (out, place / "run")
+    )
+    # The first epoch under the new encoder is about where the old training ended, not where it began.
+    assert first[0] < last[0]
+    made = json.loads((out / "encode" / "stage.json").read_text())["made_of"]["after"]
+    plain = json.loads((place / "run" / "encode" / "stage.json").read_text())["key"]
+    assert list(made.values()) != [plain]
 
 
 def test_the_commands_print_what_they_found(place: Path) -> None:
