@@ -26,11 +26,8 @@ NEEDS = {
     "code-value": Needs(content=True),
     "id-churn": Needs(content=True),
     "codebook-change": Needs(content=True),
-<<<<<<< HEAD
     "encoders": Needs(content=True, ranks=True),
-=======
-    "upgrade": Needs(content=True),
->>>>>>> e1676b9 (Measure upgrades of encoders and smaller vectors beside controls)
+    "upgrade": Needs(content=True, ranks=True),
     "aggregates": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),

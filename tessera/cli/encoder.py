@@ -12,7 +12,7 @@ from rich.text import Text
 from tessera.terminal import JsonOption, err_console, out_console, print_json
 
 encoder = typer.Typer(
-    no_args_is_help=True, help="Encoders: views tuned, sizes advised, and new encoders under old indexes."
+    no_args_is_help=True, help="Encoders: views tuned and cut, sizes advised, and new encoders under old indexes."
 )
 RunArgument = Annotated[Path, typer.Argument(help="Directory that `tessera run --out` wrote.")]
 
@@ -96,6 +96,25 @@ def advise(
     for row in advice.bytes:
         sizes.add_row(*("–" if value is None else f"{value:,}" for value in row.values()))
     out_console.print(sizes)
+
+
+@encoder.command()
+def cut(
+    run: RunArgument,
+    dims: Annotated[int, typer.Option(min=1, help="Dimensions to keep.")],
+    name: Annotated[str, typer.Option(help="Name of the new view.")] = "small",
+    of: Annotated[str, typer.Option(help="View to cut, such as similar.")] = "base",
+    json: JsonOption = False,
+) -> None:
+    """Write a view of fewer dimensions: the vectors turned onto the catalogue's principal axes, and cut."""
+    from tessera.encoders.cut import cut_view
+
+    found = cut_view(run, name, dims, of=of)
+    if json:
+        print_json({"view": found.view.id, "width": found.width, "dims": dims, "kept": found.kept})
+        return
+    out_console.print(f"cut      {found.width} to {dims} dimensions, which hold {found.kept:.3f} of the variance")
+    out_console.print(f"view     {found.view.id}: {found.directory}")
 
 
 @encoder.command()

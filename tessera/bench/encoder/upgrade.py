@@ -29,15 +29,15 @@ from features.content.chain import View, apply_steps
 from features.content.encoder import unit
 from features.content.sentence import SentenceEncoder
 from features.dataset.descriptor import Dataset
+from features.durable import write_directory
 from features.frame import Frame
 from features.history import DEFAULT_LENGTH
+from features.jobs.encode import encode_catalogue
+from features.jobs.shard import read_shards, write_shards
 from models.encoder.align import Pairs, fit_map
 from models.encoder.axes import smaller
 from models.encoder.bits import fit_itq, fit_signs, shortlist_recall
-from models.encoder.likes import Neighbours
 from models.encoder.limit import pairs_solved
-from models.encoder.measure import recall
-from models.encoder.pairs import co_liked
 from models.encoder.tune import TuneOptions, tune
 from models.encoder.upgrade import FIRST, TASK, WHOLE, OldSpace, UpgradeSample, candidates
 from models.ranker.evaluate import quality
@@ -47,13 +47,15 @@ from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import Quantizer, recommended_shape
 from models.table.admission import Admission
 from models.table.default_schema import default_schema
-from tessera.bench.encoder.world import Catalogue, minilm
+from tessera.bench.encoder.shop import LSA, TRANSFORMER, Shop
 from tessera.bench.harness.data import dataset_frame, progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.artifact import with_tokens
 
 PAIRS, DIM, SMALL = 1_000, 128, 32
+WORDS = 48
+"""Words of a text that the newer transformer reads: about as much as MiniLM reads here."""
 _QUERIES, _SHORTLIST, _K = 300, 100, 10
 _LIMITS = {4: 9, 8: 26, 12: 47, 16: 79}
 _STARTS = 4
@@ -90,24 +92,24 @@ def upgrade(
     Raises:
         DatasetError: The dataset has no items with text.
     """
-    catalogue = Catalogue(dataset, out)
     described = dataset.model_dump(mode="json", exclude={"source"})
     used = config or _TRAIN
-    cases: dict[str, tuple[Callable[[int], list[Row]], Any]] = {
-        "refit": (partial(_refit, catalogue), None),
-        "newer": (partial(_newer, catalogue, model), model),
-        "tuned": (partial(_tuned, catalogue), None),
-        "small": (partial(_small, catalogue), None),
-        "ranker": (partial(_ranker, catalogue, used), asdict(used)),
+    cases: dict[str, tuple[Callable[[Shop], list[Row]], Any]] = {
+        "refit": (_refit, None),
+        "newer": (partial(_newer, model), model),
+        "tuned": (_tuned, None),
+        "small": (_small, None),
+        "ranker": (partial(_ranker, used), asdict(used)),
         "limit": (_limit, None),
     }
     measured: list[Row] = []
     with progress_bar(console) as progress:
         task = progress.add_task("upgrade", total=len(cases) * seeds)
         for seed in range(seeds):
+            shop = Shop(dataset, seed, out / "vectors")
             for name, (work, choice) in cases.items():
                 decided_by = described, seed, name, choice
-                kept = remembered(out / f"{name}-{seed}.json", __name__, decided_by, partial(_rows_of, work, seed))
+                kept = remembered(out / f"{name}-{seed}.json", __name__, decided_by, partial(_rows_of, work, shop))
                 measured += kept["rows"]
                 progress.advance(task)
     rows = measured_rows()
@@ -115,8 +117,8 @@ def upgrade(
     return BenchResult("upgrade", dataset.name, seeds, list(rows), list(claims(rows)))
 
 
-def _rows_of(work: Callable[[int], list[Row]], seed: int) -> dict[str, Any]:
-    return {"rows": work(seed)}
+def _rows_of(work: Callable[[Shop], list[Row]], shop: Shop) -> dict[str, Any]:
+    return {"rows": work(shop)}
 
 
 def _means(measured: Sequence[Row]) -> Iterator[Row]:
@@ -131,49 +133,47 @@ def _means(measured: Sequence[Row]) -> Iterator[Row]:
         }
 
 
-def _refit(catalogue: Catalogue, seed: int) -> list[Row]:
-    new, wanted = catalogue.new(seed)
-    (old_id, old), newer = _lsas(catalogue, new, seed)
-    return list(_mapped(_REFIT, OldSpace(old_id, old, ~new, None, wanted), newer, new, seed))
+def _refit(shop: Shop) -> list[Row]:
+    index = OldSpace(shop.lsa_encoder.id, shop.vectors(LSA), ~shop.new, None, shop.gold)
+    return list(_mapped(_REFIT, index, _refitted(shop), shop))
 
 
-def _lsas(catalogue: Catalogue, new: NDArray[np.bool_], seed: int) -> tuple[tuple[str, Floats], tuple[str, Floats]]:
-    """Returns id and vectors (N, D) of an LSA fitted on the known items, and of an LSA fitted on all items."""
-    known = [text for text, is_new in zip(catalogue.texts, new, strict=True) if not is_new]
-    encoders = [lsa.fit(texts, dim=DIM, seed=seed) for texts in (known, catalogue.texts)]
-    first, second = ((encoder.id, encoder.encode(catalogue.texts)) for encoder in encoders)
-    return first, second
+def _refitted(shop: Shop) -> tuple[str, Floats]:
+    """Returns id and vectors (N, D) of an LSA of all items."""
+    encoder = lsa.fit(shop.texts, dim=DIM, seed=shop.seed)
+    return encoder.id, encoder.encode(shop.texts)
 
 
-def _newer(catalogue: Catalogue, model: str | None, seed: int) -> list[Row]:
-    old = minilm()
-    if old is None or model is None:
-        missing = "install the extra dev" if old is None else "give --model, another sentence transformer"
-        return [{"case": _NEWER, "method": "not measured", "missing": missing}]
-    new, wanted = catalogue.new(seed)
-    before, after = SentenceEncoder(old), SentenceEncoder(model)
-    index = OldSpace(before.id, catalogue.vectors(before), ~new, None, wanted)
-    return list(_mapped(_NEWER, index, (after.id, catalogue.vectors(after)), new, seed))
-
-
-def _tuned(catalogue: Catalogue, seed: int) -> list[Row]:
-    if (model := minilm()) is None:
-        return []
-    new, wanted = catalogue.new(seed)
+def _newer(model: str | None, shop: Shop) -> list[Row]:
+    if model is None:
+        return [{"case": _NEWER, "method": "not measured", "missing": "give --model, another sentence transformer"}]
     encoder = SentenceEncoder(model)
-    old = catalogue.vectors(encoder)
-    task = co_liked(old, catalogue.trained_likes, ~new)
-    plain, ladder = (tune([task], TuneOptions(seed=seed, prefixes=prefixes)).steps for prefixes in ((), _PREFIXES))
-    view = View("tuned", encoder.id, plain)
-    index = OldSpace(encoder.id, old, ~new, None, wanted)
-    found = view.of(old)
-    trained = apply_steps(ladder, old)
-    rows = list(_mapped(_TUNED, index, (view.id, found), new, seed))
-    rows += _dims(_TUNED, found, new, wanted)
-    whole = recall(found, wanted, ~new)
-    kept = recall(unit(trained[:, :SMALL]), wanted, ~new)
+    index = OldSpace(TRANSFORMER, shop.vectors(TRANSFORMER), ~shop.new, None, shop.gold)
+    return list(_mapped(_NEWER, index, (encoder.id, _encoded(shop, encoder)), shop))
+
+
+def _encoded(shop: Shop, encoder: SentenceEncoder) -> Floats:
+    """Encodes the first words of each text: (N, D) float32. A call that was stopped is continued by the next call."""
+    place = shop.out / f"{encoder.id}-{WORDS}"
+    if not (place / "encoder").is_dir():
+        write_directory(place / "encoder", encoder.save)
+    short = [" ".join(text.split()[:WORDS]) for text in shop.texts]
+    texts = pl.DataFrame({"item_id": [str(row) for row in range(len(short))], "text": short})
+    encode_catalogue(write_shards(texts, place / "texts", rows=256), place / "encoder", place / "vectors")
+    return read_shards(place / "vectors")["vector"].to_numpy().astype(np.float32)
+
+
+def _tuned(shop: Shop) -> list[Row]:
+    old = shop.vectors(TRANSFORMER)
+    task = shop.task(old)
+    plain, ladder = (tune([task], TuneOptions(seed=shop.seed, prefixes=prefixes)).steps for prefixes in ((), _PREFIXES))
+    view = View("tuned", TRANSFORMER, plain)
+    found, trained = view.of(old), apply_steps(ladder, old)
+    rows = list(_mapped(_TUNED, OldSpace(TRANSFORMER, old, ~shop.new, None, shop.gold), (view.id, found), shop))
+    rows += _dims(_TUNED, found, shop)
+    kept = shop.recall(unit(trained[:, :SMALL]))
     row = {"case": "dims", "vectors": _TUNED, "method": _LADDER, "item_bytes": 4 * SMALL}
-    return [*rows, row | {"recall@50": kept, "of_full": kept / whole}]
+    return [*rows, row | {"recall@50": kept, "of_full": kept / shop.recall(found)}]
 
 
 def _books(vectors: Floats, seed: int) -> dict[str, Quantizer]:
@@ -184,14 +184,13 @@ def _books(vectors: Floats, seed: int) -> dict[str, Quantizer]:
     }
 
 
-def _mapped(case: str, index: OldSpace, newer: tuple[str, Floats], new: NDArray[np.bool_], seed: int) -> Iterator[Row]:
+def _mapped(case: str, index: OldSpace, newer: tuple[str, Floats], shop: Shop) -> Iterator[Row]:
     """Yields a row for the old vectors, for a re-embedded catalogue, and for each kind of map."""
-    space, vectors = newer
+    (space, vectors), new, seed = newer, shop.new, shop.seed
     order = np.random.default_rng([seed, 5]).permutation(np.flatnonzero(~new & vectors.any(axis=1)))
     count = min(PAIRS, 2 * len(order) // 3)
     sample = UpgradeSample(space, order[:count], order[count:], np.flatnonzero(new), vectors)
-    assert index.wanted is not None
-    before, again = index.recall(sample.asking, index.vectors[sample.asking]), recall(vectors, index.wanted, ~new)
+    before, again = index.recall(sample.asking, index.vectors[sample.asking]), shop.recall(vectors)
     books = _books(index.vectors[~new], seed)
     kinds: dict[str, Row] = defaultdict(dict)
     for name, book in books.items():
@@ -225,27 +224,24 @@ def _cut_to_fit(index: OldSpace, sample: UpgradeSample, books: Mapping[str, Quan
     return row
 
 
-def _small(catalogue: Catalogue, seed: int) -> list[Row]:
-    new, wanted = catalogue.new(seed)
-    spaces = {"LSA": (_lsas(catalogue, new, seed)[0][1], 128)}
-    if model := minilm():
-        spaces["MiniLM"] = (catalogue.vectors(SentenceEncoder(model)), 256)
+def _small(shop: Shop) -> list[Row]:
+    spaces = {"LSA": (shop.vectors(LSA), 128), "MiniLM": (shop.vectors(TRANSFORMER), 256)}
     return [
         row
         for name, (vectors, bits) in spaces.items()
-        for row in (*_dims(name, vectors, new, wanted), *_bits(name, vectors, bits, seed))
+        for row in (*_dims(name, vectors, shop), *_bits(name, vectors, bits, shop.seed))
     ]
 
 
-def _dims(name: str, vectors: Floats, new: NDArray[np.bool_], wanted: Neighbours) -> Iterator[Row]:
-    whole, dim = recall(vectors, wanted, ~new), min(SMALL, vectors.shape[1])
+def _dims(name: str, vectors: Floats, shop: Shop) -> Iterator[Row]:
+    whole, dim = shop.recall(vectors), min(SMALL, vectors.shape[1])
     small = {
         _FULL: vectors,
-        _AXES: apply_steps(smaller(vectors[~new], dim), vectors),
+        _AXES: apply_steps(smaller(vectors[~shop.new], dim), vectors),
         _PREFIX: unit(vectors[:, :dim]),
     }
     for method, cut in small.items():
-        found = recall(cut, wanted, ~new)
+        found = shop.recall(cut)
         row = {"case": "dims", "vectors": name, "method": method, "item_bytes": 4 * cut.shape[1]}
         yield row | {"recall@50": found, "of_full": found / whole}
 
@@ -264,22 +260,24 @@ def _bits(name: str, vectors: Floats, bits: int, seed: int) -> Iterator[Row]:
         yield row
 
 
-def _ranker(catalogue: Catalogue, config: TrainConfig, seed: int) -> list[Row]:
+def _ranker(config: TrainConfig, shop: Shop) -> list[Row]:
     """Trains the default ranker on the old LSA, and predicts from the refitted LSA with and without a map."""
-    new, _ = catalogue.new(seed)
-    (old_id, old), (new_id, newer) = _lsas(catalogue, new, seed)
+    new, seed, dataset = shop.new, shop.seed, shop.dataset
+    old, (new_id, newer) = shop.vectors(LSA), _refitted(shop)
     levels, codes = recommended_shape(len(old))
     book = codebooks.fit("rqvae", old[~new], levels=levels, codes=codes, seed=seed)
-    made = dataset_frame(catalogue.dataset, seed=seed, history_length=DEFAULT_LENGTH, content=(old, book.encode(old)))
+    listed = shop.frame.items["listed"].to_numpy().sum()
+    content = old[:listed], book.encode(old[:listed])
+    made = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
     first = with_tokens(made, "prefix", book)[0]
-    schema = default_schema(catalogue.dataset, first)
+    schema = default_schema(dataset, first)
     trained = train(schema, first, replace(config, seed=seed))
     order = np.random.default_rng([seed, 5]).permutation(np.flatnonzero(~new & newer.any(axis=1)))
     chosen = order[: min(PAIRS, 2 * len(order) // 3)]
-    mapped = fit_map("ridge", Pairs(new_id, old_id, newer[chosen], old[chosen]), seed=seed).of(newer, space=new_id)
+    mapped = fit_map("ridge", Pairs(new_id, "old", newer[chosen], old[chosen]), seed=seed).of(newer, space=new_id)
 
     def auc(vectors: Floats) -> float:
-        frame = _with_vectors(first, vectors, book)
+        frame = _with_vectors(first, vectors[:listed], book)
         frame = with_tokens(frame, "prefix", book)[0]
         test = frame.part("test")
         source = assembler(schema, frame, test, Admission(trained.sketch, schema.admission))
@@ -308,8 +306,8 @@ def _with_vectors(frame: Frame, vectors: Floats, book: Quantizer) -> Frame:
     return frame.replace(items=items.with_columns(content))
 
 
-def _limit(seed: int) -> list[Row]:
-    rows = []
+def _limit(shop: Shop) -> list[Row]:
+    rows, seed = [], shop.seed
     for dim, items in _LIMITS.items():
         solved = max(pairs_solved(items, dim, seed=_STARTS * seed + start) for start in range(_STARTS))
         rows.append({"case": "free embeddings", "method": f"d = {dim}", "items": items, "pairs_solved": solved})

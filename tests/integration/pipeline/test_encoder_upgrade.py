@@ -12,12 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from features.content import lsa
+from features.content.chain import apply_steps, load_view
 from features.content.kinds import load_encoder
 from features.content.space_map import load_map
-from features.errors import DatasetError, TesseraError
+from features.errors import BundleError, DatasetError, TesseraError
 from features.jobs.shard import read_shards, shard_paths
+from models.encoder.axes import smaller
 from tessera.cli.main import app
 from tessera.encoders import reembed as reembedding
+from tessera.encoders.cut import cut_view
 from tessera.encoders.reembed import index_of, reembed, urgency
 from tessera.encoders.upgrade import UpgradeOptions, upgrade
 from tessera.pipeline.run import RunOptions
@@ -194,6 +197,24 @@ def test_a_run_goes_on_under_the_new_encoder_and_keeps_rows_and_names(
     made = json.loads((out / "encode" / "stage.json").read_text())["made_of"]["after"]
     plain = json.loads((place / "run" / "encode" / "stage.json").read_text())["key"]
     assert list(made.values()) != [plain]
+
+
+def test_a_cut_view_is_the_rotated_prefix_and_a_view_can_be_cut_again(place: Path) -> None:
+    run = place / "run"
+    vectors = read_shards(run / "encode" / "vectors")["vector"].to_numpy()
+    found = cut_view(run, "small", 32)
+    assert load_view(found.directory).id == found.view.id
+    assert [step.kind for step in found.view.steps] == ["centre", "rotate", "cut"]
+    assert np.array_equal(found.view.of(vectors), apply_steps(smaller(vectors, 32), vectors))
+    smallest = cut_view(run, "smallest", 8, of="small")
+    assert (smallest.width, smallest.view.of(vectors).shape[1], len(smallest.view.steps)) == (32, 8, 6)
+    assert 0 < cut_view(run, "small", 16).kept < found.kept < 1
+    assert load_view(found.directory).steps[-1].dim == 16
+    with pytest.raises(DatasetError, match="cannot keep 999"):
+        cut_view(run, "other", 999)
+    with pytest.raises(BundleError, match="holds no view"):
+        cut_view(run, "other", 8, of="none")
+    assert not (run / "views" / "other").exists()
 
 
 def test_the_commands_print_what_they_found(place: Path) -> None:
