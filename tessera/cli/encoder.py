@@ -14,6 +14,9 @@ from tessera.terminal import JsonOption, err_console, out_console, print_json
 encoder = typer.Typer(
     no_args_is_help=True, help="Encoders: views tuned and cut, sizes advised, and new encoders under old indexes."
 )
+RunnerOption = Annotated[
+    str, typer.Option(help="Engine of the encoding: direct, dask, prism, flink, spark or portable.")
+]
 RunArgument = Annotated[Path, typer.Argument(help="Directory that `tessera run --out` wrote.")]
 
 
@@ -134,11 +137,13 @@ def upgrade(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the map; by default the encoder's id and the aim.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample and of the fits.")] = 0,
+    runner: RunnerOption = "direct",
     json: JsonOption = False,
 ) -> None:
     """Fit the map with which a new encoder serves a run's index and codebook; the run stays as it is."""
     from tessera.encoders.upgrade import UpgradeOptions, aim_of, least_of
     from tessera.encoders.upgrade import upgrade as fit
+    from tessera.settings import Settings
 
     chosen = items.read_text(encoding="utf-8").split("\n") if items else None
     options = UpgradeOptions(
@@ -149,7 +154,7 @@ def upgrade(
         name=name,
         seed=seed,
     )
-    result = fit(run, to, options)
+    result = fit(run, to, options, engine=Settings.from_environment().engine(runner))
     if json:
         print_json(result.to_json())
         return
@@ -172,12 +177,14 @@ def reembed(
     most: Annotated[
         int | None, typer.Option(min=1, help="Most shards of 256 items to encode now; by default all.")
     ] = None,
+    runner: RunnerOption = "direct",
     json: JsonOption = False,
 ) -> None:
     """Encode the catalogue with an upgrade's encoder, urgent items first; the index changes space when all are done."""
     from tessera.encoders.reembed import reembed as encode
+    from tessera.settings import Settings
 
-    found = encode(run, map_name, most=most)
+    found = encode(run, map_name, most=most, engine=Settings.from_environment().engine(runner))
     if json:
         print_json(asdict(found) | {"finished": found.finished})
         return
