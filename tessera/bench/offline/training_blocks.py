@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from models.table.default_schema import default_schema
 from tessera.bench.harness.data import remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_most
 from tessera.bench.harness.rows import measured_rows
+from tessera.bench.peers.ctr import resident_gb
 from tessera.pipeline.artifact import AGGREGATES, read_frame
 from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.run import run
@@ -149,8 +149,8 @@ def train_once(descriptor: Path, directory: Path) -> dict[str, Any]:
     options = load_options(dataset)
     schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
     train(schema, frame, replace(options.train_config(), max_epochs=1))
-    peak = getrusage(RUSAGE_SELF).ru_maxrss / 1e6
-    return {"examples": frame.height("train"), "blocks": len(frame.blocks("train")), "peak_gb": peak}
+    found = {"examples": frame.height("train"), "blocks": len(frame.blocks("train"))}
+    return found | {"peak_gb": resident_gb("VmHWM")}
 
 
 def _trained(dataset: Dataset, frame: Frame, options: RunOptions, config: TrainConfig) -> dict[str, Any]:
