@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
 
 from features.content import lsa
 from features.content.encoder import Encoder, unit
@@ -102,17 +103,11 @@ class Shop:
 
     def kept(self, name: str, work: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         """Returns vectors that are made once for these texts, and kept under a name."""
-        path = self.out / f"{name}-{key_of(self.texts)[:12]}.npy"
+        path = self.out / f"{name}-{key_of(self.texts)[:12]}.safetensors"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            found = work()
-
-            def write(aside: Path) -> None:
-                with aside.open("wb") as file:
-                    np.save(file, found)
-
-            write_file(path, write)
-        kept: NDArray[np.float32] = np.load(path)
+            write_file(path, save({"vectors": work()}))
+        kept: NDArray[np.float32] = load_file(path)["vectors"]
         return kept
 
     def task(self, vectors: NDArray[np.float32]) -> Task:
