@@ -160,9 +160,15 @@ class ContentRanker:
         self._scaler = StandardScaler().fit(features)
         self._model = LogisticRegression(max_iter=300).fit(self._scaler.transform(features), examples.label)
 
-    def predict(self, examples: LabelledPairs) -> NDArray[np.float64]:
-        """Returns the probability of label 1 of each example (E,); their labels are not read."""
-        found: NDArray[np.float64] = self._model.predict_proba(self._scaler.transform(self._features(examples)))[:, 1]
+    def predict(self, examples: LabelledPairs, *, own: bool = False) -> NDArray[np.float64]:
+        """Returns the probability of label 1 of each example (E,).
+
+        Args:
+            examples: Users and items. Their labels are read only with `own`.
+            own: True for examples of the training, each of which is then left out of its own user's sums.
+        """
+        features = self._scaler.transform(self._features(examples, own=own))
+        found: NDArray[np.float64] = self._model.predict_proba(features)[:, 1]
         return found
 
     def _features(self, examples: LabelledPairs, *, own: bool = False) -> NDArray[np.float32]:

@@ -28,6 +28,7 @@ NEEDS = {
     "codebook-change": Needs(content=True),
     "encoders": Needs(content=True, ranks=True),
     "upgrade": Needs(content=True, ranks=True),
+    "aspects": Needs(content=True, ranks=True),
     "aggregates": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),
@@ -221,6 +222,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.encoder.code_value import code_value
 
         return code_value
+    if name == "aspects":
+        from tessera.bench.encoder.aspects import aspects
+
+        return aspects
     if name == "id-churn":
         from tessera.bench.offline.id_churn import id_churn
 

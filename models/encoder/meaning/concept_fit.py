@@ -68,8 +68,8 @@ def _fitted(
     floors, thresholds, concepts = [], [], []
     for name, carries in zip(names, carried.T, strict=True):
         held_out = left_out_logits(rows, carries, seed=seed)
-        scale, shift = _logistic(held_out[:, None], carries, inverse_penalty=1e6)
-        weight, bias = _logistic(rows, carries)
+        scale, shift = logistic(held_out[:, None], carries, inverse_penalty=1e6)
+        weight, bias = logistic(rows, carries)
         tensors["weight"].append(weight * scale[0])
         tensors["bias"].append(np.array(bias * scale[0] + shift))
         direction = _direction(rows[carries], rows[~carries])
@@ -139,14 +139,15 @@ def left_out_logits(rows: Floats, carries: NDArray[np.bool_], *, seed: int = 0) 
         fold[part] = rng.permutation(np.arange(part.sum()) % _FOLDS)
     logits = np.empty(len(rows))
     for number in range(_FOLDS):
-        weight, bias = _logistic(rows[fold != number], carries[fold != number])
+        weight, bias = logistic(rows[fold != number], carries[fold != number])
         logits[fold == number] = rows[fold == number] @ weight + bias
     return logits
 
 
-def _logistic(
+def logistic(
     rows: NDArray[np.floating], carries: NDArray[np.bool_], *, inverse_penalty: float = _INVERSE_PENALTY
 ) -> tuple[NDArray[np.float64], float]:
+    """Returns weight (D,) and bias of a logistic regression of rows (N, D) on True and False (N,)."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=inverse_penalty, max_iter=300).fit(rows.astype(np.float64), carries)

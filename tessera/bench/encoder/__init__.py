@@ -1,1 +1,1 @@
-"""Benchmarks of encoders, their views, maps and codes."""
+"""Benchmarks of encoders, their views, maps and codes, and of what a vector means."""
