@@ -6,6 +6,7 @@
     network.safetensors      the dense part
     encoder/  codebook/  tokens/     only if items have content
     views/NAME/              steps from the encoder's vectors to those of a view; only if a view was tuned
+    concepts/NAME/  aspects/NAME/    heads that name concepts, and spaces of aspects; only if they were fitted
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
@@ -36,9 +37,20 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
-from models.bundle.contents import AGGREGATES, VIEWS, BundleContents, LogPosition, Manifest, Training
+from models.bundle.contents import (
+    AGGREGATES,
+    ASPECTS,
+    CONCEPTS,
+    VIEWS,
+    BundleContents,
+    LogPosition,
+    Manifest,
+    Training,
+)
 from models.bundle.embedding import EmbeddingClient, Value, csv_sources
 from models.bundle.local import LocalRanker
+from models.encoder.meaning.aspects import load_aspect
+from models.encoder.meaning.concepts import ConceptHead, load_concepts
 from models.ranker.network import Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import load_tokenizer
@@ -77,6 +89,7 @@ class BundleParts:
         metrics: Measurements on the test part.
         encoder, codebook, tokens: Directories to copy, or None.
         views: Directories of views to copy, by name. Each view reads the encoder's vectors.
+        concepts, aspects: Directories of heads of concepts and of aspects to copy, by name, on the same vectors.
         aggregates: State of the schema's aggregates after the last event before the test part, a file to copy; None if
             the schema has none.
         trained_until, positions, choices: As in `Manifest`.
@@ -95,6 +108,8 @@ class BundleParts:
     codebook: Path | None
     tokens: Path | None
     views: Mapping[str, Path] = field(default_factory=dict)
+    concepts: Mapping[str, Path] = field(default_factory=dict)
+    aspects: Mapping[str, Path] = field(default_factory=dict)
     aggregates: Path | None = None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
@@ -206,8 +221,9 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
         for name, source in (("encoder", parts.encoder), ("codebook", parts.codebook), ("tokens", parts.tokens)):
             if source is not None:
                 shutil.copytree(source, directory / name)
-        for name, source in parts.views.items():
-            shutil.copytree(source, directory / VIEWS / name)
+        for folder, saved in ((VIEWS, parts.views), (CONCEPTS, parts.concepts), (ASPECTS, parts.aspects)):
+            for name, source in saved.items():
+                shutil.copytree(source, directory / folder / name)
         if parts.aggregates is not None:
             shutil.copy(parts.aggregates, directory / AGGREGATES)
         table = parts.ranker.table
@@ -237,6 +253,8 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             positions=list(parts.positions),
             choices=dict(parts.choices),
             views=_view_ids(parts.views, encoder),
+            concepts=_checked({name: load_concepts(path) for name, path in parts.concepts.items()}, encoder),
+            aspects={name: load_aspect(path).id for name, path in parts.aspects.items()},
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
@@ -301,6 +319,16 @@ def _view_ids(views: Mapping[str, Path], encoder: str | None) -> dict[str, str]:
                 f"{views[name]}: view {name} reads vectors of {view.source}, the items' are of {encoder}; tune it again"
             )
     return {name: view.id for name, view in loaded.items()}
+
+
+def _checked(heads: Mapping[str, ConceptHead], encoder: str | None) -> dict[str, str]:
+    """Returns the ids of heads by name. Raises BundleError if a head does not read the encoder's vectors."""
+    for name, head in heads.items():
+        if head.source != encoder:
+            raise BundleError(
+                f"concepts {name} read vectors of {head.source}, the items' are of {encoder}; fit the concepts again"
+            )
+    return {name: head.id for name, head in heads.items()}
 
 
 def _portable(dataset: Dataset) -> dict[str, Any]:

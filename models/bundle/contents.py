@@ -19,6 +19,8 @@ from features.content.encoder import Encoder
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
 from features.errors import BundleError
+from models.encoder.meaning.aspects import Aspect, load_aspect
+from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import Quantizer
@@ -33,6 +35,9 @@ AGGREGATES = "aggregates.safetensors"
 
 VIEWS = "views"
 """Name of the directory that holds a directory for each view of the items' vectors."""
+
+CONCEPTS, ASPECTS = "concepts", "aspects"
+"""Names of the directories that hold a directory for each head of concepts, and for each aspect."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         choices: Choices of the run that wrote the bundle, by their dotted names in the descriptor's `[run]` table.
             Empty if unknown.
         views: Ids of the views of the items' vectors, by name; the base space has no entry.
+        concepts: Ids of the heads of concepts, by the name of their directory.
+        aspects: Ids of the aspects, by name.
     """
 
     id: str
@@ -108,6 +115,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     positions: list[LogPosition] = []
     choices: dict[str, Any] = {}
     views: dict[str, str] = {}
+    concepts: dict[str, str] = {}
+    aspects: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -167,6 +176,22 @@ class BundleContents:
         found = {name: load_view(self.directory / VIEWS / name) for name in sorted(self.manifest.views)}
         for name, view in found.items():
             _same(f"view {name}", view.id, self.manifest.views[name])
+        return found
+
+    @cached_property
+    def concepts(self) -> ConceptHead | None:
+        """Concepts that an item's vector predicts; None if none were fitted."""
+        heads = {name: load_concepts(self.directory / CONCEPTS / name) for name in sorted(self.manifest.concepts)}
+        for name, head in heads.items():
+            _same(f"concepts {name}", head.id, self.manifest.concepts[name])
+        return join(list(heads.values())) if heads else None
+
+    @cached_property
+    def aspects(self) -> dict[str, Aspect]:
+        """Aspects by name; empty if none is declared."""
+        found = {name: load_aspect(self.directory / ASPECTS / name) for name in sorted(self.manifest.aspects)}
+        for name, aspect in found.items():
+            _same(f"aspect {name}", aspect.id, self.manifest.aspects[name])
         return found
 
     @cached_property

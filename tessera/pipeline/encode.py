@@ -1,5 +1,6 @@
-"""Stage `encode`: makes content vectors of the items' texts, by a fitted encoder or by that of a warm start."""
+"""Stages on content: `encode` makes vectors of texts, `meaning` fits declared concepts and aspects on the vectors."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,19 @@ from features.framing.texts import item_texts, large_item_slices
 from features.jobs.encode import encode_catalogue
 from features.jobs.sample import sample_rows, take_rows
 from features.jobs.shard import each_shard, read_shards, write_shards
+from models.bundle.contents import ASPECTS, CONCEPTS
+from models.encoder.meaning.declared import fit_aspects, fit_concepts
+from models.ranker.loading import content_vectors
+from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
+DECLARED = "declared"
+"""Name of the head of the declared concepts."""
+
 READS = ("seed", "encoder", "encoder_model", "encoder_dim")
 # Parts of the descriptor that do not change an item's text.
-_NOT_TEXT = {"categorical", "numeric", "filterable"}
+_NOT_TEXT = {"categorical", "numeric", "filterable", "aspects", "concepts", "glossary"}
 
 
 def encode(job: Job) -> Finished | None:
@@ -74,3 +82,49 @@ def _encoder(job: Job, texts: list[str]) -> Encoder:
     if model is not None and (beside := job.dataset.directory / model).is_dir():
         model = str(beside)
     return encoders.fit_encoder(options.encoder, texts, dim=options.encoder_dim, seed=options.seed, model=model)
+
+
+def meaning(job: Job, encoded: Finished | None, framed: Finished) -> Finished | None:
+    """Runs the stage; returns None if the descriptor declares neither concepts nor aspects."""
+    declared = job.dataset.items
+    if encoded is None or declared is None:
+        return None
+    chosen = declared.model_dump(mode="json", include={"aspects", "concepts", "glossary"})
+    if not any(chosen.values()):
+        return None
+    if declared.glossary is not None and (file := job.dataset.directory / declared.glossary).is_file():
+        chosen["glossary_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def work(directory: Path, advance: Advance) -> None:
+        items = read_frame(framed.directory).items
+        vectors = content_vectors(items)
+        encoder = encoders.load_encoder(encoded.directory / "encoder")
+        seed = job.options.seed
+        head = fit_concepts(declared, items, vectors, encoder, directory=job.dataset.directory, seed=seed)
+        if head is not None and not (directory / CONCEPTS / DECLARED).exists():
+            (directory / CONCEPTS).mkdir(exist_ok=True)
+            write_directory(directory / CONCEPTS / DECLARED, head.save)
+        for name, aspect in fit_aspects(declared, items, vectors, source=encoder.id, seed=seed).items():
+            if not (directory / ASPECTS / name).exists():
+                (directory / ASPECTS).mkdir(exist_ok=True)
+                write_directory(directory / ASPECTS / name, aspect.save)
+
+    return job.do("meaning", work, reads=("seed",), descriptor=chosen, after={"encode": encoded, "frame": framed})
+
+
+def concept_directories(job: Job, meant: Finished | None) -> dict[str, Path]:
+    """Returns the directories of the heads of concepts by name: the declared head, and those that commands added."""
+    folders = [folder for folder in (meant.directory / CONCEPTS if meant else None, job.out / CONCEPTS) if folder]
+    return {
+        path.name: path
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and "." not in path.name
+    }
+
+
+def aspect_directories(meant: Finished | None) -> dict[str, Path]:
+    """Returns the directories of the aspects by name."""
+    folder = meant.directory / ASPECTS if meant else None
+    return {path.name: path for path in sorted(folder.iterdir())} if folder and folder.is_dir() else {}

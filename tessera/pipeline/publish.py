@@ -19,6 +19,8 @@ from features.training_events import TRAINED, event_ids, read_trained, trained_o
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
 from models.bundle.from_frame import kept_history, trained_until, with_train_positives
+from models.encoder.meaning.aspects import load_aspect
+from models.encoder.meaning.concepts import load_concepts
 from models.ranker.stored import load_ranker
 from models.registry.gate import Gates, Verdict
 from models.registry.lineage import Lineage
@@ -28,6 +30,7 @@ from models.semantic_id.tokens import load_tokenizer
 from models.table.engine import engine
 from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame
 from tessera.pipeline.compare import verdict
+from tessera.pipeline.encode import aspect_directories, concept_directories
 from tessera.pipeline.evaluate import read_metrics
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
@@ -64,13 +67,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Ready:
-    """Finished stages that a bundle needs; `encoded` and `assigned` are None if the items have no text."""
+    """Finished stages that a bundle needs.
+
+    `encoded` and `assigned` are None if the items have no text, `meant` if neither concepts nor aspects are declared.
+    """
 
     encoded: Finished | None
     assigned: Finished | None
     framed: Finished
     trained: Finished
     evaluated: Finished
+    meant: Finished | None = None
 
 
 def bundle(job: Job, ready: Ready) -> Bundle:
@@ -79,6 +86,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
     encoded, assigned, framed = ready.encoded, ready.assigned, ready.framed
     choices = _resolved(job, framed if assigned else None)
     views = _views(job, encoded)
+    concepts, aspects = concept_directories(job, ready.meant), aspect_directories(ready.meant)
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
@@ -101,6 +109,8 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             codebook=assigned.directory / "codebook" if assigned else None,
             tokens=framed.directory / "tokens" if assigned else None,
             views=views,
+            concepts=concepts,
+            aspects=aspects,
             aggregates=framed.directory / AGGREGATES if schema.aggregates.columns else None,
             trained_until=trained_until(frame, job.dataset),
             positions=job.options.positions,
@@ -120,6 +130,8 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             "positions": positions,
             "format": FORMAT,
             "views": {name: load_view(directory).id for name, directory in views.items()},
+            "concepts": {name: load_concepts(directory).id for name, directory in concepts.items()},
+            "aspects": {name: load_aspect(directory).id for name, directory in aspects.items()},
         },
         after={"evaluate": ready.evaluated},
     )

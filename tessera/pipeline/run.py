@@ -17,7 +17,7 @@ from models.registry.release import Release
 from models.table.engine import engine
 from tessera.code_version import code_version
 from tessera.pipeline.assign import assign
-from tessera.pipeline.encode import encode
+from tessera.pipeline.encode import encode, meaning
 from tessera.pipeline.evaluate import evaluate, read_metrics
 from tessera.pipeline.frame import frame
 from tessera.pipeline.job import Engines, Job
@@ -99,7 +99,8 @@ def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> Run
         evaluated = evaluate(job, framed, trained, assigned, chosen)
         metrics = read_metrics(evaluated)
     if "publish" in wanted:
-        made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated))
+        meant = meaning(job, encoded, framed)
+        made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated, meant))
         if registry is not None:
             release, judged = register(job, made, framed, registry)
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
