@@ -104,9 +104,9 @@ def fit_examples(
     """
     examples, others = examples[np.any(examples, axis=1)], catalogue[np.any(catalogue, axis=1)]
     if not least <= len(examples) <= MOST_EXAMPLES:
-        empty = "is empty: " if not len(examples) else ""
+        empty = "" if len(examples) else " is empty"
         raise DatasetError(
-            f"concept {name!r} {empty}{len(examples)} examples have content, expected {least} to {MOST_EXAMPLES}; "
+            f"concept {name!r}{empty}: {len(examples)} examples have content, expected {least} to {MOST_EXAMPLES}; "
             "name other items or texts, or declare a column of the concept"
         )
     direction = _direction(examples, others)

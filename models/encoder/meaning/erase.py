@@ -124,8 +124,8 @@ def _step(mean: Floats, left: Floats, right: Floats, gate: Probe | None) -> Eras
 def _refuse_empty(carries: NDArray[np.bool_], name: str, least: int = 1) -> None:
     count = int(carries.sum())
     if count < least or count == len(carries):
-        problem = "is empty: " if count == 0 else ""
+        empty = "" if count else " is empty"
         raise DatasetError(
-            f"concept {name!r} {problem}{count} of {len(carries)} items carry it, expected {least} at least and not "
+            f"concept {name!r}{empty}: {count} of {len(carries)} items carry it, expected {least} at least and not "
             "all; name another concept"
         )

@@ -75,5 +75,5 @@ def test_an_empty_concept_is_refused_by_name() -> None:
         leace(vectors, nothing, name="horror")
     with pytest.raises(DatasetError, match="concept 'horror' is empty"):
         phrases(vectors, np.zeros((2, D)), None, name="horror")
-    with pytest.raises(DatasetError, match="'horror' 3 of 600 items"):
+    with pytest.raises(DatasetError, match="'horror': 3 of 600 items"):
         cluster_means(vectors, np.arange(600) < 3, None, name="horror")
