@@ -72,6 +72,7 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
         at: datetime | None = None,
+        meaning: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """Ranks the candidates for a user, or the items that retrieval finds.
 
@@ -84,6 +85,7 @@ class Client:
             explain: True returns the contribution of each feature to an item's log-odds.
             at: Time as of which aggregates are answered, UTC if without an offset. None: right after the newest event
                 of the stream.
+            meaning: Concepts for the retrieval of candidates: `avoid` and `without`, each a list of names.
 
         Returns:
             Items with their probabilities, best first, and the bundle that ranked them.
@@ -96,7 +98,7 @@ class Client:
             >>> client.rank("r00001", ["a00001", "a00002"], k=1).known_user
             True
         """
-        return self._do(rank_call(user, candidates, k, context, filter, explain, at))
+        return self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning))
 
     def retrieve(
         self,
@@ -107,6 +109,7 @@ class Client:
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
         view: str | None = None,
+        meaning: Mapping[str, Any] | None = None,
     ) -> Retrieval:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -116,6 +119,8 @@ class Client:
             filter: Condition on the items' filterable columns.
             view: View of the vectors, such as `base`. Default: for an item `similar`, if the bundle has that view,
                 otherwise `base`.
+            meaning: Fields of the request about aspects and concepts: `aspect`, a name; `avoid` and `without`, lists of
+                names; `explain`, True for the concepts that an item shares with the query.
 
         Returns:
             Items with their cosine similarity, nearest first.
@@ -128,7 +133,7 @@ class Client:
             >>> len(client.retrieve(item="a00001", k=4).items)
             4
         """
-        return self._do(retrieve_call(item, user, text, k, filter, view))
+        return self._do(retrieve_call(item, user, text, k, filter, view, meaning))
 
     def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """Returns the embeddings of a feature's values.
@@ -239,9 +244,10 @@ class AsyncClient:
         filter: Mapping[str, Any] | None = None,
         explain: bool = False,
         at: datetime | None = None,
+        meaning: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
-        return await self._do(rank_call(user, candidates, k, context, filter, explain, at))
+        return await self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning))
 
     async def retrieve(
         self,
@@ -252,9 +258,10 @@ class AsyncClient:
         k: int = 10,
         filter: Mapping[str, Any] | None = None,
         view: str | None = None,
+        meaning: Mapping[str, Any] | None = None,
     ) -> Retrieval:
         """See `Client.retrieve`."""
-        return await self._do(retrieve_call(item, user, text, k, filter, view))
+        return await self._do(retrieve_call(item, user, text, k, filter, view, meaning))
 
     async def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """See `Client.embeddings`."""

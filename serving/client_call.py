@@ -77,10 +77,12 @@ class RetrievedItem(msgspec.Struct, frozen=True):
     Attributes:
         item: Id of the item.
         score: Cosine similarity.
+        concepts: Concepts shared most with the query, each with `concept`, `share` and `predicted`; None unless asked.
     """
 
     item: str
     score: float
+    concepts: list[dict[str, Any]] | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -107,12 +109,14 @@ class Retrieval(msgspec.Struct, frozen=True):
         items: Retrieved items, nearest first.
         plan: Search plan.
         view: View in which the items are nearest.
+        aspect: Aspect in which they are nearest, if one was asked for.
     """
 
     bundle: str
     items: list[RetrievedItem]
     plan: Plan
     view: str = "base"
+    aspect: str | None = None
 
 
 class Embeddings(msgspec.Struct, frozen=True):
@@ -231,19 +235,26 @@ def rank_call(
     filter: Mapping[str, Any] | None,
     explain: bool,
     at: datetime | None,
+    meaning: Mapping[str, Any] | None,
 ) -> Call[Ranking]:
     """Returns the call of `Client.rank`."""
     body = {"user": user, "candidates": candidates, "k": k, "context": context, "filter": filter, "explain": explain}
     if at is not None:
         body["at"] = at.isoformat()
-    return Call(Ranking, "POST", "/v1/rank", body)
+    return Call(Ranking, "POST", "/v1/rank", body | dict(meaning or {}))
 
 
 def retrieve_call(
-    item: str | None, user: str | None, text: str | None, k: int, filter: Mapping[str, Any] | None, view: str | None
+    item: str | None,
+    user: str | None,
+    text: str | None,
+    k: int,
+    filter: Mapping[str, Any] | None,
+    view: str | None,
+    meaning: Mapping[str, Any] | None,
 ) -> Call[Retrieval]:
     """Returns the call of `Client.retrieve`."""
-    body: dict[str, Any] = {"item": item, "user": user, "text": text, "k": k, "filter": filter}
+    body: dict[str, Any] = {"item": item, "user": user, "text": text, "k": k, "filter": filter} | dict(meaning or {})
     return Call(Retrieval, "POST", "/v1/retrieve", body if view is None else body | {"view": view})
 
 

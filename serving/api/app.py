@@ -45,6 +45,7 @@ from serving.metrics import CONTENT_TYPE, Metrics
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
+from serving.retrieval.meaning import Meant
 from serving.rollout.impression import Outcome
 from serving.traffic.accounting import accounted
 from serving.traffic.recorder import Recorder
@@ -159,6 +160,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 wanted=body.filter,
                 explain=body.explain,
                 at=None if body.at is None else microseconds(body.at),
+                meant=Meant(avoid=tuple(body.avoid), without=tuple(body.without)),
             )
 
         with current.pinned_for(body.user) as pinned, blamed("context"):
@@ -177,7 +179,13 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
         with current.pinned() as service, blamed("filter"):
             request.state.bundle = service.bundle.id
             answer = service.retrieve(
-                item=body.item, user=body.user, text=body.text, k=body.k, wanted=body.filter, view=body.view
+                item=body.item,
+                user=body.user,
+                text=body.text,
+                k=body.k,
+                wanted=body.filter,
+                view=body.view,
+                meant=Meant(body.aspect, tuple(body.avoid), tuple(body.without), body.explain),
             )
         metrics.plans.labels(answer.plan.method).inc()
         return retrieve_response(answer)

@@ -21,6 +21,7 @@ from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
 from serving.retrieval.filter import Filter
 
 MAX_ROWS = 1_000
+MOST_CONCEPTS = 32
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -52,6 +53,7 @@ Whole = Annotated[StrictInt, Field(ge=-(10**308), le=10**308)]
 Float = Annotated[FiniteFloat, Field(strict=True)]
 Moment = Annotated[datetime, BeforeValidator(_text)]
 Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
+Concepts = Annotated[list[Text], Field(max_length=MOST_CONCEPTS)]
 Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool | None] | None
 
 
@@ -82,6 +84,8 @@ class RankRequest(BaseModel):
     context: dict[Text, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
     filter: Filter | None = Field(default=None, description="Condition that retrieved candidates must match.")
     explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
+    avoid: Concepts = Field(default=[], description="Concepts from which retrieval of candidates steers away.")
+    without: Concepts = Field(default=[], description="Concepts that no retrieved candidate may carry.")
     at: Moment | None = Field(
         default=None,
         description="Time as of which aggregates are answered, ISO 8601 (UTC without an offset); by default right "
@@ -94,6 +98,8 @@ class RankRequest(BaseModel):
             raise ValueError(f"explain takes k up to {MAX_EXPLAINED}")
         if self.filter is not None and self.candidates is not None:
             raise ValueError("filter chooses among retrieved candidates; leave candidates out, or filter")
+        if (self.avoid or self.without) and self.candidates is not None:
+            raise ValueError("avoid and without choose among retrieved candidates; leave candidates out, or both")
         return self
 
 
@@ -148,11 +154,32 @@ class RetrieveRequest(BaseModel):
         description="View of the vectors; by default `similar` for an item, if the bundle has it, otherwise `base`.",
     )
 
+    aspect: Text | None = Field(
+        default=None, description="Nearest in this aspect of the bundle, such as people, instead of in a view."
+    )
+    avoid: Concepts = Field(default=[], description="Concepts from which the query steers away; they may still come.")
+    without: Concepts = Field(
+        default=[], description="Concepts that no item may carry, by its column or, where that is empty, predicted."
+    )
+    explain: bool = Field(default=False, description="Name the concepts that each item shares most with the query.")
+
     @model_validator(mode="after")
     def _one_query(self) -> "RetrieveRequest":
         if sum(one is not None for one in (self.item, self.user, self.text)) != 1:
             raise ValueError("expected exactly one of item, user, text")
+        if self.aspect is not None and self.view is not None:
+            raise ValueError("aspect and view are both spaces to search in; leave one out")
+        if self.aspect is not None and self.avoid and self.text is None:
+            raise ValueError("an aspect of items has no concepts to avoid; use without, or leave aspect out")
         return self
+
+
+class SharedConceptBody(BaseModel):
+    """Concept that an item shares with the query."""
+
+    concept: str
+    share: float = Field(description="Probability that both carry the concept.")
+    predicted: bool = Field(description="False if both items declare the concept in a column.")
 
 
 class RetrievedItemBody(BaseModel):
@@ -160,6 +187,9 @@ class RetrievedItemBody(BaseModel):
 
     item: str
     score: float = Field(description="Cosine similarity; 0 for the most popular items, which are the fallback.")
+    concepts: list[SharedConceptBody] | None = Field(
+        default=None, description="Concepts shared most with the query, if the request asked to explain."
+    )
 
 
 class PlanView(BaseModel):
@@ -178,6 +208,7 @@ class RetrieveResponse(BaseModel):
     items: list[RetrievedItemBody]
     plan: PlanView
     view: str = Field(description="View in which the items are nearest.")
+    aspect: str | None = Field(default=None, description="Aspect in which they are, where one was asked for.")
 
 
 class EmbeddingsRequest(BaseModel):

@@ -12,6 +12,7 @@ from serving.api.bodies import (
     RankResponse,
     RetrievedItemBody,
     RetrieveResponse,
+    SharedConceptBody,
 )
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.rollout.impression import Impression
@@ -44,11 +45,17 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
 def retrieve_response(answer: RetrievalAnswer) -> RetrieveResponse:
     """Converts the result of a retrieval."""
     plan = answer.plan
+    found = [[SharedConceptBody(**one._asdict()) for one in concepts] for concepts in answer.shared]
+    shared: list[list[SharedConceptBody] | None] = [*found] or [None] * len(answer.items)
     return RetrieveResponse(
         bundle=answer.bundle,
-        items=[RetrievedItemBody(item=item, score=score) for item, score in answer.items],
+        items=[
+            RetrievedItemBody(item=item, score=score, concepts=concepts)
+            for (item, score), concepts in zip(answer.items, shared, strict=True)
+        ],
         plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
         view=answer.view,
+        aspect=answer.aspect,
     )
 
 

@@ -8,6 +8,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.record import ItemRecord
 from models.bundle.request_aggregates import AsOf
 from serving.retrieval.filter import attribute_json
+from serving.retrieval.meaning import SharedConcept
 from serving.retrieval.search_plan import SearchPlan
 
 
@@ -45,12 +46,16 @@ class RetrievalAnswer:
         items: Item id and inner product of the unit vectors, best first.
         plan: Search plan.
         view: View in which the items are nearest.
+        aspect: Aspect in which the items are nearest, instead of the view; None if none was asked for.
+        shared: Concepts that each item shares most with the query. Empty unless the request asked for them.
     """
 
     bundle: str
     items: list[tuple[str, float]]
     plan: SearchPlan
     view: str
+    aspect: str | None = None
+    shared: Sequence[Sequence[SharedConcept]] = ()
 
 
 @dataclass(frozen=True)

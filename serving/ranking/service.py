@@ -31,6 +31,7 @@ from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer, pub
 from serving.ranking.histories import Histories
 from serving.ranking.rows import RowReader, StoreRows
 from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.meaning import NOTHING, Meaning, Meant, SharedConcept
 from serving.retrieval.retriever import Retriever
 from serving.store.feed import Feed
 from serving.store.fill import require_loaded
@@ -75,10 +76,16 @@ class RankService:
         items = bundle.dataset.items
         filterable = items.filterable if items is not None else ()
         featured = (*items.categorical, *items.numeric) if items is not None else ()
-        self._attributes = tuple(dict.fromkeys((*featured, *filterable)))
+        kept = items.attributes if items is not None else ()
+        self._attributes = tuple(dict.fromkeys((*featured, *filterable, *kept)))
         of_csv = csv_sources(bundle.dataset)
-        attributes = Attributes(bundle.items, filterable, of_csv="item" in of_csv)
-        self._retriever = Retriever(self._catalogue, attributes, bundle.views)
+        self._meaning = Meaning(bundle.concepts, bundle.id)
+        named = self._meaning.with_columns(bundle.items, self._catalogue.vectors[: bundle.items.height])
+        attributes = Attributes(named, (*filterable, *self._meaning.filterable), of_csv="item" in of_csv)
+        aspects = {
+            name: (aspect, bundle.items.select(aspect.columns).to_dicts()) for name, aspect in bundle.aspects.items()
+        }
+        self._retriever = Retriever(self._catalogue, attributes, bundle.views, aspects)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
@@ -169,6 +176,7 @@ class RankService:
         wanted: Filter | None = None,
         explain: bool = False,
         at: int | None = None,
+        meant: Meant = NOTHING,
     ) -> RankingAnswer:
         """Ranks candidates for a user.
 
@@ -181,6 +189,7 @@ class RankService:
             explain: True returns reasons for the returned items.
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
                 of the stream.
+            meant: Concepts that retrieval avoids, and those that no retrieved candidate may carry.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
@@ -202,7 +211,7 @@ class RankService:
             stored = self._histories.read(user, asked.ids if candidates is not None else ())
         if candidates is None:
             with self._lock:
-                names, items = self._retrieved(stored.history, k, wanted)
+                names, items = self._retrieved(stored.history, k, wanted, meant)
                 asked = self._aggregates.of(user, items)
             if asked.ids:
                 stored = self._histories.read(user, asked.ids)
@@ -231,11 +240,14 @@ class RankService:
             as_of=as_of,
         )
 
-    def _retrieved(self, stored: bytes | None, k: int, wanted: Filter | None) -> tuple[list[str], NDArray[np.int64]]:
+    def _retrieved(
+        self, stored: bytes | None, k: int, wanted: Filter | None, meant: Meant
+    ) -> tuple[list[str], NDArray[np.int64]]:
         """Returns ids and numbers of the items nearest to what the user liked."""
         history = self._visited(stored)
-        taste = self._retriever.taste(history)
-        items, *_ = self._retriever.search(taste, max(_RETRIEVED, k), wanted, without=history)
+        taste = self._meaning.steered(self._retriever.taste(history), meant.avoid)
+        allowed = self._meaning.excluding(meant.without, wanted)
+        items, *_ = self._retriever.search(taste, max(_RETRIEVED, k), allowed, without=history)
         return [self._catalogue.item_ids[number] for number in items.tolist()], items
 
     def retrieve(
@@ -247,6 +259,7 @@ class RankService:
         k: int,
         wanted: Filter | None = None,
         view: str | None = None,
+        meant: Meant = NOTHING,
     ) -> RetrievalAnswer:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -255,17 +268,22 @@ class RankService:
             k: Largest number of items to return.
             wanted: Condition that the items must meet.
             view: One of `views`. Default: for an item `similar`, if the bundle has that view, otherwise `base`.
+            meant: Aspect in which items are near, concepts to avoid or to exclude, and the wish for an explanation.
 
         Raises:
-            EventError: The item or the view is unknown, the bundle has no encoder for the text, or the filter does not
-                fit.
+            EventError: The item, the view, the aspect or a concept is unknown, the bundle has no encoder for the text,
+                or the filter does not fit.
             StoreError: The store does not answer.
         """
         chosen = view or (self._similar_view if item is not None else BASE)
         if chosen not in self.views:
             raise EventError(f"view: bundle {self.bundle.id} has no view {view!r}; choose of {', '.join(self.views)}")
+        if meant.aspect is not None and meant.aspect not in self._retriever.aspects:
+            known = ", ".join(self._retriever.aspects) or "none; declare [items.aspects] and run again"
+            raise EventError(f"aspect: bundle {self.bundle.id} has no aspect {meant.aspect!r}; choose of {known}")
         if wanted is not None:
             wanted.check_size()
+        allowed = self._meaning.excluding(meant.without, wanted)
         stored = None
         if user is not None:
             with trace.span("history"):
@@ -280,9 +298,38 @@ class RankService:
                     raise EventError(f"item: {item!r} is unknown, or was deleted")
                 without = np.array([self._number(item)], dtype=np.int64)
             query = vector if text is not None else self._retriever.taste(without)
-            numbers, scores, plan = self._retriever.search(query, k, wanted, without=without, view=chosen)
+            steered = self._meaning.steered(query, meant.avoid)
+            if meant.aspect is not None:
+                asked = without if steered is None or text is None else steered
+                found = self._retriever.search_aspect(meant.aspect, asked, k, allowed, without=without)
+            else:
+                found = self._retriever.search(steered, k, allowed, without=without, view=chosen)
+            numbers, scores, plan = found
             names = [self._catalogue.item_ids[number] for number in numbers.tolist()]
-        return RetrievalAnswer(self.bundle.id, list(zip(names, scores.tolist(), strict=True)), plan, chosen)
+            vectors = self._catalogue.vectors[numbers] if meant.explain else None
+        shared = [] if vectors is None or query is None else self._shared(query, vectors, names, item)
+        ranked = list(zip(names, scores.tolist(), strict=True))
+        return RetrievalAnswer(self.bundle.id, ranked, plan, chosen, meant.aspect, shared)
+
+    def _shared(
+        self, query: NDArray[np.float32], vectors: NDArray[np.float32], names: Sequence[str], item: str | None
+    ) -> list[list[SharedConcept]]:
+        """Returns the concepts that each answer shares most with the query."""
+        asking = self._declared([item]) if item is not None else []
+        return [
+            self._meaning.shared(query, vector, [declared, *asking])
+            for declared, vector in zip(self._declared(names), vectors, strict=True)
+        ]
+
+    def _declared(self, names: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Returns the columns of items as the store or the bundle has them, the store first."""
+        found: list[Mapping[str, Any]] = []
+        for name, data in zip(names, self._store.read_records(self.bundle.id, record.ITEM, names), strict=True):
+            number = self._catalogue.item_numbers.get(name, self._published)
+            published = self.bundle.items.row(number, named=True) if number < self._published else {}
+            stored = {} if data in (None, record.TOMBSTONE) else record.decode_item(data).features
+            found.append(published if data is None else stored)
+        return found
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -391,4 +438,6 @@ class RankService:
             self._catalogue.put_items(items)
             self._catalogue.remove_items([name for name in payloads if name not in items])
             numbers = [self._catalogue.item_numbers[name] for name in payloads]
-            self._retriever.update(numbers, [items[name].features if name in items else {} for name in payloads])
+            rows = [items[name].features if name in items else {} for name in payloads]
+            meant = self._meaning.columns(self._catalogue.vectors[np.array(numbers, dtype=np.int64)], rows)
+            self._retriever.update(numbers, [row | more for row, more in zip(rows, meant, strict=True)])

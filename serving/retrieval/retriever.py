@@ -14,7 +14,9 @@ import numpy as np
 
 from features import tracing as trace
 from features.content.chain import BASE, View
+from features.content.encoder import unit
 from models.bundle.catalogue import Catalogue
+from models.encoder.meaning.aspects import Aspect
 from models.table.column_rows import Growable
 from serving.retrieval.filter import Attributes, Filter
 from serving.retrieval.index import Floats, Ints, Matches, VectorIndex
@@ -155,15 +157,27 @@ class Searcher:
 class Retriever:
     """Retriever of a catalogue's items, by their numbers.
 
-    Each view has an index of its own, since vectors of two spaces must never be compared.
+    Each view and each aspect has an index of its own, since vectors of two spaces must never be compared.
 
     Args:
         catalogue: Catalogue of the items; its changes are passed to `update`.
         attributes: Attributes that filters evaluate.
         views: Views of the catalogue's vectors by name, beside the base space.
+        aspects: Aspects by name, each with the columns of the catalogue's items, in the order of their numbers.
     """
 
-    def __init__(self, catalogue: Catalogue, attributes: Attributes, views: Mapping[str, View] | None = None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        attributes: Attributes,
+        views: Mapping[str, View] | None = None,
+        aspects: Mapping[str, tuple[Aspect, Sequence[Mapping[str, Any]]]] | None = None,
+    ) -> None:
+        self._aspects = {name: aspect for name, (aspect, _) in (aspects or {}).items()}
+        self._in_aspect = {
+            name: Searcher(aspect.of(catalogue.vectors[: len(rows)], rows), attributes)
+            for name, (aspect, rows) in (aspects or {}).items()
+        }
         self._catalogue = catalogue
         self._popular = np.argsort(-catalogue.popularity, kind="stable")
         self._attributes = attributes
@@ -179,6 +193,8 @@ class Retriever:
         vectors = self._catalogue.vectors[changed]
         for name, searcher in self._searchers.items():
             searcher.put(changed, self._seen(vectors, name), rows if name == BASE else None)
+        for name, searcher in self._in_aspect.items():
+            searcher.put(changed, self._aspects[name].of(vectors, rows))
         deleted = sorted(self._catalogue.item_numbers[name] for name in self._catalogue.deleted)
         self._deleted = np.array(deleted, dtype=np.int64)
 
@@ -212,14 +228,44 @@ class Retriever:
             span.note(plan=plan.method)
             return numbers, scores, plan
 
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        """Names of the aspects."""
+        return tuple(self._aspects)
+
+    def search_aspect(
+        self, aspect: str, asked: Floats | Ints, k: int, wanted: Filter | None = None, *, without: Ints
+    ) -> tuple[Ints, Floats, SearchPlan]:
+        """Returns the k items nearest in an aspect, as `search` does.
+
+        Args:
+            aspect: One of `aspects`.
+            asked: Numbers of items, which ask by the mean of their vectors in the aspect, or a base vector (D,).
+            k: Number of items.
+            wanted: Filter that the items must match.
+            without: Numbers to exclude.
+        """
+        searcher = self._in_aspect[aspect]
+        if asked.dtype == np.float32:
+            query = self._aspects[aspect].head.of(np.asarray(asked, dtype=np.float32)[None])[0]
+        else:
+            query = unit(searcher.index.vectors(np.asarray(asked, dtype=np.int64)).sum(axis=0, keepdims=True))[0]
+        return self._found(searcher, query, k, wanted, without)
+
     def _search(
         self, query: Floats | None, k: int, wanted: Filter | None, excluded: Ints, view: str
     ) -> tuple[Ints, Floats, SearchPlan]:
         searcher = self._searchers[view]
         if query is None or not query.any() or not searcher.index.size:
             return self._most_popular(k, wanted, excluded)
-        seen = self._seen(query[None], view)[0]
-        numbers, scores, plan = searcher.search(seen, k + len(excluded), wanted)
+        return self._found(searcher, self._seen(query[None], view)[0], k, wanted, excluded)
+
+    def _found(
+        self, searcher: Searcher, query: Floats, k: int, wanted: Filter | None, excluded: Ints
+    ) -> tuple[Ints, Floats, SearchPlan]:
+        if not query.any() or not searcher.index.size:
+            return self._most_popular(k, wanted, excluded)
+        numbers, scores, plan = searcher.search(query, k + len(excluded), wanted)
         if len(excluded):
             kept = ~np.isin(numbers, excluded)
             numbers, scores = numbers[kept], scores[kept]
