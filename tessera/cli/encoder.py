@@ -9,11 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from tessera.cli.concept import concept
 from tessera.terminal import JsonOption, err_console, out_console, print_json
 
 encoder = typer.Typer(
     no_args_is_help=True, help="Encoders: views tuned and cut, sizes advised, and new encoders under old indexes."
 )
+encoder.add_typer(concept, name="concept")
 RunnerOption = Annotated[
     str, typer.Option(help="Engine of the encoding: direct, dask, prism, flink, spark or portable.")
 ]
