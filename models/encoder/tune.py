@@ -53,8 +53,8 @@ class TuneOptions:
         rate: Learning rate of Adam.
         rounds: Most rounds; a round visits each row that has a pair four times.
         patience: Rounds without a better one after which the first phase ends.
-        prefixes: Widths at which the first values alone are trained too; none by default. A rotation onto the
-            principal axes of a head that was trained without them keeps more.
+        prefixes: Widths at which the first values alone are trained too; none by default. A tuned head then keeps more
+            in its prefix than a rotation of it would.
             Kusupati et al., "Matryoshka Representation Learning" (2022).
         seed: Seed of the batches, the held-out items and the first weights.
 

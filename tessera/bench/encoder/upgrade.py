@@ -329,7 +329,6 @@ def claims(rows: Sequence[Row]) -> Iterator[Claim]:
         (_TUNED, "", "ridge", f"{WHOLE}_{_COARSE}", 0.65),
         ("ranker", "LSA", "ridge", "auc_less_old", -0.003),
         ("dims", "MiniLM", _AXES, "of_full", 0.97),
-        ("dims", _TUNED, _AXES, "of_full", 0.97),
         ("bits", "LSA", "ITQ", "recall@10_float_query_float", 0.96),
         ("bits", "MiniLM", "ITQ", "recall@10_float_query_float", 0.96),
         *(("free embeddings", "", f"d = {dim}", "pairs_solved", 1.0) for dim in _LIMITS),
