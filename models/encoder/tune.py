@@ -132,11 +132,16 @@ def tune(
 
 def held_out_recall(vectors: NDArray[np.float32], task: Task, seed: int) -> float:
     """Returns how well vectors (R, D) of a task's rows find the pairs of the items that a first phase holds out."""
-    return _Wanted(task, _held_out(task, seed)).recall(vectors)
+    return _Wanted(task, held_out_rows(task, seed)).recall(vectors)
 
 
-class _Rows:
-    """Rows of one task that may be in a pair, with the most alike rows of each."""
+class TrainingRows:
+    """Rows of one task that may be in a pair, with the most alike rows of each.
+
+    Args:
+        task: The task.
+        kept: (R,) True if the row may be in a pair.
+    """
 
     def __init__(self, task: Task, kept: NDArray[np.bool_]) -> None:
         inside = sparse.diags(kept.astype(np.float32))
@@ -155,10 +160,10 @@ class _Rows:
         size = min(size, len(order))
         return [(first[start : start + size], second[start : start + size]) for start in _starts(len(order), size)]
 
-    def batch(self, first: NDArray[np.int64], second: NDArray[np.int64], head: "_Head") -> PairBatch:
+    def known(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the likeness (B, B) of a batch, and whether two rows belong to one item."""
         alike = torch.from_numpy(self.alike[first][:, second].toarray())
-        same = torch.from_numpy(self.item[first][:, None] == self.item[second][None, :])
-        return PairBatch(head(self.vectors[first]), head(self.vectors[second]), alike, same)
+        return alike, torch.from_numpy(self.item[first][:, None] == self.item[second][None, :])
 
 
 def _cuts(batch: PairBatch, prefixes: Sequence[int]) -> list[PairBatch]:
@@ -227,7 +232,7 @@ class _Fit:
             if not task.pairs:
                 raise TesseraError(f"pairs {task.name}: none was found; use another source of pairs")
         self._tasks, self._options, self._dim = tasks, options, widths.pop()
-        self._wanted = [_Wanted(task, _held_out(task, options.seed)) for task in tasks]
+        self._wanted = [_Wanted(task, held_out_rows(task, options.seed)) for task in tasks]
         self.key = _key(tasks, options)
         self.recalls = [self._recall(None)]
         self.chosen = 0
@@ -237,7 +242,7 @@ class _Fit:
         """Begins a phase with a new head."""
         self.refit, self.round = refit, 0
         self._rows = [
-            _Rows(task, np.ones(len(task.item), bool) if refit else ~_held_out(task, self._options.seed))
+            TrainingRows(task, np.ones(len(task.item), bool) if refit else ~held_out_rows(task, self._options.seed))
             for task in self._tasks
         ]
         self._head = _Head(self._dim, self._options)
@@ -275,7 +280,8 @@ class _Fit:
         ]
         for place in rng.permutation(len(batches)):
             rows, (first, second) = batches[place]
-            batch, share = rows.batch(first, second, self._head), self.round / options.rounds
+            vectors = self._head(rows.vectors[first]), self._head(rows.vectors[second])
+            batch, share = PairBatch(*vectors, *rows.known(first, second)), self.round / options.rounds
             loss = torch.stack([contrastive(one, options.loss, share) for one in _cuts(batch, options.prefixes)]).mean()
             if options.pull:
                 loss = loss + options.pull * self._head.distance()
@@ -343,7 +349,7 @@ class _Wanted:
         return recall(vectors, self._gold, self._all)
 
 
-def _held_out(task: Task, seed: int) -> NDArray[np.bool_]:
+def held_out_rows(task: Task, seed: int) -> NDArray[np.bool_]:
     """Returns (R,) True for the rows of the items that only the choice of a round reads, the same in every task."""
     items = np.random.default_rng([seed, 7]).random(int(task.item.max(initial=-1)) + 1) < _HELD_OUT
     return items[task.item]

@@ -45,7 +45,8 @@ def tune(
     """Tune a view of a run's vectors by pairs of alike items; the base vectors stay as they are."""
     from models.encoder.losses import LossOptions
     from models.encoder.tune import TuneOptions
-    from tessera.encoders.tune import CO_LIKED, ViewOptions, tune_view
+    from tessera.encoders.run_items import CO_LIKED
+    from tessera.encoders.tune import ViewOptions, tune_view
 
     loss = LossOptions(labels=labels, focal=focal, mixed=mixed, progressive=progressive)  # type: ignore[arg-type]
     fit = TuneOptions(head=head, rank=rank, pull=pull, loss=loss, rounds=rounds, seed=seed)  # type: ignore[arg-type]
@@ -66,6 +67,31 @@ def tune(
         chosen = "no head is better than the base, so the view is the base"
     out_console.print(f"recall   {tuned.before:.3f} to {tuned.after:.3f} of held-out items, {chosen}")
     out_console.print(f"view     {tuned.view.id}: {tuned.directory}")
+
+
+@encoder.command()
+def report(
+    run: RunArgument,
+    against: Annotated[Path | None, typer.Option(help="The `--out` of another run, shown beside.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the control.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure the base and every view of a run beside random vectors; also written as a page into the run."""
+    from tessera.encoders.report import NAME, shown
+    from tessera.encoders.report import report as measure
+
+    document = measure(run, against, seed=seed)
+    if json:
+        print_json(document)
+        return
+    for title, rows in document.items():
+        if rows:
+            names = [name for name in rows[0] if against is not None or name != "run"]
+            table = Table(*(name.replace("_", " ") for name in names), title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*(Text(shown(row[name])) for name in names))
+            out_console.print(table)
+    out_console.print(f"page     {run / NAME}.html")
 
 
 @encoder.command()

@@ -9,35 +9,25 @@ The run's stages are only read. A view appears whole or not at all, and the earl
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from features.content.chain import BASE, View, load_view
-from features.content.kinds import load_encoder
-from features.content.passages import sentences
 from features.durable import recover_directory, replace_directory
 from features.errors import DatasetError
-from features.jobs.sample import take_rows
-from features.jobs.shard import each_shard, read_shards
 from features.lock import locked
 from models.bundle.contents import VIEWS
-from models.encoder.likes import Likes
 from models.encoder.merge import best_share, merge
-from models.encoder.pairs import Task, co_liked, shared_value, teacher, text_pairs
 from models.encoder.tune import TuneOptions, held_out_recall, tune
-from models.semantic_id.vectors import SampledVectors, read_vectors
-from tessera.pipeline.artifact import read_frame, write_json
+from tessera.encoders.run_items import CO_LIKED, RunItems
+from tessera.pipeline.artifact import write_json
 from tessera.pipeline.stage import finished_key
 
-CO_LIKED, COLUMN = "co-liked", "column:"
-SOURCES = f"{CO_LIKED}, {COLUMN}NAME, ict, bfs, or a parquet file of first, second and score"
 REPORT = "tune.json"
 SIMILAR = "similar"
 """Name of the view that answers which items are like an item."""
@@ -109,7 +99,7 @@ def tune_view(
     directory = view_directory(run, options.name)
     with locked(directory, wait_s=0):
         recover_directory(directory)
-        catalogue = _Catalogue(run)
+        catalogue = RunItems(run)
         made = _merged(run, catalogue, options) if options.merge else _fitted(catalogue, directory, options, progress)
         _write(made, options)
     return made
@@ -128,72 +118,8 @@ def view_directory(run: Path, name: str) -> Path:
     return run / VIEWS / name
 
 
-class _Catalogue:
-    """The items of a run that a view is fitted on: at most the sample that encoders are fitted on."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.found: SampledVectors = read_vectors(run / "encode" / "vectors")
-        self.ids = read_shards(run / "encode" / "vectors", ["item_id"])["item_id"][self.found.rows]
-        self.known: NDArray[np.bool_] = np.any(self.found.vectors, axis=1)
-        self.encoder_id: str = load_encoder(run / "encode" / "encoder").id
-
-    def tasks(self, sources: Sequence[str], seed: int) -> list[Task]:
-        """Returns the task of each source."""
-        return [self._task(source, seed) for source in sources]
-
-    def _task(self, source: str, seed: int) -> Task:
-        vectors = self.found.vectors
-        if source == CO_LIKED:
-            return co_liked(vectors, self._likes(), self.known)
-        if source.startswith(COLUMN):
-            return shared_value(vectors, self._values(source[len(COLUMN) :]), self.known, name=source, seed=seed)
-        if source in ("ict", "bfs"):
-            return self._text_pairs(source, seed)
-        if source.endswith(".parquet"):
-            return teacher(Path(source), vectors, self.ids.to_list(), self.known)
-        raise DatasetError(f"pairs {source!r}: unknown source; expected {SOURCES}")
-
-    def _likes(self) -> Likes:
-        """Returns the likes of the training part: later events would leak into what the view is judged by."""
-        frame = read_frame(self.run / "frame")
-        rows = frame.items.select("item_id").join(
-            pl.DataFrame({"item_id": self.ids}).with_row_index("row"), on="item_id", how="left", maintain_order="left"
-        )["row"]
-        train = frame.blocks("train").whole("user", "item", "label").filter(pl.col("label") == 1)
-        events = train.with_columns(row=rows[train["item"]]).drop_nulls("row")
-        return Likes(events["user"].to_numpy(), events["row"].to_numpy().astype(np.int64), len(self.ids))
-
-    def _values(self, name: str) -> list[list[str]]:
-        items = read_frame(self.run / "frame").items
-        if name not in items.columns:
-            there = ", ".join(column for column in items.columns if column != "item_id")
-            raise DatasetError(f"pairs {COLUMN}{name}: the items have no column {name!r}; they have {there}")
-        column = pl.DataFrame({"item_id": self.ids}).join(
-            items.select("item_id", name), on="item_id", how="left", maintain_order="left"
-        )[name]
-        if isinstance(column.dtype, pl.List):
-            return [value or [] for value in column.cast(pl.List(pl.String)).to_list()]
-        return [[] if value is None else [value] for value in column.cast(pl.String).to_list()]
-
-    def _text_pairs(self, source: str, seed: int) -> Task:
-        """Returns a sentence and the rest of its text (ict), or the first sentence and a later one (bfs)."""
-        texts = take_rows(each_shard(self.run / "encode" / "texts", ["text"]), self.found.rows)["text"].to_list()
-        rng = np.random.default_rng([seed, 8])
-        wholes, pieces, items = [], [], []
-        for item, text in enumerate(texts):
-            split = sentences(text)
-            if len(split) > 1 and self.known[item]:
-                place = int(rng.integers(1, len(split)))
-                wholes.append(split[0] if source == "bfs" else " ".join(split[:place] + split[place + 1 :]))
-                pieces.append(split[place])
-                items.append(item)
-        encoder = load_encoder(self.run / "encode" / "encoder")
-        return text_pairs(source, encoder.encode(wholes), encoder.encode(pieces), np.array(items, dtype=np.int64))
-
-
 def _fitted(
-    catalogue: _Catalogue, directory: Path, options: ViewOptions, progress: Callable[[int, int], None]
+    catalogue: RunItems, directory: Path, options: ViewOptions, progress: Callable[[int, int], None]
 ) -> TunedView:
     tasks = catalogue.tasks(options.pairs, options.tune.seed)
     tuned = tune(tasks, options.tune, checkpoint=_state(directory), progress=progress)
@@ -202,7 +128,7 @@ def _fitted(
     return TunedView(directory, view, pairs, tuned.recalls[0], tuned.recalls[tuned.rounds], tuned.rounds)
 
 
-def _merged(run: Path, catalogue: _Catalogue, options: ViewOptions) -> TunedView:
+def _merged(run: Path, catalogue: RunItems, options: ViewOptions) -> TunedView:
     if len(options.merge) != 2:
         raise DatasetError(f"--merge names two views, got {', '.join(options.merge)}")
     views, sources = [], []

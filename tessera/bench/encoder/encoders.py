@@ -17,6 +17,7 @@ from features.errors import TesseraError
 from tessera.bench.encoder import learning, reading
 from tessera.bench.encoder.learning import BASE, PERMUTED, TUNED
 from tessera.bench.encoder.shop import BOTH, LSA, TRANSFORMER, Shop
+from tessera.bench.encoder.untouched import untouched
 from tessera.bench.harness.data import progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
@@ -94,10 +95,20 @@ def _column(shop: Shop) -> str:
     return max(names, key=lambda name: len({value for values in shop.column(name) for value in values}))
 
 
+def _layers(shop: Shop) -> Rows:
+    return learning.top_layers(shop, shop.out / "states")
+
+
+def _ranking(shop: Shop) -> Rows:
+    return untouched(shop.out.parent / "ranking", shop.seed)
+
+
 PARTS: dict[str, _Part] = {
     "similar": _Part(_similar),
     "bases": _Part(_bases, _AUC_SEEDS),
     "merge": _Part(_merge),
+    "layers": _Part(_layers),
+    "ranking": _Part(_ranking),
     "search": _Part(reading.text_search),
     "static": _Part(reading.static_tables),
     "passages": _Part(reading.long_texts),
@@ -116,6 +127,13 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
         if plain and tuned is not None and control is not None:
             judged.append(at_least(f"{base}: recall@50 of the similar view over the base's", tuned / plain, target))
             judged.append(at_most(f"{base}: recall@50 of permuted pairs less the base's", control - plain, 0.005))
+    frozen, tuned, control = (mean("layers", TRANSFORMER, variant, "recall@50") for variant in (BASE, TUNED, PERMUTED))
+    if frozen and tuned is not None and control is not None:
+        judged.append(at_least("top two layers tuned over the frozen transformer: recall@50", tuned / frozen, 1.8))
+        judged.append(at_most("top two layers, permuted pairs less frozen: recall@50", control - frozen, 0.005))
+    equal = [row["equal_share"] for row in rows if row["part"] == "ranking"]
+    if equal:
+        judged.append(at_least("share of a bundle's scores that a view leaves to the bit", min(equal), 1.0))
     both, alone = (mean("bases", base, BASE, "content_auc") for base in (BOTH, LSA))
     if both is not None and alone is not None:
         judged.append(at_least("new-item AUC of the content ranker: both bases less LSA alone", both - alone, 0.003))
