@@ -56,7 +56,12 @@ def add_concept(run: Path, name: str, items: Sequence[str], texts: Sequence[str]
 
 
 def list_concepts(run: Path) -> list[dict[str, Any]]:
-    """Returns a row for each concept of a run: the declared ones of its `meaning` stage, and those that were added."""
+    """Returns a row for each concept of a run: the declared ones of its `meaning` stage, and those that were added.
+
+    Raises:
+        DatasetError: The directory holds no finished run.
+    """
+    finished_key(run / "encode")
     return [{"head": name} | row for name, head in _heads(run).items() for row in described(head)]
 
 
@@ -75,6 +80,7 @@ def erase_concept(run: Path, name: str, view: str, how: How = "gated") -> View:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", view):
         raise DatasetError(f"view {view!r}: a name is letters, digits, '_' and '-'; choose another name")
+    finished_key(run / "encode")
     heads = _heads(run)
     if not heads:
         raise DatasetError(f"{run} has no concepts; declare concepts in [items], or add a concept from examples")

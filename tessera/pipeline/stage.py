@@ -205,7 +205,7 @@ def finished_key(directory: Path) -> str:
         DatasetError: The stage is missing or damaged; names the file.
     """
     if not (directory / _KEY).is_file():
-        raise DatasetError(f"{directory} is missing: give the --out of a finished `tessera run` on items with text")
+        raise DatasetError(f"{directory} is missing; give the --out of a finished `tessera run` on items with text")
     damage = _damage(directory)
     if damage is not None:
         raise DatasetError(f"{damage}; run again into {directory.parent}, which does the stage again")

@@ -1,6 +1,5 @@
 """Rows of a bundle's rankings before and after its run got a view: they must be equal to the bit."""
 
-import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def untouched(out: Path, seed: int) -> list[dict[str, Any]]:
     shutil.rmtree(out, ignore_errors=True)
     dataset = load_dataset(write_synthetic(out / "data", users=200, items=300, events=8_000))
     options = RunOptions(seed=seed, training=TrainConfig(max_epochs=1))
-    quiet = Console(file=io.StringIO())
+    quiet = Console(quiet=True)
 
     def published() -> Bundle:
         bundle = run(dataset, out / "run", options, console=quiet, registry=None, until="publish").bundle

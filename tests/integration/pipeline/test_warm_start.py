@@ -56,7 +56,7 @@ def test_the_ranker_starts_ahead_of_a_cold_one(world: World, grown: Path, tmp_pa
 
 
 def test_what_cannot_be_gone_on_from_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="encode is missing: give the --out of a finished"):
+    with pytest.raises(DatasetError, match="encode is missing; give the --out of a finished"):
         run(
             world.dataset,
             tmp_path / "a",

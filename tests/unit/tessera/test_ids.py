@@ -195,5 +195,5 @@ def test_a_run_compared_with_itself_is_unchanged(run: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TesseraError, match="encode is missing: give the --out"):
+    with pytest.raises(TesseraError, match="encode is missing; give the --out"):
         invoke("report", str(tmp_path))
