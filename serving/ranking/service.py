@@ -322,9 +322,18 @@ class RankService:
         ]
 
     def _declared(self, names: Sequence[str]) -> list[Mapping[str, Any]]:
-        """Returns the columns of items as the store or the bundle has them, the store first."""
+        """Returns the columns of items as the store or the bundle has them, the store first.
+
+        While the store is away, a server that answers without it reads the bundle alone.
+        """
         found: list[Mapping[str, Any]] = []
-        for name, data in zip(names, self._store.read_records(self.bundle.id, record.ITEM, names), strict=True):
+        try:
+            records = self._store.read_records(self.bundle.id, record.ITEM, names)
+        except StoreError:
+            if not self.rows.outlasts_store:
+                raise
+            records = [None] * len(names)
+        for name, data in zip(names, records, strict=True):
             number = self._catalogue.item_numbers.get(name, self._published)
             published = self.bundle.items.row(number, named=True) if number < self._published else {}
             stored = {} if data in (None, record.TOMBSTONE) else record.decode_item(data).features

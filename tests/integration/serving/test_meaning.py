@@ -13,14 +13,22 @@ from rich.console import Console
 
 from features.dataset.descriptor import Dataset
 from features.durable import write_directory
-from features.errors import BundleError, DatasetError
+from features.errors import BundleError, DatasetError, StoreError
 from models.bundle.bundle import load_bundle
 from models.encoder.meaning.concept_fit import fit_examples
 from models.ranker.loading import content_vectors
+from serving.ranking.mirror import Mirror
+from serving.ranking.rows import MirrorRows, StoreRows
+from serving.ranking.service import RankService
+from serving.retrieval.meaning import Meant
+from serving.store.fill import fill_store
+from serving.store.memory import MemoryStore
+from serving.store.redis.store import RedisStore
 from tessera.demo.synthetic import new_item
 from tessera.pipeline.run import RunOptions, RunResult, run
 from tests.integration.serving.test_retrieve import Place
 from tests.integration.world import World
+from tests.servers import free_port
 
 MEANING = {"aspects": {"subject": ("topic",), "era": ("year",)}, "concepts": "topic"}
 
@@ -172,3 +180,19 @@ def test_a_damaged_head_is_refused(meant: World, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(BundleError, match="altered"):
         load_bundle(directory)
+
+
+def test_a_mirror_explains_while_the_store_is_away(meant: World, tmp_path: Path) -> None:
+    store, away = MemoryStore(), RedisStore(f"redis://127.0.0.1:{free_port()}/0")
+    fill_store(store, meant.bundle)
+    mirror = Mirror(store, meant.bundle.id, meant.bundle.schema.aggregates)
+    item = meant.bundle.items["item_id"][0]
+    asked: dict[str, Any] = {"item": item, "k": 5, "meant": Meant(explain=True)}
+    service = RankService(meant.bundle, store, MirrorRows(mirror, StoreRows(store, meant.bundle.id)))
+    expected = service.retrieve(**asked)
+    assert expected.shared
+    service._store = away
+    assert service.retrieve(**asked).shared == expected.shared
+    service.rows = StoreRows(away, meant.bundle.id)
+    with pytest.raises(StoreError):
+        service.retrieve(**asked)
