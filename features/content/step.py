@@ -104,10 +104,8 @@ class Centre(VectorStep):
         return vectors - self.tensors["mean"]
 
 
-class Linear(VectorStep):
-    """Multiplies by `matrix` (D, E): a tuned head, or any other linear function."""
-
-    kind, names = "linear", ("matrix",)
+class _ByMatrix(VectorStep):
+    """Step whose main part is a product with `matrix` (D, E)."""
 
     @property
     def width(self) -> int:
@@ -120,6 +118,12 @@ class Linear(VectorStep):
     @cached_property
     def _matrix(self) -> FixedPoint:
         return FixedPoint(self.tensors["matrix"])
+
+
+class Linear(_ByMatrix):
+    """Multiplies by `matrix` (D, E): a tuned head, or any other linear function."""
+
+    kind, names = "linear", ("matrix",)
 
     def _apply(self, vectors: Floats) -> Floats:
         return self._matrix.product(vectors)
@@ -179,22 +183,10 @@ class LowRank(VectorStep):
         return vectors + right.product(left.product(vectors))
 
 
-class Affine(VectorStep):
+class Affine(_ByMatrix):
     """Multiplies by `matrix` (D, E) after `source` (D,) is subtracted, and adds `target` (E,): a map between spaces."""
 
     kind, names = "affine", ("matrix", "source", "target")
-
-    @property
-    def width(self) -> int:
-        return int(self.tensors["matrix"].shape[0])
-
-    @property
-    def dim(self) -> int:
-        return int(self.tensors["matrix"].shape[1])
-
-    @cached_property
-    def _matrix(self) -> FixedPoint:
-        return FixedPoint(self.tensors["matrix"])
 
     def _apply(self, vectors: Floats) -> Floats:
         return self._matrix.product(vectors - self.tensors["source"]) + self.tensors["target"]
