@@ -1,4 +1,4 @@
-"""What a ranker reads of an item, chosen by items that training does not see.
+"""Choice of the parts of an item that a ranker reads, by items that training does not see.
 
 A part of an item pays on one catalogue and costs on another: a Semantic ID helps where texts are good and events few,
 and adds noise elsewhere. A fifth of the items is held out inside the training part. Small trainings with and without

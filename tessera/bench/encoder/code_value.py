@@ -47,7 +47,7 @@ _PAIRED = 20
 
 @dataclass(frozen=True)
 class Condition:
-    """What differs from the dataset as it is.
+    """Difference from the dataset as it is.
 
     Attributes:
         words: Share of a text's words that are kept, from its beginning.
