@@ -170,7 +170,12 @@ def context_row(values: Mapping[str, Any], events: Events, *, version: int = VER
 
 
 def item_rows(
-    rows: Rows, items: Items, types: Mapping[str, pl.DataType], *, version: int = VERSION
+    rows: Rows,
+    items: Items,
+    types: Mapping[str, pl.DataType],
+    *,
+    version: int = VERSION,
+    fields: Sequence[str] = (),
 ) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes decoded item messages.
 
@@ -183,6 +188,7 @@ def item_rows(
         items: Table of the rows.
         types: Types of the catalogue's columns.
         version: Version of the canonical form, from the bundle.
+        fields: Columns of `[items] text` that become fields of the content too.
 
     Returns:
         The frame of `read_items` with `message_row`, the position in `rows`. The second value maps the position of each
@@ -207,7 +213,7 @@ def item_rows(
         for place in places:
             for name in attributes:
                 attribute(place, name)
-        shaped = shape_items(form.table("items", rows, places, readers), featuring, unique=False)
+        shaped = shape_items(form.table("items", rows, places, readers), featuring, unique=False, fields=fields)
         return _conform(shaped, feature_types).with_row_index("message_row")
 
     frame, bad = _shape(_alike(rows, lists=(*items.text, *items.categorical)), shape)

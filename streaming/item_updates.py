@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from features.content.content import FIELDS, contents, fields_of
 from features.message import Rows, item_rows
 from models.bundle import record
 from models.bundle.bundle import Bundle
@@ -47,7 +48,13 @@ class ItemUpdates:
         if not inbox.messages or items is None or self._columns is None:
             return []
         rows = Rows(self._columns, [decoded.row for decoded in inbox.decoded])
-        frame, bad = item_rows(rows, items, self._catalogue.item_types, version=self._bundle.canonical)
+        frame, bad = item_rows(
+            rows,
+            items,
+            self._catalogue.item_types,
+            version=self._bundle.canonical,
+            fields=fields_of(self._bundle.encoder),
+        )
         outcome.bad += [Rejected(inbox.messages[number], "invalid", reason) for number, reason in bad.items()]
         if not frame.height:
             return []
@@ -93,8 +100,8 @@ class ItemUpdates:
 
     def _encoded(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
         encoder, codebook = self._bundle.encoder, self._bundle.codebook
-        vectors, codes, _ = self._bundle.encode_items(frame["text"].to_list())
-        features = frame.drop("message_row", "text", "item_id").to_dicts()
+        vectors, codes, _ = self._bundle.encode_items(contents(frame))
+        features = frame.drop("message_row", "text", FIELDS, "item_id", strict=False).to_dicts()
         ids = frame["item_id"].to_list()
         return {
             ids[row]: record.ItemRecord(

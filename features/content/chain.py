@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from features.content.content import fields_of
 from features.content.encoder import DESCRIPTION, Encoder, content_id, unit
 from features.content.step import VectorStep, load_step, save_steps
 from features.errors import BundleError, DatasetError
@@ -51,6 +52,11 @@ class Chain:
         return content_id(
             "chain", *(base.id.encode() for base in self.bases), *(step.id.encode() for step in self.steps)
         )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that the bases read; empty if all read whole texts."""
+        return tuple(dict.fromkeys(name for base in self.bases for name in fields_of(base)))
 
     @property
     def dim(self) -> int:

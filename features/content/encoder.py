@@ -1,7 +1,8 @@
 """The item encoder: a protocol, and the helpers that every encoder shares.
 
-An encoder turns texts into unit vectors. It is fitted or opened once and saved as a directory without pickle. Its id is
-a hash of everything the encoder computes with. Vectors of two encoder ids must never be compared.
+An encoder turns texts into unit vectors. A text may carry an item's fields, see `features.content.content`. An encoder
+is fitted or opened once and saved as a directory without pickle. Its id is a hash of everything the encoder computes
+with. Vectors of two encoder ids must never be compared.
 """
 
 import hashlib

@@ -1,18 +1,25 @@
 """The registry of encoder kinds: each kind is fitted, or loaded from a directory."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from features.config import nearest
+from features.content import content
 from features.content.encoder import DESCRIPTION, Encoder
+from features.content.transformer.reading import TransformerOptions
 from features.errors import BundleError, DatasetError
 
 
 class Kind(Protocol):
-    """Kind of encoder: `fit` makes an encoder from a catalogue's texts, `load` reads an encoder that `save` wrote."""
+    """Kind of encoder: `fit` makes an encoder from a catalogue's texts, `load` reads an encoder that `save` wrote.
+
+    Further parameters of `fit` that are given by keyword are the options of the kind.
+    """
 
     def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder: ...
 
@@ -39,12 +46,13 @@ def _static() -> Kind:
 
 @dataclass(frozen=True)
 class _OnUse:
-    """A kind whose module is imported when it fits or loads."""
+    """A kind whose module is imported when it fits or loads, and the dataclass that checks its options."""
 
     module: Callable[[], Kind]
+    options: type[Any] | None = None
 
-    def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
-        return self.module().fit(texts, dim=dim, seed=seed, model=model)
+    def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None, **options: Any) -> Encoder:
+        return self.module().fit(texts, dim=dim, seed=seed, model=model, **options)
 
     def load(self, directory: Path) -> Encoder:
         return self.module().load(directory)
@@ -62,15 +70,29 @@ class _Chains:
         return load_chain(directory, load_encoder)
 
 
+class _Readers:
+    """The kind of encoders that read some fields; the option `fields` of another kind makes one."""
+
+    def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
+        raise DatasetError("encoder 'fields' is not fitted by its name; give the encoder's option `fields`")
+
+    def load(self, directory: Path) -> Encoder:
+        return content.load_reader(directory, load_encoder)
+
+
 # A new encoder is one new module with `fit` and `load`, and one line here. The modules bring scikit-learn and a
 # transformer library along.
 CHAIN = "chain"
+_FIELDS = "fields"
+"""Option of every kind: the fields of an item's content that it reads."""
+_NOT_FITTED = (CHAIN, content.KIND)
 _WITHOUT_MODEL = {"lsa"}
 KINDS: dict[str, Kind] = {
     "lsa": _OnUse(_lsa),
-    "sentence-transformers": _OnUse(_sentence_transformers),
+    "sentence-transformers": _OnUse(_sentence_transformers, TransformerOptions),
     "static": _OnUse(_static),
     CHAIN: _Chains(),
+    content.KIND: _Readers(),
 }
 
 
@@ -108,10 +130,81 @@ def names_of(encoder: str) -> tuple[str, ...]:
 
 def fitted_names() -> tuple[str, ...]:
     """Returns the names of the kinds that are fitted by name; a chain is made of fitted encoders."""
-    return tuple(name for name in KINDS if name != CHAIN)
+    return tuple(name for name in KINDS if name not in _NOT_FITTED)
 
 
-def fit_encoder(encoder: str, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
+Options = Mapping[str, Mapping[str, Any]]
+"""Options of each kind, by the name of the kind."""
+
+
+def check_options(encoder: str, options: Options) -> None:
+    """Checks the names and values of the kinds' options before anything is fitted.
+
+    Args:
+        encoder: Names of the kinds, joined by `+`.
+        options: Options by kind.
+
+    Raises:
+        DatasetError: A kind is not part of the encoder, an option is unknown, or a value cannot be used; names it.
+    """
+    names = names_of(encoder)
+    for name, own in options.items():
+        if name not in names:
+            raise DatasetError(f"{name!r} is no part of the encoder {encoder!r}; name options of: {', '.join(names)}")
+        if not isinstance(own, Mapping):
+            raise DatasetError(f"{name}: expected a table of options, got {own!r}")
+        found = kind(name)
+        checked = found.options if isinstance(found, _OnUse) else None
+        known = [_FIELDS, *(_names(checked, skip=0) if checked else _own_names(found))]
+        for option in own:
+            if option not in known:
+                raise DatasetError(
+                    f"{name}: no option {option!r}; the nearest is {nearest(option, known)!r} "
+                    f"(there are: {', '.join(known)})"
+                )
+        fields_of_option(name, own)
+        if checked is not None:
+            try:
+                checked(**_without_fields(own))
+            except DatasetError as error:
+                raise DatasetError(f"{name}.{error}") from error
+
+
+def fields_of_option(name: str, own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the fields that the options of a kind name; none if it reads whole texts.
+
+    Raises:
+        DatasetError: The value is no list of different names.
+    """
+    named = own.get(_FIELDS, ())
+    names = [part.strip() for part in named.split(",")] if isinstance(named, str) else list(named)
+    if (_FIELDS in own and not names) or len(set(names)) < len(names) or not all(isinstance(one, str) for one in names):
+        raise DatasetError(f"{name}.{_FIELDS}: expected a list of different columns of [items] text, got {named!r}")
+    return tuple(names)
+
+
+def named_fields(options: Options) -> tuple[str, ...]:
+    """Returns the fields that any kind reads."""
+    return tuple(dict.fromkeys(field for name, own in options.items() for field in fields_of_option(name, own)))
+
+
+def _own_names(found: Kind) -> list[str]:
+    """Returns the keyword parameters of a registered kind's `fit`."""
+    module = found.module() if isinstance(found, _OnUse) else found
+    return [name for name in _names(module.fit, skip=1) if name not in ("dim", "seed", "model")]
+
+
+def _names(called: Callable[..., Any], *, skip: int) -> list[str]:
+    return list(inspect.signature(called).parameters)[skip:]
+
+
+def _without_fields(own: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in own.items() if name != _FIELDS}
+
+
+def fit_encoder(
+    encoder: str, texts: Sequence[str], *, dim: int, seed: int, model: str | None, options: Options | None = None
+) -> Encoder:
     """Fits an encoder of one kind, or of several kinds side by side.
 
     Args:
@@ -120,17 +213,27 @@ def fit_encoder(encoder: str, texts: Sequence[str], *, dim: int, seed: int, mode
         dim: Width of a fitted vector.
         seed: Seed of everything random.
         model: Model of the kinds that take one.
+        options: Options by kind.
 
     Raises:
-        DatasetError: A kind is unknown or cannot be fitted.
+        DatasetError: A kind is unknown or cannot be fitted, or an option cannot be used.
     """
     names = names_of(encoder)
-    if len(names) == 1:
-        return kind(names[0]).fit(texts, dim=dim, seed=seed, model=model)
+    check_options(encoder, options or {})
+    single = len(names) == 1
+    bases = []
+    for name in names:
+        own = (options or {}).get(name, {})
+        fields = fields_of_option(name, own)
+        read = content.joined_fields(texts, fields) if fields else texts
+        taken = model if single or name not in _WITHOUT_MODEL else None
+        base = kind(name).fit(read, dim=dim, seed=seed, model=taken, **_without_fields(own))
+        bases.append(content.FieldReader(base, fields) if fields else base)
+    if single:
+        return bases[0]
     from features.content.chain import Chain
 
-    taken = {name: None if name in _WITHOUT_MODEL else model for name in names}
-    return Chain([kind(name).fit(texts, dim=dim, seed=seed, model=taken[name]) for name in names])
+    return Chain(bases)
 
 
 def kind(name: str) -> Kind:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content.encoder import DESCRIPTION, unit
+from features.content.passages import passages
+from features.content.transformer.reading import Pool, TransformerOptions, apply_reading
 from features.errors import BundleError, DatasetError
 
 _BATCH = 32
@@ -28,15 +30,25 @@ class SentenceEncoder:
     Args:
         model: Local directory or hub id.
         tokens: Most tokens of a text that are read; None for the model's own bound.
+        pool, layer, chunks: See `features.content.transformer.reading.TransformerOptions`; None for the model's own.
+
+    Raises:
+        DatasetError: The model cannot be loaded, or cannot read as chosen; names the choice.
     """
 
-    def __init__(self, model: str, *, tokens: int | None = None) -> None:
-        self._model_name, self._tokens = model, tokens
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokens: int | None = None,
+        pool: Pool | None = None,
+        layer: int | None = None,
+        chunks: int | None = None,
+    ) -> None:
+        self._model_name, self._reading = model, TransformerOptions(tokens, pool, layer, chunks)
         self._model = open_model(model)
-        bound = "" if tokens is None else f"-{tokens}"
-        self._id = f"st{bound}-{_weights_hash(self._model)[:12]}"
-        if tokens is not None:
-            self._model.max_seq_length = tokens
+        apply_reading(self._model, self._reading, model)
+        self._id = f"st{self._reading.name}-{_weights_hash(self._model)[:12]}"
         self._dim = int(self._model.get_embedding_dimension())
 
     @property
@@ -51,16 +63,23 @@ class SentenceEncoder:
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         filled = [position for position, text in enumerate(texts) if text.strip()]
         if filled:
-            found = self._model.encode(
-                [texts[position] for position in filled], batch_size=_BATCH, show_progress_bar=False
-            )
-            vectors[filled] = unit(found)
+            vectors[filled] = self._encoded([texts[position] for position in filled])
         return vectors
 
+    def _encoded(self, texts: list[str]) -> NDArray[np.float32]:
+        """Returns the vectors (N, D) of texts that are not empty."""
+        if self._reading.chunks is None:
+            return unit(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=False))
+        parts = [passages(text, self._reading.chunks) or [text] for text in texts]
+        of = np.repeat(np.arange(len(texts)), [len(own) for own in parts])
+        read = [part for own in parts for part in own]
+        sums = np.zeros((len(texts), self.dim))
+        np.add.at(sums, of, unit(self._model.encode(read, batch_size=_BATCH, show_progress_bar=False)))
+        return unit(sums)
+
     def save(self, directory: Path) -> None:
-        described: dict[str, Any] = {"kind": "sentence-transformers", "id": self._id, "model": self._model_name}
-        if self._tokens is not None:
-            described["tokens"] = self._tokens
+        described = {"kind": "sentence-transformers", "id": self._id, "model": self._model_name}
+        described |= self._reading.to_json()
         (directory / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 
@@ -93,18 +112,29 @@ def _weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def fit(texts: Sequence[str], *, dim: int, seed: int, model: str | None = None) -> SentenceEncoder:
+def fit(
+    texts: Sequence[str],
+    *,
+    dim: int,
+    seed: int,
+    model: str | None = None,
+    tokens: int | None = None,
+    pool: Pool | None = None,
+    layer: int | None = None,
+    chunks: int | None = None,
+) -> SentenceEncoder:
     """Opens `model`. Texts, dim and seed have no effect, since nothing is fitted."""
     if model is None:
         raise DatasetError(
             "encoder sentence-transformers: no model given; set encoder_model in [run] to a directory or hub id"
         )
-    return SentenceEncoder(model)
+    return SentenceEncoder(model, tokens=tokens, pool=pool, layer=layer, chunks=chunks)
 
 
 def load(directory: Path) -> SentenceEncoder:
     description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
-    encoder = SentenceEncoder(description["model"], tokens=description.get("tokens"))
+    chosen = {name: description.get(name) for name in ("tokens", "pool", "layer", "chunks")}
+    encoder = SentenceEncoder(description["model"], **chosen)
     if encoder.id != description["id"]:
         raise BundleError(
             f"{directory / DESCRIPTION}: the weights at {description['model']} are {encoder.id}, "

@@ -64,6 +64,7 @@ class Items(TableSource):
     reserved: ClassVar[tuple[str, ...]] = (
         "item_id",
         "text",
+        "content_fields",
         "listed",
         "content_vector",
         "semantic_codes",

@@ -5,6 +5,7 @@ item_id, time, label)`. Rows keep the order of the files; the files are ordered 
 Shape letter: R, the rows of a table.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from features.config import nearest
+from features.content.content import FIELDS
 from features.dataset import clock, column
 from features.dataset.descriptor import Dataset, Events, Items, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
@@ -38,8 +40,12 @@ def read_table(source: TableSource, directory: Path, *, table: str) -> pl.DataFr
     return found.frame if found.kind != "csv" else found.frame.select(infer(values) for values in found.frame)
 
 
-def read_items(dataset: Dataset) -> pl.DataFrame | None:
+def read_items(dataset: Dataset, *, fields: Sequence[str] = ()) -> pl.DataFrame | None:
     """Returns the catalogue, or None if the dataset has none.
+
+    Args:
+        dataset: Descriptor.
+        fields: Columns of `[items] text` that become fields of the content too; see `content_fields`.
 
     Returns:
         (R, …): item_id String, unique; text String, the text columns joined by a line feed, "" where all are empty;
@@ -50,7 +56,7 @@ def read_items(dataset: Dataset) -> pl.DataFrame | None:
         DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
     table = load_items(dataset)
-    return None if table is None or dataset.items is None else shape_items(table, dataset.items)
+    return None if table is None or dataset.items is None else shape_items(table, dataset.items, fields=fields)
 
 
 def read_users(dataset: Dataset) -> pl.DataFrame | None:
@@ -167,8 +173,15 @@ def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
     return pl.DataFrame([wire(own) for own in parsed])
 
 
-def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.DataFrame:
-    """Returns the frame of `read_items`. Without `unique`, an id may occur more than once."""
+def shape_items(table: SourceTable, items: Items, *, unique: bool = True, fields: Sequence[str] = ()) -> pl.DataFrame:
+    """Returns the frame of `read_items`.
+
+    Args:
+        table: The catalogue's declared columns.
+        items: Descriptor of the items.
+        unique: False if an id may occur more than once.
+        fields: Columns of `[items] text` that become fields of the content too; see `content_fields`.
+    """
     for name, field in items.named_for_meaning.items():
         if name not in table.names:
             raise DatasetError(
@@ -179,6 +192,7 @@ def shape_items(table: SourceTable, items: Items, *, unique: bool = True) -> pl.
         [
             (column.unique_ids if unique else column.ids)(table, items.id).alias("item_id"),
             _joined_text(table, items),
+            *([content_fields(table, items, fields)] if fields else []),
             *features(table, items),
             *(column.attribute(table, name) for name in items.attributes),
         ]
@@ -219,10 +233,31 @@ def features(table: SourceTable, source: Items | Users | Events) -> list[pl.Seri
     return categorical + [column.numbers(table, name) for name in source.numeric]
 
 
+def content_fields(table: SourceTable, items: Items, names: Sequence[str]) -> pl.Series:
+    """Returns some columns of `[items] text` as fields of the content: (R,) Struct of String, "" where a value is null.
+
+    Raises:
+        DatasetError: A name is no column of `[items] text`.
+    """
+    for name in names:
+        if name not in items.text:
+            raise DatasetError(
+                f"field {name!r} of the encoder is no column of [items] text; the nearest is "
+                f"{nearest(name, items.text)!r} (there are: {', '.join(items.text)})"
+            )
+    parts = [_text(table, name).alias(name).fill_null("") for name in names]
+    return pl.DataFrame(parts).to_struct(FIELDS)
+
+
+def _text(table: SourceTable, name: str) -> pl.Series:
+    """Returns a text column, (R,) String; a list is joined by a comma."""
+    values = column.texts(table, name)
+    return values.list.join(", ") if isinstance(values.dtype, pl.List) else values
+
+
 def _joined_text(table: SourceTable, items: Items) -> pl.Series:
     """Returns the text that the encoder reads: (R,) String, columns joined by a line feed, lists by a comma."""
-    parts = [column.texts(table, name).alias(str(index)) for index, name in enumerate(items.text)]
-    parts = [part.list.join(", ") if isinstance(part.dtype, pl.List) else part for part in parts]
+    parts = [_text(table, name).alias(str(index)) for index, name in enumerate(items.text)]
     if not parts:
         return pl.repeat("", table.frame.height, dtype=pl.String, eager=True).alias("text")
     filled = [pl.when(pl.col(part.name) != "").then(part.name) for part in parts]

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.content.content import FIELDS
 from features.dataset.descriptor import Dataset
 from features.dataset.files import FileSlice
 from features.dataset.tables import load_items, shape_items
@@ -23,8 +24,8 @@ def large_item_slices(dataset: Dataset) -> list[FileSlice]:
     return slices if sum(one.rows or 0 for one in slices) > sample.MOST_ITEMS else []
 
 
-def item_texts(dataset: Dataset, slices: Sequence[FileSlice]) -> Iterator[pl.DataFrame]:
-    """Yields a frame with `item_id` and `text` for each slice.
+def item_texts(dataset: Dataset, slices: Sequence[FileSlice], *, fields: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+    """Yields a frame with `item_id` and `text` for each slice, and with `FIELDS` if fields are named.
 
     Raises:
         DatasetError: A value cannot be used, or an id occurs twice; names it.
@@ -33,10 +34,11 @@ def item_texts(dataset: Dataset, slices: Sequence[FileSlice]) -> Iterator[pl.Dat
     assert items is not None
     known: list[pl.Series] = []
     keys: list[NDArray[np.uint64]] = []
+    columns = ["item_id", "text", *([FIELDS] if fields else [])]
     for only in slices:
         table = load_items(dataset, only)
         assert table is not None
-        frame = shape_items(table, items, unique=False).select("item_id", "text")
+        frame = shape_items(table, items, unique=False, fields=fields).select(columns)
         known.append(frame["item_id"])
         keys.append(fingerprint(frame["item_id"].to_list()))
         yield frame

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.content.content import contents, refuse_without_fields
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import load_encoder
 from features.jobs.engine import Engine
@@ -23,11 +24,15 @@ def _encoder(directory: str, stamp: Stamp) -> Encoder:
 
 
 def encode_shard(shard: pl.DataFrame, *, encoder: str) -> pl.DataFrame:
-    """Maps (item_id, text) to (item_id, vector: (D,) float32), with the encoder saved in the directory `encoder`."""
+    """Maps (item_id, text) to (item_id, vector: (D,) float32), with the encoder saved in the directory `encoder`.
+
+    If the encoder reads fields, the shard must have the column of fields too.
+    """
     # Loaded outside, since an encoder may bring the library along whose threads are limited.
     loaded = _encoder(encoder, stamp(locate(encoder) / DESCRIPTION))
+    refuse_without_fields(loaded, shard, source="the catalogue")
     with one_thread():
-        vectors = loaded.encode(shard["text"].to_list())
+        vectors = loaded.encode(contents(shard))
     return shard.select("item_id").with_columns(vector_column(vectors))
 
 

@@ -41,6 +41,7 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     Raises:
         TesseraError: There are too few new items.
     """
+    from features.content.content import contents, fields_of
     from features.content.kinds import load_encoder
     from features.dataset.descriptor import load_dataset
     from features.dataset.tables import read_items
@@ -51,12 +52,14 @@ def new_items_drift(run: Path, descriptor: Path, coded: Coded, seed: int) -> dic
     from models.semantic_id.report.health import held_out_items
 
     dataset = load_dataset(descriptor)
-    items = read_items(dataset) if dataset.has_content else None
+    encoder = load_encoder(run / "encode" / "encoder")
+    items = read_items(dataset, fields=fields_of(encoder)) if dataset.has_content else None
     if items is None:
         raise TesseraError(f"{descriptor}: --new needs [items] with text")
-    texts = items.filter(~pl.col("item_id").is_in(coded.ids))["text"].fill_null("").to_list()
+    new = items.filter(~pl.col("item_id").is_in(coded.ids))
+    texts = contents(new.with_columns(pl.col("text").fill_null("")))
     book = load(run / "assign" / "codebook")
-    path = ContentPath(load_encoder(run / "encode" / "encoder"), book)
+    path = ContentPath(encoder, book)
     vectors = path.encode(texts).vectors if texts else coded.vectors[:0]
     sample = sample_rows(pl.Series(coded.ids))
     unseen = coded.vectors[sample][held_out_items(len(sample), seed)]

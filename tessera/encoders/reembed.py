@@ -121,7 +121,7 @@ def _ordered_texts(run: Path, report: dict[str, Any]) -> pl.DataFrame:
     errors = np.array([report["errors"].get(code, report["errors"][""]) for code in first])
     items = coded["item_id"]
     positives = liked(run, items)[1] if (run / "frame").is_dir() else np.zeros(len(items), dtype=np.int64)
-    texts = read_shards(run / "encode" / "texts", ["item_id", "text"])
+    texts = read_shards(run / "encode" / "texts")
     if texts["item_id"].to_list() != items.to_list():
         raise DatasetError(f"{run}: texts and codes name other items; run again into {run}")
     return texts[urgency(positives, errors)]

@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content.chain import Chain
+from features.content.content import contents
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import load_encoder
 from features.content.space_map import AIMS, ENCODER, Aim, SpaceMap
@@ -212,7 +213,7 @@ def _sample(
     place, space = new
     fitted, held = rows
     chosen = np.sort(np.concatenate(rows))
-    texts = take_rows(each_shard(run / "encode" / "texts", ["item_id", "text"]), found.rows[chosen])
+    texts = take_rows(each_shard(run / "encode" / "texts"), found.rows[chosen])
     key = key_of(space, texts["item_id"].to_list(), texts["text"].to_list())
     work = directory.with_name(f".{directory.name}.{key[:16]}.partial")
     for other in directory.parent.glob(f".{directory.name}.*.partial"):
@@ -260,7 +261,7 @@ def liked(run: Path, items: pl.Series) -> tuple[Likes, NDArray[np.int64]]:
 
 
 def _seconds_an_item(run: Path, new: Encoder, rows: NDArray[np.int64]) -> float:
-    texts = take_rows(each_shard(run / "encode" / "texts", ["text"]), rows)["text"].to_list()
+    texts = contents(take_rows(each_shard(run / "encode" / "texts"), rows))
     start = time.perf_counter()
     new.encode(texts)
     return (time.perf_counter() - start) / len(texts)

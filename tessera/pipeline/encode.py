@@ -7,7 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from features.content import kinds as encoders
+from features.content.content import contents, fields_of
 from features.content.encoder import Encoder
+from features.dataset.tables import content_fields
 from features.durable import write_directory
 from features.framing.texts import item_texts, large_item_slices
 from features.jobs.encode import encode_catalogue
@@ -48,7 +50,7 @@ def encode(job: Job) -> Finished | None:
     return job.do(
         "encode",
         work,
-        reads=() if job.previous else READS,
+        reads=() if job.previous else (*READS, "encoder_options") if job.options.encoder_options else READS,
         descriptor={"items": declared.model_dump(mode="json", exclude=_NOT_TEXT)},
         tables=("items",),
         after=job.previous.after("encode") if job.previous else None,
@@ -56,21 +58,30 @@ def encode(job: Job) -> Finished | None:
 
 
 def _texts(job: Job, directory: Path) -> tuple[list[Path], list[str]]:
-    """Writes the texts as shards. Returns the shards, and the texts of the sample that an encoder is fitted on."""
+    """Writes the contents as shards. Returns the shards, and the sample that an encoder is fitted on."""
     shards = write_shards(_each_text(job), directory)
     rows = sample_rows(read_shards(directory, ["item_id"])["item_id"])
-    return shards, take_rows(each_shard(directory, ["text"]), rows)["text"].to_list()
+    return shards, contents(take_rows((shard.drop("item_id") for shard in each_shard(directory)), rows))
 
 
 def _each_text(job: Job) -> Iterator[pl.DataFrame]:
-    """Yields ids and texts of the items: at once, or by slices of a catalogue that is larger than the sample."""
+    """Yields ids and contents of the items: at once, or by slices of a catalogue that is larger than the sample."""
+    fields = encoders.named_fields(job.options.encoder_options)
+    if job.previous:
+        fields = fields_of(encoders.load_encoder(job.previous.encoder))
     slices = large_item_slices(job.dataset)
     if slices:
-        yield from item_texts(job.dataset, slices)
+        yield from item_texts(job.dataset, slices, fields=fields)
         return
     items = job.tables.items
     assert items is not None
-    yield items.select("item_id", "text")
+    texts = items.select("item_id", "text")
+    if fields:
+        table, declared = job.tables.raw_items, job.dataset.items
+        assert table is not None
+        assert declared is not None
+        texts = texts.with_columns(content_fields(table, declared, fields))
+    yield texts
 
 
 def _encoder(job: Job, texts: list[str]) -> Encoder:
@@ -81,7 +92,14 @@ def _encoder(job: Job, texts: list[str]) -> Encoder:
     model = options.encoder_model
     if model is not None and (beside := job.dataset.directory / model).is_dir():
         model = str(beside)
-    return encoders.fit_encoder(options.encoder, texts, dim=options.encoder_dim, seed=options.seed, model=model)
+    return encoders.fit_encoder(
+        options.encoder,
+        texts,
+        dim=options.encoder_dim,
+        seed=options.seed,
+        model=model,
+        options=options.encoder_options,
+    )
 
 
 def meaning(job: Job, encoded: Finished | None, framed: Finished) -> Finished | None:

@@ -31,6 +31,7 @@ from models.table.item_parts import ItemPart
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _AUTO, _SIDE_BY_SIDE = "auto", "+"
+_OF_ENCODERS = "encoder_options"
 # Given with the command, since they change from run to run.
 _NOT_IN_FILE = ("warm_start", "positions")
 # The network is a part of the training's configuration, the seed is one for the whole run.
@@ -63,6 +64,7 @@ class RunOptions:
         encoder: Kind of the encoder that turns content into vectors; `lsa+static`, or a list, for kinds side by side.
         encoder_model: Model of the encoder: a directory, beside the descriptor or anywhere, or a hub id.
         encoder_dim: Width of a content vector, where the encoder is fitted.
+        encoder_options: Other settings of each kind of encoder, `{"lsa": {"fields": ["title"]}}` for example.
         quantizer: Kind of the codebook.
         quantizer_options: Other settings of that kind, `{"sinkhorn": 0.003}` for example.
         codes: Codes per level; None for the number that suits the catalogue's size, or the earlier run's.
@@ -95,6 +97,7 @@ class RunOptions:
     encoder: str = "lsa"
     encoder_model: str | None = None
     encoder_dim: int = 128
+    encoder_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quantizer: str = "rqvae"
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
     codes: int | None = None
@@ -121,6 +124,10 @@ class RunOptions:
             except ValueError as error:
                 raise TesseraError(f"{name}: {error}") from error
         codebooks.check(self.quantizer, self.quantizer_options)
+        try:
+            encoders.check_options(self.encoder, self.encoder_options)
+        except DatasetError as error:
+            raise TesseraError(f"encoder_options: {error}") from error
 
     def choices(self) -> dict[str, Any]:
         """Returns every choice that may stand in `[run]`, by dotted name."""
@@ -226,6 +233,12 @@ def _choose(chosen: dict[str, Any], name: str, value: Any, *, is_text: bool = Fa
             own = {name.removeprefix(f"{table}."): _toml(value) if is_text else value}
             chosen[table] = {**chosen.get(table, {}), **_checked(table, own)}
             return
+    if name.startswith(f"{_OF_ENCODERS}."):
+        kind, dot, option = name.removeprefix(f"{_OF_ENCODERS}.").partition(".")
+        own = {kind: {option: _toml(value) if is_text else value}} if dot else {kind: value}
+        before = chosen.get(_OF_ENCODERS, {})
+        chosen[_OF_ENCODERS] = before | {kind: {**before.get(kind, {}), **_checked(_OF_ENCODERS, own)[kind]}}
+        return
     if below := _keys_of(name):
         raise ValueError(f"is a table; name one of its keys: {', '.join(below)}")
     near = _nearest(name)

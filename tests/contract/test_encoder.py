@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from features.content.chain import Chain
+from features.content.content import FieldReader
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.kinds import KINDS, kind, load_encoder
 from features.content.static import StaticEncoder
@@ -54,6 +55,7 @@ FIT: dict[str, tuple[Callable[[], Encoder], float]] = {
     "sentence-transformers": (sentence_transformer, 1e-5),
     "static": (static, 0.0),
     "chain": (chain, 0.0),
+    "fields": (lambda: FieldReader(kind("lsa").fit(TEXTS, dim=8, seed=0, model=None), ["title"]), 0.0),
 }
 
 

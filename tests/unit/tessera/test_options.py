@@ -22,6 +22,7 @@ def dataset(run: dict[str, Any] | None = None) -> Dataset:
 
 WRITTEN = {
     "seed": 3,
+    "encoder_options": {"lsa": {"fields": ["title", "tags"]}},
     "quantizer": "residual-kmeans",
     "quantizer_options": {"iterations": 4},
     "levels": 2,
@@ -33,6 +34,7 @@ WRITTEN = {
 }
 MEANT = RunOptions(
     seed=3,
+    encoder_options={"lsa": {"fields": ["title", "tags"]}},
     quantizer="residual-kmeans",
     quantizer_options={"iterations": 4},
     levels=2,
@@ -57,6 +59,7 @@ def test_the_table_means_what_the_same_options_in_python_mean() -> None:
 def test_the_same_values_given_to_set_mean_the_same() -> None:
     given = [
         "seed=3",
+        'encoder_options.lsa.fields=["title", "tags"]',
         "quantizer=residual-kmeans",
         "quantizer_options.iterations=4",
         "levels=2",
@@ -82,7 +85,7 @@ def test_set_overrides_one_value_and_keeps_the_rest_of_its_table() -> None:
 def test_every_choice_survives_being_written_and_read() -> None:
     nested: dict[str, Any] = {}
     for name, value in MEANT.choices().items():
-        *above, last = [name] if name in ("quantizer_options", "runner_options") else name.split(".")
+        *above, last = [name] if name in ("encoder_options", "quantizer_options", "runner_options") else name.split(".")
         place = nested
         for part in above:
             place = place.setdefault(part, {})
@@ -116,6 +119,8 @@ def test_every_choice_survives_being_written_and_read() -> None:
         ({"reads": ["id", "price"]}, "reads: expected "),
         ({"quantizer": "k-means"}, "quantizer: expected one of rqvae, residual-kmeans, balanced-kmeans, got 'k-means'"),
         ({"quantizer_options": {"stps": 3}}, "quantizer: no option 'stps'"),
+        ({"encoder_options": {"lsa": {"feilds": ["a"]}}}, "encoder_options: lsa: no option 'feilds'; the nearest is"),
+        ({"encoder_options": {"static": {}}}, "encoder_options: 'static' is no part of the encoder 'lsa'"),
         ({"gates": {"auc": "much"}}, "gates.auc: expected a number, got 'much'"),
         ({"gates": {"speed": 1}}, "gates.speed: unknown key"),
     ],
