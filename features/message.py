@@ -16,6 +16,7 @@ import polars as pl
 
 from features.dataset.descriptor import Events, Items
 from features.dataset.files import SourceTable
+from features.dataset.source import TableSource
 from features.dataset.tables import features, shape_events, shape_items
 from features.errors import DatasetError, EventError
 from features.value.attribute import fit, listed, typed
@@ -117,12 +118,12 @@ class Decoder:
 def event_decoder(events: Events) -> Decoder:
     """Returns a decoder of the topic `events`: the columns that the events table needs."""
     keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
-    return Decoder("events", [key for key in keys if key], [*events.categorical, *events.numeric])
+    return Decoder("events", [key for key in keys if key], [*events.categorical, *events.numeric, *events.read])
 
 
 def item_decoder(items: Items) -> Decoder:
     """Returns a decoder of the topic `items`: the id, and all texts, features and filters the item has."""
-    optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.attributes))
+    optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.read, *items.attributes))
     return Decoder("items", [items.id], [name for name in optional if name != items.id])
 
 
@@ -141,32 +142,41 @@ def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[p
     """
     clock = events.time.column if events.time else events.order
     form = _Form(version, events.kind == "csv")
-    readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
-    readers |= dict.fromkeys([events.user, events.item, *events.categorical], form.text)
+    readers = form.readers(events) | dict.fromkeys([events.user, events.item], form.text)
     readers |= dict.fromkeys([clock, events.label.column], form.as_is)
     many = dict.fromkeys(events.categorical, pl.List(pl.String))
 
     def shape(places: Sequence[int]) -> pl.DataFrame:
         return _conform(shape_events(form.table("events", rows, places, readers), events)[0], many)
 
-    frame, bad = _shape(_alike(rows, exact=(clock, events.label.column), lists=events.categorical), shape)
+    frame, bad = _shape(
+        _alike(rows, exact=(clock, events.label.column, *read_times(events)), lists=events.categorical), shape
+    )
     if clock is None and frame.height:
         frame = frame.with_columns(time=pl.col("event").cast(pl.Int64))
     return frame, bad
 
 
-def context_row(values: Mapping[str, Any], events: Events, *, version: int = VERSION) -> pl.DataFrame:
-    """Shapes the context of one request: a row of the events' categorical and numeric columns, null where absent.
+def context_row(
+    values: Mapping[str, Any], events: Events, *, version: int = VERSION, at_us: int | None = None
+) -> pl.DataFrame:
+    """Shapes the context of one request: a row of the events' features, null where absent.
+
+    Args:
+        values: Values by column: categorical, numeric, and those that expressions read.
+        events: Table of the columns.
+        version: Version of the canonical form, from the bundle.
+        at_us: Time of the request for expressions that read the clock, microseconds since 1970.
 
     Raises:
         DatasetError, TypeError, ValueError, OverflowError: A value does not fit its column.
     """
     form = _Form(version, events.kind == "csv")
-    readers: dict[str | None, _Reader] = dict.fromkeys(events.numeric, form.number)
-    readers |= dict.fromkeys(events.categorical, form.text)
-    names = (*events.categorical, *events.numeric)
+    readers = form.readers(events)
+    names = (*events.categorical, *events.numeric, *events.read)
     row = Rows(names, [tuple(values.get(name) for name in names)])
-    return pl.DataFrame(features(form.table("context", row, [0], readers), events))
+    time = pl.Series("time", [at_us], dtype=pl.Int64)
+    return pl.DataFrame(features(form.table("context", row, [0], readers), events, time))
 
 
 def item_rows(
@@ -195,9 +205,8 @@ def item_rows(
         unusable row to the reason.
     """
     form = _Form(version, items.kind == "csv")
-    readers: dict[str | None, _Reader] = dict.fromkeys(items.numeric, form.number)
-    readers |= dict.fromkeys([items.id, *items.text, *items.categorical], form.text)
-    featured = {*items.categorical, *items.numeric}
+    readers = form.readers(items) | dict.fromkeys([items.id, *items.text], form.text)
+    featured = {*items.categorical_features, *items.numeric_features}
     feature_types = {name: dtype for name, dtype in types.items() if name in featured}
     attributes = items.attributes
     featuring = items.model_copy(update={"filterable": (), "aspects": {}, "concepts": None})
@@ -216,7 +225,7 @@ def item_rows(
         shaped = shape_items(form.table("items", rows, places, readers), featuring, unique=False, fields=fields)
         return _conform(shaped, feature_types).with_row_index("message_row")
 
-    frame, bad = _shape(_alike(rows, lists=(*items.text, *items.categorical)), shape)
+    frame, bad = _shape(_alike(rows, exact=read_times(items), lists=(*items.text, *items.categorical)), shape)
     if not frame.height:
         return frame, bad
     kept = {name: [attribute(place, name) for place in frame["message_row"]] for name in attributes}
@@ -234,6 +243,13 @@ class _Form(NamedTuple):
 
     version: int
     of_csv: bool
+
+    def readers(self, source: TableSource) -> "dict[str | None, _Reader]":
+        """Returns the readers of a table's features and of the columns that its expressions read."""
+        by_type = {"text": self.text, "number": self.number, "time": self.as_is}
+        found: dict[str | None, _Reader] = dict.fromkeys(source.numeric, self.number)
+        found |= dict.fromkeys(source.categorical, self.text)
+        return found | {name: by_type[kind] for name, kind in source.read.items()}
 
     def text(self, name: str, values: list[Any]) -> pl.Series:
         """Reads canonical text, (R,) String or List(String)."""
@@ -260,18 +276,28 @@ class _Form(NamedTuple):
         return SourceTable(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
 
 
+def read_times(source: TableSource) -> list[str]:
+    """Returns the columns of times that only expressions read."""
+    return [name for name, kind in source.read.items() if kind == "time"]
+
+
 def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[list[int]]:
     """Groups the positions of rows that can share columns.
 
-    In a group, values of the `exact` columns have one type, and values of the `lists` columns are all lists or none.
+    In a group, values of the `exact` columns have one type, where null counts as text. Values of the `lists` columns
+    are all lists or none.
 
     Rules and clocks read text and numbers differently, and a column holds lists or scalars.
     """
+    kinds = {type(None): str}
     chosen = [rows.columns.index(name) for name in exact if name is not None]
     listed_in = [rows.columns.index(name) for name in lists]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows.values):
-        key = (*(type(row[number]) for number in chosen), *(type(row[number]) is list for number in listed_in))
+        key = (
+            *(kinds.get(type(row[number]), type(row[number])) for number in chosen),
+            *(type(row[number]) is list for number in listed_in),
+        )
         groups.setdefault(key, []).append(place)
     return list(groups.values())
 

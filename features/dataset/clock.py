@@ -3,14 +3,18 @@
 Shape letter: R, the rows of the table.
 """
 
+from dataclasses import replace
+
 import polars as pl
 
 from features.dataset.column import as_number, first, is_between, parsed, refuse_null
 from features.dataset.descriptor import Time
 from features.dataset.files import SourceTable
+from features.value.expression import INPUT_TYPES
 
 _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999
+_MOMENT = INPUT_TYPES["time"]
 _COUNT = r"^-?[0-9]+(\.[0-9]+)?$"
 
 
@@ -27,6 +31,19 @@ def times(table: SourceTable, time: Time) -> pl.Series:
     if not values.dtype.is_numeric():
         raise table.error(name, f"holds {values.dtype}, a time expected; name another column as time")
     return _counted(table, name, values, time)
+
+
+def moments(table: SourceTable, time: Time) -> pl.Series:
+    """Returns a column of times as expressions read it: (R,) Datetime in microseconds and UTC. Null stays null."""
+    values = table.column(time.column)
+    known = values.is_not_null()
+    if not known.any():
+        return pl.Series(time.column, [None] * len(values), dtype=_MOMENT)
+    # The first known time stands in for a null, so that each error names the row in its file.
+    filled = values.fill_null(values[known.arg_max()])  # type: ignore[index]
+    held = table.frame.clone().replace_column(table.frame.columns.index(time.column), filled)
+    counted = times(replace(table, frame=held), time).cast(_MOMENT).alias(time.column)
+    return counted if known.all() else counted.zip_with(known, pl.Series([None], dtype=_MOMENT))
 
 
 def _text_times(table: SourceTable, time: Time) -> pl.Series:
@@ -94,8 +111,9 @@ def _are_dates(values: pl.Series) -> bool:
 
 def _iso(table: SourceTable, name: str, values: pl.Series, where: pl.Series) -> pl.Series:
     """Parses ISO-8601 text: a date, or a date and time with or without seconds, fraction and offset (none: UTC)."""
-    moments = (
-        values.str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
+    found = (
+        pl.col(values.name)
+        .str.replace(r"^(\d{4}-\d{2}-\d{2})$", "${1}T00:00")
         .str.replace(r"^(\d{4}-\d{2}-\d{2})[ t]", "${1}T")
         .str.replace(r" ?([Zz]|UTC)$", "+00:00")
         .str.replace(r"(T[\d:.,]+)$", "${1}+00:00")
@@ -104,6 +122,8 @@ def _iso(table: SourceTable, name: str, values: pl.Series, where: pl.Series) -> 
         .str.replace(",", ".", literal=True)
         .str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
     )
+    # One query for all replacements: a stream parses small batches, and each query has a fixed cost.
+    moments = values.to_frame().select(found).to_series()
     row = first(moments.is_null() & where)
     if row is not None:
         problem = f"'{values[row]}' is not a time; write ISO-8601 such as 2024-01-31T12:00:00Z, or set unit for numbers"

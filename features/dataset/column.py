@@ -5,6 +5,7 @@ Numbers and labels get one type each. Text is parsed value by value. A value tha
 its row. Shape letter: R, the rows of the table.
 """
 
+import numpy as np
 import polars as pl
 
 from features.dataset.descriptor import Label
@@ -103,6 +104,18 @@ def categories(table: SourceTable, name: str, options: Categorical) -> pl.Series
 
 def numbers(table: SourceTable, name: str) -> pl.Series:
     """Returns a numeric feature: (R,) Float32. NaN, and a number outside the range of float32, become null."""
+    numeric = _numeric(table, name).cast(pl.Float32).alias("value").to_frame()
+    return numeric.select(pl.when(pl.col("value").is_finite()).then("value")).to_series().alias(name)
+
+
+def wide_numbers(table: SourceTable, name: str) -> pl.Series:
+    """Returns a column of numbers as expressions read it: (R,) Float64. A number that is not finite becomes null."""
+    found = _numeric(table, name).cast(pl.Float64).to_numpy()
+    return pl.Series(name, np.where(np.isfinite(found), found, np.nan), nan_to_null=True)
+
+
+def _numeric(table: SourceTable, name: str) -> pl.Series:
+    """Returns a column of numbers in the type of the files; text is parsed."""
     values = table.column(name)
     if isinstance(values.dtype, pl.String):
         values = parsed(
@@ -110,8 +123,7 @@ def numbers(table: SourceTable, name: str) -> pl.Series:
         )
     elif not (values.dtype.is_numeric() or isinstance(values.dtype, (pl.Boolean, pl.Null))):
         raise table.error(name, f"holds {values.dtype}, numbers expected; remove it from numeric")
-    numeric = values.cast(pl.Float32).alias("value").to_frame()
-    return numeric.select(pl.when(pl.col("value").is_finite()).then("value")).to_series().alias(name)
+    return values
 
 
 def labels(table: SourceTable, label: Label) -> pl.Series:

@@ -14,10 +14,12 @@ from pydantic_core import ErrorDetails
 
 from features.config import Config, refuse_repeats
 from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates
+from features.dataset.files import read_lookup
 from features.dataset.label import parse_rule
 from features.dataset.source import TableSource
 from features.errors import DatasetError
 from features.storage.location import refuse_address
+from features.value.expression import Derived, Expression, Input
 
 _DIRECTORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -104,6 +106,11 @@ class Items(TableSource):
                 raise ValueError(f"{field}: column '{name}' cannot be used: the name is taken; rename it in the files")
         return self
 
+    def readable(self) -> dict[str, Input]:
+        """Returns the type of each column that an expression may read, by name."""
+        found: dict[str, Input] = dict.fromkeys(self.text, "text")
+        return found | super().readable()
+
     @property
     def named_for_meaning(self) -> dict[str, str]:
         """Columns of aspects and concepts, each with the first field that names it."""
@@ -113,7 +120,7 @@ class Items(TableSource):
     @property
     def attributes(self) -> tuple[str, ...]:
         """Columns of filters, aspects and concepts that are no features; items keep their values as the files do."""
-        featured = {*self.categorical, *self.numeric}
+        featured = {*self.categorical_features, *self.numeric_features}
         return tuple(
             name for name in dict.fromkeys((*self.filterable, *self.named_for_meaning)) if name not in featured
         )
@@ -225,6 +232,11 @@ class Events(TableSource):
             raise ValueError('label.implicit draws negative items, so the events need item = "..."')
         return self
 
+    def readable(self) -> dict[str, Input]:
+        """Returns the type of each column that an expression may read, by name. The clock is a time."""
+        clock: dict[str, Input] = {} if self.time is None else {self.time.column: "time"}
+        return clock | super().readable()
+
 
 class Dataset(Config):
     """Dataset as its descriptor says.
@@ -236,6 +248,7 @@ class Dataset(Config):
         events: The interactions.
         split: Division into train, validation and test.
         aggregates: Aggregates by name; see `features.dataset.aggregate`.
+        features: Features that expressions make, by name; see `features.value.expression`.
         run: Choices of a run, read by `tessera run`: see `[run]` below.
         source: Path of the descriptor itself; no key of the file.
     """
@@ -246,6 +259,7 @@ class Dataset(Config):
     events: Events
     split: Split
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
+    features: dict[str, Derived] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
     source: Path
 
@@ -259,18 +273,31 @@ class Dataset(Config):
             raise ValueError('[split] by = "time" needs time in [events]; without a clock use leave-one-out or order')
         if self.split.by == "leave-one-out" and self.events.user is None:
             raise ValueError('[split] by = "leave-one-out" needs user in [events]; use time, random or order')
+        self._derive()
         events = self.events
         declared = DeclaredEvents(
-            events.time is not None, events.label.implicit, events.numeric, tuple(events.categorical)
+            events.time is not None, events.label.implicit, events.numeric_features, events.categorical_features
         )
         check_aggregates(self.aggregates, self.entity_columns, declared)
         return self
+
+    def _derive(self) -> None:
+        """Compiles the expressions of `[features]` and gives each table its own."""
+        tables = {"item": self.items, "user": self.users, "event": self.events}
+        columns = {entity: source.readable() for entity, source in tables.items() if source is not None}
+        try:
+            compiled = [Expression(name, declared, columns) for name, declared in self.features.items()]
+            for entity, source in tables.items():
+                if source is not None:
+                    source.derive(tuple(one for one in compiled if one.of == entity))
+        except ValueError as error:
+            raise ValueError(f"[features] {error}") from error
 
     @property
     def entity_columns(self) -> dict[str, tuple[str, ...]]:
         """Categorical columns of the entities that the events name: `user` and `item`, each where declared."""
         tables = (("user", self.events.user, self.users), ("item", self.events.item, self.items))
-        return {kind: tuple(table.categorical) if table else () for kind, named, table in tables if named}
+        return {kind: table.categorical_features if table else () for kind, named, table in tables if named}
 
     @property
     def directory(self) -> Path:
@@ -311,15 +338,32 @@ def load_dataset(path: str | Path) -> Dataset:
     if "source" in document:
         raise DatasetError(f"{path}: unknown key 'source'; remove it, the descriptor's own path takes its place")
     try:
-        return Dataset.model_validate({**document, "source": path})
+        return Dataset.model_validate({**document, "features": _declared_features(document, path), "source": path})
     except ValidationError as error:
         raise DatasetError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from error
+
+
+def _declared_features(document: dict[str, Any], path: Path) -> Any:
+    """Returns `[features]` in its long form: an expression as `sql`, a file of results as `values`.
+
+    A bundle then holds the results of a lookup table too.
+    """
+    declared = document.get("features", {})
+    if not isinstance(declared, dict):
+        return declared
+    found: dict[str, Any] = {}
+    for name, one in declared.items():
+        found[name] = {"sql": one} if isinstance(one, str) else one
+        if isinstance(one, dict) and isinstance(one.get("file"), str) and "values" not in one:
+            values = read_lookup(one["file"], path.parent, table=f"features.{name}")
+            found[name] = {key: value for key, value in one.items() if key != "file"} | {"values": values}
+    return found
 
 
 def _explain(error: ErrorDetails) -> str:
     """Returns one pydantic error as "[events] label.positive: what is wrong"."""
     table, *keys = [str(part) for part in error["loc"]] or [""]
-    is_table = bool(keys) or table in {"items", "users", "events", "split", "aggregates", "run"}
+    is_table = bool(keys) or table in {"items", "users", "events", "split", "aggregates", "features", "run"}
     where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)
     if error["type"] == "missing":
         message = "is missing; add it"

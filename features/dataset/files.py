@@ -186,6 +186,23 @@ def load(
     return SourceTable(table, frame, names, files, heights, source.kind, hint=hint, first_row=first_row)
 
 
+def read_lookup(path: str, directory: Path, *, table: str) -> dict[str, str | float]:
+    """Reads a csv with the columns key and value as a table of results: numbers if all values are numbers, else text.
+
+    Raises:
+        DatasetError: The file cannot be read, a key is empty or occurs twice, or a value is empty.
+    """
+    found = load(TableSource.model_validate({"path": path}), directory, table=table, wanted=("key", "value"), many=())
+    keys, values = found.column("key"), infer(found.column("value"))
+    for name, column in (("key", keys), ("value", values)):
+        for row in column.is_null().arg_true():
+            raise found.error(name, "is empty; fill it in, or remove the row", row=row)
+    for row in (~keys.is_first_distinct()).arg_true():
+        raise found.error("key", f"'{keys[row]}' occurs twice; keep one of the rows", row=row)
+    results = values.cast(pl.Float64) if values.dtype.is_numeric() else found.column("value")
+    return dict(zip(keys.to_list(), results.to_list(), strict=True))
+
+
 def _odd(names: set[str], wanted: Collection[str] | None) -> str | None:
     return min((name for name in names if wanted is None or name in wanted), default=None)
 

@@ -139,11 +139,11 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
         tables["users"] = _table_profile(users, dataset.users)
     raw = read.raw_events
     events, dropped = read.events
-    features = [*dataset.events.categorical, *dataset.events.numeric]
+    features = [*dataset.events.categorical_features, *dataset.events.numeric_features]
     tables["events"] = TableProfile(
         rows=raw.frame.height,
         nulls=_nulls(events.select(features)),
-        cardinalities={name: _cardinality(events[name]) for name in dataset.events.categorical},
+        cardinalities={name: _cardinality(events[name]) for name in dataset.events.categorical_features},
     )
     positives = int(events["label"].sum())
     labels = Labels(positives, events.height - positives, dropped)
@@ -278,12 +278,12 @@ def _grid(title: str, *columns: str) -> Grid:
 
 def _table_profile(frame: pl.DataFrame, source: Items | Users, raw: SourceTable | None = None) -> TableProfile:
     """Counts nulls: of features as used, of text and filterable columns before they are joined or passed on."""
-    nulls = _nulls(frame.select([*source.categorical, *source.numeric]))
+    nulls = _nulls(frame.select([*source.categorical_features, *source.numeric_features]))
     if isinstance(source, Items) and raw is not None:
         kept = (*source.filterable, *source.attributes)
         nulls |= {name: raw.column(name).null_count() for name in kept if name not in nulls}
         nulls |= {name: texts(raw, name).null_count() for name in source.text if name not in nulls}
-    cardinalities = {name: _cardinality(frame[name]) for name in source.categorical}
+    cardinalities = {name: _cardinality(frame[name]) for name in source.categorical_features}
     return TableProfile(frame.height, nulls, cardinalities)
 
 

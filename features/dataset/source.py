@@ -2,9 +2,10 @@
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from features.config import Config, refuse_repeats
+from features.value.expression import Expression, Input
 
 Format = Literal["parquet", "csv", "jsonl"]
 
@@ -36,6 +37,7 @@ class TableSource(Config):
         columns: Names of a csv's fields, in the file's order; they replace the names of a header row.
         categorical: Columns that are categorical features: a list of names, or a table of names with their options.
         numeric: Columns that are numeric features.
+        read: Columns that only expressions of `[features]` read, each with its type: `text`, `number` or `time`.
     """
 
     reserved: ClassVar[tuple[str, ...]] = ()
@@ -50,6 +52,8 @@ class TableSource(Config):
     columns: tuple[str, ...] | None = None
     categorical: dict[str, Categorical] = Field(default_factory=dict)
     numeric: tuple[str, ...] = ()
+    read: dict[str, Input] = Field(default_factory=dict)
+    _derived: tuple[Expression, ...] = PrivateAttr(())
 
     @field_validator("categorical", mode="before")
     @classmethod
@@ -75,7 +79,7 @@ class TableSource(Config):
         if self.kind != "csv" and self.columns is not None:
             raise ValueError(f"columns names the fields of a csv, but the format is {self.kind}; remove columns")
         refuse_repeats("columns", self.columns or ())
-        refuse_repeats("categorical and numeric", [*self.categorical, *self.numeric])
+        refuse_repeats("categorical, numeric and read", [*self.categorical, *self.numeric, *self.read])
         for name in [*self.categorical, *self.numeric]:
             if name in self.reserved:
                 raise ValueError(
@@ -83,6 +87,37 @@ class TableSource(Config):
                     f"({', '.join(self.reserved)}); remove it, or rename it in the files"
                 )
         return self
+
+    @property
+    def derived(self) -> tuple[Expression, ...]:
+        """Features of this table that expressions make; the descriptor declares them in `[features]`."""
+        return self._derived
+
+    @property
+    def categorical_features(self) -> tuple[str, ...]:
+        """Names of the categorical features: the declared columns, then those that expressions make."""
+        return (*self.categorical, *(one.name for one in self._derived if one.kind == "categorical"))
+
+    @property
+    def numeric_features(self) -> tuple[str, ...]:
+        """Names of the numeric features: the declared columns, then those that expressions make."""
+        return (*self.numeric, *(one.name for one in self._derived if one.kind == "numeric"))
+
+    def readable(self) -> dict[str, Input]:
+        """Returns the type of each column that an expression may read, by name."""
+        found: dict[str, Input] = dict.fromkeys(self.categorical, "text")
+        return found | dict.fromkeys(self.numeric, "number") | self.read
+
+    def derive(self, expressions: tuple[Expression, ...]) -> None:
+        """Sets the features that expressions make; the descriptor calls this once, when it is read.
+
+        Raises:
+            ValueError: A feature has the name of another column.
+        """
+        for one in expressions:
+            if one.name in (*self.categorical, *self.numeric, *self.read, *self.reserved):
+                raise ValueError(f"{one.name}: the name is taken by a column of its table; rename the feature")
+        self._derived = expressions
 
     @property
     def kind(self) -> Format:

@@ -15,10 +15,11 @@ import polars as pl
 from features.config import nearest
 from features.content.content import FIELDS
 from features.dataset import clock, column
-from features.dataset.descriptor import Dataset, Events, Items, Users
+from features.dataset.descriptor import Dataset, Events, Items, Time, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
 from features.dataset.source import TableSource
 from features.errors import DatasetError
+from features.value.expression import INPUT_TYPES, Input, evaluate
 from features.value.mixed_column import wire
 
 EVENT_ID = "_event_id"
@@ -140,7 +141,7 @@ def load_items(dataset: Dataset, only: FileSlice | None = None) -> SourceTable |
     if dataset.items is None:
         return None
     items = dataset.items
-    wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.attributes}
+    wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.read, *items.attributes}
     many = {*items.text, *items.categorical, *items.attributes}
     return load(items, dataset.directory, table="items", wanted=wanted, many=many, only=only)
 
@@ -150,7 +151,7 @@ def load_users(dataset: Dataset, only: FileSlice | None = None) -> SourceTable |
     if dataset.users is None:
         return None
     users = dataset.users
-    wanted = {users.id, *users.categorical, *users.numeric}
+    wanted = {users.id, *users.categorical, *users.numeric, *users.read}
     return load(users, dataset.directory, table="users", wanted=wanted, many=users.categorical, only=only)
 
 
@@ -159,7 +160,7 @@ def load_events(dataset: Dataset, only: FileSlice | None = None) -> SourceTable:
     events = dataset.events
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
-    wanted = keys | {*events.categorical, *events.numeric, EVENT_ID}
+    wanted = keys | {*events.categorical, *events.numeric, *events.read, EVENT_ID}
     return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical, only=only)
 
 
@@ -168,7 +169,8 @@ def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
 
     A message then means the same as its row in the files.
     """
-    texts = {EVENT_ID, events.user, events.item, *events.categorical}
+    read = {name for name, kind in events.read.items() if kind == "text"}
+    texts = {EVENT_ID, events.user, events.item, *events.categorical, *read}
     parsed = [infer(own) if table.kind == "csv" and own.name not in texts else own for own in table.frame]
     return pl.DataFrame([wire(own) for own in parsed])
 
@@ -219,7 +221,7 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
         time = clock.positions(table, events.order)
     else:
         time = event.cast(pl.Int64)
-    columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events)]
+    columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events, time)]
     frame = pl.DataFrame(columns)
     if not frame["label"].null_count():
         return frame, 0
@@ -227,10 +229,44 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
     return kept, frame.height - kept.height
 
 
-def features(table: SourceTable, source: Items | Users | Events) -> list[pl.Series]:
-    """Returns the declared categorical columns, then the numeric ones, each (R,)."""
+def features(table: SourceTable, source: Items | Users | Events, time: pl.Series | None = None) -> list[pl.Series]:
+    """Returns the categorical columns, then the numeric ones, then the features that expressions make, each (R,).
+
+    Args:
+        table: Table of R rows.
+        source: Declaration of the table.
+        time: (R,) Int64 times of events, microseconds since 1970. None where the events have no clock.
+    """
     categorical = [column.categories(table, name, options) for name, options in source.categorical.items()]
-    return categorical + [column.numbers(table, name) for name in source.numeric]
+    declared = categorical + [column.numbers(table, name) for name in source.numeric]
+    return declared + derived_features(table, source, time)
+
+
+def derived_features(table: SourceTable, source: TableSource, time: pl.Series | None = None) -> list[pl.Series]:
+    """Returns the features that expressions make, each (R,) String or Float32; see `features`.
+
+    Raises:
+        DatasetError: A column that an expression reads has a value that cannot be used.
+    """
+    types = source.readable()
+    names = dict.fromkeys(name for one in source.derived for name in one.reads)
+    if not names:
+        return []
+    known: dict[str, pl.Series] = {}
+    if time is not None and isinstance(source, Events) and source.time is not None:
+        known[source.time.column] = time.cast(INPUT_TYPES["time"]).alias(source.time.column)
+    inputs = pl.DataFrame([known[name] if name in known else _input(table, name, types[name]) for name in names])
+    return evaluate(source.derived, inputs, version=table.version)
+
+
+def _input(table: SourceTable, name: str, kind: Input) -> pl.Series:
+    """Returns a column as expressions read it. Several values are joined by a comma."""
+    if kind == "text":
+        values = column.texts(table, name)
+        return values.list.join(",") if isinstance(values.dtype, pl.List) else values
+    if kind == "number":
+        return column.wide_numbers(table, name)
+    return clock.moments(table, Time(column=name))
 
 
 def content_fields(table: SourceTable, items: Items, names: Sequence[str]) -> pl.Series:

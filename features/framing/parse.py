@@ -87,7 +87,7 @@ class ParseEvents:
         if not path.exists():
             table = load_events(self.dataset, self.slices[partition_of(path)])
             frame, _ = shape_events(table, self.dataset.events)
-            features = [*self.dataset.events.categorical, *self.dataset.events.numeric]
+            features = [*self.dataset.events.categorical_features, *self.dataset.events.numeric_features]
             counts = EventCounts(
                 rows=table.frame.height,
                 kept=frame.height,
@@ -132,7 +132,9 @@ class ParseTable:
             frame, table = self._read(self.slices[partition_of(path)])
             source = self.dataset.items if self.kind == "item" else self.dataset.users
             assert source is not None
-            nulls = {name: frame[name].null_count() for name in (*source.categorical, *source.numeric)}
+            nulls = {
+                name: frame[name].null_count() for name in (*source.categorical_features, *source.numeric_features)
+            }
             lengths: dict[int, int] = {}
             unusable = 0
             if isinstance(source, Items):

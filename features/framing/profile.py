@@ -58,7 +58,7 @@ def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Prof
     tables["events"] = TableProfile(
         rows=sum(one.rows for one in built.events),
         nulls=_summed([one.nulls for one in built.events]),
-        cardinalities={name: _cardinality(built.shards, name) for name in dataset.events.categorical},
+        cardinalities={name: _cardinality(built.shards, name) for name in dataset.events.categorical_features},
     )
     times = [time for one in built.events for time in one.times]
     return Profile(
@@ -79,7 +79,7 @@ def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Prof
 
 
 def _table(source: Items | Users, counts: Sequence[TableCounts], dimension: Dimension) -> TableProfile:
-    cardinalities = {name: _cardinality(dimension.shards, name) for name in source.categorical}
+    cardinalities = {name: _cardinality(dimension.shards, name) for name in source.categorical_features}
     return TableProfile(sum(one.rows for one in counts), _summed([one.nulls for one in counts]), cardinalities)
 
 

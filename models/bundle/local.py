@@ -53,20 +53,26 @@ class LocalRanker:
         return self._scorer.score(lookups, self._rows[lookups.rows])
 
 
-def context_frame(bundle: BundleContents, context: Mapping[str, Any]) -> pl.DataFrame:
-    """Returns the context of a request as a row of the events' columns. Absent columns are null.
+def context_frame(bundle: BundleContents, context: Mapping[str, Any], *, at_us: int | None = None) -> pl.DataFrame:
+    """Returns the context of a request as a row of the events' features. Absent columns are null.
+
+    Args:
+        bundle: Bundle whose dataset declares the columns.
+        context: Values by column.
+        at_us: Time that expressions over the events' clock read, microseconds since 1970. None: the time is null.
 
     Raises:
         EventError: A column is unknown, or a value is of a wrong type.
     """
     events = bundle.dataset.events
-    unknown = [name for name in context if name not in (*events.categorical, *events.numeric)]
+    known = (*events.categorical, *events.numeric, *events.read)
+    unknown = [name for name in context if name not in known]
     if unknown:
-        valid = ", ".join((*events.categorical, *events.numeric)) or "none"
+        valid = ", ".join(known) or "none"
         raise EventError(f"context: unknown column {unknown[0]!r}; the dataset's event columns are: {valid}")
-    if not (events.categorical or events.numeric):
+    if not (events.categorical_features or events.numeric_features):
         return pl.DataFrame({"nothing": [0]})
     try:
-        return context_row(context, events, version=bundle.canonical)
+        return context_row(context, events, version=bundle.canonical, at_us=at_us)
     except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
         raise EventError(f"context: {error}") from error

@@ -136,14 +136,14 @@ def _columns(dataset: Dataset, frame: Frame) -> dict[str, pl.Series]:
     """Maps each field's name to its value in every example."""
     found: dict[str, pl.Series] = {}
     sources = (
-        ("user", frame.users, ("user_id", *(dataset.users.categorical if dataset.users else ()))),
-        ("item", frame.items, ("item_id", *(dataset.items.categorical if dataset.items else ()))),
+        ("user", frame.users, ("user_id", *(dataset.users.categorical_features if dataset.users else ()))),
+        ("item", frame.items, ("item_id", *(dataset.items.categorical_features if dataset.items else ()))),
     )
     for of, table, names in sources:
         for name in names:
             if name in table.columns and table.height and table[name].dtype == pl.String:
                 found[name if name.endswith("_id") else f"{of}.{name}"] = table[name].gather(frame.examples[of])
-    for name in dataset.events.categorical:
+    for name in dataset.events.categorical_features:
         if frame.examples[name].dtype == pl.String:
             found[f"event.{name}"] = frame.examples[name]
     return found

@@ -71,9 +71,9 @@ def models_of(table: str, column: str, models: dict[str, str]) -> dict[str, str]
 
 def _feature(source: Events | Items | Users, column: str) -> str:
     table = f"[{type(source).__name__.lower()}]"
-    if column in source.categorical:
+    if column in source.categorical_features:
         return f"Categorical feature of {table} in the descriptor."
-    if column in source.numeric:
+    if column in source.numeric_features:
         return f"Numeric feature of {table} in the descriptor."
     if isinstance(source, Items) and column in source.filterable:
         return f"Column of {table} in the descriptor on which retrieval filters."

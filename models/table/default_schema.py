@@ -67,13 +67,13 @@ def default_schema(
         read.append(Feature(name, of, column, name, 1, "sum" if column == SEMANTIC_ID else "mean"))
 
     if dataset.events.user:
-        for column in ("user_id", *(dataset.users.categorical if dataset.users else ())):
+        for column in ("user_id", *(dataset.users.categorical_features if dataset.users else ())):
             add("user", column, [frame.users])
     if dataset.events.item:
         semantic = [SEMANTIC_ID] if SEMANTIC_ID in frame.items.columns else []
-        for column in ("item_id", *(dataset.items.categorical if dataset.items else ()), *semantic):
+        for column in ("item_id", *(dataset.items.categorical_features if dataset.items else ()), *semantic):
             add("item", column, [frame.items])
-    for column in dataset.events.categorical:
+    for column in dataset.events.categorical_features:
         add("event", column, frame.all_blocks().frames(column))
     _check_names(options, vocabularies)
     shaped = [_shaped(feature, vocabularies[feature.name], options) for feature in read]
@@ -149,9 +149,9 @@ def numeric_features(dataset: Dataset, frame: Frame) -> tuple[Numeric, ...]:
     train = frame.blocks("train")
     found: list[Numeric] = []
     sources: tuple[tuple[Source, tuple[str, ...], Callable[[str], Iterable[pl.DataFrame]]], ...] = (
-        ("user", dataset.users.numeric if dataset.users else (), lambda column: [frame.users]),
-        ("item", dataset.items.numeric if dataset.items else (), lambda column: [frame.items]),
-        ("event", dataset.events.numeric, train.frames),
+        ("user", dataset.users.numeric_features if dataset.users else (), lambda column: [frame.users]),
+        ("item", dataset.items.numeric_features if dataset.items else (), lambda column: [frame.items]),
+        ("event", dataset.events.numeric_features, train.frames),
     )
     for of, columns, tables in sources:
         for column in columns:

@@ -75,7 +75,7 @@ class RankService:
         self._default_item = self._catalogue.add_default_item()
         items = bundle.dataset.items
         filterable = items.filterable if items is not None else ()
-        featured = (*items.categorical, *items.numeric) if items is not None else ()
+        featured = (*items.categorical_features, *items.numeric_features) if items is not None else ()
         kept = items.attributes if items is not None else ()
         self._attributes = tuple(dict.fromkeys((*featured, *filterable, *kept)))
         of_csv = csv_sources(bundle.dataset)
@@ -188,7 +188,7 @@ class RankService:
             wanted: Condition that retrieved candidates must meet.
             explain: True returns reasons for the returned items.
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
-                of the stream.
+                of the stream. Expressions over the events' clock read this time, by default the present time.
             meant: Concepts that retrieval avoids, and those that no retrieved candidate may carry.
 
         Raises:
@@ -200,7 +200,9 @@ class RankService:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         if at is not None and not self.has_clock:
             raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
-        events = Entities(self._schema, "event", context_frame(self.bundle, context or {}), self._catalogue.admission)
+        now_us = time.time_ns() // 1_000 if at is None else at
+        event = context_frame(self.bundle, context or {}, at_us=now_us)
+        events = Entities(self._schema, "event", event, self._catalogue.admission)
         if candidates is not None:
             self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
             names = list(dict.fromkeys(candidates))

@@ -19,6 +19,7 @@ from features.frame import Frame
 from features.frame_blocks import shown_items
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
+from models.bundle.local import context_frame
 from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
@@ -229,14 +230,7 @@ class _Scoring:
         self._aggregates = bundle.aggregates()
         self._catalogue = Catalogue(bundle)
         self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
-        events = bundle.dataset.events
-        columns = {name: [None] for name in (*events.categorical, *events.numeric)}
-        context = pl.DataFrame(columns or {"nothing": [0]})
-        text = [pl.col(name).cast(pl.String) for name in events.categorical]
-        numbers = [pl.col(name).cast(pl.Float32) for name in events.numeric]
-        self._events = Entities(
-            bundle.schema, "event", context.with_columns(*text, *numbers), self._catalogue.admission
-        )
+        self._events = Entities(bundle.schema, "event", context_frame(bundle, {}), self._catalogue.admission)
 
     def __call__(self, number: int) -> None:
         items = len(self._catalogue.item_ids)

@@ -64,7 +64,9 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
         advance(4, 4)
 
     before: dict[str, Finished | str] = dict(job.previous.after("frame")) if job.previous else {}
-    described = job.dataset.model_dump(mode="json", include={"items", "users", "events", "split", "aggregates"})
+    described = job.dataset.model_dump(
+        mode="json", include={"items", "users", "events", "split", "aggregates", "features"}
+    )
     finished = job.do(
         "frame",
         work,

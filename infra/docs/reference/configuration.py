@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from features.dataset.aggregate import Aggregate
 from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
 from features.dataset.source import Categorical, TableSource
+from features.value.expression import Derived
 from infra.docs.reference.markdown import code, table, text
 from tessera.pipeline.options import RunOptions, known_choices
 
@@ -33,6 +34,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`label = { … }`", Label, None),
     ("`[split]`", Split, None),
     ("`[aggregates]`: `NAME = { … }`", Aggregate, None),
+    ("`[features]`: `NAME = { … }`", Derived, None),
 )
 """Heading, class, and the class whose keys an earlier section has."""
 

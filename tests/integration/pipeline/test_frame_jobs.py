@@ -96,6 +96,15 @@ by = "{split}"
     return load_dataset(path)
 
 
+EXPRESSIONS = """
+[features]
+dear = { sql = "item.price > 10 AND LENGTH(item.title) > 3", kind = "numeric" }
+area = { column = "user.land", values = { l1 = "east", l2 = "west" } }
+hour = { sql = "EXTRACT(HOUR FROM event.at)", kind = "categorical" }
+spent = "LN(1 + event.paid)"
+"""
+
+
 def in_memory(dataset: Dataset) -> tuple[Frame, Aggregator, Profile]:
     tables = DatasetTables(dataset)
     found = {"events": tables.events[0], "users": tables.users, "items": tables.items}
@@ -136,8 +145,9 @@ def assert_same(dataset: Dataset, built: Built, found: pl.DataFrame, out: Path) 
 @pytest.mark.parametrize("partitions", [1, 4, 16])
 def test_any_number_of_partitions_gives_the_frame_of_memory(tmp_path: Path, partitions: int) -> None:
     write_tables(tmp_path)
-    shop = dataset(tmp_path)
+    shop = dataset(tmp_path, more=EXPRESSIONS)
     built, found = by_jobs(shop, tmp_path / "out", partitions)
+    assert {"hour", "spent"} <= set(found.columns)
     # A fifth of the events have no label.
     assert len(built.parts) == {1: 1, 4: 4, 16: 13}[partitions]
     assert len(stored_blocks(tmp_path / "out")["train"]) == {1: 1, 4: 3, 16: 6}[partitions]
