@@ -106,6 +106,10 @@ class FieldReader:
     def save(self, directory: Path) -> None:
         (directory / "base").mkdir()
         self.base.save(directory / "base")
+        self.describe(directory)
+
+    def describe(self, directory: Path) -> None:
+        """Writes the description alone; the base lies in `base` beside it."""
         described: dict[str, Any] = {"kind": KIND, "id": self.id, "fields": self.fields}
         (directory / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 

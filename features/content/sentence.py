@@ -27,6 +27,9 @@ class SentenceEncoder:
 
     A batch pads its texts, which changes the last bits: a text alone and in a batch agree to 1e-5, not bit for bit.
 
+    Attributes:
+        options: Choices of the reading.
+
     Args:
         model: Local directory or hub id.
         tokens: Most tokens of a text that are read; None for the model's own bound.
@@ -45,11 +48,16 @@ class SentenceEncoder:
         layer: int | None = None,
         chunks: int | None = None,
     ) -> None:
-        self._model_name, self._reading = model, TransformerOptions(tokens, pool, layer, chunks)
+        self._model_name, self.options = model, TransformerOptions(tokens, pool, layer, chunks)
         self._model = open_model(model)
-        apply_reading(self._model, self._reading, model)
-        self._id = f"st{self._reading.name}-{_weights_hash(self._model)[:12]}"
+        apply_reading(self._model, self.options, model)
+        self._id = f"st{self.options.name}-{_weights_hash(self._model)[:12]}"
         self._dim = int(self._model.get_embedding_dimension())
+
+    @property
+    def model(self) -> Any:
+        """The opened model, which reads as chosen."""
+        return self._model
 
     @property
     def id(self) -> str:
@@ -68,18 +76,19 @@ class SentenceEncoder:
 
     def _encoded(self, texts: list[str]) -> NDArray[np.float32]:
         """Returns the vectors (N, D) of texts that are not empty."""
-        if self._reading.chunks is None:
+        if self.options.chunks is None:
             return unit(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=False))
-        parts = [passages(text, self._reading.chunks) or [text] for text in texts]
+        parts = [passages(text, self.options.chunks) or [text] for text in texts]
         of = np.repeat(np.arange(len(texts)), [len(own) for own in parts])
         read = [part for own in parts for part in own]
         sums = np.zeros((len(texts), self.dim))
         np.add.at(sums, of, unit(self._model.encode(read, batch_size=_BATCH, show_progress_bar=False)))
         return unit(sums)
 
-    def save(self, directory: Path) -> None:
-        described = {"kind": "sentence-transformers", "id": self._id, "model": self._model_name}
-        described |= self._reading.to_json()
+    def save(self, directory: Path, *, model: str | None = None) -> None:
+        """Writes the description; `model` replaces the location, such as the name of a directory in `directory`."""
+        described = {"kind": "sentence-transformers", "id": self._id, "model": model or self._model_name}
+        described |= self.options.to_json()
         (directory / DESCRIPTION).write_bytes(msgspec.json.encode(described))
 
 
@@ -134,7 +143,9 @@ def fit(
 def load(directory: Path) -> SentenceEncoder:
     description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
     chosen = {name: description.get(name) for name in ("tokens", "pool", "layer", "chunks")}
-    encoder = SentenceEncoder(description["model"], **chosen)
+    # A model that was tuned lies beside its description, so that the directory can be moved.
+    beside = directory / description["model"]
+    encoder = SentenceEncoder(str(beside.resolve()) if beside.is_dir() else description["model"], **chosen)
     if encoder.id != description["id"]:
         raise BundleError(
             f"{directory / DESCRIPTION}: the weights at {description['model']} are {encoder.id}, "

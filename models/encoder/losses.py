@@ -11,7 +11,8 @@ Radford et al., "CLIP" (2021).
 Shape letters: B pairs of a batch, D dim, M mixed negatives.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -76,6 +77,21 @@ class PairBatch:
     second: torch.Tensor
     alike: torch.Tensor
     same: torch.Tensor
+
+
+def cuts(batch: PairBatch, prefixes: Sequence[int]) -> list[PairBatch]:
+    """Returns the batch, and the batch of each prefix scaled to unit length."""
+    return [
+        batch,
+        *(
+            replace(
+                batch,
+                first=functional.normalize(batch.first[:, :width], dim=1),
+                second=functional.normalize(batch.second[:, :width], dim=1),
+            )
+            for width in prefixes
+        ),
+    ]
 
 
 def contrastive(batch: PairBatch, options: LossOptions, progress: float = 0.0) -> torch.Tensor:

@@ -15,7 +15,7 @@ from features.content.chain import apply_steps
 from features.content.step import Linear, LowRank, VectorStep
 from features.errors import TesseraError
 from models.encoder.pairs import Task
-from models.encoder.tune import held_out_recall
+from models.encoder.tuning.rows import held_out_recall
 
 SHARES = tuple(number / 10 for number in range(11))
 """Shares of the first head that are tried."""

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from features.errors import TesseraError
 from tessera.cli.concept import concept
 from tessera.terminal import JsonOption, err_console, out_console, print_json
 
@@ -25,47 +26,67 @@ RunArgument = Annotated[Path, typer.Argument(help="Directory that `tessera run -
 @encoder.command()
 def tune(
     run: RunArgument,
-    name: Annotated[str, typer.Option(help="Name of the view.")] = "similar",
+    name: Annotated[str, typer.Option(help="Name of the view, or of the encoder.")] = "similar",
     pairs: Annotated[
         list[str] | None,
         typer.Option(help="co-liked, column:NAME, ict, bfs or a parquet file; repeatable. Default: co-liked."),
     ] = None,
     merge: Annotated[str | None, typer.Option(help="Two tuned views, NAME,NAME, to average instead of a fit.")] = None,
-    head: Annotated[str, typer.Option(help="linear or low-rank.")] = "linear",
-    rank: Annotated[int, typer.Option(help="Rank of a low-rank head.")] = 32,
-    pull: Annotated[float, typer.Option(help="Pull to the identity; 0 is off.")] = 0.02,
-    labels: Annotated[str, typer.Option(help="soft (graded by likeness) or hard.")] = "soft",
-    focal: Annotated[float, typer.Option(help="Power by which easy pairs count less; 0 is off.")] = 0.0,
-    mixed: Annotated[int, typer.Option(help="Negatives mixed from the hardest of each pair; 0 is off.")] = 0,
-    progressive: Annotated[float, typer.Option(help="Growing weight of hard negatives; 0 is off.")] = 0.0,
-    rounds: Annotated[int, typer.Option(help="Most rounds of the fit.")] = 40,
+    layers: Annotated[
+        int | None, typer.Option(min=0, help="Top layers to tune instead of a head; the result is another encoder.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Choice of the fit, such as head=low-rank or rounds=10; repeatable."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the batches and the held-out items.")] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Tune a view of a run's vectors by pairs of alike items; the base vectors stay as they are."""
-    from models.encoder.losses import LossOptions
-    from models.encoder.tune import TuneOptions
+    """Tune a view of a run's vectors by pairs of alike items, or the top layers of its transformer."""
+    from models.encoder.tuning.layers import LayerOptions
+    from models.encoder.tuning.options import TuneOptions, chosen
+    from tessera.encoders.layers import tune_encoder
     from tessera.encoders.run_items import CO_LIKED
     from tessera.encoders.tune import ViewOptions, tune_view
 
-    loss = LossOptions(labels=labels, focal=focal, mixed=mixed, progressive=progressive)  # type: ignore[arg-type]
-    fit = TuneOptions(head=head, rank=rank, pull=pull, loss=loss, rounds=rounds, seed=seed)  # type: ignore[arg-type]
-    merged = tuple(one.strip() for one in merge.split(",")) if merge else ()
-    options = ViewOptions(name=name, pairs=tuple(pairs or (CO_LIKED,)), merge=merged, tune=fit)
+    sources = tuple(pairs or (CO_LIKED,))
     with Progress(
         TextColumn("tune"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err_console
     ) as bar:
         task = bar.add_task("tune")
-        tuned = tune_view(run, options, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if layers is not None:
+            if merge:
+                raise TesseraError("--layers and --merge: two heads can be merged, layers cannot; give one of both")
+            choices = chosen(LayerOptions, values or (), layers=layers, seed=seed)
+            made = tune_encoder(run, name, sources, choices, progress=advance)
+        else:
+            merged = tuple(one.strip() for one in merge.split(",")) if merge else ()
+            fit = chosen(TuneOptions, values or (), seed=seed)
+            options = ViewOptions(name=name, pairs=sources, merge=merged, tune=fit)
+            tuned = tune_view(run, options, progress=advance)
+    if layers is not None:
+        if json:
+            print_json(made.to_json())
+            return
+        for source, count in made.pairs.items():
+            out_console.print(f"pairs    {count:,} {source}")
+        best = max(range(len(made.recalls)), key=made.recalls.__getitem__)
+        out_console.print(f"recall   {made.recalls[0]:.3f} to {made.recalls[best]:.3f} of held-out items, round {best}")
+        out_console.print(f"encoder  {made.encoder}: {made.directory}")
+        return
     if json:
         print_json(tuned.to_json())
         return
     for source, count in tuned.pairs.items():
         out_console.print(f"pairs    {count:,} {source}")
-    chosen = f"round {tuned.rounds}" if tuned.share is None else f"{tuned.share:g} of the first head"
+    which = f"round {tuned.rounds}" if tuned.share is None else f"{tuned.share:g} of the first head"
     if not tuned.view.steps:
-        chosen = "no head is better than the base, so the view is the base"
-    out_console.print(f"recall   {tuned.before:.3f} to {tuned.after:.3f} of held-out items, {chosen}")
+        which = "no head is better than the base, so the view is the base"
+    out_console.print(f"recall   {tuned.before:.3f} to {tuned.after:.3f} of held-out items, {which}")
     out_console.print(f"view     {tuned.view.id}: {tuned.directory}")
 
 

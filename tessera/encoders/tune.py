@@ -23,7 +23,9 @@ from features.errors import DatasetError
 from features.lock import locked
 from models.bundle.contents import VIEWS
 from models.encoder.merge import best_share, merge
-from models.encoder.tune import TuneOptions, held_out_recall, tune
+from models.encoder.tune import tune
+from models.encoder.tuning.options import TuneOptions
+from models.encoder.tuning.rows import held_out_recall
 from tessera.encoders.run_items import CO_LIKED, RunItems
 from tessera.pipeline.artifact import write_json
 from tessera.pipeline.stage import finished_key

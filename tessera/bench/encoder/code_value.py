@@ -27,7 +27,9 @@ from features.dataset.descriptor import Dataset
 from features.frame import Frame
 from models.encoder.likes import Likes
 from models.encoder.pairs import co_liked
-from models.encoder.tune import TuneOptions, most_alike, tune
+from models.encoder.tune import tune
+from models.encoder.tuning.options import TuneOptions
+from models.encoder.tuning.rows import most_alike
 from models.ranker.evaluate import Quality
 from models.ranker.train import TrainConfig
 from models.semantic_id.codebook.alike import AlikePairs

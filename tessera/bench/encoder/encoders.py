@@ -14,7 +14,7 @@ from rich.console import Console
 
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
-from tessera.bench.encoder import learning, reading
+from tessera.bench.encoder import layers, learning, reading
 from tessera.bench.encoder.learning import BASE, PERMUTED, TUNED
 from tessera.bench.encoder.shop import BOTH, LSA, TRANSFORMER, Shop
 from tessera.bench.encoder.untouched import untouched
@@ -95,10 +95,6 @@ def _column(shop: Shop) -> str:
     return max(names, key=lambda name: len({value for values in shop.column(name) for value in values}))
 
 
-def _layers(shop: Shop) -> Rows:
-    return learning.top_layers(shop, shop.out / "states")
-
-
 def _ranking(shop: Shop) -> Rows:
     return untouched(shop.out.parent / "ranking", shop.seed)
 
@@ -107,7 +103,8 @@ PARTS: dict[str, _Part] = {
     "similar": _Part(_similar),
     "bases": _Part(_bases, _AUC_SEEDS),
     "merge": _Part(_merge),
-    "layers": _Part(_layers),
+    "layers": _Part(layers.top_layers),
+    "ladder": _Part(layers.ladder),
     "ranking": _Part(_ranking),
     "search": _Part(reading.text_search),
     "static": _Part(reading.static_tables),
@@ -131,6 +128,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     if frozen and tuned is not None and control is not None:
         judged.append(at_least("top two layers tuned over the frozen transformer: recall@50", tuned / frozen, 1.8))
         judged.append(at_most("top two layers, permuted pairs less frozen: recall@50", control - frozen, 0.005))
+    judged += _ladder_claims(rows)
     equal = [row["equal_share"] for row in rows if row["part"] == "ranking"]
     if equal:
         judged.append(at_least("share of a bundle's scores that a view leaves to the bit", min(equal), 1.0))
@@ -152,6 +150,24 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
         joint, merged = (mean("merge", LSA, variant, measure) for variant in ("joint", "merged"))
         if joint and merged is not None:
             judged.append(at_least(f"merged over joint training: {measure}", merged / joint, 0.97))
+    return judged
+
+
+def _ladder_claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Claims of the ladder: each exit against a fit of that exit alone, and permuted pairs against frozen layers."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["part"] == "ladder" and row["dims"] == layers.WIDTHS[0]:
+            found[row["variant"], row["layers_below_top"]].append(row["recall@50"])
+    judged = []
+    for below in sorted({below for _, below in found}):
+        trained, alone, control, frozen = (
+            float(np.mean(found[variant, below]))
+            for variant in (layers.LADDER, layers.ALONE, layers.LADDER_PERMUTED, layers.FROZEN)
+        )
+        name = f"ladder, {below} layers below the top" if below else "ladder, top layer"
+        judged.append(at_least(f"{name}: recall@50 over a fit of that exit alone", trained / max(alone, 1e-9), 0.95))
+        judged.append(at_most(f"{name}: recall@50 of permuted pairs less frozen layers", control - frozen, 0.005))
     return judged
 
 

@@ -5,22 +5,20 @@ Each table holds its control: permuted pairs beside tuned views, the heads of a 
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.content.chain import apply_steps
-from features.content.sentence import open_model
 from features.content.step import VectorStep
-from models.encoder.layers import LayerOptions, token_states, tune_layers
 from models.encoder.losses import LossOptions
 from models.encoder.measure import alignment, nearest, uniformity
 from models.encoder.merge import best_share, merge
 from models.encoder.pairs import shared_value
-from models.encoder.tune import TuneOptions, tune
-from tessera.bench.encoder.shop import LSA, TOKENS, TRANSFORMER, Shop, transformer_directory
+from models.encoder.tune import tune
+from models.encoder.tuning.options import TuneOptions
+from tessera.bench.encoder.shop import LSA, Shop
 
 BASE, TUNED, LOW_RANK, HARD = "base", "tuned", "tuned, low rank", "tuned, hard labels"
 PERMUTED = "tuned, permuted pairs"
@@ -39,18 +37,18 @@ def similar(shop: Shop, base: str, variants: Sequence[str] = tuple(_OPTIONS)) ->
     """Returns rows of the base, of tuned views and of the control: recall of co-liked new items, and spread."""
     vectors = shop.vectors(base)
     task = shop.task(vectors)
-    rows = [_row(shop, base, BASE, vectors, pairs=0, rounds=0)]
+    rows = [row_of(shop, base, BASE, vectors, pairs=0, rounds=0)]
     for variant in [*variants, PERMUTED]:
         start = time.perf_counter()
         own = task.permuted(shop.seed) if variant == PERMUTED else task
         tuned = tune([own], TuneOptions(seed=shop.seed, **_OPTIONS.get(variant, {})))
         seconds = time.perf_counter() - start
-        row = _row(shop, base, variant, apply_steps(tuned.steps, vectors), pairs=own.pairs, rounds=tuned.rounds)
+        row = row_of(shop, base, variant, apply_steps(tuned.steps, vectors), pairs=own.pairs, rounds=tuned.rounds)
         rows.append(row | {"fit_s": seconds})
     return rows
 
 
-def _row(
+def row_of(
     shop: Shop, base: str, variant: str, vectors: NDArray[np.float32], *, pairs: int, rounds: int
 ) -> dict[str, Any]:
     first, second = shop.gold.of, shop.gold.item
@@ -111,28 +109,6 @@ def merged(shop: Shop, column: str, base: str = LSA) -> list[dict[str, Any]]:
         for name, steps in heads.items()
         for own in [apply_steps(steps, vectors)]
     ]
-
-
-def top_layers(shop: Shop, directory: Path) -> list[dict[str, Any]]:
-    """Returns rows of a frozen transformer, of the same with its top two layers tuned, and of the control.
-
-    Args:
-        shop: The shop.
-        directory: Directory of the tokens' states, N · 64 · 384 · 2 bytes.
-    """
-    model = open_model(str(transformer_directory()))
-    options = LayerOptions(tokens=TOKENS, seed=shop.seed)
-    directory.mkdir(parents=True, exist_ok=True)
-    # Encoding the lower layers takes minutes; the states of an unfinished run are made again.
-    read = token_states(model, shop.texts, directory / "states.npy", options)
-    frozen = shop.vectors(TRANSFORMER)
-    rows = [_row(shop, TRANSFORMER, BASE, frozen, pairs=0, rounds=0)]
-    task = shop.task(frozen)
-    for variant, own in ((TUNED, task), (PERMUTED, task.permuted(shop.seed))):
-        tuned, recalls = tune_layers(model, read, own, options)
-        best = int(np.argmax(recalls))
-        rows.append(_row(shop, TRANSFORMER, variant, tuned.encode(read), pairs=own.pairs, rounds=best))
-    return rows
 
 
 def _shares_value(vectors: NDArray[np.float32], values: list[list[str]], new: NDArray[np.bool_]) -> float:

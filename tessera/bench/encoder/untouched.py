@@ -10,7 +10,7 @@ from rich.console import Console
 
 from features.dataset.descriptor import load_dataset
 from models.bundle.bundle import Bundle
-from models.encoder.tune import TuneOptions
+from models.encoder.tuning.options import TuneOptions
 from models.ranker.train import TrainConfig
 from tessera.demo.synthetic import write_synthetic
 from tessera.encoders.tune import SIMILAR, ViewOptions, tune_view

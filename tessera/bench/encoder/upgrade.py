@@ -38,7 +38,8 @@ from models.encoder.align import Pairs, fit_map
 from models.encoder.axes import smaller
 from models.encoder.bits import fit_itq, fit_signs, shortlist_recall
 from models.encoder.limit import pairs_solved
-from models.encoder.tune import TuneOptions, tune
+from models.encoder.tune import tune
+from models.encoder.tuning.options import TuneOptions
 from models.encoder.upgrade import FIRST, TASK, WHOLE, OldSpace, UpgradeSample, candidates
 from models.ranker.evaluate import quality
 from models.ranker.loading import assembler, examples

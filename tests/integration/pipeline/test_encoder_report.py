@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from features.errors import TesseraError
-from models.encoder.tune import TuneOptions
+from models.encoder.tuning.options import TuneOptions
 from tessera.cli.main import app
 from tessera.encoders.report import CONTROL, report
 from tessera.encoders.tune import ViewOptions, tune_view

@@ -15,7 +15,7 @@ from features.content.kinds import load_encoder
 from features.errors import DatasetError, TesseraError
 from features.jobs.shard import read_shards
 from features.lock import locked
-from models.encoder.tune import TuneOptions
+from models.encoder.tuning.options import TuneOptions
 from tessera.cli.main import app
 from tessera.encoders.tune import ViewOptions, tune_view
 from tests.integration.world import World
@@ -133,8 +133,8 @@ def test_a_second_tune_of_a_view_and_a_run_without_a_frame_are_refused(run: Path
 
 
 def test_the_command_prints_pairs_recall_and_view(run: Path) -> None:
-    result = CliRunner().invoke(app, ["encoder", "tune", str(run), "--name", "cli", "--rounds", "1"])
+    result = CliRunner().invoke(app, ["encoder", "tune", str(run), "--name", "cli", "--set", "rounds=1"])
     assert result.exit_code == 0, result.output
     assert "co-liked" in result.output
-    described = json.loads(CliRunner().invoke(app, ["encoder", "tune", str(run), "--rounds", "1", "--json"]).stdout)
+    described = json.loads(CliRunner().invoke(app, ["encoder", "tune", str(run), "--set", "rounds=1", "--json"]).stdout)
     assert described["view"]["name"] == "similar"

@@ -9,7 +9,9 @@ from features.content.step import Cut, Linear, LowRank, VectorStep
 from features.errors import TesseraError
 from models.encoder.merge import best_share, merge
 from models.encoder.pairs import Task, item_task
-from models.encoder.tune import TuneOptions, held_out_recall, tune
+from models.encoder.tune import tune
+from models.encoder.tuning.options import TuneOptions
+from models.encoder.tuning.rows import held_out_recall
 
 DIM = 12
 RNG = np.random.default_rng(0)

@@ -11,10 +11,13 @@ from features.content.encoder import unit
 from features.errors import TesseraError
 from models.encoder.measure import recall
 from models.encoder.pairs import Task, item_task
-from models.encoder.tune import Tuned, TuneOptions, most_alike, tune
+from models.encoder.tune import Tuned, tune
+from models.encoder.tuning.layers import LayerOptions
+from models.encoder.tuning.options import TuneOptions, chosen
+from models.encoder.tuning.rows import most_alike
 
 ITEMS, DIM, GROUPS = 400, 12, 40
-OPTIONS = TuneOptions(batch=64, rounds=6, patience=3, rank=6)
+OPTIONS = TuneOptions(batch=64, rounds=6, patience=3, rank=6, temperatures=(0.07,))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_a_head_finds_what_the_noise_hides(task: Task, head: str, labels: str) -
     options = replace(OPTIONS, head=head, loss=replace(OPTIONS.loss, labels=labels))  # type: ignore[arg-type]
     tuned = tune([task], options)
     assert max(tuned.recalls) > 1.2 * tuned.recalls[0]
-    assert found(tuned, task) > 1.3 * found(Tuned((), (), 0), task)
+    assert found(tuned, task) > 1.3 * found(Tuned((), (), 0, 0.07), task)
 
 
 def test_trained_prefixes_put_the_groups_first(task: Task) -> None:
@@ -59,7 +62,7 @@ def test_trained_prefixes_put_the_groups_first(task: Task) -> None:
 
 def test_permuted_pairs_give_no_gain(task: Task) -> None:
     tuned = tune([task.permuted(0)], OPTIONS)
-    assert found(tuned, task) < 1.1 * found(Tuned((), (), 0), task)
+    assert found(tuned, task) < 1.1 * found(Tuned((), (), 0, 0.07), task)
 
 
 def test_a_strong_pull_gives_the_identity(task: Task) -> None:
@@ -69,13 +72,14 @@ def test_a_strong_pull_gives_the_identity(task: Task) -> None:
 
 
 def test_a_fit_that_is_stopped_after_any_round_goes_on_to_the_same_bits(task: Task, tmp_path: Path) -> None:
-    options = replace(OPTIONS, rounds=3)
+    options = replace(OPTIONS, rounds=3, temperatures=(2.0, 0.07))
     whole = tune([task], options)
+    assert whole.temperature == 2.0
 
     class Stopped(Exception):
         pass
 
-    rounds = 3 + whole.rounds
+    rounds = 6 + whole.rounds
     for stop in range(1, rounds):
         state = tmp_path / f"{stop}.state"
 
@@ -100,6 +104,40 @@ def test_the_state_of_another_fit_and_a_damaged_state_are_not_used(task: Task, t
     assert tune([task], options, checkpoint=state).recalls == wanted.recalls
 
 
+def test_the_temperature_that_finds_most_held_out_items_is_the_only_one_of_the_second_phase(task: Task) -> None:
+    options = replace(OPTIONS, rounds=2, temperatures=(5.0, 0.07))
+    found = tune([task], options)
+    alone = tune([task], replace(options, temperatures=(0.07,)))
+    assert (found.temperature, found.recalls) == (0.07, alone.recalls)
+    assert [step.id for step in found.steps] == [step.id for step in alone.steps]
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (["rounds"], "--set rounds: expected NAME=VALUE"),
+        (["ronds=3"], "unknown name; the nearest is 'rounds'"),
+        (["seed=3"], "unknown name"),
+        (["loss=3"], "unknown name"),
+        (["temperature=3"], "unknown name; the nearest is 'temperatures'"),
+        (["rounds=three"], "--set rounds=three: Expected `int`"),
+        (["labels=firm"], "--set labels=firm: Invalid enum value"),
+        (["focal=-1"], "focal: expected 0 or more"),
+    ],
+)
+def test_a_value_that_cannot_be_set_is_refused_by_name(given: list[str], fault: str) -> None:
+    with pytest.raises(TesseraError, match=fault):
+        chosen(TuneOptions, given, seed=0)
+
+
+def test_values_are_set_by_name_in_the_fit_and_in_its_loss() -> None:
+    found = chosen(TuneOptions, ["rounds=3", "focal=0.5", "temperatures=0.1, 0.2", "prefixes=16", "rounds=4"], seed=2)
+    expected = TuneOptions(rounds=4, temperatures=(0.1, 0.2), prefixes=(16,), seed=2)
+    assert found == replace(expected, loss=replace(expected.loss, focal=0.5))
+    layers = chosen(LayerOptions, ["exits=5,6", "pool=latent", "temperature=0.1"], layers=1, seed=0)
+    assert (layers.exits, layers.pool, layers.layers, layers.loss.temperature) == ((5, 6), "latent", 1, 0.1)
+
+
 def test_tasks_of_two_widths_and_tasks_without_a_pair_are_refused(task: Task) -> None:
     narrow = replace(task, vectors=np.ascontiguousarray(task.vectors[:, :5]))
     with pytest.raises(TesseraError, match="widths 5, 12"):
@@ -110,7 +148,18 @@ def test_tasks_of_two_widths_and_tasks_without_a_pair_are_refused(task: Task) ->
         tune([empty], OPTIONS)
 
 
-@pytest.mark.parametrize(("name", "value"), [("head", "deep"), ("rank", 0), ("rounds", 0), ("pull", -1), ("batch", 1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("head", "deep"),
+        ("rank", 0),
+        ("rounds", 0),
+        ("pull", -1),
+        ("batch", 1),
+        ("temperatures", ()),
+        ("temperatures", (0.1, 0.0)),
+    ],
+)
 def test_an_option_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(TesseraError, match=name):
         TuneOptions(**{name: value})  # type: ignore[arg-type]
