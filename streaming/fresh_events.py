@@ -15,9 +15,9 @@ from streaming.step_result import Rejected, StepResult
 
 LATENESS_S = 3_600
 """Largest age of an event before the newest event of its partition, in seconds of event time."""
-# An event is rejected if its time is more than a day after the log's time. An event that is ahead by less counts, but
-# advances its partition's time by a few minutes at most. The wrong clock of a single device then makes no other event
-# late.
+# An event is rejected if its time is more than a day after the log's time. An event that is ahead by less counts as of
+# a few minutes after the log's time. The wrong clock of a single device then makes no other event late, and moves
+# neither the windows of aggregates nor the order of a history.
 _AHEAD_US = 24 * 3_600 * 1_000_000
 _CLOCK_SLACK_US = 5 * 60 * 1_000_000
 # Largest time that is read from a message, Unix milliseconds.
@@ -70,6 +70,8 @@ class FreshEvents:
     def select(self, inbox: Inbox, outcome: StepResult) -> pl.DataFrame:
         """Returns the events that count as a frame, and records all other events in the outcome.
 
+        The time of an event is at most five minutes after its message was appended.
+
         Args:
             inbox: Decoded messages of the events' topic, in order.
             outcome: Receives the rejected events and the counts of neutral and repeated events.
@@ -107,6 +109,8 @@ class FreshEvents:
                 repeated = self.recent.repeated(key, [ids[row] for row in index], times[index])
                 outcome.duplicates += int(repeated.sum())
                 kept[index[~repeated]] = True
+        if self._clock:
+            frame = frame.with_columns(pl.Series("time", np.minimum(times, appended + _CLOCK_SLACK_US)))
         return frame if kept.all() else frame.filter(pl.Series(kept))
 
     def _trained(self, times: NDArray[np.int64], appended: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -185,6 +185,20 @@ def test_one_clock_that_runs_ahead_makes_no_other_event_late(world: World) -> No
     assert [bad.cause for bad in too_late.bad] == ["late"]
 
 
+def test_one_clock_that_runs_ahead_moves_neither_windows_nor_histories(world: World) -> None:
+    step, now = Step(world.bundle, Topics(), lateness_s=3_600), 1_760_000_000
+    ahead = [at(world, now, now, 0), at(world, now + 23 * 3_600, now, 1)]
+    assert step.apply(ahead).events == 2
+    state = step.aggregates.state
+    assert state.watermark == (now + 300) * 1_000_000
+    assert step.apply([at(world, now + 3_600, now + 3_600, 2)]).events == 1
+    newest = (now + 3_600) * 1_000_000
+    assert state.watermark == max(int(one.rows[:, 0].max()) for one in state.states.values()) == newest
+    (visitor,) = step.visitors
+    times = step.history_record(visitor).times
+    assert times == sorted(times) and times[-1] <= newest
+
+
 def test_what_was_appended_says_the_same_at_every_replay(world: World) -> None:
     now = 1_760_000_000
     batch = [at(world, now + 3_600 * (n % 5), now + n, n, _event_id=f"e{n % 30}") for n in range(60)]
