@@ -2,6 +2,8 @@
 
     python -m features.jobs.worker_pool --service_port=50000
 
+The pool runs what its callers send, so it listens on this machine alone unless `--host` names another address.
+
 Beam's own pool keeps one process for each id of a worker. Two TaskManagers of one machine give their workers the same
 ids, so that the TaskManager that is done first stops the worker of the other, which then waits for ever. This pool
 keeps all processes of an id and stops a process only where the id has one. A worker whose TaskManager is gone ends by
@@ -24,6 +26,8 @@ import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 from apache_beam.utils import thread_pool_executor
 
+HOST = "127.0.0.1"
+"""Interface on which a pool listens by default: this machine alone."""
 _ENDS_S = 10.0
 # Pings of an engine that waits are no fault.
 _OPTIONS = (("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0))
@@ -94,18 +98,33 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def serve(port: int) -> None:
-    """Serves a pool until the process is told to end."""
-    pool = WorkerPool()
+def listen(pool: WorkerPool, port: int, host: str = HOST) -> tuple[grpc.Server, int]:
+    """Starts a server of a pool; returns the server and its port.
+
+    Args:
+        pool: The pool.
+        port: Port; 0 takes a free port.
+        host: Name or address of the interface to listen on.
+
+    Raises:
+        RuntimeError: The address is in use, or is none of this machine.
+    """
     server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=_OPTIONS)
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
-    server.add_insecure_port(f"[::]:{port}")
+    bound = server.add_insecure_port(f"{host}:{port}")
+    server.start()
+    return server, bound
+
+
+def serve(port: int, host: str) -> None:
+    """Serves a pool until the process is told to end."""
+    pool = WorkerPool()
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
     signal(SIGTERM, stop)
-    server.start()
+    server, _ = listen(pool, port, host)
     try:
         while True:
             time.sleep(3600)
@@ -119,4 +138,6 @@ def serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve a pool of Python workers for Flink and Spark.")
     parser.add_argument("--service_port", type=int, required=True, help="Port to listen on.")
-    serve(parser.parse_args().service_port)
+    parser.add_argument("--host", default=HOST, help="Interface to listen on; by default this machine alone.")
+    arguments = parser.parse_args()
+    serve(arguments.service_port, arguments.host)

@@ -1,5 +1,6 @@
 """The pool of workers: two engines that give their workers one id do not stop each other's."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from apache_beam.portability.api import beam_fn_api_pb2
 
-from features.jobs.worker_pool import WorkerPool, harness
+from features.jobs.worker_pool import WorkerPool, harness, listen
 
 _SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -65,3 +66,17 @@ def test_a_worker_runs_in_this_python_and_connects_to_its_engine() -> None:
     python, option, code = harness(request)
     assert (python, option) == (sys.executable, "-c")
     assert "'localhost:7', worker_id='1-1'" in code
+
+
+def test_a_pool_answers_this_machine_alone_unless_it_is_told_otherwise(pool: WorkerPool) -> None:
+    for host, others in ((None, False), ("[::]", True)):
+        server, port = listen(pool, 0) if host is None else listen(pool, 0, host)
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+            # Another address of this machine stands for another machine.
+            with socket.socket() as other:
+                other.settimeout(5)
+                assert (other.connect_ex(("127.0.0.2", port)) == 0) is others
+        finally:
+            server.stop(0).wait()
