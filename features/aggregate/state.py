@@ -133,6 +133,13 @@ class GroupState:
         self.put(keys, rows)
         return forgotten
 
+    def compacted(self) -> "GroupState":
+        """Returns a state of the same keys, without those that have no event."""
+        kept = self.rows[:, 0] > NEVER
+        found = self.emptied()
+        found.put(self.keys[kept], self.rows[kept])
+        return found
+
     def differ(self, keys: Keys, rows: Ints) -> NDArray[np.bool_]:
         """Returns whether keys (N,) have other rows here than the given rows (N, width), or are not there."""
         numbers = self._map.find(keys)

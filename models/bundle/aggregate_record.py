@@ -99,9 +99,15 @@ def state_records(aggregator: Aggregator, published: Aggregator | None = None) -
     yield watermark_record(aggregator.watermark)
 
 
-def apply(aggregator: Aggregator, records: Iterable[Record]) -> None:
-    """Sets the keys that a delta's records name to their rows, and the watermark."""
-    states = list(aggregator.states.values())
+def apply(aggregator: Aggregator, records: Iterable[Record]) -> int:
+    """Sets the keys that a delta's records name to their rows, and the watermark.
+
+    A forgotten key keeps a row without an event.
+
+    Returns:
+        Number of forgotten keys.
+    """
+    states, forgotten = list(aggregator.states.values()), 0
     for one in records:
         if one.kind == BATCH:
             group, keys, rows = decode_batch(one)
@@ -112,6 +118,8 @@ def apply(aggregator: Aggregator, records: Iterable[Record]) -> None:
             number, _, key = one.id.partition(".")
             state = states[int(number)]
             state.put(np.array([int(key, 16)], dtype=np.uint64), state.fresh_row[None])
+            forgotten += 1
+    return forgotten
 
 
 def restored(plan: AggregatePlan, payloads: Mapping[str, bytes | None]) -> Aggregator:

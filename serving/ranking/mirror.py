@@ -20,6 +20,10 @@ from serving.store.page import pack, unpack
 from serving.store.protocol import Float32, Int64, OnlineStore
 
 
+# Keys that the trainer has forgotten take memory until they are this many, and a quarter of all keys.
+_LEAST_FORGOTTEN, _SHARE = 1_024, 4
+
+
 class Mirror:
     """Rows of one bundle in memory.
 
@@ -38,6 +42,7 @@ class Mirror:
         self._vectors, self._seqs = store.read_table(bundle)
         held = store.scan_records(bundle, aggregate_record.AGGREGATE) if plan.columns else iter(())
         self._aggregates = aggregate_record.restored(plan, dict(itertools.chain.from_iterable(held)))
+        self._forgotten = 0
         self._lock = threading.Lock()
         self._caught_up = time.monotonic()
 
@@ -50,7 +55,10 @@ class Mirror:
         return time.monotonic() - self._caught_up
 
     def fold(self, delta: Delta) -> int:
-        """Applies a delta. Deltas of other bundles are skipped. Returns the number of changed rows."""
+        """Applies a delta. Deltas of other bundles are skipped. Returns the number of changed rows.
+
+        One thread calls this method.
+        """
         if delta.bundle != self.bundle:
             return 0
         rows = delta.row_numbers
@@ -59,8 +67,20 @@ class Mirror:
             rows = rows[newer]
             self._vectors[rows] = unpack(pack(self._table, delta.vectors[newer]))
             self._seqs[rows] = delta.seq
-            aggregate_record.apply(self._aggregates, delta.records)
+            self._forgotten += aggregate_record.apply(self._aggregates, delta.records)
+        self._compact()
         return len(rows)
+
+    def _compact(self) -> None:
+        """Releases the memory of forgotten keys. The states are made beside those that answer, and swapped."""
+        states = self._aggregates.states
+        if self._forgotten <= max(_LEAST_FORGOTTEN, sum(len(state) for state in states.values()) // _SHARE):
+            return
+        self._forgotten = 0
+        for by, state in list(states.items()):
+            fresh = state.compacted()
+            with self._lock:
+                states[by] = fresh
 
     def read_rows(self, rows: Int64) -> Float32:
         """Returns the vectors (N, D) float32 of rows (N,), all of the same moment."""

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.aggregate.plan import NOTHING
+from features.aggregate.aggregator import Aggregator
+from features.aggregate.plan import NOTHING, AggregatePlan, Aggregation
 from features.errors import StoreError
-from models.bundle.delta import VERSION, Delta
+from models.bundle import aggregate_record, record
+from models.bundle.delta import VERSION, Delta, Record
 from serving.ranking.mirror import Mirror
 from serving.store.memory import MemoryStore
 
@@ -56,3 +58,26 @@ def test_a_row_beyond_the_table_is_refused() -> None:
     store.create_table("b", rows=ROWS, dim=DIM)
     with pytest.raises(StoreError, match=r"rows 0\.\.19"):
         Mirror(store, "b", NOTHING).read_rows(np.array([ROWS]))
+
+
+def test_keys_that_the_trainer_has_forgotten_take_no_memory_and_the_others_answer_as_before() -> None:
+    plan = AggregatePlan((Aggregation("visits", ("user",), "count", windows=("all",)),))
+    store, each = MemoryStore(), 400
+    store.create_table("b", rows=ROWS, dim=DIM)
+    store.load_rows("b", np.zeros((ROWS, DIM), dtype=np.float32), seq=0)
+    mirror = Mirror(store, "b", plan)
+    trainer = Aggregator(plan).states["user",]
+    for seq in range(1, 21):
+        keys = np.arange(each * seq, each * (seq + 1), dtype=np.uint64)
+        ones = np.ones((each, 1), dtype=np.int64)
+        trainer.advance(keys, np.full(each, seq), ones, ones[:, 0] > 0)
+        changed = aggregate_record.batch_records(0, keys, trainer.take(keys), limit=1 << 20)
+        gone = [
+            Record(aggregate_record.AGGREGATE, aggregate_record.key_id(0, int(key)), record.TOMBSTONE)
+            for key in trainer.forget(each)
+        ]
+        mirror.fold(Delta(VERSION, "b", seq, DIM, b"", b"", b"", [*changed, *gone], []))
+    held = mirror._aggregates.states["user",]
+    assert len(trainer) == each
+    assert len(held) <= 2 * each + 1_024
+    assert not held.differ(trainer.keys, trainer.rows).any()
