@@ -20,6 +20,7 @@ from features.dataset.files import SourceTable
 from features.dataset.split import PARTS, assign_split
 from features.dataset.tables import DatasetTables
 from features.errors import DatasetError
+from features.value.known_ids import few_known
 
 
 @dataclass(frozen=True)
@@ -166,42 +167,6 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
         unseen_items=_novelty(events, parts, "item_id"),
         warnings=(*few_known(events, items, "item"), *few_known(events, users, "user")),
     )
-
-
-def few_known(events: pl.DataFrame, table: pl.DataFrame | None, kind: str) -> list[str]:
-    """Warns if under half of the events name an item or user that is in its table; returns the warning or nothing.
-
-    Args:
-        events: One row per event, with `item_id` or `user_id`.
-        table: Catalogue or users table, with the same column; None if there is none.
-        kind: item or user.
-    """
-    name = f"{kind}_id"
-    if table is None or name not in events.columns or not events.height:
-        return []
-    unknown = events.join(table, on=name, how="anti", maintain_order="left")
-    return few_known_counted(
-        unknown.height, events.height, kind, strange=unknown[name].first(), known=table[name].first()
-    )
-
-
-def few_known_counted(unknown: int, events: int, kind: str, *, strange: object, known: object) -> list[str]:
-    """Returns the warning of `few_known` for a number of events, or nothing.
-
-    Args:
-        unknown: Events whose item or user is not in its table.
-        events: All events.
-        kind: item or user.
-        strange: First id that is not in the table.
-        known: First id of the table; None without rows.
-    """
-    if 2 * unknown <= events:
-        return []
-    place = {"item": "the catalogue", "user": "the users table"}[kind]
-    share = f"{100 * (1 - unknown / events):.1f}%"
-    example = f"; '{known}' is in it" if known is not None else ""
-    named = f"{'an' if kind == 'item' else 'a'} {kind} that is in {place}"
-    return [f"only {share} of the events name {named}: '{strange}' is not{example}; write ids alike in all files"]
 
 
 def render(profile: Profile, console: Console) -> None:

@@ -18,7 +18,6 @@ from features.dataset.profile import (
     TableProfile,
     TextProfile,
     ValueRange,
-    few_known_counted,
     iso_time,
 )
 from features.dataset.split import PARTS
@@ -27,6 +26,7 @@ from features.frame_blocks import Blocks
 from features.framing.choices import Built
 from features.framing.dimension import Dimension
 from features.framing.parse import TableCounts
+from features.value.known_ids import few_known_counted
 
 
 def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Profile:
