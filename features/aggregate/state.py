@@ -31,6 +31,9 @@ Floats = NDArray[np.float64]
 TILES: Final = 24
 """Tiles of a window, beside the tile that it begins in."""
 _HEAD: Final = 2
+# Bounds of a key's sums and of the sums of a tile. A batch that may add more than `_MOST_ADDED` to a key is cut, so no
+# addition and no sum of all tiles overflows.
+_MOST_SUM, _MOST_TILE, _MOST_ADDED = 2**62, 2**58, 2**56
 _PLACES: Final = np.arange(TILES + 1)
 # Age in tiles of each place of a ring, by the place of the newest tile.
 _AGES: Final = (_PLACES[:, None] - _PLACES) % (TILES + 1)
@@ -226,6 +229,15 @@ class GroupState:
         self, slots: Ints, times: Ints, values: Ints, enters: NDArray[np.bool_], numbers: Ints | None = None
     ) -> KeySums:
         """Answers as `advance` does, for events whose rows (M,) are found."""
+        most, half = int(np.abs(values).max(initial=0)), len(slots) // 2
+        if most * len(slots) > _MOST_ADDED and half:
+            first, second = (
+                self.advance_slots(
+                    slots[part], times[part], values[part], enters[part], None if numbers is None else numbers[part]
+                )
+                for part in (slice(half), slice(half, None))
+            )
+            return _joined(first, second)
         arrival = np.argsort(slots, kind="stable")
         order = self._ordered(slots[arrival], times[arrival], enters[arrival])
         value = values[arrival][order.entering]
@@ -295,7 +307,8 @@ class GroupState:
         # The window holds the newest tiles of the ring. The tiles of a key without events are empty.
         head = order.clock // tile
         kept = _newest(head, head - start // tile + 1).astype(np.int64)
-        here += np.matmul(kept[:, None, :], self._ring(known, window))[:, 0] - unseen
+        here += np.matmul(kept[:, None, :], self._ring(known, window))[:, 0]
+        here -= np.clip(unseen, -_MOST_TILE, _MOST_TILE)
         return here
 
     def _decayed(self, number: int, order: Order, value: Ints, known: Ints, unseen: Ints) -> tuple[Floats, Ints]:
@@ -407,7 +420,18 @@ class GroupState:
             rows[inside, settled] = run[tie[inside] - 1]
             rows[:, settled + 1] = run[last]
         rows[:, 0], rows[:, 1] = moment, earlier
+        if np.abs(value).max(initial=0) > 1:
+            self._clamp(rows)
         self._rows[slot] = rows
+
+    def _clamp(self, rows: Ints) -> None:
+        """Bounds the sums of rows (N, width), so that the next events cannot make them overflow."""
+        # The sums at the clock's very time, and of all time.
+        totals = rows[:, _HEAD : _HEAD + 2 * self.channels]
+        np.clip(totals, -_MOST_SUM, _MOST_SUM, out=totals)
+        for number in range(len(self.windows_us)):
+            ring = self._ring(rows, number)
+            np.clip(ring, -_MOST_TILE, _MOST_TILE, out=ring)
 
     def _turn(self, ring: Ints, tile: int, clock: Ints, moment: Ints, order: Order, value: Ints, last: Ints) -> None:
         """Empties the tiles (N, P, C) that a window has left behind, and adds the events to theirs."""
@@ -418,6 +442,17 @@ class GroupState:
         row = np.repeat(np.arange(len(last)), lengths)
         fresh = at > head[row] - (TILES + 1)
         np.add.at(ring, (row[fresh], at[fresh] % (TILES + 1)), value[fresh])
+
+
+def _joined(first: KeySums, second: KeySums) -> KeySums:
+    """Returns the answers of two batches as those of one."""
+    return KeySums(
+        np.concatenate([first.every, second.every]),
+        tuple(np.concatenate(pair) for pair in zip(first.windows, second.windows, strict=True)),
+        tuple(np.concatenate(pair) for pair in zip(first.decayed, second.decayed, strict=True)),
+        np.concatenate([first.since, second.since]),
+        np.concatenate([first.extremes, second.extremes]),
+    )
 
 
 def _running(value: Ints) -> Ints:

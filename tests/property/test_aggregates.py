@@ -4,7 +4,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.aggregate.halving import HALF_LIVES, weights
@@ -129,6 +129,26 @@ def test_any_cut_into_batches_gives_the_same_bits_and_the_same_state(events: lis
     found = [row for start, stop in itertools.pairwise(edges) for row in answers(parts, events[start:stop])]
     assert found == expected
     assert np.array_equal(parts.take(whole.keys), whole.rows)
+
+
+@given(st.lists(st.integers(1, 12_000), max_size=3), st.sampled_from([-1, 1]))
+@settings(max_examples=10, deadline=None)
+def test_sums_beyond_their_bound_stay_at_it_and_never_wrap(cuts: list[int], sign: int) -> None:
+    count, most = 12_000, 10**15
+    state = GroupState(1, windows_us=(2_400,))
+    keys, times = np.zeros(count, dtype=np.uint64), np.arange(count) // 2_000
+    values, enters = np.full((count, 1), sign * most), np.ones(count, dtype=np.bool_)
+    found = []
+    for start, stop in itertools.pairwise([0, *sorted(cuts), count]):
+        part = slice(start, stop)
+        found.append(state.advance(keys[part], times[part], values[part], enters[part]))
+    every = np.concatenate([sums.every[:, 0] for sums in found])
+    window = np.concatenate([sums.windows[0][:, 0] for sums in found])
+    # A key's sum holds the events of its newest time too, which do not see each other and are taken off.
+    below = times < 2**62 // (2_000 * most)
+    assert np.array_equal(sign * every[below], 2_000 * most * times[below])
+    assert ((sign * every[~below] >= 2**62 - 2_000 * most) & (sign * every[~below] <= 2**62 + 2**56)).all()
+    assert ((sign * window >= 0) & (sign * window <= 25 * 2**58)).all()
 
 
 @given(st.lists(st.tuples(st.booleans(), EVENTS, EVENTS), min_size=1, max_size=4))
