@@ -19,7 +19,6 @@ from serving.store.check import check_rows
 from serving.store.page import pack, unpack
 from serving.store.protocol import Float32, Int64, OnlineStore
 
-
 # Keys that the trainer has forgotten take memory until they are this many, and a quarter of all keys.
 _LEAST_FORGOTTEN, _SHARE = 1_024, 4
 

@@ -129,7 +129,7 @@ class Place:
             return not zombie.alive()
 
         for zombie in self.zombies:
-            until(lambda zombie=zombie: ended(zombie), seconds=60, doing="the zombie's end")
+            until(lambda zombie=zombie: ended(zombie), seconds=180, doing="the zombie's end")
             assert zombie.running is not None
             assert zombie.running.returncode in (FENCED, -signal.SIGKILL)
         self.zombies.clear()
@@ -256,7 +256,7 @@ def _check(place: Place) -> None:
             found = position_of(store, bundle.id, TOPICS.deltas)
             return int(found or 0) >= end - 3
 
-        until(written, seconds=60, doing="the writers' catching up")
+        until(written, seconds=180, doing="the writers' catching up")
         done = verify(log, bundle, store, TOPICS)
         assert done.difference == "", done.difference
         fold = Fold(log, bundle, TOPICS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,8 @@ def shaped(messages: list[bytes], events: Events) -> tuple[pl.DataFrame, list[st
 
 
 @settings(max_examples=DRAWS, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+# The long run of many draws takes as long as it takes.
+@pytest.mark.timeout(600 + DRAWS)
 @given(tables())
 def test_a_value_is_the_same_in_a_file_a_message_and_a_request(drawn: tuple[pl.DataFrame, str]) -> None:
     frame, kind = drawn

@@ -196,7 +196,8 @@ def test_one_clock_that_runs_ahead_moves_neither_windows_nor_histories(world: Wo
     assert state.watermark == max(int(one.rows[:, 0].max()) for one in state.states.values()) == newest
     (visitor,) = step.visitors
     times = step.history_record(visitor).times
-    assert times == sorted(times) and times[-1] <= newest
+    assert times == sorted(times)
+    assert times[-1] <= newest
 
 
 def test_what_was_appended_says_the_same_at_every_replay(world: World) -> None:
