@@ -17,10 +17,12 @@ from scipy import sparse
 
 from features.dataset.column import first as first_row
 from features.errors import DatasetError
-from models.encoder.likes import Likes
+from models.encoder.likes import COMMON_FANS, Likes
 
 MOST_ALIKE = 200
 """Most alike rows that are kept of a row."""
+FEW_PAIRS = 10
+"""Pairs an item under which two common fans are enough for a pair of co-liked items."""
 _SHOWN = 3
 
 
@@ -56,14 +58,20 @@ class Task:
 def co_liked(vectors: NDArray[np.float32], likes: Likes, known: NDArray[np.bool_], name: str = "co-liked") -> Task:
     """Returns pairs of known items that the same users like.
 
+    A pair has three common fans or more. If there are fewer than `FEW_PAIRS` such pairs an item, two fans are enough.
+
     Args:
         vectors: (N, D) vectors of all items.
         likes: Likes of the training part alone. Likes of later events would leak into the measures.
         known: (N,) True if the item may be in a pair.
         name: Name of the task.
     """
-    found = likes.neighbours(np.flatnonzero(known), known, count=MOST_ALIKE)
-    return item_task(name, vectors, found.of, found.item, found.cosine)
+    for common in (COMMON_FANS, COMMON_FANS - 1):
+        found = likes.neighbours(np.flatnonzero(known), known, count=MOST_ALIKE, common=common)
+        task = item_task(name, vectors, found.of, found.item, found.cosine)
+        if task.pairs >= FEW_PAIRS * known.sum():
+            break
+    return task
 
 
 def shared_value(

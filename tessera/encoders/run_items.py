@@ -18,7 +18,8 @@ from models.semantic_id.vectors import SampledVectors, read_vectors
 from tessera.pipeline.artifact import read_frame
 
 CO_LIKED, COLUMN = "co-liked", "column:"
-SOURCES = f"{CO_LIKED}, {COLUMN}NAME, ict, bfs, or a parquet file of first, second and score"
+TEXT_PAIRS = ("ict", "bfs", "title")
+SOURCES = f"{CO_LIKED}, {COLUMN}NAME, {', '.join(TEXT_PAIRS)}, or a parquet file of first, second and score"
 
 
 class RunItems:
@@ -52,7 +53,7 @@ class RunItems:
             return co_liked(vectors, self.likes(), self.known)
         if source.startswith(COLUMN):
             return shared_value(vectors, self._values(source[len(COLUMN) :]), self.known, name=source, seed=seed)
-        if source in ("ict", "bfs"):
+        if source in TEXT_PAIRS:
             return self._text_pairs(source, seed)
         if source.endswith(".parquet"):
             return teacher(Path(source), vectors, self.ids.to_list(), self.known)
@@ -89,15 +90,16 @@ class RunItems:
         return [[] if value is None else [value] for value in column.cast(pl.String).to_list()]
 
     def _text_pairs(self, source: str, seed: int) -> Task:
-        """Returns a sentence and the rest of its text (ict), or the first sentence and a later one (bfs)."""
+        """Returns two texts of each item: a sentence and the rest of its text (ict), the first sentence and a later
+        sentence (bfs), or the first line and the rest (title)."""
         texts = self.texts()
         rng = np.random.default_rng([seed, 8])
         wholes, pieces, items = [], [], []
         for item, text in enumerate(texts):
-            split = sentences(text)
+            split = [part for part in text.split("\n", 1) if part.strip()] if source == "title" else sentences(text)
             if len(split) > 1 and self.known[item]:
                 place = int(rng.integers(1, len(split)))
-                wholes.append(split[0] if source == "bfs" else " ".join(split[:place] + split[place + 1 :]))
+                wholes.append(" ".join(split[:place] + split[place + 1 :]) if source == "ict" else split[0])
                 pieces.append(split[place])
                 items.append(item)
         encoder = load_encoder(self.run / "encode" / "encoder")

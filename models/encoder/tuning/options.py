@@ -25,7 +25,7 @@ class TuneOptions:
         pull: Weight of the squared distance from the identity, divided by D; 0 is off.
         loss: Choices of the loss, but for its temperature.
         temperatures: Temperatures of the loss that are tried; the temperature by which most held-out items are found is
-            kept. A low temperature suits a catalogue of many likes, a high temperature suits few likes.
+            kept.
         batch: B, at least 2.
         rate: Learning rate of Adam.
         rounds: Most rounds; a round visits each row that has a pair four times.
@@ -43,7 +43,7 @@ class TuneOptions:
     rank: int = 32
     pull: float = 0.02
     loss: LossOptions = field(default_factory=LossOptions)
-    temperatures: tuple[float, ...] = (0.07, 0.2)
+    temperatures: tuple[float, ...] = (0.12,)
     batch: int = 512
     rate: float = 6e-3
     rounds: int = 40

@@ -66,7 +66,7 @@ def test_only_likes_of_the_training_part_are_read(run: Path, tmp_path: Path) -> 
     assert tune_view(tmp_path, options).view.id == tune_view(run, options).view.id
 
 
-@pytest.mark.parametrize("source", ["column:topic", "ict", "bfs", "scores.parquet"])
+@pytest.mark.parametrize("source", ["column:topic", "ict", "bfs", "title", "scores.parquet"])
 def test_every_source_of_pairs_makes_a_view(run: Path, tmp_path: Path, source: str) -> None:
     if source == "scores.parquet":
         ids = read_shards(run / "encode" / "vectors", ["item_id"])["item_id"]

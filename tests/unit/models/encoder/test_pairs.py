@@ -24,7 +24,20 @@ def test_a_task_is_symmetric_and_names_no_item_that_is_not_known() -> None:
     assert (dense == dense.T).all()
     assert not dense[~KNOWN].any()
     assert not np.diag(dense).any()
-    np.testing.assert_allclose(dense[:6, :6], likes.cosines(np.arange(8)).toarray()[:6, :6], rtol=1e-6)
+    np.testing.assert_allclose(dense[:6, :6], likes.cosines(np.arange(8), 2).toarray()[:6, :6], rtol=1e-6)
+
+
+def test_two_common_fans_are_enough_only_where_pairs_are_few() -> None:
+    # Each user likes a pair of items; a pair has two fans, or three.
+    pairs = [(first, second, 2 + (first + second) % 2) for first in range(60) for second in range(first)]
+    names = {fan: number for number, fan in enumerate(dict.fromkeys((p, f) for p in pairs for f in range(p[2])))}
+    events = [(names[pair, fan], item) for pair in pairs for fan in range(pair[2]) for item in pair[:2]]
+    many = Likes(np.array([user for user, _ in events]), np.array([item for _, item in events]), 60)
+    vectors = unit(np.random.default_rng(0).normal(size=(60, 4)))
+    assert co_liked(vectors, many, np.ones(60, dtype=bool)).pairs == sum(fans == 3 for *_, fans in pairs) == 900
+    # Ten items alone have five pairs of three fans an item or fewer.
+    few = np.arange(60) < 10
+    assert co_liked(vectors, many, few).pairs == 45
 
 
 def test_the_control_has_the_same_weights_in_other_places() -> None:
