@@ -25,6 +25,7 @@ from tessera.bench.encoder.shop import LSA, TRANSFORMER, Shop, transformer, tran
 WORDS, THREE = "BM25", "three channels"
 STATIC, RANDOM_TABLE = "static", "random token table"
 TRUNCATED, MEAN_OF_CHUNKS, BEST_CHUNK = "truncated", "mean of chunks", "best chunk"
+DRAWN_CHUNK, WHOLE = "drawn chunk", "whole text"
 _DIM, _QUERIES = 128, 1_000
 _TIMED = 512
 _CHUNK_WORDS = 40
@@ -102,6 +103,8 @@ def _rate(encoder: Encoder, texts: list[str]) -> float:
 def long_texts(shop: Shop) -> list[dict[str, Any]]:
     """Returns rows of ways to encode a long text: MRR of the item of a passage beyond the words that are truncated.
 
+    Controls are a chunk that is drawn from each text, and the whole texts by LSA and by BM25.
+
     A query is a window of words behind those that a truncated text keeps, without the words of the title. Its borders
     are not those of a chunk. The item is searched among the other long texts.
     """
@@ -121,21 +124,25 @@ def long_texts(shop: Shop) -> list[dict[str, Any]]:
     np.add.at(sums, of, whole)
     own = lsa.fit(texts, dim=_DIM, seed=shop.seed)
     truncated = [" ".join(text.split()[:_CHUNK_WORDS]) for text in texts]
-    ways: dict[str, Channel] = {
-        TRUNCATED: by_matrix(encoder, encoder.encode(truncated)),
-        MEAN_OF_CHUNKS: by_matrix(encoder, unit(sums)),
-        BEST_CHUNK: _by_best_chunk(encoder, whole, of),
-        "lsa": by_matrix(own, own.encode(texts)),
+    counts = np.bincount(of, minlength=len(texts))
+    drawn = np.cumsum(counts) - counts + (rng.random(len(texts)) * counts).astype(np.int64)
+    ways: dict[tuple[str, str], Channel] = {
+        (TRANSFORMER, TRUNCATED): by_matrix(encoder, encoder.encode(truncated)),
+        (TRANSFORMER, MEAN_OF_CHUNKS): by_matrix(encoder, unit(sums)),
+        (TRANSFORMER, BEST_CHUNK): _by_best_chunk(encoder, whole, of),
+        (TRANSFORMER, DRAWN_CHUNK): by_matrix(encoder, whole[drawn]),
+        (LSA, WHOLE): by_matrix(own, own.encode(texts)),
+        (WORDS, WHOLE): by_words(texts),
     }
     return [
         {
             "seed": shop.seed,
-            "base": TRANSFORMER if name != "lsa" else LSA,
-            "variant": name if name != "lsa" else "whole text",
+            "base": base,
+            "variant": way,
             "mrr": reciprocal_rank(channel, queries),
             "queries": len(phrases),
         }
-        for name, channel in ways.items()
+        for (base, way), channel in ways.items()
     ]
 
 
