@@ -16,6 +16,7 @@ from features.config import Config, refuse_repeats
 from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates
 from features.dataset.files import read_lookup
 from features.dataset.label import parse_rule
+from features.dataset.plain_text import read_text
 from features.dataset.source import TableSource
 from features.errors import DatasetError
 from features.storage.location import refuse_address
@@ -320,7 +321,7 @@ def load_dataset(path: str | Path) -> Dataset:
         The description of the dataset. Its tables are not read yet.
 
     Raises:
-        DatasetError: The file is missing, is not TOML, or a key is unknown, missing or has an unusable value.
+        DatasetError: The file is missing, not UTF-8 or not TOML, or a key is unknown, missing or has an unusable value.
 
     Example:
         >>> dataset = load_dataset("data/dataset.toml")
@@ -330,10 +331,10 @@ def load_dataset(path: str | Path) -> Dataset:
     refuse_address(Path(path), "copy the descriptor to this disk; the path of a table in it may be an address")
     path = Path(path).absolute()
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        document = tomllib.loads(read_text(path))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); give the path of a dataset's TOML") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise DatasetError(f"{path}: is not TOML: {error}; fix the file there") from error
     if "source" in document:
         raise DatasetError(f"{path}: unknown key 'source'; remove it, the descriptor's own path takes its place")

@@ -74,6 +74,24 @@ def read_plain(file: Path, where: str, *, latin_1: bool = False) -> bytes:
     return data.decode("latin-1").encode() if latin_1 else data
 
 
+def read_text(file: Path) -> str:
+    """Returns the text of a small file that a person wrote, such as a descriptor, without byte order mark.
+
+    Raises:
+        OSError: The file cannot be read.
+        DatasetError: The file is not UTF-8; names its format and the remedy.
+    """
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        _refuse_other_formats(data, f"{file}")
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{file}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from error
+
+
 def _refuse_other_formats(data: bytes, where: str) -> None:
     if data.startswith(b"PK\x03\x04") and (b"[Content_Types].xml" in data[:4096] or b"xl/" in data[:4096]):
         raise DatasetError(f"{where} is an Excel workbook; save it as CSV UTF-8")

@@ -190,11 +190,12 @@ def upgrade(
     json: JsonOption = False,
 ) -> None:
     """Fit the map with which a new encoder serves a run's index and codebook; the run stays as it is."""
+    from features.dataset.plain_text import read_text
     from tessera.encoders.upgrade import UpgradeOptions, aim_of, least_of
     from tessera.encoders.upgrade import upgrade as fit
     from tessera.settings import Settings
 
-    chosen = items.read_text(encoding="utf-8").split("\n") if items else None
+    chosen = read_text(items).split("\n") if items else None
     options = UpgradeOptions(
         aim=aim_of(keep),
         sample=sample,

@@ -12,12 +12,13 @@ from features.content.kinds import load_encoder
 from features.durable import write_directory
 from features.errors import DatasetError
 from features.jobs.shard import read_shards
-from models.bundle.contents import CONCEPTS, VIEWS
+from models.bundle.contents import CONCEPTS
 from models.encoder.meaning import erase
 from models.encoder.meaning.concept_fit import fit_examples
 from models.encoder.meaning.concepts import ConceptHead, described, join, load_concepts
 from models.encoder.meaning.declared import carriers
 from models.ranker.loading import content_vectors
+from tessera.encoders.tune import view_directory
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.stage import finished_key
 
@@ -78,8 +79,7 @@ def erase_concept(run: Path, name: str, view: str, how: How = "gated") -> View:
     Raises:
         DatasetError: The run has no such concept, nothing carries the concept, or the view exists.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", view):
-        raise DatasetError(f"view {view!r}: a name is letters, digits, '_' and '-'; choose another name")
+    directory = view_directory(run, view)
     finished_key(run / "encode")
     heads = _heads(run)
     if not heads:
@@ -95,7 +95,7 @@ def erase_concept(run: Path, name: str, view: str, how: How = "gated") -> View:
     else:
         step = erase.cluster_means(vectors[present], carried, head.probe(name), name=name)
     made = View(view, head.source, (step,))
-    write_directory(run / VIEWS / view, made.save)
+    write_directory(directory, made.save)
     return made
 
 

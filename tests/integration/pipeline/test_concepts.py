@@ -60,6 +60,7 @@ def test_a_concept_of_items_and_texts_is_kept_listed_and_erased_by_a_view(world:
         (["add", "own"], "concept 'own' is empty"),
         (["add", "../own", "--text", "bread"], "a name is letters"),
         (["erase", "own", "--view", "v"], "has no concepts"),
+        (["erase", "own", "--view", "base"], "view 'base': expected"),
     ],
 )
 def test_faults_are_refused_by_name(run: Path, words: list[str], fault: str) -> None:

@@ -153,3 +153,17 @@ def test_the_example_descriptors_load(name: str) -> None:
     dataset = load_dataset(SHARED / f"{name}.toml")
     assert dataset.name == name
     assert dataset.has_content == (name != "criteo")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", r"shop.toml is UTF-16; save it as UTF-8"),
+        ("latin-1", r"shop.toml: line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_a_descriptor_that_is_not_utf_8_is_named_with_its_remedy(tmp_path: Path, encoding: str, said: str) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_bytes('name = "shop"\n# caf\u00e9\n'.encode(encoding))
+    with pytest.raises(DatasetError, match=said):
+        load_dataset(path)
