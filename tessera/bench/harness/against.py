@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from tessera.bench.harness.result import BenchResult
 
 ROOT = Path(__file__).parents[3]
 _THIS = "this"
+# Columns whose words are a result, such as the plan of a search.
+_MEASURED = {"plan"}
 Rows = list[dict[str, Any]]
 
 
@@ -54,28 +56,70 @@ def against(commit: str, name: str, options: Sequence[str], out: Path, *, rounds
 def compared(other: list[Rows], this: list[Rows]) -> Rows:
     """Sets two versions' rows side by side; see `against`.
 
+    Rows meet by the columns of words that both versions have, and by those numbers that tell rows apart and that both
+    versions were given, such as a batch size. A row that only one version prints is left out.
+
     Args:
         other, this: for each round the rows that a version printed.
+
+    Raises:
+        TesseraError: No row of one version meets a row of the other.
     """
-    numbers_other, numbers_this = _numbers(other), _numbers(this)
-    rows: Rows = []
-    for key in numbers_this:
-        if key in numbers_other:
-            before, now = statistics.median(numbers_other[key]), statistics.median(numbers_this[key])
-            rows.append({"row": key[0], "what": key[1], "other": before, "this": now, "ratio": _ratio(now, before)})
-    return rows
+    before, now = ([row for rows in rounds for row in rows] for rounds in (other, this))
+    words, given = _words(before) & _words(now), _given(before, now)
+    held: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in before:
+        held.setdefault(_key(row, words | given), []).append(row)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in now:
+        groups.setdefault(_key(row, _words(now) | given), []).append(row)
+    found: Rows = []
+    for group in groups.values():
+        partners = held.get(_key(group[0], words | given), [])
+        label = " · ".join(
+            str(value) if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in group[0].items()
+            if isinstance(value, str) or name in given
+        )
+        for name in [name for name in group[0] if name not in given]:
+            left, right = _numbers(partners, name), _numbers(group, name)
+            if left and right:
+                was, is_now = statistics.median(left), statistics.median(right)
+                found.append({"row": label, "what": name, "other": was, "this": is_now, "ratio": _ratio(is_now, was)})
+    if not found:
+        raise TesseraError(
+            f"no row of the other version meets a row of this one: its rows have {', '.join(_columns(before))}, these "
+            f"have {', '.join(_columns(now))}; choose a benchmark whose rows both versions print"
+        )
+    return found
 
 
-def _numbers(rounds: list[Rows]) -> dict[tuple[str, str], list[float]]:
-    """Returns the numbers of each round by the words of their row and the name of their column."""
-    numbers: dict[tuple[str, str], list[float]] = {}
-    for rows in rounds:
-        for row in rows:
-            words = " · ".join(str(value) for value in row.values() if isinstance(value, str))
-            for column, value in row.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    numbers.setdefault((words, column), []).append(float(value))
-    return numbers
+def _key(row: dict[str, Any], columns: Set[str]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in sorted(columns))
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _words(rows: Rows) -> Set[str]:
+    """Returns the columns that hold words, but for those that hold what was measured."""
+    return {name for row in rows for name, value in row.items() if isinstance(value, str)} - _MEASURED
+
+
+def _given(before: Rows, now: Rows) -> Set[str]:
+    """Returns the columns of numbers that tell rows apart and have the same values in both versions."""
+    names = (set(_columns(before)) & set(_columns(now))) - {"seed"}
+    values = {name: [set(_numbers(rows, name)) for rows in (before, now)] for name in names}
+    return {name for name, (left, right) in values.items() if left == right and len(left) > 1}
+
+
+def _numbers(rows: Rows, name: str) -> list[float]:
+    return [float(row[name]) for row in rows if _is_number(row.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _ratio(this: float, other: float) -> float | None:
