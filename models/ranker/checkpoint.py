@@ -51,7 +51,11 @@ def load(path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Returns an optimizer's state as named tensors."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value.clone() for number, found in state.items() for name, value in found.items()}
+    return {
+        f"{number}.{name}": value.detach().to("cpu", copy=True)
+        for number, found in state.items()
+        for name, value in found.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -65,11 +65,11 @@ class ValueDropout:
         ]
         self._users = np.flatnonzero(names)
         self._user = config.user if len(self._users) else 0.0
-        self._any = bool(schema.admission) and (self._rates.any() or self._item > 0 or self._user > 0)
+        self.any = bool(schema.admission) and (bool(self._rates.any()) or self._item > 0 or self._user > 0)
 
     def limits(self, rng: np.random.Generator, size: int) -> NDArray[np.uint8] | None:
         """Returns the most values of each feature that B = `size` examples read, (B, F) uint8; None for all values."""
-        if not self._any:
+        if not self.any:
             return None
         limits = np.where(rng.random((size, len(self._rates))) < self._rates, 0, _ALL).astype(np.uint8)
         as_new = np.flatnonzero(rng.random(size) < self._item)

@@ -8,6 +8,7 @@ Shape letters: B batch, K lookups, D dim, L history length, W width of the atten
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -86,7 +87,9 @@ class TargetAttention(nn.Module):
         """Returns (B, W) from candidates (B, W) and items (B, L, W); each example has its first `visits` (B,) items."""
         keys = self.key(items)
         scores = (keys @ self.query(candidate).unsqueeze(2)).squeeze(2) / math.sqrt(keys.shape[2])
-        scores = scores.masked_fill(torch.arange(items.shape[1]) >= visits.unsqueeze(1), -torch.inf)
+        scores = scores.masked_fill(
+            torch.arange(items.shape[1], device=items.device) >= visits.unsqueeze(1), -torch.inf
+        )
         weights = torch.softmax(functional.pad(scores, (1, 0)), dim=1)[:, 1:]
         return (weights.unsqueeze(1) @ items).squeeze(1)
 
@@ -105,19 +108,21 @@ class DensePart(nn.Module):
         super().__init__()
         self.config = config
         self._schema = schema
+        self._columns: dict[str, Tensor] = {}
         columns = _columns(schema)
         self._attended = [feature for feature in schema.features if feature.pooling == "attention"]
         candidates = {feature.column: feature.name for feature in schema.of("item")}
         pooled = [columns[f.name] for f in schema.features if f.pooling != "attention"]
-        self._plain = torch.cat(pooled) if pooled else torch.zeros(0, dtype=torch.int64)
-        self._items = [columns[feature.name] for feature in self._attended]
-        width = len(self._plain) + len(schema.numeric)
+        unattended = torch.cat(pooled) if pooled else torch.zeros(0, dtype=torch.int64)
+        self._keep_columns(plain=unattended, **{f"items_{one.name}": columns[one.name] for one in self._attended})
+        width = len(unattended) + len(schema.numeric)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self._attended:
-                self._candidate = torch.cat([columns[candidates[feature.column]] for feature in self._attended])
-                self.attention = TargetAttention(len(self._candidate), config.attention)
-                width += len(self._candidate)
+                candidate = torch.cat([columns[candidates[feature.column]] for feature in self._attended])
+                self._keep_columns(candidate=candidate)
+                self.attention = TargetAttention(len(candidate), config.attention)
+                width += len(candidate)
             if schema.content:
                 self.content = nn.Linear(schema.content, config.content)
                 width += config.content
@@ -127,16 +132,28 @@ class DensePart(nn.Module):
         """Returns logits (B,) of the table's output (B, K · D) and the batch it came from."""
         dtype = self.network.head.weight.dtype
         pooled = pooled.to(dtype)
-        inputs = [pooled[:, self._plain] if self._attended else pooled]
+        inputs = [pooled[:, self._columns["plain"]] if self._attended else pooled]
         if self._attended:
             slots = self._schema.history_length
-            items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in self._items], dim=2)
+            past = [self._columns[f"items_{one.name}"] for one in self._attended]
+            items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in past], dim=2)
             assert batch.visits is not None
-            inputs.append(self.attention(pooled[:, self._candidate], items, batch.visits))
+            inputs.append(self.attention(pooled[:, self._columns["candidate"]], items, batch.visits))
         if batch.content is not None:
             inputs.append(self.content(batch.content.to(dtype)))
         logits: Tensor = self.network(*inputs, batch.numeric.to(dtype))
         return logits
+
+    def _keep_columns(self, **columns: Tensor) -> None:
+        self._columns |= columns
+
+    def _apply(self, move: Callable[..., Tensor], recurse: bool = True) -> "DensePart":
+        """Moves the numbers of columns with the parameters. They are no buffers: the schema decides them, so no bundle
+        stores them, and no change of precision may touch them."""
+        super()._apply(move, recurse)
+        device = self.network.head.weight.device
+        self._columns = {name: own.to(device) for name, own in self._columns.items()}
+        return self
 
 
 class Ranker(nn.Module):

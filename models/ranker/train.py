@@ -4,11 +4,12 @@ Shape letters: E examples, B batch.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from features.device import CPU, Device, DeviceChoice, resolve
 from features.errors import DatasetError, TrainingError
 from features.frame import Frame
 from features.frame_blocks import Blocks
@@ -28,10 +30,15 @@ from models.ranker.dropout import DropoutConfig, ValueDropout, users_per_value
 from models.ranker.loading import LoadedBlocks, ahead, checked_labels, dimensions, sighted
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.ranker.order import Draw, EpochOrder
+from models.ranker.resident_steps import ResidentSteps
 from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Examples
+from models.table.device_block import MOST_PADDING, DeviceBlock
 from models.table.open import open_table
 from models.table.schema import Schema
+
+if TYPE_CHECKING:
+    from models.table.unified import RowPrecision
 
 _TRAIN, _VALIDATION = "train", "validation"
 _SCORE_ROWS = 8_192
@@ -60,6 +67,9 @@ class TrainConfig:
             machine.
         network: Shape of the dense part.
         seed: Seed of everything random.
+        device: Device of the training: `cpu`, `cuda`, or `auto` for a GPU where torch and fbgemm can use it. A GPU adds
+            floats in another order than a processor, so its bits differ; the same card gives the same bits twice.
+        row_precision: `float16` halves the table's memory on a GPU, by stochastic rounding.
     """
 
     batch: int = 512
@@ -72,6 +82,8 @@ class TrainConfig:
     precision: PrecisionChoice = "float32"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
+    device: DeviceChoice = "auto"
+    row_precision: "RowPrecision" = "float32"
 
 
 @dataclass(frozen=True)
@@ -83,12 +95,14 @@ class Trained:
         sketch: Sketch of the values' sightings in training.
         epochs: Validation log loss after each epoch.
         precision: Precision of the dense part's products, as chosen by `auto`.
+        device: Name of the device, its driver and versions.
     """
 
     ranker: Ranker
     sketch: Sketch
     epochs: tuple[float, ...]
     precision: Precision = "float32"
+    device: Mapping[str, str] = field(default_factory=lambda: CPU.about)
 
 
 @dataclass(frozen=True)
@@ -118,17 +132,21 @@ def train(
     Raises:
         DatasetError: A part is empty, or a label is neither 0 nor 1.
         TrainingError: The loss is no longer a number.
+        DeviceError: The device is missing, too small or lost.
     """
+    device = resolve(config.device)
     with fixed_threads(config.threads):
         parts = {name: frame.blocks(name) for name in (_TRAIN, _VALIDATION)}
         positives = {name: _positives(name, blocks) for name, blocks in parts.items()}
         source = sighted(schema, frame, parts[_TRAIN])
         blocks = LoadedBlocks(source, parts)
-        training = _Training(blocks, start or new_ranker(schema, config), config, positives=positives[_TRAIN])
+        ranker = on_device(schema, start or new_ranker(schema, config, device), config, device)
+        training = _Training(blocks, ranker, config, device, positives=positives[_TRAIN])
         if checkpointing:
             training.go_on(checkpointing.path)
         training.run(progress, checkpointing)
-        return Trained(training.ranker.eval(), source.admission.published, training.losses, training.precision)
+        trained = on_device(schema, training.ranker, config, CPU)
+        return Trained(trained.eval(), source.admission.published, training.losses, training.precision, device.about)
 
 
 def _positives(name: str, blocks: Blocks) -> float:
@@ -141,13 +159,20 @@ def _positives(name: str, blocks: Blocks) -> float:
 class _Training:
     """State of one training run and the loop that advances it."""
 
-    def __init__(self, blocks: LoadedBlocks, ranker: Ranker, config: TrainConfig, *, positives: float) -> None:
+    def __init__(
+        self, blocks: LoadedBlocks, ranker: Ranker, config: TrainConfig, device: Device, *, positives: float
+    ) -> None:
         self.ranker = ranker
         self.losses: tuple[float, ...] = ()
         self._blocks = blocks
         self._heights = blocks.parts[_TRAIN].heights
         self._config = config
-        self._optimizer = torch.optim.Adam(ranker.network.parameters(), lr=config.network_rate, fused=True)
+        self._device = device
+        self._optimizer = torch.optim.Adam(
+            ranker.network.parameters(), lr=config.network_rate, fused=True, capturable=not device.is_cpu
+        )
+        # Number of the block whose examples lie on the GPU, and their steps.
+        self._held: tuple[int, ResidentSteps | None] | None = None
         self._best: dict[str, Tensor] | None = None
         self._epoch = self._batches = 0
         schema = blocks.source.schema
@@ -163,8 +188,8 @@ class _Training:
         total = self._config.max_epochs * count
         saved = time.monotonic()
         while self._epoch < self._config.max_epochs and not self._stopped():
-            for done, batch in self._rest_of_epoch():
-                self._step(batch)
+            for done, advance in self._rest_of_epoch():
+                advance()
                 self._batches += 1
                 progress(self._epoch * count + done, total)
                 if checkpointing and time.monotonic() - saved > checkpointing.seconds:
@@ -193,19 +218,36 @@ class _Training:
         if self._config.precision != "auto":
             return self._config.precision
         source, rows = self._blocks.load(_TRAIN, 0)
-        return faster_precision(self.ranker, source.batch(rows.take(np.arange(min(self._config.batch, len(rows))))))
+        first = source.batch(rows.take(np.arange(min(self._config.batch, len(rows)))))
+        return faster_precision(self.ranker, first.to(self._device), self._device)
 
-    def _rest_of_epoch(self) -> Iterator[tuple[int, Batch]]:
-        """Yields the batches that the epoch still lacks, each with the number of the epoch's examples up to its end."""
+    def _rest_of_epoch(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        """Yields the steps that the epoch still lacks, each with the number of the epoch's examples up to its end."""
         config, epoch = self._config, self._epoch
         order = EpochOrder(self._heights, config.batch, seed=config.seed, epoch=epoch)
 
-        def make(draw: Draw) -> tuple[int, Batch]:
+        def make(draw: Draw) -> tuple[int, Callable[[], None]]:
             limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, draw.start]), len(draw.rows))
             source, rows = self._blocks.load(_TRAIN, draw.block)
-            return draw.start + len(draw.rows), source.batch(rows.take(draw.rows), limits=limits)
+            done = draw.start + len(draw.rows)
+            if steps := self._resident(draw.block, source, rows):
+                return done, partial(steps, draw.rows, limits)
+            batch = source.batch(rows.take(draw.rows), limits=limits).to(self._device)
+            return done, partial(self._step, batch)
 
         return ahead(make, order.draws(after=self._batches))
+
+    def _resident(self, number: int, source: Assembler, rows: Examples) -> ResidentSteps | None:
+        """Returns the steps of a block that lies on the GPU. None on a processor, or with too much padding."""
+        if self._device.is_cpu:
+            return None
+        if self._held is None or self._held[0] != number:
+            self._held = None
+            block = DeviceBlock(source, rows, self._device)
+            fits = block.padding <= MOST_PADDING
+            steps = ResidentSteps(block, self._step, self._config.batch, self._device, hides=self._hidden.any)
+            self._held = number, (steps if fits else None)
+        return self._held[1]
 
     def _step(self, batch: Batch) -> None:
         loss = functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels)
@@ -229,7 +271,7 @@ class _Training:
     def _held_out_loss(self, number: int) -> float:
         """Returns the log loss of one block of the validation part, summed over its examples."""
         source, rows = self._blocks.load(_VALIDATION, number)
-        found = predict(self.ranker, source, rows)
+        found = predict(self.ranker, source, rows, self._device)
         if not np.isfinite(found).all():
             raise TrainingError(
                 f"training diverged in epoch {self._epoch}: predictions are no longer numbers; lower table_rate "
@@ -261,7 +303,7 @@ def dense_logits(ranker: Ranker, pooled: Tensor, batch: Batch, precision: Precis
     return logits.float()
 
 
-def faster_precision(ranker: Ranker, batch: Batch) -> Precision:
+def faster_precision(ranker: Ranker, batch: Batch, device: Device = CPU) -> Precision:
     """Times forward and backward passes of the dense part in both precisions; bfloat16 must save a tenth.
 
     The ranker stays unchanged: the table is only read, and no optimizer steps.
@@ -276,22 +318,34 @@ def faster_precision(ranker: Ranker, batch: Batch) -> Precision:
             began = time.perf_counter()
             logits = dense_logits(ranker, pooled, batch, precision)
             functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            device.synchronize()
             if counted:
                 times[precision] = min(times[precision], time.perf_counter() - began)
     ranker.network.zero_grad(set_to_none=True)
     return "bfloat16" if times["bfloat16"] < _WORTH_IT * times["float32"] else "float32"
 
 
-def new_ranker(schema: Schema, config: TrainConfig) -> Ranker:
-    """Returns an untrained ranker, decided by the configuration's seed."""
-    table = open_table(schema, learning_rate=config.table_rate, seed=config.seed)
-    return Ranker(table, DensePart(schema, config.network, seed=config.seed))
+def new_ranker(schema: Schema, config: TrainConfig, device: Device = CPU) -> Ranker:
+    """Returns an untrained ranker, decided by the configuration's seed and the device."""
+    precision = "float32" if device.is_cpu else config.row_precision
+    table = open_table(schema, learning_rate=config.table_rate, seed=config.seed, device=device, precision=precision)
+    return Ranker(table, DensePart(schema, config.network, seed=config.seed).to(device.torch))
+
+
+def on_device(schema: Schema, ranker: Ranker, config: TrainConfig, device: Device) -> Ranker:
+    """Returns a ranker on a device: the same object if it is there, else a copy of its state."""
+    if ranker.table.weight.device.type == device.name:
+        return ranker
+    moved = new_ranker(schema, config, device)
+    restore(moved, snapshot(ranker))
+    return moved
 
 
 def snapshot(ranker: Ranker) -> dict[str, Tensor]:
-    """Copies the table's rows and optimizer state and the network's parameters."""
-    found = {f"network.{name}": tensor.clone() for name, tensor in ranker.network.state_dict().items()}
-    return found | {"table.weight": ranker.table.weight.clone(), "table.accumulator": ranker.table.accumulator.clone()}
+    """Copies the table's rows and optimizer state and the network's parameters to the processor's memory."""
+    found = {f"network.{name}": tensor for name, tensor in ranker.network.state_dict().items()}
+    found |= {"table.weight": ranker.table.weight, "table.accumulator": ranker.table.accumulator}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in found.items()}
 
 
 def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
@@ -303,12 +357,19 @@ def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
 
 @one_thread()
 @torch.no_grad()
-def predict(ranker: Ranker, source: Assembler, rows: Examples) -> NDArray[np.float32]:
-    """Returns probabilities (E,) float32 of the examples, in order."""
+def predict(ranker: Ranker, source: Assembler, rows: Examples, device: Device = CPU) -> NDArray[np.float32]:
+    """Returns probabilities (E,) float32 of the examples, in order.
+
+    Args:
+        ranker: Ranker on `device`.
+        source: Assembler of the examples' entities.
+        rows: E examples.
+        device: Device of the ranker.
+    """
     out = np.zeros(len(rows), dtype=np.float32)
     for start in range(0, len(rows), _SCORE_ROWS):
         index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))
-        out[index] = torch.sigmoid(ranker(source.batch(rows.take(index)))).numpy()
+        out[index] = torch.sigmoid(ranker(source.batch(rows.take(index)).to(device))).cpu().numpy()
     return out
 
 

@@ -4,7 +4,8 @@ Shape letters: N entities, n values in all, c chunks, K lookups, B batch, V rows
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.aggregate.plan import AggregatePlan, column_of
+from features.device import Device
 from features.history import Jagged
 from models.table.admission import Admission
 from models.table.column_rows import ColumnValues, Growable
@@ -131,6 +133,9 @@ class Batch:
         labels: (B,) float32 in {0, 1}, or empty when unknown.
         visits: (B,) int64 items in each history, for attention; None if the schema has no attention.
         content: (B, width) float32 content vectors of the items; None if the network reads none.
+        offsets: (B · K + 1,) int64 first place of each bag among `values`, if the bags are example by example and not
+            lookup by lookup; None in a batch that `lengths` describes.
+        weights: (V,) float32 weight of each value of a batch with offsets, in place of `scale`; None for all 1.
     """
 
     values: Tensor
@@ -140,10 +145,20 @@ class Batch:
     labels: Tensor
     visits: Tensor | None = None
     content: Tensor | None = None
+    offsets: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def size(self) -> int:
         return len(self.scale)
+
+    def to(self, device: Device) -> "Batch":
+        """Returns the batch on a device."""
+        if device.is_cpu:
+            return self
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved: dict[str, Any] = {name: None if part is None else device.put(part) for name, part in parts.items()}
+        return Batch(**moved)
 
 
 @dataclass(frozen=True)
@@ -212,12 +227,12 @@ class Assembler:
         self.items = items
         self.events = events
         self.admission = users.admission
-        self._vectors = vectors
+        self.vectors = vectors
 
     def with_events(self, events: pl.DataFrame) -> "Assembler":
         """Returns an assembler of other events, given as their columns, with the same users and items."""
         found = Entities(self.schema, "event", events, self.admission)
-        return Assembler(self.schema, self.users, self.items, found, self._vectors)
+        return Assembler(self.schema, self.users, self.items, found, self.vectors)
 
     def batch(
         self,
@@ -332,8 +347,8 @@ class Assembler:
         return rows, lengths
 
     def _content(self, examples: Examples) -> NDArray[np.float32]:
-        assert self._vectors is not None, "the schema reads content vectors; the assembler was given none"
-        found: NDArray[np.float32] = self._vectors[examples.item]
+        assert self.vectors is not None, "the schema reads content vectors; the assembler was given none"
+        found: NDArray[np.float32] = self.vectors[examples.item]
         return found
 
 

@@ -2,20 +2,33 @@
 
 from typing import TYPE_CHECKING
 
+from features.device import CPU, Device
 from models.table.engine import fused
 from models.table.reference import ReferenceTable
 from models.table.schema import Schema
 
 if TYPE_CHECKING:
-    from models.table.unified import UnifiedTable
+    from models.table.unified import RowPrecision, UnifiedTable
 
 
-def open_table(schema: Schema, *, learning_rate: float, seed: int = 0) -> "ReferenceTable | UnifiedTable":
+def open_table(
+    schema: Schema,
+    *,
+    learning_rate: float,
+    seed: int = 0,
+    device: Device = CPU,
+    precision: "RowPrecision" = "float32",
+) -> "ReferenceTable | UnifiedTable":
     """Returns an untrained table. Both kinds give the same numbers; the fused table is much faster.
 
     Raises:
         TesseraError: TorchRec is installed, but does not load.
+        DeviceError: The card does not hold the table, or a processor is asked for rows of 16 bits.
     """
     module = fused("models.table.unified")
-    kind: type[ReferenceTable | UnifiedTable] = module.UnifiedTable if module else ReferenceTable
-    return kind(schema, learning_rate=learning_rate, seed=seed)
+    if module is None:
+        return ReferenceTable(schema, learning_rate=learning_rate, seed=seed)
+    table: UnifiedTable = module.UnifiedTable(
+        schema, learning_rate=learning_rate, seed=seed, device=device, precision=precision
+    )
+    return table

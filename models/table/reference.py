@@ -41,9 +41,9 @@ class EmbeddingTable(Protocol):
 
 
 @torch.no_grad()
-def start_rows(weight: Tensor, seed: int) -> None:
-    """Fills (R, D) float32 with the initial values of every table, decided by the seed."""
-    torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed), out=weight)
+def start_rows(weight: Tensor, generator: torch.Generator) -> None:
+    """Fills (R, D) with the initial values of every table, decided by the generator of the table's device."""
+    torch.rand(weight.shape, generator=generator, out=weight)
     weight.mul_(2).sub_(1).mul_(_INIT)
 
 
@@ -54,6 +54,10 @@ def pool(rows: Tensor, batch: Batch) -> Tensor:
         rows: The table, or the subset of its rows that `batch.values` indexes.
         batch: B examples of K lookups.
     """
+    if batch.offsets is not None:
+        weights = None if batch.weights is None else batch.weights.to(rows.dtype)
+        sums = functional.embedding_bag(batch.values, rows, batch.offsets[:-1], mode="sum", per_sample_weights=weights)
+        return sums.view(batch.size, -1)
     bags = batch.scale.shape[1] * batch.size
     offsets = functional.pad(batch.lengths.cumsum(0), (1, 0))[:bags]
     sums = functional.embedding_bag(batch.values, rows, offsets, mode="sum")
@@ -79,7 +83,7 @@ class ReferenceTable(nn.Module):
     def __init__(self, schema: Schema, *, learning_rate: float, seed: int = 0) -> None:
         super().__init__()
         self.rows = nn.Parameter(torch.empty(schema.rows, schema.dim))
-        start_rows(self.weight, seed)
+        start_rows(self.weight, torch.Generator().manual_seed(seed))
         self.register_buffer("accumulator_", torch.zeros(schema.rows))
         self._learning_rate = learning_rate
 

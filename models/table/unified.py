@@ -7,17 +7,20 @@ rows that a batch read, and fbgemm's CPU kernel gives the same bits on every run
 Shape letters: B batch, K lookups, D dim, R rows, V values of a batch.
 """
 
-import torch
+from typing import Literal
+
 import torchrec
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.device import CPU, Device, DeviceError
 from models.table.batch import Batch
 from models.table.reference import EPSILON, by_example, start_rows
 from models.table.schema import Schema
 
+RowPrecision = Literal["float32", "float16"]
 _ALL = "all lookups"
 
 
@@ -28,10 +31,23 @@ class UnifiedTable(nn.Module):
         schema: K lookups, R rows, D dim.
         learning_rate: Rate of the fused row-wise Adagrad.
         seed: Seed of the uniform start.
+        device: Device of the rows.
+        precision: `float16` halves the memory of the rows on a GPU; updates are rounded stochastically.
     """
 
-    def __init__(self, schema: Schema, *, learning_rate: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        learning_rate: float,
+        seed: int = 0,
+        device: Device = CPU,
+        precision: RowPrecision = "float32",
+    ) -> None:
         super().__init__()
+        if device.is_cpu and precision != "float32":
+            raise DeviceError('training.row_precision: float16 rows need a GPU; use float32, or device = "cuda"')
+        device.require(schema.rows * (schema.dim * (4 if precision == "float32" else 2) + 4), "the table")
         self._lookups = len(schema.keys)
         self._dim = schema.dim
         self.collection = FusedEmbeddingBagCollection(
@@ -42,14 +58,15 @@ class UnifiedTable(nn.Module):
                     embedding_dim=schema.dim,
                     feature_names=[_ALL],
                     pooling=PoolingType.SUM,
+                    data_type=DataType.FP32 if precision == "float32" else DataType.FP16,
                 )
             ],
             optimizer_type=torchrec.optim.RowWiseAdagrad,
             optimizer_kwargs={"lr": learning_rate, "eps": EPSILON},
-            device=torch.device("cpu"),
+            device=device.torch,
         )
         self._kernel = self.collection._emb_modules[0]._emb_module
-        start_rows(self.weight, seed)
+        start_rows(self.weight, device.generator(seed))
 
     @property
     def weight(self) -> Tensor:
@@ -69,6 +86,9 @@ class UnifiedTable(nn.Module):
         """Does nothing: the backward pass has updated the rows."""
 
     def forward(self, batch: Batch) -> Tensor:
+        if batch.offsets is not None:
+            pooled: Tensor = self._kernel(batch.values, batch.offsets, per_sample_weights=batch.weights)
+            return pooled.view(batch.size, -1)
         # All lookups read one table: one key with K · B bags costs half of what K keys with B bags do.
         bags = KeyedJaggedTensor(keys=[_ALL], values=batch.values, lengths=batch.lengths)
         return by_example(self.collection(bags).values(), batch)

@@ -57,12 +57,13 @@ class AlikeDraws:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Returns the two sides of B pairs, (B, D) each."""
-        chosen = self._pairs[torch.randint(len(self._pairs), (self._size,), generator=self._generator)]
+        drawn = torch.randint(len(self._pairs), (self._size,), generator=self._generator)
+        chosen = self._pairs[drawn].to(self._inputs.device)
         return self._inputs[chosen[:, 0]], self._inputs[chosen[:, 1]]
 
 
 def alike_loss(first: Tensor, second: Tensor) -> Tensor:
     """Returns the contrastive loss () of pairs of quantised latents (B, H): cross entropy in both directions."""
     scores = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T / _TEMPERATURE
-    own = torch.arange(len(scores))
+    own = torch.arange(len(scores), device=scores.device)
     return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from features.device import CPU, Device
 from features.errors import BundleError, DatasetError
 from features.threads import one_thread
 from models.semantic_id.codebook.alike import AlikeDraws, AlikePairs, alike_loss
@@ -42,8 +43,8 @@ _CHECKED = 0.05  # share of the vectors on which early stopping measures the err
 # A change smaller than this is within the noise of the checked vectors. Of states this close to the best, the latest is
 # kept, since it fits the catalogue itself, most of what will be coded, better.
 _NOISE = 0.01
-_KMEANS_SAMPLE = 20_000
-_ENCODE_ROWS = 4_096
+_KMEANS_SAMPLE, _KMEANS_ROUNDS = 20_000, 30
+_ENCODE_ROWS, _ENCODE_ROWS_OF_A_CARD = 4_096, 1 << 17
 _DECODE_ROWS = 1 << 17
 
 
@@ -83,6 +84,9 @@ class RqVae(nn.Module):
 
     Shape letters: N items, D dim, H latent dim, Q levels, K codes. Buffers: `mean` (D,), `scale` ().
 
+    Attributes:
+        device: Device on which `encode` computes. The codes do not depend on it.
+
     Args:
         dim: D of the vectors.
         config: Shape and training settings.
@@ -92,6 +96,7 @@ class RqVae(nn.Module):
         super().__init__()
         self.config = config
         self.dim = dim
+        self.device = CPU
         widths = (dim, *config.hidden, config.latent)
         self.encoder = _mlp(widths)
         self.decoder = _mlp(widths[::-1])
@@ -152,19 +157,22 @@ class RqVae(nn.Module):
     def encode(self, vectors: NDArray[np.float32]) -> NDArray[np.uint16]:
         """Maps (N, D) float32 to codes (N, Q) uint16.
 
-        Computes in float64: the last bits of a float32 product depend on the batch size, and would decide near ties.
+        Computes in float64 on `device`: the last bits of a float32 product depend on the batch size and the device, and
+        would decide near ties.
 
         Raises:
             DatasetError: The vectors have a wrong width, or NaN or infinite values.
         """
         vectors = refuse_width(vectors, self.dim, self.id)
         refuse_not_finite(vectors)
-        wide = self._wide()
+        device = self.device
+        wide = self._wide().to(device.torch)
+        rows = _ENCODE_ROWS if device.is_cpu else _ENCODE_ROWS_OF_A_CARD
         out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
-        for start in range(0, len(vectors), _ENCODE_ROWS):
-            block = torch.from_numpy(vectors[start : start + _ENCODE_ROWS].astype(np.float64))
+        for start in range(0, len(vectors), rows):
+            block = device.put(vectors[start : start + rows]).double()
             latent = wide.encoder((block - wide.mean) / wide.scale)
-            out[start : start + len(block)] = wide._quantize(latent)[1].numpy()
+            out[start : start + len(block)] = wide._quantize(latent)[1].cpu().numpy()
         return out
 
     @torch.no_grad()
@@ -230,6 +238,7 @@ def fit(
     start: RqVae | None = None,
     alike: AlikePairs | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    device: Device = CPU,
 ) -> RqVae:
     """Trains a codebook on (N, D) float32 vectors.
 
@@ -239,6 +248,7 @@ def fit(
         start: Codebook of the same shape to continue from, with its weights, codes and standardisation.
         alike: Pairs of rows of `vectors` whose codes shall be near; None for codes of content alone.
         progress: Called with (steps done, steps).
+        device: Device of the training. A GPU gives other bits than a processor, and the same bits twice.
 
     Raises:
         DatasetError: There are fewer vectors than codes per level, or NaN or infinite values.
@@ -257,11 +267,14 @@ def fit(
         mean = vectors[fitted].mean(axis=0)
         model.mean.copy_(torch.from_numpy(mean))
         model.scale.copy_(torch.tensor(max(float((vectors[fitted] - mean).std()), 1e-6)))
-    inputs = (torch.from_numpy(vectors) - model.mean) / model.scale
+    inputs = device.put((torch.from_numpy(vectors) - model.mean) / model.scale)
+    model.to(device.torch)
     drawn = AlikeDraws(alike, inputs, config.batch, config.seed) if alike is not None else None
     with one_thread():
-        _train(model, inputs[fitted], inputs[checked], drawn, progress, begin=0.0 if start is None else _WARM_START)
-    return model.eval().requires_grad_(False)
+        begin = 0.0 if start is None else _WARM_START
+        _train(model, inputs[fitted], inputs[checked], drawn, progress, begin=begin, device=device)
+    model.device = device
+    return model.cpu().eval().requires_grad_(False)
 
 
 def _train(
@@ -272,6 +285,7 @@ def _train(
     progress: Callable[[int, int], None],
     *,
     begin: float,
+    device: Device = CPU,
 ) -> None:
     """Trains from the share `begin` of the steps to the end.
 
@@ -279,25 +293,40 @@ def _train(
     """
     config = model.config
     generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    used = torch.zeros(config.levels, config.codes, dtype=torch.int64)
+    on_card: dict[str, Any] = {} if device.is_cpu else {"fused": True, "capturable": True}
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, **on_card
+    )
+    used = torch.zeros(config.levels, config.codes, dtype=torch.int64, device=inputs.device)
+    rows = torch.zeros(min(config.batch, len(inputs)), dtype=torch.int64, device=inputs.device)
+
+    def learn(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def warm() -> None:
+        batch = inputs[rows]
+        learn(_squared(batch - model.decoder(model.encoder(batch))).mean())
+
+    def quantised() -> None:
+        loss, codes = model(inputs[rows])
+        for level in range(config.levels):
+            used[level].index_add_(0, codes[:, level], torch.ones_like(rows))
+        if alike is not None:
+            loss = loss + alike.weight * alike_loss(*(model.quantized(side) for side in alike.draw()))
+        learn(loss)
+
+    # Pairs are drawn on the processor in each step, so a step with pairs is no graph.
+    captured = device.captured if alike is None else lambda step: step
+    warm_step, step_of_codes = captured(warm), captured(quantised)
     warm_up, resets_until = int(config.steps * _WARM_UP), int(config.steps * _RESETS_UNTIL)
     best, kept, waited = float("inf"), None, 0
     for step in range(int(config.steps * begin), config.steps):
         if step == warm_up:
-            _start_codes(model, inputs, generator)
-        batch = inputs[torch.randint(len(inputs), (min(config.batch, len(inputs)),), generator=generator)]
-        if step < warm_up:
-            loss = _squared(batch - model.decoder(model.encoder(batch))).mean()
-        else:
-            loss, codes = model(batch)
-            for level in range(config.levels):
-                used[level] += torch.bincount(codes[:, level], minlength=config.codes)
-            if alike is not None:
-                loss = loss + alike.weight * alike_loss(*(model.quantized(side) for side in alike.draw()))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+            _start_codes(model, inputs, generator, device)
+        rows.copy_(device.put(torch.randint(len(inputs), (len(rows),), generator=generator)), non_blocking=True)
+        (warm_step if step < warm_up else step_of_codes)()
         if warm_up <= step < resets_until and (step + 1) % _RESET_EVERY == 0:
             _reset_dead_codes(model, inputs, used, generator)
             used.zero_()
@@ -322,29 +351,63 @@ def _error(model: RqVae, inputs: Tensor) -> float:
 
 
 @torch.no_grad()
-def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator) -> None:
+def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator, device: Device) -> None:
+    """Starts each level's codes from k-means on its residuals."""
+    sample = inputs[device.put(torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE])]
+    residual = model.encoder(sample)
+    means = _means if device.is_cpu else lloyd
+    for level in range(model.levels):
+        book = means(residual, model.codes, model.config.seed)
+        model.codebooks[level] = book
+        residual = residual - book[_distances(residual, book).argmin(dim=1)]
+
+
+def _means(residual: Tensor, count: int, seed: int) -> Tensor:
+    """Returns centroids (count, H) of residuals (N, H) by scikit-learn's k-means."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    sample = inputs[torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE]]
-    residual = model.encoder(sample)
-    for level in range(model.levels):
-        with warnings.catch_warnings():
-            # The health report shows a codebook with fewer distinct residuals than codes.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            means = KMeans(model.codes, n_init=1, max_iter=30, random_state=model.config.seed).fit(residual.numpy())
-        model.codebooks[level] = torch.from_numpy(means.cluster_centers_.astype(np.float32))
-        residual = residual - model.codebooks[level][_distances(residual, model.codebooks[level]).argmin(dim=1)]
+    with warnings.catch_warnings():
+        # The health report shows a codebook with fewer distinct residuals than codes.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        means = KMeans(count, n_init=1, max_iter=_KMEANS_ROUNDS, random_state=seed).fit(residual.numpy())
+    return torch.from_numpy(means.cluster_centers_.astype(np.float32))
+
+
+def lloyd(residual: Tensor, count: int, seed: int) -> Tensor:
+    """Returns centroids (count, H) of residuals (N, H) on their device, by Lloyd's algorithm from k-means++ seeds.
+
+    Sums are products with a matrix of ones and zeros: sums by atomic additions would differ from run to run. An empty
+    cluster keeps its centroid.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(count, generator=generator, dtype=torch.float64).to(residual.device)
+    own = (residual**2).sum(dim=1)
+    nearest = torch.full_like(own, torch.inf)
+    picked = residual[(draws[0] * len(residual)).long()]
+    found = [picked]
+    for number in range(1, count):
+        nearest = torch.minimum(nearest, (own - 2 * residual @ picked + (picked**2).sum()).clamp(min=0))
+        chances = nearest.double().cumsum(0)
+        picked = residual[torch.searchsorted(chances, draws[number] * chances[-1]).clamp(max=len(residual) - 1)]
+        found.append(picked)
+    book = torch.stack(found)
+    for _ in range(_KMEANS_ROUNDS):
+        owner = functional.one_hot(_distances(residual, book).argmin(dim=1), count).to(residual.dtype)
+        sizes = owner.sum(dim=0).unsqueeze(1)
+        book = torch.where(sizes > 0, owner.T @ residual / sizes.clamp(min=1), book)
+    return book
 
 
 @torch.no_grad()
 def _reset_dead_codes(model: RqVae, inputs: Tensor, used: Tensor, generator: torch.Generator) -> None:
-    sample = inputs[torch.randint(len(inputs), (max(model.codes, 256),), generator=generator)]
+    drawn = torch.randint(len(inputs), (max(model.codes, 256),), generator=generator)
+    sample = inputs[drawn.to(inputs.device)]
     residuals = [residual for residual, _ in model._quantize(model.encoder(sample))[2]]
     for level, residual in enumerate(residuals):
         dead = torch.nonzero(used[level] == 0).squeeze(1)
         chosen = torch.randperm(len(residual), generator=generator)[: len(dead)]
-        model.codebooks[level, dead] = residual[chosen]
+        model.codebooks[level, dead] = residual[chosen.to(residual.device)]
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

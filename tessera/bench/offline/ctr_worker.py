@@ -40,7 +40,7 @@ from tessera.bench.peers.ctr import (
 
 FLOOR = "floor"
 OURS: dict[str, PrecisionChoice] = {"tessera": "float32", "tessera-auto": "auto"}
-_TRAIN = TrainConfig(
+TRAIN = TrainConfig(
     batch=BATCH,
     max_epochs=1,
     table_rate=0.03,
@@ -50,7 +50,7 @@ _TRAIN = TrainConfig(
 )
 
 
-def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAIN) -> PeerRun:
+def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = TRAIN) -> PeerRun:
     """Tessera's trainer, by its public API: from the frame to the end of the epoch.
 
     The seconds cover looking values up, building the model and the epoch, not the frame and not the last evaluation.
@@ -82,7 +82,7 @@ def tessera(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TR
     return replace(measured, precision=left[0].precision)
 
 
-def floor(training: Arrays, test: Arrays, seed: int, config: TrainConfig = _TRAIN) -> PeerRun:
+def floor(training: Arrays, test: Arrays, seed: int, config: TrainConfig = TRAIN) -> PeerRun:
     """fbgemm's table and the same network, without anything that makes batches: rows and offsets are ready tensors."""
     frame = star(training, test)
     schema = replace(schema_of(frame), admission=0)
@@ -135,7 +135,7 @@ def _bare_table(rows: int, rate: float) -> torch.nn.Module:
         eps=EPSILON,
         pooling_mode=PoolingMode.SUM,
     )
-    start_rows(table.split_embedding_weights()[0].detach(), 0)  # type: ignore[operator]
+    start_rows(table.split_embedding_weights()[0].detach(), torch.Generator().manual_seed(0))  # type: ignore[operator]
     return table
 
 
@@ -145,7 +145,7 @@ def worker(directory: Path, result: Path, rows: int, seed: int, model: str) -> N
     if model == FLOOR:
         measured = floor(training, test, seed)
     else:
-        measured = tessera(training, test, seed, replace(_TRAIN, precision=OURS[model]))
+        measured = tessera(training, test, seed, replace(TRAIN, precision=OURS[model]))
     result.write_text(json.dumps(asdict(measured)))
 
 

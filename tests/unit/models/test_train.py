@@ -94,7 +94,7 @@ def test_auto_trains_to_the_bits_of_the_precision_that_it_says_it_took(
     taken: training.Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if taken != training.faster_precision(training.new_ranker(SCHEMA, SMALL_TRAIN), BATCH):
-        monkeypatch.setattr(training, "faster_precision", lambda ranker, batch: taken)
+        monkeypatch.setattr(training, "faster_precision", lambda *given: taken)
     auto = train(SCHEMA, FRAME, replace(SMALL_TRAIN, precision="auto"))
     fixed = train(SCHEMA, FRAME, replace(SMALL_TRAIN, precision=taken))
     assert auto.precision == fixed.precision == taken

@@ -1,0 +1,236 @@
+"""Devices: the one module that knows CUDA, its streams and its graphs.
+
+All other code takes a `Device` and calls the same methods on a processor and on a GPU. On a processor a staged array is
+a tensor over the same memory, and a captured step runs eagerly.
+
+torch is imported on use, since a worker that encodes with LSA does not load it.
+"""
+
+import gc
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import TesseraError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+    from torch import device as TorchDevice
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+# A step allocates its buffers and compiles its kernels in these runs, before it is captured.
+_WARM_UP = 5
+_SPARE_BYTES = 1 << 30
+
+
+class DeviceError(TesseraError):
+    """Error of a device that is missing, too small or lost."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Device that computes.
+
+    Attributes:
+        name: `cpu` or `cuda`.
+        about: Name of the card or processor, driver and versions, for the lineage of what the device makes.
+    """
+
+    name: Literal["cpu", "cuda"]
+    about: Mapping[str, str]
+
+    @property
+    def is_cpu(self) -> bool:
+        """True for the processor, whose results are the same bits on each machine."""
+        return self.name == "cpu"
+
+    @property
+    def torch(self) -> "TorchDevice":
+        """Device of torch."""
+        import torch
+
+        return torch.device(self.name)
+
+    def put(self, array: "NDArray[Any] | Tensor") -> "Tensor":
+        """Returns an array on the device. A copy to a GPU goes through pinned memory and does not wait.
+
+        The copy is ordered before all later work of the calling thread's stream.
+        """
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+        if self.is_cpu:
+            return tensor
+        return tensor.pin_memory().to(self.torch, non_blocking=True)
+
+    def generator(self, seed: int) -> "Generator":
+        """Returns a seeded generator of random numbers on the device. The same device gives the same numbers twice."""
+        import torch
+
+        return torch.Generator(device=self.torch).manual_seed(seed)
+
+    def synchronize(self) -> None:
+        """Waits until all work on the device is done.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+        if self.is_cpu:
+            return
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise DeviceError(
+                f"device cuda: the card failed: {error}; run again, it continues at the checkpoint"
+            ) from error
+
+    def free_bytes(self) -> int | None:
+        """Returns the free memory of the card in bytes. None for the processor."""
+        if self.is_cpu:
+            return None
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    def require(self, wanted: int, what: str) -> None:
+        """Checks that the card holds `wanted` bytes, beside a spare gigabyte.
+
+        Raises:
+            DeviceError: The card has less free memory. Names both sizes and the ways to need less.
+        """
+        free = self.free_bytes()
+        if free is not None and wanted + _SPARE_BYTES > free:
+            raise DeviceError(
+                f"{what}: needs {wanted:,} bytes and the card has {free:,} free; use "
+                'training.row_precision = "float16", a smaller table.budget, or device = "cpu"'
+            )
+
+    def captured(self, step: Callable[[], Any]) -> Callable[[], None]:
+        """Returns a function that does the step once per call.
+
+        On a GPU the first calls run the step on a side stream. Then one call captures it as a graph, and each later
+        call replays the graph. The step must read its inputs from tensors that stay at their place, and must not wait
+        for the device.
+        """
+        return _Graph(step) if not self.is_cpu else lambda: _discard(step())
+
+    def peak_bytes(self) -> int:
+        """Returns the most bytes that tensors took on the card since `reset_peak`; 0 for the processor."""
+        if self.is_cpu:
+            return 0
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+
+    def reset_peak(self) -> None:
+        """Releases unused memory of the card and starts a new measurement of its peak."""
+        if self.is_cpu:
+            return
+        import torch
+
+        # A captured step and its tensors name each other, so only the collector frees them.
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+class _Graph:
+    """Step that is captured as a CUDA graph after its warm-up. Each call does one step."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        import torch
+
+        self._step = step
+        self._stream = torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._calls = 0
+
+    def __call__(self) -> None:
+        import torch
+
+        self._calls += 1
+        if self._calls <= _WARM_UP:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._step()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # Recording does not run the step: the replay below does.
+            with torch.cuda.graph(self._graph):
+                self._step()
+        self._graph.replay()
+
+
+CPU = Device("cpu", {"device": "cpu", "processor": platform.processor() or platform.machine()})
+
+
+def resolve(choice: DeviceChoice = "auto", *, fused: bool = True) -> Device:
+    """Returns the device of a choice.
+
+    Args:
+        choice: `auto` takes the GPU if torch, and with `fused` fbgemm, can use it.
+        fused: True if the work needs fbgemm's kernels, as the table does.
+
+    Raises:
+        DeviceError: `cuda` is chosen and a part is missing; names the part.
+    """
+    if choice not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"device: expected auto, cpu or cuda, got {choice!r}")
+    if choice == "cpu":
+        return CPU
+    missing = missing_part(fused=fused)
+    if missing is None:
+        return Device("cuda", _about_card())
+    if choice == "auto":
+        return CPU
+    raise DeviceError(f'device = "cuda": {missing}')
+
+
+def missing_part(*, fused: bool = True) -> str | None:
+    """Returns the part that a GPU lacks, with the remedy; None if all parts are there."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this build of torch has no CUDA; install tessera[cuda] from requirements-cuda.txt"
+    if not torch.cuda.is_available():
+        return (
+            "torch finds no card; check nvidia-smi and the driver, which must be as new as CUDA " + torch.version.cuda
+        )
+    return _missing_kernels() if fused else None
+
+
+def _missing_kernels() -> str | None:
+    """Returns the fault of fbgemm's CUDA build; None if its table kernels load."""
+    try:
+        import fbgemm_gpu
+    except (ImportError, OSError, AttributeError) as error:
+        return f"fbgemm_gpu does not load ({error}); install fbgemm-gpu for this torch, not fbgemm-gpu-cpu"
+    if getattr(fbgemm_gpu, "__variant__", "cuda") == "cpu":
+        return "fbgemm_gpu is the build for processors; replace fbgemm-gpu-cpu by fbgemm-gpu of the same version"
+    return None
+
+
+def _about_card() -> dict[str, str]:
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    return {
+        "device": "cuda",
+        "card": found.name,
+        "memory_bytes": str(found.total_memory),
+        "capability": f"{found.major}.{found.minor}",
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+    }
+
+
+def _discard(value: Any) -> None:
+    """Drops the result of a step."""

@@ -1,0 +1,369 @@
+"""`training-speed --device`: the trainer's step on a GPU beside the way of CTR libraries, eagerly and as a graph.
+
+Both have the same examples, which lie on the device, the same network and the same batches. The peer's table is
+`nn.Embedding` over label-encoded values, with dense Adam. Each trains one epoch; test AUC stands in each row. The floor
+is the bytes that a step of the table must move over the copy bandwidth that the run measures.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from features.device import CPU, Device, DeviceChoice, resolve
+from features.frame import Frame
+from models.ranker.loading import assembler, examples
+from models.ranker.network import Network, Ranker
+from models.ranker.resident_steps import ResidentSteps
+from models.ranker.train import Precision, TrainConfig, dense_logits, new_ranker, predict, train
+from models.table.admission import Admission
+from models.table.batch import Batch
+from models.table.device_block import DeviceBlock
+from models.table.schema import Schema
+from tessera.bench.harness.result import BenchResult, Claim, at_least
+from tessera.bench.offline.ctr_data import TrainingSpec, generate, schema_of, star
+from tessera.bench.offline.ctr_worker import TRAIN
+from tessera.bench.peers.ctr import DIM, Arrays
+
+BATCHES = (1_024, 4_096, 16_384, 65_536)
+OURS, PEER, WIDE_PEER = "unified table", "nn.Embedding + Adam", "nn.Embedding + Adam, 100,000 rows a feature"
+_TARGETS = {1_024: 2.0, 4_096: 1.8, 65_536: 1.5}
+_SETTLE = 10
+_SCORE_ROWS = 50_000
+# A step reads each row in the forward and in the backward pass, and writes its gradient and the row.
+_PASSES = 4
+
+
+class Bench:
+    """Examples on the device, and the rows that are measured on them."""
+
+    def __init__(self, device: Device, rows: int, test_rows: int) -> None:
+        self.device = device
+        self.training, self.test, _ = generate(TrainingSpec(rows=rows, test_rows=test_rows))
+        self.frame = star(self.training, self.test)
+        self.schema = replace(schema_of(self.frame), admission=0)
+        self.blocks = {
+            part: block_of(self.schema, self.frame.part(part), self.frame, device) for part in ("train", "test")
+        }
+        self.labels = self.test.labels
+        self.bandwidth = bandwidth(device)
+
+    def epoch(self, batch: int, advance: Callable[[NDArray[np.int64]], None]) -> float:
+        """Trains one epoch of whole batches. Returns the seconds of a batch, without the first ones."""
+        order = np.random.default_rng(1).permutation(self.blocks["train"].size)
+        count = len(order) // batch
+        settled = min(_SETTLE, count - 1)
+        for number in range(settled):
+            advance(order[number * batch : (number + 1) * batch])
+        self.device.synchronize()
+        began = time.perf_counter()
+        for number in range(settled, count):
+            advance(order[number * batch : (number + 1) * batch])
+        self.device.synchronize()
+        return (time.perf_counter() - began) / (count - settled)
+
+    def auc(self, logits: Callable[[Batch, Tensor], Tensor]) -> float:
+        """Returns the AUC of the test part."""
+        block, found = self.blocks["test"], []
+        with torch.no_grad():
+            for start in range(0, block.size, _SCORE_ROWS):
+                index = self.device.put(np.arange(start, min(start + _SCORE_ROWS, block.size)))
+                found.append(logits(block.batch(index), index).float().cpu().numpy())
+        return float(roc_auc_score(self.labels, np.concatenate(found)))
+
+    def ours(self, batch: int, precision: Precision, *, graph: bool) -> dict[str, Any]:
+        """Measures the unified table and the ranker's network."""
+        self.device.reset_peak()
+        config = replace(TRAIN, batch=batch, network_rate=rate_of(batch))
+        ranker = new_ranker(self.schema, config, self.device)
+        steps = ResidentSteps(
+            self.blocks["train"],
+            step_of(ranker, config, precision, self.device),
+            batch,
+            self.device,
+            hides=False,
+            graph=graph,
+        )
+        seconds = self.epoch(batch, lambda rows: steps(rows, None))
+        auc = self.auc(lambda one, index: ranker(one))
+        return self._row(OURS, batch, precision, graph, seconds, auc)
+
+    def peer(self, batch: int, precision: Precision, *, graph: bool, wide: bool = False) -> dict[str, Any]:
+        """Measures `nn.Embedding` with dense Adam under the same network."""
+        self.device.reset_peak()
+        codes, rows = label_encoded(self.training, self.test, wide=wide)
+        values = self.device.put(codes)
+        table = nn.Embedding(rows, DIM, device=self.device.torch)
+        nn.init.normal_(table.weight, 0, 0.01)
+        features = codes.shape[1]
+        network = Network(features * DIM + len(self.schema.numeric), TRAIN.network).to(self.device.torch)
+        block, at_test = self.blocks["train"], len(self.training.labels)
+        optimizers = [adam(own, rate, self.device) for own, rate in ((network, rate_of(batch)), (table, 3e-3))]
+        index = torch.zeros(batch, dtype=torch.int64, device=self.device.torch)
+
+        def logits(one: Batch, at: Tensor) -> Tensor:
+            with torch.autocast(self.device.name, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+                found: Tensor = network(table(values[at]).flatten(1), one.numeric)
+            return found.float()
+
+        def step() -> None:
+            one = block.batch(index)
+            loss = functional.binary_cross_entropy_with_logits(logits(one, index), one.labels)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+        go = (self.device if graph else CPU).captured(step)
+
+        def advance(rows: NDArray[np.int64]) -> None:
+            index.copy_(self.device.put(rows), non_blocking=True)
+            go()
+
+        seconds = self.epoch(batch, advance)
+        auc = self.auc(lambda one, at: logits(one, at + at_test))
+        return self._row(WIDE_PEER if wide else PEER, batch, precision, graph, seconds, auc)
+
+    def _row(
+        self, model: str, batch: int, precision: Precision, graph: bool, seconds: float, auc: float
+    ) -> dict[str, Any]:
+        moved = batch * len(self.schema.features) * self.schema.dim * 4 * _PASSES
+        return {
+            "model": model,
+            "batch": batch,
+            "precision": precision,
+            "graph": graph,
+            "samples_per_second": batch / seconds,
+            "test_auc": auc,
+            "peak_bytes": self.device.peak_bytes(),
+            "floor_share": moved / self.bandwidth / seconds,
+        }
+
+
+def block_of(schema: Schema, part: pl.DataFrame, frame: Frame, device: Device) -> DeviceBlock:
+    """Returns the examples of a part on the device."""
+    return DeviceBlock(assembler(schema, frame, part, Admission.off()), examples(part), device)
+
+
+def rate_of(batch: int) -> float:
+    """Returns the network's learning rate, which grows with the root of the batch."""
+    return float(3e-3 * (batch / 4_096) ** 0.5)
+
+
+def adam(module: nn.Module, rate: float, device: Device) -> torch.optim.Adam:
+    """Returns Adam that a graph may capture."""
+    return torch.optim.Adam(module.parameters(), lr=rate, fused=True, capturable=not device.is_cpu)
+
+
+def step_of(ranker: Ranker, config: TrainConfig, precision: Precision, device: Device) -> Callable[[Batch], None]:
+    """Returns the trainer's step on one batch."""
+    optimizer = adam(ranker.network, config.network_rate, device)
+
+    def step(batch: Batch) -> None:
+        logits = dense_logits(ranker, ranker.table(batch), batch, precision)
+        loss = functional.binary_cross_entropy_with_logits(logits, batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ranker.table.step()
+
+    return step
+
+
+def label_encoded(training: Arrays, test: Arrays, *, wide: bool) -> tuple[NDArray[np.int64], int]:
+    """Returns the values (E, F) of both parts as rows of one table, and its number of rows.
+
+    A value that the training part lacks reads the first row of its feature. `wide` gives each feature as many rows as
+    its largest value, as libraries do that are given a vocabulary's size.
+    """
+    columns, start = [], 0
+    for own, held_out in zip(training.values.T, test.values.T, strict=True):
+        known = np.arange(100_000) if wide else np.unique(own)
+        both = np.concatenate([own, held_out])
+        place = np.searchsorted(known, both).clip(max=len(known) - 1)
+        columns.append(start + np.where(known[place] == both, place, 0))
+        start += len(known)
+    return np.stack(columns, axis=1).astype(np.int64), start
+
+
+def bandwidth(device: Device) -> float:
+    """Returns the bytes a second that a large copy on the device reads and writes."""
+    source = torch.zeros(1 << (28 if not device.is_cpu else 22), dtype=torch.uint8, device=device.torch)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(5):
+        device.synchronize()
+        began = time.perf_counter()
+        target.copy_(source)
+        device.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * len(source) / min(times)
+
+
+def of_both_devices(bench: Bench, rows: int) -> dict[str, Any]:
+    """Trains the same rows by `train` on the processor and on the device; returns both AUCs."""
+    kept = bench.frame.replace(
+        examples=pl.concat(
+            [bench.frame.part("train").head(rows), bench.frame.part("validation"), bench.frame.part("test")]
+        )
+    )
+    found: dict[str, Any] = {"model": "train(), same rows", "rows": rows}
+    for name in ("cpu", bench.device.name):
+        config = replace(TRAIN, device=name, threads=8 if bench.device.name == "cuda" else TRAIN.threads)
+        began = time.perf_counter()
+        trained = train(bench.schema, kept, config)
+        found[f"seconds_{name}"] = time.perf_counter() - began
+        part = kept.part("test")
+        scores = predict(trained.ranker, assembler(bench.schema, kept, part, Admission.off()), examples(part))
+        found[f"auc_{name}"] = float(roc_auc_score(bench.labels, scores))
+    return found
+
+
+def end_to_end(bench: Bench, out: Path, batch: int) -> dict[str, Any]:
+    """Measures the path from a frame's file to the updated table, beside its parts."""
+    path = out / "part.parquet"
+    bench.frame.part("train").write_parquet(path)
+    config = replace(TRAIN, batch=batch)
+    ranker = new_ranker(bench.schema, config, bench.device)
+    step = step_of(ranker, config, "float32", bench.device)
+    began = time.perf_counter()
+    part = pl.read_parquet(path)
+    read = time.perf_counter()
+    block = block_of(bench.schema, part, bench.frame, bench.device)
+    bench.device.synchronize()
+    placed = time.perf_counter()
+    steps = ResidentSteps(block, step, batch, bench.device, hides=False)
+    order = np.random.default_rng(1).permutation(block.size)
+    for start in range(0, block.size, batch):
+        steps(order[start : start + batch], None)
+    bench.device.synchronize()
+    done = time.perf_counter()
+    data = np.fromfile(path, dtype=np.uint8)
+    copied = time.perf_counter()
+    bench.device.put(data)
+    bench.device.synchronize()
+    bare = time.perf_counter() - copied
+    return {
+        "model": "end to end",
+        "batch": batch,
+        "rows": block.size,
+        "read_seconds": read - began,
+        "place_seconds": placed - read,
+        "step_seconds": done - placed,
+        "copy_seconds": bare,
+        "of_the_slower": max(done - placed, bare) / (done - began),
+    }
+
+
+def table_sizes(bench: Bench, sizes: tuple[int, ...], batch: int) -> list[dict[str, Any]]:
+    """Measures a step by the number of the table's rows, in float16 on a GPU."""
+    found = []
+    part = bench.frame.part("train").head(max(batch * 8, 500_000))
+    for rows in sizes:
+        schema = replace(bench.schema, rows=rows)
+        block = block_of(schema, part, bench.frame, bench.device)
+        config = replace(TRAIN, batch=batch, row_precision="float32" if bench.device.is_cpu else "float16")
+        ranker = new_ranker(schema, config, bench.device)
+        steps = ResidentSteps(
+            block, step_of(ranker, config, "bfloat16", bench.device), batch, bench.device, hides=False
+        )
+        rng, taken = np.random.default_rng(2), []
+        for number in range(60):
+            if number == _SETTLE:
+                bench.device.synchronize()
+                began = time.perf_counter()
+            steps(rng.integers(0, block.size, batch), None)
+        bench.device.synchronize()
+        taken.append(time.perf_counter() - began)
+        found.append({"model": "table size", "table_rows": rows, "batch": batch,
+                      "samples_per_second": 50 * batch / taken[0], "peak_bytes": bench.device.peak_bytes()})  # fmt: skip
+        del ranker, steps, block
+        bench.device.reset_peak()
+    return found
+
+
+def training_device(
+    out: Path,
+    choice: DeviceChoice,
+    *,
+    rows: int,
+    batches: tuple[int, ...] = BATCHES,
+    sizes: tuple[int, ...] = (10**6, 10**9),
+) -> BenchResult:
+    """Measures everything on one device; a part that fails is a row that says so."""
+    device = resolve(choice)
+    out.mkdir(parents=True, exist_ok=True)
+    kept: list[dict[str, Any]] = []
+
+    def add(make: Callable[[], Any], what: str) -> None:
+        began = time.perf_counter()
+        try:
+            made = make()
+        except (RuntimeError, ValueError) as error:
+            made = {"model": what, "missing": f"{type(error).__name__}: {str(error)[:300]}"}
+        for row in made if isinstance(made, list) else [made]:
+            kept.append(row)
+            print(json.dumps(row | {"took": round(time.perf_counter() - began, 2)}), flush=True)
+            (out / "training-device-rows.jsonl").open("a").write(json.dumps(row) + "\n")
+
+    began = time.perf_counter()
+    bench = Bench(device, rows, min(200_000, rows // 2))
+    print(f"{rows:,} rows on {device.about}: {time.perf_counter() - began:.1f} s", flush=True)
+    for batch in batches:
+        for precision in ("float32", "bfloat16"):
+            for graph in (True, False) if precision == "float32" else (True,):
+                add(lambda b=batch, p=precision, g=graph: bench.ours(b, p, graph=g), OURS)  # type: ignore[misc]
+                add(lambda b=batch, p=precision, g=graph: bench.peer(b, p, graph=g), PEER)  # type: ignore[misc]
+    add(lambda: bench.peer(4_096 if rows > 50_000 else batches[0], "float32", graph=True, wide=True), WIDE_PEER)
+    add(lambda: of_both_devices(bench, min(rows, 300_000)), "train(), same rows")
+    add(lambda: end_to_end(bench, out, batches[-1]), "end to end")
+    add(lambda: table_sizes(bench, sizes, batches[-1]), "table size")
+    for row in kept:
+        row |= {"device": dict(device.about).get("card", "cpu")}
+    return BenchResult("training-device", f"synthetic-zipf-{rows}", 1, kept, claims(kept))
+
+
+def claims(rows: list[dict[str, Any]]) -> list[Claim]:
+    """Returns the claims, each a ratio within the run."""
+    speed = {(row["model"], row["batch"], row["precision"], row["graph"]): row for row in rows if "precision" in row}
+    found = []
+    for batch, target in _TARGETS.items():
+        pair = [speed.get((model, batch, "float32", True)) for model in (OURS, PEER)]
+        if pair[0] and pair[1]:
+            ratio = pair[0]["samples_per_second"] / pair[1]["samples_per_second"]
+            found.append(at_least(f"samples/s over {PEER}, both in a graph, batch {batch:,}", ratio, target))
+    for row in rows:
+        if "auc_cuda" in row:
+            found.append(at_least("test AUC less the processor's, same rows", row["auc_cuda"] - row["auc_cpu"], -0.001))
+        if "of_the_slower" in row:
+            found.append(at_least("end to end over the slower of step and copy", row["of_the_slower"], 0.7))
+    sizes = [row["samples_per_second"] for row in rows if "table_rows" in row]
+    if len(sizes) == 2:
+        found.append(at_least("samples/s of 10^9 rows over those of 10^6", sizes[1] / sizes[0], 0.9))
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measures training on a device, without the command line's packages.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--rows", type=int, default=3_000_000)
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args()
+    small: dict[str, Any] = {"batches": (256, 1_024), "sizes": (1_000, 100_000)} if given.small else {}
+    result = training_device(given.out, given.device, rows=given.rows, **small)
+    (given.out / "training-device.json").write_text(json.dumps(asdict(result)))
+    for claim in result.claims:
+        print(json.dumps(asdict(claim)))
