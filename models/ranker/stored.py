@@ -17,7 +17,11 @@ def save_ranker(directory: Path, schema: Schema, trained: Trained) -> None:
     save_file(snapshot(trained.ranker), directory / "ranker.safetensors")
     save_file({"cells": torch.from_numpy(trained.sketch.cells)}, directory / "admission.safetensors")
     _write_json(directory / "schema.json", schema.to_json())
-    epochs = {"validation_log_loss": list(trained.epochs), "precision": trained.precision}
+    epochs = {
+        "validation_log_loss": list(trained.epochs),
+        "precision": trained.precision,
+        "device": dict(trained.device),
+    }
     _write_json(directory / "epochs.json", epochs)
 
 

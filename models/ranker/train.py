@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -35,10 +35,8 @@ from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Examples
 from models.table.device_block import MOST_PADDING, DeviceBlock
 from models.table.open import open_table
+from models.table.reference import RowPrecision
 from models.table.schema import Schema
-
-if TYPE_CHECKING:
-    from models.table.unified import RowPrecision
 
 _TRAIN, _VALIDATION = "train", "validation"
 _SCORE_ROWS = 8_192
@@ -83,7 +81,7 @@ class TrainConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
     device: DeviceChoice = "auto"
-    row_precision: "RowPrecision" = "float32"
+    row_precision: RowPrecision = "float32"
 
 
 @dataclass(frozen=True)

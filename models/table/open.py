@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from features.device import CPU, Device
 from models.table.engine import fused
-from models.table.reference import ReferenceTable
+from models.table.reference import ReferenceTable, RowPrecision
 from models.table.schema import Schema
 
 if TYPE_CHECKING:
-    from models.table.unified import RowPrecision, UnifiedTable
+    from models.table.unified import UnifiedTable
 
 
 def open_table(
@@ -17,7 +17,7 @@ def open_table(
     learning_rate: float,
     seed: int = 0,
     device: Device = CPU,
-    precision: "RowPrecision" = "float32",
+    precision: RowPrecision = "float32",
 ) -> "ReferenceTable | UnifiedTable":
     """Returns an untrained table. Both kinds give the same numbers; the fused table is much faster.
 

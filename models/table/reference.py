@@ -3,7 +3,7 @@
 The twin also pools rows that came from a store, and replaces the fused table if fbgemm is not installed.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional
 from models.table.batch import Batch
 from models.table.schema import Schema
 
+RowPrecision = Literal["float32", "float16"]
 # Uniform and narrow: a standard normal start costs about five points of AUC.
 _INIT = 0.05
 EPSILON = 1e-8

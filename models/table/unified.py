@@ -7,8 +7,6 @@ rows that a batch read, and fbgemm's CPU kernel gives the same bits on every run
 Shape letters: B batch, K lookups, D dim, R rows, V values of a batch.
 """
 
-from typing import Literal
-
 import torchrec
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
@@ -17,10 +15,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.device import CPU, Device, DeviceError
 from models.table.batch import Batch
-from models.table.reference import EPSILON, by_example, start_rows
+from models.table.reference import EPSILON, RowPrecision, by_example, start_rows
 from models.table.schema import Schema
 
-RowPrecision = Literal["float32", "float16"]
 _ALL = "all lookups"
 
 

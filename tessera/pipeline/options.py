@@ -18,6 +18,7 @@ from features.aggregate.plan import MOST_KEYS, Choice
 from features.config import nearest
 from features.content import kinds as encoders
 from features.dataset.descriptor import Dataset
+from features.device import DeviceChoice
 from features.errors import DatasetError, TesseraError
 from features.history import DEFAULT_LENGTH
 from models.bundle.bundle import LogPosition
@@ -34,8 +35,8 @@ _AUTO, _SIDE_BY_SIDE = "auto", "+"
 _OF_ENCODERS = "encoder_options"
 # Given with the command, since they change from run to run.
 _NOT_IN_FILE = ("warm_start", "positions")
-# The network is a part of the training's configuration, the seed is one for the whole run.
-_ELSEWHERE = {"training.network": "ranker", "training.seed": ""}
+# The network is a part of the training's configuration, the seed and the device are one for the whole run.
+_ELSEWHERE = {"training.network": "ranker", "training.seed": "", "training.device": ""}
 _ANY = 2**62
 _RANGES = {
     "seed": (0, 2**31),
@@ -87,6 +88,8 @@ class RunOptions:
         runner_options: Further Beam options of the engine, `--direct_num_workers=2` for example.
         warm_start: Directory of an earlier run to go on from: its encoder, the names of its codes, its rows. With a map
             in it, `OUT/maps/NAME`, the map's encoder takes the place of the run's.
+        device: Device of training and of fitting the codebook: `cpu`, `cuda`, or `auto` for a GPU that torch and fbgemm
+            can use.
         positions: Positions of the log's topics when the dataset's files were made; the bundle's stream starts there.
 
     Raises:
@@ -115,6 +118,7 @@ class RunOptions:
     endpoint: str | None = None
     runner_options: tuple[str, ...] = ()
     warm_start: Path | None = None
+    device: DeviceChoice = "auto"
     positions: tuple[LogPosition, ...] = ()
 
     def __post_init__(self) -> None:
@@ -134,8 +138,8 @@ class RunOptions:
         return {name: _checked(name, _at(self, path)) for name, (path, _) in known_choices().items()}
 
     def train_config(self) -> TrainConfig:
-        """Returns the settings of the training, with the seed of the run."""
-        return replace(self.training, seed=self.seed)
+        """Returns the settings of the training, with the seed and the device of the run."""
+        return replace(self.training, seed=self.seed, device=self.device)
 
 
 def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:

@@ -20,7 +20,7 @@ IMPORTERS = {
     "distributed": ("features/jobs/beam.py",),
     "torchrec": ("models/table/unified.py", "models/ranker/dcn.py"),
     # The benchmark measures fbgemm's bare table as a floor.
-    "fbgemm_gpu": ("models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
+    "fbgemm_gpu": ("features/device.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
     "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
     # The benchmarks measure plain Redis values as a floor.

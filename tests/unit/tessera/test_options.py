@@ -119,7 +119,7 @@ def test_every_choice_survives_being_written_and_read() -> None:
         ({"reads": ["id", "price"]}, "reads: expected "),
         ({"quantizer": "k-means"}, "quantizer: expected one of rqvae, residual-kmeans, balanced-kmeans, got 'k-means'"),
         ({"quantizer_options": {"stps": 3}}, "quantizer: no option 'stps'"),
-        ({"encoder_options": {"lsa": {"feilds": ["a"]}}}, "encoder_options: lsa: no option 'feilds'; the nearest is"),
+        ({"encoder_options": {"lsa": {"fieldz": ["a"]}}}, "encoder_options: lsa: no option 'fieldz'; the nearest is"),
         ({"encoder_options": {"static": {}}}, "encoder_options: 'static' is no part of the encoder 'lsa'"),
         ({"gates": {"auc": "much"}}, "gates.auc: expected a number, got 'much'"),
         ({"gates": {"speed": 1}}, "gates.speed: unknown key"),

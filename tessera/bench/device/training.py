@@ -45,7 +45,7 @@ _SCORE_ROWS = 50_000
 _PASSES = 4
 
 
-class Bench:
+class DeviceBench:
     """Examples on the device, and the rows that are measured on them."""
 
     def __init__(self, device: Device, rows: int, test_rows: int) -> None:
@@ -212,7 +212,7 @@ def bandwidth(device: Device) -> float:
     return 2 * len(source) / min(times)
 
 
-def of_both_devices(bench: Bench, rows: int) -> dict[str, Any]:
+def of_both_devices(bench: DeviceBench, rows: int) -> dict[str, Any]:
     """Trains the same rows by `train` on the processor and on the device; returns both AUCs."""
     kept = bench.frame.replace(
         examples=pl.concat(
@@ -231,7 +231,7 @@ def of_both_devices(bench: Bench, rows: int) -> dict[str, Any]:
     return found
 
 
-def end_to_end(bench: Bench, out: Path, batch: int) -> dict[str, Any]:
+def end_to_end(bench: DeviceBench, out: Path, batch: int) -> dict[str, Any]:
     """Measures the path from a frame's file to the updated table, beside its parts."""
     path = out / "part.parquet"
     bench.frame.part("train").write_parquet(path)
@@ -267,7 +267,7 @@ def end_to_end(bench: Bench, out: Path, batch: int) -> dict[str, Any]:
     }
 
 
-def table_sizes(bench: Bench, sizes: tuple[int, ...], batch: int) -> list[dict[str, Any]]:
+def table_sizes(bench: DeviceBench, sizes: tuple[int, ...], batch: int) -> list[dict[str, Any]]:
     """Measures a step by the number of the table's rows, in float16 on a GPU."""
     found = []
     part = bench.frame.part("train").head(max(batch * 8, 500_000))
@@ -287,8 +287,9 @@ def table_sizes(bench: Bench, sizes: tuple[int, ...], batch: int) -> list[dict[s
             steps(rng.integers(0, block.size, batch), None)
         bench.device.synchronize()
         taken.append(time.perf_counter() - began)
-        found.append({"model": "table size", "table_rows": rows, "batch": batch,
-                      "samples_per_second": 50 * batch / taken[0], "peak_bytes": bench.device.peak_bytes()})  # fmt: skip
+        speed = 50 * batch / taken[0]
+        row = {"model": "table size", "table_rows": rows, "batch": batch, "samples_per_second": speed}
+        found.append(row | {"peak_bytes": bench.device.peak_bytes()})
         del ranker, steps, block
         bench.device.reset_peak()
     return found
@@ -319,7 +320,7 @@ def training_device(
             (out / "training-device-rows.jsonl").open("a").write(json.dumps(row) + "\n")
 
     began = time.perf_counter()
-    bench = Bench(device, rows, min(200_000, rows // 2))
+    bench = DeviceBench(device, rows, min(200_000, rows // 2))
     print(f"{rows:,} rows on {device.about}: {time.perf_counter() - began:.1f} s", flush=True)
     for batch in batches:
         for precision in ("float32", "bfloat16"):
