@@ -117,11 +117,11 @@ group.initial.rebalance.delay.ms=0
 
     def start_broker(self) -> None:
         self.broker.start()
-        until(lambda: listens(self.kafka_port), seconds=60, doing="start of the broker")
+        until(lambda: listens(self.kafka_port), seconds=240, doing="start of the broker")
 
     def start_redis(self) -> None:
         self.redis.start()
-        until(lambda: listens(self.redis_port), seconds=30, doing="start of Redis")
+        until(lambda: listens(self.redis_port), seconds=120, doing="start of Redis")
 
     def worker(self, name: str, role: str, bundle: Path, prefix: str, *more: str) -> Process:
         """One of the stream's processes; `tests.chaos.worker` says what its arguments mean."""

@@ -105,7 +105,7 @@ class Place:
                 and not self._left()
             )
 
-        until(read, seconds=120, doing="the trainer's catching up")
+        until(read, seconds=240, doing="the trainer's catching up")
 
     def answers(self) -> bool:
         """Returns whether the broker is back for this process's own client."""

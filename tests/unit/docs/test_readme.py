@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_the_page_of_benchmarks() -> None:
     assert strange_figures(README) == []
 
 
-@pytest.mark.parametrize(("known", "changed"), [(".830", ".831"), ("147 ms", "148 ms")])
+@pytest.mark.parametrize(("known", "changed"), [(".830", ".831"), ("119 ms", "118 ms")])
 def test_a_figure_that_differs_is_found(known: str, changed: str) -> None:
     assert README.count(known) == 1
     assert strange_figures(README.replace(known, changed)) == [changed.removesuffix(" ms")]
