@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[3]
 _THIS = "this"
 # Columns whose words are a result, such as the plan of a search.
 _MEASURED = {"plan"}
+_SEED = "seed"
 Rows = list[dict[str, Any]]
 
 
@@ -57,7 +58,8 @@ def compared(other: list[Rows], this: list[Rows]) -> Rows:
     """Sets two versions' rows side by side; see `against`.
 
     Rows meet by the columns of words that both versions have, and by those numbers that tell rows apart and that both
-    versions were given, such as a batch size. A row that only one version prints is left out.
+    versions were given, such as a batch size. A row that only one version prints is left out. `only_here` names
+    columns of words that the other version lacks, such as the state of a filter: its number may be of another state.
 
     Args:
         other, this: for each round the rows that a version printed.
@@ -81,11 +83,14 @@ def compared(other: list[Rows], this: list[Rows]) -> Rows:
             for name, value in group[0].items()
             if isinstance(value, str) or name in given
         )
-        for name in [name for name in group[0] if name not in given]:
+        unlike = sorted(name for name in _words(group) - words if name in group[0])
+        note = {"only_here": ", ".join(unlike)} if unlike else {}
+        for name in [name for name in group[0] if name not in given and name != _SEED]:
             left, right = _numbers(partners, name), _numbers(group, name)
             if left and right:
                 was, is_now = statistics.median(left), statistics.median(right)
-                found.append({"row": label, "what": name, "other": was, "this": is_now, "ratio": _ratio(is_now, was)})
+                numbers = {"other": was, "this": is_now, "ratio": _ratio(is_now, was)}
+                found.append({"row": label, "what": name} | numbers | note)
     if not found:
         raise TesseraError(
             f"no row of the other version meets a row of this one: its rows have {', '.join(_columns(before))}, these "
@@ -109,7 +114,7 @@ def _words(rows: Rows) -> Set[str]:
 
 def _given(before: Rows, now: Rows) -> Set[str]:
     """Returns the columns of numbers that tell rows apart and have the same values in both versions."""
-    names = (set(_columns(before)) & set(_columns(now))) - {"seed"}
+    names = (set(_columns(before)) & set(_columns(now))) - {_SEED}
     values = {name: [set(_numbers(rows, name)) for rows in (before, now)] for name in names}
     return {name for name, (left, right) in values.items() if left == right and len(left) > 1}
 

@@ -27,10 +27,10 @@ def test_rows_are_told_apart_by_the_numbers_that_both_were_given_and_not_by_what
 
     other = [[row(1.0, 4.0, plan="exact"), row(0.1, 8.0, plan="lists")]]
     this = [[row(1.0, 2.0, plan=None), row(0.1, 2.0, state="warm", plan="exact"), row(0.1, 16.0, state="cold")]]
-    assert [(one["row"], one["what"], one["ratio"]) for one in compared(other, this) if one["what"] != "seed"] == [
-        ("ours · share 1", "p50_ms", 0.5),
-        ("ours · share 0.1 · warm · exact", "p50_ms", 0.25),
-        ("ours · share 0.1 · cold", "p50_ms", 2.0),
+    assert [(one["row"], one["what"], one["ratio"], one.get("only_here")) for one in compared(other, this)] == [
+        ("ours · share 1", "p50_ms", 0.5, None),
+        ("ours · share 0.1 · warm · exact", "p50_ms", 0.25, "state"),
+        ("ours · share 0.1 · cold", "p50_ms", 2.0, "state"),
     ]
 
 
