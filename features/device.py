@@ -25,6 +25,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 # A step allocates its buffers and compiles its kernels in these runs, before it is captured.
 _WARM_UP = 5
 _SPARE_BYTES = 1 << 30
+_PINNED_BYTES = 1 << 24
 
 
 class DeviceError(TesseraError):
@@ -56,16 +57,18 @@ class Device:
         return torch.device(self.name)
 
     def put(self, array: "NDArray[Any] | Tensor") -> "Tensor":
-        """Returns an array on the device. A copy to a GPU goes through pinned memory and does not wait.
+        """Returns an array on the device. A small copy to a GPU goes through pinned memory and does not wait.
 
-        The copy is ordered before all later work of the calling thread's stream.
+        The copy is ordered before all later work of the calling thread's stream. Pinning a large array costs more than
+        it saves.
         """
         import torch
 
         tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
         if self.is_cpu:
             return tensor
-        return tensor.pin_memory().to(self.torch, non_blocking=True)
+        small = tensor.numel() * tensor.element_size() <= _PINNED_BYTES
+        return tensor.pin_memory().to(self.torch, non_blocking=True) if small else tensor.to(self.torch)
 
     def generator(self, seed: int) -> "Generator":
         """Returns a seeded generator of random numbers on the device. The same device gives the same numbers twice."""
@@ -164,8 +167,11 @@ class _Graph:
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             # Recording does not run the step: the replay below does.
-            with torch.cuda.graph(self._graph):
-                self._step()
+            try:
+                with torch.cuda.graph(self._graph):
+                    self._step()
+            except RuntimeError as error:
+                raise DeviceError(f"device cuda: the step cannot be captured as a graph: {error}") from error
         self._graph.replay()
 
 

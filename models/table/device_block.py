@@ -143,7 +143,7 @@ class DeviceBlock:
 
     def offsets(self, size: int) -> Tensor:
         """Returns the first place of each bag of B = `size` examples, and the end: (B · K + 1,) int64."""
-        width = int(self._starts[-1])
+        width = self._width
         starts = torch.arange(size, device=self._starts.device).unsqueeze(1) * width + self._starts[:-1]
         return torch.cat([starts.reshape(-1), self._starts.new_full((1,), size * width)])
 
@@ -190,6 +190,7 @@ class DeviceBlock:
         lengths = np.array([len(bag) for bag in bags], dtype=np.int64)
         self._order = None if np.array_equal(order, np.arange(len(order))) else self._device.put(order)
         self._lengths = self._device.put(lengths)
+        self._width = int(lengths.sum())
         self._starts = self._device.put(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         self._ones = self._device.put(np.ones((1, len(lengths)), dtype=np.float32))
 

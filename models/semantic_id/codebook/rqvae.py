@@ -164,13 +164,17 @@ class RqVae(nn.Module):
             DatasetError: The vectors have a wrong width, or NaN or infinite values.
         """
         vectors = refuse_width(vectors, self.dim, self.id)
-        refuse_not_finite(vectors)
         device = self.device
+        if device.is_cpu:
+            refuse_not_finite(vectors)
         wide = self._wide().to(device.torch)
         rows = _ENCODE_ROWS if device.is_cpu else _ENCODE_ROWS_OF_A_CARD
         out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
         for start in range(0, len(vectors), rows):
-            block = device.put(vectors[start : start + rows]).double()
+            block = device.put(vectors[start : start + rows])
+            if not device.is_cpu and not bool(torch.isfinite(block).all()):
+                refuse_not_finite(vectors)
+            block = block.double()
             latent = wide.encoder((block - wide.mean) / wide.scale)
             out[start : start + len(block)] = wide._quantize(latent)[1].cpu().numpy()
         return out

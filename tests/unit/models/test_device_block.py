@@ -1,18 +1,21 @@
 """Batches that are gathered on a device are the assembler's batches, and captured steps are its steps."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from features.device import CPU, Device, DeviceError, resolve
 from features.history import Jagged
-from models.ranker.network import DensePart, NetworkConfig
+from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.ranker.resident_steps import ResidentSteps
-from models.ranker.train import new_ranker, snapshot
+from models.ranker.train import dense_logits, new_ranker, snapshot
+from models.semantic_id.codebook import rqvae
 from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Entities, Examples
 from models.table.device_block import DeviceBlock
@@ -180,3 +183,45 @@ def test_a_table_beyond_the_card_names_both_sizes_and_the_ways_out(monkeypatch: 
     card.require(1_000_000_000, "the table")
     with pytest.raises(DeviceError, match=r"needs 2,500,000,000 bytes and the card has 3,000,000,000 free.*float16"):
         card.require(2_500_000_000, "the table")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operators that wait for a device, or whose result's shape depends on values: no graph can hold them."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in {
+            "_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "equal", "is_nonzero",
+        }, func  # fmt: skip
+        if func.overloadpacket.__name__ in {"index", "index_put_", "index_put"}:
+            assert all(one is None or one.dtype != torch.bool for one in args[1]), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("history", ["mean", "attention"])
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_step_never_waits_for_the_device(history: str, limited: bool) -> None:
+    schema = schema_of(history=history, content=3)
+    source, examples = shop(schema, admitted=False)
+    block = DeviceBlock(source, examples, CPU)
+    table = ReferenceTable(schema, learning_rate=0.1)
+    dense = DensePart(schema, NetworkConfig(cross_layers=1, cross_rank=4, hidden=(8,)))
+    ranker = Ranker(table, dense)
+    limits = torch.from_numpy(limits_of(schema, 16)) if limited else None
+    index = torch.arange(16)
+    with NoWaiting():
+        for precision in ("float32", "bfloat16"):
+            batch = block.batch(index, limits)
+            logits = dense_logits(ranker, table(batch), batch, precision)  # type: ignore[arg-type]
+            torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+    with pytest.raises(AssertionError), NoWaiting():
+        int(index[3])
+
+
+def test_a_step_of_the_codebook_never_waits_for_the_device() -> None:
+    model = rqvae.RqVae(8, rqvae.RqVaeConfig(levels=2, codes=4, latent=4, hidden=(8,)))
+    inputs, used = torch.randn(32, 8), torch.zeros(2, 4, dtype=torch.int64)
+    rows = torch.arange(16)
+    with NoWaiting():
+        loss, codes = model(inputs[rows])
+        used[0].index_add_(0, codes[:, 0], torch.ones_like(rows))
+        loss.backward()
