@@ -128,6 +128,13 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     if frozen and tuned is not None and control is not None:
         judged.append(at_least("top two layers tuned over the frozen transformer: recall@50", tuned / frozen, 1.8))
         judged.append(at_most("top two layers, permuted pairs less frozen: recall@50", control - frozen, 0.005))
+    carried = [
+        mean("layers", TRANSFORMER, variant, "of_old")
+        for variant in {row["variant"] for row in rows if row["part"] == "layers" and "of_old" in row}
+    ]
+    if carried:
+        best = max(value for value in carried if value is not None)
+        judged.append(at_least("top two layers tuned, best map or none into the frozen index: of old", best, 1.3))
     judged += _ladder_claims(rows)
     equal = [row["equal_share"] for row in rows if row["part"] == "ranking"]
     if equal:

@@ -16,13 +16,16 @@ from models.encoder.axes import smaller
 from models.encoder.pairs import Task
 from models.encoder.tuning.layer_fit import tune_layers
 from models.encoder.tuning.layers import LayerOptions, TokenStates, TopLayers, kept_states
+from models.encoder.upgrade import TASK, OldSpace, UpgradeSample, candidates
 from tessera.bench.encoder.learning import BASE, PERMUTED, TUNED, row_of
 from tessera.bench.encoder.shop import TOKENS, TRANSFORMER, Shop, transformer_directory
 
 LATENT, FROZEN, ALONE, LADDER = "latent attention", "frozen", "exit alone", "ladder"
 LADDER_PERMUTED = "ladder, permuted pairs"
+MAPPED = "tuned, in the frozen index"
 ROTATED, PREFIX = "rotation", "prefix"
 _TUNED_LAYERS = 2
+_PAIRS = 1_000
 WIDTHS = (384, 128, 32)
 """Widths of a ladder, the widest first."""
 
@@ -50,15 +53,43 @@ class _Layers:
 
 
 def top_layers(shop: Shop) -> list[dict[str, Any]]:
-    """Returns rows of a frozen transformer, of its top two layers tuned, of latent attention, and of the control."""
+    """Returns rows of a frozen transformer, of its top two layers tuned, of latent attention, and of the control.
+
+    The tuned vectors of new items are also searched in the index of frozen vectors, by each kind of map.
+    """
     frozen = shop.vectors(TRANSFORMER)
     rows = [row_of(shop, TRANSFORMER, BASE, frozen, pairs=0, rounds=0)]
     task, two = shop.task(frozen), _Layers(shop)
     for variant, own in ((TUNED, task), (PERMUTED, task.permuted(shop.seed))):
         found, rounds = two.fit(own, f"layers-{variant}")
-        rows.append(row_of(shop, TRANSFORMER, variant, found.popitem()[1], pairs=own.pairs, rounds=rounds))
+        vectors = found.popitem()[1]
+        rows.append(row_of(shop, TRANSFORMER, variant, vectors, pairs=own.pairs, rounds=rounds))
+        if variant == TUNED:
+            rows += _mapped(shop, frozen, vectors)
     found, rounds = _Layers(shop, 0).fit(task, "latent", pool="latent", rate=1e-3)
     return [*rows, row_of(shop, TRANSFORMER, LATENT, found.popitem()[1], pairs=task.pairs, rounds=rounds)]
+
+
+def _mapped(shop: Shop, old: NDArray[np.float32], tuned: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Returns a row of each map of tuned vectors into the frozen index: recall of new items there."""
+    index = OldSpace(TRANSFORMER, old, ~shop.new, None, shop.gold)
+    known, new = np.flatnonzero(~shop.new & old.any(axis=1)), np.flatnonzero(shop.new)
+    order = np.random.default_rng([shop.seed, 5]).permutation(known)
+    count = min(_PAIRS, 2 * len(order) // 3)
+    if count < old.shape[1]:
+        # A map needs as many pairs as dimensions.
+        return []
+    sample = UpgradeSample(TUNED, order[:count], order[count:], new, tuned)
+    return [
+        {
+            "seed": shop.seed,
+            "base": TRANSFORMER,
+            "variant": f"{MAPPED}, {found.map.kind}",
+            "recall@50": found.fidelity["recall"],
+            "of_old": found.fidelity[TASK],
+        }
+        for found in candidates(index, sample, seed=shop.seed)
+    ]
 
 
 def ladder(shop: Shop) -> list[dict[str, Any]]:

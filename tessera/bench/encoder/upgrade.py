@@ -65,6 +65,7 @@ _REFIT, _NEWER, _TUNED = "LSA refitted", "MiniLM replaced", "MiniLM tuned"
 _AXES, _PREFIX, _LADDER, _FULL = "rotation", "plain prefix", "Matryoshka prefix", "full width"
 _PREFIXES = (16, 32, 64, 128)
 _OLD, _AGAIN, _NONE = "old vectors", "re-embedded", "no map"
+_EVERY = "ridge, all known items"
 # One epoch of patience for `tessera run`'s two: the same order, in fewer epochs.
 _TRAIN = TrainConfig(patience=1)
 Row = dict[str, Any]
@@ -285,7 +286,8 @@ def _ranker(config: TrainConfig, shop: Shop) -> list[Row]:
         labels = test["label"].to_numpy().astype(np.float32)
         return quality(labels, predict(trained.ranker, source, examples(test))).auc or 0.0
 
-    found = {_OLD: auc(old), "ridge": auc(mapped), _NONE: auc(newer)}
+    every = fit_map("ridge", Pairs(new_id, "old", newer[order], old[order]), seed=seed).of(newer, space=new_id)
+    found = {_OLD: auc(old), "ridge": auc(mapped), _EVERY: auc(every), _NONE: auc(newer)}
     return [
         {"case": "ranker", "vectors": "LSA", "method": method, "auc": value, "auc_less_old": value - found[_OLD]}
         for method, value in found.items()
