@@ -8,8 +8,12 @@ torch is imported on use, since a worker that encodes with LSA does not load it.
 
 import gc
 import platform
-from collections.abc import Callable, Mapping
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -50,6 +54,11 @@ class Device:
         return self.name == "cpu"
 
     @property
+    def label(self) -> str:
+        """Name for people: `cpu`, or the card with its driver and versions."""
+        return label_of(self.about)
+
+    @property
     def torch(self) -> "TorchDevice":
         """Device of torch."""
         import torch
@@ -86,12 +95,8 @@ class Device:
             return
         import torch
 
-        try:
+        with named_faults():
             torch.cuda.synchronize()
-        except RuntimeError as error:
-            raise DeviceError(
-                f"device cuda: the card failed: {error}; run again, it continues at the checkpoint"
-            ) from error
 
     def free_bytes(self) -> int | None:
         """Returns the free memory of the card in bytes. None for the processor."""
@@ -168,11 +173,43 @@ class _Graph:
             self._graph = torch.cuda.CUDAGraph()
             # Recording does not run the step: the replay below does.
             try:
-                with torch.cuda.graph(self._graph):
+                # A thread that loads the next block may use the card meanwhile.
+                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                     self._step()
             except RuntimeError as error:
                 raise DeviceError(f"device cuda: the step cannot be captured as a graph: {error}") from error
         self._graph.replay()
+
+
+@contextmanager
+def named_faults() -> Iterator[None]:
+    """Names faults of a card that occur inside the block. Other errors pass through.
+
+    Raises:
+        DeviceError: The card has no memory left, or failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if fault := _fault(error):
+            raise DeviceError(fault) from error
+        raise
+
+
+def _fault(error: RuntimeError) -> str | None:
+    """Returns the message for a fault of a card; None for any other error."""
+    import torch
+
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"device cuda: the card has no memory left: {first}; use a smaller training.batch, "
+            'training.row_precision = "float16", a smaller table.budget, or device = "cpu"'
+        )
+    lost = getattr(torch, "AcceleratorError", None)
+    if (lost is not None and isinstance(error, lost)) or "CUDA" in first:
+        return f"device cuda: the card failed: {first}; run again, training continues at its checkpoint"
+    return None
 
 
 CPU = Device("cpu", {"device": "cpu", "processor": platform.processor() or platform.machine()})
@@ -200,6 +237,14 @@ def resolve(choice: DeviceChoice = "auto", *, fused: bool = True) -> Device:
     raise DeviceError(f'device = "cuda": {missing}')
 
 
+def label_of(about: Mapping[str, str]) -> str:
+    """Returns the name for people of a device's description, `Device.about`; nothing is known of it: `cpu`."""
+    if "card" not in about:
+        return "cpu"
+    named = ("driver", "cuda", "torch", "fbgemm")
+    return ", ".join([about["card"], *(f"{name} {about[name]}" for name in named if name in about)])
+
+
 def missing_part(*, fused: bool = True) -> str | None:
     """Returns the part that a GPU lacks, with the remedy; None if all parts are there."""
     import torch
@@ -224,18 +269,38 @@ def _missing_kernels() -> str | None:
     return None
 
 
+@cache
 def _about_card() -> dict[str, str]:
     import torch
 
     found = torch.cuda.get_device_properties(0)
-    return {
+    about = {
         "device": "cuda",
         "card": found.name,
         "memory_bytes": str(found.total_memory),
         "capability": f"{found.major}.{found.minor}",
+        "driver": _driver(),
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
     }
+    try:
+        import fbgemm_gpu
+    except (ImportError, OSError, AttributeError):
+        return about
+    return about | {"fbgemm": str(getattr(fbgemm_gpu, "__version__", "unknown"))}
+
+
+def _driver() -> str:
+    """Returns the version of the card's driver; `unknown` if `nvidia-smi` is missing or fails."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "unknown"
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return (found.stdout.split() or ["unknown"])[0]
 
 
 def _discard(value: Any) -> None:

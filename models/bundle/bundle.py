@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from features.content.chain import load_view
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
+from features.device import DeviceChoice, resolve
 from features.durable import write_directory
 from features.errors import BundleError
 from features.hashing import HashSpec
@@ -93,6 +94,7 @@ class BundleParts:
         aggregates: State of the schema's aggregates after the last event before the test part, a file to copy; None if
             the schema has none.
         trained_until, positions, choices: As in `Manifest`.
+        device: Description of the device that trained the ranker, see `features.device.Device.about`.
     """
 
     dataset: Dataset
@@ -114,6 +116,7 @@ class BundleParts:
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
     choices: Mapping[str, Any] = field(default_factory=dict)
+    device: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,8 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             views=_view_ids(parts.views, encoder),
             concepts=_checked({name: load_concepts(path) for name, path in parts.concepts.items()}, encoder),
             aspects={name: load_aspect(path).id for name, path in parts.aspects.items()},
+            # A processor is not named: the bits are the same on all, and equal bundles must have equal ids.
+            device=dict(parts.device) if "card" in parts.device else {},
         )
         named = msgspec.structs.replace(manifest, id=_identity(manifest))
         (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
@@ -263,17 +268,20 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
     return load_bundle(destination)
 
 
-def load_bundle(directory: str | Path) -> Bundle:
+def load_bundle(directory: str | Path, *, device: DeviceChoice = "cpu") -> Bundle:
     """Opens a bundle and checks all its files.
 
     Args:
         directory: Directory that `tessera run` wrote, like `out/publish/bundle`.
+        device: Device on which the codebook computes Semantic IDs: `cpu`, `cuda`, or `auto` for a GPU if torch can use
+            one. The codes are the same on all. A bundle opens on each device, whichever trained it.
 
     Returns:
         The bundle. Tables and models are read on first use.
 
     Raises:
         BundleError: A file is missing, added or altered, or this release does not read the format or hash contract.
+        DeviceError: `device` is `cuda`, and a part that a GPU needs is missing.
 
     Example:
         >>> bundle = load_bundle("out/publish/bundle")
@@ -304,7 +312,7 @@ def load_bundle(directory: str | Path) -> Bundle:
             problem = "is missing" if name not in hashes else "is not in the manifest or was altered (sha256 differs)"
             raise BundleError(f"{directory / name} {problem}; fetch the bundle {manifest.id} again")
     spec = msgspec.convert(manifest.hash, HashSpec)
-    bundle = Bundle(directory, manifest)
+    bundle = Bundle(directory, manifest, resolve(device, fused=False))
     if spec != bundle.schema.hash_spec:
         raise BundleError(f"{path}: hash contract {spec} does not fit the schema's {bundle.schema.hash_spec}")
     return bundle

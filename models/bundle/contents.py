@@ -18,6 +18,7 @@ from features.content.chain import View, load_view
 from features.content.encoder import Encoder
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
+from features.device import CPU, Device
 from features.errors import BundleError
 from models.encoder.meaning.aspects import Aspect, load_aspect
 from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
@@ -96,6 +97,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         views: Ids of the views of the items' vectors, by name; the base space has no entry.
         concepts: Ids of the heads of concepts, by the name of their directory.
         aspects: Ids of the aspects, by name.
+        device: Card on which the ranker was trained, its driver and versions. Empty for a processor.
     """
 
     id: str
@@ -117,6 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     views: dict[str, str] = {}
     concepts: dict[str, str] = {}
     aspects: dict[str, str] = {}
+    device: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,12 @@ class BundleContents:
     Attributes:
         directory: Directory of the bundle.
         manifest: Content of `manifest.json`.
+        device: Device on which the codebook encodes. Codes do not depend on it.
     """
 
     directory: Path
     manifest: Manifest
+    device: Device = CPU
 
     @property
     def id(self) -> str:
@@ -199,7 +204,7 @@ class BundleContents:
         """The codebook of the items' Semantic IDs. None without Semantic IDs."""
         if self.manifest.codebook is None:
             return None
-        codebook = codebooks.load(self.directory / "codebook")
+        codebook = codebooks.load(self.directory / "codebook", self.device)
         _same("codebook", codebook.id, self.manifest.codebook)
         return codebook
 

@@ -31,8 +31,10 @@ def load_ranker(directory: Path, config: TrainConfig) -> tuple[Schema, Trained]:
     ranker = new_ranker(schema, config)
     restore(ranker, load_file(directory / "ranker.safetensors"))
     sketch = Sketch(load_file(directory / "admission.safetensors")["cells"].numpy())
-    epochs = msgspec.json.decode((directory / "epochs.json").read_bytes())["validation_log_loss"]
-    return schema, Trained(ranker.eval(), sketch, tuple(epochs))
+    kept = msgspec.json.decode((directory / "epochs.json").read_bytes())
+    epochs = tuple(kept["validation_log_loss"])
+    # Earlier releases trained on processors alone, and did not write it.
+    return schema, Trained(ranker.eval(), sketch, epochs, device=kept.get("device", {"device": "cpu"}))
 
 
 def _write_json(path: Path, data: object) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from features.device import CPU, Device, DeviceChoice, resolve
+from features.device import CPU, Device, DeviceChoice, named_faults, resolve
 from features.errors import DatasetError, TrainingError
 from features.frame import Frame
 from features.frame_blocks import Blocks
@@ -133,7 +133,7 @@ def train(
         DeviceError: The device is missing, too small or lost.
     """
     device = resolve(config.device)
-    with fixed_threads(config.threads):
+    with fixed_threads(config.threads), named_faults():
         parts = {name: frame.blocks(name) for name in (_TRAIN, _VALIDATION)}
         positives = {name: _positives(name, blocks) for name, blocks in parts.items()}
         source = sighted(schema, frame, parts[_TRAIN])
@@ -271,16 +271,22 @@ class _Training:
         source, rows = self._blocks.load(_VALIDATION, number)
         found = predict(self.ranker, source, rows, self._device)
         if not np.isfinite(found).all():
-            raise TrainingError(
-                f"training diverged in epoch {self._epoch}: predictions are no longer numbers; lower table_rate "
-                f"({self._config.table_rate}) or network_rate ({self._config.network_rate})"
-            )
+            raise self._diverged()
         return _log_loss(found, rows.labels)
+
+    def _diverged(self) -> TrainingError:
+        return TrainingError(
+            f"training diverged in epoch {self._epoch}: predictions are no longer numbers; lower table_rate "
+            f"({self._config.table_rate}) or network_rate ({self._config.network_rate})"
+        )
 
     def _stopped(self) -> bool:
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self._config.patience
 
     def _save(self, path: Path) -> None:
+        """Writes a checkpoint, unless the network is no longer made of numbers: no later run could go on from it."""
+        if not all(bool(torch.isfinite(own).all()) for own in self.ranker.network.parameters()):
+            raise self._diverged()
         tensors = {f"now.{name}": tensor for name, tensor in snapshot(self.ranker).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
         tensors |= {

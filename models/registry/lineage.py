@@ -8,7 +8,7 @@ from models.registry.mlflow_client import Tracking
 from models.registry.release import BUNDLE_TAG, ENDED_TAG
 
 _DATASET_TAG = "tessera.dataset"
-_ORIGIN = ("encoder", "codebook", "parent", "code", "engine")
+_ORIGIN = ("encoder", "codebook", "parent", "code", "engine", "device")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Lineage:
         parent: Id of the bundle whose table started the training (warm start), or None.
         code: Version of the code and libraries of the run, see `tessera.code_version`. None in earlier releases.
         engine: Engine of the table in training, `torchrec` or `plain`. None in earlier releases.
+        device: Device that trained the ranker: `cpu`, or a card with its driver and versions. None in earlier releases.
         profile: Profile of the data, in the form of `tessera check --json`.
     """
 
@@ -30,6 +31,7 @@ class Lineage:
     parent: str | None = None
     code: str | None = None
     engine: str | None = None
+    device: str | None = None
     profile: dict[str, Any] = field(default_factory=dict)
 
     def tags(self) -> dict[str, str]:

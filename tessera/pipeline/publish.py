@@ -13,6 +13,7 @@ from rich.text import Text
 
 from features.content.chain import load_view
 from features.content.kinds import load_encoder
+from features.device import label_of
 from features.errors import BundleError
 from features.frame import Frame
 from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
@@ -115,6 +116,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             trained_until=trained_until(frame, job.dataset),
             positions=job.options.positions,
             choices=choices,
+            device=model.device,
         )
         write_bundle(parts, directory / "bundle")
 
@@ -220,6 +222,7 @@ class Publisher:
                     parent=origin.parent,
                     code=origin.code,
                     engine=origin.engine,
+                    device=label_of(bundle.manifest.device),
                     profile=origin.profile,
                 ),
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from rich.text import Text
 
+from features.device import resolve
 from features.durable import write_directory
 from models.ranker.reads import LEAST_EVENTS, ItemReads, choose_reads
 from models.ranker.stored import save_ranker
@@ -72,6 +73,7 @@ def train(job: Job, framed: Finished, chosen: Finished | None) -> Finished:
         else:
             parts = read_choice(chosen).parts if chosen else options.reads
             schema = schema if parts is None else reading(schema, parts)
+        job.console.print(Text(f"train: on {resolve(config.device).label}", "dim"))
         jobs = ((RANKER, schema, start), (HASHED_ID, baseline, None))
         for number, (name, shape, begin) in enumerate(jobs):
             model = directory / name

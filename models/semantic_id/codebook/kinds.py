@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.config import nearest
+from features.device import CPU, Device
 from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
@@ -222,8 +223,12 @@ def _configured(kind: type[Config], fixed: dict[str, Any], options: Mapping[str,
         raise DatasetError(f"quantizer: {error}; see {kind.__name__}") from error
 
 
-def load(directory: Path) -> Quantizer:
+def load(directory: Path, device: Device = CPU) -> Quantizer:
     """Loads a codebook of any kind.
+
+    Args:
+        directory: Directory that `save` wrote.
+        device: Device on which a codebook with an attribute `device` encodes; other kinds stay on the processor.
 
     Raises:
         BundleError: The directory holds no codebook, a codebook of an unknown kind, or an incomplete codebook.
@@ -236,7 +241,10 @@ def load(directory: Path) -> Quantizer:
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise BundleError(f"{directory} does not hold a whole codebook: {error}; fetch or fit it again") from error
     if kind in KINDS:
-        return KINDS[kind].load(directory)
+        found = KINDS[kind].load(directory)
+        if hasattr(found, "device"):
+            found.device = device
+        return found
     from models.semantic_id.codebook import match
 
     if kind == match.KIND:

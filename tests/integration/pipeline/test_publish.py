@@ -59,6 +59,7 @@ def test_who_may_challenge_the_champion(
         assert lineage.dataset
         assert lineage.parent is None
         assert lineage.engine == "torchrec"
+        assert lineage.device == "cpu"
         assert lineage.code == code_version("tessera.pipeline.run")
         profile = json.loads((tmp_path / "home" / "mlflow" / world.dataset.name / version.run_id / "artifacts" /
                               "profile.json").read_text())  # fmt: skip

@@ -17,6 +17,7 @@ from models.ranker import train as training
 from models.ranker.evaluate import quality
 from models.ranker.loading import assembler, examples, sighted
 from models.ranker.network import Ranker, TargetAttention
+from models.ranker.stored import load_ranker, save_ranker
 from models.ranker.train import new_ranker, predict, restore, snapshot, train
 from models.table.default_schema import TableOptions, default_schema, hashed_id_schema
 from tests.build import COLOURS, LIKED, SMALL_TRAIN, coloured_dataset, coloured_frame, coloured_schema
@@ -219,6 +220,21 @@ def test_an_empty_part_and_a_label_that_is_none_are_refused() -> None:
 def test_a_training_that_diverges_says_so() -> None:
     with pytest.raises(TrainingError, match=r"diverged in epoch 0.*table_rate"):
         train(SCHEMA, FRAME, replace(SMALL_TRAIN, network_rate=float("inf")))
+
+
+def test_a_checkpoint_is_never_written_of_a_training_that_diverged(tmp_path: Path) -> None:
+    checkpointing = training.Checkpointing(tmp_path / "here", seconds=0.0)
+    with pytest.raises(TrainingError, match="diverged in epoch 0"):
+        train(SCHEMA, FRAME, replace(SMALL_TRAIN, network_rate=float("inf")), checkpointing=checkpointing)
+    assert not checkpointing.path.exists()
+
+
+def test_a_stored_ranker_names_the_device_of_its_training(tmp_path: Path) -> None:
+    trained = replace(
+        train(SCHEMA, FRAME, replace(SMALL_TRAIN, max_epochs=1)), device={"device": "cuda", "card": "H100"}
+    )
+    save_ranker(tmp_path, SCHEMA, trained)
+    assert load_ranker(tmp_path, SMALL_TRAIN)[1].device == trained.device
 
 
 @pytest.mark.parametrize("options", [TableOptions(dim=4, history="attention"), TableOptions(dim=4, content=True)])
