@@ -53,7 +53,7 @@ class _Layers:
 
 
 def top_layers(shop: Shop) -> list[dict[str, Any]]:
-    """Returns rows of a frozen transformer, of its top two layers tuned, of latent attention, and of the control.
+    """Returns rows of a frozen transformer, of its top two layers tuned, and of the control.
 
     The tuned vectors of new items are also searched in the index of frozen vectors, by each kind of map.
     """
@@ -66,8 +66,7 @@ def top_layers(shop: Shop) -> list[dict[str, Any]]:
         rows.append(row_of(shop, TRANSFORMER, variant, vectors, pairs=own.pairs, rounds=rounds))
         if variant == TUNED:
             rows += _mapped(shop, frozen, vectors)
-    found, rounds = _Layers(shop, 0).fit(task, "latent", pool="latent", rate=1e-3)
-    return [*rows, row_of(shop, TRANSFORMER, LATENT, found.popitem()[1], pairs=task.pairs, rounds=rounds)]
+    return rows
 
 
 def _mapped(shop: Shop, old: NDArray[np.float32], tuned: NDArray[np.float32]) -> list[dict[str, Any]]:
@@ -93,7 +92,10 @@ def _mapped(shop: Shop, old: NDArray[np.float32], tuned: NDArray[np.float32]) ->
 
 
 def ladder(shop: Shop) -> list[dict[str, Any]]:
-    """Returns rows of each exit and width of one fit, beside frozen layers, fits of one exit each, and the control."""
+    """Returns rows of each exit and width of one fit, beside frozen layers, fits of one exit each, and the control.
+
+    Latent attention on the frozen top layer has rows too.
+    """
     two, task = _Layers(shop), shop.task(shop.vectors(TRANSFORMER))
     total = TopLayers(two.model, two.options()).total
     exits = (total - 1, total)
@@ -101,7 +103,8 @@ def ladder(shop: Shop) -> list[dict[str, Any]]:
     alone = {one: two.fit(task, f"alone-{one}", exits=(one,))[0][one] for one in exits}
     trained, _ = two.fit(task, "ladder", exits=exits)
     control, _ = two.fit(task.permuted(shop.seed), "ladder-permuted", exits=exits)
-    spaces = {FROZEN: frozen, ALONE: alone, LADDER: trained, LADDER_PERMUTED: control}
+    latent, _ = _Layers(shop, 0).fit(task, "latent", pool="latent", rate=1e-3)
+    spaces = {FROZEN: frozen, ALONE: alone, LADDER: trained, LADDER_PERMUTED: control, LATENT: latent}
     return [
         {
             "seed": shop.seed,
@@ -114,7 +117,7 @@ def ladder(shop: Shop) -> list[dict[str, Any]]:
             "recall@50": shop.recall(_narrow(vectors[one], width, way)),
         }
         for name, vectors in spaces.items()
-        for one in exits
+        for one in vectors
         for width in WIDTHS
         for way in (ROTATED, PREFIX)
         if width < vectors[one].shape[1] or way == ROTATED
