@@ -10,14 +10,15 @@ Shape letters: N vectors, D dim, B bits, W = B / 8 bytes.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features.content.encoder import content_id
+from features.content.encoder import content_id, load_part
 from features.content.step import Centre, Floats, Rotate, load_step, save_steps
-from features.errors import BundleError, DatasetError
+from features.errors import DatasetError
 
 Codes = NDArray[np.uint8]
 DESCRIPTION = "bits.json"
@@ -91,17 +92,14 @@ def load_bits(directory: Path) -> BitCode:
     Raises:
         BundleError: A file is missing or damaged.
     """
-    try:
-        found = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
+
+    def read(found: dict[str, Any]) -> BitCode:
         centre, turn = (load_step(directory / name) for name in found["steps"])
         if not isinstance(centre, Centre) or not isinstance(turn, Rotate):
             raise TypeError(f"steps of kind {centre.kind} and {turn.kind}")
-        loaded = BitCode(found["source"], centre, turn)
-    except (OSError, KeyError, TypeError, ValueError, msgspec.DecodeError, DatasetError) as error:
-        raise BundleError(f"{directory}: holds no bit code that can be read ({error}); fit it again") from error
-    if loaded.id != found["id"]:
-        raise BundleError(f"{directory}: holds bits {loaded.id}, expected {found['id']}; fit them again")
-    return loaded
+        return BitCode(found["source"], centre, turn)
+
+    return load_part(directory, DESCRIPTION, read, what="bit code", remedy="fit it again")
 
 
 def hamming(query: Codes, codes: Codes) -> NDArray[np.int64]:

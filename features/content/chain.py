@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content.content import fields_of
-from features.content.encoder import DESCRIPTION, Encoder, content_id, unit
+from features.content.encoder import DESCRIPTION, Encoder, content_id, load_part, unit
 from features.content.step import VectorStep, load_step, save_steps
 from features.errors import BundleError, DatasetError
 
@@ -142,12 +142,12 @@ def load_view(directory: Path) -> View:
     Raises:
         BundleError: A file is missing or damaged.
     """
-    try:
-        description = msgspec.json.decode((directory / "view.json").read_bytes())
-        steps = tuple(load_step(directory / name) for name in description["steps"])
-        view = View(description["name"], description["source"], steps)
-    except (OSError, KeyError, TypeError, msgspec.DecodeError) as error:
-        raise BundleError(f"{directory}: holds no view that can be read ({error}); fit it again") from error
-    if view.id != description["id"]:
-        raise BundleError(f"{directory}: holds view {view.id}, expected {description['id']}; fit it again")
-    return view
+    return load_part(
+        directory,
+        "view.json",
+        lambda found: View(
+            found["name"], found["source"], tuple(load_step(directory / name) for name in found["steps"])
+        ),
+        what="view",
+        remedy="fit it again",
+    )

@@ -6,12 +6,16 @@ with. Vectors of two encoder ids must never be compared.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from features.errors import BundleError, DatasetError
 
 DESCRIPTION = "encoder.json"
 
@@ -36,6 +40,41 @@ class Encoder(Protocol):
     def save(self, directory: Path) -> None:
         """Writes everything `load_encoder` needs into an existing empty directory."""
         ...
+
+
+class Named(Protocol):
+    """Part of a bundle that an id names."""
+
+    @property
+    def id(self) -> str:
+        """Hash of the content."""
+        ...
+
+
+Part = TypeVar("Part", bound=Named)
+
+
+def load_part(directory: Path, file: str, read: Callable[[dict[str, Any]], Part], *, what: str, remedy: str) -> Part:
+    """Loads a part that was saved with a description, and checks its id.
+
+    Args:
+        directory: Directory of the part.
+        file: Name of the description, JSON with the field `id`.
+        read: Makes the part of the decoded description.
+        what: Name of the part, for errors.
+        remedy: Advice for errors.
+
+    Raises:
+        BundleError: A file is missing or damaged, or the part has another id than the description says.
+    """
+    try:
+        description = msgspec.json.decode((directory / file).read_bytes())
+        part, expected = read(description), description["id"]
+    except (OSError, KeyError, TypeError, ValueError, msgspec.MsgspecError, SafetensorError, DatasetError) as error:
+        raise BundleError(f"{directory}: holds no {what} that can be read ({error}); {remedy}") from error
+    if part.id != expected:
+        raise BundleError(f"{directory}: holds {what} {part.id}, expected {expected}; {remedy}")
+    return part
 
 
 def content_id(name: str, *parts: bytes) -> str:

@@ -7,19 +7,19 @@ Shape letters: N vectors, D source dim, E target dim.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from features.content.chain import apply_steps, check_steps
-from features.content.encoder import content_id
+from features.content.encoder import content_id, load_part
 from features.content.step import VectorStep, load_step, save_steps
-from features.errors import BundleError, DatasetError
+from features.errors import DatasetError
 
 MapKind = Literal["none", "shift", "procrustes", "ridge", "mlp", "composed"]
 Aim = Literal["codes", "gain", "both"]
@@ -116,20 +116,12 @@ def load_map(directory: Path) -> SpaceMap:
     Raises:
         BundleError: A file is missing or damaged.
     """
-    try:
-        found = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
+
+    def read(found: dict[str, Any]) -> SpaceMap:
         legs = tuple(load_step(directory / name) for name in found["legs"])
         if legs:
             check_steps(legs, legs[0].width, of=found["source"])
-        described = msgspec.convert(
-            {name: found[name] for name in ("source", "target", "kind", "pairs", "fidelity", "aim")} | {"legs": ()},
-            SpaceMap,
-        )
-    except (OSError, KeyError, TypeError, msgspec.MsgspecError, DatasetError) as error:
-        raise BundleError(f"{directory}: holds no map that can be read ({error}); fit it again") from error
-    loaded = SpaceMap(
-        described.source, described.target, described.kind, described.pairs, legs, described.fidelity, described.aim
-    )
-    if loaded.id != found["id"]:
-        raise BundleError(f"{directory}: holds map {loaded.id}, expected {found['id']}; fit it again")
-    return loaded
+        named = {name: found[name] for name in ("source", "target", "kind", "pairs", "fidelity", "aim")}
+        return replace(msgspec.convert(named | {"legs": ()}, SpaceMap), legs=legs)
+
+    return load_part(directory, DESCRIPTION, read, what="map", remedy="fit it again")

@@ -17,13 +17,12 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from features.content.chain import View, load_view
-from features.content.encoder import content_id, unit
+from features.content.encoder import content_id, load_part, unit
 from features.content.step import Affine
-from features.errors import BundleError, DatasetError
+from features.errors import DatasetError
 
 Floats = NDArray[np.float32]
 Row = Mapping[str, Any]
@@ -125,24 +124,14 @@ def load_aspect(directory: Path) -> Aspect:
     Raises:
         BundleError: A file is missing or damaged.
     """
-    try:
-        description = msgspec.json.decode((directory / _DESCRIPTION).read_bytes())
+
+    def read(found: dict[str, Any]) -> Aspect:
         tensors = load_file(directory / _TENSORS)
         numbers = {name.removeprefix("bins."): bins for name, bins in tensors.items() if name.startswith("bins.")}
-        aspect = Aspect(
-            description["name"],
-            tuple(description["columns"]),
-            load_view(directory / "head"),
-            tuple(description["values"]),
-            tensors["table"],
-            numbers,
-        )
-        expected = description["id"]
-    except (OSError, KeyError, TypeError, msgspec.DecodeError, SafetensorError) as error:
-        raise BundleError(f"{directory}: holds no aspect that can be read ({error}); fit it again") from error
-    if aspect.id != expected:
-        raise BundleError(f"{directory}: holds {aspect.id}, expected {expected}; fit the aspect again")
-    return aspect
+        head, columns, values = load_view(directory / "head"), tuple(found["columns"]), tuple(found["values"])
+        return Aspect(found["name"], columns, head, values, tensors["table"], numbers)
+
+    return load_part(directory, _DESCRIPTION, read, what="aspect", remedy="fit the aspect again")
 
 
 def parts(value: Any) -> list[str]:

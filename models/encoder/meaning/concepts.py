@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
-from features.content.encoder import content_id, unit
+from features.content.encoder import content_id, load_part, unit
 from features.content.fixed_point import FixedPoint
-from features.errors import BundleError, DatasetError
+from features.errors import DatasetError
 
 Floats = NDArray[np.float32]
 _DESCRIPTION, _TENSORS = "concepts.json", "concepts.safetensors"
@@ -158,16 +157,12 @@ def load_concepts(directory: Path) -> ConceptHead:
     Raises:
         BundleError: A file is missing or damaged.
     """
-    try:
-        description = msgspec.json.decode((directory / _DESCRIPTION).read_bytes())
-        concepts = msgspec.convert(description["concepts"], tuple[Concept, ...])
-        head = ConceptHead(description["source"], concepts, load_file(directory / _TENSORS))
-        expected = description["id"]
-    except (OSError, KeyError, TypeError, msgspec.MsgspecError, SafetensorError, DatasetError) as error:
-        raise BundleError(f"{directory}: holds no concepts that can be read ({error}); fit them again") from error
-    if head.id != expected:
-        raise BundleError(f"{directory}: holds {head.id}, expected {expected}; fit the concepts again")
-    return head
+
+    def read(found: dict[str, Any]) -> ConceptHead:
+        concepts = msgspec.convert(found["concepts"], tuple[Concept, ...])
+        return ConceptHead(found["source"], concepts, load_file(directory / _TENSORS))
+
+    return load_part(directory, _DESCRIPTION, read, what="concepts", remedy="fit the concepts again")
 
 
 def join(heads: Sequence[ConceptHead]) -> ConceptHead:
