@@ -161,6 +161,17 @@ def shown_items(train: Blocks, items: int, *, positive: bool = False) -> NDArray
     return shown
 
 
+def without_visits(examples: pl.DataFrame, items: NDArray[np.bool_]) -> pl.DataFrame:
+    """Returns examples whose histories have no visit of some items.
+
+    Args:
+        examples: Examples with `history`, lists of item rows.
+        items: (N,) True for each item whose visits are taken out.
+    """
+    numbers = pl.Series(np.flatnonzero(items), dtype=pl.UInt32).implode()
+    return examples.with_columns(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
+
+
 def stored_blocks(directory: Path) -> dict[str, Blocks]:
     """Opens the blocks of each part below `directory`; only the numbers of rows are read."""
     return {part: _stored(sorted((directory / DIRECTORY).glob(f"{part}-*.parquet"))) for part in PARTS}

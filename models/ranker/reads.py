@@ -22,7 +22,7 @@ from features.aggregate.plan import AggregatePlan
 from features.aggregate_frame import with_aggregates
 from features.durable import write_file
 from features.frame import Frame
-from features.frame_blocks import held_blocks
+from features.frame_blocks import held_blocks, without_visits
 from models.ranker.evaluate import quality
 from models.ranker.train import TrainConfig, predict_part, train
 from models.table.admission import Admission
@@ -175,12 +175,10 @@ def _read(kept: Path | None) -> dict[str, Trial]:
 
 def _without(frame: Frame, held_out: NDArray[np.bool_]) -> tuple[Frame, pl.DataFrame]:
     """Returns one block of the frame without the held-out items, and the events of those items as of new items."""
-    numbers = pl.Series(np.flatnonzero(held_out), dtype=pl.UInt32).implode()
     parts: dict[str, Any] = {}
     new = []
     for name in ("train", "validation"):
-        block = frame.blocks(name).read(0)
-        block = block.with_columns(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
+        block = without_visits(frame.blocks(name).read(0), held_out)
         is_new = pl.Series(held_out[block["item"].to_numpy()])
         parts[name] = held_blocks(block.filter(~is_new), 1)
         new.append(block.filter(is_new))

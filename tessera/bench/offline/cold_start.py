@@ -26,6 +26,7 @@ from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_items
 from features.errors import DatasetError
 from features.frame import Frame
+from features.frame_blocks import without_visits
 from features.history import DEFAULT_LENGTH
 from models.encoder.measure import new_items
 from models.ranker.evaluate import Quality, quality
@@ -278,7 +279,7 @@ class ColdWorld:
         codebook = rqvae.fit(coded[~new], shape, alike=alike)
         content = vectors, codebook.encode(coded)
         frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
-        frame = without(frame, pl.Series(np.flatnonzero(new), dtype=pl.UInt32))
+        frame = without(frame, new)
         return (frame if self._thinned is None else self._thinned(frame)), codebook
 
     def _new(self, items: pl.DataFrame) -> NDArray[np.bool_]:
@@ -296,14 +297,9 @@ class ColdWorld:
         return chosen.fill_null(False).to_numpy()
 
 
-def without(frame: Frame, held_out: pl.Series) -> Frame:
-    """Returns the frame whose items `held_out` (row numbers) are in no history, with their events as part `new`."""
-    numbers = held_out.implode()
-    known = frame.examples.select(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
-    is_new = frame.examples["item"].is_in(numbers)
-    return frame.replace(
-        examples=frame.examples.with_columns(
-            history=known["history"],
-            split=pl.when(is_new).then(pl.lit("new")).otherwise(pl.col("split")),
-        ),
-    )
+def without(frame: Frame, held_out: NDArray[np.bool_]) -> Frame:
+    """Returns the frame whose items `held_out` (N,) are in no history, with their events as part `new`."""
+    examples = without_visits(frame.examples, held_out)
+    is_new = pl.Series(np.isin(examples["item"].to_numpy(), np.flatnonzero(held_out)))
+    split = pl.when(is_new).then(pl.lit("new")).otherwise(pl.col("split"))
+    return frame.replace(examples=examples.with_columns(split=split))

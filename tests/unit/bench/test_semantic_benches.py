@@ -34,7 +34,7 @@ def test_held_out_items_stand_in_no_history_and_in_no_part_but_new() -> None:
         schema={"item": pl.UInt32, "history": pl.List(pl.UInt32), "split": pl.String},
     )
     frame = Frame(pl.DataFrame(), pl.DataFrame(), examples)
-    found = cold_start.without(frame, pl.Series([1], dtype=pl.UInt32)).examples
+    found = cold_start.without(frame, np.array([False, True, False])).examples
     assert found["history"].to_list() == [[2], [], [], [0, 2]]
     assert found["split"].to_list() == ["train", "new", "test", "new"]
 
