@@ -20,6 +20,7 @@ encoder.add_typer(concept, name="concept")
 RunnerOption = Annotated[
     str, typer.Option(help="Engine of the encoding: direct, dask, prism, flink, spark or portable.")
 ]
+EndpointOption = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Address of that engine's cluster.")]
 RunArgument = Annotated[Path, typer.Argument(help="Directory that `tessera run --out` wrote.")]
 
 
@@ -187,6 +188,7 @@ def upgrade(
     name: Annotated[str | None, typer.Option(help="Name of the map; by default the encoder's id and the aim.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sample and of the fits.")] = 0,
     runner: RunnerOption = "direct",
+    endpoint: EndpointOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fit the map with which a new encoder serves a run's index and codebook; the run stays as it is."""
@@ -204,7 +206,7 @@ def upgrade(
         name=name,
         seed=seed,
     )
-    result = fit(run, to, options, engine=Settings.from_environment().engine(runner))
+    result = fit(run, to, options, engine=Settings.from_environment().engine(runner, endpoint))
     if json:
         print_json(result.to_json())
         return
@@ -228,13 +230,14 @@ def reembed(
         int | None, typer.Option(min=1, help="Most shards of 256 items to encode now; by default all.")
     ] = None,
     runner: RunnerOption = "direct",
+    endpoint: EndpointOption = None,
     json: JsonOption = False,
 ) -> None:
     """Encode the catalogue with an upgrade's encoder, urgent items first; the index changes space when all are done."""
     from tessera.encoders.reembed import reembed as encode
     from tessera.settings import Settings
 
-    found = encode(run, map_name, most=most, engine=Settings.from_environment().engine(runner))
+    found = encode(run, map_name, most=most, engine=Settings.from_environment().engine(runner, endpoint))
     if json:
         print_json(asdict(found) | {"finished": found.finished})
         return

@@ -142,6 +142,33 @@ def test_the_index_flips_when_every_item_is_done(place: Path, upgraded: Path, mo
     assert np.array_equal(frame["vector"].to_numpy(), new.encode(texts["text"].to_list()))
 
 
+@pytest.mark.slow
+def test_another_engine_encodes_the_bytes_of_one_process(
+    place: Path, upgraded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reembedding, "SHARD_ITEMS", 50)
+    run, new = place / "run", str(place / "new")
+    for name, engine in (("direct", "direct"), ("dask", "dask")):
+        asked = ["encoder", "upgrade", str(run), "--to", new, "--name", name, "--least", "first_codes=0"]
+        found = CliRunner().invoke(app, [*asked, "--runner", engine])
+        assert found.exit_code == 0, found.output
+        found = CliRunner().invoke(app, ["encoder", "reembed", str(run), "--map", name, "--runner", engine])
+        assert found.exit_code == 0, found.output
+    one, other = (files(run / "maps" / name / "reembedded") for name in ("direct", "dask"))
+    assert one == other
+    assert one
+    maps = [(run / "maps" / name / "map.json").read_bytes() for name in ("direct", "dask")]
+    assert maps[0] == maps[1]
+
+
+def test_an_engine_refuses_an_endpoint_that_it_cannot_use(place: Path) -> None:
+    for command in (["upgrade", "--to", str(place / "new")], ["reembed", "--map", "up"]):
+        asked = ["encoder", command[0], str(place / "run"), *command[1:], "--endpoint", "127.0.0.1:8786"]
+        found = CliRunner().invoke(app, asked)
+        assert isinstance(found.exception, TesseraError)
+        assert "of no use" in str(found.exception)
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
