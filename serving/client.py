@@ -119,8 +119,9 @@ class Client:
             filter: Condition on the items' filterable columns.
             view: View of the vectors, such as `base`. Default: for an item `similar`, if the bundle has that view,
                 otherwise `base`.
-            meaning: Fields of the request about aspects and concepts: `aspect`, a name; `avoid` and `without`, lists of
-                names; `explain`, True for the concepts that an item shares with the query.
+            meaning: Fields of the request about aspects, concepts and channels: `aspect`, a name; `avoid` and
+                `without`, lists of names; `explain`, True for the concepts that an item shares with the query;
+                `channels` of a text, a list of `content` and `lexical`.
 
         Returns:
             Items with their cosine similarity, nearest first.

@@ -37,11 +37,14 @@ class RankedItem(msgspec.Struct, frozen=True):
         item: Id of the item.
         score: Probability of a positive event.
         reasons: Contribution of each feature to the log-odds. None unless the request asked for reasons.
+        concepts: Concepts shared most with the items that the user liked, each with `concept`, `share` and `predicted`;
+            None unless the request asked for reasons.
     """
 
     item: str
     score: float
     reasons: dict[str, float] | None = None
+    concepts: list[dict[str, Any]] | None = None
 
 
 class Ranking(msgspec.Struct, frozen=True):
@@ -76,13 +79,15 @@ class RetrievedItem(msgspec.Struct, frozen=True):
 
     Attributes:
         item: Id of the item.
-        score: Cosine similarity.
+        score: Cosine similarity; BM25 of the words alone; the sum of reciprocal ranks of two channels.
+        ranks: Rank in each channel that found the item, from 1; None unless a text asked.
         concepts: Concepts shared most with the query, each with `concept`, `share` and `predicted`; None unless asked.
     """
 
     item: str
     score: float
     concepts: list[dict[str, Any]] | None = None
+    ranks: dict[str, int] | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -110,6 +115,7 @@ class Retrieval(msgspec.Struct, frozen=True):
         plan: Search plan.
         view: View in which the items are nearest.
         aspect: Aspect in which they are nearest, if one was asked for.
+        channels: Channels that were searched; None unless a text asked.
     """
 
     bundle: str
@@ -117,6 +123,7 @@ class Retrieval(msgspec.Struct, frozen=True):
     plan: Plan
     view: str = "base"
     aspect: str | None = None
+    channels: list[str] | None = None
 
 
 class Embeddings(msgspec.Struct, frozen=True):

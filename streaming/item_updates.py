@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from features.content.content import FIELDS, contents, fields_of
+from features.content.lexical import pack_terms
 from features.message import Rows, item_rows
 from models.bundle import record
 from models.bundle.bundle import Bundle
@@ -100,7 +101,8 @@ class ItemUpdates:
 
     def _encoded(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
         encoder, codebook = self._bundle.encoder, self._bundle.codebook
-        vectors, codes, _ = self._bundle.encode_items(contents(frame))
+        texts = contents(frame)
+        vectors, codes, _ = self._bundle.encode_items(texts)
         features = frame.drop("message_row", "text", FIELDS, "item_id", strict=False).to_dicts()
         ids = frame["item_id"].to_list()
         return {
@@ -110,6 +112,7 @@ class ItemUpdates:
                 codes=codes[row].tolist(),
                 features=features[row],
                 codebook=codebook.id if codebook else "",
+                terms=pack_terms(texts[row]) if encoder else b"",
             )
             for row in range(frame.height)
         }

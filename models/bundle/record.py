@@ -39,6 +39,8 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
         codes: Semantic ID, empty without content.
         features: Values of the item's feature columns, by column.
         codebook: Id of the codebook that assigned `codes`, or "".
+        terms: Terms of the item's text, see `features.content.lexical.pack_terms`. Empty without text, and in records
+            of releases whose stream did not keep the terms.
     """
 
     encoder: str
@@ -46,6 +48,7 @@ class ItemRecord(msgspec.Struct, frozen=True, array_like=True):
     codes: list[int]
     features: dict[str, Any]
     codebook: str = ""
+    terms: bytes = b""
 
     def content(self) -> NDArray[np.float32]:
         """Returns the vector (D,) float32."""
@@ -65,7 +68,9 @@ class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode(record: ItemRecord | HistoryRecord) -> bytes:
-    """Encodes a record: a msgpack array in the order of the fields."""
+    """Encodes a record: a msgpack array in the order of the fields. An item without terms has no field for them."""
+    if isinstance(record, ItemRecord) and not record.terms:
+        return msgspec.msgpack.encode(msgspec.structs.astuple(record)[:-1])
     return msgspec.msgpack.encode(record)
 
 

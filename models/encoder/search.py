@@ -100,12 +100,12 @@ def by_words(texts: Sequence[str], depth: int = _DEPTH) -> Channel:
     return lambda phrases: [index.search(phrase, depth) for phrase in phrases]
 
 
-def fused(channels: Sequence[Channel], depth: int = _DEPTH) -> Channel:
-    """Returns the channel of several channels' lists, fused by reciprocal ranks."""
+def fused(channels: Sequence[Channel], depth: int = _DEPTH, weights: Sequence[float] = ()) -> Channel:
+    """Returns the channel of several channels' lists, fused by reciprocal ranks; see `fuse_scores`."""
 
     def search(phrases: Sequence[str]) -> list[NDArray[np.int64]]:
         each = [channel(phrases) for channel in channels]
-        return [fuse(lists, depth) for lists in zip(*each, strict=True)]
+        return [fuse(lists, depth, weights) for lists in zip(*each, strict=True)]
 
     return search
 

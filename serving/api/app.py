@@ -185,7 +185,9 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 k=body.k,
                 wanted=body.filter,
                 view=body.view,
-                meant=Meant(body.aspect, tuple(body.avoid), tuple(body.without), body.explain),
+                meant=Meant(
+                    body.aspect, tuple(body.avoid), tuple(body.without), body.explain, tuple(body.channels or ())
+                ),
             )
         metrics.plans.labels(answer.plan.method).inc()
         return retrieve_response(answer)

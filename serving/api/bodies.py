@@ -1,7 +1,7 @@
 """Bodies of requests and answers, as OpenAPI shows them. Wrong types are refused here, before any lookup."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -112,6 +112,9 @@ class RankedItemBody(BaseModel):
         default=None,
         description="Contribution of each feature to the log-odds: with it less without it, largest first.",
     )
+    concepts: "list[SharedConceptBody] | None" = Field(
+        default=None, description="Concepts shared most with the items that the user liked, if asked to explain."
+    )
 
 
 class RankResponse(BaseModel):
@@ -162,6 +165,11 @@ class RetrieveRequest(BaseModel):
         default=[], description="Concepts that no item may carry, by its column or, where that is empty, predicted."
     )
     explain: bool = Field(default=False, description="Name the concepts that each item shares most with the query.")
+    channels: Annotated[list[Literal["content", "lexical"]], Field(min_length=1, max_length=2)] | None = Field(
+        default=None,
+        description="Channels of a text: content, the vectors; lexical, the words (BM25). Two channels are fused by "
+        "reciprocal ranks. By default both; content alone with avoid, or if the bundle has no texts.",
+    )
 
     @model_validator(mode="after")
     def _one_query(self) -> "RetrieveRequest":
@@ -171,6 +179,14 @@ class RetrieveRequest(BaseModel):
             raise ValueError("aspect and view are both spaces to search in; leave one out")
         if self.aspect is not None and self.avoid and self.text is None:
             raise ValueError("an aspect of items has no concepts to avoid; use without, or leave aspect out")
+        if self.channels is not None and (self.text is None or self.aspect is not None):
+            raise ValueError("channels search a text outside aspects; leave channels out")
+        if self.channels is not None and len(set(self.channels)) < len(self.channels):
+            raise ValueError("channels: a channel is named twice; name it once")
+        if self.avoid and "lexical" in (self.channels or ()):
+            raise ValueError("words have no concepts to avoid; use without, or the channel content alone")
+        if self.view is not None and self.channels == ["lexical"]:
+            raise ValueError("the channel lexical has no view; leave view out")
         return self
 
 
@@ -186,7 +202,13 @@ class RetrievedItemBody(BaseModel):
     """Retrieved item of an answer."""
 
     item: str
-    score: float = Field(description="Cosine similarity; 0 for the most popular items, which are the fallback.")
+    score: float = Field(
+        description="Cosine similarity; BM25 for the channel lexical alone; 1 / (60 + rank) of content and 10 / (60 + "
+        "rank) of lexical where both are fused; 0 for the most popular items, which are the fallback."
+    )
+    ranks: dict[str, int] | None = Field(
+        default=None, description="Rank in each channel that found the item, from 1; for a text alone."
+    )
     concepts: list[SharedConceptBody] | None = Field(
         default=None, description="Concepts shared most with the query, if the request asked to explain."
     )
@@ -195,7 +217,7 @@ class RetrievedItemBody(BaseModel):
 class PlanView(BaseModel):
     """Search plan of a retrieval."""
 
-    method: str = Field(description="exact, ivf, ivf+filter, ivf>filter, or popular.")
+    method: str = Field(description="exact, ivf, ivf+filter, ivf>filter, words, or popular.")
     why: str
     share: float = Field(description="Approximate share of the items that match.")
     matches: int | None = Field(description="Number of matches, if counted.")
@@ -209,6 +231,7 @@ class RetrieveResponse(BaseModel):
     plan: PlanView
     view: str = Field(description="View in which the items are nearest.")
     aspect: str | None = Field(default=None, description="Aspect in which they are, where one was asked for.")
+    channels: list[str] | None = Field(default=None, description="Channels that were searched; for a text alone.")
 
 
 class EmbeddingsRequest(BaseModel):

@@ -1,5 +1,6 @@
 """Converts answers of a service to the bodies of HTTP responses."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from serving.api.bodies import (
     SharedConceptBody,
 )
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
+from serving.retrieval.meaning import SharedConcept
 from serving.rollout.impression import Impression
 
 
@@ -27,11 +29,12 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
         clock: True if times are in microseconds since 1970, False if they are positions.
     """
     reasons: list[dict[str, float] | None] = [*answer.reasons] or [None] * len(answer.items)
+    shared = _shared(answer.shared, len(answer.items))
     return RankResponse(
         bundle=answer.bundle,
         items=[
-            RankedItemBody(item=item, score=score, reasons=contributions)
-            for (item, score), contributions in zip(answer.items, reasons, strict=True)
+            RankedItemBody(item=item, score=score, reasons=contributions, concepts=concepts)
+            for (item, score), contributions, concepts in zip(answer.items, reasons, shared, strict=True)
         ],
         known_user=answer.known_user,
         unknown_items=answer.unknown_items,
@@ -45,17 +48,18 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
 def retrieve_response(answer: RetrievalAnswer) -> RetrieveResponse:
     """Converts the result of a retrieval."""
     plan = answer.plan
-    found = [[SharedConceptBody(**one._asdict()) for one in concepts] for concepts in answer.shared]
-    shared: list[list[SharedConceptBody] | None] = [*found] or [None] * len(answer.items)
+    shared = _shared(answer.shared, len(answer.items))
+    ranks = [dict(one) for one in answer.ranks] if answer.channels else [None] * len(answer.items)
     return RetrieveResponse(
         bundle=answer.bundle,
         items=[
-            RetrievedItemBody(item=item, score=score, concepts=concepts)
-            for (item, score), concepts in zip(answer.items, shared, strict=True)
+            RetrievedItemBody(item=item, score=score, ranks=own, concepts=concepts)
+            for (item, score), own, concepts in zip(answer.items, ranks, shared, strict=True)
         ],
         plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
         view=answer.view,
         aspect=answer.aspect,
+        channels=list(answer.channels) or None,
     )
 
 
@@ -70,6 +74,11 @@ def item_response(view: ItemView) -> ItemResponse:
         vector=view.vector,
         attributes=view.attributes,
     )
+
+
+def _shared(found: Sequence[Sequence[SharedConcept]], items: int) -> list[list[SharedConceptBody] | None]:
+    """Returns the concepts of each item, None for each if no explanation was asked for."""
+    return [[SharedConceptBody(**one._asdict()) for one in concepts] for concepts in found] or [None] * items
 
 
 def _as_of(answered: AsOf | None, *, clock: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Answers of a service, before they are encoded for HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ class RankingAnswer:
         stale: True if the store did not answer, so that rows or history may be old.
         reasons: Contribution of each feature to the log-odds of each item. Empty unless the request asked for reasons.
         as_of: Time as of which aggregates were answered. None without aggregates.
+        shared: Concepts that each item shares most with the items that the user liked. Empty unless the request asked
+            for reasons and the bundle has concepts.
     """
 
     bundle: str
@@ -35,6 +37,7 @@ class RankingAnswer:
     stale: bool
     reasons: list[dict[str, float]]
     as_of: AsOf | None = None
+    shared: Sequence[Sequence[SharedConcept]] = ()
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,14 @@ class RetrievalAnswer:
 
     Attributes:
         bundle: Id of the bundle that answered.
-        items: Item id and inner product of the unit vectors, best first.
+        items: Item id and score, best first: the inner product of the unit vectors, BM25 of the words alone, or the sum
+            of reciprocal ranks of both.
         plan: Search plan.
         view: View in which the items are nearest.
         aspect: Aspect in which the items are nearest, instead of the view; None if none was asked for.
         shared: Concepts that each item shares most with the query. Empty unless the request asked for them.
+        channels: Channels of a text search. Empty for an item or a user.
+        ranks: Rank of each item in each channel that found it, from 1. Empty without channels.
     """
 
     bundle: str
@@ -56,6 +62,8 @@ class RetrievalAnswer:
     view: str
     aspect: str | None = None
     shared: Sequence[Sequence[SharedConcept]] = ()
+    channels: Sequence[str] = ()
+    ranks: Sequence[Mapping[str, int]] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A `RankService` is bound to one bundle. Rows, histories and items are read under
 the bundle.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,38 +11,30 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
-from features.content.chain import BASE, SIMILAR
-from features.errors import BundleError, EventError, StoreError
-from models.bundle import record
+from features.errors import EventError, StoreError
 from models.bundle.bundle import Bundle
-from models.bundle.catalogue import Catalogue
 from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.local import context_frame
 from models.bundle.request_aggregates import AsOf
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
 from serving.ranking.aggregates import RequestAggregates
-from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer, published_view, stored_view
+from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.ranking.histories import Histories
+from serving.ranking.item_retrieval import ItemRetrieval
+from serving.ranking.live_catalogue import LiveCatalogue
 from serving.ranking.rows import RowReader, StoreRows
-from serving.retrieval.filter import Attributes, Filter
-from serving.retrieval.meaning import NOTHING, Meaning, Meant, SharedConcept
-from serving.retrieval.retriever import Retriever
-from serving.store.feed import Feed
+from serving.retrieval.filter import Filter
+from serving.retrieval.meaning import NOTHING, Meant, SharedConcept
 from serving.store.fill import require_loaded
 from serving.store.protocol import OnlineStore
 
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
-_RETRIEVED = 200
-# Number of items that are applied under the lock at a time, while rankings wait.
-_AT_ONCE = 64
 # Shortest time that a bundle which another server released stays in the store while this server answers from it.
 _LEASE_S = 60.0
-_LOGGER = logging.getLogger(__name__)
 
 
 class RankService:
@@ -53,7 +44,6 @@ class RankService:
         bundle: The bundle.
         rows: Source of the rows.
         embeddings: Embeddings of feature values.
-        unreadable: Ids of the items whose record cannot be applied.
 
     Args:
         bundle: The bundle.
@@ -70,40 +60,22 @@ class RankService:
         self._store = store
         self.rows = rows or StoreRows(store, bundle.id)
         self._schema = bundle.schema
-        self._catalogue = Catalogue(bundle)
-        self._published = len(self._catalogue.item_ids)
-        self._default_item = self._catalogue.add_default_item()
-        items = bundle.dataset.items
-        filterable = items.filterable if items is not None else ()
-        featured = (*items.categorical_features, *items.numeric_features) if items is not None else ()
-        kept = items.attributes if items is not None else ()
-        self._attributes = tuple(dict.fromkeys((*featured, *filterable, *kept)))
-        of_csv = csv_sources(bundle.dataset)
-        self._meaning = Meaning(bundle.concepts, bundle.id)
-        named = self._meaning.with_columns(bundle.items, self._catalogue.vectors[: bundle.items.height])
-        attributes = Attributes(named, (*filterable, *self._meaning.filterable), of_csv="item" in of_csv)
-        aspects = {
-            name: (aspect, bundle.items.select(aspect.columns).to_dicts()) for name, aspect in bundle.aspects.items()
-        }
-        self._retriever = Retriever(self._catalogue, attributes, bundle.views, aspects)
-        self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
+        self._live = LiveCatalogue(bundle, store, self._histories, outlasts=self.rows.outlasts_store)
+        self._catalogue = self._live.catalogue
+        self._retrieval = ItemRetrieval(bundle, self._live, self._histories)
+        self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
         self.embeddings = EmbeddingClient(
             self._schema,
             self._catalogue.admission,
             self.rows.read_rows,
             version=bundle.canonical,
-            of_csv=of_csv,
+            of_csv=csv_sources(bundle.dataset),
         )
-        # Cursors of `refresh`. One refresh runs at a time.
-        self._items = Feed(store, bundle.id, record.ITEM)
-        self._admissions = Feed(store, bundle.id, record.ADMITTED)
+        # One refresh runs at a time.
         self._refreshing = threading.Lock()
         self._renew_at = 0.0
-        self.unreadable: set[str] = set()
-        # Guards catalogue and index. The network does not run under this lock.
-        self._lock = threading.RLock()
         self.refresh()
 
     @property
@@ -119,7 +91,12 @@ class RankService:
     @property
     def items(self) -> int:
         """Number of items that can be ranked."""
-        return len(self._catalogue.item_numbers) - len(self._catalogue.deleted)
+        return self._live.size
+
+    @property
+    def unreadable(self) -> set[str]:
+        """Ids of the items whose record cannot be applied."""
+        return self._live.unreadable
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
@@ -142,17 +119,7 @@ class RankService:
         """
         with self._refreshing:
             self._require_loaded()
-            for chunk in self._admissions.read():
-                for _, payload in chunk:
-                    keys = record.decode_admitted(payload)
-                    with self._lock:
-                        self._catalogue.admission.admit(keys)
-            count = 0
-            for chunk in self._items.read():
-                count += len(chunk)
-                for start in range(0, len(chunk), _AT_ONCE):
-                    self._apply(dict(chunk[start : start + _AT_ONCE]))
-            return count
+            return self._live.refresh()
 
     def _require_loaded(self) -> None:
         """Checks that the store has the bundle, and extends its time if another server has released it."""
@@ -203,54 +170,48 @@ class RankService:
         now_us = time.time_ns() // 1_000 if at is None else at
         event = context_frame(self.bundle, context or {}, at_us=now_us)
         events = Entities(self._schema, "event", event, self._catalogue.admission)
+        live = self._live
         if candidates is not None:
-            self._learn([name for name in candidates if name not in self._catalogue.item_numbers])
+            live.learn(candidates)
             names = list(dict.fromkeys(candidates))
-            with self._lock:
-                items = np.array([self._number(name) for name in names], dtype=np.int64)
+            with live.lock:
+                items = live.numbers(names)
                 asked = self._aggregates.of(user, items)
         with trace.span("history"):
             stored = self._histories.read(user, asked.ids if candidates is not None else ())
         if candidates is None:
-            with self._lock:
-                names, items = self._retrieved(stored.history, k, wanted, meant)
+            with live.lock:
+                items = self._retrieval.candidates(stored.history, k, wanted, meant)
+                names = live.names(items)
                 asked = self._aggregates.of(user, items)
             if asked.ids:
                 stored = self._histories.read(user, asked.ids)
         columns, as_of = self._aggregates.answer(asked, stored, at)
-        with self._lock:
+        with live.lock:
             trace.note(candidates=len(items), retrieved=candidates is None)
             known_user = stored.history is not None or user in self._catalogue.user_numbers
-            history = self._visited(stored.history)
+            history = live.visited(stored.history)
             lookups = self._scorer.lookups(user, items, history, events, columns) if len(items) else None
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
+        shared: list[list[SharedConcept]] = []
         if lookups is not None:
             vectors = self.rows.read_rows(lookups.rows)
             scores = self._scorer.score(lookups, vectors)
             order = np.argsort(-scores, kind="stable")[:k]
-            reasons = self._scorer.explain(lookups, vectors, order) if explain else []
+            if explain:
+                reasons = self._scorer.explain(lookups, vectors, order)
+                shared = self._retrieval.shared_with(history, items[order])
         return RankingAnswer(
             bundle=self.bundle.id,
             items=[(names[index], float(scores[index])) for index in order],
             known_user=known_user,
-            unknown_items=[
-                name for name, item in zip(names, items.tolist(), strict=True) if item == self._default_item
-            ],
+            unknown_items=[name for name, item in zip(names, items.tolist(), strict=True) if item == live.default_item],
             retrieved=candidates is None,
             stale=stored.stale,
             reasons=reasons,
             as_of=as_of,
+            shared=shared,
         )
-
-    def _retrieved(
-        self, stored: bytes | None, k: int, wanted: Filter | None, meant: Meant
-    ) -> tuple[list[str], NDArray[np.int64]]:
-        """Returns ids and numbers of the items nearest to what the user liked."""
-        history = self._visited(stored)
-        taste = self._meaning.steered(self._retriever.taste(history), meant.avoid)
-        allowed = self._meaning.excluding(meant.without, wanted)
-        items, *_ = self._retriever.search(taste, max(_RETRIEVED, k), allowed, without=history)
-        return [self._catalogue.item_ids[number] for number in items.tolist()], items
 
     def retrieve(
         self,
@@ -270,98 +231,24 @@ class RankService:
             k: Largest number of items to return.
             wanted: Condition that the items must meet.
             view: One of `views`. Default: for an item `similar`, if the bundle has that view, otherwise `base`.
-            meant: Aspect in which items are near, concepts to avoid or to exclude, and the wish for an explanation.
+            meant: Aspect in which items are near, concepts to avoid or to exclude, channels of a text, and the wish for
+                an explanation.
 
         Raises:
-            EventError: The item, the view, the aspect or a concept is unknown, the bundle has no encoder for the text,
-                or the filter does not fit.
+            EventError: The item, the view, the aspect, a channel or a concept is unknown, the bundle has no encoder for
+                the text, or the filter does not fit.
             StoreError: The store does not answer.
         """
-        chosen = view or (self._similar_view if item is not None else BASE)
-        if chosen not in self.views:
-            raise EventError(f"view: bundle {self.bundle.id} has no view {view!r}; choose of {', '.join(self.views)}")
-        if meant.aspect is not None and meant.aspect not in self._retriever.aspects:
-            known = ", ".join(self._retriever.aspects) or "none; declare [items.aspects] and run again"
-            raise EventError(f"aspect: bundle {self.bundle.id} has no aspect {meant.aspect!r}; choose of {known}")
-        if wanted is not None:
-            wanted.check_size()
-        allowed = self._meaning.excluding(meant.without, wanted)
-        stored = None
-        if user is not None:
-            with trace.span("history"):
-                stored = self._histories.read(user).history
-        vector = self._encoded(text) if text is not None else None
-        if item is not None and item not in self._catalogue.item_numbers:
-            self._learn([item])
-        with self._lock:
-            without = self._visited(stored)
-            if item is not None:
-                if self._number(item) == self._default_item:
-                    raise EventError(f"item: {item!r} is unknown, or was deleted")
-                without = np.array([self._number(item)], dtype=np.int64)
-            query = vector if text is not None else self._retriever.taste(without)
-            steered = self._meaning.steered(query, meant.avoid)
-            if meant.aspect is not None:
-                asked = without if steered is None or text is None else steered
-                found = self._retriever.search_aspect(meant.aspect, asked, k, allowed, without=without)
-            else:
-                found = self._retriever.search(steered, k, allowed, without=without, view=chosen)
-            numbers, scores, plan = found
-            names = [self._catalogue.item_ids[number] for number in numbers.tolist()]
-            vectors = self._catalogue.vectors[numbers] if meant.explain else None
-        shared = [] if vectors is None or query is None else self._shared(query, vectors, names, item)
-        ranked = list(zip(names, scores.tolist(), strict=True))
-        return RetrievalAnswer(self.bundle.id, ranked, plan, chosen, meant.aspect, shared)
-
-    def _shared(
-        self, query: NDArray[np.float32], vectors: NDArray[np.float32], names: Sequence[str], item: str | None
-    ) -> list[list[SharedConcept]]:
-        """Returns the concepts that each answer shares most with the query."""
-        asking = self._declared([item]) if item is not None else []
-        return [
-            self._meaning.shared(query, vector, [declared, *asking])
-            for declared, vector in zip(self._declared(names), vectors, strict=True)
-        ]
-
-    def _declared(self, names: Sequence[str]) -> list[Mapping[str, Any]]:
-        """Returns the columns of items as the store or the bundle has them, the store first.
-
-        While the store is away, a server that answers without it reads the bundle alone.
-        """
-        found: list[Mapping[str, Any]] = []
-        try:
-            records = self._store.read_records(self.bundle.id, record.ITEM, names)
-        except StoreError:
-            if not self.rows.outlasts_store:
-                raise
-            records = [None] * len(names)
-        for name, data in zip(names, records, strict=True):
-            number = self._catalogue.item_numbers.get(name, self._published)
-            published = self.bundle.items.row(number, named=True) if number < self._published else {}
-            stored = {} if data in (None, record.TOMBSTONE) else record.decode_item(data).features
-            found.append(published if data is None else stored)
-        return found
+        return self._retrieval.retrieve(item=item, user=user, text=text, k=k, wanted=wanted, view=view, meant=meant)
 
     @property
     def views(self) -> tuple[str, ...]:
         """Names of the views of the items' vectors, `base` first."""
-        return self._retriever.views
-
-    @property
-    def _similar_view(self) -> str:
-        return SIMILAR if SIMILAR in self.views else BASE
+        return self._live.retriever.views
 
     def item(self, name: str) -> ItemView | None:
         """Returns an item as the store or the bundle has it, the store first. None if it is unknown or deleted."""
-        stored = self._store.read_records(self.bundle.id, record.ITEM, [name])[0]
-        if stored is not None:
-            if stored == record.TOMBSTONE:
-                return None
-            return stored_view(self.bundle.id, name, record.decode_item(stored), self._attributes)
-        number = self._catalogue.item_numbers.get(name)
-        if number is None or number >= self._published or name in self._catalogue.deleted:
-            return None
-        return published_view(self.bundle, number, self._attributes)
+        return self._live.view(name)
 
     def aggregates(self, user: str, item: str, *, at: int | None = None) -> tuple[list[Reading], AsOf | None]:
         """Returns the aggregates that a ranking of one item for one user reads, and the time as of which they are.
@@ -374,9 +261,9 @@ class RankService:
         Raises:
             StoreError: The store does not answer.
         """
-        self._learn([item] if item not in self._catalogue.item_numbers else [])
-        with self._lock:
-            asked = self._aggregates.of(user, np.array([self._number(item)], dtype=np.int64))
+        self._live.learn([item])
+        with self._live.lock:
+            asked = self._aggregates.of(user, self._live.numbers([item]))
         columns, as_of = self._aggregates.answer(asked, self._histories.read(user, asked.ids), at)
         return ([] if columns is None else readings(self._schema.aggregates, columns[0])), as_of
 
@@ -389,66 +276,4 @@ class RankService:
             item: Id of a known item.
             count: Largest number of items to return.
         """
-        with self._lock:
-            nearest = self._retriever.similar(self._catalogue.item_numbers[item], count, self._similar_view)
-            return [(self._catalogue.item_ids[number], score) for number, score in nearest]
-
-    def _visited(self, stored: bytes | None) -> NDArray[np.int64]:
-        """Returns the numbers of the last items of a stored history that are in the catalogue, oldest first."""
-        numbers = self._catalogue.item_numbers
-        visited = record.decode_history(stored).items if stored else []
-        liked = [numbers[name] for name in visited if name in numbers][-self._schema.history_length :]
-        return np.array(liked, dtype=np.int64)
-
-    def _encoded(self, text: str) -> NDArray[np.float32]:
-        encoder = self.bundle.encoder
-        if encoder is None:
-            raise EventError(f"text: bundle {self.bundle.id} has no encoder; ask by item or user")
-        with trace.span("encode"):
-            vector: NDArray[np.float32] = encoder.encode([text])[0]
-        return vector
-
-    def _number(self, item: str) -> int:
-        """Returns the number of an item. An unknown or deleted item has the number of the item without values."""
-        known = item not in self._catalogue.deleted
-        return self._catalogue.item_numbers.get(item, self._default_item) if known else self._default_item
-
-    def _learn(self, unknown: Sequence[str]) -> None:
-        """Reads unknown candidates from the store, since the stream may have added them after the last refresh."""
-        if not unknown or self._histories.unavailable:
-            return
-        try:
-            payloads = self._store.read_records(self.bundle.id, record.ITEM, unknown)
-            self._apply({name: data for name, data in zip(unknown, payloads, strict=True) if data is not None})
-        except StoreError:
-            if not self.rows.outlasts_store:
-                raise
-
-    def _apply(self, payloads: Mapping[str, bytes]) -> None:
-        """Applies records of items. An unreadable record is skipped and logged, and all others are applied."""
-        try:
-            self._put(payloads)
-        except (StoreError, BundleError):
-            raise
-        except Exception as error:
-            # A library may raise any error at a value that another process wrote.
-            if len(payloads) > 1:
-                for name, data in payloads.items():
-                    self._apply({name: data})
-                return
-            (name,) = payloads
-            if name not in self.unreadable:
-                self.unreadable.add(name)
-                _LOGGER.error("item %r is left out, its record cannot be read: %s", name, error)
-        else:
-            self.unreadable.difference_update(payloads)
-
-    def _put(self, payloads: Mapping[str, bytes]) -> None:
-        items = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
-        with self._lock:
-            self._catalogue.put_items(items)
-            self._catalogue.remove_items([name for name in payloads if name not in items])
-            numbers = [self._catalogue.item_numbers[name] for name in payloads]
-            rows = [items[name].features if name in items else {} for name in payloads]
-            meant = self._meaning.columns(self._catalogue.vectors[np.array(numbers, dtype=np.int64)], rows)
-            self._retriever.update(numbers, [row | more for row, more in zip(rows, meant, strict=True)])
+        return self._retrieval.similar(item, count)

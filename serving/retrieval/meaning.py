@@ -26,19 +26,21 @@ SHARED = 3
 
 @dataclass(frozen=True)
 class Meant:
-    """Part of a request that speaks of aspects and concepts.
+    """Part of a request that speaks of aspects, concepts and channels.
 
     Attributes:
         aspect: Aspect in which items must be near; None for a view.
         avoid: Concepts from which the query steers away.
         without: Concepts that no answer may carry.
         explain: True if each answer names the concepts that it shares most with the query.
+        channels: Channels of a text search; empty for all that fit the request.
     """
 
     aspect: str | None = None
     avoid: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     explain: bool = False
+    channels: tuple[str, ...] = ()
 
 
 NOTHING = Meant()
@@ -73,7 +75,7 @@ class Meaning:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the concepts."""
+        """Names of the concepts; empty if the bundle has none."""
         return self._head.names if self._head else ()
 
     @property

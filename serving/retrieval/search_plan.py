@@ -8,7 +8,8 @@ class SearchPlan:
     """Plan of a search, as it was carried out.
 
     Attributes:
-        method: exact, ivf, ivf+filter (under a bitmap), ivf>filter (found first, filtered after), or popular.
+        method: exact, ivf, ivf+filter (under a bitmap), ivf>filter (found first, filtered after), words (the
+            lexical channel alone), or popular.
         share: Approximate share of the items that match.
         matches: Number of matches, if it was counted.
         lists: Inverted lists that were scanned.
@@ -34,4 +35,6 @@ class SearchPlan:
             return f"to scan {self.lists} lists under a bitmap of {self.matches:,} matches {costs}"
         if self.method == "ivf>filter":
             return f"about {self.share:.0%} match: found without the filter, filtered after"
+        if self.method == "words":
+            return f"the words of the query are in {self.matches:,} items"
         return "no vector to search by: the most popular"

@@ -146,6 +146,9 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     three, plain = (mean("search", base, "search", "hit@10") for base in (reading.THREE, LSA))
     if three is not None and plain is not None:
         judged.append(at_least("hit@10 of a text search: three channels less LSA alone", three - plain, 0.05))
+    served, words = (mean("search", base, "search", "hit@10") for base in (reading.SERVED, reading.WORDS))
+    if served is not None and words is not None:
+        judged.append(at_least("hit@10 of a text search: as served less BM25 alone", served - words, -0.005))
     for measure, target in (("items_per_s", 30.0), ("recall@50", 0.75)):
         table, teacher = (mean("static", base, BASE, measure) for base in (reading.STATIC, TRANSFORMER))
         if table is not None and teacher:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from features.content import lsa, static
 from features.content.encoder import Encoder, unit
+from features.content.lexical import LEXICAL_WEIGHT
 from features.content.passages import passages
 from models.encoder.search import (
     Channel,
@@ -22,7 +23,7 @@ from models.encoder.search import (
 )
 from tessera.bench.encoder.shop import LSA, TRANSFORMER, Shop, transformer, transformer_directory
 
-WORDS, THREE = "BM25", "three channels"
+WORDS, THREE, SERVED = "BM25", "three channels", "lsa + BM25 as served"
 STATIC, RANDOM_TABLE = "static", "random token table"
 TRUNCATED, MEAN_OF_CHUNKS, BEST_CHUNK = "truncated", "mean of chunks", "best chunk"
 DRAWN_CHUNK, WHOLE = "drawn chunk", "whole text"
@@ -50,6 +51,7 @@ def text_search(shop: Shop) -> list[dict[str, Any]]:
     }
     channels = single | {
         f"{LSA} + {WORDS}": fused([single[LSA], single[WORDS]]),
+        SERVED: fused([single[LSA], single[WORDS]], weights=[1.0, LEXICAL_WEIGHT]),
         THREE: fused(list(single.values())),
     }
     return [

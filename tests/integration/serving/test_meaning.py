@@ -126,6 +126,19 @@ def test_avoid_steers_away_and_explain_names_shared_concepts(place: Place) -> No
     assert all(one["predicted"] for row in plain for one in row["concepts"] if one["concept"] == "own")
 
 
+def test_reasons_of_a_ranking_name_the_concepts_shared_with_liked_items(place: Place) -> None:
+    user = place.bundle.history["user_id"][0]
+    plain = place.post("/v1/rank", user=user, k=5).json()["items"]
+    assert all("concepts" not in one for one in plain)
+    ranked = place.post("/v1/rank", user=user, k=5, explain=True).json()["items"]
+    found = place.post("/v1/retrieve", user=user, k=200, explain=True).json()["items"]
+    by_retrieval = {one["item"]: one["concepts"] for one in found}
+    assert [one["concepts"] for one in ranked] == [by_retrieval[one["item"]] for one in ranked]
+    assert all(one["concepts"] for one in ranked)
+    stranger = place.post("/v1/rank", user="nobody", k=2, explain=True).json()["items"]
+    assert all("concepts" not in one for one in stranger)
+
+
 @pytest.mark.parametrize(
     ("asked", "field", "fault"),
     [
@@ -191,8 +204,8 @@ def test_a_mirror_explains_while_the_store_is_away(meant: World, tmp_path: Path)
     service = RankService(meant.bundle, store, MirrorRows(mirror, StoreRows(store, meant.bundle.id)))
     expected = service.retrieve(**asked)
     assert expected.shared
-    service._store = away
+    service._live._store = away
     assert service.retrieve(**asked).shared == expected.shared
-    service.rows = StoreRows(away, meant.bundle.id)
+    service._live._outlasts = False
     with pytest.raises(StoreError):
         service.retrieve(**asked)

@@ -85,7 +85,7 @@ def test_the_nearest_items_that_match_are_those_of_a_scan(place: Place) -> None:
 
 def test_a_text_and_a_user_are_ways_to_ask(place: Place) -> None:
     row = place.items.row(7, named=True)
-    by_text = place.post("/v1/retrieve", text=row["text"], k=3).json()
+    by_text = place.post("/v1/retrieve", text=row["text"], k=3, channels=["content"]).json()
     assert by_text["items"][0]["item"] == row["item_id"]
     assert by_text["items"][0]["score"] == pytest.approx(1.0, abs=1e-5)
     user = place.bundle.history["user_id"][0]

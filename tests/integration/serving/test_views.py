@@ -99,7 +99,7 @@ def test_an_item_of_the_stream_is_found_in_every_view(place: Place) -> None:
     encoder = place.bundle.encoder
     assert encoder is not None
     for view in (BASE, SIMILAR):
-        found = place.post("/v1/retrieve", text=item["title"], filter=recent, view=view).json()
+        found = place.post("/v1/retrieve", text=item["title"], filter=recent, view=view, channels=["content"]).json()
         assert [one["item"] for one in found["items"]] == [item["item_id"]], view
     vector = np.array([place.client.get(f"/v1/items/{item['item_id']}").json()["vector"]], dtype=np.float32)
     query = encoder.encode([item["title"]])
