@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +36,9 @@ class Metrics:
         )
         self.plans = Counter("tessera_retrievals", "Retrievals by method.", ["method"], registry=self.registry)
         self.items = Gauge("tessera_items", "Items that can be ranked.", registry=self.registry)
+        self.indexes = Gauge(
+            "tessera_index_bytes", "Bytes of each search index in memory.", ["index"], registry=self.registry
+        )
         self.unreadable = Gauge(
             "tessera_items_unreadable", "Items left out, since their records cannot be read.", registry=self.registry
         )
@@ -55,6 +59,12 @@ class Metrics:
         """Records which bundle answers from now on."""
         self.bundle.clear()
         self.bundle.labels(bundle).set(1)
+
+    def holds(self, indexes: Mapping[str, int]) -> None:
+        """Records the bytes of each search index, by name."""
+        self.indexes.clear()
+        for name, size_bytes in indexes.items():
+            self.indexes.labels(name).set(size_bytes)
 
     def page(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

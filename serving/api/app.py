@@ -300,6 +300,7 @@ def _operation(current: Router, parts: AppParts) -> APIRouter:
 def _note(metrics: Metrics, service: RankService) -> None:
     metrics.answers(service.bundle.id)
     metrics.items.set(service.items)
+    metrics.holds(service.index_bytes)
 
 
 def _readiness(service: RankService, refreshing: Rounds) -> ReadyResponse:
@@ -328,6 +329,7 @@ def _refreshing(current: Router, parts: AppParts) -> Background:
             with current.pinned() as service:
                 service.refresh()
                 parts.metrics.items.set(service.items)
+                parts.metrics.holds(service.index_bytes)
                 parts.metrics.unreadable.set(len(service.unreadable))
                 if isinstance(service.rows, MirrorRows):
                     parts.metrics.mirror_lag.set(service.rows.mirror.lag_s())

@@ -99,6 +99,11 @@ class RankService:
         return self._live.unreadable
 
     @property
+    def index_bytes(self) -> dict[str, int]:
+        """Bytes of each search index in memory, by the name of the view, the aspect or the channel."""
+        return self._live.retriever.size_bytes | self._live.texts.size_bytes
+
+    @property
     def item_types(self) -> dict[str, pl.DataType]:
         """Types of the item columns that item messages may set, by column."""
         return self._catalogue.item_types

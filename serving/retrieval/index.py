@@ -113,6 +113,13 @@ class VectorIndex:
         return len(self._vectors.array)
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of the vectors, and of their copies with numbers in the inverted lists."""
+        row = self._vectors.array.shape[1] * 4
+        copied = int(self._ivf.ntotal) if self._ivf is not None else 0
+        return len(self._vectors.array) * row + copied * (row + 8)
+
+    @property
     def outgrown(self) -> bool:
         """True if so many vectors were added that a new index would search faster."""
         return self.size >= max(_LEAST_INDEXED, 2 * self._trained_on)

@@ -229,6 +229,11 @@ class Retriever:
             return numbers, scores, plan
 
     @property
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes of each index, by the name of its view or aspect."""
+        return {name: one.index.size_bytes for name, one in (self._searchers | self._in_aspect).items()}
+
+    @property
     def aspects(self) -> tuple[str, ...]:
         """Names of the aspects."""
         return tuple(self._aspects)

@@ -63,6 +63,11 @@ class TextSearch:
         """Names of the channels that the items have."""
         return CHANNELS if self._words is not None else (CONTENT,)
 
+    @property
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes of the index of words, by the name of its channel; empty without that channel."""
+        return {} if self._words is None else {LEXICAL: self._words.size_bytes}
+
     def search(
         self,
         text: str,

@@ -91,6 +91,17 @@ def test_a_text_without_a_known_word_gives_the_most_popular(place: Place) -> Non
     assert [one["ranks"] for one in found["items"]] == [{}, {}, {}]
 
 
+def test_the_metrics_say_the_bytes_of_each_index(place: Place) -> None:
+    found = dict(
+        line.removeprefix("tessera_index_bytes").rsplit(" ", 1)
+        for line in place.client.get("/metrics").text.splitlines()
+        if line.startswith("tessera_index_bytes{")
+    )
+    rows, width = place.bundle.items.height + 1, len(place.items["content_vector"][0])
+    assert float(found['{index="base"}']) == rows * width * 4
+    assert 0 < float(found['{index="lexical"}']) < rows * 1_000
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
