@@ -115,7 +115,7 @@ class VectorIndex:
     @property
     def size_bytes(self) -> int:
         """Bytes of the vectors, and of their copies with numbers in the inverted lists."""
-        row = self._vectors.array.shape[1] * 4
+        row = int(self._vectors.array.shape[1]) * 4
         copied = int(self._ivf.ntotal) if self._ivf is not None else 0
         return len(self._vectors.array) * row + copied * (row + 8)
 
