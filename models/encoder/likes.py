@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
+
+from features.dataset.descriptor import Split
+from features.dataset.split import assign_split
 
 COMMON_FANS = 3
 """Fewest common fans of two items that count as alike."""
@@ -100,3 +104,21 @@ class Likes:
             place = np.arange(len(row)) - np.searchsorted(row, row)
             top = place < count
             yield block[row[top]].astype(np.int64), column[top].astype(np.int64), data[top]
+
+
+def training_likes(events: pl.DataFrame, split: Split, ids: pl.Series) -> Likes:
+    """Returns the likes of the training part, before a run has a frame.
+
+    Args:
+        events: Events of `features.dataset.tables.read_events`.
+        split: Split of the run.
+        ids: (N,) ids of the items; events of other items are left out.
+    """
+    if not {"user_id", "item_id"} <= set(events.columns):
+        return Likes(np.empty(0, np.int64), np.empty(0, np.int64), len(ids))
+    liked = events.filter((assign_split(events, split) == "train") & (pl.col("label") == 1))
+    rows = liked.select("user_id", "item_id").join(
+        pl.DataFrame({"item_id": ids}).with_row_index("row"), on="item_id", maintain_order="left"
+    )
+    users = rows["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+    return Likes(users, rows["row"].to_numpy().astype(np.int64), len(ids))

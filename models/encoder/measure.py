@@ -75,16 +75,29 @@ def recall(
         index: (N, D) unit vectors of the items that are found; by default `vectors`.
         count: Number of nearest items.
     """
+    shares = recalls(vectors, wanted, known, index=index, count=count)
+    return float(shares.mean()) if len(shares) else 0.0
+
+
+def recalls(
+    vectors: NDArray[np.float32],
+    wanted: Neighbours,
+    known: NDArray[np.bool_],
+    *,
+    index: Any = None,
+    count: int = NEAREST,
+) -> NDArray[np.float64]:
+    """Returns the share of each asking item's wanted neighbours among its `count` nearest known items; see `recall`."""
     items, place = np.unique(wanted.of, return_inverse=True)
     if not len(items):
-        return 0.0
+        return np.empty(0)
     found = nearest(vectors[items], vectors if index is None else index, known, count + 1)
     itself = found == items[:, None]
     # Without itself, or without the last one.
     itself[~itself.any(axis=1), -1] = found.shape[1] > count
     hits = (found[place] == wanted.item[:, None]) & ~itself[place]
-    share = np.bincount(place, hits.any(axis=1)) / np.bincount(place)
-    return float(share.mean())
+    shares: NDArray[np.float64] = np.bincount(place, hits.any(axis=1)) / np.bincount(place)
+    return shares
 
 
 def alignment(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -74,6 +74,12 @@ def co_liked(vectors: NDArray[np.float32], likes: Likes, known: NDArray[np.bool_
     return task
 
 
+def liked_rows(likes: Likes, known: NDArray[np.bool_], count: int = 20) -> NDArray[np.int64]:
+    """Returns the rows (M, 2) of known items and of their `count` most co-liked known items."""
+    found = likes.neighbours(np.flatnonzero(known), known, count=count)
+    return np.stack([found.of, found.item], axis=1)
+
+
 def shared_value(
     vectors: NDArray[np.float32], values: Sequence[Sequence[str]], known: NDArray[np.bool_], *, name: str, seed: int
 ) -> Task:

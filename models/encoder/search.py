@@ -110,14 +110,43 @@ def fused(channels: Sequence[Channel], depth: int = _DEPTH, weights: Sequence[fl
     return search
 
 
+def by_best_chunk(encoder: Encoder, chunks: NDArray[np.float32], of: NDArray[np.int64]) -> Channel:
+    """Returns the channel that places a text by its best chunk.
+
+    Args:
+        encoder: Encoder of the queries.
+        chunks: (M, D) unit vectors of the chunks.
+        of: (M,) text of each chunk.
+    """
+    by_chunk = by_matrix(encoder, chunks, len(chunks))
+
+    def search(phrases: Sequence[str]) -> list[NDArray[np.int64]]:
+        # The first chunk of a text in a list is its best.
+        return [of[found][np.sort(np.unique(of[found], return_index=True)[1])] for found in by_chunk(phrases)]
+
+    return search
+
+
 def hit_rate(channel: Channel, queries: PhraseQueries, count: int = FOUND) -> float:
     """Returns the share of the queries whose item is among the first `count`."""
+    found = hits(channel, queries, count)
+    return float(found.mean()) if len(found) else 0.0
+
+
+def hits(channel: Channel, queries: PhraseQueries, count: int = FOUND) -> NDArray[np.float64]:
+    """Returns 1 for each query (n,) whose item is among the first `count`, and 0 for the others."""
     lists = channel(queries.phrases)
-    hits = [item in found[:count] for item, found in zip(queries.item.tolist(), lists, strict=True)]
-    return float(np.mean(hits)) if hits else 0.0
+    found = [item in rows[:count] for item, rows in zip(queries.item.tolist(), lists, strict=True)]
+    return np.array(found, dtype=np.float64)
 
 
 def reciprocal_rank(channel: Channel, queries: PhraseQueries) -> float:
     """Returns the mean of 1 / rank of each query's item, 0 where the channel does not find the item."""
+    found = reciprocal_ranks(channel, queries)
+    return float(found.mean()) if len(found) else 0.0
+
+
+def reciprocal_ranks(channel: Channel, queries: PhraseQueries) -> NDArray[np.float64]:
+    """Returns 1 / rank of each query's item, (n,); 0 where the channel does not find the item."""
     ranks = [np.flatnonzero(found == item) for item, found in zip(queries.item, channel(queries.phrases), strict=True)]
-    return float(np.mean([1 / (1 + place[0]) if len(place) else 0.0 for place in ranks])) if ranks else 0.0
+    return np.array([1 / (1 + place[0]) if len(place) else 0.0 for place in ranks], dtype=np.float64)

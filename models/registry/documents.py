@@ -4,7 +4,7 @@ The registry knows no experiment. Its callers name the type; see `serving.rollou
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ ROLLOUTS_TAG, PAST_TAG = "tessera.rollouts", "tessera.rollouts.past"
 """Tags of a model: its running experiments, and its ended experiments, each a JSON list."""
 # Longest text of a tag on every database that MLflow supports, in characters.
 _MOST_TEXT = 5_000
+ENCODER_REPORT, UPGRADES = "encoder-report.json", "upgrades"
+"""Names of a document and of a directory of a release's run: the report and the upgrades of its encoder."""
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -50,6 +52,14 @@ class Documents:
     def put_page(self, release: Release, name: str, html: str) -> None:
         """Keeps a page with a release's run."""
         self._tracking.put_text(self._run(release), name, html)
+
+    def log(self, release: Release, metrics: Mapping[str, float]) -> None:
+        """Adds metrics to a release's run. A metric of the same name is replaced."""
+        self._tracking.log(self._run(release), params={}, metrics=metrics)
+
+    def names(self, release: Release, directory: str) -> list[str]:
+        """Returns the names of the documents in a directory of a release's run, in order."""
+        return sorted(self._tracking.files(self._run(release), directory))
 
     def trained(self, release: Release) -> NDArray[np.uint32] | None:
         """Returns the ids (K,) uint32 of the events that a release was trained on, or None if they were not kept."""

@@ -4,9 +4,13 @@ The functions are pure. They compare measurements with limits, and report a limi
 that the test set cannot decide.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from features.config import nearest
+from features.errors import DatasetError
+from models.encoder.judging.measures import MEASURES
 from models.ranker.evaluate import Quality
 from models.registry.paired_test import Drop, Drops
 
@@ -32,6 +36,11 @@ class Gates:
         bytes: Largest ratio of the size of table and network to the champion's size.
         sure: Drop of AUC on the whole test set that the test must exclude. If it cannot, the answer is `cannot tell`.
         alpha: Probability of refusing an equal challenger.
+        encoder: Largest drop of measures of the encoder by name, such as `{"recall_new": 0.02}`; see
+            `models.encoder.judging.measures`. A measure without a limit is not tested.
+
+    Raises:
+        DatasetError: A measure of the encoder is unknown, or its limit is negative.
     """
 
     auc: float = 0.002
@@ -42,6 +51,33 @@ class Gates:
     bytes: float = 2.0
     sure: float = 0.02
     alpha: float = 0.05
+    encoder: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, limit in self.encoder.items():
+            if name not in MEASURES:
+                near = nearest(name, MEASURES)
+                raise DatasetError(
+                    f"gates.encoder.{name}: no such measure; the nearest is {near!r} (valid: {', '.join(MEASURES)})"
+                )
+            if limit < 0:
+                raise DatasetError(f"gates.encoder.{name}: expected the largest drop, 0 or more, got {limit:g}")
+
+
+class EncoderMeasure(NamedTuple):
+    """Measure of two encoders on the same queries.
+
+    Attributes:
+        champion: Mean of the champion's scores, None if no query was asked.
+        challenger: Mean of the challenger's scores, None if no query was asked.
+        drop: Loss of the challenger. None if there are too few queries for a test.
+        queries: Number of queries.
+    """
+
+    champion: float | None
+    challenger: float | None
+    drop: Drop | None
+    queries: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +157,11 @@ class Verdict:
 
 
 def judge(
-    champion: BundleQuality, challenger: BundleQuality, gates: Gates, tested: dict[str, Drops | None]
+    champion: BundleQuality,
+    challenger: BundleQuality,
+    gates: Gates,
+    tested: dict[str, Drops | None],
+    encoders: Mapping[str, EncoderMeasure] | None = None,
 ) -> list[Check]:
     """Compares two bundles on one test set.
 
@@ -130,12 +170,15 @@ def judge(
         challenger: Measurements of the challenger.
         gates: Limits.
         tested: Loss of the challenger with its standard error, by slice. None if a slice cannot be tested.
+        encoders: Measures of both encoders, for each name in `gates.encoder`.
     """
+    measured = encoders or {}
     deciding = [
         part for part in champion.quality if champion.quality[part].rows >= LEAST_ROWS and tested.get(part) is not None
     ]
     # The whole has three gates of quality and a slice has one, so each gate gets its share of α (Bonferroni).
-    alpha = gates.alpha / max(len(deciding) + (2 if _ALL in deciding else 0), 1)
+    told = sum(one.drop is not None for one in measured.values())
+    alpha = gates.alpha / max(len(deciding) + (2 if _ALL in deciding else 0) + told, 1)
     checks: list[Check] = []
     for part in champion.quality:
         old, new = champion.quality[part], challenger.quality[part]
@@ -144,8 +187,7 @@ def judge(
         compared = _tested(f"{part}: AUC", old.auc, new.auc, -allowed, drops.auc if drops else None, alpha)
         auc = replace(compared, rows=old.rows)
         if part == _ALL:
-            told = auc.high is not None and auc.high <= max(gates.sure, gates.auc)
-            checks.append(replace(auc, told=told))
+            checks.append(_told(auc, gates.sure, gates.auc))
             rise = (old.normalized_entropy or 0.0) * gates.ne
             checks += [
                 _tested(
@@ -168,12 +210,22 @@ def judge(
         else:
             checks.append(auc)
             checks.append(Check(f"{part}: NE", old.normalized_entropy, new.normalized_entropy, None, True))
+    for name, one in measured.items():
+        limit = gates.encoder[name]
+        compared = _tested(f"encoder.{name}", one.champion, one.challenger, -limit, one.drop, alpha)
+        # The descriptor names this measure, so a measure without a test leaves the answer open.
+        checks.append(replace(_told(compared, gates.sure, limit), rows=one.queries))
     for name, before, after, ratio in (
         ("latency ms, 500 candidates", champion.latency_ms, challenger.latency_ms, gates.latency),
         ("bytes", float(champion.bytes), float(challenger.bytes), gates.bytes),
     ):
         checks.append(_at_most(name, before, after, before * (ratio - 1)))
     return checks
+
+
+def _told(check: Check, sure: float, limit: float) -> Check:
+    """Returns a check that is told only if the test excludes a loss beyond `sure` and the limit."""
+    return replace(check, told=check.high is not None and check.high <= max(sure, limit))
 
 
 def _tested(name: str, old: float | None, new: float | None, allowed: float, drop: Drop | None, alpha: float) -> Check:

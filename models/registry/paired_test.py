@@ -76,6 +76,19 @@ def drops(labels: Floats, champion: Floats, challenger: Floats, users: NDArray[n
     )
 
 
+def mean_drop(champion: Floats, challenger: Floats) -> Drop | None:
+    """Returns the champion's mean score minus the challenger's on the same queries; None for fewer than two queries.
+
+    Args:
+        champion: (n,) scores of the champion.
+        challenger: (n,) scores of the challenger.
+    """
+    if len(champion) < 2:
+        return None
+    worse = champion.astype(np.float64) - challenger
+    return Drop(float(worse.mean()), float(worse.std(ddof=1)) / math.sqrt(len(worse)))
+
+
 def auc_drop(labels: Floats, champion: Floats, challenger: Floats, user: NDArray[np.int64]) -> Drop:
     """Returns the champion's AUC minus the challenger's.
 

@@ -99,21 +99,33 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Measure the base and every view of a run beside random vectors; also written as a page into the run."""
-    from tessera.encoders.report import NAME, shown
+    from models.registry.documents import ENCODER_REPORT
+    from tessera.encoders.registered import RunDocuments, keep_documents
+    from tessera.encoders.report import NAME
     from tessera.encoders.report import report as measure
+    from tessera.pages.encoder_page import shown
 
     document = measure(run, against, seed=seed)
+    page = run / f"{NAME}.html"
+    kept = RunDocuments({ENCODER_REPORT: document}, {page.name: page.read_text(encoding="utf-8")}, document["measures"])
+    release = keep_documents(run, kept)
     if json:
         print_json(document)
         return
     for title, rows in document.items():
-        if rows:
-            names = [name for name in rows[0] if against is not None or name != "run"]
+        if rows and isinstance(rows, list):
+            names = list(dict.fromkeys(name for row in rows for name in row if against is not None or name != "run"))
             table = Table(*(name.replace("_", " ") for name in names), title=title, title_justify="left")
             for row in rows:
-                table.add_row(*(Text(shown(row[name])) for name in names))
+                table.add_row(*(Text(shown(row.get(name))) for name in names))
             out_console.print(table)
-    out_console.print(f"page     {run / NAME}.html")
+    out_console.print(f"page     {page}")
+    if release is None:
+        out_console.print(
+            "logged   nowhere: this run is not published; `tessera publish` or `tessera run` publishes it"
+        )
+    else:
+        out_console.print(f"logged   {release.model} version {release.version}, measures encoder.*")
 
 
 @encoder.command()
@@ -193,6 +205,8 @@ def upgrade(
 ) -> None:
     """Fit the map with which a new encoder serves a run's index and codebook; the run stays as it is."""
     from features.dataset.plain_text import read_text
+    from models.registry.documents import UPGRADES
+    from tessera.encoders.registered import RunDocuments, keep_documents
     from tessera.encoders.upgrade import UpgradeOptions, aim_of, least_of
     from tessera.encoders.upgrade import upgrade as fit
     from tessera.settings import Settings
@@ -206,7 +220,9 @@ def upgrade(
         name=name,
         seed=seed,
     )
-    result = fit(run, to, options, engine=Settings.from_environment().engine(runner, endpoint))
+    settings = Settings.from_environment()
+    result = fit(run, to, options, engine=settings.engine(runner, endpoint))
+    keep_documents(run, RunDocuments({f"{UPGRADES}/{result.directory.name}.json": result.to_json()}), settings)
     if json:
         print_json(result.to_json())
         return
@@ -234,11 +250,18 @@ def reembed(
     json: JsonOption = False,
 ) -> None:
     """Encode the catalogue with an upgrade's encoder, urgent items first; the index changes space when all are done."""
+    from models.registry.documents import UPGRADES
     from tessera.encoders.reembed import reembed as encode
+    from tessera.encoders.registered import RunDocuments, keep_documents
+    from tessera.encoders.upgrade import map_directory, read_report
     from tessera.settings import Settings
 
-    found = encode(run, map_name, most=most, engine=Settings.from_environment().engine(runner, endpoint))
+    settings = Settings.from_environment()
+    found = encode(run, map_name, most=most, engine=settings.engine(runner, endpoint))
+    progress = asdict(found) | {"finished": found.finished}
+    report = read_report(map_directory(run, map_name)) | {"reembedding": progress}
+    keep_documents(run, RunDocuments({f"{UPGRADES}/{map_name}.json": report}), settings)
     if json:
-        print_json(asdict(found) | {"finished": found.finished})
+        print_json(progress)
         return
     out_console.print(f"reembed  {found.done:,} of {found.items:,} items; the index holds {found.space}")

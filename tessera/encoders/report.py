@@ -3,35 +3,40 @@
     OUT/encoder-report.json   the measures
     OUT/encoder-report.html   the same as a page
 
-A run has no new items in its training, so two measures stand for them: items without a like in the training part, and
-likes of the later parts, which no fit has read.
+If the run is published, both are kept with its version in the registry too, and the measures that `[run.gates]` may
+limit are logged as `encoder.NAME`. A run has no new items in its training, so two measures stand for them: items
+without a like in the training part, and likes of the later parts, which no fit has read.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from features.content.chain import BASE, View, load_view
+from features.content.chain import BASE, SIMILAR, View, load_view
 from features.content.encoder import Encoder, unit
 from features.content.kinds import load_encoder
 from models.bundle.contents import VIEWS
-from models.encoder.likes import COMMON_FANS, Likes, Neighbours
-from models.encoder.measure import GOLD, alignment, recall, uniformity
-from models.encoder.search import by_matrix, by_words, fused, hit_rate, phrase_queries
+from models.encoder.judging.items import judged_items
+from models.encoder.judging.measures import LEAST_QUERIES, MEASURES
+from models.encoder.judging.space_tasks import Scores, SpaceTasks
+from models.encoder.judging.text_tasks import TextTasks
+from models.encoder.measure import alignment, uniformity
 from tessera.encoders.run_items import RunItems
 from tessera.pages import markup
-from tessera.pipeline.artifact import write_json
+from tessera.pages.encoder_page import report_page
+from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.stage import finished_key
 
 NAME = "encoder-report"
 CONTROL = "random vectors"
-_LEAST_ASKED = 20
-_SEARCHED, _TIMED = 2_000, 64
-_LATER = ("validation", "test")
+_TIMED = 64
+_TITLES = {
+    "spaces": "Spaces", "aspects": "Aspects", "conditional": "An item and a value", "search": "Text search",
+    "passages": "Passages", "encoders": "Encoders",
+}  # fmt: skip
 
 
 def report(run: Path, against: Path | None = None, *, seed: int = 0) -> dict[str, Any]:
@@ -43,31 +48,24 @@ def report(run: Path, against: Path | None = None, *, seed: int = 0) -> dict[str
         seed: Seed of the samples and of the control.
 
     Returns:
-        `spaces` and `search`, lists of rows, and `encoders`, a row for each run.
+        Lists of rows: `spaces`, `aspects` and `conditional` with a row for each space, `search` and `passages` with a
+        row for each way to search, and `encoders` with a row for each run. `measures` holds those of `MEASURES` of the
+        run, by name.
 
     Raises:
         TesseraError: A stage of a run is missing, or a view cannot be read.
     """
-    document: dict[str, Any] = {"spaces": [], "search": [], "encoders": []}
+    document: dict[str, Any] = {name: [] for name in _TITLES} | {"measures": {}}
     for place in (run, against) if against is not None else (run,):
         for stage in ("encode", "frame"):
             finished_key(place / stage)
-        items = RunItems(place)
-        encoder = load_encoder(place / "encode" / "encoder")
-        texts = items.texts()
-        document["spaces"] += [{"run": str(place), **row} for row in _spaces(items, seed)]
-        document["search"] += [{"run": str(place), **row} for row in _search(encoder, texts, seed)]
-        document["encoders"].append(
-            {
-                "run": str(place),
-                "encoder": encoder.id,
-                "dim": encoder.dim,
-                "bytes_an_item": 4 * encoder.dim,
-                "items_per_s": _rate(encoder, texts[:_TIMED]),
-            }
-        )
+        measured = _measured(RunItems(place), seed)
+        if place == run:
+            document["measures"] = measured.pop("measures")
+        for name in _TITLES:
+            document[name] += [{"run": str(place), **row} for row in measured[name]]
     write_json(run / f"{NAME}.json", document)
-    write_report_page(run / f"{NAME}.html", document)
+    markup.write_page(run / f"{NAME}.html", "Encoder report", report_page(document))
     return document
 
 
@@ -78,62 +76,60 @@ def views_of(items: RunItems) -> list[View]:
     return [View(BASE, items.encoder_id), *(view for view in found if view.source == items.encoder_id)]
 
 
-def _spaces(items: RunItems, seed: int) -> list[dict[str, Any]]:
+def _measured(items: RunItems, seed: int) -> dict[str, Any]:
+    texts = items.texts()
+    tasks = SpaceTasks(judged_items(read_frame(items.run / "frame"), items.ids.to_list(), texts), seed)
     vectors = items.found.vectors
-    train, every = items.likes(), items.likes(("train", *_LATER))
-    later = items.likes(_LATER)
-    new = items.known & (train.fans == 0)
-    known = items.known & ~new
-    wanted = {
-        "new_recall": _gold(every, new, known),
-        "later_recall": _gold(later, items.known, items.known),
-    }
     spaces = {view.name: view.of(vectors) for view in views_of(items)}
     draws = np.random.default_rng([seed, 14]).normal(size=vectors.shape)
     spaces[CONTROL] = unit(draws * items.known[:, None])
-    return [
-        {"space": name} | _measures(own, wanted, {"new_recall": known, "later_recall": items.known}, seed)
-        for name, own in spaces.items()
-    ]
-
-
-def _gold(likes: Likes, asked: NDArray[np.bool_], among: NDArray[np.bool_]) -> Neighbours:
-    """Returns the most co-liked items of each asked item, by as many common fans, 3 at most, as 20 items have."""
-    found = likes.neighbours(np.flatnonzero(asked), among, count=GOLD, common=COMMON_FANS)
-    for common in range(COMMON_FANS - 1, 0, -1):
-        if len(np.unique(found.of)) >= _LEAST_ASKED:
-            break
-        found = likes.neighbours(np.flatnonzero(asked), among, count=GOLD, common=common)
-    return found
-
-
-def _measures(
-    vectors: NDArray[np.float32], wanted: dict[str, Neighbours], among: dict[str, NDArray[np.bool_]], seed: int
-) -> dict[str, Any]:
-    """Returns the recalls, None where fewer than 20 items ask, and the spread."""
-    row: dict[str, Any] = {"dim": vectors.shape[1], "bytes_an_item": 4 * vectors.shape[1]}
-    for name, neighbours in wanted.items():
-        enough = len(np.unique(neighbours.of)) >= _LEAST_ASKED
-        row[name] = recall(vectors, neighbours, among[name]) if enough else None
-    pairs = wanted["later_recall"]
-    return row | {
-        "uniformity": uniformity(vectors, seed=seed),
-        "alignment": alignment(vectors[pairs.of], vectors[pairs.item]),
+    scores = {name: tasks.scores(own) for name, own in spaces.items()}
+    encoder, reads = load_encoder(items.run / "encode" / "encoder"), TextTasks(texts, seed)
+    search, passages = reads.search(encoder), reads.passages(encoder)
+    pairs = tasks.gold_later
+    alike = scores[SIMILAR if SIMILAR in scores else BASE]
+    measures = {name: _mean(of) for name, of in alike.items()}
+    measures |= {"search": _mean(search.get("vectors")), "passages": _mean(passages.get("whole text"))}
+    return {
+        "measures": {name: measures[name] for name in MEASURES},
+        "spaces": [
+            {"space": name, "dim": own.shape[1], "bytes_an_item": 4 * own.shape[1]}
+            | {measure: _mean(of) for measure, of in scores[name].items() if measure not in ("aspects", "conditional")}
+            | {"uniformity": uniformity(own, seed=seed), "alignment": alignment(own[pairs.of], own[pairs.item])}
+            for name, own in spaces.items()
+        ],
+        "aspects": [
+            {"space": name} | {column: _mean(of) for column, of in tasks.by_column(own).items()}
+            for name, own in spaces.items()
+            if tasks.items.values
+        ],
+        "conditional": [{"space": name} | _ways(tasks, own) for name, own in spaces.items() if tasks.concepts[0]],
+        "search": _rows("channel", "hit@10", search),
+        "passages": _rows("texts as", "mrr", passages),
+        "encoders": [
+            {
+                "encoder": encoder.id,
+                "dim": encoder.dim,
+                "bytes_an_item": 4 * encoder.dim,
+                "items_per_s": _rate(encoder, texts[:_TIMED]),
+            }
+        ],
     }
 
 
-def _search(encoder: Encoder, texts: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Returns the hit@10 of each channel, for phrases of a sample of the texts without the words of the titles."""
-    chosen = np.random.default_rng([seed, 15]).permutation(len(texts))[:_SEARCHED]
-    queries = phrase_queries([texts[row] for row in np.sort(chosen)], np.arange(len(chosen)), seed=seed)
-    if len(queries.phrases) < _LEAST_ASKED:
-        return []
-    vectors, words = by_matrix(encoder, encoder.encode(queries.texts)), by_words(queries.texts)
-    channels = {"vectors": vectors, "BM25": words, "fused": fused([vectors, words])}
-    return [
-        {"channel": name, "hit@10": hit_rate(channel, queries), "queries": len(queries.phrases)}
-        for name, channel in channels.items()
-    ]
+def _ways(tasks: SpaceTasks, vectors: Any) -> dict[str, Any]:
+    found = tasks.conditional(vectors)
+    ways = {"item_and_value": found.both, "item_alone": found.item, "value_alone": found.value}
+    return {name: _mean(of) for name, of in ways.items()} | {"queries": len(found.both)}
+
+
+def _rows(way: str, measure: str, found: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    return [{way: name, measure: _mean(of), "queries": len(of)} for name, of in found.items()]
+
+
+def _mean(scores: Scores | None) -> float | None:
+    """Returns the mean of scores; None for too few queries."""
+    return float(scores.mean()) if scores is not None and len(scores) >= LEAST_QUERIES else None
 
 
 def _rate(encoder: Encoder, texts: Sequence[str]) -> float:
@@ -144,45 +140,3 @@ def _rate(encoder: Encoder, texts: Sequence[str]) -> float:
         encoder.encode(texts)
         seconds.append(time.perf_counter() - start)
     return len(texts) / max(min(seconds), 1e-9)
-
-
-def write_report_page(path: Path, document: dict[str, Any]) -> None:
-    """Writes a report as a page.
-
-    Args:
-        path: The page.
-        document: Result of `report`.
-    """
-    several = len({row["run"] for row in document["encoders"]}) > 1
-    sections = [
-        markup.section(
-            "Spaces",
-            _table(document["spaces"], several),
-            markup.caption(
-                "new recall: co-liked items among the 50 nearest of items without a like in training. later recall: by "
-                "likes after training. Higher recall is better. Lower uniformity and alignment are better."
-            ),
-        ),
-        markup.section(
-            "Text search",
-            _table(document["search"], several)
-            if document["search"]
-            else markup.none("Too few texts have a title and a body."),
-        ),
-        markup.section("Encoders", _table(document["encoders"], several)),
-    ]
-    markup.write_page(path, "Encoder report", "\n".join(["<h1>Encoder report</h1>", *sections]))
-
-
-def _table(rows: Sequence[dict[str, Any]], several: bool) -> str:
-    names = [name for name in rows[0] if several or name != "run"]
-    numbers = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
-    columns = [f"{'>' * number}{name.replace('_', ' ')}" for name, number in zip(names, numbers, strict=True)]
-    return markup.table(columns, [[shown(row[name]) for name in names] for row in rows])
-
-
-def shown(value: Any) -> str:
-    """Returns a cell's text; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:,.3f}" if isinstance(value, float) else str(value)

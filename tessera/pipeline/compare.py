@@ -25,6 +25,7 @@ from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
 from models.ranker.loading import event_columns
 from models.ranker.train import predict_part
+from models.registry.encoder_gate import compare_encoders
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
 from models.table.batch import Entities
@@ -77,7 +78,9 @@ def verdict(
     if not judged.all():
         only = f"{int(judged.sum()):,} of {test.height:,} test rows are judged: neither bundle was trained on them."
         note = f"{note} {only}".strip()
-    checks = judge(measured[0], measured[1], gates, tested)
+    seen = [(bundle, _as_seen_by(bundle, frame).items) for bundle in (champion, challenger) if gates.encoder]
+    encoders = compare_encoders(seen[0], seen[1], frame, gates.encoder) if seen else {}
+    checks = judge(measured[0], measured[1], gates, tested, encoders)
     return Verdict(champion.id, challenger.id, checks, note, storage_cost(challenger, frame))
 
 

@@ -43,6 +43,7 @@ _RANGES = {
     "encoder_dim": (1, _ANY),
     "codes": (1, 2**16),
     "levels": (1, 16),
+    "code_likes": (0, _ANY),
     "pieces": (1, _ANY),
     "history_length": (1, _ANY),
     "aggregate_keys": (8, _ANY),
@@ -70,6 +71,8 @@ class RunOptions:
         quantizer_options: Other settings of that kind, `{"sinkhorn": 0.003}` for example.
         codes: Codes per level; None for the number that suits the catalogue's size, or the earlier run's.
         levels: Levels of a Semantic ID; None as for codes.
+        code_likes: Weight of a term of the `rqvae` codebook that brings the codes of items together which the same
+            users like, by likes of the training part; 0 for codes of content alone. The benchmark does not grant it.
         tokens: Scheme by which a Semantic ID becomes values of the table.
         pieces: Size of the vocabulary of the scheme `pieces`; None for two for each code of a level.
         table: Size and shape of the unified table.
@@ -105,6 +108,7 @@ class RunOptions:
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
     codes: int | None = None
     levels: int | None = None
+    code_likes: float = 0.0
     tokens: Scheme = "prefix"
     pieces: int | None = None
     table: TableOptions = field(default_factory=TableOptions)
@@ -232,7 +236,7 @@ def _choose(chosen: dict[str, Any], name: str, value: Any, *, is_text: bool = Fa
     if name in known_choices():
         chosen[name] = _checked(name, value, is_text=is_text)
         return
-    for table in ("table.chunks", "quantizer_options"):
+    for table in ("table.chunks", "quantizer_options", "gates.encoder"):
         if name.startswith(f"{table}."):
             own = {name.removeprefix(f"{table}."): _toml(value) if is_text else value}
             chosen[table] = {**chosen.get(table, {}), **_checked(table, own)}

@@ -18,6 +18,7 @@ from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook.quantizer import DESCRIPTION, Quantizer
 
 if TYPE_CHECKING:
+    from models.semantic_id.codebook.alike import AlikePairs
     from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
     from models.semantic_id.codebook.rqvae import RqVaeConfig
 
@@ -172,14 +173,52 @@ def fit(
     """
     if kind not in KINDS:
         raise DatasetError(f"quantizer: {kind!r} is unknown; there are: {', '.join(KINDS)}")
+    shape = CodebookShape(levels, codes, seed)
+    return KINDS[kind].fit(vectors, shape, options=options or {}, start=_start(start, shape), progress=progress)
+
+
+def fit_alike(
+    kind: str,
+    vectors: NDArray[np.float32],
+    shape: CodebookShape,
+    alike: "AlikePairs",
+    *,
+    options: Mapping[str, Any] | None = None,
+    start: Quantizer | None = None,
+    progress: Advance = lambda done, total: None,
+) -> Quantizer:
+    """Fits a codebook whose codes of alike items shall be near; it codes vectors like any other of its kind.
+
+    Args:
+        kind: `rqvae`.
+        vectors: (N, D) float32 content vectors.
+        shape: Size and seed.
+        alike: Pairs of rows of `vectors`, and the weight of their term.
+        options, start, progress: As in `fit`.
+
+    Raises:
+        DatasetError: As in `fit`, or the kind has no such term.
+    """
+    from models.semantic_id.codebook import rqvae
+
+    if kind != "rqvae":
+        raise DatasetError(f"code_likes: a {kind} codebook has no term for alike items; set quantizer = 'rqvae'")
+    base = _start(start, shape)
+    if base is not None and not isinstance(base, rqvae.RqVae):
+        raise DatasetError(f"codebook {base.id}: an rqvae cannot start from it; refit with the same quantizer")
+    config = _configured(rqvae.RqVaeConfig, _fixed(shape), options or {})
+    return rqvae.fit(vectors, config, start=base, alike=alike, progress=progress)
+
+
+def _start(start: Quantizer | None, shape: CodebookShape) -> Quantizer | None:
+    """Returns the codebook to start from, by the names that its fit gave."""
     base = None if start is None else _without_names(start)
-    if base is not None and (base.levels, base.codes) != (levels, codes):
+    if base is not None and (base.levels, base.codes) != (shape.levels, shape.codes):
         raise DatasetError(
-            f"codebook {base.id} has {base.levels} x {base.codes} codes, the new one {levels} x {codes}: "
+            f"codebook {base.id} has {base.levels} x {base.codes} codes, the new one {shape.levels} x {shape.codes}: "
             "to start from it, ask for as many"
         )
-    shape = CodebookShape(levels, codes, seed)
-    return KINDS[kind].fit(vectors, shape, options=options or {}, start=base, progress=progress)
+    return base
 
 
 def check(kind: str, options: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from features.content.passages import passages
 from models.encoder.search import (
     Channel,
     PhraseQueries,
+    by_best_chunk,
     by_matrix,
     by_words,
     fused,
@@ -131,7 +132,7 @@ def long_texts(shop: Shop) -> list[dict[str, Any]]:
     ways: dict[tuple[str, str], Channel] = {
         (TRANSFORMER, TRUNCATED): by_matrix(encoder, encoder.encode(truncated)),
         (TRANSFORMER, MEAN_OF_CHUNKS): by_matrix(encoder, unit(sums)),
-        (TRANSFORMER, BEST_CHUNK): _by_best_chunk(encoder, whole, of),
+        (TRANSFORMER, BEST_CHUNK): by_best_chunk(encoder, whole, of),
         (TRANSFORMER, DRAWN_CHUNK): by_matrix(encoder, whole[drawn]),
         (LSA, WHOLE): by_matrix(own, own.encode(texts)),
         (WORDS, WHOLE): by_words(texts),
@@ -146,14 +147,3 @@ def long_texts(shop: Shop) -> list[dict[str, Any]]:
         }
         for (base, way), channel in ways.items()
     ]
-
-
-def _by_best_chunk(encoder: Encoder, chunks: NDArray[np.float32], of: NDArray[np.int64]) -> Channel:
-    """Returns the channel that places a text by its best chunk."""
-    by_chunk = by_matrix(encoder, chunks, len(chunks))
-
-    def search(phrases: Any) -> list[NDArray[np.int64]]:
-        # The first chunk of a text in a list is its best.
-        return [of[found][np.sort(np.unique(of[found], return_index=True)[1])] for found in by_chunk(phrases)]
-
-    return search

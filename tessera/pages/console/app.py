@@ -23,7 +23,7 @@ from serving.api.keys import KeyFile
 from serving.metrics import Metrics
 from serving.traffic.router import Router
 from streaming.dead_letter import put_back, waiting
-from tessera.pages.console import view
+from tessera.pages.console import encoders, view
 from tessera.pages.console.catalogue import CodedItems
 from tessera.pages.console.later import Later
 from tessera.pages.console.sampler import Sampler
@@ -34,6 +34,9 @@ _PAGES = (
     ("/models", "Models"),
     ("/rollouts", "Rollouts"),
     ("/ids", "Semantic IDs"),
+    ("/encoder", "Encoder"),
+    ("/upgrades", "Upgrades"),
+    ("/concepts", "Concepts"),
     ("/aggregates", "Aggregates"),
     ("/letters", "Dead letters"),
     ("/health", "Features and table"),
@@ -64,6 +67,7 @@ class Console:
         self.sampler = Sampler(settings, current, metrics)
         self.items = Later(CodedItems)
         self.insight = Later(insight)
+        self.concepts = Later(encoders.ConceptPage)
         self._pages = Environment(
             loader=PackageLoader("tessera.pages.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
@@ -94,7 +98,7 @@ class Console:
 def add_console(app: FastAPI, console: Console) -> None:
     """Gives an app the console's routes."""
     router = APIRouter(prefix="/console", include_in_schema=False)
-    for part in (_overview, _models, _rollouts, _ids, _aggregates, _letters, _health, _files):
+    for part in (_overview, _models, _rollouts, _ids, _encoders, _aggregates, _letters, _health, _files):
         part(router, console)
     app.include_router(router)
 
@@ -157,6 +161,22 @@ def _ids(router: APIRouter, console: Console) -> None:
             chosen=chosen, near=near, twins=items.same_code(chosen.id) if chosen else [], path=path,
             branches=items.branches(codes),
         )  # fmt: skip
+
+
+def _encoders(router: APIRouter, console: Console) -> None:
+    @router.get("/encoder")
+    def encoder() -> HTMLResponse:
+        return console.page("encoder", "/encoder", **encoders.report(console.sampler.seen.encoder_report))
+
+    @router.get("/upgrades")
+    def upgrades() -> HTMLResponse:
+        return console.page("upgrades", "/upgrades", **encoders.upgrades(console.sampler.seen.upgrades))
+
+    @router.get("/concepts")
+    def concepts() -> HTMLResponse:
+        with console.current.pinned() as service:
+            found = console.concepts.get(service.bundle)
+        return console.page("concepts", "/concepts", found=found, why=console.concepts.failed)
 
 
 def _aggregates(router: APIRouter, console: Console) -> None:

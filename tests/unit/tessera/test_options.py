@@ -123,6 +123,8 @@ def test_every_choice_survives_being_written_and_read() -> None:
         ({"encoder_options": {"static": {}}}, "encoder_options: 'static' is no part of the encoder 'lsa'"),
         ({"gates": {"auc": "much"}}, "gates.auc: expected a number, got 'much'"),
         ({"gates": {"speed": 1}}, "gates.speed: unknown key"),
+        ({"gates": {"encoder": {"recal_new": 0.1}}}, "gates.encoder.recal_new: no such measure; the nearest is"),
+        ({"gates": {"encoder": {"recall_new": -0.1}}}, "gates.encoder.recall_new: expected the largest drop"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_file_key_and_remedy(run: dict[str, Any], said: str) -> None:
