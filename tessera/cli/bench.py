@@ -69,6 +69,10 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="upgrade: sentence transformer that replaces MiniLM, a directory or a hub id.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="training-speed, semantic-ids: measure this device, cuda or cpu, beside its controls."),
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Commit of another version, such as 310ca4f; both run in turns.")
@@ -87,7 +91,7 @@ def bench(
     if against is not None:
         from tessera.bench.harness.against import against as compare
 
-        optional = {"dataset": dataset, "held-out": held_out, "model": model, "seconds": seconds}
+        optional = {"dataset": dataset, "held-out": held_out, "model": model, "device": device, "seconds": seconds}
         options = [f"--seeds={seeds}", *(f"--split={way}" for way in split or ())]
         options += [f"--part={one}" for one in part or ()]
         options += [f"--{option}={value}" for option, value in optional.items() if value is not None]
@@ -111,12 +115,14 @@ def bench(
         if name != "upgrade":
             raise TesseraError(f"--model is for upgrade, not for {name}")
         chosen = partial(chosen, model=model)
+    if device is not None:
+        chosen, needs = _on_device(name, device, out / f"{name}-{device}"), Needs()
     if seconds is not None:
         if name not in _TIMED:
             raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
         chosen = partial(chosen, seconds=seconds)
     check_datasets(name, needs, datasets)
-    if NEEDS[name].peers:
+    if NEEDS[name].peers and device is None:
         chosen = partial(chosen, peers=build_peers(NEEDS[name], out / "peers", err_console))
     result = _measured(chosen, name, datasets, seeds, out)
     if json:
@@ -207,6 +213,26 @@ def _new_users(path: Path | None, ways: Sequence[str], out: Path) -> "tuple[Call
 
     datasets = _datasets(path, ways[:1] or [None], out)
     return partial(new_users, datasets[0], out / f"new-users-{datasets[0].name}"), datasets
+
+
+def _on_device(name: str, device: str, out: Path) -> "Callable[..., BenchResult]":
+    """Returns the part of a benchmark that measures a device.
+
+    Raises:
+        TesseraError: The benchmark has no such part, or there is no such device.
+    """
+    from features.device import resolve
+
+    if name not in ("training-speed", "semantic-ids"):
+        raise TesseraError(f"--device is for training-speed and semantic-ids, not for {name}")
+    found = resolve(device, fused=name == "training-speed").name  # type: ignore[arg-type]
+    if name == "training-speed":
+        from tessera.bench.device.training import training_device
+
+        return partial(training_device, out, found)
+    from tessera.bench.device.codebook import codebook_device
+
+    return partial(codebook_device, found)
 
 
 def _on_dataset(name: str) -> "Callable[..., BenchResult]":
