@@ -43,7 +43,7 @@ class TuneOptions:
     rank: int = 32
     pull: float = 0.02
     loss: LossOptions = field(default_factory=LossOptions)
-    temperatures: tuple[float, ...] = (0.12,)
+    temperatures: tuple[float, ...] = (0.07, 0.12)
     batch: int = 512
     rate: float = 6e-3
     rounds: int = 40
