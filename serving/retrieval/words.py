@@ -1,7 +1,7 @@
 """The live lexical index: BM25 over the terms of items that the stream adds, changes and deletes.
 
 A score is computed when a query asks, from the counts of that moment. An index that followed a stream therefore gives
-the bits of an index built anew. A changed item costs its own terms; a query costs the postings of its terms. The bulk
+the bits of an index built again. A changed item costs its own terms; a query costs the postings of its terms. The bulk
 of the postings lies in sorted arrays, six bytes each. Changed items lie in a small dictionary beside them, and a
 thread merges both into new arrays when an eighth of the items has changed.
 

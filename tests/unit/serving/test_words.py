@@ -1,4 +1,4 @@
-"""The live lexical index gives the bits of an index built anew, and the scores of BM25."""
+"""The live lexical index gives the bits of an index built again, and the scores of BM25."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ _TEXT = st.lists(st.sampled_from(["robot", "dance", "peace", "war", "bees"]), ma
     changes=st.lists(st.lists(st.tuples(st.integers(0, 9), _TEXT), min_size=1, max_size=4), max_size=6),
     merge=st.booleans(),
 )
-def test_an_index_that_followed_changes_equals_an_index_built_anew(
+def test_an_index_that_followed_changes_equals_an_index_built_again(
     start: list[str], changes: list[list[tuple[int, str]]], merge: bool
 ) -> None:
     patch = pytest.MonkeyPatch()
@@ -49,9 +49,9 @@ def test_an_index_that_followed_changes_equals_an_index_built_anew(
             index.put(np.array([number for number, _ in batch]), [term_ids(text) for _, text in batch])
             index.settle()
     patch.undo()
-    anew = WordIndex(term_ids(now.get(number, "")) for number in range(max(now, default=-1) + 1))
-    assert _found(index) == _found(anew)
-    assert index.size == anew.size
+    again = WordIndex(term_ids(now.get(number, "")) for number in range(max(now, default=-1) + 1))
+    assert _found(index) == _found(again)
+    assert index.size == again.size
 
 
 def test_items_that_change_while_arrays_are_built_keep_the_newer_terms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +67,8 @@ def test_items_that_change_while_arrays_are_built_keep_the_newer_terms(monkeypat
     monkeypatch.setattr(words, "_merged", while_building)
     index.put(np.array([1]), [term_ids("peace")])
     index.settle()
-    anew = WordIndex(term_ids(text) for text in ["bees", "peace", *TEXTS[2:], "", "", "", "robot"])
-    assert _found(index) == _found(anew)
+    again = WordIndex(term_ids(text) for text in ["bees", "peace", *TEXTS[2:], "", "", "", "robot"])
+    assert _found(index) == _found(again)
     assert set(index._fresh) == {0, 9}
 
 
