@@ -166,7 +166,7 @@ def build_frame(
         time=examples["time"].to_numpy(),
         positive=examples["label"].to_numpy().astype(bool) & ({"user_id", "item_id"} <= set(events.columns)),
     )
-    history = history_by_user(columns, length=history_length)
+    history = history_by_user(columns, length=history_length, lag=dataset.events.lag)
     examples = examples.with_columns(history=list_column(history)).drop("user_id", "item_id", strict=False)
     if dataset.events.label.implicit:
         examples = with_negatives(

@@ -2,7 +2,11 @@
 
 Both follow one rule: an event at time t sees the last L positive events of its user with time strictly before t, oldest
 first. Among equal times the order of arrival decides. Events at the same time never see each other, so a frame built in
-any order of ties leaks nothing. `tests/property/test_history.py` tests that the two are equal.
+any order of ties leaks nothing.
+
+Where a label is known only some time after its event, the lag, an event at time t sees the positive events with time
+strictly before t - lag. Of the events before t, it looks at the newest `reach` positives of its user alone, since the
+online twin keeps no more. `tests/property/test_history.py` tests that the two are equal.
 
 Shape letters: E events, L history length.
 """
@@ -16,6 +20,8 @@ from numpy.typing import NDArray
 DEFAULT_LENGTH = 20
 # Events whose histories are joined at once.
 _PARTITION = 1_000_000
+# Times the length that is kept of a user's visits where labels lag.
+_LAGGING = 4
 
 
 class Jagged(NamedTuple):
@@ -69,7 +75,12 @@ class _Spans(NamedTuple):
         return found
 
 
-def _spans(events: EventColumns, length: int) -> _Spans:
+def reach_of(length: int, lag: int) -> int:
+    """Returns the number of newest visits of a user among which a history is found."""
+    return length if lag == 0 else _LAGGING * length
+
+
+def _spans(events: EventColumns, length: int, lag: int = 0) -> _Spans:
     _, clock = np.unique(events.time, return_inverse=True)
     span = int(clock.max(initial=0)) + 1
     moment = events.user * span + clock
@@ -78,17 +89,24 @@ def _spans(events: EventColumns, length: int) -> _Spans:
     ordered = arrived[np.argsort(moment[arrived], kind="stable")]
     moments = moment[ordered]
     stop = np.searchsorted(moments, moment, side="left")
-    start = np.maximum(np.searchsorted(moments, events.user * span, side="left"), stop - length)
+    first = np.maximum(np.searchsorted(moments, events.user * span, side="left"), stop - reach_of(length, lag))
+    if lag:
+        # The first moment of the clock that the event may not see.
+        ticks = np.unique(events.time)
+        unseen = np.searchsorted(ticks, events.time - lag, side="left")
+        visible = np.searchsorted(moments, events.user * span + unseen, side="left")
+        stop = np.maximum(first, np.minimum(stop, visible))
+    start = np.maximum(first, stop - length)
     return _Spans(ordered, start, stop - start)
 
 
-def history_frame(events: EventColumns, *, length: int) -> Jagged:
+def history_frame(events: EventColumns, *, length: int, lag: int = 0) -> Jagged:
     """Returns every event's history as item numbers, all at once: the twin of `History.advance`."""
-    spans = _spans(events, length)
+    spans = _spans(events, length, lag)
     return Jagged(events.item[spans.positions()], np.concatenate([[0], np.cumsum(spans.lengths)]))
 
 
-def history_by_user(events: EventColumns, *, length: int) -> Jagged:
+def history_by_user(events: EventColumns, *, length: int, lag: int = 0) -> Jagged:
     """Returns what `history_frame` returns, user partition by user partition.
 
     Memory beside the result follows the partition and not the events. The values are uint32 where they fit.
@@ -99,7 +117,7 @@ def history_by_user(events: EventColumns, *, length: int) -> Jagged:
     chosen = [np.flatnonzero(part_of == part) for part in range(parts)] if parts > 1 else [np.arange(count)]
 
     def spans(index: NDArray[np.int64]) -> _Spans:
-        return _spans(EventColumns(*(column[index] for column in events.arrays())), length)
+        return _spans(EventColumns(*(column[index] for column in events.arrays())), length, lag)
 
     lengths = np.zeros(count, dtype=np.int64)
     for index in chosen:
@@ -125,18 +143,21 @@ class History:
 
     Args:
         length: L, ≥ 1.
+        lag: Time until an event's label is known, in the unit of the events' time.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, *, lag: int = 0) -> None:
         if length < 1:
             raise ValueError(f"length: expected at least 1, got {length}")
         self.length = length
+        self.lag = lag
+        self._reach = reach_of(length, lag)
         # User → index into the arrays below, -1 for a user without a visit.
         self._place = np.zeros(0, dtype=np.int64)
         self._users = np.zeros(0, dtype=np.int64)
         self._count = np.zeros(0, dtype=np.int64)
-        self._items = np.zeros((0, 2 * length), dtype=np.int64)
-        self._times = np.zeros((0, 2 * length), dtype=np.int64)
+        self._items = np.zeros((0, 2 * self._reach), dtype=np.int64)
+        self._times = np.zeros((0, 2 * self._reach), dtype=np.int64)
         self._size = 0
 
     def advance(self, events: EventColumns) -> tuple[Jagged, NDArray[np.int64]]:
@@ -147,16 +168,16 @@ class History:
         """
         kept = self._kept(np.unique(events.user))
         both = EventColumns(*(np.concatenate(pair) for pair in zip(kept.arrays(), events.arrays(), strict=True)))
-        before = history_frame(both, length=self.length).take(np.arange(len(kept.user), len(both.user)))
+        before = history_frame(both, length=self.length, lag=self.lag).take(np.arange(len(kept.user), len(both.user)))
         changed = np.unique(events.user[events.positive])
         entering = both.positive & np.isin(both.user, changed)
         self._keep(both.user[entering], both.item[entering], both.time[entering])
         return before, changed
 
     def read(self, user: int, time: int) -> list[int]:
-        """Returns the last L items with time strictly before `time`, oldest first."""
+        """Returns the last L items with time strictly before `time` less the lag, oldest first."""
         items, times = self._of(user)
-        stop = int(np.searchsorted(times, time, side="left"))
+        stop = int(np.searchsorted(times, time - self.lag, side="left"))
         return list(items[max(0, stop - self.length) : stop].tolist())
 
     def latest(self, user: int) -> list[int]:
@@ -192,7 +213,7 @@ class History:
         places = self._place[known]
         places = places[places >= 0]
         lengths = self._count[places]
-        slots = np.arange(2 * self.length) < lengths[:, None]
+        slots = np.arange(2 * self._reach) < lengths[:, None]
         items, times = self._items[places][slots], self._times[places][slots]
         return EventColumns(np.repeat(self._users[places], lengths), items, times, np.ones(len(items), dtype=np.bool_))
 
@@ -208,7 +229,7 @@ class History:
         from_end = ends - np.arange(len(user))
         newest = time == time[ends - 1]
         at_newest = np.repeat(np.add.reduceat(newest.astype(np.int64), starts), lengths)
-        kept = from_end - np.where(newest, 0, at_newest) <= self.length
+        kept = from_end - np.where(newest, 0, at_newest) <= self._reach
         counts = np.add.reduceat(kept.astype(np.int64), starts)
         places = self._places(users)
         slot = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

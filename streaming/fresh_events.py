@@ -117,6 +117,9 @@ class FreshEvents:
         """Marks the events (E,) that the bundle was trained on."""
         if self._trained_until is None:
             return np.zeros(len(times), dtype=np.bool_)
+        if self._events.origin == "impressions":
+            # The joiner appends a row long after its item was shown, and the same row is in the bundle's files.
+            return times <= self._trained_until
         return np.maximum(times, appended) <= self._trained_until
 
     def _times(self, frame: pl.DataFrame) -> NDArray[np.int64]:

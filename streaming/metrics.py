@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -27,6 +27,7 @@ class StreamMetrics:
         counts: Number of messages by outcome, of batches and of outages.
         causes: Number of quarantined messages by cause.
         lag: Offsets not yet read, by topic and partition.
+        shown: Impressions, outcomes and rows of the joiner, by what became of them. Empty without a joiner.
         last_error: Description of the last outage, or "".
     """
 
@@ -50,6 +51,8 @@ class StreamMetrics:
         self._lag = Gauge("tessera_lag", "Offsets not yet read.", ["topic", "partition"], registry=registry)
         self._loss = Gauge("tessera_progressive_log_loss", "Of recent events, before the update.", registry=registry)
         self._auc = Gauge("tessera_progressive_auc", "Of recent events, before the update.", registry=registry)
+        self._shown = Gauge("tessera_shown", "Impressions, outcomes and rows, by fate.", ["fate"], registry=registry)
+        self.shown: dict[str, int] = {}
         self._lock = Lock()
         self._seen: deque[tuple[float, float]] = deque(maxlen=_RECENT)
         self.ages_ms: deque[float] = deque(maxlen=_RECENT)
@@ -64,6 +67,13 @@ class StreamMetrics:
     def serve(self, port: int) -> None:
         """Serves `GET /metrics` on a port of this machine, in a thread."""
         start_http_server(port, addr="127.0.0.1", registry=self.registry)
+
+    def joined(self, counts: Mapping[str, int]) -> None:
+        """Sets the counts of a joiner: `streaming.shown.joiner.Joiner.counts`."""
+        with self._lock:
+            self.shown = dict(counts)
+        for fate, count in counts.items():
+            self._shown.labels(fate).set(count)
 
     def batch(self, messages: Sequence[Message], outcome: StepResult) -> None:
         """Counts a committed micro-batch."""

@@ -73,7 +73,7 @@ def start_of(log: EventLog, bundle: Bundle, topics: Topics) -> Start:
                 "%s: not the topic from which the bundle's positions were taken; the positions are not used", topic
             )
         begins = {position.partition: position.offset for position in valid}
-        if topic == topics.events and valid:
+        if topic == topics.events and valid and bundle.dataset.events.origin == "files":
             until = None
         elif topic == topics.events and until is not None:
             begins = log.offsets_at(topic, until // 1_000 - _MARGIN_MS)

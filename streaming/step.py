@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from features.errors import EventError
-from features.history import EventColumns, History, Jagged
+from features.history import EventColumns, History, Jagged, reach_of
 from features.message import Decoded, Decoder, event_decoder, item_decoder
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
@@ -70,7 +70,7 @@ class Step:
         self.ranker = bundle.ranker(learning_rate=learning_rate)
         self.seqs = np.full(bundle.schema.rows, SNAPSHOT_SEQ, dtype=np.int64)
         self.catalogue = Catalogue(bundle)
-        self.history = History(bundle.schema.history_length)
+        self.history = History(bundle.schema.history_length, lag=bundle.dataset.events.lag)
         visits = bundle.history
         self.history.advance(
             EventColumns(
@@ -88,7 +88,8 @@ class Step:
         self._topics = topics
         self._limit_bytes = limit_bytes
         # A user's record holds up to `history_length` item ids and must fit into a delta.
-        self._most_id_bytes = delta.record_bytes(limit_bytes) // (bundle.schema.history_length + 2)
+        reach = reach_of(bundle.schema.history_length, bundle.dataset.events.lag)
+        self._most_id_bytes = delta.record_bytes(limit_bytes) // (reach + 2)
         self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events)}
         if self._dataset.items is not None:
             self._decoders[topics.items] = item_decoder(self._dataset.items)

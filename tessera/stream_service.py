@@ -24,6 +24,7 @@ from serving.store.writer import StoreWriter, position_of
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 from streaming.metrics import StreamMetrics
+from streaming.shown.joiner import Joiner
 from streaming.snapshot import Snapshots
 from streaming.trainer import Totals, Trainer, TrainerOptions
 from tessera.settings import Settings
@@ -80,7 +81,7 @@ class StreamConnections:
 
 
 class StreamService:
-    """Runs the trainer and the store writer of one bundle.
+    """Runs the trainer and the store writer of one bundle, and the joiner where its events come from impressions.
 
     `run` gives each role a thread until it is told to stop. `once` drains the topics in the calling thread and ends.
     A caller that takes micro-batch after micro-batch opens the service with `with` and calls `run_once` or `drain`:
@@ -89,6 +90,7 @@ class StreamService:
     Attributes:
         metrics: Figures of the stream.
         trainer, writer: The opened roles, between `open` and `close`.
+        joiner: The opened joiner, which runs with the trainer. None if the events come from files.
 
     Args:
         bundle: Bundle whose table is trained.
@@ -101,6 +103,7 @@ class StreamService:
 
     trainer: Trainer
     writer: StoreWriter
+    joiner: Joiner | None = None
 
     def __init__(
         self,
@@ -134,9 +137,10 @@ class StreamService:
             FencedError: Another trainer has taken over.
             TesseraError: To continue would do harm; the message says what to fix.
         """
-        works = {"trainer": self._train, "writer": self._write}
+        works = {"trainer": self._train, "writer": self._write, "joiner": self._join}
+        roles = [*self._roles, *(["joiner"] if self._joins else [])]
         threads = [
-            threading.Thread(target=self._supervised, args=(role, works[role], stop), name=role) for role in self._roles
+            threading.Thread(target=self._supervised, args=(role, works[role], stop), name=role) for role in roles
         ]
         for thread in threads:
             thread.start()
@@ -182,6 +186,12 @@ class StreamService:
             with contextlib.suppress(TesseraError):
                 trainer.write_snapshot()
 
+    def _join(self, stop: threading.Event) -> None:
+        with self._opened_joiner() as joiner:
+            while not stop.is_set():
+                joiner.run_once(wait_s=_WRITER_WAIT_S)
+                self.metrics.joined(joiner.counts)
+
     def _write(self, stop: threading.Event) -> None:
         with self._opened_writer() as writer:
             while not stop.is_set():
@@ -207,6 +217,8 @@ class StreamService:
     def open(self) -> Self:
         """Opens the roles for the calling thread and returns the service."""
         with contextlib.ExitStack() as stack:
+            if self._joins:
+                self.joiner = stack.enter_context(self._opened_joiner())
             if "trainer" in self._roles:
                 self.trainer = stack.enter_context(self._opened_trainer())
             if "writer" in self._roles:
@@ -230,6 +242,9 @@ class StreamService:
         Args:
             wait_s: Seconds that the micro-batch waits to fill. None: the trainer's option.
         """
+        if self.joiner is not None:
+            self.joiner.run_once(wait_s=0.0)
+            self.metrics.joined(self.joiner.counts)
         messages = self.trainer.run_once(wait_s=wait_s) if "trainer" in self._roles else 0
         while "writer" in self._roles and self.writer.run_once():
             pass
@@ -237,10 +252,26 @@ class StreamService:
 
     def drain(self) -> None:
         """Runs until the input topics are read to their ends and the store has all deltas."""
+        if self.joiner is not None:
+            self.joiner.drain()
+            self.metrics.joined(self.joiner.counts)
         while "trainer" in self._roles and not self.trainer.drained():
             self.run_once(wait_s=_DRAIN_WAIT_S)
         while "writer" in self._roles and self.writer.run_once(wait_s=_DRAIN_WAIT_S):
             pass
+
+    @property
+    def _joins(self) -> bool:
+        return "trainer" in self._roles and self._bundle.dataset.events.origin == "impressions"
+
+    @contextlib.contextmanager
+    def _opened_joiner(self) -> Iterator[Joiner]:
+        until = self._bundle.manifest.trained_until
+        with self._connections.log() as log:
+            events, topics = self._bundle.dataset.events, self._connections.topics
+            joiner = Joiner(log, events, topics, trained_until=until, failpoint=self._failpoint)
+            with closing(joiner):
+                yield joiner
 
     @contextlib.contextmanager
     def _opened_trainer(self) -> Iterator[Trainer]:

@@ -13,12 +13,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from features.config import Config, refuse_repeats
-from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates
+from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates, duration_us
 from features.dataset.files import read_lookup
 from features.dataset.label import parse_rule
 from features.dataset.plain_text import read_text
 from features.dataset.source import TableSource
 from features.errors import DatasetError
+from features.shown.declared import check_shown, shown_defaults
+from features.shown.rule import JoinRule
 from features.storage.location import refuse_address
 from features.value.expression import Derived, Expression, Input
 
@@ -195,6 +197,10 @@ class Events(TableSource):
     """The interactions: one row per event. `categorical` and `numeric` are features of the event's context.
 
     Attributes:
+        origin: Written `from`. `files` reads rows; `impressions` joins logs of what was shown with their outcomes.
+        outcomes_path: Files of the outcomes, where `path` holds the impressions.
+        outcomes: Kinds of outcomes. Each is a column of labels, 1 or 0.
+        window: Time after an impression in which its outcomes count, such as `30m`.
         user: Column of the user's id.
         item: Column of the item's id.
         time: Column of the time, or a table of the column and its unit.
@@ -214,11 +220,20 @@ class Events(TableSource):
         "history",
     )
 
+    origin: Literal["files", "impressions"] = "files"
+    outcomes_path: str | None = Field(None, min_length=1)
+    outcomes: tuple[str, ...] = Field(("click",), min_length=1)
+    window: str = "30m"
     user: str | None = None
     item: str | None = None
     time: Time | None = None
     order: str | None = None
     label: Label
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shown(cls, data: Any) -> Any:
+        return shown_defaults(data)
 
     @field_validator("time", mode="before")
     @classmethod
@@ -227,11 +242,37 @@ class Events(TableSource):
 
     @model_validator(mode="after")
     def _check_clock(self) -> Self:
+        if self.origin == "impressions":
+            check_shown(self)
+            self.join_rule()
         if self.time is not None and self.order is not None:
             raise ValueError("time and order both say when an event was; keep time if it is a clock, else order")
         if self.label.implicit and self.item is None:
             raise ValueError('label.implicit draws negative items, so the events need item = "..."')
         return self
+
+    def join_rule(self) -> JoinRule:
+        """Returns the rule that joins impressions with outcomes.
+
+        Raises:
+            ValueError: The window is no duration.
+        """
+        try:
+            return JoinRule(self.outcomes, duration_us(self.window) // 1_000)
+        except ValueError as error:
+            raise ValueError(f"window: {error}") from error
+
+    @property
+    def lag(self) -> int:
+        """Time after a row's own time until its label is known, in the unit of the events' time. 0 for files."""
+        return 1_000 * self.join_rule().horizon_ms if self.origin == "impressions" else 0
+
+    def topics(self) -> dict[str, TableSource]:
+        """Returns the exported files of both topics, by `impressions` and `outcomes`."""
+        paths = {"impressions": self.path, "outcomes": self.outcomes_path or ""}
+        return {
+            topic: TableSource.model_validate({"path": path, "format": self.format}) for topic, path in paths.items()
+        }
 
     def readable(self) -> dict[str, Input]:
         """Returns the type of each column that an expression may read, by name. The clock is a time."""
@@ -274,6 +315,11 @@ class Dataset(Config):
             raise ValueError('[split] by = "time" needs time in [events]; without a clock use leave-one-out or order')
         if self.split.by == "leave-one-out" and self.events.user is None:
             raise ValueError('[split] by = "leave-one-out" needs user in [events]; use time, random or order')
+        if self.aggregates and self.events.origin == "impressions":
+            raise ValueError(
+                "[aggregates] would count an outcome when its item was shown, before the outcome happened; remove "
+                '[aggregates], or read [events] from = "files"'
+            )
         self._derive()
         events = self.events
         declared = DeclaredEvents(

@@ -63,9 +63,12 @@ def _name(path: Location, dataset: Dataset) -> str:
 
 def _files(dataset: Dataset) -> dict[str, tuple[Location, ...]]:
     tables = {"items": dataset.items, "users": dataset.users, "events": dataset.events}
-    return {
+    found = {
         table: source_files(source, dataset.directory, table) for table, source in tables.items() if source is not None
     }
+    if dataset.events.origin == "impressions":
+        found["events"] += source_files(dataset.events.topics()["outcomes"], dataset.directory, "events")
+    return found
 
 
 def _stamps(dataset: Dataset) -> list[Stamp]:

@@ -17,6 +17,7 @@ from features.content.content import FIELDS
 from features.dataset import clock, column
 from features.dataset.descriptor import Dataset, Events, Items, Time, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
+from features.dataset.logs.impressions import load_impressions
 from features.dataset.source import TableSource
 from features.errors import DatasetError
 from features.value.expression import INPUT_TYPES, Input, evaluate
@@ -158,6 +159,8 @@ def load_users(dataset: Dataset, only: FileSlice | None = None) -> SourceTable |
 def load_events(dataset: Dataset, only: FileSlice | None = None) -> SourceTable:
     """Returns the events' declared columns as the files hold them, or as a slice of a file does."""
     events = dataset.events
+    if events.origin == "impressions":
+        return load_impressions(events, dataset.directory)
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
     wanted = keys | {*events.categorical, *events.numeric, *events.read, EVENT_ID}

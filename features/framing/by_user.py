@@ -160,11 +160,12 @@ class ByUser:
             positive=events["label"].to_numpy().astype(bool) & ({"user", "item"} <= set(self.named)),
         )
         ranges = _ranges(columns.time, self.rows)
-        history = History(self.length)
+        lag = self.dataset.events.lag
+        history = History(self.length, lag=lag)
         total = np.zeros((3, len(PARTS)), dtype=np.int64)
         for number, index in enumerate(ranges):
             own = EventColumns(*(column[index] for column in columns.arrays())) if len(ranges) > 1 else columns
-            lists = history.advance(own)[0] if len(ranges) > 1 else history_frame(own, length=self.length)
+            lists = history.advance(own)[0] if len(ranges) > 1 else history_frame(own, length=self.length, lag=lag)
             examples = self._examples(events[index] if len(ranges) > 1 else events, own, lists, columns)
             self._write(examples, file_name(name, number))
             part = examples["part"].to_numpy()

@@ -13,7 +13,7 @@ import polars as pl
 
 from features.dataset.column import texts
 from features.dataset.descriptor import Dataset, Items
-from features.dataset.files import FileSlice, SourceTable, file_slices
+from features.dataset.files import FileSlice, SourceTable, file_slices, source_files
 from features.dataset.tables import load_events, load_items, load_users, shape_events, shape_items, shape_users
 from features.durable import write_file
 from features.framing.numbers import scatter_ids
@@ -164,7 +164,9 @@ class ParseTable:
 
 
 def event_slices(dataset: Dataset, rows: int = SLICE_ROWS) -> tuple[FileSlice, ...]:
-    """Returns the slices of the events' files."""
+    """Returns the slices of the events' files. Impressions are joined with outcomes of all files, in one slice."""
+    if dataset.events.origin == "impressions":
+        return (FileSlice(source_files(dataset.events, dataset.directory, "events")[0]),)
     return tuple(file_slices(dataset.events, dataset.directory, table="events", rows=rows))
 
 

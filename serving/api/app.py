@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from features.errors import StoreError
+from features.shown.message import Outcome
 from serving.api.bodies import (
     Accepted,
     EmbeddingsRequest,
@@ -46,7 +47,6 @@ from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
 from serving.retrieval.meaning import Meant
-from serving.rollout.impression import Outcome
 from serving.traffic.accounting import accounted
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router

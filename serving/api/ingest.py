@@ -13,9 +13,9 @@ import msgspec
 from features.dataset.descriptor import Dataset
 from features.errors import EventError
 from features.message import Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.shown.message import Outcome, encode
 from features.value.canonical import scalar
 from models.bundle.bundle import Bundle
-from serving.rollout.impression import Outcome, encode
 from serving.sink import Kind, Sink
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from features.shown.message import Impression
 from models.bundle.request_aggregates import AsOf
 from serving.api.bodies import (
     EPOCH,
@@ -17,7 +18,6 @@ from serving.api.bodies import (
 )
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.retrieval.meaning import SharedConcept
-from serving.rollout.impression import Impression
 
 
 def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: bool) -> RankResponse:

@@ -7,7 +7,7 @@ test depends on the number of looks or on an earlier look.
 import math
 from dataclasses import dataclass, field
 
-from serving.rollout.impression import CLICK
+from features.shown.message import CLICK
 from serving.rollout.sequential import Arm, Interval, Slower, difference, mismatched, split_p, surely_above
 
 

@@ -13,11 +13,11 @@ import polars as pl
 
 from features.errors import EventError
 from features.lock import locked
+from features.shown.message import Impression, Shadowed, decode_impression, decode_outcome
 from models.registry.registry import Registry
 from models.registry.release import CHAMPION, Release
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
 from serving.rollout.guardrails import Guardrails, Sums
-from serving.rollout.impression import Impression, Shadowed, decode_impression, decode_outcome
 from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import running, stop
 from serving.rollout.tally import Tally

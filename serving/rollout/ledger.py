@@ -23,17 +23,16 @@ from typing import Any
 import numpy as np
 
 from features.hashing import fingerprint
+from features.shown.message import CLICK, Impression, Outcome, Shadowed, decode_outcome, encode
+from features.shown.rule import refusal
 from serving.rollout import tally
 from serving.rollout.experiment import CHALLENGER, CONTROL
-from serving.rollout.impression import CLICK, Impression, Outcome, Shadowed, decode_outcome, encode
 from serving.rollout.sequential import Slower
 from serving.rollout.tally import Tally, bucket_of, percentile
 from serving.rollout.time_slices import MINUTE_MS, SlownessAllowance, close_slices, slower
 from streaming.log.protocol import Positions
 
 WINDOW_MS = 7 * 86_400_000
-# Most difference between the clocks of two machines.
-SKEW_MS = 60_000
 _VERSION = 1
 # Outcomes that wait for their impression: number and time. A server's queue can lag this much.
 _MOST_EARLY, _EARLY_MS = 100_000, 86_400_000
@@ -178,12 +177,10 @@ class Ledger:
         time_ms, user, arms, items = shown
         if not arms:
             return
-        if item not in np.frombuffer(items, dtype=np.int64):
-            self._quarantine("item was not shown")
-        elif outcome.time_ms < time_ms - SKEW_MS:
-            self._quarantine("before its impression")
-        elif outcome.time_ms > time_ms + WINDOW_MS:
-            self._quarantine("too late")
+        was_shown = item in np.frombuffer(items, dtype=np.int64)
+        why = refusal(time_ms, outcome.time_ms, window_ms=WINDOW_MS, was_shown=was_shown)
+        if why is not None:
+            self._quarantine(why)
         elif not self._file.execute(
             "INSERT OR IGNORE INTO counted VALUES (?, ?, ?)", (number, item, outcome.what)
         ).rowcount:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import EventError, TesseraError
+from features.shown.message import Impression, Outcome, Shadowed, decode_impression, decode_outcome
 from models.registry.registry import Registry
 from models.registry.release import CHAMPION
 from serving.rollout.experiment import CHALLENGER, CONTROL, Experiment, expected_shares
 from serving.rollout.guardrails import Guardrails
-from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome
 from serving.rollout.judge import finite, view
 from serving.rollout.ledger import Arms, Ledger
 from serving.rollout.lifecycle import PastExperiment, past, running

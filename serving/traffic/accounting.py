@@ -5,10 +5,10 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from features.errors import EventError
+from features.shown.message import Impression
 from serving.metrics import Stopwatch
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
-from serving.rollout.impression import Impression
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Pinned, Router
 

@@ -9,9 +9,9 @@ import contextlib
 import queue
 
 from features.errors import TesseraError
+from features.shown.message import Impression, Shadowed, encode
 from serving.background import Background, Rounds
 from serving.metrics import Metrics
-from serving.rollout.impression import Impression, Shadowed, encode
 from serving.sink import Sink
 
 _MOST, _BATCH, _WAIT_S, _PAUSE_S = 20_000, 500, 0.2, 0.5

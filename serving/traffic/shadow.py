@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy
 
+from features.shown.message import Impression, Shadowed
 from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import Metrics
 from serving.ranking.service import RankService
-from serving.rollout.impression import Impression, Shadowed
 from serving.traffic.recorder import Recorder
 
 _LOGGER = logging.getLogger(__name__)

@@ -43,6 +43,11 @@ class Topics:
         """Outcomes: actions of users on shown items."""
         return f"{self.prefix}outcomes"
 
+    @property
+    def joins(self) -> str:
+        """Progress of the joiner: see `streaming.shown.joiner`. One partition, made by the joiner."""
+        return f"{self.prefix}joins"
+
     def partitions(self, inputs: int = 1) -> dict[str, int]:
         """Returns the number of partitions of each topic; deltas have one, since their order is the table's history."""
         return {

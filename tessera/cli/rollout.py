@@ -31,7 +31,7 @@ _MEASURES: "dict[str, Callable[[ArmView], str]]" = {
 }
 rollout = typer.Typer(no_args_is_help=True, help="Versions in service: champion, challenger, previous; experiments.")
 PlannedOption = Annotated[int, typer.Option(min=100, help="Users of both arms at which the statistics are sharpest.")]
-# Equal to `serving.rollout.impression.CLICK`, which would load msgspec for every help.
+# Equal to `features.shown.message.CLICK`, which would load msgspec for every help.
 _CLICK = "click"
 OutcomeOption = Annotated[str, typer.Option(help="Outcomes that count: click, or another name of your outcomes.")]
 HarmOption = Annotated[

@@ -117,6 +117,7 @@ def _view(gauges: Any) -> Table:
         "lag": ", ".join(f"{topic}-{part} {lag:,}" for (topic, part), lag in gauges.lag.items()) or "-",
         "fresh in the store": f"p50 {p50:,.0f} ms, p99 {p99:,.0f} ms" if p50 == p50 else "-",
         "before the update": f"log loss {loss:.4f}, AUC {auc:.4f}" if loss == loss else "-",
+        "shown": ", ".join(f"{count:,} {fate}" for fate, count in gauges.shown.items()) or "-",
         "outages": f"{gauges.counts['outages']:,} {gauges.last_error}",
     }
     for name, value in rows.items():
@@ -298,6 +299,29 @@ def topics_create(
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(names.partitions(partitions), kept)
     out_console.print(f"topics: {', '.join(names.partitions(partitions))}")
+
+
+@topics.command("export")
+def topics_export(
+    topic: Annotated[str, typer.Argument(help="impressions or outcomes.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines to write.")],
+    json: JsonOption = False,
+) -> None:
+    """Write the messages of a topic to a file, for `from = "impressions"` of a descriptor."""
+    from streaming.shown.export import export_topic
+    from tessera.settings import Settings
+
+    settings = Settings.from_environment()
+    names = {"impressions": settings.topics.impressions, "outcomes": settings.topics.outcomes}
+    if topic not in names:
+        raise TesseraError(f"topic {topic!r}: expected impressions or outcomes")
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        written = export_topic(log, names[topic], file)
+    if json:
+        print_json({"written": written})
+    else:
+        out_console.print(f"{written:,} messages of {topic} written to {file}")
 
 
 @topics.command("positions")

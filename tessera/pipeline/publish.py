@@ -16,6 +16,7 @@ from features.content.kinds import load_encoder
 from features.device import label_of
 from features.errors import BundleError
 from features.frame import Frame
+from features.history import reach_of
 from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
@@ -104,7 +105,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             training=Training(config.table_rate, config.batch),
             users=frame.users,
             items=with_train_positives(frame),
-            history=kept_history(frame, job.options.history_length),
+            history=kept_history(frame, reach_of(job.options.history_length, job.dataset.events.lag)),
             metrics=read_metrics(ready.evaluated),
             encoder=encoded.directory / "encoder" if encoded else None,
             codebook=assigned.directory / "codebook" if assigned else None,

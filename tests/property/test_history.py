@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features import history
-from features.history import EventColumns, History, Jagged, history_frame
+from features.history import EventColumns, History, Jagged, history_frame, reach_of
 
 
 class Event(NamedTuple):
@@ -165,3 +165,22 @@ def test_user_partitions_give_what_the_frame_gives_at_once(events: list[Event], 
     expected = history_frame(columns(events), length=length)
     assert found.offsets.tolist() == expected.offsets.tolist()
     assert found.values.tolist() == expected.values.tolist()
+
+
+@given(IN_TIME_ORDER, LENGTHS, st.integers(1, 5), st.integers(1, 7))
+def test_a_lagging_history_sees_no_event_whose_label_is_unknown(
+    events: list[Event], length: int, lag: int, batch: int
+) -> None:
+    expected = []
+    for event in events:
+        newest = [
+            one
+            for one in sorted(events, key=lambda one: one.time)
+            if one.user == event.user and one.positive and one.time < event.time
+        ][-reach_of(length, lag) :]
+        expected.append([one.item for one in newest if one.time < event.time - lag][-length:])
+    assert lists(history_frame(columns(events), length=length, lag=lag)) == expected
+    online, found = History(length, lag=lag), []
+    for start in range(0, len(events), batch):
+        found += lists(online.advance(columns(events[start : start + batch]))[0])
+    assert found == expected

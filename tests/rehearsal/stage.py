@@ -19,11 +19,11 @@ from typing import Any
 
 import httpx
 
+from features.shown.message import Impression, decode_impression
 from models.bundle.bundle import Bundle
 from models.registry.lineage import Lineage
 from models.registry.registry import Registry
 from serving.rollout.experiment import Experiment
-from serving.rollout.impression import Impression, decode_impression
 from serving.rollout.lifecycle import past, promoted, running, stop
 from serving.rollout.look_log import looks_of
 from streaming.log.topics import Topics

@@ -14,6 +14,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from features.errors import EventError, StoreError, TesseraError
+from features.shown.message import Impression, Shadowed, decode_impression
 from models.registry.lineage import Lineage
 from models.registry.release import CHALLENGER, CHAMPION
 from serving.api.app import AppParts, create_app
@@ -22,7 +23,6 @@ from serving.api.log_sink import LogSink
 from serving.ranking.service import RankService
 from serving.rollout.experiment import RampStep, arm
 from serving.rollout.guardrails import Guardrails
-from serving.rollout.impression import Impression, Shadowed, decode_impression
 from serving.rollout.judge import Judge, judging
 from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import parse_ramp, promoted, running, start, stop

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from features.errors import EventError
+from features.shown.message import Impression, Outcome, Shadowed, decode_impression, decode_outcome, encode
+from features.shown.rule import SKEW_MS
 from serving.rollout.experiment import CHALLENGER, CONTROL
 from serving.rollout.guardrails import Guardrails
-from serving.rollout.impression import Impression, Outcome, Shadowed, decode_impression, decode_outcome, encode
-from serving.rollout.ledger import SKEW_MS, WINDOW_MS, Ledger
+from serving.rollout.ledger import WINDOW_MS, Ledger
 
 DAY = 86_400_000
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from features.errors import LogError
+from features.shown.message import Impression
 from serving.metrics import Metrics
-from serving.rollout.impression import Impression
 from serving.traffic import recorder
 from serving.traffic.recorder import Recorder
 

@@ -23,6 +23,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         ms: Time to answer, milliseconds.
         failed: True if there was no answer.
         model: Model of the bundles.
+        surface: Place where the items were shown, such as `home`; "" if the request named none.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     scores: list[float] = []
     ms: float = 0.0
     failed: bool = False
+    surface: str = ""
 
 
 class Shadowed(msgspec.Struct, frozen=True, tag="shadowed", tag_field="kind", omit_defaults=True):

@@ -1,0 +1,80 @@
+"""Checks `[events] from = "impressions"`, and gives its columns their names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from features.config import nearest
+
+COLUMNS = ("user", "item", "time", "position", "surface", "impression")
+"""Columns of a row, beside a column for each kind of outcome."""
+_FEATURES = ("position", "surface")
+
+
+class ShownEvents(Protocol):
+    """Fields of the events that the checks read; see `features.dataset.descriptor.Events`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def outcomes_path(self) -> str | None: ...
+    @property
+    def outcomes(self) -> tuple[str, ...]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def label(self) -> Any: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def item(self) -> str | None: ...
+    @property
+    def time(self) -> Any: ...
+    @property
+    def categorical(self) -> Mapping[str, Any]: ...
+    @property
+    def numeric(self) -> Sequence[str]: ...
+    @property
+    def read(self) -> Mapping[str, Any]: ...
+
+
+def shown_defaults(data: Any) -> Any:
+    """Returns the table with `from` under its own name, and with the columns that rows of impressions have."""
+    if not isinstance(data, Mapping):
+        return data
+    found = {("origin" if key == "from" else key): value for key, value in data.items()}
+    if found.get("origin") != "impressions":
+        return found
+    outcomes = found.get("outcomes") or ["click"]
+    first = outcomes[0] if isinstance(outcomes, (list, tuple)) else "click"
+    columns = {"user": "user", "item": "item", "time": {"column": "time", "unit": "ms"}, "label": {"column": first}}
+    return columns | found
+
+
+def check_shown(events: ShownEvents) -> None:
+    """Checks the fields that only impressions have, and the columns that features name.
+
+    Raises:
+        ValueError: A field is missing or cannot be used; names it.
+    """
+    if events.outcomes_path is None:
+        raise ValueError('from = "impressions" needs outcomes_path = "...", the files of the topic outcomes')
+    if events.kind == "csv":
+        raise ValueError('from = "impressions" reads jsonl or parquet; name such files')
+    taken = [kind for kind in events.outcomes if kind in (*COLUMNS, "_event_id")]
+    if taken:
+        raise ValueError(f"outcomes: {taken[0]!r} is the name of a column that each row has; rename the kind")
+    if len(set(events.outcomes)) < len(events.outcomes):
+        raise ValueError("outcomes names a kind more than once; keep one of them")
+    if (events.user, events.item, events.time.column if events.time else None) != ("user", "item", "time"):
+        raise ValueError('from = "impressions" has the columns user, item and time; remove these fields')
+    if events.label.implicit:
+        raise ValueError('from = "impressions" has shown negatives, so implicit = true does not apply; remove it')
+    if events.label.column not in events.outcomes:
+        raise ValueError(
+            f"label.column: {events.label.column!r} is no kind of outcome; the nearest is "
+            f"{nearest(str(events.label.column), events.outcomes)!r} (outcomes = {list(events.outcomes)})"
+        )
+    for name in (*events.categorical, *events.numeric, *events.read):
+        if name not in _FEATURES:
+            why = "an outcome is a label and no feature" if name in events.outcomes else "rows of impressions lack it"
+            raise ValueError(f"column {name!r} cannot be a feature: {why}; there are {', '.join(_FEATURES)}")

@@ -1,0 +1,1 @@
+"""Impressions and outcomes on the log: the joiner and the export."""

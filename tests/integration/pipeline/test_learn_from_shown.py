@@ -1,0 +1,127 @@
+"""A run and a stream learn from what was shown: files of impressions, then the topics."""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from features.dataset.descriptor import Dataset, load_dataset
+from features.dataset.tables import load_events
+from features.errors import DatasetError
+from features.shown.message import Impression, Outcome, encode
+from serving.store.memory import MemoryStore
+from serving.store.verify import verify
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
+from tessera.pipeline.artifact import read_frame
+from tessera.pipeline.run import RunOptions, run
+from tessera.stream_service import StreamConnections, StreamService
+from tests.integration.world import quiet
+
+START = 1_700_000_000_000
+EVENTS = """
+name = "shown"
+[events]
+from = "impressions"
+path = "shown.jsonl"
+outcomes_path = "done.jsonl"
+outcomes = ["click", "buy"]
+window = "1m"
+categorical = ["surface"]
+[split]
+by = "time"
+"""
+
+
+def visits(count: int) -> Iterator[tuple[Impression, list[Outcome]]]:
+    """Yields impressions, a second apart, with the clicks on them."""
+    draw = random.Random(1)
+    for number in range(count):
+        at = START + 1_000 * number
+        items = [f"i{draw.randrange(30)}" for _ in range(4)]
+        shown = Impression(f"r{number}", f"u{draw.randrange(20)}", at, "b", "shown", items=items, surface="home")
+        yield shown, [Outcome(shown.id, item, at + 5_000) for item in items if draw.random() < 0.3]
+
+
+def described(directory: Path, text: str = EVENTS) -> Dataset:
+    path = directory / "shown.toml"
+    path.write_text(text)
+    return load_dataset(path)
+
+
+def write(directory: Path, count: int) -> None:
+    pairs = list(visits(count))
+    (directory / "shown.jsonl").write_bytes(b"\n".join(encode(shown) for shown, _ in pairs))
+    (directory / "done.jsonl").write_bytes(b"\n".join(encode(one) for _, done in pairs for one in done))
+
+
+def test_a_bundle_of_files_streams_the_topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 2_000)
+    result = run(described(tmp_path), tmp_path / "run", RunOptions(), console=quiet(), registry=None, until="publish")
+    bundle = result.bundle
+    assert bundle is not None
+    examples = read_frame(tmp_path / "run" / "frame").examples
+    # The last 660 s of the files have not closed.
+    assert examples["time"].max() <= (START + 1_000 * 1_999 - 655_000) * 1_000  # type: ignore[operator]
+    assert 0.2 < examples["label"].mean() < 0.4  # type: ignore[operator]
+    now = [0]
+    real = {name: getattr(time, name) for name in dir(time)}
+    fake = SimpleNamespace(**real | {"time_ns": lambda: now[0] * 1_000_000})
+    monkeypatch.setattr("streaming.log.sqlite.time", fake)
+    log, store, topics = LocalLog(tmp_path / "log.db"), MemoryStore(), Topics("s")
+    log.create_topics(topics.partitions())
+    messages = [message for shown, done in visits(2_100) for message in (shown, *done)]
+    for message in sorted(messages, key=lambda message: message.time_ms):
+        now[0] = message.time_ms
+        topic = topics.outcomes if isinstance(message, Outcome) else topics.impressions
+        log.append(topic, [(b"key", encode(message))])
+    now[0] = time.time_ns() // 1_000_000
+    connections = StreamConnections.shared(log, store, topics=topics)
+    totals = StreamService(bundle, connections).once()
+    until = bundle.manifest.trained_until
+    assert until is not None
+    new = {(shown.id, item) for shown, _ in visits(2_100) for item in shown.items if shown.time_ms * 1_000 > until}
+    assert totals.events == len(new)
+    assert totals.bad == 0
+    assert verify(log, bundle, store, topics).difference == ""
+    assert StreamService(bundle, connections).once().events == 0
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('outcomes_path = "done.jsonl"', "", "needs outcomes_path"),
+        ('window = "1m"', 'window = "0m"', "window: '0m' is no duration"),
+        ('"buy"]', '"item"]', "'item' is the name of a column that each row has"),
+        ('"buy"]', '"click"]', "names a kind more than once"),
+        ('"buy"]', '"buy"]\nlabel = { column = "bye" }', "'bye' is no kind of outcome; the nearest is 'buy'"),
+        ('["surface"]', '["buy"]', "an outcome is a label and no feature"),
+        ('["surface"]', '["device"]', "rows of impressions lack it"),
+        ('window = "1m"', 'item = "sku"', "has the columns user, item and time"),
+        ("[split]", '[aggregates]\nctr = { by = "item", value = "rate" }\n[split]', "before the outcome happened"),
+        ('"shown.jsonl"', '"shown.csv"', "reads jsonl or parquet"),
+    ],
+)
+def test_an_unusable_descriptor_is_refused_by_name(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(DatasetError) as refused:
+        described(tmp_path, EVENTS.replace(old, new))
+    assert said in str(refused.value)
+
+
+def test_files_that_cannot_be_joined_are_refused_by_name(tmp_path: Path) -> None:
+    dataset = described(tmp_path)
+    with pytest.raises(DatasetError, match=r"shown.jsonl: \[events\] no such file"):
+        load_events(dataset)
+    write(tmp_path, 10)
+    with pytest.raises(DatasetError, match="no impression has closed"):
+        load_events(dataset)
+    (tmp_path / "done.jsonl").write_text('{"item": "x"}\n')
+    with pytest.raises(DatasetError, match=r"done.jsonl: \[events\] row 1: no outcome: .*impression"):
+        load_events(dataset)
+    (tmp_path / "done.jsonl").unlink()
+    with pytest.raises(DatasetError, match=r"done.jsonl: \[events\] no such file"):
+        load_events(dataset)
