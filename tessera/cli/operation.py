@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +65,7 @@ def diagnose(settings: Settings) -> list[Finding]:
     """Runs all checks; a failed check does not stop the others."""
     checks: dict[str, Callable[[Settings], list[Finding]]] = {
         "packages": _packages,
+        "device": _device,
         "home": _home,
         "log": _log,
         "store": _store,
@@ -81,6 +84,7 @@ def diagnose(settings: Settings) -> list[Finding]:
 
 _REMEDIES = {
     "packages": "install what requirements.txt names: `make setup`",
+    "device": "check nvidia-smi and the driver",
     "home": "point TESSERA_HOME at a directory that can be written",
     "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
@@ -106,6 +110,28 @@ def _packages(settings: Settings) -> list[Finding]:
         missing = Finding("torchrec, fbgemm", _WARN, "not installed", remedy)
         findings.append(missing if plain else Finding("torchrec, fbgemm", _OK, versions))
     return findings
+
+
+def _device(settings: Settings) -> list[Finding]:
+    from features.device import missing_part, resolve
+
+    device = resolve("auto")
+    if not device.is_cpu:
+        about, free = device.about, device.free_bytes() or 0
+        memory = f"{int(about['memory_bytes']) / 1e9:.0f} GB, {free / 1e9:.0f} GB free"
+        state = f"{about['card']}, {memory}, CUDA {about['cuda']}, torch {about['torch']}"
+        return [Finding("device", _OK, f"{state}, {_driver_and_kernels()}")]
+    return [Finding("device", _OK, f"processor; no GPU: {missing_part()}")]
+
+
+def _driver_and_kernels() -> str:
+    """Returns the versions of the card's driver and of fbgemm."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        driver = "unknown"
+    return f"driver {driver}, fbgemm {version('fbgemm-gpu')}"
 
 
 def _home(settings: Settings) -> list[Finding]:

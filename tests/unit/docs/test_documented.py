@@ -72,7 +72,7 @@ def test_every_setting_is_on_the_page_of_settings() -> None:
 
 def test_every_extra_is_on_the_page_of_installation() -> None:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    parts = {"model", "online", "dev"}
+    parts = {"model", "online", "fit", "dev"}
     assert parts < extras
     documented = page("start/install.md")
     assert sorted(name for name in extras - parts if f"`tessera[{name}]`" not in documented) == []
