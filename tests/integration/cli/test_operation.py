@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from features import device
 from models.registry.release import CHAMPION
 from serving.store.fill import fill_store
 from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
+from tessera.cli import operation
 from tessera.cli.operation import Finding, diagnose, standing
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
@@ -32,6 +34,24 @@ def test_a_new_home_is_sound_and_says_what_is_missing(tmp_path: Path) -> None:
     assert "tessera run" in findings["registry"].remedy
     assert "tessera keys add" in findings["keys"].remedy
     assert findings["store"].found.startswith("Redis ")
+    assert findings["device"].level == "ok"
+
+
+def test_the_device_is_named_with_its_versions_or_with_the_part_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path)
+    monkeypatch.setattr(device, "missing_part", lambda **_: "torch finds no card")
+    (processor,) = operation._device(settings)
+    assert processor.level == "ok"
+    assert processor.found == "processor; no GPU: torch finds no card"
+    about = {"card": "H100", "memory_bytes": str(80 * 10**9), "cuda": "13.0", "torch": "2.13.0"}
+    monkeypatch.setattr(device, "resolve", lambda *_: device.Device("cuda", about))
+    monkeypatch.setattr(device.Device, "free_bytes", lambda _: 79 * 10**9)
+    monkeypatch.setattr(operation, "version", {"fbgemm-gpu": "1.8.0"}.__getitem__)
+    (card,) = operation._device(settings)
+    assert card.found.startswith("H100, 80 GB, 79 GB free, CUDA 13.0, torch 2.13.0, driver ")
+    assert card.found.endswith("fbgemm 1.8.0")
 
 
 def test_what_does_not_answer_is_a_fault_with_a_remedy_and_the_rest_is_looked_at(tmp_path: Path) -> None:
