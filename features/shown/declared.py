@@ -7,7 +7,9 @@ from features.config import nearest
 
 COLUMNS = ("user", "item", "time", "position", "surface", "impression")
 """Columns of a row, beside a column for each kind of outcome."""
-_FEATURES = ("position", "surface")
+SURFACE = "surface"
+"""Column, and field of a request's context, that names the place where items were shown."""
+_FEATURES = (SURFACE,)
 
 
 class ShownEvents(Protocol):
@@ -77,4 +79,6 @@ def check_shown(events: ShownEvents) -> None:
     for name in (*events.categorical, *events.numeric, *events.read):
         if name not in _FEATURES:
             why = "an outcome is a label and no feature" if name in events.outcomes else "rows of impressions lack it"
+            if name == "position":
+                why = "a server has no position when it ranks, so the position of training would leak into the scores"
             raise ValueError(f"column {name!r} cannot be a feature: {why}; there are {', '.join(_FEATURES)}")

@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from features.errors import StoreError
+from features.shown.declared import SURFACE
 from features.shown.message import Outcome
 from serving.api.bodies import (
     Accepted,
@@ -165,7 +166,10 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
 
         with current.pinned_for(body.user) as pinned, blamed("context"):
             request.state.bundle = pinned.service.bundle.id
-            answer, shown = accounted(current, pinned, body.user, parts.recorder, ask)
+            surface = body.context.get(SURFACE, "")
+            answer, shown = accounted(
+                current, pinned, body.user, parts.recorder, ask, surface=surface if isinstance(surface, str) else ""
+            )
         if shown is not None and pinned.shadows and parts.shadows is not None:
             after.add_task(parts.shadows.offer, pinned.shadows, shown)
         metrics.unknown_users.inc(0 if answer.known_user else 1)

@@ -14,7 +14,13 @@ from serving.traffic.router import Pinned, Router
 
 
 def accounted(
-    current: Router, pinned: Pinned, user: str, recorder: Recorder | None, ask: Callable[[RankService], RankingAnswer]
+    current: Router,
+    pinned: Pinned,
+    user: str,
+    recorder: Recorder | None,
+    ask: Callable[[RankService], RankingAnswer],
+    *,
+    surface: str = "",
 ) -> tuple[RankingAnswer, Impression | None]:
     """Ranks by the pinned bundle and records an impression of its arms.
 
@@ -28,6 +34,7 @@ def accounted(
         user: Id of the user.
         recorder: Receives the impression. None records no impression.
         ask: Ranks by a service.
+        surface: Place where the answer is shown, from the request's context.
 
     Returns:
         The ranking and its impression, or None if no impression is recorded.
@@ -37,11 +44,11 @@ def accounted(
         ranking = pinned.run(lambda: ask(pinned.service))
     except BaseException as error:
         if recorder is not None and not _refused(current, pinned, error, ask):
-            recorder.put(_impression(pinned, user, (), watch, failed=True))
+            recorder.put(_impression(pinned, user, (), watch, surface, failed=True))
         raise
     shown = None
     if recorder is not None:
-        shown = _impression(pinned, user, ranking.items, watch)
+        shown = _impression(pinned, user, ranking.items, watch, surface)
         recorder.put(shown)
     return ranking, shown
 
@@ -66,7 +73,13 @@ def _refused(
 
 
 def _impression(
-    pinned: Pinned, user: str, items: Sequence[tuple[str, float]], watch: Stopwatch, *, failed: bool = False
+    pinned: Pinned,
+    user: str,
+    items: Sequence[tuple[str, float]],
+    watch: Stopwatch,
+    surface: str,
+    *,
+    failed: bool = False,
 ) -> Impression:
     bundle = pinned.service.bundle
     return Impression(
@@ -81,4 +94,5 @@ def _impression(
         scores=[round(score, 6) for _, score in items],
         ms=round(1_000 * watch.seconds(), 3),
         failed=failed,
+        surface=surface,
     )

@@ -2,18 +2,25 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fastapi.testclient import TestClient
 
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import load_events
 from features.errors import DatasetError
-from features.shown.message import Impression, Outcome, encode
+from features.shown.message import Impression, Outcome, decode_impression, encode
+from models.bundle.bundle import Bundle
+from serving.api.app import AppParts, create_app
+from serving.ranking.service import RankService
 from serving.store.memory import MemoryStore
 from serving.store.verify import verify
+from serving.traffic.recorder import Recorder
+from serving.traffic.router import Router
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from tessera.pipeline.artifact import read_frame
@@ -88,7 +95,34 @@ def test_a_bundle_of_files_streams_the_topics(tmp_path: Path, monkeypatch: pytes
     assert totals.bad == 0
     assert verify(log, bundle, store, topics).difference == ""
     assert StreamService(bundle, connections).once().events == 0
+    assert_requests_name_their_surface(bundle, store)
     log.close()
+
+
+def assert_requests_name_their_surface(bundle: Bundle, store: MemoryStore) -> None:
+    """An impression of a server has the surface that the ranking read, and no caller can give a position."""
+    sink = Kept()
+    parts = AppParts()
+    recorder = Recorder(sink, parts.metrics)
+    parts = replace(parts, recorder=recorder)
+    with TestClient(create_app(Router(RankService(bundle, store)), parts)) as client:
+        body = {"user": "u1", "candidates": ["i1", "i2"]}
+        assert client.post("/v1/rank", json={**body, "context": {"surface": "home"}}).status_code == 200
+        assert client.post("/v1/rank", json=body).status_code == 200
+        assert client.post("/v1/rank", json={**body, "context": {"position": 0}}).status_code == 422
+    recorder.close()
+    shown = [decode_impression(message) for message in sink.messages]
+    assert [one.surface for one in shown if isinstance(one, Impression)][:2] == ["home", ""]
+
+
+class Kept:
+    """Keeps appended messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        self.messages += [message for _, message in messages]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +135,7 @@ def test_a_bundle_of_files_streams_the_topics(tmp_path: Path, monkeypatch: pytes
         ('"buy"]', '"buy"]\nlabel = { column = "bye" }', "'bye' is no kind of outcome; the nearest is 'buy'"),
         ('["surface"]', '["buy"]', "an outcome is a label and no feature"),
         ('["surface"]', '["device"]', "rows of impressions lack it"),
+        ('["surface"]', '["position"]', "would leak into the scores"),
         ('window = "1m"', 'item = "sku"', "has the columns user, item and time"),
         ("[split]", '[aggregates]\nctr = { by = "item", value = "rate" }\n[split]', "before the outcome happened"),
         ('"shown.jsonl"', '"shown.csv"', "reads jsonl or parquet"),
