@@ -11,7 +11,6 @@ Shape letters: N texts, M lists, T terms of a text, repeats included.
 
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +35,9 @@ class LexicalIndex:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
+        # Imported on use: a server searches by its own index.
+        import bm25s
+
         self._index = bm25s.BM25(method="lucene", k1=SATURATION, b=LENGTH_WEIGHT, backend="numpy")
         self._size = len(texts)
         terms = [tokens(text) for text in texts]

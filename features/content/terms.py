@@ -11,7 +11,6 @@ import unicodedata
 from functools import cache
 
 import polars as pl
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 VERSION = 2
 # Scripts without spaces between words. A character of these blocks that is neither letter nor mark ends a run.
@@ -30,22 +29,22 @@ def tokens(text: str) -> list[str]:
     Terms are words of two characters and more, without English stop words. A text without any such word gives its words
     of one character: a title "7" or "차" is better than none.
     """
-    lower = text.lower()
+    lower, stops = text.lower(), _stop_words()
     if lower.isascii():
         words = _ASCII_WORD.findall(lower)
     else:
         words = [term for run in _runs().findall(lower) for term in _terms(run)]
-    found = [word for word in words if word not in ENGLISH_STOP_WORDS]
+    found = [word for word in words if word not in stops]
     if found or not lower.strip():
         return found
-    return [word for word in _runs().findall(lower) if len(word) == 1 and word not in ENGLISH_STOP_WORDS]
+    return [word for word in _runs().findall(lower) if len(word) == 1 and word not in stops]
 
 
 def without_tokens(texts: pl.Series) -> pl.Series:
     """Returns whether each text has no term: (R,) Boolean of (R,) String."""
     # Nearly every text holds a word of ASCII; only the others are split one by one.
     pieces = texts.str.to_lowercase().str.extract_all(r"[a-z0-9_]{2,}")
-    doubtful = ~pieces.list.eval(~pl.element().is_in(sorted(ENGLISH_STOP_WORDS))).list.any().fill_null(value=False)
+    doubtful = ~pieces.list.eval(~pl.element().is_in(sorted(_stop_words()))).list.any().fill_null(value=False)
     found = [not tokens(text) for text in texts.filter(doubtful)]
     return doubtful.scatter(doubtful.arg_true(), pl.Series(found, dtype=pl.Boolean)) if found else doubtful
 
@@ -55,6 +54,14 @@ def _terms(run: str) -> list[str]:
         return [run] if len(run) > 1 else []
     grams = [run[start : start + size] for size in _GRAMS for start in range(len(run) - size + 1)]
     return _IDEOGRAPH.findall(run) + grams
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    """Returns the English stop words. Their package takes a second to load, so it loads with the first text."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return frozenset(ENGLISH_STOP_WORDS)
 
 
 @cache

@@ -18,6 +18,7 @@ from models.semantic_id.codebook import rqvae
 from models.semantic_id.codebook.rqvae import RqVaeConfig
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
+from tessera.terminal import err_console
 
 DIM, TOPICS = 384, 2_000
 
@@ -128,7 +129,7 @@ if __name__ == "__main__":
     result = codebook_device(
         given.device,
         seeds=1,
-        console=Console(width=400),
+        console=err_console,
         fitted=given.fitted,
         coded=given.coded,
         steps=given.steps,

@@ -38,6 +38,7 @@ from tessera.bench.harness.rows import measured_rows
 from tessera.bench.offline.ctr_data import TrainingSpec, generate, schema_of, star
 from tessera.bench.offline.ctr_worker import TRAIN
 from tessera.bench.peers.ctr import DIM, Arrays
+from tessera.terminal import err_console
 
 BATCHES = (1_024, 4_096, 16_384, 65_536)
 OURS, PEER, WIDE_PEER = "unified table", "nn.Embedding + Adam", "nn.Embedding + Adam, 100,000 rows a feature"
@@ -379,7 +380,7 @@ if __name__ == "__main__":
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     small: dict[str, Any] = {"batches": (256, 1_024), "sizes": (1_000, 100_000)} if given.small else {}
-    result = training_device(given.out, given.device, seeds=1, console=Console(width=400), rows=given.rows, **small)
+    result = training_device(given.out, given.device, seeds=1, console=err_console, rows=given.rows, **small)
     (given.out / "training-device.json").write_text(json.dumps(asdict(result)))
     for claim in result.claims:
         print(json.dumps(asdict(claim)))

@@ -46,6 +46,7 @@ ARGUMENTS = {
     "demo": "--small --out {out}",
     "table report": "{out}",
     "export": "{run} --out {out}",
+    "topics export": "impressions {out}/shown.jsonl",
     "encoder tune": "{out}",
     "encoder report": "{out}",
     "encoder advise": "{out}",

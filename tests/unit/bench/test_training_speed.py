@@ -83,7 +83,7 @@ def test_the_worker_trains_on_as_many_rows_as_asked_and_leaves_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(SMALL, tmp_path)
-    monkeypatch.setattr(ctr_worker, "_TRAIN", QUICK)
+    monkeypatch.setattr(ctr_worker, "TRAIN", QUICK)
     ctr_worker.worker(tmp_path, tmp_path / "result.json", 1_000, 0, "tessera-auto")
     found = PeerRun(**json.loads((tmp_path / "result.json").read_text()))
     assert found.rows == 1_000

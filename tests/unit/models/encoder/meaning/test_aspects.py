@@ -68,7 +68,7 @@ def test_a_saved_aspect_is_the_aspect(tmp_path: Path) -> None:
     assert loaded.id == aspect.id
     assert np.array_equal(loaded.of(vectors, rows), aspect.of(vectors, rows))
     (tmp_path / "aspect.safetensors").write_bytes(b"cut")
-    with pytest.raises(BundleError, match="fit it again"):
+    with pytest.raises(BundleError, match="fit the aspect again"):
         load_aspect(tmp_path)
 
 

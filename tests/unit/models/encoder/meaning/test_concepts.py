@@ -83,7 +83,7 @@ def test_a_saved_head_is_the_head_and_its_id_changes_with_any_byte(head: Concept
     with pytest.raises(BundleError, match="fit"):
         load_concepts(tmp_path)
     file.write_bytes(bytes(data[:40]))
-    with pytest.raises(BundleError, match="fit them again"):
+    with pytest.raises(BundleError, match="fit the concepts again"):
         load_concepts(tmp_path)
 
 
