@@ -25,9 +25,9 @@ INPUT_TYPES: dict[str, pl.DataType] = {"text": pl.String(), "number": pl.Float64
 MOST_VALUES = 10_000
 """Most values of a lookup table. A bundle's manifest holds them all."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[^\W\d][\w-]*")
 # Text, then a quoted name, then a qualified name: item.price, item."unit price".
-_TOKEN = re.compile(r"""'(?:[^']|'')*'|\b(item|user|event)\.("(?:[^"]|"")+"|[A-Za-z_][A-Za-z0-9_]*)|"(?:[^"]|"")*\"""")
+_TOKEN = re.compile(r"""'(?:[^']|'')*'|\b(item|user|event)\.("(?:[^"]|"")+"|[^\W\d]\w*)|"(?:[^"]|"")*\"""")
 _FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError, OverflowError)
 # Values of a probe. A sum, a rank or a neighbour's value differs between all its rows, a few rows and one row.
 _PROBE_ROWS = 96

@@ -70,7 +70,8 @@ def test_an_expression_that_is_no_feature_of_one_row_is_refused(sql: str, said: 
     assert said in str(refused.value)
 
 
-def test_text_is_not_taken_for_a_column_and_names_may_be_quoted() -> None:
+def test_text_is_not_taken_for_a_column_and_names_may_be_quoted_or_of_any_script() -> None:
+    assert Expression("år", derived(sql="EXTRACT(YEAR FROM event.när)"), {"event": {"när": "time"}}).reads == ("när",)
     assert evaluated(derived(sql="item.colour || ' item.price'"), colour=["red"]) == ["red item.price"]
     assert evaluated(derived(sql='item."unit price" * 2'), **{"unit price": [1.5, None]}) == [3.0, None]
 
