@@ -242,9 +242,10 @@ class _Training:
         if self._held is None or self._held[0] != number:
             self._held = None
             block = DeviceBlock(source, rows, self._device)
-            fits = block.padding <= MOST_PADDING
-            steps = ResidentSteps(block, self._step, self._config.batch, self._device, hides=self._hidden.any)
-            self._held = number, (steps if fits else None)
+            steps = None
+            if block.padding <= MOST_PADDING:
+                steps = ResidentSteps(block, self._step, self._config.batch, self._device, hides=self._hidden.any)
+            self._held = number, steps
         return self._held[1]
 
     def _step(self, batch: Batch) -> None:

@@ -119,6 +119,11 @@ class DeviceBlock:
         self._content = device.put(source.vectors) if schema.content and source.vectors is not None else None
         self._layout()
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Numeric features (E, n) float32 and labels (E,) float32 of all examples, on the device."""
+        return self._numeric, self._labels
+
     def batch(self, index: Tensor, limits: Tensor | None = None) -> Batch:
         """Returns the batch of examples `index`, (B,) int64 on the device.
 

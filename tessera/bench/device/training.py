@@ -43,7 +43,7 @@ from tessera.terminal import err_console
 BATCHES = (1_024, 4_096, 16_384, 65_536)
 OURS, PEER, WIDE_PEER = "unified table", "nn.Embedding + Adam", "nn.Embedding + Adam, 100,000 rows a feature"
 _TARGETS = {1_024: 2.0, 4_096: 1.8, 65_536: 1.5}
-_SETTLE = 10
+_SETTLE, _TIMED = 10, 50
 _WAYS: tuple[tuple[Precision, bool], ...] = (("float32", True), ("float32", False), ("bfloat16", True))
 _SCORE_ROWS = 50_000
 # A step reads each row in the forward and in the backward pass, and writes its gradient and the row.
@@ -63,6 +63,7 @@ class DeviceBench:
         }
         self.labels = self.test.labels
         self.bandwidth = bandwidth(device)
+        self._codes: dict[bool, tuple[Tensor, int]] = {}
 
     def epoch(self, batch: int, advance: Callable[[NDArray[np.int64]], None]) -> float:
         """Trains one epoch of whole batches. Returns the seconds of a batch, without the first ones."""
@@ -107,24 +108,23 @@ class DeviceBench:
     def peer(self, batch: int, precision: Precision, *, graph: bool, wide: bool = False) -> dict[str, Any]:
         """Measures `nn.Embedding` with dense Adam under the same network."""
         self.device.reset_peak()
-        codes, rows = label_encoded(self.training, self.test, wide=wide)
-        values = self.device.put(codes)
+        values, rows = self._encoded(wide)
         table = nn.Embedding(rows, DIM, device=self.device.torch)
         nn.init.normal_(table.weight, 0, 0.01)
-        features = codes.shape[1]
+        features = values.shape[1]
         network = Network(features * DIM + len(self.schema.numeric), TRAIN.network).to(self.device.torch)
-        block, at_test = self.blocks["train"], len(self.training.labels)
+        numeric, labels = self.blocks["train"].inputs
+        at_test = len(self.training.labels)
         optimizers = [adam(own, rate, self.device) for own, rate in ((network, rate_of(batch)), (table, 3e-3))]
         index = torch.zeros(batch, dtype=torch.int64, device=self.device.torch)
 
-        def logits(one: Batch, at: Tensor) -> Tensor:
+        def logits(given: Tensor, at: Tensor) -> Tensor:
             with torch.autocast(self.device.name, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
-                found: Tensor = network(table(values[at]).flatten(1), one.numeric)
+                found: Tensor = network(table(values[at]).flatten(1), given)
             return found.float()
 
         def step() -> None:
-            one = block.batch(index)
-            loss = functional.binary_cross_entropy_with_logits(logits(one, index), one.labels)
+            loss = functional.binary_cross_entropy_with_logits(logits(numeric[index], index), labels[index])
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -138,8 +138,15 @@ class DeviceBench:
             go()
 
         seconds = self.epoch(batch, advance)
-        auc = self.auc(lambda one, at: logits(one, at + at_test))
+        auc = self.auc(lambda one, at: logits(one.numeric, at + at_test))
         return self._row(WIDE_PEER if wide else PEER, batch, precision, graph, seconds, auc)
+
+    def _encoded(self, wide: bool) -> tuple[Tensor, int]:
+        """Returns the label-encoded values on the device, made once for all peers, and their number of rows."""
+        if wide not in self._codes:
+            codes, rows = label_encoded(self.training, self.test, wide=wide)
+            self._codes[wide] = self.device.put(codes), rows
+        return self._codes[wide]
 
     def _row(
         self, model: str, batch: int, precision: Precision, graph: bool, seconds: float, auc: float
@@ -284,15 +291,14 @@ def table_sizes(bench: DeviceBench, sizes: tuple[int, ...], batch: int) -> list[
         steps = ResidentSteps(
             block, step_of(ranker, config, "bfloat16", bench.device), batch, bench.device, hides=False
         )
-        rng, taken = np.random.default_rng(2), []
-        for number in range(60):
+        rng = np.random.default_rng(2)
+        for number in range(_SETTLE + _TIMED):
             if number == _SETTLE:
                 bench.device.synchronize()
                 began = time.perf_counter()
             steps(rng.integers(0, block.size, batch), None)
         bench.device.synchronize()
-        taken.append(time.perf_counter() - began)
-        speed = 50 * batch / taken[0]
+        speed = _TIMED * batch / (time.perf_counter() - began)
         row = {"model": "table size", "table_rows": rows, "batch": batch, "samples_per_second": speed}
         found.append(row | {"peak_bytes": bench.device.peak_bytes()})
         del ranker, steps, block
