@@ -225,3 +225,5 @@ def test_a_step_of_the_codebook_never_waits_for_the_device() -> None:
         loss, codes = model(inputs[rows])
         used[0].index_add_(0, codes[:, 0], torch.ones_like(rows))
         loss.backward()
+    assert int(used.sum()) == len(rows)
+    assert model.codebooks.grad is not None
