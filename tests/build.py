@@ -24,7 +24,7 @@ from features.frame import Frame, build_frame
 from models.bundle.bundle import BundleParts, Training
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig, Trained, new_ranker, train
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae, rqvae_fit
 from models.semantic_id.tokens import Tokenizer
 from models.table.admission import Sketch
 from models.table.batch import Batch
@@ -108,7 +108,7 @@ def coloured_parts(
     tables["events"] = tables["events"].with_columns(pl.col("time") * every_us)
     encoder = lsa.fit(tables["items"]["text"].to_list(), dim=4, seed=0)
     vectors = encoder.encode(tables["items"]["text"].to_list())
-    codebook = rqvae.fit(vectors, SMALL_CODEBOOK)
+    codebook = rqvae_fit.fit(vectors, SMALL_CODEBOOK)
     codes = codebook.encode(vectors)
     tokenizer = Tokenizer("prefix", codebook.levels, codebook.codes)
     for part, model in (("encoder", encoder), ("codebook", codebook), ("tokens", tokenizer)):

@@ -10,7 +10,7 @@ from features.device import CPU, Device, DeviceError, missing_part, resolve
 from models.ranker.network import NetworkConfig
 from models.ranker.resident_steps import ResidentSteps
 from models.ranker.train import new_ranker, snapshot, train
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae, rqvae_fit
 from models.table.device_block import DeviceBlock
 from models.table.unified import UnifiedTable
 from tests.build import SMALL_TRAIN, coloured_frame, coloured_schema
@@ -110,7 +110,7 @@ def test_a_codebook_codes_equally_on_both_devices_and_fits_twice_to_the_same_bit
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((50_000, 64), dtype=np.float32)
     config = rqvae.RqVaeConfig(steps=200, codes=64)
-    book, again = (rqvae.fit(vectors[:5_000], config, device=card) for _ in range(2))
+    book, again = (rqvae_fit.fit(vectors[:5_000], config, device=card) for _ in range(2))
     assert book.id == again.id
     there = book.encode(vectors)
     book.device = CPU

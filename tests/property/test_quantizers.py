@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.errors import BundleError, DatasetError
-from models.semantic_id.codebook import estimator, reference, residual_kmeans, rqvae
+from models.semantic_id.codebook import estimator, reference, residual_kmeans, rqvae, rqvae_fit
 from models.semantic_id.codebook import kinds as codebook
 from models.semantic_id.codebook.kinds import KINDS, Kind
 from models.semantic_id.codebook.nearest import nearest, residual_codes
@@ -125,7 +125,7 @@ SMALL = rqvae.RqVaeConfig(levels=3, codes=8, latent=4, hidden=(16,), steps=300, 
 def test_an_rqvae_of_each_kind_codes_as_its_slow_twin_and_better_than_the_mean(
     gradient: rqvae.Gradient, sinkhorn: float
 ) -> None:
-    model = rqvae.fit(FITTED, replace(SMALL, gradient=gradient, sinkhorn=sinkhorn))
+    model = rqvae_fit.fit(FITTED, replace(SMALL, gradient=gradient, sinkhorn=sinkhorn))
     codes = model.encode(OTHERS)
     assert codes.tolist() == [reference.rqvae_codes(model, vector) for vector in OTHERS]
     assert relative_error(model, OTHERS) < 0.5
@@ -158,7 +158,7 @@ def test_balanced_codes_are_near_and_equally_used() -> None:
 def test_training_stops_when_the_validation_error_no_longer_falls() -> None:
     seen: list[int] = []
     config = replace(SMALL, steps=4_000, learning_rate=0.05, patience=2)
-    rqvae.fit(FITTED, config, progress=lambda done, _: seen.append(done))
+    rqvae_fit.fit(FITTED, config, progress=lambda done, _: seen.append(done))
     # Progress ends at the total also where training stopped before it.
     assert seen[-1] == 4_000
     assert seen[-2] < 4_000

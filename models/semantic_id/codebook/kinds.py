@@ -80,12 +80,12 @@ class _RqVae:
         start: Quantizer | None,
         progress: Advance,
     ) -> Quantizer:
-        from models.semantic_id.codebook import rqvae
+        from models.semantic_id.codebook import rqvae, rqvae_fit
 
         if start is not None and not isinstance(start, rqvae.RqVae):
             raise DatasetError(f"codebook {start.id}: an rqvae cannot start from it; refit with the same quantizer")
         config = _configured(rqvae.RqVaeConfig, _fixed(shape), options)
-        return rqvae.fit(vectors, config, start=start, progress=progress)
+        return rqvae_fit.fit(vectors, config, start=start, progress=progress)
 
     def load(self, directory: Path) -> Quantizer:
         from models.semantic_id.codebook import rqvae
@@ -199,7 +199,7 @@ def fit_alike(
     Raises:
         DatasetError: As in `fit`, or the kind has no such term.
     """
-    from models.semantic_id.codebook import rqvae
+    from models.semantic_id.codebook import rqvae, rqvae_fit
 
     if kind != "rqvae":
         raise DatasetError(f"code_likes: a {kind} codebook has no term for alike items; set quantizer = 'rqvae'")
@@ -207,7 +207,7 @@ def fit_alike(
     if base is not None and not isinstance(base, rqvae.RqVae):
         raise DatasetError(f"codebook {base.id}: an rqvae cannot start from it; refit with the same quantizer")
     config = _configured(rqvae.RqVaeConfig, _fixed(shape), options or {})
-    return rqvae.fit(vectors, config, start=base, alike=alike, progress=progress)
+    return rqvae_fit.fit(vectors, config, start=base, alike=alike, progress=progress)
 
 
 def _start(start: Quantizer | None, shape: CodebookShape) -> Quantizer | None:

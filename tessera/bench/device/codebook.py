@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from features.device import CPU, Device, DeviceChoice, resolve
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae_fit
 from models.semantic_id.codebook.rqvae import RqVaeConfig
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
@@ -67,14 +67,14 @@ def _of_seed(device: Device, seed: int, config: RqVaeConfig, fitted: int, coded:
     for name, one in (("cpu", CPU), (device.name, device)):
         if not one.is_cpu:
             # The first use of a card loads its libraries, once for a process.
-            rqvae.fit(train[:4_096], RqVaeConfig(steps=60, codes=32), device=one)
+            rqvae_fit.fit(train[:4_096], RqVaeConfig(steps=60, codes=32), device=one)
         began = time.perf_counter()
-        books[name] = rqvae.fit(train, config, device=one)
+        books[name] = rqvae_fit.fit(train, config, device=one)
         seconds = time.perf_counter() - began
         sample = test[:20_000]
         error = float(((sample - books[name].decode(books[name].encode(sample))) ** 2).sum(axis=1).mean())
         yield {"part": "fit", "device": name, "seconds": seconds, "squared_error": error}
-    again = rqvae.fit(train, config, device=device)
+    again = rqvae_fit.fit(train, config, device=device)
     yield {"part": "fit again", "device": device.name, "same_bits": again.id == books[device.name].id}
     # One codebook, coded by both devices.
     book = books["cpu"]

@@ -33,7 +33,7 @@ from models.ranker.evaluate import Quality, quality
 from models.ranker.loading import assembler, examples
 from models.ranker.reads import choose_reads
 from models.ranker.train import TrainConfig, predict, train
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae, rqvae_fit
 from models.semantic_id.codebook.alike import AlikePairs
 from models.semantic_id.codebook.quantizer import default_codes
 from models.semantic_id.tokens import SCHEMES, Scheme
@@ -276,7 +276,7 @@ class ColdWorld:
         if self._behaviour is not None:
             seen = dataset_frame(dataset, seed=seed, content=(vectors, np.zeros((len(vectors), 1), dtype=np.uint16)))
             coded, alike = self._behaviour(vectors, new, seen)
-        codebook = rqvae.fit(coded[~new], shape, alike=alike)
+        codebook = rqvae_fit.fit(coded[~new], shape, alike=alike)
         content = vectors, codebook.encode(coded)
         frame = dataset_frame(dataset, seed=seed, history_length=DEFAULT_LENGTH, content=content)
         frame = without(frame, new)

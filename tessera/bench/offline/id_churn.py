@@ -21,7 +21,7 @@ from features.content import lsa
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_items
 from features.errors import DatasetError
-from models.semantic_id.codebook import residual_kmeans, rqvae
+from models.semantic_id.codebook import residual_kmeans, rqvae, rqvae_fit
 from models.semantic_id.codebook.kinds import Kind
 from models.semantic_id.codebook.match import match
 from models.semantic_id.codebook.quantizer import Quantizer, default_codes
@@ -118,7 +118,7 @@ def _fit(
 ) -> Quantizer:
     if kind == "rqvae":
         shape = rqvae.RqVaeConfig(levels=_LEVELS, codes=codes, seed=seed)
-        return rqvae.fit(vectors, shape, start=start if isinstance(start, rqvae.RqVae) else None)
+        return rqvae_fit.fit(vectors, shape, start=start if isinstance(start, rqvae.RqVae) else None)
     config = residual_kmeans.ResidualKMeansConfig(_LEVELS, codes, balanced=kind == "balanced-kmeans", seed=seed)
     books = start.books if isinstance(start, residual_kmeans.ResidualKMeans) else None
     return residual_kmeans.fit(vectors, config, start=books)

@@ -28,7 +28,7 @@ from features.content import lsa
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_items
 from features.errors import DatasetError, TesseraError
-from models.semantic_id.codebook import residual_kmeans, rqvae
+from models.semantic_id.codebook import residual_kmeans, rqvae, rqvae_fit
 from models.semantic_id.codebook.quantizer import Quantizer
 from tessera.bench.harness.data import progress_bar, remembered
 from tessera.bench.harness.needs import RQ, Peers
@@ -145,7 +145,7 @@ def _kmeans(balanced: bool) -> Callable[[int], Method]:
 
 def _rqvae(steps: int) -> Method:
     shape = rqvae.RqVaeConfig(levels=_LEVELS, codes=_CODES, steps=steps)
-    return _timed(lambda vectors, seed: rqvae.fit(vectors, replace(shape, seed=seed)))
+    return _timed(lambda vectors, seed: rqvae_fit.fit(vectors, replace(shape, seed=seed)))
 
 
 # The budgets of each method, and its own default.

@@ -25,7 +25,7 @@ from features.jobs.engine import Engine
 from features.jobs.shard import Sifted, read_shards, write_parquet, write_shards
 from features.jobs.worklist import MOST_BLOCKS, Block, JobReport, Worklist
 from models.semantic_id.assign import assign_catalogue
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae_fit
 from tests.build import SMALL_CODEBOOK
 from tests.servers import until
 
@@ -321,7 +321,7 @@ def test_another_encoder_at_the_same_place_is_the_one_that_is_used(
 
 def test_codes_are_assigned_shard_by_shard_as_all_at_once(one_worker: Path, tmp_path: Path) -> None:
     vectors = read_shards(one_worker)["vector"].to_numpy()
-    codebook = rqvae.fit(vectors, SMALL_CODEBOOK)
+    codebook = rqvae_fit.fit(vectors, SMALL_CODEBOOK)
     write_directory(tmp_path / "codebook", codebook.save)
     assign_catalogue(sorted(one_worker.iterdir()), tmp_path / "codebook", tmp_path / "codes")
     found = read_shards(tmp_path / "codes")

@@ -6,7 +6,7 @@ import torch
 
 from features.content.encoder import unit
 from features.errors import DatasetError
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae, rqvae_fit
 from models.semantic_id.codebook.alike import AlikePairs, alike_loss
 from tests.build import SMALL_CODEBOOK
 
@@ -25,9 +25,9 @@ def test_alike_items_get_near_codes_and_others_keep_their_bits() -> None:
     vectors = unit(rng.normal(size=(2 * HALF, 16)))
     pairs = np.stack([np.arange(HALF), np.arange(HALF) + HALF], axis=1)
     config = rqvae.RqVaeConfig(levels=2, codes=8, latent=8, hidden=(32,), steps=400, batch=64)
-    plain, again = rqvae.fit(vectors, config), rqvae.fit(vectors, config, alike=None)
+    plain, again = rqvae_fit.fit(vectors, config), rqvae_fit.fit(vectors, config, alike=None)
     assert plain.id == again.id
-    joined = rqvae.fit(vectors, config, alike=AlikePairs(pairs, 20.0))
+    joined = rqvae_fit.fit(vectors, config, alike=AlikePairs(pairs, 20.0))
     assert joined.id != plain.id
 
     def same(codebook: rqvae.RqVae) -> float:
@@ -42,4 +42,4 @@ def test_pairs_of_rows_that_are_not_there_are_refused() -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(40, 8)))
     for pairs in (np.zeros((0, 2), dtype=np.int64), np.array([[0, 40]]), np.array([[-1, 3]])):
         with pytest.raises(DatasetError, match="pairs of rows 0 to 39"):
-            rqvae.fit(vectors, SMALL_CODEBOOK, alike=AlikePairs(pairs, 1.0))
+            rqvae_fit.fit(vectors, SMALL_CODEBOOK, alike=AlikePairs(pairs, 1.0))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from features.errors import BundleError, DatasetError
 from models.semantic_id.codebook import kinds as codebook
-from models.semantic_id.codebook import residual_kmeans, rqvae
+from models.semantic_id.codebook import residual_kmeans, rqvae, rqvae_fit
 from models.semantic_id.codebook.match import match
 from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
 from models.semantic_id.report.compare import compare, pairs_kept
@@ -98,8 +98,10 @@ def test_a_warm_start_keeps_more_pairs_than_a_cold_one(kind: str) -> None:
     def fit(seed: int, vectors: NDArray[np.float32], start: object = None) -> NDArray[np.uint16]:
         if kind == "rqvae":
             config = rqvae.RqVaeConfig(levels=2, codes=8, latent=4, hidden=(16,), steps=200, batch=64, seed=seed)
-            first = rqvae.fit(VECTORS[:400], config)
-            return (rqvae.fit(vectors, config, start=first) if start else rqvae.fit(vectors, config)).encode(VECTORS)
+            first = rqvae_fit.fit(VECTORS[:400], config)
+            return (rqvae_fit.fit(vectors, config, start=first) if start else rqvae_fit.fit(vectors, config)).encode(
+                VECTORS
+            )
         shape = ResidualKMeansConfig(levels=2, codes=8, seed=seed)
         begin = residual_kmeans.fit(VECTORS[:400], shape).books if start else None
         return residual_kmeans.fit(vectors, shape, start=begin).encode(VECTORS)

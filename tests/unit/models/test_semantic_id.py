@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from features.errors import BundleError, DatasetError
-from models.semantic_id.codebook import rqvae
+from models.semantic_id.codebook import rqvae, rqvae_fit
 from models.semantic_id.codebook.quantizer import MAX_CODES, default_codes, prefix_tokens
 from models.semantic_id.report.health import codebook_health, relative_error
 
@@ -36,7 +36,7 @@ FITTED, HELD_OUT = clustered(600, 1), clustered(200, 2)
 
 @pytest.fixture(scope="module")
 def codebook() -> rqvae.RqVae:
-    return rqvae.fit(FITTED, CONFIG)
+    return rqvae_fit.fit(FITTED, CONFIG)
 
 
 @pytest.fixture
@@ -48,20 +48,20 @@ def saved(codebook: rqvae.RqVae, tmp_path: Path) -> Path:
 
 
 def test_the_codebook_is_decided_by_its_seed_whatever_else_drew_random_numbers() -> None:
-    first = rqvae.fit(FITTED, TINY)
+    first = rqvae_fit.fit(FITTED, TINY)
     torch.rand(7)
-    second = rqvae.fit(FITTED, TINY)
-    other = rqvae.fit(FITTED, rqvae.RqVaeConfig(**(TINY.__dict__ | {"seed": 1})))
+    second = rqvae_fit.fit(FITTED, TINY)
+    other = rqvae_fit.fit(FITTED, rqvae.RqVaeConfig(**(TINY.__dict__ | {"seed": 1})))
     assert first.id == second.id
     assert all(torch.equal(first.state_dict()[name], tensor) for name, tensor in second.state_dict().items())
     assert first.id != other.id
 
 
 def test_the_number_of_threads_decides_nothing_and_is_left_as_it_was() -> None:
-    alone, before = rqvae.fit(FITTED, TINY), torch.get_num_threads()
+    alone, before = rqvae_fit.fit(FITTED, TINY), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert rqvae.fit(FITTED, TINY).id == alone.id
+        assert rqvae_fit.fit(FITTED, TINY).id == alone.id
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -69,7 +69,7 @@ def test_the_number_of_threads_decides_nothing_and_is_left_as_it_was() -> None:
 
 def test_fitting_leaves_the_global_random_numbers_alone(codebook: rqvae.RqVae) -> None:
     before = torch.random.get_rng_state()
-    rqvae.fit(FITTED[:50], TINY)
+    rqvae_fit.fit(FITTED[:50], TINY)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -169,7 +169,7 @@ def test_vectors_that_are_not_finite_are_refused_by_row(codebook: rqvae.RqVae, v
     with pytest.raises(DatasetError, match="row 4 holds NaN or infinite"):
         codebook.encode(vectors)
     with pytest.raises(DatasetError, match="row 4 holds NaN or infinite"):
-        rqvae.fit(vectors, TINY)
+        rqvae_fit.fit(vectors, TINY)
 
 
 def test_vectors_of_another_width_are_refused(codebook: rqvae.RqVae) -> None:
@@ -181,7 +181,7 @@ def test_vectors_of_another_width_are_refused(codebook: rqvae.RqVae) -> None:
 
 def test_fewer_vectors_than_codes_are_refused() -> None:
     with pytest.raises(DatasetError, match="codes: 4 a level need as many items, got 3"):
-        rqvae.fit(FITTED[:3], TINY)
+        rqvae_fit.fit(FITTED[:3], TINY)
 
 
 class Squares:
