@@ -73,17 +73,21 @@ class Decoder:
         name: `events` or `items`, named in errors.
         required: Columns that must be present and not null.
         optional: Columns that may be missing. All other fields of a message are ignored.
+        vectors: Optional columns that hold lists of numbers.
     """
 
-    def __init__(self, name: str, required: Sequence[str], optional: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, required: Sequence[str], optional: Sequence[str], vectors: Sequence[str] = ()
+    ) -> None:
         self._name = name
         self.columns = (*required, *optional)
         # Field names are positional, since a column may have any name; the JSON keys are the names of the columns.
         rename = {f"f{position}": column for position, column in enumerate(self.columns)}
         rename |= {f"e{position}": name for position, (name, _, _) in enumerate(_ENVELOPE)}
         value = _SCALAR | list[_SCALAR | None] | None
+        kinds = dict.fromkeys(optional, value) | dict.fromkeys(vectors, list[float] | None)
         fields: list[Any] = [
-            (f"f{position}", _SCALAR) if column in required else (f"f{position}", value, None)
+            (f"f{position}", _SCALAR) if column in required else (f"f{position}", kinds[column], None)
             for position, column in enumerate(self.columns)
         ]
         fields += [(f"e{position}", kind, default) for position, (_, kind, default) in enumerate(_ENVELOPE)]
@@ -122,9 +126,11 @@ def event_decoder(events: Events) -> Decoder:
 
 
 def item_decoder(items: Items) -> Decoder:
-    """Returns a decoder of the topic `items`: the id, and all texts, features and filters the item has."""
-    optional = dict.fromkeys((*items.text, *items.categorical, *items.numeric, *items.read, *items.attributes))
-    return Decoder("items", [items.id], [name for name in optional if name != items.id])
+    """Returns a decoder of the topic `items`: the id, and all texts, vectors, features and filters the item has."""
+    vectors = [given.column for given in items.vectors.values()]
+    declared = (*items.text, *items.categorical, *items.numeric, *items.read, *items.attributes)
+    optional = dict.fromkeys((*declared, *vectors, *items.vector_columns))
+    return Decoder("items", [items.id], [name for name in optional if name != items.id], vectors)
 
 
 def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[pl.DataFrame, dict[int, str]]:
@@ -198,7 +204,7 @@ def item_rows(
         items: Table of the rows.
         types: Types of the catalogue's columns.
         version: Version of the canonical form, from the bundle.
-        fields: Columns of `[items] text` that become fields of the content too.
+        fields: Columns of `[items] text` that become fields of the content too. Vectors always do.
 
     Returns:
         The frame of `read_items` with `message_row`, the position in `rows`. The second value maps the position of each
@@ -206,6 +212,11 @@ def item_rows(
     """
     form = _Form(version, items.kind == "csv")
     readers = form.readers(items) | dict.fromkeys([items.id, *items.text], form.text)
+    for given in items.vectors.values():
+        readers[given.column] = form.vectors
+        if given.space_column is not None:
+            readers[given.space_column] = form.text
+    fields = tuple(dict.fromkeys((*fields, *items.vectors)))
     featured = {*items.categorical_features, *items.numeric_features}
     feature_types = {name: dtype for name, dtype in types.items() if name in featured}
     attributes = items.attributes
@@ -264,6 +275,10 @@ class _Form(NamedTuple):
     def as_is(self, name: str, values: list[Any]) -> pl.Series:
         """Reads values of one type in that type."""
         return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
+
+    def vectors(self, name: str, values: list[Any]) -> pl.Series:
+        """Reads vectors, (R,) List(Float64)."""
+        return pl.Series(name, values, dtype=pl.List(pl.Float64))
 
     def attribute(self, value: Any, dtype: pl.DataType) -> Any:
         """Returns the value of a filterable column; see `features.value.attribute.fit`."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from features.content.content import fields_of
 from features.content.encoder import DESCRIPTION, Encoder, content_id, load_part, unit
+from features.content.given.encoder import GivenVectors, given_in
 from features.content.step import VectorStep, load_step, save_steps
 from features.errors import BundleError, DatasetError
 
@@ -57,6 +58,11 @@ class Chain:
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that the bases read; empty if all read whole texts."""
         return tuple(dict.fromkeys(name for base in self.bases for name in fields_of(base)))
+
+    @property
+    def given(self) -> tuple[GivenVectors, ...]:
+        """Bases that read vectors of the items; empty if all read texts."""
+        return tuple(one for base in self.bases for one in given_in(base))
 
     @property
     def dim(self) -> int:

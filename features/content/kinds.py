@@ -1,7 +1,7 @@
 """The registry of encoder kinds: each kind is fitted, or loaded from a directory."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import msgspec
 from features.config import nearest
 from features.content import content
 from features.content.encoder import DESCRIPTION, Encoder
+from features.content.given import encoder as given
 from features.content.transformer.reading import TransformerOptions
 from features.errors import BundleError, DatasetError
 
@@ -70,6 +71,16 @@ class _Chains:
         return load_chain(directory, load_encoder)
 
 
+class _Given:
+    """The kind of vectors that a team brings; `[items] vectors` of the descriptor names them."""
+
+    def fit(self, texts: Sequence[str], *, dim: int, seed: int, model: str | None) -> Encoder:
+        raise DatasetError("encoder 'vectors' is not fitted by its name; name vectors of [items] vectors")
+
+    def load(self, directory: Path) -> Encoder:
+        return given.load(directory)
+
+
 class _Readers:
     """The kind of encoders that read some fields; the option `fields` of another kind makes one."""
 
@@ -85,7 +96,7 @@ class _Readers:
 CHAIN = "chain"
 _FIELDS = "fields"
 """Option of every kind: the fields of an item's content that it reads."""
-_NOT_FITTED = (CHAIN, content.KIND)
+_NOT_FITTED = (CHAIN, content.KIND, given.KIND)
 _WITHOUT_MODEL = {"lsa"}
 KINDS: dict[str, Kind] = {
     "lsa": _OnUse(_lsa),
@@ -93,6 +104,7 @@ KINDS: dict[str, Kind] = {
     "static": _OnUse(_static),
     CHAIN: _Chains(),
     content.KIND: _Readers(),
+    given.KIND: _Given(),
 }
 
 
@@ -115,16 +127,22 @@ def register(name: str, kind: Kind) -> None:
         raise DatasetError(f"encoder {name!r} is registered already; choose another name")
 
 
-def names_of(encoder: str) -> tuple[str, ...]:
-    """Returns the names of the kinds in a value of `encoder`: kinds side by side are joined by `+`.
+def names_of(encoder: str, vectors: Collection[str] = ()) -> tuple[str, ...]:
+    """Returns the names in a value of `encoder`: kinds and vectors side by side are joined by `+`.
+
+    Args:
+        encoder: Names joined by `+`.
+        vectors: Names of the descriptor's vectors.
 
     Raises:
         DatasetError: A kind is unknown, or cannot be fitted by its name.
     """
     names = tuple(name.strip() for name in encoder.split("+"))
     for name in names:
-        if name not in fitted_names():
-            raise DatasetError(f"encoder {name!r} is unknown; choose one of: {', '.join(fitted_names())}")
+        if name not in (known := (*fitted_names(), *vectors)):
+            raise DatasetError(f"encoder {name!r} is unknown; choose one of: {', '.join(known)}")
+    if len(set(names)) < len(names) and vectors:
+        raise DatasetError(f"encoder {encoder!r} names a base twice; name it once")
     return names
 
 
@@ -137,18 +155,21 @@ Options = Mapping[str, Mapping[str, Any]]
 """Options of each kind, by the name of the kind."""
 
 
-def check_options(encoder: str, options: Options) -> None:
+def check_options(encoder: str, options: Options, vectors: Collection[str] = ()) -> None:
     """Checks the names and values of the kinds' options before anything is fitted.
 
     Args:
         encoder: Names of the kinds, joined by `+`.
         options: Options by kind.
+        vectors: Names of the descriptor's vectors, which have no options.
 
     Raises:
         DatasetError: A kind is not part of the encoder, an option is unknown, or a value cannot be used; names it.
     """
-    names = names_of(encoder)
+    names = names_of(encoder, vectors)
     for name, own in options.items():
+        if name in vectors:
+            raise DatasetError(f"{name}: the vectors of the items have no options; remove them")
         if name not in names:
             raise DatasetError(f"{name!r} is no part of the encoder {encoder!r}; name options of: {', '.join(names)}")
         if not isinstance(own, Mapping):
@@ -203,9 +224,16 @@ def _without_fields(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fit_encoder(
-    encoder: str, texts: Sequence[str], *, dim: int, seed: int, model: str | None, options: Options | None = None
+    encoder: str,
+    texts: Sequence[str],
+    *,
+    dim: int,
+    seed: int,
+    model: str | None,
+    options: Options | None = None,
+    spaces: Mapping[str, str] | None = None,
 ) -> Encoder:
-    """Fits an encoder of one kind, or of several kinds side by side.
+    """Fits an encoder of one kind, or of several kinds and vectors side by side.
 
     Args:
         encoder: Names of the kinds, joined by `+`.
@@ -214,15 +242,22 @@ def fit_encoder(
         seed: Seed of everything random.
         model: Model of the kinds that take one.
         options: Options by kind.
+        spaces: Space of each of the descriptor's vectors, by name.
 
     Raises:
         DatasetError: A kind is unknown or cannot be fitted, or an option cannot be used.
     """
-    names = names_of(encoder)
-    check_options(encoder, options or {})
+    spaces = spaces or {}
+    names = names_of(encoder, spaces)
+    check_options(encoder, options or {}, spaces)
     single = len(names) == 1
-    bases = []
+    if model is not None and set(names) <= {*spaces}:
+        raise DatasetError(f"encoder model {model!r}: the items bring their vectors, so no model is read; remove it")
+    bases: list[Encoder] = []
     for name in names:
+        if name in spaces:
+            bases.append(given.of_contents(name, spaces[name], texts))
+            continue
         own = (options or {}).get(name, {})
         fields = fields_of_option(name, own)
         read = content.joined_fields(texts, fields) if fields else texts
@@ -241,6 +276,14 @@ def kind(name: str) -> Kind:
     if name not in KINDS:
         raise DatasetError(f"encoder {name!r} is unknown; choose one of: {', '.join(KINDS)}")
     return KINDS[name]
+
+
+def reads_vectors(directory: Path) -> bool:
+    """Returns whether a saved encoder reads vectors of the items. Loads no encoder."""
+    description = msgspec.json.decode((directory / DESCRIPTION).read_bytes())
+    if description["kind"] == CHAIN:
+        return any(reads_vectors(directory / name) for name in description["bases"])
+    return bool(description["kind"] == given.KIND)
 
 
 def load_encoder(directory: Path) -> Encoder:

@@ -6,6 +6,7 @@ the descriptor. The contents of files are checked when they are read (`features.
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -23,6 +24,7 @@ from features.shown.declared import check_shown, shown_defaults
 from features.shown.rule import JoinRule
 from features.storage.location import refuse_address
 from features.value.expression import Derived, Expression, Input
+from features.value.vector import GivenSpace, declared_spaces
 
 _DIRECTORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -59,6 +61,8 @@ class Items(TableSource):
     Attributes:
         id: Column of the item's id.
         text: Columns that the encoder reads.
+        vectors: Vectors that the team brings, by name: `clip = "clip_vector"` is a column, `clip = "clip.npy"` a file.
+            A name is an encoder of `[run]`.
         filterable: Columns on which retrieval may filter.
         aspects: Columns of each aspect, by its name: `people = ["director", "actors"]`. An aspect is a space in which
             items are near that share values of the columns.
@@ -80,10 +84,32 @@ class Items(TableSource):
 
     id: str
     text: tuple[str, ...] = ()
+    vectors: dict[str, GivenSpace] = Field(default_factory=dict)
     filterable: tuple[str, ...] = ()
     aspects: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     concepts: str | None = Field(None, min_length=1)
     glossary: str | None = Field(None, min_length=1)
+
+    @field_validator("vectors", mode="before")
+    @classmethod
+    def _long_form(cls, value: Any) -> Any:
+        return declared_spaces(value)
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> Self:
+        others = {self.id, *self.text, *self.categorical, *self.numeric, *self.read, *self.attributes}
+        taken: dict[str, str] = {}
+        for name, given in self.vectors.items():
+            if not _DIRECTORY_NAME.fullmatch(name) or name in self.text:
+                raise ValueError(
+                    f"vectors.{name}: a name is letters, digits, '.', '_' and '-', and no column of text; rename it"
+                )
+            if given.column in others:
+                raise ValueError(f"vectors.{name}: column '{given.column}' is declared for another use too; remove one")
+            if given.column in taken:
+                raise ValueError(f"vectors.{name}: column '{given.column}' is of vectors.{taken[given.column]} too")
+            taken[given.column] = name
+        return self
 
     @model_validator(mode="after")
     def _check_filterable(self) -> Self:
@@ -113,6 +139,27 @@ class Items(TableSource):
         """Returns the type of each column that an expression may read, by name."""
         found: dict[str, Input] = dict.fromkeys(self.text, "text")
         return found | super().readable()
+
+    @property
+    def vector_columns(self) -> tuple[str, ...]:
+        """Columns of vectors in files, and of the names of their spaces."""
+        found = [given.column for given in self.vectors.values() if given.file is None]
+        return tuple(dict.fromkeys([*found, *(one.space_column for one in self.vectors.values() if one.space_column)]))
+
+    @property
+    def spaces(self) -> dict[str, str]:
+        """Space of each of the vectors, by name."""
+        return {name: given.space for name, given in self.vectors.items()}
+
+    def with_widths(self, widths: Mapping[str, int]) -> Self:
+        """Returns the items with the widths of vectors, by name, where the descriptor gives none."""
+        known = {
+            name: given
+            if given.dim is not None or name not in widths
+            else given.model_copy(update={"dim": widths[name]})
+            for name, given in self.vectors.items()
+        }
+        return self.model_copy(update={"vectors": known})
 
     @property
     def named_for_meaning(self) -> dict[str, str]:
@@ -353,7 +400,12 @@ class Dataset(Config):
 
     @property
     def has_content(self) -> bool:
-        """True if items have text, so that they can be encoded and given Semantic IDs."""
+        """True if items have text or vectors, so that they can be encoded and given Semantic IDs."""
+        return self.items is not None and bool(self.items.text or self.items.vectors)
+
+    @property
+    def has_text(self) -> bool:
+        """True if items have text."""
         return self.items is not None and bool(self.items.text)
 
 

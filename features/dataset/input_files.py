@@ -6,6 +6,7 @@ from pathlib import Path
 
 from features.dataset.descriptor import Dataset
 from features.dataset.files import source_files
+from features.dataset.vectors.column import vector_files
 from features.errors import DatasetError
 from features.storage.copy import local_file
 from features.storage.file import Stamp, stamps
@@ -66,6 +67,8 @@ def _files(dataset: Dataset) -> dict[str, tuple[Location, ...]]:
     found = {
         table: source_files(source, dataset.directory, table) for table, source in tables.items() if source is not None
     }
+    if dataset.items is not None:
+        found["items"] += vector_files(dataset.items, dataset.directory)
     if dataset.events.origin == "impressions":
         found["events"] += source_files(dataset.events.topics()["outcomes"], dataset.directory, "events")
     return found

@@ -19,6 +19,7 @@ from features.dataset.descriptor import Dataset, Items, Users
 from features.dataset.files import SourceTable
 from features.dataset.split import PARTS, assign_split
 from features.dataset.tables import DatasetTables
+from features.dataset.vectors.column import vector_counts
 from features.errors import DatasetError
 from features.value.known_ids import few_known
 
@@ -46,6 +47,21 @@ class TextProfile:
     max: int
     empty: int
     unusable: int = 0
+
+
+@dataclass(frozen=True)
+class VectorProfile:
+    """Vectors that the team brings.
+
+    Attributes:
+        space: Id of their space.
+        dim: Width; 0 if no item has a vector.
+        missing: Items without a vector.
+    """
+
+    space: str
+    dim: int
+    missing: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,7 @@ class Profile:
         unseen_users: Test events by users unseen in training; None without a user column.
         unseen_items: Test events on items unseen in training; None without an item column.
         warnings: Sentences about data that can be used but are probably not meant.
+        vectors: Vectors of the items by name.
     """
 
     name: str
@@ -113,6 +130,7 @@ class Profile:
     unseen_users: Novelty | None = None
     unseen_items: Novelty | None = None
     warnings: tuple[str, ...] = ()
+    vectors: dict[str, VectorProfile] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the profile as plain dicts, numbers and strings."""
@@ -132,10 +150,13 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
     read = DatasetTables(dataset) if read is None else read
     tables: dict[str, TableProfile] = {}
     text = None
+    vectors: dict[str, VectorProfile] = {}
     catalogue, items, users = read.raw_items, read.items, read.users
     if catalogue is not None and items is not None and dataset.items is not None:
         tables["items"] = _table_profile(items, dataset.items, catalogue)
-        text = _text_profile(items["text"], str(catalogue.files[0])) if dataset.has_content else None
+        text = _text_profile(items["text"], str(catalogue.files[0])) if dataset.has_text else None
+        counts = vector_counts(catalogue, dataset.items)
+        vectors = {name: VectorProfile(dataset.items.spaces[name], *own) for name, own in counts.items()}
     if dataset.users is not None and users is not None:
         tables["users"] = _table_profile(users, dataset.users)
     raw = read.raw_events
@@ -166,6 +187,7 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
         unseen_users=_novelty(events, parts, "user_id"),
         unseen_items=_novelty(events, parts, "item_id"),
         warnings=(*few_known(events, items, "item"), *few_known(events, users, "user")),
+        vectors=vectors,
     )
 
 
@@ -204,6 +226,10 @@ def _overview(profile: Profile) -> Grid:
             notes += [f"{profile.span.first} to {profile.span.last}"] if profile.span else []
             note = ", ".join(notes)
         grid.add_row(name, f"{found.rows:,}", note)
+        if name == "items":
+            for own, vectors in profile.vectors.items():
+                described = f"space {vectors.space}, {vectors.dim:,} wide, {vectors.missing:,} items without"
+                grid.add_row(f"items, vectors {own}", f"{found.rows - vectors.missing:,}", described)
     return grid
 
 

@@ -19,6 +19,7 @@ from features.dataset.descriptor import Dataset, Events, Items, Time, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
 from features.dataset.logs.impressions import load_impressions
 from features.dataset.source import TableSource
+from features.dataset.vectors.column import vector_field, with_vector_files
 from features.errors import DatasetError
 from features.value.expression import INPUT_TYPES, Input, evaluate
 from features.value.mixed_column import wire
@@ -47,7 +48,8 @@ def read_items(dataset: Dataset, *, fields: Sequence[str] = ()) -> pl.DataFrame 
 
     Args:
         dataset: Descriptor.
-        fields: Columns of `[items] text` that become fields of the content too; see `content_fields`.
+        fields: Columns of `[items] text`, and names of vectors, that become fields of the content too; see
+            `content_fields`.
 
     Returns:
         (R, …): item_id String, unique; text String, the text columns joined by a line feed, "" where all are empty;
@@ -142,9 +144,11 @@ def load_items(dataset: Dataset, only: FileSlice | None = None) -> SourceTable |
     if dataset.items is None:
         return None
     items = dataset.items
-    wanted = {items.id, *items.text, *items.categorical, *items.numeric, *items.read, *items.attributes}
-    many = {*items.text, *items.categorical, *items.attributes}
-    return load(items, dataset.directory, table="items", wanted=wanted, many=many, only=only)
+    declared = {items.id, *items.text, *items.categorical, *items.numeric, *items.read, *items.attributes}
+    many = {*items.text, *items.categorical, *items.attributes, *items.vector_columns}
+    wanted = {*declared, *items.vector_columns}
+    found = load(items, dataset.directory, table="items", wanted=wanted, many=many, only=only)
+    return with_vector_files(found, items, dataset.directory, only)
 
 
 def load_users(dataset: Dataset, only: FileSlice | None = None) -> SourceTable | None:
@@ -273,18 +277,25 @@ def _input(table: SourceTable, name: str, kind: Input) -> pl.Series:
 
 
 def content_fields(table: SourceTable, items: Items, names: Sequence[str]) -> pl.Series:
-    """Returns some columns of `[items] text` as fields of the content: (R,) Struct of String, "" where a value is null.
+    """Returns columns of `[items] text`, and vectors, as fields of the content.
+
+    Returns:
+        (R,) Struct of String, "" where a value is null; a vector as `features.value.vector` writes it.
 
     Raises:
-        DatasetError: A name is no column of `[items] text`.
+        DatasetError: A name is neither a column of `[items] text` nor a name of vectors, or a vector cannot be used.
     """
+    known = (*items.text, *items.vectors)
     for name in names:
-        if name not in items.text:
+        if name not in known:
             raise DatasetError(
-                f"field {name!r} of the encoder is no column of [items] text; the nearest is "
-                f"{nearest(name, items.text)!r} (there are: {', '.join(items.text)})"
+                f"field {name!r} of the encoder is no column of [items] text, and no name of its vectors; the nearest "
+                f"is {nearest(name, known)!r} (there are: {', '.join(known)})"
             )
-    parts = [_text(table, name).alias(name).fill_null("") for name in names]
+    parts = [
+        (vector_field(table, items, name) if name in items.vectors else _text(table, name)).alias(name).fill_null("")
+        for name in names
+    ]
     return pl.DataFrame(parts).to_struct(FIELDS)
 
 

@@ -15,6 +15,7 @@ from features.dataset.column import texts
 from features.dataset.descriptor import Dataset, Items
 from features.dataset.files import FileSlice, SourceTable, file_slices, source_files
 from features.dataset.tables import load_events, load_items, load_users, shape_events, shape_items, shape_users
+from features.dataset.vectors.column import vector_counts
 from features.durable import write_file
 from features.framing.numbers import scatter_ids
 from features.jobs.shard import write_parquet
@@ -54,12 +55,14 @@ class TableCounts(msgspec.Struct, frozen=True):
         nulls: Missing values by declared column.
         lengths: Texts by their length in characters.
         unusable: Texts without a usable word; the empty ones count too.
+        vectors: Width of the vectors, 0 if there is none, and items without a vector, by name.
     """
 
     rows: int
     nulls: dict[str, int]
     lengths: dict[int, int]
     unusable: int = 0
+    vectors: dict[str, tuple[int, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,19 @@ class ParseTable:
             }
             lengths: dict[int, int] = {}
             unusable = 0
+            vectors: dict[str, tuple[int, int]] = {}
             if isinstance(source, Items):
                 kept = (*source.filterable, *source.attributes)
                 nulls |= {name: table.column(name).null_count() for name in kept if name not in nulls}
                 nulls |= {name: texts(table, name).null_count() for name in source.text if name not in nulls}
-                if self.dataset.has_content:
+                vectors = vector_counts(table, source)
+                if self.dataset.has_text:
                     from features.content.terms import without_tokens
 
                     lengths = dict(Counter(frame["text"].str.len_chars().to_list()))
                     unusable = int(without_tokens(frame["text"]).sum())
-            write_file(_counts_path(path), msgspec.json.encode(TableCounts(frame.height, nulls, lengths, unusable)))
+            counts = TableCounts(frame.height, nulls, lengths, unusable, vectors)
+            write_file(_counts_path(path), msgspec.json.encode(counts))
             write_parquet(frame, path)
         rows = read_counts(path, TableCounts).rows
         return RowCounts(rows, rows, 0)

@@ -18,6 +18,7 @@ from features.dataset.profile import (
     TableProfile,
     TextProfile,
     ValueRange,
+    VectorProfile,
     iso_time,
 )
 from features.dataset.split import PARTS
@@ -68,7 +69,8 @@ def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Prof
         items=built.distinct["item"] if dataset.events.item else None,
         span=ValueRange(iso_time(min(times)), iso_time(max(times))) if dataset.events.time else None,
         labels=labels,
-        text=_text(dataset, built.tables["item"]) if dataset.has_content else None,
+        text=_text(dataset, built.tables["item"]) if dataset.has_text else None,
+        vectors=_vectors(dataset, built.tables["item"]),
         unknown_items=unknown["item"],
         unknown_users=unknown["user"],
         split={part: sum(one.events[part] for one in built.parts) for part in PARTS},
@@ -112,6 +114,16 @@ def _text(dataset: Dataset, counts: Sequence[TableCounts]) -> TextProfile:
         )
     p50, p90 = (int(values[np.searchsorted(ends, int((total - 1) * q + 0.5), side="right")]) for q in (0.5, 0.9))
     return TextProfile(p50, p90, int(values[-1]), lengths[0], unusable - lengths[0])
+
+
+def _vectors(dataset: Dataset, counts: Sequence[TableCounts]) -> dict[str, VectorProfile]:
+    if dataset.items is None:
+        return {}
+    found = {name: [one.vectors[name] for one in counts] for name in dataset.items.vectors}
+    return {
+        name: VectorProfile(dataset.items.spaces[name], max(width for width, _ in own), sum(less for _, less in own))
+        for name, own in found.items()
+    }
 
 
 def _novelty(parts: dict[str, Blocks], kind: str, size: int) -> Novelty:

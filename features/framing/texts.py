@@ -7,13 +7,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content.content import FIELDS
-from features.dataset.descriptor import Dataset
+from features.dataset.descriptor import Dataset, Items
 from features.dataset.files import FileSlice
 from features.dataset.tables import load_items, shape_items
 from features.errors import DatasetError
 from features.framing.parse import table_slices
 from features.hashing import fingerprint
 from features.jobs import sample
+from features.value.vector import text_width
 
 _SLICE_ROWS = 1 << 18
 
@@ -39,6 +40,8 @@ def item_texts(dataset: Dataset, slices: Sequence[FileSlice], *, fields: Sequenc
         table = load_items(dataset, only)
         assert table is not None
         frame = shape_items(table, items, unique=False, fields=fields).select(columns)
+        # The first vector of the catalogue decides the width in every slice.
+        items = items.with_widths(_widths(frame, items))
         known.append(frame["item_id"])
         keys.append(fingerprint(frame["item_id"].to_list()))
         yield frame
@@ -52,3 +55,10 @@ def item_texts(dataset: Dataset, slices: Sequence[FileSlice], *, fields: Sequenc
             f"{slices[0].file}: [items] column '{items.id}': id '{twice}' is in the rows {first + 1:,} and "
             f"{second + 1:,} of the table; keep one of them"
         )
+
+
+def _widths(frame: pl.DataFrame, items: Items) -> dict[str, int]:
+    """Returns the width of each of the vectors that a frame has."""
+    fields = frame[FIELDS].struct if items.vectors and FIELDS in frame.columns else None
+    found = {name: fields.field(name) for name in items.vectors if fields is not None and name in fields.fields}
+    return {name: text_width(own.filter(own != "")[0]) for name, own in found.items() if (own != "").any()}

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from features.content.chain import load_view
+from features.content.given.encoder import given_in, with_vectors
 from features.content.kinds import load_encoder
 from features.dataset.descriptor import Dataset
 from features.device import DeviceChoice, resolve
@@ -147,17 +148,24 @@ class Bundle(BundleContents):
         """
         return self._embeddings.lookup(feature, values)
 
-    def semantic_ids(self, texts: Sequence[str]) -> NDArray[np.uint16]:
+    def semantic_ids(
+        self, texts: Sequence[str] = (), *, vectors: Mapping[str, NDArray[np.floating]] | None = None
+    ) -> NDArray[np.uint16]:
         """Assigns Semantic IDs to texts by the bundle's encoder and codebook.
 
         Args:
-            texts: Content of N items, joined as `[items] text` of the descriptor joins the columns.
+            texts: Content of N items, joined as `[items] text` of the descriptor joins the columns. None is needed if
+                the encoder reads vectors alone.
+            vectors: Vectors (N, D) of the items, by their names in `[items] vectors`. None if the encoder reads text
+                alone.
 
         Returns:
             Codes (N, Q) uint16, coarse to fine.
 
         Raises:
-            BundleError: The bundle was trained on items without content.
+            BundleError: The bundle was trained on items without content, or its encoder reads vectors that are not
+                given.
+            DatasetError: A vector has another width, a value that is not finite, or no length.
 
         Example:
             >>> bundle = load_bundle("out/publish/bundle")
@@ -168,7 +176,16 @@ class Bundle(BundleContents):
             raise BundleError(
                 f"bundle {self.id} has no Semantic IDs: its items have no text; name [items] text and run again"
             )
-        return self.encode_items(texts).codes
+        return self.encode_items(self._contents(texts, vectors or {})).codes
+
+    def _contents(self, texts: Sequence[str], vectors: Mapping[str, NDArray[np.floating]]) -> Sequence[str]:
+        given = given_in(self.encoder)
+        if missing := [one for one in given if one.name not in vectors]:
+            raise BundleError(
+                f"bundle {self.id} reads vectors.{missing[0].name} of space {missing[0].space!r}, which has no text "
+                f"encoder; give vectors={{{missing[0].name!r}: ...}}"
+            )
+        return with_vectors(texts, {one.name: one.checked(vectors[one.name]) for one in given}) if given else texts
 
     def rank(self, user: str, items: Sequence[str], *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
         """Scores items for a user as a server of this bundle does, with the published table, network and history.
@@ -241,7 +258,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
         manifest = Manifest(
             id="",
             format=FORMAT,
-            dataset=_portable(parts.dataset),
+            dataset=_portable(parts.dataset, parts.encoder),
             schema=parts.schema.to_json(),
             hash=asdict(parts.schema.hash_spec),
             network=asdict(parts.ranker.network.config),
@@ -339,8 +356,14 @@ def _checked(heads: Mapping[str, ConceptHead], encoder: str | None) -> dict[str,
     return {name: head.id for name, head in heads.items()}
 
 
-def _portable(dataset: Dataset) -> dict[str, Any]:
-    """Returns the descriptor without its directory, so that equal bundles have equal ids on all machines."""
+def _portable(dataset: Dataset, encoder: Path | None) -> dict[str, Any]:
+    """Returns the descriptor without its directory, so that equal bundles have equal ids on all machines.
+
+    The widths of vectors stand in it, so that a message is checked without the encoder.
+    """
+    if encoder is not None and dataset.items is not None and dataset.items.vectors:
+        widths = {one.name: one.dim for one in given_in(load_encoder(encoder))}
+        dataset = dataset.model_copy(update={"items": dataset.items.with_widths(widths)})
     return dataset.model_dump(mode="json", exclude={"run"}) | {"source": dataset.source.name}
 
 

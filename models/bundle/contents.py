@@ -16,7 +16,7 @@ from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import load_aggregates
 from features.content.chain import View, load_view
 from features.content.encoder import Encoder
-from features.content.kinds import load_encoder
+from features.content.kinds import load_encoder, reads_vectors
 from features.dataset.descriptor import Dataset
 from features.device import CPU, Device
 from features.errors import BundleError
@@ -174,6 +174,14 @@ class BundleContents:
         encoder = load_encoder(self.directory / "encoder")
         _same("encoder", encoder.id, self.manifest.encoder)
         return encoder
+
+    @cached_property
+    def reads_text(self) -> bool:
+        """True if the encoder reads text alone, so that a text has a vector. Does not load the encoder."""
+        items = self.dataset.items
+        if self.manifest.encoder is None or items is None or not items.text:
+            return False
+        return not items.vectors or not reads_vectors(self.directory / "encoder")
 
     @cached_property
     def views(self) -> dict[str, View]:

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.content.chain import SIMILAR
+from features.content.given.encoder import given_in
 from features.frame import Frame
 from models.bundle.contents import BundleContents
 from models.encoder.judging.items import judged_items
@@ -49,6 +50,8 @@ def compare_encoders(
     if not wanted or "text" not in items.columns:
         return {name: EncoderMeasure(None, None, None, 0) for name in wanted}
     filled = np.flatnonzero((items["text"].fill_null("") != "").to_numpy())
+    if not len(filled):
+        return {name: EncoderMeasure(None, None, None, 0) for name in wanted}
     rows = np.sort(np.random.default_rng([seed, 36]).permutation(filled)[:_MOST_ITEMS])
     texts = items["text"].gather(rows).fill_null("").to_list()
     spaces = SpaceTasks(judged_items(frame, items["item_id"].gather(rows).to_list(), texts), seed)
@@ -65,7 +68,7 @@ def _scores(
     vectors: NDArray[np.float32] = content_vectors(items)
     view = bundle.views.get(SIMILAR)
     found = spaces.scores(vectors if view is None else view.of(vectors))
-    return found if reads is None else found | reads.scores(bundle.encoder)
+    return found if reads is None or given_in(bundle.encoder) else found | reads.scores(bundle.encoder)
 
 
 def _paired(champion: Scores | None, challenger: Scores | None) -> EncoderMeasure:

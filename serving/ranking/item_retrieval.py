@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from features import tracing as trace
 from features.content.chain import BASE, SIMILAR
+from features.content.given.encoder import given_in
 from features.errors import EventError
 from models.bundle.bundle import Bundle
 from serving.ranking.answer import RetrievalAnswer
@@ -137,14 +138,14 @@ class ItemRetrieval:
         """Returns the channels to search. Raises EventError for a channel that the bundle lacks."""
         has = self._live.texts.channels
         if missing := [name for name in meant.channels if name not in has]:
+            why = "its items have no text" if missing[0] == LEXICAL else "its items' vectors have no text encoder"
             raise EventError(
-                f"channels: bundle {self._bundle.id} has no channel {missing[0]!r}, since its items have no text; ask "
-                "by item or user"
+                f"channels: bundle {self._bundle.id} has no channel {missing[0]!r}, since {why}; ask by item or user"
             )
         if text is None or meant.aspect is not None:
             return (CONTENT,)
         # Words cannot be steered, so a query that avoids concepts asks the vectors alone.
-        return meant.channels or tuple(name for name in has if name != LEXICAL or not meant.avoid)
+        return meant.channels or tuple(name for name in has if name != LEXICAL or not meant.avoid) or (CONTENT,)
 
     def _shared(
         self, query: NDArray[np.float32], vectors: NDArray[np.float32], names: Sequence[str], item: str | None
@@ -161,6 +162,11 @@ class ItemRetrieval:
         encoder = self._bundle.encoder
         if encoder is None:
             raise EventError(f"text: bundle {self._bundle.id} has no encoder; ask by item or user")
+        if given := given_in(encoder):
+            raise EventError(
+                f"text: bundle {self._bundle.id} reads vectors.{given[0].name} of space {given[0].space!r}, which has "
+                "no text encoder; ask by item or user, or leave out explain, aspect and avoid"
+            )
         with trace.span("encode"):
             vector: NDArray[np.float32] = encoder.encode([text])[0]
         return vector

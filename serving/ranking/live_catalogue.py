@@ -67,7 +67,7 @@ class LiveCatalogue:
         }
         self.retriever = Retriever(self.catalogue, attributes, bundle.views, aspects)
         self._words = _published_words(bundle)
-        self.texts = TextSearch(self.retriever, self._words, attributes)
+        self.texts = TextSearch(self.retriever, self._words, attributes, by_vector=bundle.reads_text)
         # Cursors of `refresh`.
         self._items = Feed(store, bundle.id, record.ITEM)
         self._admissions = Feed(store, bundle.id, record.ADMITTED)
@@ -202,6 +202,6 @@ class LiveCatalogue:
 
 def _published_words(bundle: Bundle) -> WordIndex | None:
     """Returns the index of the published texts' words; None if the items have no text."""
-    if bundle.manifest.encoder is None or "text" not in bundle.items.columns:
+    if bundle.manifest.encoder is None or not bundle.dataset.has_text or "text" not in bundle.items.columns:
         return None
     return WordIndex(term_ids(text or "") for text in bundle.items["text"])

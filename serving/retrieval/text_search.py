@@ -53,15 +53,20 @@ class TextSearch:
         retriever: Searches by vectors.
         words: Searches by words; None if the items have no text.
         attributes: Attributes of the items, for filters.
+        by_vector: True if the bundle's encoder reads texts; False if the items bring their vectors.
     """
 
-    def __init__(self, retriever: Retriever, words: WordIndex | None, attributes: Attributes) -> None:
+    def __init__(
+        self, retriever: Retriever, words: WordIndex | None, attributes: Attributes, *, by_vector: bool = True
+    ) -> None:
         self._retriever, self._words, self._attributes = retriever, words, attributes
+        self._by_vector = by_vector
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Names of the channels that the items have."""
-        return CHANNELS if self._words is not None else (CONTENT,)
+        content = (CONTENT,) if self._by_vector else ()
+        return content if self._words is None else (*content, LEXICAL)
 
     @property
     def size_bytes(self) -> dict[str, int]:

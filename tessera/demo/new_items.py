@@ -86,7 +86,7 @@ def plan_new_items(dataset: Dataset, bundle: Bundle, run_directory: Path, *, see
         run_directory: output of the offline job; its frame holds the held-back events.
         seed: of the items and of the draw of users.
     """
-    if dataset.items is None or not dataset.has_content or dataset.events.user is None:
+    if dataset.items is None or not dataset.has_text or dataset.events.user is None:
         return None
     if synthetic.is_synthetic(dataset.directory):
         return _generated(dataset.directory, bundle, seed)

@@ -30,7 +30,7 @@ def choose_newcomer(dataset: Dataset, bundle: Bundle) -> Newcomer | None:
     For the synthetic dataset both come from its generator. For another dataset the user is the user whose history is
     most uniform in content, and the item is a copy of the most typical item of this history, under a new id.
     """
-    if dataset.items is None or not dataset.has_content or dataset.events.user is None:
+    if dataset.items is None or not dataset.has_text or dataset.events.user is None:
         return None
     title, directory = dataset.items.text[0], dataset.directory
     if synthetic.is_synthetic(directory):

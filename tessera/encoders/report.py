@@ -17,6 +17,7 @@ import numpy as np
 
 from features.content.chain import BASE, SIMILAR, View, load_view
 from features.content.encoder import Encoder, unit
+from features.content.given.encoder import given_in
 from features.content.kinds import load_encoder
 from models.bundle.contents import VIEWS
 from models.encoder.judging.items import judged_items
@@ -84,7 +85,9 @@ def _measured(items: RunItems, seed: int) -> dict[str, Any]:
     draws = np.random.default_rng([seed, 14]).normal(size=vectors.shape)
     spaces[CONTROL] = unit(draws * items.known[:, None])
     scores = {name: tasks.scores(own) for name, own in spaces.items()}
-    encoder, reads = load_encoder(items.run / "encode" / "encoder"), TextTasks(texts, seed)
+    encoder = load_encoder(items.run / "encode" / "encoder")
+    # Vectors that the items bring have no text encoder, so no text task is asked.
+    reads = TextTasks([] if given_in(encoder) else texts, seed)
     search, passages = reads.search(encoder), reads.passages(encoder)
     pairs = tasks.gold_later
     alike = scores[SIMILAR if SIMILAR in scores else BASE]
@@ -111,7 +114,7 @@ def _measured(items: RunItems, seed: int) -> dict[str, Any]:
                 "encoder": encoder.id,
                 "dim": encoder.dim,
                 "bytes_an_item": 4 * encoder.dim,
-                "items_per_s": _rate(encoder, texts[:_TIMED]),
+                "items_per_s": _rate(encoder, items.contents()[:_TIMED]),
             }
         ],
     }

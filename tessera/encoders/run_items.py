@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.content.content import contents
 from features.content.kinds import load_encoder
 from features.content.passages import sentences
 from features.errors import DatasetError
@@ -76,6 +77,10 @@ class RunItems:
     def texts(self) -> list[str]:
         """Reads the text of each item."""
         return take_rows(each_shard(self.run / "encode" / "texts", ["text"]), self.found.rows)["text"].to_list()
+
+    def contents(self) -> list[str]:
+        """Returns the content of each item, with the fields that the encoder may read."""
+        return contents(take_rows(each_shard(self.run / "encode" / "texts"), self.found.rows))
 
     def _values(self, name: str) -> list[list[str]]:
         items = read_frame(self.run / "frame").items

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from features.aggregate_frame import aggregated_part
+from features.content.given.encoder import given_in
 from features.frame import Frame
 from features.frame_blocks import shown_items
 from models.bundle.bundle import Bundle
@@ -23,7 +24,7 @@ from models.bundle.local import context_frame
 from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
-from models.ranker.loading import event_columns
+from models.ranker.loading import content_vectors, event_columns
 from models.ranker.train import predict_part
 from models.registry.encoder_gate import compare_encoders
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
@@ -63,7 +64,8 @@ def verdict(
     judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
     labels = test["label"].to_numpy().astype(np.float32)
     users = test["user"].to_numpy().astype(np.int64)
-    predicted = [predictions(bundle, frame) for bundle in (champion, challenger)]
+    space = challenger.manifest.encoder
+    predicted = [predictions(bundle, frame, space=space) for bundle in (champion, challenger)]
     parts = {name: held & judged for name, held in _slices(frame).items()}
     times = _latencies(champion, challenger)
     measured = [
@@ -78,7 +80,7 @@ def verdict(
     if not judged.all():
         only = f"{int(judged.sum()):,} of {test.height:,} test rows are judged: neither bundle was trained on them."
         note = f"{note} {only}".strip()
-    seen = [(bundle, _as_seen_by(bundle, frame).items) for bundle in (champion, challenger) if gates.encoder]
+    seen = [(bundle, _as_seen_by(bundle, frame, space).items) for bundle in (champion, challenger) if gates.encoder]
     encoders = compare_encoders(seen[0], seen[1], frame, gates.encoder) if seen else {}
     checks = judge(measured[0], measured[1], gates, tested, encoders)
     return Verdict(champion.id, challenger.id, checks, note, storage_cost(challenger, frame))
@@ -97,18 +99,21 @@ def storage_cost(bundle: Bundle, frame: Frame) -> dict[str, float]:
     return aucs
 
 
-def predictions(bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | None = None) -> Floats:
+def predictions(
+    bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | None = None, space: str | None = None
+) -> Floats:
     """Returns a bundle's probabilities (N,) for the frame's test part.
 
     Args:
         bundle: Bundle that predicts.
         frame: Frame of any run on the same kind of data.
         rows: Rows (R, D) that replace the bundle's own; None for the bundle's own.
+        space: Id of the encoder of the frame's vectors; None if unknown.
     """
     ranker = bundle.ranker()
     if rows is not None:
         ranker.table.weight.copy_(torch.from_numpy(rows))
-    seen, schema = _as_seen_by(bundle, frame), bundle.schema
+    seen, schema = _as_seen_by(bundle, frame, space), bundle.schema
 
     def conformed(block: pl.DataFrame) -> pl.DataFrame:
         cut = block.with_columns(pl.col("history").list.tail(schema.history_length))
@@ -146,11 +151,11 @@ def _mark(check: Check) -> Text | str:
     return Text("passed", "green") if check.limit is not None else ""
 
 
-def _as_seen_by(bundle: Bundle, frame: Frame) -> Frame:
+def _as_seen_by(bundle: Bundle, frame: Frame, space: str | None) -> Frame:
     """Returns the frame with the columns that a bundle reads, and with the bundle's own features of items."""
     items = _conformed(frame.items, bundle.schema, "item")
     if bundle.encoder is not None:
-        items = _with_own_content(bundle, items)
+        items = _with_own_content(bundle, items, space)
     return frame.replace(items=items, users=_conformed(frame.users, bundle.schema, "user"))
 
 
@@ -163,14 +168,14 @@ def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", 
     return table.with_columns(missing) if missing else table
 
 
-def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
+def _with_own_content(bundle: Bundle, items: pl.DataFrame, space: str | None) -> pl.DataFrame:
     own = bundle.items.select("item_id", "content_vector", "semantic_codes")
     joined = items.drop("content_vector", "semantic_codes", SEMANTIC_ID, strict=False).join(
         own, on="item_id", how="left", maintain_order="left"
     )
-    new = np.flatnonzero((joined["content_vector"].is_null() & (items["text"].fill_null("") != "")).to_numpy())
+    missing = joined["content_vector"].is_null()
+    new, vectors, codes = _encoded(bundle, items, missing, space)
     if len(new):
-        vectors, codes, _ = bundle.encode_items(items["text"].gather(new).to_list())
         encoded = {"place": new, "vector": pl.Series(vectors, dtype=own.schema["content_vector"])}
         if bundle.codebook is not None:
             encoded["codes"] = pl.Series(codes, dtype=own.schema["semantic_codes"])
@@ -184,6 +189,27 @@ def _with_own_content(bundle: Bundle, items: pl.DataFrame) -> pl.DataFrame:
     if bundle.tokenizer is None:
         return joined
     return joined.with_columns(bundle.tokenizer.column(joined["semantic_codes"]).alias(SEMANTIC_ID))
+
+
+def _encoded(
+    bundle: Bundle, items: pl.DataFrame, missing: pl.Series, space: str | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint16]]:
+    """Returns the rows (N,) of items without content that get some, with their vectors (N, D) and codes (N, Q).
+
+    A frame holds no vectors as the team brought them. Its own content vectors are used if they lie in the bundle's
+    space, and otherwise such items stay without content.
+    """
+    if not given_in(bundle.encoder):
+        new = np.flatnonzero((missing & (items["text"].fill_null("") != "")).to_numpy())
+        if len(new):
+            vectors, codes, _ = bundle.encode_items(items["text"].gather(new).to_list())
+            return new, vectors, codes
+    elif space == bundle.manifest.encoder and "content_vector" in items.columns:
+        new = np.flatnonzero((missing & items["content_vector"].is_not_null()).to_numpy())
+        vectors = content_vectors(items[new])
+        none = np.zeros((len(new), 0), dtype=np.uint16)
+        return new, vectors, none if bundle.codebook is None else bundle.codebook.encode(vectors)
+    return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32), np.zeros((0, 0), dtype=np.uint16)
 
 
 def _slices(frame: Frame) -> dict[str, NDArray[np.bool_]]:

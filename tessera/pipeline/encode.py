@@ -9,8 +9,10 @@ import polars as pl
 from features.content import kinds as encoders
 from features.content.content import contents, fields_of
 from features.content.encoder import Encoder
+from features.content.given.encoder import given_in, refuse_other_spaces
 from features.dataset.tables import content_fields
 from features.durable import write_directory
+from features.errors import DatasetError
 from features.framing.texts import item_texts, large_item_slices
 from features.jobs.encode import encode_catalogue
 from features.jobs.sample import sample_rows, take_rows
@@ -31,11 +33,11 @@ _NOT_TEXT = {"categorical", "numeric", "filterable", "aspects", "concepts", "glo
 
 
 def encode(job: Job) -> Finished | None:
-    """Runs the stage; returns None if the items have no text."""
+    """Runs the stage; returns None if the items have neither text nor vectors."""
     declared = job.dataset.items
     if declared is None or not job.dataset.has_content:
         job.console.print(
-            f"encode, assign: skipped, since {job.dataset.name} has no items with text; "
+            f"encode, assign: skipped, since {job.dataset.name} has no items with text or vectors; "
             "the ranker learns without Semantic IDs"
         )
         return None
@@ -69,6 +71,8 @@ def _each_text(job: Job) -> Iterator[pl.DataFrame]:
     fields = encoders.named_fields(job.options.encoder_options)
     if job.previous:
         fields = fields_of(encoders.load_encoder(job.previous.encoder))
+    # All vectors become fields, so that a run can be upgraded to vectors that its encoder does not read.
+    fields = tuple(dict.fromkeys((*fields, *(job.dataset.items.vectors if job.dataset.items else ()))))
     slices = large_item_slices(job.dataset)
     if slices:
         yield from item_texts(job.dataset, slices, fields=fields)
@@ -86,8 +90,11 @@ def _each_text(job: Job) -> Iterator[pl.DataFrame]:
 
 def _encoder(job: Job, texts: list[str]) -> Encoder:
     """Loads the encoder of the warm start, or fits an encoder on texts."""
+    spaces = job.dataset.items.spaces if job.dataset.items else {}
     if job.previous:
-        return encoders.load_encoder(job.previous.encoder)
+        found = encoders.load_encoder(job.previous.encoder)
+        refuse_other_spaces(found, spaces, source=str(job.options.warm_start))
+        return found
     options = job.options
     model = options.encoder_model
     if model is not None and (beside := job.dataset.directory / model).is_dir():
@@ -99,6 +106,7 @@ def _encoder(job: Job, texts: list[str]) -> Encoder:
         seed=options.seed,
         model=model,
         options=options.encoder_options,
+        spaces=spaces,
     )
 
 
@@ -117,6 +125,11 @@ def meaning(job: Job, encoded: Finished | None, framed: Finished) -> Finished | 
         items = read_frame(framed.directory).items
         vectors = content_vectors(items)
         encoder = encoders.load_encoder(encoded.directory / "encoder")
+        if declared.glossary is not None and (given := given_in(encoder)):
+            raise DatasetError(
+                f"[items] glossary: space {given[0].space!r} of vectors.{given[0].name} has no text encoder for the "
+                "terms; remove glossary, or encode text alone"
+            )
         seed = job.options.seed
         head = fit_concepts(declared, items, vectors, encoder, directory=job.dataset.directory, seed=seed)
         if head is not None and not (directory / CONCEPTS / DECLARED).exists():

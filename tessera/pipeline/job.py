@@ -15,7 +15,7 @@ from features.errors import DatasetError
 from features.jobs.engine import Engine
 from features.storage.location import refuse_address
 from tessera.pipeline.made_of import MadeOf, differences, key_of
-from tessera.pipeline.options import RunOptions
+from tessera.pipeline.options import RunOptions, for_dataset
 from tessera.pipeline.stage import Advance, Stages
 from tessera.pipeline.warm_start import Previous
 
@@ -58,6 +58,7 @@ class Job:
                 "address, and write features there by `tessera export --out`",
             )
         self._engines = engines
+        options = for_dataset(options, dataset)
         self.dataset, self.out, self.options, self.console, self.code = dataset, out, options, console, code
         if options.warm_start and options.warm_start.resolve() == out.resolve():
             raise DatasetError(f"--warm-start {out} is this run's own --out; give the new run another directory")

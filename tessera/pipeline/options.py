@@ -32,9 +32,10 @@ from models.table.item_parts import ItemPart
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _AUTO, _SIDE_BY_SIDE = "auto", "+"
+_DEFAULT_ENCODER = "lsa"
 _OF_ENCODERS = "encoder_options"
 # Given with the command, since they change from run to run.
-_NOT_IN_FILE = ("warm_start", "positions")
+_NOT_IN_FILE = ("warm_start", "vectors", "positions")
 # The network is a part of the training's configuration, the seed and the device are one for the whole run.
 _ELSEWHERE = {"training.network": "ranker", "training.seed": "", "training.device": ""}
 _ANY = 2**62
@@ -63,7 +64,8 @@ class RunOptions:
 
     Attributes:
         seed: Seed of everything random, of a random split too.
-        encoder: Kind of the encoder that turns content into vectors; `lsa+static`, or a list, for kinds side by side.
+        encoder: Kind of the encoder that turns content into vectors, or a name of `[items] vectors`; `lsa+clip`, or a
+            list, for several side by side. Without text, `lsa` stands for all vectors of the descriptor.
         encoder_model: Model of the encoder: a directory, beside the descriptor or anywhere, or a hub id.
         encoder_dim: Width of a content vector, where the encoder is fitted.
         encoder_options: Other settings of each kind of encoder, `{"lsa": {"fields": ["title"]}}` for example.
@@ -93,6 +95,7 @@ class RunOptions:
             in it, `OUT/maps/NAME`, the map's encoder takes the place of the run's.
         device: Device of training and of fitting the codebook: `cpu`, `cuda`, or `auto` for a GPU that torch and fbgemm
             can use.
+        vectors: Names of the descriptor's vectors, which `encoder` may name.
         positions: Positions of the log's topics when the dataset's files were made; the bundle's stream starts there.
 
     Raises:
@@ -100,7 +103,7 @@ class RunOptions:
     """
 
     seed: int = 0
-    encoder: str = "lsa"
+    encoder: str = _DEFAULT_ENCODER
     encoder_model: str | None = None
     encoder_dim: int = 128
     encoder_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -123,23 +126,26 @@ class RunOptions:
     runner_options: tuple[str, ...] = ()
     warm_start: Path | None = None
     device: DeviceChoice = "auto"
+    vectors: tuple[str, ...] = ()
     positions: tuple[LogPosition, ...] = ()
 
     def __post_init__(self) -> None:
         for name, (path, _) in known_choices().items():
             try:
-                _checked(name, _at(self, path))
+                _checked(name, _at(self, path), vectors=self.vectors)
             except ValueError as error:
                 raise TesseraError(f"{name}: {error}") from error
         codebooks.check(self.quantizer, self.quantizer_options)
         try:
-            encoders.check_options(self.encoder, self.encoder_options)
+            encoders.check_options(self.encoder, self.encoder_options, self.vectors)
         except DatasetError as error:
             raise TesseraError(f"encoder_options: {error}") from error
 
     def choices(self) -> dict[str, Any]:
         """Returns every choice that may stand in `[run]`, by dotted name."""
-        return {name: _checked(name, _at(self, path)) for name, (path, _) in known_choices().items()}
+        return {
+            name: _checked(name, _at(self, path), vectors=self.vectors) for name, (path, _) in known_choices().items()
+        }
 
     def train_config(self) -> TrainConfig:
         """Returns the settings of the training, with the seed and the device of the run."""
@@ -158,10 +164,11 @@ def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:
         TesseraError: An override is unknown or cannot be used; names it.
     """
     chosen: dict[str, Any] = {}
+    vectors = _vectors_of(dataset)
     problems = []
     for name, value in _leaves(dataset.run):
         try:
-            _choose(chosen, name, value)
+            _choose(chosen, name, value, vectors=vectors)
         except ValueError as error:
             problems.append(f"{dataset.source}: [run] {name}: {error}")
     if problems:
@@ -171,15 +178,46 @@ def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:
         if not name or not equals:
             raise TesseraError(f"--set {pair}: expected NAME=VALUE, table.budget=2MB for example")
         try:
-            _choose(chosen, name, text, is_text=True)
+            _choose(chosen, name, text, is_text=True, vectors=vectors)
         except ValueError as error:
             raise TesseraError(f"--set {name}={text}: {error}") from error
     try:
-        return _built(chosen)
+        return _built(chosen, vectors)
     except TesseraError as error:
         # Each value is valid by itself, but the values do not fit together.
         source = f"--set {' '.join(overrides)}" if overrides else f"{dataset.source}: [run]"
         raise TesseraError(f"{source}: {error}") from error
+
+
+def for_dataset(options: RunOptions, dataset: Dataset) -> RunOptions:
+    """Returns the choices with the dataset's vectors. Without text, all vectors replace the default encoder.
+
+    Raises:
+        DatasetError: An encoder reads text that the items do not have.
+    """
+    items = dataset.items
+    if items is None or not items.vectors:
+        return options
+    options = replace(options, vectors=_vectors_of(dataset))
+    if items.text:
+        return options
+    if options.encoder == _DEFAULT_ENCODER:
+        return replace(options, encoder=_SIDE_BY_SIDE.join(items.vectors))
+    reading = [name for name in encoders.names_of(options.encoder, items.vectors) if name not in items.vectors]
+    if reading:
+        raise DatasetError(
+            f"{dataset.source}: encoder {reading[0]!r} reads text, but [items] names no text; name text = [...], or "
+            f"the vectors {', '.join(items.vectors)} alone"
+        )
+    return options
+
+
+def _vectors_of(dataset: Dataset) -> tuple[str, ...]:
+    names = tuple(dataset.items.vectors) if dataset.items else ()
+    for name in names:
+        if name in encoders.KINDS:
+            raise DatasetError(f"{dataset.source}: [items] vectors.{name}: the name is that of an encoder; rename it")
+    return names
 
 
 def parse_bytes(text: str) -> int:
@@ -227,14 +265,16 @@ def _keys_of(table: str) -> list[str]:
     return [name for name in known_choices() if name.startswith(f"{table}.")]
 
 
-def _choose(chosen: dict[str, Any], name: str, value: Any, *, is_text: bool = False) -> None:
+def _choose(
+    chosen: dict[str, Any], name: str, value: Any, *, is_text: bool = False, vectors: Sequence[str] = ()
+) -> None:
     """Adds one checked value, or one key of a choice that is a table itself.
 
     Raises:
         ValueError: The name is unknown, or the value cannot be used.
     """
     if name in known_choices():
-        chosen[name] = _checked(name, value, is_text=is_text)
+        chosen[name] = _checked(name, value, is_text=is_text, vectors=vectors)
         return
     for table in ("table.chunks", "quantizer_options", "gates.encoder"):
         if name.startswith(f"{table}."):
@@ -269,11 +309,12 @@ def _beside(name: str) -> list[str]:
     return [known for known in known_choices() if "." not in known] + list(tables)
 
 
-def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
+def _checked(name: str, value: Any, *, is_text: bool = False, vectors: Sequence[str] = ()) -> Any:
     """Returns a choice's value in its type.
 
     Args:
         is_text: The value is text from the command line, which may stand for a number, a list or a table.
+        vectors: Names of the descriptor's vectors.
 
     Raises:
         ValueError: It is of another type, or out of its range.
@@ -295,13 +336,13 @@ def _checked(name: str, value: Any, *, is_text: bool = False) -> Any:
         converted = msgspec.convert(value, own, strict=not is_text)
     except msgspec.ValidationError as error:
         raise ValueError(f"expected {_expected(own)}{' or auto' if own != kind else ''}, got {value!r}") from error
-    _check_kinds(name, converted)
+    _check_kinds(name, converted, vectors)
     return _in_range(name, converted)
 
 
-def _check_kinds(name: str, value: Any) -> None:
+def _check_kinds(name: str, value: Any, vectors: Sequence[str]) -> None:
     if name == "encoder":
-        chosen, there = value.split(_SIDE_BY_SIDE), encoders.fitted_names()
+        chosen, there = [one.strip() for one in value.split(_SIDE_BY_SIDE)], (*encoders.fitted_names(), *vectors)
     elif name == "quantizer":
         chosen, there = [value], tuple(codebooks.KINDS)
     else:
@@ -343,8 +384,8 @@ def _at(options: Any, path: Sequence[str]) -> Any:
     return options
 
 
-def _built(chosen: Mapping[str, Any]) -> RunOptions:
-    changes: dict[str, Any] = {}
+def _built(chosen: Mapping[str, Any], vectors: Sequence[str]) -> RunOptions:
+    changes: dict[str, Any] = {"vectors": tuple(vectors)}
     for name, value in chosen.items():
         *above, last = known_choices()[name][0]
         table = changes

@@ -17,7 +17,8 @@ from tests.integration.world import World
 
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"client", "embeddings", "exported", "own_encoder", "own_model", "own_quantizer", "semantic_ids"}
+    own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
+    assert names == {"client", "embeddings", "exported", "semantic_ids"} | own
 
 
 def test_embeddings(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +56,13 @@ def test_own_encoder_and_own_quantizer_serve_a_run(world: World, tmp_path: Path)
     assert load_encoder(run / "encode" / "encoder").id.startswith("random-words-")
     run = quantizer.main(str(world.dataset.source), str(tmp_path / "b"), until="assign")
     assert codebooks.load(run / "assign" / "codebook").id.startswith("random-directions-")
+
+
+def test_own_vectors_serve_a_run(world: World, tmp_path: Path) -> None:
+    result = importlib.import_module("own_vectors").main(str(world.dataset.source), str(tmp_path), until="encode")
+    encoder = load_encoder(result.directory / "encode" / "encoder")
+    assert encoder.id.startswith("letters-v1-")
+    assert encoder.dim == 32
 
 
 def test_own_model_learns() -> None:

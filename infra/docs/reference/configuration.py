@@ -17,6 +17,7 @@ from features.dataset.aggregate import Aggregate
 from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
 from features.dataset.source import Categorical, TableSource
 from features.value.expression import Derived
+from features.value.vector import GivenSpace
 from infra.docs.reference.markdown import code, table, text
 from tessera.pipeline.options import RunOptions, known_choices
 
@@ -28,6 +29,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`[items]`, `[users]` and `[events]`: files and features", TableSource, None),
     ("`categorical = { COLUMN = { … } }`", Categorical, None),
     ("`[items]`", Items, TableSource),
+    ("`[items]`: `vectors = { NAME = { … } }`", GivenSpace, None),
     ("`[users]`", Users, TableSource),
     ("`[events]`", Events, TableSource),
     ("`time = { … }`", Time, None),

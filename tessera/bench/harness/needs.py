@@ -101,7 +101,7 @@ def check_datasets(name: str, needs: Needs, datasets: "Iterable[Dataset]") -> No
         TesseraError: names the dataset and the part of its descriptor that is missing.
     """
     for dataset in datasets:
-        if needs.content and not dataset.has_content:
+        if needs.content and not dataset.has_text:
             raise TesseraError(f"{dataset.source}: bench {name} needs [items] with text; this dataset has none")
         if needs.ranks and (dataset.events.user is None or dataset.items is None):
             raise TesseraError(f"{dataset.source}: bench {name} needs [items] and the user of [events] to rank")

@@ -1,0 +1,1 @@
+"""Vectors that a team brings, as a base of a chain."""
