@@ -48,6 +48,10 @@ class Metrics:
         self.impressions = Counter(
             "tessera_impressions", "Impressions by their fate.", ["what"], registry=self.registry
         )
+        self.skew_records = Counter(
+            "tessera_skew_records", "Sampled records of the inputs of answers, by their fate.", ["what"],
+            registry=self.registry,
+        )  # fmt: skip
         self.shadows = Counter("tessera_shadows", "Shadow rankings by their fate.", ["what"], registry=self.registry)
         self.background_failures = Counter(
             "tessera_background_failures", "Failed rounds of work behind requests.", ["part"], registry=self.registry

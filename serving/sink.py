@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-Kind = Literal["events", "items", "outcomes", "impressions"]
+Kind = Literal["events", "items", "outcomes", "impressions", "skew"]
 """Kinds of messages. Each is the name of a topic in `Topics`."""
 
 

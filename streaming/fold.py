@@ -16,7 +16,7 @@ from features.errors import LogError
 from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ, Delta
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import EventLog, Message
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -72,8 +72,19 @@ class Fold:
         Raises:
             LogError: Deltas after `position` are no longer kept, or the topic was replaced.
         """
-        count, stop = 0, self._log.end_offsets(self._topic)[0]
-        for change in self._deltas(stop):
+        return sum(1 for _ in self.steps())
+
+    def steps(self) -> Iterator[tuple[Message, Delta]]:
+        """Yields each delta that the log has now, with its message, and folds the delta when the caller continues.
+
+        While the caller has a delta, the state is that before the delta.
+
+        Raises:
+            LogError: As in `advance`.
+        """
+        stop = self._log.end_offsets(self._topic)[0]
+        for message, change in self._deltas(stop):
+            yield message, change
             delta.fold(change, self._weight, self._accumulator, self.seqs)
             for changed in aggregate_record.expanded(change.records):
                 if changed.kind == record.CHANGED:
@@ -81,11 +92,9 @@ class Fold:
                 if change.seq >= self.records.get((changed.kind, changed.id), (SNAPSHOT_SEQ, b""))[0]:
                     self.records[changed.kind, changed.id] = (change.seq, changed.payload)
             self.seq = max(self.seq, change.seq)
-            count += 1
         self.position = max(self.position, stop)
-        return count
 
-    def _deltas(self, stop: int) -> Iterator[Delta]:
+    def _deltas(self, stop: int) -> Iterator[tuple[Message, Delta]]:
         if stop < self.position:
             raise LogError(
                 f"{self._topic}: ends at {stop}, before the snapshot's position {self.position}; "
@@ -95,4 +104,4 @@ class Fold:
             change = delta.decode(message.value)
             if change.bundle == self._bundle:
                 self.behind = message.offset + 1
-                yield change
+                yield message, change

@@ -48,6 +48,7 @@ from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
 from serving.retrieval.meaning import Meant
+from serving.skew.sample import SkewSampler
 from serving.traffic.accounting import accounted
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
@@ -79,6 +80,7 @@ class AppParts:
         hosts: Host names of the server; the loopback names by default.
         intake: Appends events and items; None without a log.
         recorder: Records impressions; None records none.
+        sampler: Samples answers and logs what they read; None samples none.
         shadows: Rank shown candidates by the challengers of shadow experiments.
         reload: Checks for another bundle at once; returns the bundle's id.
         state: Says when the server drains.
@@ -92,6 +94,7 @@ class AppParts:
     hosts: Hosts = field(default_factory=Hosts)
     intake: Intake | None = None
     recorder: Recorder | None = None
+    sampler: SkewSampler | None = None
     shadows: Shadows | None = None
     reload: Callable[[], str] | None = None
     state: State = field(default_factory=State)
@@ -168,7 +171,13 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
             request.state.bundle = pinned.service.bundle.id
             surface = body.context.get(SURFACE, "")
             answer, shown = accounted(
-                current, pinned, body.user, parts.recorder, ask, surface=surface if isinstance(surface, str) else ""
+                current,
+                pinned,
+                body.user,
+                parts.recorder,
+                ask,
+                surface=surface if isinstance(surface, str) else "",
+                sample=parts.sampler.offer if parts.sampler is not None else None,
             )
         if shown is not None and pinned.shadows and parts.shadows is not None:
             after.add_task(parts.shadows.offer, pinned.shadows, shown)

@@ -7,6 +7,7 @@ from typing import Any
 from models.bundle.bundle import Bundle
 from models.bundle.record import ItemRecord
 from models.bundle.request_aggregates import AsOf
+from serving.ranking.inputs import RankingInputs
 from serving.retrieval.filter import attribute_json
 from serving.retrieval.meaning import SharedConcept
 from serving.retrieval.search_plan import SearchPlan
@@ -27,6 +28,7 @@ class RankingAnswer:
         as_of: Time as of which aggregates were answered. None without aggregates.
         shared: Concepts that each item shares most with the items that the user liked. Empty unless the request asked
             for reasons and the bundle has concepts.
+        inputs: Values and rows that the ranking read. None without a candidate.
     """
 
     bundle: str
@@ -38,6 +40,7 @@ class RankingAnswer:
     reasons: list[dict[str, float]]
     as_of: AsOf | None = None
     shared: Sequence[Sequence[SharedConcept]] = ()
+    inputs: RankingInputs | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from serving.retrieval.text_search import TextSearch
 from serving.retrieval.words import WordIndex
 from serving.store.feed import Feed
 from serving.store.protocol import OnlineStore
+from serving.store.writer import position_of
 
 # Number of items that are applied under the lock at a time, while rankings wait.
 _AT_ONCE = 64
@@ -40,15 +41,26 @@ class LiveCatalogue:
         default_item: Number of the item without values, for unknown and deleted items.
         lock: Guards catalogue and indexes. The network must not run under this lock.
         unreadable: Ids of the items whose record cannot be applied.
+        position: First offset of the deltas' topic that the store lacked before the last refresh. Items, rows and
+            histories that are read later hold all earlier deltas.
 
     Args:
         bundle: The bundle.
         store: Store with the stream's changes.
         histories: Says whether the store is unavailable.
         outlasts: True if reads continue while the store is unavailable.
+        deltas: Name of the deltas' topic. None: `position` stays 0.
     """
 
-    def __init__(self, bundle: Bundle, store: OnlineStore, histories: Histories, *, outlasts: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: OnlineStore,
+        histories: Histories,
+        *,
+        outlasts: bool,
+        deltas: str | None = None,
+    ) -> None:
         self._bundle, self._store, self._histories, self._outlasts = bundle, store, histories, outlasts
         self.catalogue = Catalogue(bundle)
         self._published = len(self.catalogue.item_ids)
@@ -73,6 +85,7 @@ class LiveCatalogue:
         self._admissions = Feed(store, bundle.id, record.ADMITTED)
         self.lock = threading.RLock()
         self.unreadable: set[str] = set()
+        self._deltas, self.position = deltas, 0
 
     @property
     def size(self) -> int:
@@ -87,6 +100,7 @@ class LiveCatalogue:
         Raises:
             StoreError: The store does not answer.
         """
+        position = position_of(self._store, self._bundle.id, self._deltas) if self._deltas is not None else None
         for chunk in self._admissions.read():
             for _, payload in chunk:
                 keys = record.decode_admitted(payload)
@@ -97,6 +111,7 @@ class LiveCatalogue:
             count += len(chunk)
             for start in range(0, len(chunk), _AT_ONCE):
                 self._apply(dict(chunk[start : start + _AT_ONCE]))
+        self.position = position or 0
         return count
 
     def number(self, item: str) -> int:

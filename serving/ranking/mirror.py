@@ -28,6 +28,7 @@ class Mirror:
 
     Attributes:
         bundle: Id of the bundle.
+        position: First offset of the deltas' topic that the mirror may lack. The feed sets it after each fold.
 
     Args:
         store: Store that has the bundle. The table is read once.
@@ -37,6 +38,7 @@ class Mirror:
 
     def __init__(self, store: OnlineStore, bundle: str, plan: AggregatePlan) -> None:
         self.bundle = bundle
+        self.position = 0
         self._table = store.table(bundle)
         self._vectors, self._seqs = store.read_table(bundle)
         held = store.scan_records(bundle, aggregate_record.AGGREGATE) if plan.columns else iter(())

@@ -65,7 +65,7 @@ def mirror_feed(
         position: First offset to read. The mirror's rows must contain all deltas before this offset.
         rounds: Records failures. While the feed fails, the mirror lags and rows come from the store.
     """
-    offset = position
+    offset = mirror.position = position
 
     def follow(stop: threading.Event) -> None:
         nonlocal offset
@@ -74,7 +74,7 @@ def mirror_feed(
                 messages = follower.poll(_BATCH, _WAIT_S)
                 for message in messages:
                     mirror.fold(delta.decode(message.value))
-                    offset = message.offset + 1
+                    offset = mirror.position = message.offset + 1
                 if len(messages) < _BATCH:
                     mirror.caught_up()
                     rounds.well()

@@ -24,6 +24,7 @@ from models.table.batch import Entities
 from serving.ranking.aggregates import RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.ranking.histories import Histories
+from serving.ranking.inputs import RankingInputs
 from serving.ranking.item_retrieval import ItemRetrieval
 from serving.ranking.live_catalogue import LiveCatalogue
 from serving.ranking.rows import RowReader, StoreRows
@@ -49,19 +50,23 @@ class RankService:
         bundle: The bundle.
         store: Store that has the bundle.
         rows: Source of the rows. Default: the store.
+        deltas: Name of the deltas' topic, whose position in the store the answers name. None: the position is 0.
 
     Raises:
         StoreError: The store does not answer, or does not have the bundle.
     """
 
-    def __init__(self, bundle: Bundle, store: OnlineStore, rows: RowReader | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, store: OnlineStore, rows: RowReader | None = None, *, deltas: str | None = None
+    ) -> None:
         require_loaded(store, bundle)
+        self._storage = store.table(bundle.id).storage
         self.bundle = bundle
         self._store = store
         self.rows = rows or StoreRows(store, bundle.id)
         self._schema = bundle.schema
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
-        self._live = LiveCatalogue(bundle, store, self._histories, outlasts=self.rows.outlasts_store)
+        self._live = LiveCatalogue(bundle, store, self._histories, outlasts=self.rows.outlasts_store, deltas=deltas)
         self._catalogue = self._live.catalogue
         self._retrieval = ItemRetrieval(bundle, self._live, self._histories)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
@@ -176,6 +181,9 @@ class RankService:
         event = context_frame(self.bundle, context or {}, at_us=now_us)
         events = Entities(self._schema, "event", event, self._catalogue.admission)
         live = self._live
+        # Read before all other reads, so that these hold all deltas before the position.
+        mirror = self.rows.mirrored(away=False)
+        position = live.position if mirror is None else min(live.position, mirror.position)
         if candidates is not None:
             live.learn(candidates)
             names = list(dict.fromkeys(candidates))
@@ -199,10 +207,26 @@ class RankService:
             lookups = self._scorer.lookups(user, items, history, events, columns) if len(items) else None
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
         shared: list[list[SharedConcept]] = []
+        inputs = None
         if lookups is not None:
             vectors = self.rows.read_rows(lookups.rows)
             scores = self._scorer.score(lookups, vectors)
             order = np.argsort(-scores, kind="stable")[:k]
+            inputs = RankingInputs(
+                user=user,
+                names=names,
+                context=context or {},
+                at=at,
+                now_us=now_us,
+                history=history,
+                item_ids=self._catalogue.item_ids,
+                lookups=lookups,
+                vectors=vectors,
+                scores=scores,
+                position=position,
+                source="store" if mirror is None else "mirror",
+                storage=self._storage,
+            )
             if explain:
                 reasons = self._scorer.explain(lookups, vectors, order)
                 shared = self._retrieval.shared_with(history, items[order])
@@ -216,6 +240,7 @@ class RankService:
             reasons=reasons,
             as_of=as_of,
             shared=shared,
+            inputs=inputs,
         )
 
     def retrieve(

@@ -21,6 +21,7 @@ def accounted(
     ask: Callable[[RankService], RankingAnswer],
     *,
     surface: str = "",
+    sample: Callable[[str, RankingAnswer], None] | None = None,
 ) -> tuple[RankingAnswer, Impression | None]:
     """Ranks by the pinned bundle and records an impression of its arms.
 
@@ -35,21 +36,24 @@ def accounted(
         recorder: Receives the impression. None records no impression.
         ask: Ranks by a service.
         surface: Place where the answer is shown, from the request's context.
+        sample: Receives the request's id and the answer. Decides by the id whether to log the answer's inputs.
 
     Returns:
         The ranking and its impression, or None if no impression is recorded.
     """
-    watch = Stopwatch()
+    watch, request = Stopwatch(), uuid.uuid4().hex
     try:
         ranking = pinned.run(lambda: ask(pinned.service))
     except BaseException as error:
         if recorder is not None and not _refused(current, pinned, error, ask):
-            recorder.put(_impression(pinned, user, (), watch, surface, failed=True))
+            recorder.put(_impression(pinned, request, user, (), watch, surface=surface, failed=True))
         raise
     shown = None
     if recorder is not None:
-        shown = _impression(pinned, user, ranking.items, watch, surface)
+        shown = _impression(pinned, request, user, ranking.items, watch, surface=surface)
         recorder.put(shown)
+    if sample is not None:
+        sample(request, ranking)
     return ranking, shown
 
 
@@ -74,16 +78,17 @@ def _refused(
 
 def _impression(
     pinned: Pinned,
+    request: str,
     user: str,
     items: Sequence[tuple[str, float]],
     watch: Stopwatch,
-    surface: str,
     *,
+    surface: str,
     failed: bool = False,
 ) -> Impression:
     bundle = pinned.service.bundle
     return Impression(
-        id=uuid.uuid4().hex,
+        id=request,
         user=user,
         time_ms=time.time_ns() // 1_000_000,
         bundle=bundle.id,

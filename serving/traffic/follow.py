@@ -36,6 +36,7 @@ class ServiceOpener:
         store: Store of rows, histories and items.
         storage: Format of the rows of a bundle that is loaded into the store: float32, float16 or int8.
         mirror: Opens a source of a bundle's rows in this process. None: rows come from the store.
+        deltas: Name of the deltas' topic, whose position in the store the answers name. None: the position is 0.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class ServiceOpener:
         *,
         storage: str = "float32",
         mirror: Callable[[Bundle], AbstractContextManager[RowReader]] | None = None,
+        deltas: str | None = None,
     ) -> None:
+        self._deltas = deltas
         self._store = store
         self._storage = storage
         self._mirror = mirror
@@ -58,7 +61,7 @@ class ServiceOpener:
         fill_store(self._store, bundle, storage=self._storage)
         with contextlib.ExitStack() as stack:
             rows = stack.enter_context(self._mirror(bundle)) if self._mirror is not None else None
-            service = RankService(bundle, self._store, rows)
+            service = RankService(bundle, self._store, rows, deltas=self._deltas)
             _warm(service)
             return service, stack.pop_all().close
 

@@ -1,47 +1,75 @@
-"""Appends impressions to the log in the background, in batches, so that answers do not wait for the log.
+"""Appends messages to the log in the background, in batches, so that answers do not wait for the log.
 
-A request queues its impression and continues. A thread appends the queued impressions. While the log is unavailable,
-the thread waits and the queue grows to a limit. Impressions beyond the limit are dropped and counted, since answers are
-more important than their records.
+A request queues its message and continues. A thread appends the queued messages. While the log is unavailable, the
+thread waits and the queue grows to a limit. Messages beyond the limit are dropped and counted, since answers are more
+important than their records.
 """
 
 import contextlib
 import queue
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from prometheus_client import Counter
 
 from features.errors import TesseraError
 from features.shown.message import Impression, Shadowed, encode
 from serving.background import Background, Rounds
 from serving.metrics import Metrics
-from serving.sink import Sink
+from serving.sink import Kind, Sink
 
 _MOST, _BATCH, _WAIT_S, _PAUSE_S = 20_000, 500, 0.2, 0.5
+Queued = TypeVar("Queued")
 
 
-class Recorder:
-    """Appends impressions to the log in the background.
+class Appender(Generic[Queued]):
+    """Appends queued messages of one kind to the log in the background.
 
     Args:
         sink: Appends to the log.
-        metrics: Counts appended and dropped impressions.
+        kind: Kind of the messages.
+        message: Returns key and payload of a queued message. Called in the thread.
+        metrics: Counts failed rounds.
+        counter: Counts messages by the labels `appended` and `dropped`.
+        most: Largest number of queued messages.
+        batch: Largest number of messages that are appended together.
     """
 
-    def __init__(self, sink: Sink, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        kind: Kind,
+        message: Callable[[Queued], tuple[bytes, bytes]],
+        metrics: Metrics,
+        *,
+        counter: Counter,
+        most: int = _MOST,
+        batch: int = _BATCH,
+    ) -> None:
         self._sink = sink
-        self._metrics = metrics
-        self._queue: queue.Queue[Impression | Shadowed] = queue.Queue(_MOST)
+        self._kind: Kind = kind
+        self._message = message
+        self._counter = counter
+        self._most_at_once = batch
+        self._queue: queue.Queue[Queued] = queue.Queue(most)
         # Messages that left the queue and are not appended yet.
-        self._batch: list[Impression | Shadowed] = []
-        rounds = Rounds("impressions", "impressions wait", metrics)
+        self._batch: list[Queued] = []
+        rounds = Rounds(kind, f"{kind} wait", metrics)
         self._worker = Background(
-            "impressions", lambda stop: self._append(), rounds, every_s=0.0, after_failure_s=_PAUSE_S, at_once=True
+            kind, lambda stop: self._append(), rounds, every_s=0.0, after_failure_s=_PAUSE_S, at_once=True
         )
 
-    def put(self, message: Impression | Shadowed) -> None:
+    @property
+    def waiting(self) -> int:
+        """Number of messages in the queue."""
+        return self._queue.qsize()
+
+    def put(self, message: Queued) -> None:
         """Queues a message and returns at once."""
         try:
             self._queue.put_nowait(message)
         except queue.Full:
-            self._metrics.impressions.labels("dropped").inc()
+            self._counter.labels("dropped").inc()
 
     def close(self) -> None:
         """Appends the queued messages and ends the thread. If the log is unavailable, they are dropped and counted."""
@@ -54,7 +82,7 @@ class Recorder:
             if isinstance(rounds.error, TesseraError):
                 break
         if left := len(self._batch) + self._queue.qsize():
-            self._metrics.impressions.labels("dropped").inc(left)
+            self._counter.labels("dropped").inc(left)
 
     def _append(self) -> None:
         """Appends the next batch.
@@ -68,20 +96,38 @@ class Recorder:
             return
         outcome = "dropped"
         try:
-            self._sink.append("impressions", [(message.id.encode(), encode(message)) for message in self._batch])
+            self._sink.append(self._kind, [self._message(message) for message in self._batch])
             outcome = "appended"
         except TesseraError:
             outcome = ""
             raise
         finally:
             if outcome:
-                self._metrics.impressions.labels(outcome).inc(len(self._batch))
+                self._counter.labels(outcome).inc(len(self._batch))
                 self._batch = []
 
-    def _next_batch(self) -> list[Impression | Shadowed]:
-        batch: list[Impression | Shadowed] = []
+    def _next_batch(self) -> list[Queued]:
+        batch: list[Queued] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._queue.get(timeout=_WAIT_S))
-            while len(batch) < _BATCH:
+            while len(batch) < self._most_at_once:
                 batch.append(self._queue.get_nowait())
         return batch
+
+
+class Recorder(Appender[Impression | Shadowed]):
+    """Appends impressions to the log in the background.
+
+    Args:
+        sink: Appends to the log.
+        metrics: Counts appended and dropped impressions.
+    """
+
+    def __init__(self, sink: Sink, metrics: Metrics) -> None:
+        super().__init__(
+            sink,
+            "impressions",
+            lambda message: (message.id.encode(), encode(message)),
+            metrics,
+            counter=metrics.impressions,
+        )

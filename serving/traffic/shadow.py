@@ -7,6 +7,7 @@ request down. If no such moment comes soon, the job is shed. Shadows are therefo
 import logging
 import queue
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from features.shown.message import Impression, Shadowed
 from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import Metrics
+from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
 from serving.traffic.recorder import Recorder
 
@@ -38,9 +40,18 @@ class Shadows:
         recorder: Receives the results.
         metrics: Counts ranked, failed and shed jobs.
         state: State of the server, with the number of requests that are being answered.
+        sample: Receives the request's id and a shadow's answer, as in `serving.traffic.accounting.accounted`.
     """
 
-    def __init__(self, recorder: Recorder, metrics: Metrics, state: State) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        metrics: Metrics,
+        state: State,
+        *,
+        sample: Callable[[str, RankingAnswer], None] | None = None,
+    ) -> None:
+        self._sample = sample
         self._recorder = recorder
         self._metrics = metrics
         self._state = state
@@ -76,7 +87,7 @@ class Shadows:
         if not self._quiet():
             self._metrics.shadows.labels("shed").inc()
             return
-        shadowed = _ranked(job)
+        shadowed = _ranked(job, self._sample)
         self._metrics.shadows.labels("failed" if shadowed.failed else "ranked").inc()
         self._recorder.put(shadowed)
 
@@ -90,19 +101,22 @@ class Shadows:
         return True
 
 
-def _ranked(job: _Job) -> Shadowed:
+def _ranked(job: _Job, sample: Callable[[str, RankingAnswer], None] | None) -> Shadowed:
     try:
-        return _compared(job, job.shown)
+        return _compared(job, job.shown, sample)
     except Exception as error:
         # An error of the challenger is a result of the experiment and must not affect requests.
         _LOGGER.warning("shadow %s: %s: %s", job.experiment, type(error).__name__, error)
         return Shadowed(job.shown.id, job.experiment, job.shown.time_ms, failed=True)
 
 
-def _compared(job: _Job, shown: Impression) -> Shadowed:
+def _compared(job: _Job, shown: Impression, sample: Callable[[str, RankingAnswer], None] | None) -> Shadowed:
     began = time.perf_counter()
-    scores = dict(job.service.rank(shown.user, shown.items, len(shown.items)).items)
+    answer = job.service.rank(shown.user, shown.items, len(shown.items))
     ms = 1_000 * (time.perf_counter() - began)
+    scores = dict(answer.items)
+    if sample is not None:
+        sample(shown.id, answer)
     champion, challenger = np.array(shown.scores), np.array([scores[item] for item in shown.items])
     comparable = len(champion) > 1 and champion.std() > 0 and challenger.std() > 0
     return Shadowed(

@@ -44,6 +44,11 @@ class Topics:
         return f"{self.prefix}outcomes"
 
     @property
+    def skew(self) -> str:
+        """Sampled records of what servers read for an answer, encoded by `serving.skew.record`."""
+        return f"{self.prefix}skew"
+
+    @property
     def joins(self) -> str:
         """Progress of the joiner: see `streaming.shown.joiner`. One partition, made by the joiner."""
         return f"{self.prefix}joins"
@@ -57,4 +62,5 @@ class Topics:
             self.dead_letters: 1,
             self.impressions: inputs,
             self.outcomes: inputs,
+            self.skew: inputs,
         }

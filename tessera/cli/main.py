@@ -19,6 +19,7 @@ from tessera.cli.operation import doctor, status
 from tessera.cli.rollout import rollout
 from tessera.cli.run import RunCommand, run, run_until
 from tessera.cli.serve import keys, serve
+from tessera.cli.skew import skew
 from tessera.cli.stream import backfill, letters, replay, send, stream, topics, verify
 from tessera.terminal import (
     DatasetArgument,
@@ -129,6 +130,7 @@ app.command()(stream)
 app.command()(send)
 app.command()(replay)
 app.command()(verify)
+app.command()(skew)
 app.command()(backfill)
 app.add_typer(letters, name="deadletters")
 app.add_typer(topics, name="topics")

@@ -45,6 +45,9 @@ def serve(
     unrecorded: Annotated[
         bool, typer.Option("--unrecorded", help="Append no impressions; experiments need them.")
     ] = False,
+    skew_sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests whose inputs are logged for `tessera skew`.")
+    ] = 0.0,
     console: Annotated[bool, typer.Option(help="Serve the operators' pages at /console.")] = True,
     allow_host: Annotated[
         list[str] | None,
@@ -84,7 +87,7 @@ def serve(
         store = stack.enter_context(contextlib.closing(settings.open_store()))
         metrics = Metrics()
         feed = partial(mirrored, settings.open_log, settings.topics, store, metrics=metrics) if mirror else None
-        opener = ServiceOpener(store, storage=settings.storage, mirror=feed)
+        opener = ServiceOpener(store, storage=settings.storage, mirror=feed, deltas=settings.topics.deltas)
         service, close = opener(opened)
         current = stack.enter_context(contextlib.closing(Router(service, close=close)))
         parts = AppParts(
@@ -94,6 +97,8 @@ def serve(
             hosts=Hosts([host, *LOOPBACK, *(allow_host or ())]),
             intake=Intake(_opened_sink(settings, stack)),
         )
+        if skew_sample:
+            _sample(settings, stack, parts, skew_sample)
         if not unrecorded:
             _record(settings, stack, parts)
         if bundle is None:
@@ -129,13 +134,23 @@ def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float)
     thread.join()
 
 
+def _sample(settings: Settings, stack: contextlib.ExitStack, parts: Any, rate: float) -> None:
+    """Adds a sampler of the answers' inputs to the parts of an application."""
+    from serving.skew.sample import SkewSampler
+
+    sink = _opened_sink(settings, stack)
+    parts.sampler = stack.enter_context(contextlib.closing(SkewSampler(sink, parts.metrics, rate)))
+
+
 def _record(settings: Settings, stack: contextlib.ExitStack, parts: Any) -> None:
     """Adds a recorder of impressions and shadow rankings to the parts of an application."""
     from serving.traffic.recorder import Recorder
     from serving.traffic.shadow import Shadows
 
     parts.recorder = stack.enter_context(contextlib.closing(Recorder(_opened_sink(settings, stack), parts.metrics)))
-    parts.shadows = stack.enter_context(contextlib.closing(Shadows(parts.recorder, parts.metrics, parts.state)))
+    sample = parts.sampler.offer if parts.sampler is not None else None
+    shadows = Shadows(parts.recorder, parts.metrics, parts.state, sample=sample)
+    parts.shadows = stack.enter_context(contextlib.closing(shadows))
 
 
 def _follower(

@@ -292,7 +292,7 @@ def topics_create(
 
     settings = Settings.from_environment()
     names = settings.topics
-    days = {names.events: events_days, names.impressions: events_days, names.deltas: deltas_days}
+    days = dict.fromkeys((names.events, names.impressions, names.skew), events_days) | {names.deltas: deltas_days}
     kept = {name: Kept(seconds=count * _DAY_S) for name, count in days.items() if count is not None}
     if compact_items:
         kept[names.items] = Kept(newest_by_key=True)

@@ -19,6 +19,7 @@ from features.hashing import VERSION, HashSpec, fingerprint
 from models.bundle import aggregate_record, delta, record
 from models.export import schema as export_schema
 from models.semantic_id.codebook.quantizer import prefix_tokens
+from serving.skew import record as skew_record
 
 HERE = Path(__file__).parent
 HASHING = json.loads((HERE / "hashing.json").read_text(encoding="utf-8"))
@@ -54,6 +55,31 @@ DELTA_2 = msgspec.structs.replace(
     poison=[("events", 1, 2**40 + 2)],
 )
 
+SKEW = skew_record.SkewRecord(
+    version=1,
+    id="0123456789abcdef0123456789abcdef",
+    time_ms=1_700_000_000_000,
+    bundle="b-0123456789abcdef",
+    user="Ж-2",
+    candidates=["i1", ""],
+    context={"surface": "home", "price": 1.5, "tags": ["a"], "none": None},
+    at=None,
+    now_us=1_700_000_000_000_000,
+    retrieved=False,
+    known_user=True,
+    stale=False,
+    source="mirror",
+    storage="float16",
+    position=2**40,
+    history=["i1"],
+    rows=np.array([3, 2**32 - 2], dtype="<u4").tobytes(),
+    digests=np.array([14645671355050397243, 13808810740282909203], dtype="<u8").tobytes(),
+    shared=skew_record.SkewBatch(b"\0\0\0\0", b"\1\0\0\0", np.ones(1, dtype="<f4").tobytes()),
+    own=skew_record.SkewBatch(b"\1\0\0\0", b"\1\0\0\0\0\0\0\0", np.ones(2, dtype="<f4").tobytes()),
+    numeric=np.array([0.5, -1], dtype="<f4").tobytes(),
+    content=b"",
+    scores=np.array([0.25, 0.75], dtype="<f4").tobytes(),
+)
 EXPORT = export_schema.ExportSchema(
     format=1,
     id="e-0123456789abcdef",
@@ -118,6 +144,17 @@ def test_an_item_of_version_2_is_read_and_written_the_same() -> None:
     assert record.decode_item(frozen("item-v2.bin")) == ITEM
     assert record.encode(ITEM) == frozen("item-v2.bin")
     assert ITEM.content().tolist() == np.array([0.5, -0.25, 1e-7], dtype=np.float32).tolist()
+
+
+def test_a_skew_record_of_version_1_is_read_and_written_the_same() -> None:
+    assert skew_record.VERSION == 1
+    found = skew_record.decode(frozen("skew-record-v1.bin"))
+    assert found == SKEW
+    assert skew_record.encode(SKEW) == frozen("skew-record-v1.bin")
+    assert found.row_numbers.tolist() == [3, 2**32 - 2]
+    assert found.numbers().tolist() == [[0.5], [-1.0]]
+    vectors = (np.arange(8) / 8 - 0.5).astype(np.float32).reshape(2, 4)
+    assert found.row_digests.tolist() == skew_record.digests(vectors).tolist()
 
 
 def test_a_history_of_version_1_is_read_and_written_the_same() -> None:

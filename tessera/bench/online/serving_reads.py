@@ -6,6 +6,7 @@
 - storage: bytes a row and the AUC on the test part of the dataset, in float32, float16 and int8.
 - rank: 500 candidates over HTTP on this machine's loopback, one client, the dataset's own network; rows from Redis, and
   from the mirror. Floor: the same rankings in process, and a request that asks for nothing.
+- sampling: the same request to two servers in turn, of which one logs what it read for 1 % of its answers.
 """
 
 import contextlib
@@ -68,6 +69,7 @@ def serving(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers:
             with console.status(f"seed {seed}: ranking"):
                 rows.append(_in_process(store, result.bundle, seed))
                 rows += (_ranking(settings, result.bundle, seed, out, mirror=mirror) for mirror in (False, True))
+                rows.append(_sampling(settings, result.bundle, seed, out))
         with console.status("storage"):
             rows += _storage(store, result.bundle, out / dataset.name / "frame")
     rows += peers.rows("part")
@@ -102,6 +104,7 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
         at_most("int8, bytes a row", median("storage", "bytes_per_row", storage="int8"), 30.0),
         at_most("rank 500 over HTTP over its parts in process, p50", ranked("Redis"), 2.0),
         at_most("the same, rows from the mirror", ranked("mirror"), 2.0),
+        at_most("rank 500 with 1 % of the answers logged over without, p50", median("rank: sampled", "ratio"), 1.05),
     ]
 
 
@@ -192,6 +195,29 @@ def _ranking(settings: Settings, bundle: Bundle, seed: int, out: Path, *, mirror
             timed = _timed(lambda: _ranked(caller, next(asked)))
         nothing = request_ms(port, "/healthz")
     return {"part": f"rank: {name}", "seed": seed, "rows": _CANDIDATES, "request_ms": nothing, **timed}
+
+
+def _sampling(settings: Settings, bundle: Bundle, seed: int, out: Path) -> dict[str, Any]:
+    """Sends each request to a server without sampling and to one with it, in an order that alternates."""
+    environment = {"TESSERA_REDIS": settings.redis, "TESSERA_HOME": str((out / "home").absolute()), "TESSERA_KAFKA": ""}
+    options = ("--bundle", str(bundle.directory), "--quiet", "--mirror")
+    with contextlib.ExitStack() as stack:
+        callers = []
+        for rate in ("0", "0.01"):
+            log = out / f"serve-sampled-{rate}.log"
+            port = stack.enter_context(server(environment, *options, "--skew-sample", rate, log=log))
+            caller = Caller(port, bundle, candidates=_CANDIDATES, seed=seed)
+            callers.append(stack.enter_context(contextlib.closing(caller)))
+        times: list[list[float]] = [[], []]
+        for number in range(_WARM + 2 * _ROUNDS):
+            body = callers[0].body()
+            for which in (0, 1) if number % 2 else (1, 0):
+                began = time.perf_counter()
+                _ranked(callers[which], body)
+                times[which].append(1_000 * (time.perf_counter() - began))
+    plain, sampled = (float(np.median(one[_WARM:])) for one in times)
+    row = {"part": "rank: sampled", "seed": seed, "rows": _CANDIDATES, "p50_ms": sampled, "without_p50_ms": plain}
+    return row | {"ratio": sampled / plain}
 
 
 def _ranked(caller: Caller, body: bytes) -> None:

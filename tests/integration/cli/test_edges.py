@@ -42,6 +42,7 @@ ARGUMENTS = {
     "send": "events {base}/../19-stream-neighbour-ids/messages.jsonl",
     "replay": "",
     "verify": "",
+    "skew": "",
     "backfill": "{base}/base.toml",
     "demo": "--small --out {out}",
     "table report": "{out}",

@@ -1,0 +1,202 @@
+"""Proves a sample of answers: walks the log once and compares each record with the states of its window."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import EventError
+from models.bundle import delta
+from models.bundle.bundle import Bundle
+from serving.skew.compare import ServedComparison, WrongRow
+from serving.skew.record import SkewRecord, decode, digests
+from serving.skew.report import SkewReport
+from serving.skew.state import SkewState, as_stored
+from streaming.log.protocol import EventLog
+from streaming.log.topics import Topics
+from streaming.snapshot import Snapshot
+
+_OTHER, _STALE = "other bundle", "store away"
+_BEFORE, _BEYOND = "before the snapshot", "beyond the log"
+
+
+@dataclass(frozen=True)
+class SkewLimits:
+    """Allowances of a comparison.
+
+    Attributes:
+        clock_ms: Largest difference of the clocks of a server and the log, milliseconds. A delta that was appended this
+            long after an answer may still be in it.
+        late_s: Longest time that a server may be behind the log, seconds.
+    """
+
+    clock_ms: int = 1_000
+    late_s: float = 60.0
+
+
+def read_records(log: EventLog, topics: Topics, *, since_ms: int = 0) -> tuple[list[SkewRecord], int]:
+    """Reads the records of the topic `skew`.
+
+    Args:
+        log: The log.
+        topics: Names of the topics.
+        since_ms: Time of the first record to read, milliseconds since 1970.
+
+    Returns:
+        The records, and the number of messages that are no records of this release.
+    """
+    found, unreadable = [], 0
+    ends = log.end_offsets(topics.skew)
+    for partition, start in log.offsets_at(topics.skew, since_ms).items():
+        for message in log.read(topics.skew, partition, start, ends[partition]):
+            try:
+                found.append(decode(message.value))
+            except EventError:
+                unreadable += 1
+    return found, unreadable
+
+
+def prove(
+    log: EventLog,
+    bundle: Bundle,
+    topics: Topics,
+    records: Iterable[SkewRecord],
+    *,
+    snapshot: Snapshot | None = None,
+    limits: SkewLimits = SkewLimits(),
+) -> SkewReport:
+    """Compares records of served answers with the fold of the log.
+
+    Args:
+        log: Log with the deltas.
+        bundle: Bundle of the records. Records of other bundles are skipped and counted.
+        topics: Names of the topics.
+        records: Records to compare.
+        snapshot: Snapshot with which the fold starts. None: the fold starts with the bundle. Earlier records are
+            skipped and counted.
+        limits: Allowances of the comparison.
+
+    Raises:
+        LogError: The log does not answer, or deltas are no longer kept; give a snapshot.
+    """
+    report = SkewReport(bundle.id)
+    state = SkewState(log, bundle, topics, snapshot)
+    walk = _Walk(state, report, limits)
+    walk.wait(records)
+    for message, _ in state.steps():
+        walk.look()
+        walk.start(message.offset, message.timestamp_ms)
+        walk.close(message.timestamp_ms - limits.clock_ms)
+    walk.look()
+    walk.start(log.end_offsets(topics.deltas)[0], None)
+    walk.close(None)
+    if walk.wrong:
+        _name_rows(log, bundle, topics, walk.wrong, report, published=state.stored)
+    report.differences.sort(key=lambda difference: -difference.count)
+    return report
+
+
+class _Walk:
+    """Comparisons of a walk through the log: records that wait for their first state, and records in their window."""
+
+    def __init__(self, state: SkewState, report: SkewReport, limits: SkewLimits) -> None:
+        self._state, self._report, self._limits = state, report, limits
+        self._waiting: list[SkewRecord] = []
+        self._active: list[ServedComparison] = []
+        self.wrong: list[WrongRow] = []
+
+    def wait(self, records: Iterable[SkewRecord]) -> None:
+        """Queues the records that can be compared, and counts the others."""
+        for record in records:
+            reason = self._reason(record)
+            if reason:
+                self._report.skipped[reason] += 1
+            else:
+                self._waiting.append(record)
+        # The first record to compare is the last of the list.
+        self._waiting.sort(key=lambda record: -record.position)
+
+    def look(self) -> None:
+        """Compares the open records with the present state."""
+        for comparison in self._active:
+            if not comparison.done:
+                comparison.look(self._state)
+
+    def start(self, offset: int, appended_ms: int | None) -> None:
+        """Opens the records whose position is at most an offset.
+
+        Args:
+            offset: Offset of the next delta.
+            appended_ms: Time at which that delta was appended, milliseconds since 1970. None at the end of the log.
+        """
+        while self._waiting and self._waiting[-1].position <= offset:
+            record = self._waiting.pop()
+            comparison = ServedComparison(record, self._state.bundle.schema)
+            comparison.look(self._state)
+            self._active.append(comparison)
+            behind_s = 0.0 if appended_ms is None else (record.time_ms - appended_ms) / 1_000
+            if behind_s > self._limits.late_s:
+                shown = {"request": record.id, "item": "", "served": record.position, "expected": offset + 1}
+                self._report.difference("log offset", "late").add(1, [shown | {"behind_s": round(behind_s, 1)}])
+
+    def close(self, before_ms: int | None) -> None:
+        """Closes the records that match, or that were answered before a time.
+
+        Args:
+            before_ms: The time, milliseconds since 1970. None closes all, and skips records that still wait.
+        """
+        left = []
+        for comparison in self._active:
+            if comparison.done or before_ms is None or comparison.served.time_ms < before_ms:
+                self.wrong += comparison.close(self._state, self._report)
+            else:
+                left.append(comparison)
+        self._active = left
+        if before_ms is None:
+            self._report.skipped[_BEYOND] += len(self._waiting)
+            self._waiting = []
+            self._report.skipped = +self._report.skipped
+
+    def _reason(self, record: SkewRecord) -> str:
+        if record.bundle != self._state.bundle.id:
+            return _OTHER
+        if record.stale:
+            return _STALE
+        return _BEFORE if record.position < self._state.start else ""
+
+
+def _name_rows(
+    log: EventLog,
+    bundle: Bundle,
+    topics: Topics,
+    wrong: list[WrongRow],
+    report: SkewReport,
+    *,
+    published: Callable[..., NDArray[np.float32]],
+) -> None:
+    """Adds rows that no state of their window has: an earlier or later version of the row, or of no version."""
+    storages = {row.storage for row in wrong}
+    rows = np.unique(np.array([row.row for row in wrong], dtype=np.int64))
+    versions: dict[tuple[int, int], int] = {}
+    for storage in storages:
+        found = digests(published(storage, rows, published=True))
+        versions |= dict.fromkeys(zip(rows.tolist(), found.tolist(), strict=True), 0)
+    start, stop = log.offsets_at(topics.deltas, 0)[0], log.end_offsets(topics.deltas)[0]
+    for message in log.read(topics.deltas, 0, start, stop):
+        change = delta.decode(message.value)
+        chosen = np.isin(change.row_numbers, rows) if change.bundle == bundle.id else np.zeros(0, dtype=np.bool_)
+        if not chosen.any():
+            continue
+        for storage in storages:
+            found = digests(as_stored(change.vectors[chosen], storage))
+            pairs = zip(change.row_numbers[chosen].tolist(), found.tolist(), strict=True)
+            versions |= dict.fromkeys(pairs, change.seq)
+    for row in wrong:
+        version = versions.get((row.row, row.digest))
+        kind = "damaged row" if version is None else "other version"
+        served = "no version" if version is None else f"batch {version}"
+        for feature in row.features:
+            shown = {"request": row.request, "item": "", "row": row.row, "served": served}
+            shown["expected"] = f"the version at log offset {row.position}"
+            report.difference(feature, kind).add(1, [shown])

@@ -1,0 +1,340 @@
+"""What was served equals what the log and the batch say, and each of ten planted faults is named by its feature."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from features.dataset.descriptor import load_dataset
+from models.bundle import aggregate_record, record
+from models.bundle.bundle import Bundle, load_bundle
+from models.bundle.local import context_frame
+from models.ranker.network import NetworkConfig
+from models.ranker.train import TrainConfig
+from models.table.default_schema import TableOptions
+from serving.api.app import AppParts, create_app
+from serving.api.log_sink import LogSink
+from serving.metrics import Metrics
+from serving.ranking.mirror_feed import mirrored
+from serving.ranking.service import RankService
+from serving.skew.prove import SkewLimits, prove, read_records
+from serving.skew.report import SkewReport
+from serving.skew.sample import SkewSampler, is_sampled
+from serving.store.fill import fill_store
+from serving.store.memory import MemoryStore
+from serving.store.writer import StoreWriter
+from serving.traffic.router import Router
+from streaming.log.protocol import EventLog
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
+from streaming.snapshot import Snapshots
+from streaming.trainer import Trainer, TrainerOptions
+from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.run import RunOptions, run
+from tests.integration.world import World, quiet
+
+FEATURES = """
+[features]
+title_letters = "LENGTH(item.title)"
+hour = { sql = "EXTRACT(HOUR FROM event.time)", kind = "categorical" }
+"""
+OPTIONS = RunOptions(
+    quantizer="residual-kmeans",
+    encoder_dim=8,
+    levels=2,
+    codes=8,
+    table=TableOptions(dim=8),
+    training=TrainConfig(max_epochs=1, network=NetworkConfig(cross_layers=1, cross_rank=8, hidden=(16,))),
+)
+AT_US, HOUR_US, LATEST = 1_748_736_000_000_000, 3_600_000_000, 10**9
+CANDIDATES = int(os.environ.get("SKEW_CANDIDATES", "30"))
+REQUESTS = int(os.environ.get("SKEW_REQUESTS", "20"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+    directory = tmp_path_factory.mktemp("skew")
+    path = write_synthetic(directory / "data", users=60, items=120, events=2_000)
+    path.write_text(path.read_text() + FEATURES)
+    dataset = load_dataset(path)
+    result = run(dataset, directory / "run", OPTIONS, console=quiet(), registry=None, until="publish")
+    assert result.bundle is not None
+    return World(dataset, directory / "run", load_bundle(result.bundle.directory))
+
+
+class Shop:
+    """A stream on an embedded log, a store, and a server whose every answer is sampled."""
+
+    def __init__(self, world: World, directory: Path, storage: str = "float32") -> None:
+        self.world, self.bundle = world, world.bundle
+        self.log, self.store, self.topics = LocalLog(directory / "log.db"), MemoryStore(), Topics()
+        self.log.create_topics(self.topics.partitions())
+        self.snapshots = Snapshots(directory / "snapshots")
+        fill_store(self.store, self.bundle, storage=storage)
+        options = TrainerOptions(batch=32, wait_s=0)
+        self.trainer = Trainer(self.log, self.bundle, topics=self.topics, options=options, snapshots=self.snapshots)
+        self.writer = StoreWriter(self.log, self.bundle.id, self.store, topics=self.topics)
+        self.metrics = Metrics()
+        self.sink = LogSink(lambda: LocalLog(directory / "log.db"), self.topics)
+        lines = (world.dataset.directory / "items.jsonl").read_bytes().splitlines()
+        # The first items come again over the stream, the second of them without its format.
+        items = [json.loads(line) for line in lines[:6]]
+        items[1]["format"] = None
+        items.append(items[0] | {"item_id": "new", "title": "A new bicycle"})
+        self.send(self.topics.items, items[:5])
+        self.send_events(0, 120)
+        self.later = items[5:]
+
+    def send(self, topic: str, rows: list[dict[str, Any]]) -> None:
+        self.log.append(topic, [(None, json.dumps(row).encode()) for row in rows])
+        self.drain()
+
+    def send_events(self, start: int, stop: int) -> None:
+        self.log.append(self.topics.events, [(None, line) for line in self.world.messages(stop)[start:stop]])
+        self.drain()
+
+    def drain(self) -> None:
+        while self.trainer.run_once(wait_s=0.0):
+            pass
+        while self.writer.run_once():
+            pass
+
+    def service(self, bundle: Bundle | None = None) -> RankService:
+        return RankService(bundle or self.bundle, self.store, deltas=self.topics.deltas)
+
+    def answer(self, service: RankService, *, first: int = 0, requests: int = REQUESTS) -> None:
+        """Answers requests, of which every answer is sampled."""
+        items = self.bundle.items["item_id"].to_list()
+        rng = np.random.default_rng(first)
+        with contextlib.closing(SkewSampler(self.sink, self.metrics, 1.0)) as sampler:
+            for number in range(first, first + requests):
+                user = self.bundle.users["user_id"].to_list()[number % 61] if number % 61 < 60 else "stranger"
+                chosen = [*rng.choice(items, CANDIDATES, replace=False).tolist(), items[0], "new", "unknown"]
+                at = None if number % 3 else AT_US + number * HOUR_US
+                sampler.offer(f"r{number}", service.rank(user, chosen, 10, at=at))
+                while sampler.waiting > 32:
+                    time.sleep(0.002)
+
+    def proved(self, *, from_snapshot: bool = False, limits: SkewLimits | None = None) -> SkewReport:
+        records, unreadable = read_records(self.log, self.topics)
+        assert unreadable == 0
+        assert self.metrics.skew_records.labels("dropped")._value.get() == 0
+        snapshot = self.snapshots.newest(self.bundle) if from_snapshot else None
+        return prove(self.log, self.bundle, self.topics, records, snapshot=snapshot, limits=limits or SkewLimits())
+
+    def item_records(self) -> dict[str, record.ItemRecord]:
+        """Records of all published items, as a stream would write them."""
+        names = self.bundle.items["item_id"].to_list()
+        held = dict(zip(names, self.store.read_records(self.bundle.id, record.ITEM, names), strict=True))
+        found = {}
+        for row in self.bundle.items.filter(pl.col("listed")).iter_rows(named=True):
+            payload = held[row["item_id"]]
+            vector = np.array(row["content_vector"], dtype="<f4").tobytes()
+            published = record.ItemRecord(
+                self.bundle.manifest.encoder or "",
+                vector,
+                list(row["semantic_codes"]),
+                {name: row[name] for name in ("topic", "format", "title_letters")},
+                self.bundle.manifest.codebook or "",
+            )
+            found[row["item_id"]] = record.decode_item(payload) if payload else published
+        return found
+
+    def overwrite(self, kind: str, payloads: dict[str, bytes]) -> None:
+        """Writes records to the store that the log does not have."""
+        names = list(payloads)
+        self.store.write_records(self.bundle.id, kind, names, [LATEST] * len(names), list(payloads.values()))
+
+
+@pytest.fixture
+def shop(made: World, tmp_path: Path) -> Iterator[Shop]:
+    found = Shop(made, tmp_path)
+    with contextlib.closing(found.log), contextlib.closing(found.sink):
+        yield found
+        found.trainer.close()
+
+
+def test_no_served_value_differs_while_the_stream_runs(shop: Shop) -> None:
+    service = shop.service()
+    shop.answer(service)
+    # The server does not refresh yet, so it knows no change of these items and names the earlier position.
+    shop.send(shop.topics.items, shop.later)
+    shop.send_events(120, 150)
+    shop.answer(service, first=REQUESTS)
+    service.refresh()
+    shop.answer(service, first=2 * REQUESTS)
+    report = shop.proved()
+    assert (report.different, report.differences) == (0, [])
+    assert report.requests == 3 * REQUESTS
+    assert report.values > report.requests * CANDIDATES * 5
+    assert not report.skipped
+
+
+def test_no_value_of_a_mirror_or_of_a_small_format_differs(made: World, tmp_path: Path) -> None:
+    shop = Shop(made, tmp_path, storage="int8")
+    opened = mirrored(lambda: LocalLog(tmp_path / "log.db"), shop.topics, shop.store, shop.bundle)
+    with contextlib.closing(shop.log), contextlib.closing(shop.sink), opened as rows:
+        shop.answer(RankService(shop.bundle, shop.store, rows, deltas=shop.topics.deltas))
+        records, _ = read_records(shop.log, shop.topics)
+        assert {(one.source, one.storage) for one in records} == {("mirror", "int8")}
+        assert records[0].position == shop.log.end_offsets(shop.topics.deltas)[0]
+        report = shop.proved()
+        assert (report.different, report.undecided) == (0, 0)
+        shop.trainer.close()
+
+
+def test_a_snapshot_proves_later_answers_and_counts_earlier_ones(shop: Shop) -> None:
+    service = shop.service()
+    shop.answer(service, requests=2)
+    shop.send_events(120, 150)
+    shop.trainer.write_snapshot()
+    service.refresh()
+    shop.answer(service, first=2, requests=3)
+    report = shop.proved(from_snapshot=True)
+    assert report.different == 0
+    assert (report.requests, dict(report.skipped)) == (3, {"before the snapshot": 2})
+
+
+def _stale_row(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    # A store that lost the stream's writes of some rows.
+    seqs = shop.store.read_seqs(shop.bundle.id, np.arange(shop.bundle.schema.rows))
+    rows = np.flatnonzero(seqs > 0)
+    shop.store.write_rows(shop.bundle.id, rows, seqs[rows], shop.bundle.rows()[rows], again=True)
+    return shop.service()
+
+
+def _changed_items(shop: Shop, change: Callable[[dict[str, Any]], dict[str, Any]]) -> RankService:
+    records = shop.item_records()
+    changed = {name: record.ItemRecord(*_with(one, change(dict(one.features)))) for name, one in records.items()}
+    shop.overwrite(record.ITEM, {name: record.encode(one) for name, one in changed.items()})
+    return shop.service()
+
+
+def _with(one: record.ItemRecord, features: dict[str, Any]) -> tuple[Any, ...]:
+    return one.encoder, one.vector, one.codes, features, one.codebook, one.terms
+
+
+def _null_column(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    return _changed_items(shop, lambda row: row | {"format": None})
+
+
+def _retyped_value(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    return _changed_items(shop, lambda row: row | {"topic": [str(row["topic"])]})
+
+
+def _swapped_columns(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    return _changed_items(
+        shop,
+        lambda row: row | {"format": (row["topic"] or [None])[0], "topic": [row["format"]] if row["format"] else []},
+    )
+
+
+def _time_zone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> RankService:
+    monkeypatch.setattr(
+        "serving.ranking.service.context_frame",
+        lambda bundle, context, at_us: context_frame(bundle, context, at_us=at_us + 3 * HOUR_US),
+    )
+    return shop.service()
+
+
+def _stale_model(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    service = shop.service()
+    network = shop.bundle.network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.9)
+    service._scorer._network = network
+    return service
+
+
+def _default_always(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> RankService:
+    service = shop.service()
+    monkeypatch.setattr(service._live, "number", lambda item: service._live.default_item)
+    return service
+
+
+def _history_cut(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    held = dict(pair for chunk in shop.store.scan_records(shop.bundle.id, record.HISTORY) for pair in chunk)
+    cut = {}
+    for user, payload in held.items():
+        history = record.decode_history(payload)
+        cut[user] = record.encode(record.HistoryRecord(history.items[-1:], history.times[-1:]))
+    shop.overwrite(record.HISTORY, cut)
+    return shop.service()
+
+
+def _aggregate_late(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    published = aggregate_record.state_records(shop.bundle.aggregates())
+    shop.overwrite(aggregate_record.AGGREGATE, {one.id: one.payload for one in published})
+    return shop.service()
+
+
+def _hash_salt(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    schema = shop.bundle.schema
+    features = tuple(
+        replace(one, salt="other") if one.column == "topic" and one.of in ("item", "history") else one
+        for one in schema.features
+    )
+    other = load_bundle(shop.bundle.directory)
+    other.__dict__["schema"] = replace(schema, features=features)
+    return shop.service(other)
+
+
+FAULTS: dict[str, tuple[Callable[[Shop, pytest.MonkeyPatch], RankService], str, str]] = {
+    "stale row": (_stale_row, "item_id", "other version"),
+    "null column": (_null_column, "item.format", "absent"),
+    "retyped value": (_retyped_value, "item.topic", "absent"),
+    "swapped columns": (_swapped_columns, "item.format", "absent"),
+    "another time zone": (_time_zone, "event.hour", "differs"),
+    "stale model": (_stale_model, "score", "differs"),
+    "default always taken": (_default_always, "item.format", "absent"),
+    "history cut": (_history_cut, "history", "cut"),
+    "aggregate late": (_aggregate_late, "aggregate", "differs"),
+    "hash salt": (_hash_salt, "item.topic", "absent"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_by_its_feature(shop: Shop, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    plant, feature, kind = FAULTS[fault]
+    shop.answer(plant(shop, monkeypatch))
+    monkeypatch.undo()
+    report = shop.proved()
+    named = {(one.feature, one.kind) for one in report.differences}
+    assert any(name.startswith(feature) and kind == of for name, of in named), named
+    assert report.differing > 0
+    assert all(one.examples for one in report.differences)
+
+
+def test_a_server_far_behind_the_log_is_named(shop: Shop) -> None:
+    service = shop.service()
+    shop.send_events(120, 150)
+    shop.answer(service, requests=3)
+    assert shop.proved().different == 0
+    report = shop.proved(limits=SkewLimits(late_s=-1.0))
+    assert {(one.feature, one.kind, one.count) for one in report.differences} == {("log offset", "late", 3)}
+
+
+def test_an_application_logs_the_sampled_requests_under_the_id_of_their_impressions(shop: Shop) -> None:
+    log: EventLog = shop.log
+    sampler = SkewSampler(shop.sink, shop.metrics, 0.5)
+    parts = AppParts(metrics=shop.metrics, sampler=sampler)
+    with TestClient(create_app(Router(shop.service()), parts)) as client:
+        for number in range(40):
+            body = {"user": f"r{number:05d}", "candidates": shop.bundle.items["item_id"].to_list()[:5]}
+            assert client.post("/v1/rank", json=body).status_code == 200
+    sampler.close()
+    records, _ = read_records(log, shop.topics)
+    assert 5 < len(records) < 35
+    assert all(is_sampled(one.id, 0.5) for one in records)
+    assert shop.proved().different == 0
