@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.cluster import ROOT, jars
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * ROUNDS)]
 
 
