@@ -290,6 +290,10 @@ class Events(TableSource):
     @model_validator(mode="after")
     def _check_clock(self) -> Self:
         if self.origin == "impressions":
+            if self.is_table:
+                raise ValueError(
+                    'from = "impressions" joins two logs of files; export them, and set format = "parquet"'
+                )
             check_shown(self)
             self.join_rule()
         if self.time is not None and self.order is not None:

@@ -17,6 +17,7 @@ import polars as pl
 from features.config import nearest
 from features.dataset.delimited import advice, read_delimited
 from features.dataset.jsonl import nested_advice, read_jsonl
+from features.dataset.lake.copies import table_copy
 from features.dataset.plain_text import read_plain
 from features.dataset.source import Format, TableSource
 from features.errors import DatasetError
@@ -224,9 +225,11 @@ def source_files(source: TableSource, directory: Path, table: str) -> tuple[Loca
     """Returns the files of a table, at least one, in the order in which they are read.
 
     Raises:
-        DatasetError: No file matches, or the path is a directory.
+        DatasetError: No file matches, the path is a directory, or a table cannot be copied.
         StorageError: The store does not answer.
     """
+    if source.is_table:
+        return (table_copy(source, directory, table).file,)
     path = locate(source.path, directory)
     if path.is_file():
         return (path,)

@@ -17,7 +17,8 @@ class InputFiles:
     """The files of a dataset as they are when this object is made; `check` tells if they still are.
 
     Attributes:
-        by_table: sha256 of each file by its name, for each of items, users and events that there is.
+        by_table: sha256 of each file by its name, for each of items, users and events that there is. The copy of a
+            table has the name of the table and its snapshot.
         stamps: location and stamp of each file, see `features.storage.file.stamps`.
     """
 
@@ -25,7 +26,8 @@ class InputFiles:
         self._dataset = dataset
         self.stamps = _stamps(dataset)
         self.by_table = {
-            table: {_name(path, dataset): _sha256(path) for path in files} for table, files in _files(dataset).items()
+            table: {_name(path, table, dataset): _sha256(path) for path in files}
+            for table, files in _files(dataset).items()
         }
         self.check()
 
@@ -58,7 +60,10 @@ def _sha256(path: Location) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name(path: Location, dataset: Dataset) -> str:
+def _name(path: Location, table: str, dataset: Dataset) -> str:
+    source = getattr(dataset, table)
+    if source.copy_of_table is not None:
+        return str(source.copy_of_table.name)
     return os.path.relpath(path, dataset.directory) if isinstance(path, Path) else str(path)
 
 

@@ -1,6 +1,9 @@
 """A table of the descriptor: its files, their format, and the columns that are features."""
 
-from typing import Any, ClassVar, Literal, Self
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -8,6 +11,10 @@ from features.config import Config, refuse_repeats
 from features.value.expression import Expression, Input
 
 Format = Literal["parquet", "csv", "jsonl"]
+"""Formats of files."""
+TableFormat = Literal["delta", "iceberg", "sql"]
+"""Tables that are no files; a snapshot of a table is copied as a parquet file before it is read."""
+TABLES: tuple[str, ...] = get_args(TableFormat)
 
 
 class Categorical(Config):
@@ -20,13 +27,32 @@ class Categorical(Config):
     split: str | None = Field(None, min_length=1)
 
 
+@dataclass(frozen=True)
+class TableCopy:
+    """Copy of a table.
+
+    Attributes:
+        file: Parquet file, which is removed when the process that made it ends.
+        name: The table's path and snapshot, such as `lake/events@12`, for the lineage.
+    """
+
+    file: Path
+    name: str
+
+
 class TableSource(Config):
     """Location and format of a table's files, and the columns that are features.
 
     Attributes:
         path: Files, relative to the descriptor or as an address such as `s3://bucket/events/*.parquet`; globs are
-            allowed.
+            allowed. Of a table: the directory of a Delta table, the metadata file of an Iceberg table or its name in
+            `catalog`, or a database.
         format: `parquet`, `csv` or `jsonl`; by default the ending of the path says it. csv and jsonl may be gzipped.
+            `delta`, `iceberg` and `sql` are tables, which need the extra `lake`.
+        as_of: Snapshot of a Delta or Iceberg table: its version or id, or the time at which it was the newest. By
+            default the newest when the descriptor is read.
+        query: SQL whose rows are the table.
+        catalog: Name of the catalog of an Iceberg table, which pyiceberg's configuration describes.
         separator: Separator of a csv. A separator of more than one character switches quoting off.
         quote: Character that encloses fields of a csv; "" for none. By default `"` encloses a field only if another
             `"` ends it.
@@ -43,7 +69,10 @@ class TableSource(Config):
     reserved: ClassVar[tuple[str, ...]] = ()
 
     path: str = Field(min_length=1)
-    format: Format | None = None
+    format: Format | TableFormat | None = None
+    as_of: int | datetime | None = None
+    query: str | None = Field(None, min_length=1)
+    catalog: str | None = Field(None, min_length=1)
     separator: str = Field(",", min_length=1)
     quote: str | None = Field(None, max_length=1)
     escape: str | None = Field(None, max_length=1)
@@ -54,6 +83,7 @@ class TableSource(Config):
     numeric: tuple[str, ...] = ()
     read: dict[str, Input] = Field(default_factory=dict)
     _derived: tuple[Expression, ...] = PrivateAttr(())
+    _copy: TableCopy | None = PrivateAttr(None)
 
     @field_validator("categorical", mode="before")
     @classmethod
@@ -78,6 +108,7 @@ class TableSource(Config):
             raise ValueError("header = false needs columns = [...], the fields' names in the file's order")
         if self.kind != "csv" and self.columns is not None:
             raise ValueError(f"columns names the fields of a csv, but the format is {self.kind}; remove columns")
+        self._check_table()
         refuse_repeats("columns", self.columns or ())
         refuse_repeats("categorical, numeric and read", [*self.categorical, *self.numeric, *self.read])
         for name in [*self.categorical, *self.numeric]:
@@ -87,6 +118,28 @@ class TableSource(Config):
                     f"({', '.join(self.reserved)}); remove it, or rename it in the files"
                 )
         return self
+
+    def _check_table(self) -> None:
+        keys = {"as_of": ("delta", "iceberg"), "query": ("sql",), "catalog": ("iceberg",)}
+        for key, formats in keys.items():
+            if getattr(self, key) is not None and self.format not in formats:
+                raise ValueError(f"{key} belongs to a table of format {' or '.join(formats)}; remove it, or set format")
+        if self.format == "sql" and self.query is None:
+            raise ValueError('format = "sql" needs query = "SELECT …", whose rows are the table')
+
+    @property
+    def is_table(self) -> bool:
+        """True if the source is a table whose snapshot is copied before it is read."""
+        return self.format in TABLES
+
+    @property
+    def copy_of_table(self) -> TableCopy | None:
+        """The copy of a table, once there is one."""
+        return self._copy
+
+    def pin(self, copy: TableCopy) -> None:
+        """Sets the copy that all readers of this table share; the first of them calls this."""
+        self._copy = copy
 
     @property
     def derived(self) -> tuple[Expression, ...]:
@@ -121,9 +174,11 @@ class TableSource(Config):
 
     @property
     def kind(self) -> Format:
-        """Format of the files: as declared, or from the ending of their name."""
+        """Format of the files: as declared, or from the ending of their name. The copy of a table is parquet."""
+        if self.is_table:
+            return "parquet"
         if self.format is not None:
-            return self.format
+            return cast(Format, self.format)
         name = self.path.lower()
         if name.endswith(".parquet"):
             return "parquet"

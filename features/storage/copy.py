@@ -1,4 +1,4 @@
-"""Copies files between the disk and a store, and keeps copies of remote files for libraries that need a file."""
+"""Copies files between the disk and a store, and keeps copies of what is elsewhere for libraries that need a file."""
 
 import errno
 import hashlib
@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from features.storage.file import stamps, write
@@ -14,15 +14,15 @@ from features.storage.location import Location, Remote
 
 
 class _Copies:
-    """Copies of remote files, in a temporary directory that is removed when the process ends."""
+    """Copies in a temporary directory, which is removed when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process = 0
 
-    def fetch(self, root: Remote, files: Sequence[Remote]) -> Path:
-        """Returns a directory with the files by their paths below `root`, fetched unless it is there and current."""
-        state = hashlib.sha256(repr((root.address, files, stamps(files))).encode()).hexdigest()[:16]
+    def made(self, of: object, work: Callable[[Path], None]) -> Path:
+        """Returns the directory that `work` filled for this `of`; the first call does the work."""
+        state = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
         with self._lock:
             if self._process != os.getpid():
                 # A forked process must not remove the directory of its parent.
@@ -31,12 +31,31 @@ class _Copies:
             place = Path(self._directory.name, state)
             if not place.exists():
                 aside = place.with_name(f"{state}.{secrets.token_hex(4)}")
-                transfer([(file, aside / file.address.removeprefix(f"{root.address}/")) for file in files])
+                aside.mkdir()
+                work(aside)
                 aside.rename(place)
         return place
 
+    def fetch(self, root: Remote, files: Sequence[Remote]) -> Path:
+        """Returns a directory with the files by their paths below `root`, fetched unless it is there and current."""
+
+        def work(place: Path) -> None:
+            transfer([(file, place / file.address.removeprefix(f"{root.address}/")) for file in files])
+
+        return self.made((root.address, files, stamps(files)), work)
+
 
 _copies = _Copies()
+
+
+def made_once(of: object, work: Callable[[Path], None]) -> Path:
+    """Returns a temporary directory that `work` filled. A process does the work once for each `of`.
+
+    Args:
+        of: What decides the files; its `repr` is compared.
+        work: Writes files into the directory that it is given.
+    """
+    return _copies.made(of, work)
 
 
 def local_file(location: Location) -> Path:

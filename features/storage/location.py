@@ -34,16 +34,10 @@ class Remote:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", self.address.rstrip("/"))
-        protocol, _, rest = self.address.partition("://")
-        user, at, _ = rest.partition("/")[0].rpartition("@")
-        if at and ":" in user:
-            raise TesseraError(
-                f"{protocol}://…@{rest.rpartition('@')[2]}: an address must not hold a password; put credentials into "
-                "the environment, where the store's package reads them"
-            )
+        refuse_password(self.address)
         if "::" in self.address:
             raise TesseraError(f"{self.address}: expected one protocol; unpack the archive, and name its files")
-        _check_package(protocol, self.address)
+        _check_package(self.protocol, self.address)
 
     def __str__(self) -> str:
         return self.address
@@ -133,6 +127,21 @@ def locate(text: str | Path, directory: Path = Path()) -> Location:
 def absolute(location: Location) -> Location:
     """Returns the location as a process with another working directory must name it."""
     return Path(os.path.abspath(location)) if isinstance(location, Path) else location
+
+
+def refuse_password(address: str) -> None:
+    """Refuses an address with a password, which would stand in descriptors and logs.
+
+    Raises:
+        TesseraError: The address holds a password; does not repeat it.
+    """
+    protocol, _, rest = address.partition("://")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise TesseraError(
+            f"{protocol}://…@{rest.rpartition('@')[2]}: an address must not hold a password; put credentials into "
+            "the environment, where the package of the protocol reads them"
+        )
 
 
 def refuse_address(path: Path, remedy: str) -> None:
