@@ -35,19 +35,22 @@ class SkewLimits:
     late_s: float = 60.0
 
 
-def read_records(log: EventLog, topics: Topics, *, since_ms: int = 0) -> tuple[list[SkewRecord], int]:
+def read_records(
+    log: EventLog, topics: Topics, *, since_ms: int = 0, until_ms: int | None = None
+) -> tuple[list[SkewRecord], int]:
     """Reads the records of the topic `skew`.
 
     Args:
         log: The log.
         topics: Names of the topics.
-        since_ms: Time of the first record to read, milliseconds since 1970.
+        since_ms: Time from which records were appended, milliseconds since 1970.
+        until_ms: Time before which records were appended, milliseconds since 1970. None: all that the log has now.
 
     Returns:
         The records, and the number of messages that are no records of this release.
     """
     found, unreadable = [], 0
-    ends = log.end_offsets(topics.skew)
+    ends = log.end_offsets(topics.skew) if until_ms is None else log.offsets_at(topics.skew, until_ms)
     for partition, start in log.offsets_at(topics.skew, since_ms).items():
         for message in log.read(topics.skew, partition, start, ends[partition]):
             try:

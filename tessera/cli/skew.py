@@ -20,31 +20,66 @@ def skew(
     ] = False,
     clock_ms: Annotated[int, typer.Option(min=0, help="Largest difference of two machines' clocks.")] = 1_000,
     late_s: Annotated[float, typer.Option(min=0, help="Seconds that a server may be behind the log.")] = 60.0,
+    every_s: Annotated[
+        float, typer.Option(min=0, help="Compare new records at this interval until stopped; 0: once.")
+    ] = 0.0,
+    metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port; 0: do not.")] = 0,
     json: JsonOption = False,
 ) -> None:
     """Recompute what servers read for sampled answers, and name each difference by feature. Exit with 1 if any."""
-    from serving.skew.prove import SkewLimits, prove, read_records
-    from streaming.snapshot import Snapshots
+    from serving.skew.metrics import SkewMetrics
+    from serving.skew.prove import SkewLimits
     from tessera.settings import Settings
-    from tessera.stream_service import bundle_at
+    from tessera.stream_service import bundle_at, until_stopped
 
     settings = Settings.from_environment()
     loaded = bundle_at(settings, model, bundle)
-    since_ms = int((time.time() - 3_600 * hours) * 1_000) if hours else 0
+    limits = SkewLimits(clock_ms=clock_ms, late_s=late_s)
+    until_ms = _now_ms()
+    since_ms = until_ms - int(3_600_000 * hours) if hours else 0
+    if not every_s:
+        report = _compared(settings, loaded, limits, from_snapshot, (since_ms, None))
+        _show(report, json=json)
+        if report.different:
+            raise typer.Exit(1)
+        return
+    metrics, stop = SkewMetrics(), until_stopped()
+    if metrics_port:
+        metrics.serve(metrics_port)
+    while True:
+        # The end of a round is the start of the next, so that each record is compared once.
+        report = _compared(settings, loaded, limits, from_snapshot, (since_ms, until_ms))
+        metrics.note(report)
+        _show(report, json=json)
+        if stop.wait(every_s):
+            return
+        since_ms, until_ms = until_ms, _now_ms()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _compared(settings: Any, bundle: Any, limits: Any, from_snapshot: bool, between_ms: tuple[int, int | None]) -> Any:
+    """Returns the report of the records that were appended in a time, milliseconds since 1970."""
+    from serving.skew.prove import prove, read_records
+    from streaming.snapshot import Snapshots
+
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        records, unreadable = read_records(log, settings.topics, since_ms=since_ms)
-        snapshot = Snapshots(settings.snapshots).newest(loaded) if from_snapshot else None
-        limits = SkewLimits(clock_ms=clock_ms, late_s=late_s)
-        report = prove(log, loaded, settings.topics, records, snapshot=snapshot, limits=limits)
+        records, unreadable = read_records(log, settings.topics, since_ms=between_ms[0], until_ms=between_ms[1])
+        snapshot = Snapshots(settings.snapshots).newest(bundle) if from_snapshot else None
+        report = prove(log, bundle, settings.topics, records, snapshot=snapshot, limits=limits)
     if unreadable:
         report.skipped["unreadable"] += unreadable
+    return report
+
+
+def _show(report: Any, *, json: bool) -> None:
     if json:
         print_json(report.to_json())
     else:
         _print(report)
-    if report.different:
-        raise typer.Exit(1)
 
 
 def _print(report: Any) -> None:

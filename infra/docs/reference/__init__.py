@@ -15,4 +15,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "python": library.names,
     "metrics-serving": metrics.serving,
     "metrics-stream": metrics.stream,
+    "metrics-skew": metrics.skew,
 }

@@ -19,6 +19,13 @@ def stream() -> str:
     return _table(StreamMetrics().registry)
 
 
+def skew() -> str:
+    """Returns the metrics of `tessera skew --every-s`."""
+    from serving.skew.metrics import SkewMetrics
+
+    return _table(SkewMetrics().registry)
+
+
 def collected(registry: CollectorRegistry) -> list[tuple[str, str, tuple[str, ...], str]]:
     """Returns name, type, labels and help of each metric, as a page of metrics writes them."""
     found = []

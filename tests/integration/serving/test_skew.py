@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner, Result
 
 from features.dataset.descriptor import load_dataset
 from models.bundle import aggregate_record, record
@@ -27,6 +28,7 @@ from serving.api.log_sink import LogSink
 from serving.metrics import Metrics
 from serving.ranking.mirror_feed import mirrored
 from serving.ranking.service import RankService
+from serving.skew.metrics import SkewMetrics
 from serving.skew.prove import SkewLimits, prove, read_records
 from serving.skew.report import SkewReport
 from serving.skew.sample import SkewSampler, is_sampled
@@ -39,6 +41,7 @@ from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
 from streaming.trainer import Trainer, TrainerOptions
+from tessera.cli.main import app
 from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.run import RunOptions, run
 from tests.integration.world import World, quiet
@@ -314,6 +317,15 @@ def test_a_planted_fault_is_named_by_its_feature(shop: Shop, monkeypatch: pytest
     assert any(name.startswith(feature) and kind == of for name, of in named), named
     assert report.differing > 0
     assert all(one.examples for one in report.differences)
+    metrics = SkewMetrics()
+    metrics.note(report)
+    counted = {
+        tuple(sample.labels.values()): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "tessera_skew_differences_total"
+    }
+    assert counted == {(one.feature, one.kind): one.count for one in report.differences}
 
 
 def test_a_server_far_behind_the_log_is_named(shop: Shop) -> None:
@@ -323,6 +335,37 @@ def test_a_server_far_behind_the_log_is_named(shop: Shop) -> None:
     assert shop.proved().different == 0
     report = shop.proved(limits=SkewLimits(late_s=-1.0))
     assert {(one.feature, one.kind, one.count) for one in report.differences} == {("log offset", "late", 3)}
+
+
+def test_the_command_exits_with_1_if_a_value_differs(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*options: str) -> Result:
+        words = ["skew", "--bundle", str(shop.bundle.directory), *options]
+        return CliRunner().invoke(app, words, env={"TESSERA_HOME": str(tmp_path), "TESSERA_KAFKA": ""})
+
+    assert "no record of this bundle" in told().output
+    shop.answer(shop.service(), requests=3)
+    equal = told("--json")
+    assert equal.exit_code == 0, equal.output
+    assert json.loads(equal.stdout)["requests"] == 3
+    shop.answer(_null_column(shop, monkeypatch), first=3, requests=2)
+    differs = told()
+    assert differs.exit_code == 1
+    assert "item.format" in differs.stdout
+    assert "absent" in differs.stdout
+
+
+def test_each_record_is_in_one_interval_of_appends(shop: Shop) -> None:
+    service = shop.service()
+    shop.answer(service, requests=3)
+    time.sleep(0.01)
+    middle = time.time_ns() // 1_000_000
+    shop.answer(service, first=3, requests=2)
+    before, _ = read_records(shop.log, shop.topics, until_ms=middle)
+    after, _ = read_records(shop.log, shop.topics, since_ms=middle)
+    assert [one.id for one in before] == ["r0", "r1", "r2"]
+    assert [one.id for one in after] == ["r3", "r4"]
 
 
 def test_an_application_logs_the_sampled_requests_under_the_id_of_their_impressions(shop: Shop) -> None:

@@ -9,6 +9,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.metrics import Metrics
+from serving.skew.metrics import SkewMetrics
 from streaming.metrics import StreamMetrics
 
 INFRA = Path(__file__).parents[3] / "infra"
@@ -20,7 +21,7 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
 def families() -> dict[str, Any]:
     """By family, its collector."""
-    registries: list[CollectorRegistry] = [Metrics().registry, StreamMetrics().registry]
+    registries: list[CollectorRegistry] = [Metrics().registry, StreamMetrics().registry, SkewMetrics().registry]
     return {
         name: collector
         for registry in registries
