@@ -116,6 +116,7 @@ class Retrieval(msgspec.Struct, frozen=True):
         view: View in which the items are nearest.
         aspect: Aspect in which they are nearest, if one was asked for.
         channels: Channels that were searched; None unless a text asked.
+        space: Id of the space whose vectors were compared; None if none were.
     """
 
     bundle: str
@@ -124,6 +125,7 @@ class Retrieval(msgspec.Struct, frozen=True):
     view: str = "base"
     aspect: str | None = None
     channels: list[str] | None = None
+    space: str | None = None
 
 
 class Embeddings(msgspec.Struct, frozen=True):

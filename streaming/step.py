@@ -201,7 +201,7 @@ class Step:
         examples, changed = self._examples(frame, outcome)
         catalogue, schema = self.catalogue, self.bundle.schema
         context = Entities(schema, "event", frame, catalogue.admission)
-        assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
+        assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.ranker_vectors)
         admitted = catalogue.admission.sight(*assembler.sightings(examples), admitted=admitted)
         enters = np.ones(len(examples), dtype=np.bool_)
         if train:

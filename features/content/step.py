@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from features.content.encoder import content_id
+from features.content.encoder import content_id, unit
 from features.content.fixed_point import FixedPoint
 from features.errors import BundleError, DatasetError
 
@@ -163,6 +163,26 @@ class Cut(VectorStep):
         return vectors[:, : self.dim]
 
 
+class Unit(VectorStep):
+    """Scales rows to unit length, as a chain does behind its last step. A zero row stays a zero row."""
+
+    kind, names = "unit", ("shape",)
+
+    @classmethod
+    def of_width(cls, width: int) -> "Unit":
+        """Returns the step for vectors of a width."""
+        return cls(shape=np.array([width], dtype=np.float32))
+
+    @property
+    def width(self) -> int:
+        return int(self.tensors["shape"][0])
+
+    dim = width
+
+    def _apply(self, vectors: Floats) -> Floats:
+        return unit(vectors).astype(np.float64)
+
+
 class LowRank(VectorStep):
     """Adds a correction of rank R to the identity: x + (x · `left` (D, R)) · `right` (R, D)."""
 
@@ -265,7 +285,7 @@ class Erase(VectorStep):
 
 
 KINDS: dict[str, type[VectorStep]] = {
-    step.kind: step for step in (Centre, Linear, Rotate, Cut, LowRank, Affine, Shift, Mlp, Erase)
+    step.kind: step for step in (Centre, Linear, Rotate, Cut, Unit, LowRank, Affine, Shift, Mlp, Erase)
 }
 
 

@@ -76,6 +76,7 @@ class Items(TableSource):
         "content_fields",
         "listed",
         "content_vector",
+        "ranker_vector",
         "semantic_codes",
         "semantic_id",
         "train_positives",

@@ -8,6 +8,7 @@
     views/NAME/              steps from the encoder's vectors to those of a view; only if a view was tuned
     concepts/NAME/  aspects/NAME/    heads that name concepts, and spaces of aspects; only if they were fitted
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
+    map/                     map to the vectors that codebook and ranker read; only after a re-embedding
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
 A bundle has no pickle. It is written to a temporary directory and renamed. Loading checks the sha256 of every file.
@@ -69,6 +70,7 @@ __all__ = [
     "file_hashes",
     "load_bundle",
     "write_bundle",
+    "write_manifest",
 ]
 
 FORMAT, OLDEST_FORMAT = 4, 3
@@ -267,7 +269,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             codebook=codebook,
             tokens=tokens,
             metrics=parts.metrics,
-            files=file_hashes(directory),
+            files={},
             canonical=canonical.VERSION,
             trained_until=parts.trained_until,
             positions=list(parts.positions),
@@ -278,8 +280,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             # A processor is not named: the bits are the same on all, and equal bundles must have equal ids.
             device=dict(parts.device) if "card" in parts.device else {},
         )
-        named = msgspec.structs.replace(manifest, id=_identity(manifest))
-        (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
+        write_manifest(directory, manifest)
 
     write_directory(destination, fill)
     return load_bundle(destination)
@@ -333,6 +334,13 @@ def load_bundle(directory: str | Path, *, device: DeviceChoice = "cpu") -> Bundl
     if spec != bundle.schema.hash_spec:
         raise BundleError(f"{path}: hash contract {spec} does not fit the schema's {bundle.schema.hash_spec}")
     return bundle
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a directory's files: as given, with the files' hashes and the id of the content."""
+    hashed = msgspec.structs.replace(manifest, id="", files=file_hashes(directory))
+    named = msgspec.structs.replace(hashed, id=_identity(hashed))
+    (directory / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(named), indent=2) + b"\n")
 
 
 def _view_ids(views: Mapping[str, Path], encoder: str | None) -> dict[str, str]:

@@ -11,14 +11,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.errors import BundleError
-from models.bundle.contents import BundleContents
+from models.bundle.contents import RANKER_VECTOR, BundleContents
 from models.bundle.record import ItemRecord, entity_frame
 from models.ranker.loading import content_vectors
 from models.table.batch import Entities
 from models.table.column_rows import Growable
 from models.table.schema import SEMANTIC_ID
 
-_NOT_FEATURES = ("content_vector", "semantic_codes", "train_positives", "listed")
+_NOT_FEATURES = ("content_vector", RANKER_VECTOR, "semantic_codes", "train_positives", "listed")
 
 
 class Catalogue:
@@ -54,6 +54,10 @@ class Catalogue:
         self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
         self.popularity = items["train_positives"].to_numpy().astype(np.int64)
         self._vectors = Growable(content_vectors(items))
+        # Without a map the ranker reads the vectors themselves.
+        mapped = bundle.map is not None and bundle.schema.content > 0
+        self._mapped = Growable(content_vectors(items, RANKER_VECTOR)) if mapped else None
+        self._for_ranker = bundle.for_ranker
         self.deleted: set[str] = set()
 
     @property
@@ -65,6 +69,11 @@ class Catalogue:
     def vectors(self) -> NDArray[np.float32]:
         """Content vectors by item number, (N, D) float32, zero for items without content. D is 0 without an encoder."""
         return self._vectors.array
+
+    @property
+    def ranker_vectors(self) -> NDArray[np.float32]:
+        """Content vectors by item number as the ranker reads them, (N, E) float32: `vectors`, or those behind a map."""
+        return self._vectors.array if self._mapped is None else self._mapped.array
 
     def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
         """Returns a frame of users for whom only the id is known."""
@@ -90,7 +99,7 @@ class Catalogue:
         """Adds an item without an id and without values, which reads no row. Returns its number."""
         number = len(self.item_ids)
         self.items.append(entity_frame([{}], self._read_columns))
-        self._vectors.extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
+        self._extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
         self.item_ids.append("")
         return number
 
@@ -139,12 +148,19 @@ class Catalogue:
         index = np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
         self.items.replace(index, self._frame(ids, features))
         self.vectors[index] = vectors
+        if self._mapped is not None:
+            self._mapped.array[index] = self._for_ranker(vectors)
 
     def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         self.items.append(self._frame(ids, features))
-        self._vectors.extend(vectors)
+        self._extend(vectors)
         self.item_numbers.update({name: len(self.item_ids) + index for index, name in enumerate(ids)})
         self.item_ids.extend(ids)
+
+    def _extend(self, vectors: NDArray[np.float32]) -> None:
+        self._vectors.extend(vectors)
+        if self._mapped is not None:
+            self._mapped.extend(self._for_ranker(vectors))
 
     def _frame(self, ids: Sequence[str], features: list[dict[str, Any]]) -> pl.DataFrame:
         rows = [row | {"item_id": name} for name, row in zip(ids, features, strict=True)]

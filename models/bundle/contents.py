@@ -17,6 +17,7 @@ from features.aggregate.stored import load_aggregates
 from features.content.chain import View, load_view
 from features.content.encoder import Encoder
 from features.content.kinds import load_encoder, reads_vectors
+from features.content.space_map import SpaceMap, load_map
 from features.dataset.descriptor import Dataset
 from features.device import CPU, Device
 from features.errors import BundleError
@@ -37,8 +38,17 @@ AGGREGATES = "aggregates.safetensors"
 VIEWS = "views"
 """Name of the directory that holds a directory for each view of the items' vectors."""
 
+MAP = "map"
+"""Name of the directory of the map from the items' vectors to those that codebook and ranker read."""
+
+RANKER_VECTOR = "ranker_vector"
+"""Column of `items.parquet` beside a map: the vector that codebook and ranker read of a published item."""
+
 CONCEPTS, ASPECTS = "concepts", "aspects"
 """Names of the directories that hold a directory for each head of concepts, and for each aspect."""
+
+DECLARED = "declared"
+"""Name of the head of the declared concepts."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         concepts: Ids of the heads of concepts, by the name of their directory.
         aspects: Ids of the aspects, by name.
         device: Card on which the ranker was trained, its driver and versions. Empty for a processor.
+        map: Id of the map from the items' vectors to those that codebook and ranker read. Empty if they are the same.
+        parent: Id of the bundle from which a re-embedding made the bundle. Empty if training made it.
     """
 
     id: str
@@ -120,6 +132,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     concepts: dict[str, str] = {}
     aspects: dict[str, str] = {}
     device: dict[str, str] = {}
+    map: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +198,19 @@ class BundleContents:
         return not items.vectors or not reads_vectors(self.directory / "encoder")
 
     @cached_property
+    def map(self) -> SpaceMap | None:
+        """Map from the items' vectors to those that codebook and ranker read. None if they are the same."""
+        if not self.manifest.map:
+            return None
+        found = load_map(self.directory / MAP)
+        _same("map", found.id, self.manifest.map)
+        return found
+
+    def for_ranker(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns the items' vectors (N, D) as codebook and ranker read them, (N, E)."""
+        return vectors if self.map is None else self.map.of(vectors, space=self.manifest.encoder or "")
+
+    @cached_property
     def views(self) -> dict[str, View]:
         """Views of the items' vectors by name, without the base space; empty without content."""
         found = {name: load_view(self.directory / VIEWS / name) for name in sorted(self.manifest.views)}
@@ -235,7 +262,7 @@ class BundleContents:
             Vectors (N, D) float32, codes (N, Q) uint16, and N lists of tokens. Without content D and Q are 0 and the
             lists are empty.
         """
-        return ContentPath(self.encoder, self.codebook, self.tokenizer).encode(texts)
+        return ContentPath(self.encoder, self.codebook, self.tokenizer, self.map).encode(texts)
 
     def rows(self) -> NDArray[np.float32]:
         """Reads the table's rows as published, (R, D) float32."""

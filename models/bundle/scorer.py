@@ -75,7 +75,7 @@ class Scorer:
         """
         catalogue = self._catalogue
         users, number = self._user(user)
-        assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.vectors)
+        assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.ranker_vectors)
         first = None if aggregates is None else aggregates[:1]
         shared = assembler.batch(_examples(number, items[:1], history, first), self._shared)
         own = assembler.batch(_examples(number, items, history, aggregates), self._own)

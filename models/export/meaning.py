@@ -23,6 +23,7 @@ _FIXED: Final = {
         "text": "Text that the encoder read.",
         "listed": "True if the catalogue has the item, false if it occurs in events alone.",
         "content_vector": "Content vector of the item's text.",
+        "ranker_vector": "Content vector that codebook and ranker read, in a bundle of a re-embedded catalogue.",
         "semantic_codes": "Semantic ID: the code of each level, coarse to fine.",
         "semantic_id": "Tokens of the Semantic ID, as the ranker reads them.",
         "train_positives": "Number of positive events of the item in training.",

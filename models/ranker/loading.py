@@ -184,13 +184,13 @@ def _merged(
     return keys, times
 
 
-def content_vectors(items: pl.DataFrame) -> NDArray[np.float32]:
+def content_vectors(items: pl.DataFrame, column: str = "content_vector") -> NDArray[np.float32]:
     """Returns (N, width) float32 content vectors of items, zero where an item has none; width 0 without content."""
-    if "content_vector" not in items.columns:
+    if column not in items.columns:
         return np.zeros((items.height, 0), dtype=np.float32)
-    width = items.schema["content_vector"].shape[0]  # type: ignore[attr-defined]
+    width = items.schema[column].shape[0]  # type: ignore[attr-defined]
     zero = pl.Series([[0.0] * width], dtype=pl.Array(pl.Float32, width))
-    found: NDArray[np.float32] = items["content_vector"].fill_null(zero).to_numpy().astype(np.float32)
+    found: NDArray[np.float32] = items[column].fill_null(zero).to_numpy().astype(np.float32)
     return found.copy()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.content.encoder import Encoder
+from features.content.space_map import SpaceMap
 from models.semantic_id.codebook.quantizer import Quantizer
 from models.semantic_id.tokens import Tokenizer
 
@@ -31,11 +32,17 @@ class EncodedItems(NamedTuple):
 
 @dataclass(frozen=True)
 class ContentPath:
-    """Encoder, codebook and tokenizer that were made for one another; each may be None, with all that follow it."""
+    """Encoder, codebook and tokenizer that were made for one another; each may be None, with all that follow it.
+
+    Attributes:
+        encoder, codebook, tokenizer: The parts.
+        map: Map from the encoder's space to the space that the codebook reads. None: the codebook reads the encoder's.
+    """
 
     encoder: Encoder | None
     codebook: Quantizer | None
     tokenizer: Tokenizer | None = None
+    map: SpaceMap | None = None
 
     def encode(self, texts: Sequence[str]) -> EncodedItems:
         """Encodes N texts.
@@ -48,7 +55,8 @@ class ContentPath:
         if self.encoder is not None:
             vectors = self.encoder.encode(texts)
             if self.codebook is not None:
-                codes = self.codebook.encode(vectors)
+                mapped = self.map.of(vectors, space=self.encoder.id) if self.map is not None else vectors
+                codes = self.codebook.encode(mapped)
         if self.tokenizer is None or not codes.shape[1]:
             return EncodedItems(vectors, codes, [[] for _ in range(count)])
         return EncodedItems(vectors, codes, self.tokenizer.tokens(codes))

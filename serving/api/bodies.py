@@ -232,6 +232,7 @@ class RetrieveResponse(BaseModel):
     view: str = Field(description="View in which the items are nearest.")
     aspect: str | None = Field(default=None, description="Aspect in which they are, where one was asked for.")
     channels: list[str] | None = Field(default=None, description="Channels that were searched; for a text alone.")
+    space: str | None = Field(default=None, description="Id of the space whose vectors were compared, if any were.")
 
 
 class EmbeddingsRequest(BaseModel):

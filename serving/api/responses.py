@@ -60,6 +60,7 @@ def retrieve_response(answer: RetrievalAnswer) -> RetrieveResponse:
         view=answer.view,
         aspect=answer.aspect,
         channels=list(answer.channels) or None,
+        space=answer.space or None,
     )
 
 

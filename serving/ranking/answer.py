@@ -57,6 +57,7 @@ class RetrievalAnswer:
         shared: Concepts that each item shares most with the query. Empty unless the request asked for them.
         channels: Channels of a text search. Empty for an item or a user.
         ranks: Rank of each item in each channel that found it, from 1. Empty without channels.
+        space: Id of the space in which vectors were compared. Empty if none were.
     """
 
     bundle: str
@@ -67,6 +68,7 @@ class RetrievalAnswer:
     shared: Sequence[Sequence[SharedConcept]] = ()
     channels: Sequence[str] = ()
     ranks: Sequence[Mapping[str, int]] = ()
+    space: str = ""
 
 
 @dataclass(frozen=True)

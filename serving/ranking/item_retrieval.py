@@ -85,6 +85,7 @@ class ItemRetrieval:
             shared,
             channels if text is not None else (),
             hits.ranks,
+            self._space(chosen, meant.aspect) if hits.plan.method not in ("popular", "words") else "",
         )
 
     def candidates(self, stored: bytes | None, k: int, wanted: Filter | None, meant: Meant) -> NDArray[np.int64]:
@@ -122,6 +123,13 @@ class ItemRetrieval:
     @property
     def _similar_view(self) -> str:
         return SIMILAR if SIMILAR in self._live.retriever.views else BASE
+
+    def _space(self, view: str, aspect: str | None) -> str:
+        """Returns the id of the space of an aspect, or else of a view."""
+        manifest = self._bundle.manifest
+        if aspect is not None:
+            return manifest.aspects[aspect]
+        return (manifest.encoder or "") if view == BASE else manifest.views[view]
 
     def _checked_view(self, view: str | None, aspect: str | None, item: str | None) -> str:
         """Returns the view to search in. Raises EventError for an unknown view or aspect."""

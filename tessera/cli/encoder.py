@@ -245,12 +245,17 @@ def reembed(
     most: Annotated[
         int | None, typer.Option(min=1, help="Most shards of 256 items to encode now; by default all.")
     ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Register the bundle in the new space when all items are done.")
+    ] = False,
     runner: RunnerOption = "direct",
     endpoint: EndpointOption = None,
     json: JsonOption = False,
 ) -> None:
     """Encode the catalogue with an upgrade's encoder, urgent items first; the index changes space when all are done."""
+    from models.bundle.bundle import load_bundle
     from models.registry.documents import UPGRADES
+    from tessera.encoders.flip import register_reembedded
     from tessera.encoders.reembed import reembed as encode
     from tessera.encoders.registered import RunDocuments, keep_documents
     from tessera.encoders.upgrade import map_directory, read_report
@@ -258,10 +263,18 @@ def reembed(
 
     settings = Settings.from_environment()
     found = encode(run, map_name, most=most, engine=settings.engine(runner, endpoint))
-    progress = asdict(found) | {"finished": found.finished}
+    progress = asdict(found) | {"finished": found.finished, "bundle": found.bundle and str(found.bundle)}
     report = read_report(map_directory(run, map_name)) | {"reembedding": progress}
     keep_documents(run, RunDocuments({f"{UPGRADES}/{map_name}.json": report}), settings)
+    made = load_bundle(found.bundle) if found.bundle is not None else None
+    if publish and found.finished and made is None:
+        raise TesseraError(f"--publish: {run} holds no published bundle; run it to the stage publish first")
+    release = register_reembedded(run, made, settings) if publish and made is not None else None
     if json:
-        print_json(progress)
+        print_json(progress | {"version": release and release.version})
         return
     out_console.print(f"reembed  {found.done:,} of {found.items:,} items; the index holds {found.space}")
+    if made is not None:
+        out_console.print(f"bundle   {made.id}: {made.directory}")
+    if release is not None:
+        out_console.print(f"version  {release.version}; `tessera rollout promote {release.version}` swaps to it")

@@ -2,9 +2,11 @@
 
     OUT/maps/NAME/reembed/       texts in the order of urgency, and the vectors so far
     OUT/maps/NAME/reembedded/    vectors of the new space in the catalogue's order; appears when all items are done
+    OUT/maps/NAME/bundle/        the published bundle under the new space; appears after that, if the run is published
 
 An index holds one space at a time. Until `reembedded` appears the index is the old space's, and new items reach it
-through the map. Then the index is the new space's. No score compares the two.
+through the map. Then the index is the new space's. No score compares the two. A server changes its space by a swap
+to the bundle.
 
 Shape letters: N items, E dim of the new space.
 """
@@ -26,6 +28,7 @@ from features.jobs.engine import Engine
 from features.jobs.shard import read_shards, shard_paths, write_shards
 from features.lock import locked
 from models.semantic_id.codebook import kinds as codebooks
+from tessera.encoders.flip import write_reembedded
 from tessera.encoders.upgrade import liked, map_directory, read_report
 
 _WORK, _DONE = "reembed", "reembedded"
@@ -41,11 +44,13 @@ class Reembedding:
     Attributes:
         done, items: Items with a vector in the new space, and all items.
         space: Id of the space that the index holds now.
+        bundle: Directory of the bundle in the new space; None until all items are done, or if the run has no bundle.
     """
 
     done: int
     items: int
     space: str
+    bundle: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -88,7 +93,7 @@ def reembed(
     found = load_map(directory)
     with locked(directory / _WORK, wait_s=0):
         if (directory / _DONE).is_dir():
-            return Reembedding(report["items"], report["items"], found.source)
+            return _finished(run, name, report["items"], found.source)
         work = directory / _WORK
         shards = write_shards(_ordered_texts(run, report), work / "texts", rows=SHARD_ITEMS)
         vectors = work / "vectors"
@@ -98,7 +103,13 @@ def reembed(
         if len(chosen) < len(shards):
             return Reembedding(read_shards(vectors, ["item_id"]).height, report["items"], found.target)
         write_directory(directory / _DONE, lambda place: _in_catalogue_order(run, vectors, place))
-        return Reembedding(report["items"], report["items"], found.source)
+        return _finished(run, name, report["items"], found.source)
+
+
+def _finished(run: Path, name: str, items: int, space: str) -> Reembedding:
+    """Returns the state of a finished re-embedding. Writes its bundle, which a stop may have left out."""
+    bundle = write_reembedded(run, name, map_directory(run, name) / _DONE)
+    return Reembedding(items, items, space, bundle.directory if bundle is not None else None)
 
 
 def index_of(run: Path, name: str) -> tuple[str, pl.DataFrame]:

@@ -20,6 +20,7 @@ from features.frame import Frame
 from features.frame_blocks import shown_items
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
+from models.bundle.contents import RANKER_VECTOR
 from models.bundle.local import context_frame
 from models.bundle.request_aggregates import published_columns
 from models.bundle.scorer import Scorer
@@ -169,13 +170,15 @@ def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", 
 
 
 def _with_own_content(bundle: Bundle, items: pl.DataFrame, space: str | None) -> pl.DataFrame:
-    own = bundle.items.select("item_id", "content_vector", "semantic_codes")
+    column = RANKER_VECTOR if RANKER_VECTOR in bundle.items.columns else "content_vector"
+    own = bundle.items.select("item_id", pl.col(column).alias("content_vector"), "semantic_codes")
     joined = items.drop("content_vector", "semantic_codes", SEMANTIC_ID, strict=False).join(
         own, on="item_id", how="left", maintain_order="left"
     )
     missing = joined["content_vector"].is_null()
     new, vectors, codes = _encoded(bundle, items, missing, space)
     if len(new):
+        vectors = bundle.for_ranker(vectors)
         encoded = {"place": new, "vector": pl.Series(vectors, dtype=own.schema["content_vector"])}
         if bundle.codebook is not None:
             encoded["codes"] = pl.Series(codes, dtype=own.schema["semantic_codes"])
@@ -208,7 +211,7 @@ def _encoded(
         new = np.flatnonzero((missing & items["content_vector"].is_not_null()).to_numpy())
         vectors = content_vectors(items[new])
         none = np.zeros((len(new), 0), dtype=np.uint16)
-        return new, vectors, none if bundle.codebook is None else bundle.codebook.encode(vectors)
+        return new, vectors, none if bundle.codebook is None else bundle.codebook.encode(bundle.for_ranker(vectors))
     return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32), np.zeros((0, 0), dtype=np.uint16)
 
 

@@ -17,15 +17,12 @@ from features.framing.texts import item_texts, large_item_slices
 from features.jobs.encode import encode_catalogue
 from features.jobs.sample import sample_rows, take_rows
 from features.jobs.shard import each_shard, read_shards, write_shards
-from models.bundle.contents import ASPECTS, CONCEPTS
+from models.bundle.contents import ASPECTS, CONCEPTS, DECLARED
 from models.encoder.meaning.declared import fit_aspects, fit_concepts
 from models.ranker.loading import content_vectors
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
-
-DECLARED = "declared"
-"""Name of the head of the declared concepts."""
 
 READS = ("seed", "encoder", "encoder_model", "encoder_dim")
 # Parts of the descriptor that do not change an item's text.

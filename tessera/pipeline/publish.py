@@ -215,7 +215,7 @@ class Publisher:
                 bundle,
                 trained=origin.trained,
                 params={"split": origin.split} | flat(origin.options),
-                metrics=_test_metrics(bundle),
+                metrics=quality_metrics(bundle),
                 lineage=Lineage(
                     dataset=origin.data_key,
                     encoder=bundle.manifest.encoder,
@@ -281,7 +281,8 @@ def flat(options: dict[str, Any]) -> dict[str, str]:
     return flattened
 
 
-def _test_metrics(bundle: Bundle) -> dict[str, float]:
+def quality_metrics(bundle: Bundle) -> dict[str, float]:
+    """Returns the measurements of a bundle's ranker on the test part, by part and name."""
     quality = bundle.manifest.metrics["quality"]["ranker"]
     return {
         f"{part}.{name}": value

@@ -23,6 +23,7 @@ from features.content.step import (
     Mlp,
     Rotate,
     Shift,
+    Unit,
     VectorStep,
     load_step,
 )
@@ -42,6 +43,7 @@ def _steps(seed: int) -> list[VectorStep]:
         Linear(matrix=draw(D, E)),
         Rotate(matrix=np.linalg.qr(draw(D, E))[0]),
         Cut.to(E, width=D),
+        Unit.of_width(D),
         LowRank(left=draw(D, R), right=draw(R, D)),
         Affine(matrix=draw(D, E), source=draw(D), target=draw(E)),
         Shift(offset=draw(D)),

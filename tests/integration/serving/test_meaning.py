@@ -4,6 +4,7 @@ import contextlib
 import io
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from features.content import lsa
+from features.content.space_map import SpaceMap
+from features.content.step import Linear
 from features.dataset.descriptor import Dataset
 from features.durable import write_directory
 from features.errors import BundleError, DatasetError, StoreError
+from features.jobs.encode import vector_column
+from features.jobs.shard import read_shards
 from models.bundle.bundle import load_bundle
+from models.bundle.reembedded import NewSpace, reembedded
 from models.encoder.meaning.concept_fit import fit_examples
 from models.ranker.loading import content_vectors
 from serving.ranking.mirror import Mirror
@@ -209,3 +216,35 @@ def test_a_mirror_explains_while_the_store_is_away(meant: World, tmp_path: Path)
     service._live._outlasts = False
     with pytest.raises(StoreError):
         service.retrieve(**asked)
+
+
+def test_a_reembedded_bundle_has_its_declared_concepts_and_aspects_in_the_new_space(
+    meant: World, tmp_path: Path
+) -> None:
+    texts = read_shards(meant.directory / "encode" / "texts")
+    encoder = lsa.fit(texts["text"].to_list(), dim=32, seed=3)
+    (tmp_path / "new").mkdir()
+    encoder.save(tmp_path / "new")
+    rng, old = np.random.default_rng(0), meant.bundle.manifest.encoder or ""
+    leg = Linear(matrix=rng.normal(size=(32, content_vectors(meant.bundle.items).shape[1])))
+    found = SpaceMap(encoder.id, old, "procrustes", 100, (leg,))
+    vectors = texts.select("item_id").with_columns(vector_column(encoder.encode(texts["text"].to_list())))
+    bundle = reembedded(meant.bundle, NewSpace(tmp_path / "new", found, vectors), tmp_path / "bundle")
+    head, before = bundle.concepts, meant.bundle.concepts
+    assert head is not None
+    assert before is not None
+    # The bundle does not hold the examples of the added concept.
+    assert (head.source, head.names) == (encoder.id, tuple(name for name in before.names if name != "own"))
+    assert {aspect.head.source for aspect in bundle.aspects.values()} == {encoder.id}
+    store = MemoryStore()
+    fill_store(store, bundle)
+    service, item = RankService(bundle, store), meant.bundle.items["item_id"][0]
+    for meaning in (Meant(avoid=head.names[:1], explain=True), Meant(aspect="subject")):
+        answer = service.retrieve(item=item, k=5, meant=meaning, view="base")
+        assert len(answer.items) == 5
+        expected = encoder.id if meaning.aspect is None else bundle.aspects["subject"].id
+        assert answer.space == expected
+    with pytest.raises(BundleError, match=r"leads from .* fit the upgrade again"):
+        reembedded(bundle, NewSpace(tmp_path / "new", replace(found, target="lsa-other"), vectors), tmp_path / "more")
+    with pytest.raises(BundleError, match=r"1 items of bundle .* have no vector"):
+        reembedded(meant.bundle, NewSpace(tmp_path / "new", found, vectors[1:]), tmp_path / "more")
