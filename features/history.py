@@ -189,6 +189,15 @@ class History:
         users, items, times = (np.array([value], dtype=np.int64) for value in (user, item, time))
         self.advance(EventColumns(users, items, times, np.ones(1, dtype=np.bool_)))
 
+    def forget(self, users: NDArray[np.int64]) -> int:
+        """Removes all visits of users (N,). Returns the number of removed visits."""
+        known = users[users < len(self._place)]
+        places = self._place[known]
+        places = np.unique(places[places >= 0])
+        count = int(self._count[places].sum())
+        self._count[places], self._items[places], self._times[places] = 0, 0, 0
+        return count
+
     def visits(self, user: int) -> list[tuple[int, int]]:
         """Returns all visits that are kept of a user, as (item, time), oldest first."""
         items, times = self._of(user)
@@ -196,7 +205,7 @@ class History:
 
     def users(self) -> NDArray[np.int64]:
         """Returns the users with at least one visit, (U,), in order of their first."""
-        return self._users[: self._size]
+        return self._users[: self._size][self._count[: self._size] > 0]
 
     def state(self) -> EventColumns:
         """Returns all visits that are kept. An empty history that is advanced by them is equal to this one."""

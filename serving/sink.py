@@ -10,6 +10,15 @@ Kind = Literal["events", "items", "outcomes", "impressions", "skew"]
 class Sink(Protocol):
     """Receiver of messages that have been checked. The server's sink is `serving.api.log_sink.LogSink`."""
 
+    def forget(self, user: str, *, by: str) -> None:
+        """Appends a request to forget a user; see `streaming.forget.request.forget`.
+
+        Raises:
+            EventError: The id cannot be a user's.
+            LogError: The log is unavailable.
+        """
+        ...
+
     def append(self, kind: Kind, messages: Sequence[tuple[bytes, bytes]]) -> None:
         """Appends messages to the topic of a kind.
 

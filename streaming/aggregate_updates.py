@@ -7,12 +7,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
+from features.aggregate.plan import column_of
 from features.aggregate.reader import event_keys
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import Record
-from models.table.batch import Examples, aggregate_keys
+from models.table.batch import Entities, Examples, aggregate_keys
 
 
 class AggregateUpdates:
@@ -28,6 +29,7 @@ class AggregateUpdates:
         self._limit_bytes = limit_bytes
         self.state: Aggregator = bundle.aggregates()
         self._catalogue = catalogue
+        self._bundle = bundle
 
     def apply(
         self, events: pl.DataFrame, examples: Examples, enters: NDArray[np.bool_]
@@ -65,6 +67,34 @@ class AggregateUpdates:
         columns[order], changed = self.state.advance(occasions)
         forgotten = self.state.shrink()
         return columns, [*self._records(changed), *self._tombstones(forgotten)]
+
+    def forget(self, users: NDArray[np.int64]) -> list[str]:
+        """Removes the keys of users from all groups by user. Returns the ids of the removed records.
+
+        A group by the user and a column of the items is searched for every value that the published or the present
+        items have.
+
+        Args:
+            users: (N,) numbers of users who still have their values.
+        """
+        plan = self.state.plan
+        if not len(users) or not any("user" in group.by for group in plan.groups):
+            return []
+        items = self._catalogue.items
+        published = Entities(self._bundle.schema, "item", self._bundle.items, items.admission)
+        lists = {}
+        for part in dict.fromkeys((*plan.parts, *{"user", "item"}.intersection(plan.counted_columns))):
+            entity, column = column_of(part)
+            sources = (
+                [(self._catalogue.users, users)]
+                if entity == "user"
+                else [(source, np.arange(source.size, dtype=np.int64)) for source in (published, items)]
+            )
+            keys = [source.keys(column, index).values.view(np.uint64) for source, index in sources]
+            lists[part] = np.unique(np.concatenate(keys))
+        removed = self.state.forget("user", lists)
+        groups = list(self.state.states)
+        return [aggregate_record.key_id(groups.index(by), key) for by, keys in removed.items() for key in keys.tolist()]
 
     def _met(self, events: pl.DataFrame, examples: Examples, name: str) -> NDArray[np.uint64]:
         if name not in ("user", "item"):

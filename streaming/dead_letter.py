@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from features.errors import LogError
-from streaming.log.protocol import EventLog, Message, Transactor
+from streaming.log.protocol import BLANK, EventLog, Message, Transactor
 from streaming.log.topics import Topics
 
 KEPT_BYTES = 1 << 20
@@ -208,6 +208,8 @@ def _scan(log: EventLog, topics: Topics, start: int, stop: int) -> Iterator[tupl
     """Yields letters and marks with their offsets. Any other message is yielded as a letter with cause `UNREADABLE`."""
     start = max(start, log.offsets_at(topics.dead_letters, 0)[0])
     for message in log.read(topics.dead_letters, 0, start, stop) if start < stop else ():
+        if message.value == BLANK:
+            continue
         try:
             entry: DeadLetter | PutBack = msgspec.json.decode(message.value, type=DeadLetter | PutBack)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

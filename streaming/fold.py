@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from features.errors import LogError
+from features.value.forgotten import hashed
 from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle
-from models.bundle.delta import SNAPSHOT_SEQ, Delta
+from models.bundle.delta import SNAPSHOT_SEQ, Delta, Record
 from streaming.log.protocol import EventLog, Message
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
@@ -26,7 +27,9 @@ class Fold:
 
     Attributes:
         seqs: (R,) int64 sequence numbers of the rows.
-        records: Sequence number and payload of the newest record, by kind and id.
+        records: Sequence number and payload of the newest record, by kind and id. Without the records of forgotten
+            users, but with one record of each forgotten user.
+        removed: Sequence number of the last removal of a record, by kind and id.
         position: Offset of the next message to read in the deltas' topic.
         behind: Offset after the bundle's last delta. `position` may be larger, since marks of transactions have offsets
             too.
@@ -47,6 +50,7 @@ class Fold:
         self._accumulator = torch.zeros(len(self._weight))
         self.seqs: NDArray[np.int64] = np.full(len(self._weight), SNAPSHOT_SEQ, dtype=np.int64)
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self.removed: dict[tuple[str, str], int] = {}
         self.position, self.behind, self.seq = 0, 0, SNAPSHOT_SEQ
         visits = bundle.history.group_by("user_id", maintain_order=True).agg(pl.col("item_id"), pl.col("time"))
         for user, items, times in visits.iter_rows():
@@ -57,6 +61,11 @@ class Fold:
         if snapshot is not None:
             self._weight = torch.from_numpy(snapshot.arrays["weight"].copy())
             self.seqs = snapshot.arrays["seqs"].copy()
+            for name, seq in snapshot.memory.removed.items():
+                self._remove(aggregate_record.AGGREGATE, name, seq)
+            for user in snapshot.memory.forgotten:
+                forgotten = record.ForgottenRecord(user.request.salt, user.request.at_us)
+                self._forget(Record(record.FORGOTTEN, user.request.user, record.encode(forgotten)), user.seq)
             for newest in snapshot.records(bundle):
                 self.records[newest.kind, newest.id] = (snapshot.seq, newest.payload)
             self.position, self.seq = snapshot.deltas, snapshot.seq
@@ -89,10 +98,39 @@ class Fold:
             for changed in aggregate_record.expanded(change.records):
                 if changed.kind == record.CHANGED:
                     continue
-                if change.seq >= self.records.get((changed.kind, changed.id), (SNAPSHOT_SEQ, b""))[0]:
+                if changed.kind == record.FORGOTTEN:
+                    self._forget(changed, change.seq)
+                elif change.seq >= self.records.get((changed.kind, changed.id), (SNAPSHOT_SEQ, b""))[0]:
                     self.records[changed.kind, changed.id] = (change.seq, changed.payload)
             self.seq = max(self.seq, change.seq)
         self.position = max(self.position, stop)
+
+    def forgotten(self) -> dict[tuple[str, str], int]:
+        """Returns the sequence number of each user's removal, by hash and salt of the user's id."""
+        found = {}
+        for (kind, name), (seq, payload) in self.records.items():
+            if kind == record.FORGOTTEN:
+                found[name, record.decode_forgotten_record(payload).salt] = seq
+        return found
+
+    def _forget(self, changed: Record, seq: int) -> None:
+        forgotten = record.decode_forgotten_record(changed.payload)
+        users = [forgotten.user] if forgotten.user else []
+        if not users:
+            histories = [name for kind, name in self.records if kind == record.HISTORY]
+            users = [name for name in histories if hashed(name, forgotten.salt) == changed.id]
+        for user in users:
+            self._remove(record.HISTORY, user, seq)
+        for name in forgotten.aggregates:
+            self._remove(aggregate_record.AGGREGATE, name, seq)
+        if seq >= self.records.get((record.FORGOTTEN, changed.id), (SNAPSHOT_SEQ, b""))[0]:
+            self.records[record.FORGOTTEN, changed.id] = (seq, forgotten.anonymous())
+
+    def _remove(self, kind: str, name: str, seq: int) -> None:
+        """Removes a record that is older than a sequence number."""
+        self.removed[kind, name] = max(seq, self.removed.get((kind, name), seq))
+        if self.records.get((kind, name), (seq, b""))[0] < seq:
+            del self.records[kind, name]
 
     def _deltas(self, stop: int) -> Iterator[tuple[Message, Delta]]:
         if stop < self.position:

@@ -1,6 +1,6 @@
 """Selects the events of a batch that count: valid events that are on time, not seen before and not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +46,7 @@ class FreshEvents:
         canonical: Version of the canonical form of values.
         lateness_s: Largest age of an event, as in `LATENESS_S`. Event ids are remembered for the same time.
         trained_until: See `Step`.
+        left_out: Marks the events of forgotten users, from the users, times and messages of events.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class FreshEvents:
         canonical: int,
         lateness_s: float,
         trained_until: int | None,
+        left_out: Callable[[Sequence[str], NDArray[np.int64], Sequence[Message]], NDArray[np.bool_]] | None = None,
     ) -> None:
         self._events = events
         self._columns = columns
         self._topic = topic
         self._canonical = canonical
         self._trained_until = trained_until
+        self._left_out = left_out
         self._clock = events.time is not None
         self.recent = EventWindow(int(lateness_s * 1_000_000), timed=self._clock)
         self.arrivals = 0
@@ -82,6 +85,7 @@ class FreshEvents:
         frame, bad = event_rows(rows, self._events, version=self._canonical)
         outcome.bad += [Rejected(inbox.messages[number], "invalid", reason) for number, reason in bad.items()]
         outcome.neutral += len(inbox.messages) - len(bad) - frame.height
+        frame = self._without_forgotten(frame, inbox, outcome)
         if not frame.height:
             return frame
         frame = frame.with_columns(pl.Series("time", self._times(frame)))
@@ -112,6 +116,21 @@ class FreshEvents:
         if self._clock:
             frame = frame.with_columns(pl.Series("time", np.minimum(times, appended + _CLOCK_SLACK_US)))
         return frame if kept.all() else frame.filter(pl.Series(kept))
+
+    def _without_forgotten(self, frame: pl.DataFrame, inbox: Inbox, outcome: StepResult) -> pl.DataFrame:
+        """Returns the events that are not of forgotten users. All other events are counted in the outcome.
+
+        An event counts in a new life of its user only if its time and the time of its append are after the request.
+        """
+        if self._left_out is None or not frame.height or "user_id" not in frame.columns:
+            return frame
+        messages = [inbox.messages[number] for number in frame["event"].to_numpy()]
+        times = _appended_us(messages)
+        if self._clock:
+            times = np.minimum(times, frame["time"].to_numpy())
+        gone = self._left_out(frame["user_id"].to_list(), times, messages)
+        outcome.forgotten += int(gone.sum())
+        return frame.filter(pl.Series(~gone)) if gone.any() else frame
 
     def _trained(self, times: NDArray[np.int64], appended: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Marks the events (E,) that the bundle was trained on."""

@@ -13,7 +13,7 @@ from streaming.step_result import StepResult
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 30, 300)
 _RECENT = 20_000
-_KINDS = ("events", "neutral", "duplicates", "items", "deleted", "stale")
+_KINDS = ("events", "neutral", "duplicates", "items", "deleted", "stale", "forgotten")
 _TINY = 1e-7
 
 

@@ -25,15 +25,16 @@ from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import restore_aggregates
 from features.durable import write_directory
 from features.errors import BundleError, StreamError
+from features.value.forgotten import Forgotten
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, file_hashes
 from models.bundle.delta import Record
 from streaming.log.protocol import Positions
 
-FORMAT = 2
+FORMAT = 3
 """Format 2 keeps the sightings of values in two generations; format 1 adds them to the published sketch.
 
-Both formats are read.
+Format 3 names forgotten users. A snapshot without forgotten users is written in format 2. All formats are read.
 """
 _ARRAYS, _MEMORY, _MANIFEST = "arrays.safetensors", "memory.msgpack", "manifest.json"
 _LOGGER = logging.getLogger(__name__)
@@ -48,6 +49,18 @@ class _Manifest(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
+class ForgottenUser(msgspec.Struct, frozen=True):
+    """Forgotten user in a snapshot.
+
+    Attributes:
+        request: The request.
+        seq: Number of the micro-batch that removed the user.
+    """
+
+    request: Forgotten
+    seq: int
+
+
 class Memory(msgspec.Struct, frozen=True):
     """Part of a snapshot that is not arrays.
 
@@ -58,6 +71,9 @@ class Memory(msgspec.Struct, frozen=True):
         item_versions: Version of the last applied message about each item, by item id.
         arrivals: Number of events so far, as `FreshEvents.arrivals`.
         recent: Recent event times and ids, as `EventWindow.state` returns them.
+        forgotten: Forgotten users.
+        dead: Numbers of forgotten users, which have no id.
+        removed: Number of the micro-batch that removed each record of aggregates, by the record's id.
     """
 
     users: list[str]
@@ -66,6 +82,9 @@ class Memory(msgspec.Struct, frozen=True):
     item_versions: dict[str, int]
     arrivals: int
     recent: dict[str, Any]
+    forgotten: list[ForgottenUser] = []
+    dead: list[int] = []
+    removed: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -167,7 +186,7 @@ class Snapshots:
             save_file({name: np.ascontiguousarray(a) for name, a in snapshot.arrays.items()}, directory / _ARRAYS)
             (directory / _MEMORY).write_bytes(msgspec.msgpack.encode(snapshot.memory))
             manifest = _Manifest(
-                format=FORMAT,
+                format=FORMAT if snapshot.memory.forgotten else FORMAT - 1,
                 bundle=snapshot.bundle,
                 seq=snapshot.seq,
                 deltas=snapshot.deltas,
@@ -198,6 +217,13 @@ class Snapshots:
             except BundleError as error:
                 _LOGGER.warning("%s", error)
         return None
+
+    def prune(self, bundle: Bundle, seq: int) -> int:
+        """Removes the snapshots of a bundle that are older than a micro-batch. Returns their number."""
+        older = [directory for directory in self._directories(bundle.id) if int(directory.name) < seq]
+        for directory in older:
+            shutil.rmtree(directory, ignore_errors=True)
+        return len(older)
 
     def oldest_position(self, bundle: Bundle) -> int | None:
         """Returns the position of the oldest kept snapshot in the deltas' topic. Earlier deltas may expire."""

@@ -10,7 +10,7 @@ Guarantees:
 - A message either changes the state or is named in `bad`.
 - If a step raises, its state is invalid. The caller must go back to the state before the step.
 
-Order in a batch: items, then events, each by (partition, offset).
+Order in a batch: items, then tombstones of users, then events, each by (partition, offset).
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,11 @@ from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
 from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
+from streaming.forget.message import decode_tombstone
+from streaming.forget.removal import Removals
 from streaming.fresh_events import LATENESS_S, FreshEvents, Inbox
 from streaming.item_updates import ItemUpdates
-from streaming.log.protocol import Message
+from streaming.log.protocol import BLANK, Message
 from streaming.log.topics import Topics
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
 
@@ -96,6 +98,7 @@ class Step:
         item_columns = self._decoders[topics.items].columns if topics.items in self._decoders else None
         self.aggregates = AggregateUpdates(bundle, self.catalogue, limit_bytes=delta.record_bytes(limit_bytes))
         self.items = ItemUpdates(bundle, self.catalogue, item_columns)
+        self.removals = Removals()
         self.fresh = FreshEvents(
             self._dataset.events,
             self._decoders[topics.events].columns,
@@ -103,6 +106,7 @@ class Step:
             canonical=bundle.canonical,
             lateness_s=lateness_s,
             trained_until=trained_until,
+            left_out=self.removals.left_out,
         )
 
     def apply(
@@ -113,7 +117,7 @@ class Step:
         poison: AbstractSet[Address] = frozenset(),
         admitted: NDArray[np.uint64] | None = None,
     ) -> StepResult:
-        """Advances the state by a batch: first its items, then its events, each in order.
+        """Advances the state by a batch: first its items, then its tombstones, then its events, each in order.
 
         Args:
             messages: Messages of the topics `items` and `events`, in any order.
@@ -128,10 +132,18 @@ class Step:
         unusable = set(poison)
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
         inbox = {self._topics.items: Inbox(), self._topics.events: Inbox()}
+        tombstones = []
         for message in ordered:
             try:
                 if address(message) in poison:
                     raise EventError("the step failed at this message; its changes were undone", cause=POISON)
+                if message.topic == self._topics.events and message.value == BLANK:
+                    outcome.forgotten += 1
+                    continue
+                if message.topic == self._topics.events and (request := decode_tombstone(message.value)) is not None:
+                    outcome.forgotten += 1
+                    tombstones.append((message, request))
+                    continue
                 decoded = self._decode(message)
                 if self._oversized(message, decoded):
                     # The delta names the message like poison, since a repeat of the batch may have another limit.
@@ -143,6 +155,15 @@ class Step:
                 outcome.bad.append(Rejected(message, error.cause, str(error)))
         self.seq += 1
         records = self.items.apply(inbox[self._topics.items], outcome)
+        forgotten, outcome.removed = self.removals.apply(
+            tombstones,
+            self.seq,
+            catalogue=self.catalogue,
+            history=self.history,
+            forget_aggregates=self.aggregates.forget,
+        )
+        self.visitors -= self.removals.dead
+        records += forgotten
         touched, changes = self._events(inbox[self._topics.events], outcome, train, admitted)
         self.seqs[touched] = self.seq
         if train:

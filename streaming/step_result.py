@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle.delta import Delta
+from streaming.forget.removal import Removed
 from streaming.log.protocol import Message
 
 POISON = "poison"
@@ -37,7 +38,7 @@ class Rejected:
 
 @dataclass
 class StepResult:
-    """Result of one step. messages = events + neutral + duplicates + items + deleted + stale + bad.
+    """Result of one step. messages = events + neutral + duplicates + items + deleted + stale + forgotten + bad.
 
     Attributes:
         deltas: Deltas of the batch, in order. A step that trains writes at least one delta.
@@ -49,6 +50,8 @@ class StepResult:
         items: Number of applied item messages.
         deleted: Number of applied tombstones.
         stale: Number of item messages whose version is not newer than the applied version.
+        forgotten: Number of tombstones of users, of blank messages, and of events of forgotten users.
+        removed: Users that the batch removed.
         unknown_items: Number of applied events whose item was not in the catalogue.
         transaction_s: Duration of the transaction that committed the batch, seconds.
         labels: (n,) labels of the examples that the step trained on.
@@ -64,6 +67,8 @@ class StepResult:
     items: int = 0
     deleted: int = 0
     stale: int = 0
+    forgotten: int = 0
+    removed: list[Removed] = field(default_factory=list)
     unknown_items: int = 0
     transaction_s: float = 0.0
     labels: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))

@@ -8,7 +8,7 @@ from features.aggregate.stored import aggregate_arrays, restore_aggregates
 from features.history import EventColumns
 from models.bundle import record
 from streaming.log.protocol import Positions
-from streaming.snapshot import Memory, Snapshot
+from streaming.snapshot import ForgottenUser, Memory, Snapshot
 from streaming.step import Step
 
 
@@ -38,6 +38,11 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
         item_versions=dict(step.items.versions),
         arrivals=step.fresh.arrivals,
         recent=msgspec.to_builtins(step.fresh.recent.state()),
+        forgotten=[
+            ForgottenUser(request, step.removals.seqs[request.user, request.salt]) for request in step.removals.users
+        ],
+        dead=sorted(step.removals.dead),
+        removed=dict(step.removals.aggregates),
     )
     return Snapshot(step.bundle.id, step.seq, deltas, dict(inputs), arrays, memory)
 
@@ -55,7 +60,10 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     table.accumulator.copy_(torch.from_numpy(arrays["accumulator"]))
     step.seqs = arrays["seqs"].copy()
     catalogue.admission.restore(arrays)
+    # The published id of a removed user may be the id of a new user.
+    catalogue.forget_users([catalogue.user_ids[number] for number in memory.dead if number < step.published_users])
     catalogue.number_users(memory.users)
+    catalogue.forget_users([catalogue.user_ids[number] for number in memory.dead if number >= step.published_users])
     catalogue.number_items(memory.items)
     kept = {item_id: data for item_id, data in memory.item_records.items() if data != record.TOMBSTONE}
     catalogue.put_items({item_id: record.decode_item(data) for item_id, data in kept.items()})
@@ -64,6 +72,11 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
     step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
     restore_aggregates(step.aggregates.state, arrays)
+    removals = step.removals
+    for forgotten in memory.forgotten:
+        removals.users.add(forgotten.request)
+        removals.seqs[forgotten.request.user, forgotten.request.salt] = forgotten.seq
+    removals.aggregates, removals.dead = dict(memory.removed), set(memory.dead)
     step.visitors = set(arrays["visitors"].tolist())
     step.fresh.recent.restore(memory.recent)
     step.items.records, step.items.versions = dict(memory.item_records), dict(memory.item_versions)

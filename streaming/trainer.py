@@ -24,6 +24,8 @@ from features.errors import LogError, OversizedError, StreamError, is_fault
 from models.bundle import delta
 from models.bundle.bundle import Bundle
 from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
+from streaming.forget.message import encode_line
+from streaming.forget.removal import SHARED
 from streaming.fresh_events import LATENESS_S
 from streaming.log.protocol import EventLog, Message, Positions, Transaction
 from streaming.log.topics import Topics
@@ -46,13 +48,14 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class Totals:
-    """Counts since the trainer started. messages = events + neutral + duplicates + items + deleted + stale + bad.
+    """Counts since the trainer started. messages = events + neutral + duplicates + items + deleted + stale + forgotten
+    + bad.
 
     Attributes:
         batches: Number of committed micro-batches.
         failed_snapshots: Number of snapshots that could not be written.
         causes: Number of rejected messages by cause.
-        messages, events, neutral, duplicates, items, deleted, stale, bad, unknown_items: As in `StepResult`.
+        messages, events, neutral, duplicates, items, deleted, stale, forgotten, bad, unknown_items: As in `StepResult`.
     """
 
     messages: int = 0
@@ -62,6 +65,7 @@ class Totals:
     items: int = 0
     deleted: int = 0
     stale: int = 0
+    forgotten: int = 0
     bad: int = 0
     unknown_items: int = 0
     batches: int = 0
@@ -78,7 +82,7 @@ class Totals:
         self.batches += 1
         self.messages += messages
         self.bad += len(outcome.bad)
-        for name in ("events", "neutral", "duplicates", "items", "deleted", "stale", "unknown_items"):
+        for name in ("events", "neutral", "duplicates", "items", "deleted", "stale", "forgotten", "unknown_items"):
             setattr(self, name, getattr(self, name) + getattr(outcome, name))
         for bad in outcome.bad:
             self.causes[bad.cause] = self.causes.get(bad.cause, 0) + 1
@@ -263,6 +267,16 @@ class Trainer:
         for bad in outcome.bad:
             letter = encode_dead_letter(bad.message, bad.cause, bad.reason, kept_bytes=kept)
             transaction.append(self._topics.dead_letters, letter)
+        for removed in outcome.removed:
+            line = encode_line(
+                "removed",
+                removed.request,
+                bundle=self._bundle.id,
+                seq=self.step.seq,
+                removed=removed.counts,
+                shared=list(SHARED),
+            )
+            transaction.append(self._topics.forgotten, line)
         self._failpoint("after produce")
 
     def _cut_smaller(self, error: OversizedError) -> None:

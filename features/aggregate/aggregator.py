@@ -118,6 +118,34 @@ class Aggregator:
         most = self.plan.most_keys
         return {by: state.forget(most - most // 8) for by, state in self.states.items() if len(state) > most}
 
+    def forget(self, entity: str, lists: Mapping[str, Keys]) -> dict[tuple[str, ...], Keys]:
+        """Removes the keys of some values of an entity from all groups by the entity; returns the removed keys.
+
+        Pairs of the removed keys with a value of `lists` are removed too. Pairs with a value of a column of the events
+        stay, since the state cannot tell their values.
+
+        Args:
+            entity: `user` or `item`.
+            lists: By part of the plan, the keys of the values that may have been combined.
+        """
+        removed = {}
+        for group in self.plan.groups:
+            if entity not in group.by:
+                continue
+            one = {
+                part: Jagged(lists[part].view(np.int64), np.array([0, len(lists[part])], dtype=np.int64))
+                for part in group.by
+            }
+            held, _ = self.states[group.by].held(np.unique(group_keys(group, one)[0]))
+            self.states[group.by].remove(held)
+            removed[group.by] = held
+            for column in group.distinct:
+                if column in lists:
+                    pairs = [splitmix64(lists[column] ^ key) for key in held]
+                    known = self.pairs[group.by, column]
+                    self.pairs[group.by, column] = known.without(np.concatenate([held[:0], *pairs]))
+        return removed
+
     def full(self) -> tuple[str, ...] | None:
         """Returns the parts of a group that has more than `most_keys`, None if there is none."""
         return next((by for by, state in self.states.items() if len(state) > self.plan.most_keys), None)

@@ -136,6 +136,18 @@ class GroupState:
         self.put(keys, rows)
         return forgotten
 
+    def remove(self, keys: Keys) -> None:
+        """Removes keys (N,). Keys that are not there are ignored."""
+        numbers = self._map.find(keys)
+        numbers = numbers[numbers != NOT_THERE]
+        if not len(numbers):
+            return
+        kept = np.ones(len(self), dtype=np.bool_)
+        kept[numbers] = False
+        remaining, rows = self.keys[kept].copy(), self.rows[kept].copy()
+        self._map, self._keys, self._rows = KeyMap(), self._keys[:0], self._rows[:0]
+        self.put(remaining, rows)
+
     def compacted(self) -> "GroupState":
         """Returns a state of the same keys, without those that have no event."""
         kept = self.rows[:, 0] > NEVER

@@ -253,6 +253,7 @@ class Events(TableSource):
         item: Column of the item's id.
         time: Column of the time, or a table of the column and its unit.
         order: Column that orders the events where there is no clock.
+        forgotten: List of forgotten users, JSON lines relative to the descriptor: `tessera topics export forgotten`.
         label: Rules of positive and negative events.
     """
 
@@ -276,6 +277,7 @@ class Events(TableSource):
     item: str | None = None
     time: Time | None = None
     order: str | None = None
+    forgotten: str | None = Field(None, min_length=1)
     label: Label
 
     @model_validator(mode="before")
@@ -297,6 +299,8 @@ class Events(TableSource):
                 )
             check_shown(self)
             self.join_rule()
+        if self.forgotten is not None and self.user is None:
+            raise ValueError('forgotten names users, so the events need user = "..."; add it, or remove forgotten')
         if self.time is not None and self.order is not None:
             raise ValueError("time and order both say when an event was; keep time if it is a clock, else order")
         if self.label.implicit and self.item is None:

@@ -55,6 +55,12 @@ def file_hashes(dataset: Dataset) -> list[str]:
     return [_sha256(path) for files in _files(dataset).values() for path in files]
 
 
+def forgotten_hash(dataset: Dataset) -> str:
+    """The sha256 of the list of forgotten users, which the events name."""
+    assert dataset.events.forgotten is not None
+    return _sha256(dataset.directory / dataset.events.forgotten)
+
+
 def _sha256(path: Location) -> str:
     with local_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -74,6 +80,11 @@ def _files(dataset: Dataset) -> dict[str, tuple[Location, ...]]:
     }
     if dataset.items is not None:
         found["items"] += vector_files(dataset.items, dataset.directory)
+    if dataset.events.forgotten is not None:
+        listed = dataset.directory / dataset.events.forgotten
+        if not listed.is_file():
+            raise DatasetError(f"{listed}: no such file; `tessera topics export forgotten FILE` writes the list")
+        found["events"] += (listed,)
     if dataset.events.origin == "impressions":
         found["events"] += source_files(dataset.events.topics()["outcomes"], dataset.directory, "events")
     return found

@@ -22,6 +22,7 @@ from features.dataset.source import TableSource
 from features.dataset.vectors.column import vector_field, with_vector_files
 from features.errors import DatasetError
 from features.value.expression import INPUT_TYPES, Input, evaluate
+from features.value.forgotten import ForgottenUsers, read_forgotten
 from features.value.mixed_column import wire
 
 EVENT_ID = "_event_id"
@@ -73,7 +74,9 @@ def read_users(dataset: Dataset) -> pl.DataFrame | None:
         DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
     table = load_users(dataset)
-    return None if table is None or dataset.users is None else shape_users(table, dataset.users)
+    return (
+        None if table is None or dataset.users is None else remembered_users(shape_users(table, dataset.users), dataset)
+    )
 
 
 def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
@@ -83,12 +86,12 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
         (R, …): event UInt32, the row's 0-based position in the files; user_id and item_id String, each only where
         declared; time Int64, microseconds since 1970, or the order column's value, or without either the position;
         label Int8, 1 or 0; then the categorical and the numeric columns of the context, as in `read_items`.
-        And the number of rows dropped, so `event` may skip.
+        And the number of rows dropped, so `event` may skip. Older events of forgotten users are dropped too.
 
     Raises:
         DatasetError: A file, column or value cannot be used; names it, and the row if known.
     """
-    return shape_events(load_events(dataset), dataset.events)
+    return remembered_events(*shape_events(load_events(dataset), dataset.events), dataset)
 
 
 class DatasetTables:
@@ -127,7 +130,7 @@ class DatasetTables:
     @cached_property
     def events(self) -> tuple[pl.DataFrame, int]:
         """The events as `read_events` returns them."""
-        return shape_events(self.raw_events, self._dataset.events)
+        return remembered_events(*shape_events(self.raw_events, self._dataset.events), self._dataset)
 
     def release_raw(self) -> None:
         """Frees the tables as the files hold them; the shaped tables stay."""
@@ -234,6 +237,38 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
         return frame, 0
     kept = frame.filter(pl.col("label").is_not_null())
     return kept, frame.height - kept.height
+
+
+def remembered_events(frame: pl.DataFrame, dropped: int, dataset: Dataset) -> tuple[pl.DataFrame, int]:
+    """Returns the events (R, …) that are not of forgotten users, and the number of dropped rows.
+
+    An event after the request to forget its user stays. Without a clock no event of the user stays.
+
+    Args:
+        frame: Frame of `shape_events`.
+        dropped: Number of rows that were dropped before.
+        dataset: Descriptor of the events.
+
+    Raises:
+        DatasetError: The list of forgotten users cannot be read.
+    """
+    users = _forgotten(dataset)
+    if not len(users):
+        return frame, dropped
+    times = frame["time"].to_numpy() if dataset.events.time is not None else np.zeros(frame.height, dtype=np.int64)
+    gone = users.left_out(frame["user_id"].to_list(), times)
+    return frame.filter(pl.Series(~gone)), dropped + int(gone.sum())
+
+
+def remembered_users(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """Returns the users (R, …) who were never forgotten; see `remembered_events`."""
+    gone = _forgotten(dataset).named(frame["user_id"].to_list())
+    return frame.filter(~pl.col("user_id").is_in(gone)) if gone else frame
+
+
+def _forgotten(dataset: Dataset) -> ForgottenUsers:
+    listed = dataset.events.forgotten
+    return ForgottenUsers() if listed is None else read_forgotten(dataset.directory / listed)
 
 
 def features(table: SourceTable, source: Items | Users | Events, time: pl.Series | None = None) -> list[pl.Series]:

@@ -14,7 +14,16 @@ import polars as pl
 from features.dataset.column import texts
 from features.dataset.descriptor import Dataset, Items
 from features.dataset.files import FileSlice, SourceTable, file_slices, source_files
-from features.dataset.tables import load_events, load_items, load_users, shape_events, shape_items, shape_users
+from features.dataset.tables import (
+    load_events,
+    load_items,
+    load_users,
+    remembered_events,
+    remembered_users,
+    shape_events,
+    shape_items,
+    shape_users,
+)
 from features.dataset.vectors.column import vector_counts
 from features.durable import write_file
 from features.framing.numbers import scatter_ids
@@ -89,7 +98,7 @@ class ParseEvents:
         counted = _counts_path(path)
         if not path.exists():
             table = load_events(self.dataset, self.slices[partition_of(path)])
-            frame, _ = shape_events(table, self.dataset.events)
+            frame, _ = remembered_events(*shape_events(table, self.dataset.events), self.dataset)
             features = [*self.dataset.events.categorical_features, *self.dataset.events.numeric_features]
             counts = EventCounts(
                 rows=table.frame.height,
@@ -166,7 +175,7 @@ class ParseTable:
         table = load_users(self.dataset, only)
         assert table is not None
         assert self.dataset.users is not None
-        return shape_users(table, self.dataset.users, unique=False), table
+        return remembered_users(shape_users(table, self.dataset.users, unique=False), self.dataset), table
 
 
 def event_slices(dataset: Dataset, rows: int = SLICE_ROWS) -> tuple[FileSlice, ...]:

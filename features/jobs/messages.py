@@ -16,7 +16,8 @@ from xxhash import xxh3_128_hexdigest
 
 from features.dataset import column
 from features.dataset.descriptor import Dataset
-from features.dataset.tables import EVENT_ID, load_events, message_columns, shape_events
+from features.dataset.input_files import forgotten_hash
+from features.dataset.tables import EVENT_ID, load_events, message_columns, remembered_events, shape_events
 from features.errors import DatasetError
 from features.jobs.engine import Engine
 from features.jobs.shard import write_shards
@@ -105,7 +106,7 @@ def event_messages(
     from features.jobs.beam import map_shards
 
     table = load_events(dataset)
-    shaped, _ = shape_events(table, dataset.events)
+    shaped, _ = remembered_events(*shape_events(table, dataset.events), dataset)
     own = column.texts(table, EVENT_ID)[shaped["event"].to_numpy()] if EVENT_ID in table.frame.columns else None
     times = shaped.select(
         pl.col("event").alias("_event"), pl.col("time").alias("_time"), event_ids(shaped, own).alias(EVENT_ID)
@@ -120,7 +121,8 @@ def event_messages(
     rows = message_columns(table, dataset.events)[times["_event"].to_numpy()].with_columns(times[EVENT_ID])
     files = [(path.name, *found) for path, found in zip(table.files, stamps(table.files), strict=True)]
     # The key names only the shards, which another call makes again; no part of the key is in a message.
-    identity = hashlib.sha256(repr((_FORMAT, files, start, stop)).encode()).hexdigest()
+    of = (_FORMAT, files, start, stop) + ((forgotten_hash(dataset),) if dataset.events.forgotten else ())
+    identity = hashlib.sha256(repr(of).encode()).hexdigest()
     place = directory / f"{dataset.name}-{identity[:12]}"
     sources = place / "rows"
     shards = write_shards(rows, sources, rows=_ROWS)

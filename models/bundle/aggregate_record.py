@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.plan import AggregatePlan
+from features.aggregate.state import GroupState
 from features.errors import EventError
+from models.bundle import record
 from models.bundle.delta import Record
 
 BATCH: Final = "aggregates"
@@ -115,11 +117,21 @@ def apply(aggregator: Aggregator, records: Iterable[Record]) -> int:
         elif one.kind == AGGREGATE and one.id == WATERMARK:
             aggregator.watermark = int.from_bytes(one.payload, "little", signed=True)
         elif one.kind == AGGREGATE and not one.payload:
-            number, _, key = one.id.partition(".")
-            state = states[int(number)]
-            state.put(np.array([int(key, 16)], dtype=np.uint64), state.fresh_row[None])
+            _clear(states, one.id)
             forgotten += 1
+        elif one.kind == record.FORGOTTEN:
+            names = record.decode_forgotten_record(one.payload).aggregates
+            for name in names:
+                _clear(states, name)
+            forgotten += len(names)
     return forgotten
+
+
+def _clear(states: Sequence[GroupState], name: str) -> None:
+    """Gives the key of a record, by the record's id, a row without an event."""
+    number, _, key = name.partition(".")
+    state = states[int(number)]
+    state.put(np.array([int(key, 16)], dtype=np.uint64), state.fresh_row[None])
 
 
 def restored(plan: AggregatePlan, payloads: Mapping[str, bytes | None]) -> Aggregator:

@@ -18,6 +18,7 @@ from models.table.batch import Entities
 from models.table.column_rows import Growable
 from models.table.schema import SEMANTIC_ID
 
+_NOBODY = "\0forgotten "
 _NOT_FEATURES = ("content_vector", RANKER_VECTOR, "semantic_codes", "train_positives", "listed")
 
 
@@ -87,6 +88,21 @@ class Catalogue:
             self.user_ids.extend(new)
             self.user_numbers.update({name: len(self.user_numbers) + index for index, name in enumerate(new)})
         return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
+
+    def forget_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Removes users with all their values. Returns their numbers (N,), which no user has from now on.
+
+        A user with one of these ids is a new user from now on. Unknown ids are ignored.
+        """
+        known = [name for name in dict.fromkeys(ids) if name in self.user_numbers]
+        numbers = np.array([self.user_numbers.pop(name) for name in known], dtype=np.int64)
+        for number in numbers.tolist():
+            # A placeholder keeps the numbers of all other users. No message can name it.
+            self.user_ids[number] = placeholder = f"{_NOBODY}{number}"
+            self.user_numbers[placeholder] = number
+        if known:
+            self.users.replace(numbers, entity_frame([{} for _ in known], self._user_columns))
+        return numbers
 
     def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Returns the numbers (N,) of items. Adds new items with their id alone."""

@@ -22,6 +22,8 @@ ADMITTED = "admitted"
 CHANGED = "changed"
 """Kind of a record with ids of changed items. Only deltas of releases before 0.2 have such records, and stores ignore
 them."""
+FORGOTTEN = "forgotten"
+"""Kind of the record of a forgotten user, a `ForgottenRecord`. The id is the salted hash of the user's id."""
 LOADED = "loaded"
 """Kind of the record "bundle", which marks that the store holds a whole published bundle. The payload names the
 filling."""
@@ -67,7 +69,40 @@ class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
     times: list[int]
 
 
-def encode(record: ItemRecord | HistoryRecord) -> bytes:
+class ForgottenRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Removal of a user's records that are older than the micro-batch of this record.
+
+    Attributes:
+        salt: Salt of the hash that is the record's id.
+        at_us: Time of the request, microseconds since 1970.
+        user: Id of the user whose history is removed. "" in a store, a snapshot and a rewritten log, where the salt and
+            the hash find the id.
+        aggregates: Ids of the records of aggregates that are removed. Empty in a store.
+    """
+
+    salt: str
+    at_us: int
+    user: str = ""
+    aggregates: list[str] = []
+
+    def anonymous(self) -> bytes:
+        """Returns the encoded record without ids, as stores keep it."""
+        return msgspec.msgpack.encode(ForgottenRecord(self.salt, self.at_us))
+
+
+def decode_forgotten_record(data: bytes) -> ForgottenRecord:
+    """Decodes the record of a forgotten user.
+
+    Raises:
+        EventError: The bytes are no such record.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=ForgottenRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EventError(f"record of a forgotten user: {error}") from error
+
+
+def encode(record: ItemRecord | HistoryRecord | ForgottenRecord) -> bytes:
     """Encodes a record: a msgpack array in the order of the fields. An item without terms has no field for them."""
     if isinstance(record, ItemRecord) and not record.terms:
         return msgspec.msgpack.encode(msgspec.structs.astuple(record)[:-1])

@@ -259,6 +259,13 @@ def _writes(current: Router, intake: Intake | None) -> APIRouter:
         ]
         return Accepted(accepted=open_intake().outcomes(outcomes))
 
+    @router.delete("/v1/users/{user_id:path}", status_code=202)
+    def forget(user_id: str, request: Request) -> Accepted:
+        """Appends a request to forget a user. The stream removes the user, and leaves the user's older events out."""
+        with blamed("user"):
+            open_intake().forget(user_id, by=getattr(request.state, "key", ""))
+        return Accepted(accepted=1)
+
     @router.post("/v1/items", status_code=202)
     def items(body: ItemsRequest, request: Request) -> Accepted:
         """Appends the items to the log. If any item is invalid, none is appended."""

@@ -28,7 +28,7 @@ OPEN = frozenset({"/healthz", "/readyz"})
 # Paths requested every few seconds; their traces would only hide the others.
 _UNTRACED = OPEN | {"/metrics"}
 _WRITES = frozenset({"/v1/events", "/v1/items", "/v1/outcomes"})
-_ADMIN, _CONSOLE = "/v1/admin/", "/console"
+_ADMIN, _CONSOLE, _USERS = "/v1/admin/", "/console", "/v1/users/"
 _SAFE = frozenset({"GET", "HEAD"})
 _OVERLOADED = Refusal(503, "overloaded", "more requests than the server can answer", retry_s=1)
 _CROWDED = Refusal(503, "overloaded", "more bodies are being sent than the server can read", retry_s=1, close=True)
@@ -117,6 +117,7 @@ class Guard:
             if refusal is not None:
                 await refusal.send(send_marked)
                 return
+            scope.setdefault("state", {})["key"] = key.name if key else ""
             if scope["path"] in OPEN:
                 await self._app(scope, receive, send_marked)
                 return
@@ -147,7 +148,8 @@ class Guard:
             log_request(
                 request_id=request_id,
                 method=scope["method"],
-                path=scope["path"],
+                # The path of a user ends with the id, which no log may keep.
+                path=_USERS if scope["path"].startswith(_USERS) else scope["path"],
                 status=answer["status"],
                 ms=round(1_000 * seconds, 3),
                 key=key.name if key else None,
@@ -235,10 +237,12 @@ def scopes_of(path: str, method: str) -> tuple[Scope, ...]:
     """Returns the scopes that a request needs; a key must have all of them.
 
     The console shows dead letters, which hold events as they came, so it has a scope of its own. Its forms append to
-    the log and need `write` as well.
+    the log and need `write` as well. A user is forgotten with a key that has the scope `forget` alone.
     """
     if path.startswith(_ADMIN):
         return ("admin",)
+    if path.startswith(_USERS):
+        return ("forget",)
     if path == _CONSOLE or path.startswith(_CONSOLE + "/"):
         return ("console",) if method in _SAFE else ("console", "write")
     return ("write",) if method not in _SAFE and path in _WRITES else ("read",)

@@ -58,6 +58,19 @@ class Intake:
         self._sink.append("outcomes", [(outcome.impression.encode(), encode(outcome)) for outcome in outcomes])
         return len(outcomes)
 
+    def forget(self, user: str, *, by: str) -> None:
+        """Appends a request to forget a user.
+
+        Args:
+            user: Id of the user.
+            by: Name of the key that asks.
+
+        Raises:
+            EventError: The id cannot be a user's.
+            LogError: The log does not answer.
+        """
+        self._sink.forget(scalar(user) or "", by=by)
+
     def items(self, bundle: Bundle, types: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
         """Appends items; see `events`. The item's id chooses the partition.
 

@@ -20,7 +20,7 @@ from features.durable import make_directory, write_file
 from features.errors import TesseraError
 from features.lock import locked
 
-Scope = Literal["read", "write", "console", "admin"]
+Scope = Literal["read", "write", "console", "forget", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _PREFIX = "tsr_"
 _CHECK_EVERY_S = 1.0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from features.errors import LogError
 from serving.breaker import Breaker
 from serving.sink import Kind
+from streaming.forget.request import forget
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 
@@ -43,13 +44,21 @@ class LogSink:
         Raises:
             LogError: The log is unavailable, or was within the last second.
         """
+        self._in_turn(kind, lambda log: log.append(getattr(self._topics, kind), list(messages)))
+
+    def forget(self, user: str, *, by: str) -> None:
+        """Appends a request to forget a user; see `serving.sink.Sink`."""
+        self._in_turn("users", lambda log: forget(log, self._topics, [user], by=by))
+
+    def _in_turn(self, kind: str, work: Callable[[EventLog], object]) -> None:
+        """Calls a function with the log, one caller at a time."""
         if not self._breaker.allows():
             raise LogError(f"{kind}: the event log did not answer a moment ago; send them again")
         if not self._lock.acquire(timeout=_TURN_S):
             self._breaker.failed()
             raise LogError(f"{kind}: the event log takes too long; send them again")
         try:
-            self._opened().append(getattr(self._topics, kind), list(messages))
+            work(self._opened())
         except LogError:
             self._breaker.failed()
             raise

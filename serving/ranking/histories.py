@@ -53,6 +53,7 @@ class Histories:
         self._outlasts = outlasts
         self._lock = threading.Lock()
         self._seen: dict[str, bytes | None] = {}
+        self._forgotten: set[str] = set()
         self._breaker = Breaker(_PAUSE_S)
         self.emptied = False
 
@@ -85,6 +86,18 @@ class Histories:
                 return found
         return UserRecords(self._seen.get(user) or self._published(user), stale=True)
 
+    def remembered(self) -> list[str]:
+        """Returns the users whose last seen history is remembered."""
+        with self._lock:
+            return list(self._seen)
+
+    def forget(self, users: Sequence[str]) -> None:
+        """Removes what is remembered of users. Their published histories are no longer read."""
+        with self._lock:
+            self._forgotten.update(users)
+            for user in users:
+                self._seen.pop(user, None)
+
     def _read(self, wanted: Mapping[str, Sequence[str]]) -> UserRecords:
         found = self._store.read_kinds(self._bundle.id, wanted)
         aggregates = dict(zip(wanted.get(AGGREGATE, ()), found.get(AGGREGATE, ()), strict=True))
@@ -98,6 +111,8 @@ class Histories:
             self._seen[user] = payload
 
     def _published(self, user: str) -> bytes | None:
+        if user in self._forgotten:
+            return None
         visits = self._bundle.history.filter(pl.col("user_id") == user)
         if not visits.height:
             return None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from features.content.lexical import term_ids, unpack_terms
 from features.errors import BundleError, StoreError
+from features.value.forgotten import Forgotten, ForgottenUsers
 from models.bundle import record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
@@ -83,6 +84,7 @@ class LiveCatalogue:
         # Cursors of `refresh`.
         self._items = Feed(store, bundle.id, record.ITEM)
         self._admissions = Feed(store, bundle.id, record.ADMITTED)
+        self._forgotten = Feed(store, bundle.id, record.FORGOTTEN)
         self.lock = threading.RLock()
         self.unreadable: set[str] = set()
         self._deltas, self.position = deltas, 0
@@ -93,9 +95,9 @@ class LiveCatalogue:
         return len(self.catalogue.item_numbers) - len(self.catalogue.deleted)
 
     def refresh(self) -> int:
-        """Applies the stream's changes of items and admissions since the last call. Returns the number of items.
+        """Applies the stream's changes of items, admissions and users since the last call.
 
-        One call runs at a time.
+        Returns the number of items. One call runs at a time.
 
         Raises:
             StoreError: The store does not answer.
@@ -106,6 +108,8 @@ class LiveCatalogue:
                 keys = record.decode_admitted(payload)
                 with self.lock:
                     self.catalogue.admission.admit(keys)
+        for chunk in self._forgotten.read():
+            self._forget(chunk)
         count = 0
         for chunk in self._items.read():
             count += len(chunk)
@@ -180,6 +184,19 @@ class LiveCatalogue:
         if number is None or number >= self._published or name in self.catalogue.deleted:
             return None
         return published_view(self._bundle, number, self._attributes)
+
+    def _forget(self, records: Sequence[tuple[str, bytes]]) -> None:
+        """Removes forgotten users from the catalogue, and what the server remembers of them."""
+        users = ForgottenUsers()
+        for name, payload in records:
+            forgotten = record.decode_forgotten_record(payload)
+            users.add(Forgotten(name, forgotten.salt, forgotten.at_us))
+        # The catalogue of a server has the published users alone.
+        names = users.named(list(self.catalogue.user_numbers))
+        published = self._bundle.history["user_id"].unique().to_list() if len(users) else []
+        self._histories.forget(list({*names, *users.named([*published, *self._histories.remembered()])}))
+        with self.lock:
+            self.catalogue.forget_users(names)
 
     def _apply(self, payloads: Mapping[str, bytes]) -> None:
         """Applies records of items. An unreadable record is skipped and logged, and all others are applied."""

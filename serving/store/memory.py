@@ -4,6 +4,8 @@ Each row and each record is an entry of a dictionary, which is compared and repl
 process ends.
 """
 
+import hashlib
+import secrets
 import threading
 import time
 import uuid
@@ -69,6 +71,9 @@ class MemoryStore:
         self._tables: dict[str, _Rows] = {}
         self._records: dict[str, dict[str, dict[bytes, tuple[int, bytes]]]] = {}
         self._writes: dict[tuple[str, str], _Writes] = {}
+        # Sequence number of the last removal, by bundle and kind, and by the hash of the id.
+        self._removed: dict[tuple[str, str], dict[bytes, int]] = {}
+        self._salt = secrets.token_bytes(16)
         self._until: dict[str, float] = {}
         self._lock = threading.RLock()
 
@@ -149,6 +154,9 @@ class MemoryStore:
         with self._lock:
             for name, seq, payload in newest_records(ids, seqs, payloads):
                 stored = self._records.setdefault(bundle, {}).setdefault(kind, {})
+                gone = self._removed.get((bundle, kind), {})
+                if gone and seq < gone.get(self._hashed(name), seq):
+                    continue
                 if name not in stored or seq + again > stored[name][0]:
                     stored[name] = (seq, payload)
                     written.append(name.decode())
@@ -185,6 +193,23 @@ class MemoryStore:
                 writes = self._writes.setdefault((bundle, kind), _Writes())
             return writes.since(cursor)
 
+    def forget_records(self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int]) -> int:
+        """See `OnlineStore.forget_records`."""
+        removed = 0
+        with self._lock:
+            stored = self._kind(bundle, kind)
+            gone = self._removed.setdefault((bundle, kind), {})
+            for name, seq, _ in newest_records(ids, seqs, [b""] * len(ids)):
+                key = self._hashed(name)
+                gone[key] = max(seq, gone.get(key, seq))
+                if name in stored and stored[name][0] < seq:
+                    del stored[name]
+                    removed += 1
+        return removed
+
+    def _hashed(self, name: bytes) -> bytes:
+        return hashlib.blake2b(name, key=self._salt, digest_size=16).digest()
+
     def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
         """See `OnlineStore.remove_records`."""
         with self._lock:
@@ -201,6 +226,8 @@ class MemoryStore:
             self._until.pop(bundle, None)
             for kind in FOLLOWED:
                 self._writes.pop((bundle, kind), None)
+            for key in [key for key in self._removed if key[0] == bundle]:
+                del self._removed[key]
 
     def expire(self, bundle: str, *, after_s: float) -> None:
         """See `OnlineStore.expire`."""

@@ -27,7 +27,7 @@ NEVER = -1
 STORAGES = ("float32", "float16", "int8")
 """Formats of rows, from exact to small."""
 
-FOLLOWED = frozenset({record.ITEM, record.ADMITTED})
+FOLLOWED = frozenset({record.ITEM, record.ADMITTED, record.FORGOTTEN})
 """Kinds of records whose writes are listed for followers. Histories are not listed, since no follower reads them."""
 
 MAX_SEQ = 2**48 - 2
@@ -245,6 +245,23 @@ class OnlineStore(Protocol):
             The writes, with `lost` if the store does not know the cursor's write. The reason is a first call, a call
             too late, or a store that was dropped, emptied or restored to an older state. A follower that then scans
             all records and continues with the returned cursor misses no write.
+        """
+        ...
+
+    def forget_records(self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int]) -> int:
+        """Removes each record whose sequence number is lower than a number, and refuses older writes from now on.
+
+        The store remembers the removal under a salted hash of the id, so that a slower writer does not bring the record
+        back. A record at the number or above stays, and may be written. Followers do not see the removal.
+
+        Args:
+            bundle: Id of a bundle.
+            kind: Kind of the records.
+            ids: N ids. Unknown ids are remembered too.
+            seqs: N sequence numbers of the removals.
+
+        Returns:
+            Number of removed records.
         """
         ...
 

@@ -13,6 +13,7 @@ from features import tracing as trace
 from models.bundle import aggregate_record, delta, record
 from models.bundle.delta import Delta
 from serving.store.admitted import Admitted
+from serving.store.forget import forget_users
 from serving.store.protocol import OnlineStore
 from streaming.log.protocol import EventLog, Follower, Message
 from streaming.log.topics import Topics
@@ -169,7 +170,9 @@ class StoreWriter:
             vectors = np.concatenate([change.vectors for change in with_rows])
             self.rows += self._store.write_rows(self._bundle, rows, seqs, vectors)
         records = [(change.seq, changed) for change in changes for changed in aggregate_record.expanded(change.records)]
-        for kind in dict.fromkeys(changed.kind for _, changed in records if changed.kind != record.CHANGED):
+        forget_users(self._store, self._bundle, [one for one in records if one[1].kind == record.FORGOTTEN])
+        written = (changed.kind for _, changed in records)
+        for kind in dict.fromkeys(kind for kind in written if kind not in (record.CHANGED, record.FORGOTTEN)):
             chosen = [(seq, changed) for seq, changed in records if changed.kind == kind]
             self._store.write_records(
                 self._bundle,

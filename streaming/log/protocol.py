@@ -28,6 +28,9 @@ Positions = dict[tuple[str, int], int]
 MESSAGE_BYTES = 8 * 1024 * 1024
 """Largest size of a message with its key, bytes. A topic on Kafka may have a smaller limit."""
 
+BLANK = b'{"_forgotten":true}'
+"""Value of a message whose content was removed by a rewrite of the log. Readers skip the message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -6,7 +6,7 @@ gathers its messages in memory and writes them in one short `BEGIN IMMEDIATE` wh
 A group may have ONE active reader: partitions are not shared. A second reader of the group would get the same messages,
 and the positions committed last would win.
 
-Nothing is ever deleted: all other state is rebuilt from the log.
+No message is deleted, since all other state is rebuilt from the log. `LocalLog.rewrite` alone changes messages.
 """
 
 import sqlite3
@@ -267,6 +267,21 @@ class LocalLog:
             chunk = self._file.messages(topic, partition, id_, start=start, stop=stop, limit=_READ_CHUNK)
             yield from chunk
             start = chunk[-1].offset + 1
+
+    def rewrite(self, messages: Sequence[Message]) -> None:
+        """Replaces keys and values of kept messages at once, and overwrites the old bytes in the file.
+
+        Addresses and times stay. On return the change is durable.
+
+        Args:
+            messages: The new messages, each with the address of a kept message.
+        """
+        topics = {topic: self._file.partitions(topic) for topic in {message.topic for message in messages}}
+        rows = [
+            (message.key, message.value, row_id(topics[message.topic][message.partition][0], message.offset))
+            for message in messages
+        ]
+        self._file.rewrite(rows)
 
     def close(self) -> None:
         self._file.close()

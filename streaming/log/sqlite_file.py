@@ -108,6 +108,20 @@ class LogFile:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def rewrite(self, rows: Sequence[tuple[bytes | None, bytes, int]]) -> None:
+        """Replaces keys and values of messages in one transaction, given as key, value and row id.
+
+        The old bytes are overwritten with zeros, and the write-ahead log is emptied if no other process reads.
+        """
+        with self._lock, self._errors_named():
+            self._connection.execute("PRAGMA secure_delete = ON")
+            try:
+                with self.write() as connection:
+                    connection.executemany("UPDATE message SET key = ?, value = ? WHERE id = ?", rows)
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                self._connection.execute("PRAGMA secure_delete = OFF")
+
     def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
         """Returns the rows of a query."""
         with self._lock, self._errors_named():

@@ -53,6 +53,11 @@ class Topics:
         """Progress of the joiner: see `streaming.shown.joiner`. One partition, made by the joiner."""
         return f"{self.prefix}joins"
 
+    @property
+    def forgotten(self) -> str:
+        """Requests to forget users, and the audit of removals, as JSON; see `streaming.forget.message`."""
+        return f"{self.prefix}forgotten"
+
     def partitions(self, inputs: int = 1) -> dict[str, int]:
         """Returns the number of partitions of each topic; deltas have one, since their order is the table's history."""
         return {
@@ -60,6 +65,7 @@ class Topics:
             self.events: inputs,
             self.deltas: 1,
             self.dead_letters: 1,
+            self.forgotten: 1,
             self.impressions: inputs,
             self.outcomes: inputs,
             self.skew: inputs,

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from features.dataset.logs.impressions import APPENDED
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import BLANK, EventLog
 
 
 def export_topic(log: EventLog, topic: str, path: Path) -> int:
@@ -27,7 +27,7 @@ def export_topic(log: EventLog, topic: str, path: Path) -> int:
             for part, end in sorted(log.end_offsets(topic).items()):
                 for message in log.read(topic, part, oldest[part], end):
                     body = message.value.strip()
-                    if body.startswith(b"{") and body.endswith(b"}") and b"\n" not in body:
+                    if body != BLANK and body.startswith(b"{") and body.endswith(b"}") and b"\n" not in body:
                         stamp = b'"%s":%d' % (APPENDED.encode(), message.timestamp_ms)
                         file.write(b"{" + stamp + (b"," if body[1:-1].strip() else b"") + body[1:] + b"\n")
                         count += 1

@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 
 from features.dataset.descriptor import Events
 from features.dataset.logs.impressions import row_message
 from features.errors import EventError
-from features.shown.join import Join
+from features.shown.join import Join, ShownRow
 from features.shown.message import decode_impression, decode_outcome
-from streaming.log.protocol import EventLog, Message
+from streaming.forget.request import ForgottenFeed
+from streaming.log.protocol import BLANK, EventLog, Message
 from streaming.log.topics import Topics
 
 _SLACK_MS = 5_000
@@ -78,6 +80,7 @@ class Joiner:
         self._clock = clock
         self._failpoint = failpoint
         log.create_topics(topics.partitions() | {topics.joins: 1})
+        self._forgotten = ForgottenFeed(log, topics)
         # Fences the joiner before first, so that the progress read below is final.
         self._transactor = log.transactor(f"joiner-{topics.joins}")
         with self._transactor.begin():
@@ -148,6 +151,7 @@ class Joiner:
         while more:
             rows = self._join.close(min(self._read_ms.values()) - _SLACK_MS, most=_ROWS)
             more = len(rows) >= _ROWS
+            rows = self._without_forgotten(rows)
             if rows or self._uncommitted >= _COMMIT_EVERY:
                 with self._transactor.begin() as transaction:
                     for row in rows:
@@ -183,6 +187,8 @@ class Joiner:
         return min(at for (name, _), at in self._read_ms.items() if name == topic)
 
     def _fold(self, message: Message) -> None:
+        if message.value == BLANK:
+            return
         at = message.timestamp_ms
         place = (message.topic, message.partition)
         # A clock that is ahead closes no window.
@@ -194,6 +200,14 @@ class Joiner:
                 self._join.show(decode_impression(message.value), at)
         except EventError:
             self._join.counts["undecodable"] += 1
+
+    def _without_forgotten(self, rows: list[ShownRow]) -> list[ShownRow]:
+        """Returns the rows that are not of forgotten users. All other rows are counted."""
+        users = self._forgotten.read_on()
+        times = np.array([1_000 * row.time_ms for row in rows], dtype=np.int64)
+        gone = users.left_out([row.user for row in rows], times)
+        self._join.counts["forgotten"] += int(gone.sum())
+        return [row for row, left_out in zip(rows, gone.tolist(), strict=True) if not left_out]
 
     def _progress(self) -> JoinProgress:
         positions = [

@@ -13,6 +13,7 @@ from tessera.cli.bench import bench
 from tessera.cli.edge import print_anything, tell
 from tessera.cli.encoder import encoder
 from tessera.cli.export import export
+from tessera.cli.forget import forget, topics_rewrite
 from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
 from tessera.cli.operation import doctor, status
@@ -133,6 +134,8 @@ app.command()(verify)
 app.command()(skew)
 app.command()(backfill)
 app.add_typer(letters, name="deadletters")
+app.command()(forget)
+topics.command("rewrite")(topics_rewrite)
 app.add_typer(topics, name="topics")
 
 

@@ -202,7 +202,7 @@ def _key_file(settings: Settings) -> Any:
 def keys_add(
     name: Annotated[str, typer.Argument(help="Owner of the key; shown in logs.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read, write, console or admin; repeatable. Default: read.")
+        list[str] | None, typer.Option(help="read, write, console, forget or admin; repeatable. Default: read.")
     ] = None,
 ) -> None:
     """Make a key and print it once: only its hash is kept."""

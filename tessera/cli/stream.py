@@ -303,18 +303,18 @@ def topics_create(
 
 @topics.command("export")
 def topics_export(
-    topic: Annotated[str, typer.Argument(help="impressions or outcomes.")],
+    topic: Annotated[str, typer.Argument(help="impressions, outcomes or forgotten.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines to write.")],
     json: JsonOption = False,
 ) -> None:
-    """Write the messages of a topic to a file, for `from = "impressions"` of a descriptor."""
+    """Write the messages of a topic to a file, for `from = "impressions"` or `forgotten` of a descriptor."""
     from streaming.shown.export import export_topic
     from tessera.settings import Settings
 
     settings = Settings.from_environment()
-    names = {"impressions": settings.topics.impressions, "outcomes": settings.topics.outcomes}
+    names = {name: getattr(settings.topics, name) for name in ("impressions", "outcomes", "forgotten")}
     if topic not in names:
-        raise TesseraError(f"topic {topic!r}: expected impressions or outcomes")
+        raise TesseraError(f"topic {topic!r}: expected impressions, outcomes or forgotten")
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
         written = export_topic(log, names[topic], file)

@@ -748,3 +748,40 @@ def test_tls_and_a_user_with_a_password_are_asked_for_and_taken(tmp_path: Path) 
             with contextlib.closing(RedisStore(wrong)) as store, pytest.raises(StoreError, match=why) as failed:
                 store.ping()
             assert "secret" not in str(failed.value)
+
+
+def test_a_forgotten_record_is_removed_and_no_older_write_brings_it_back(store: OnlineStore, bundle: str) -> None:
+    store.write_records(bundle, "history", ["a", "b", "c"], [3, 8, 9], [b"old", b"same", b"new"])
+    assert store.forget_records(bundle, "history", ["a", "b", "c", "d"], [8, 8, 8, 8]) == 1
+    assert store.read_records(bundle, "history", ["a", "b", "c", "d"]) == [None, b"same", b"new", None]
+    for again in (False, True):
+        assert store.write_records(bundle, "history", ["a", "d"], [7, 0], [b"late", b"late"], again=again) == 0
+    assert store.read_records(bundle, "history", ["a", "d"]) == [None, None]
+    # A record of the same number or a newer one is of a new life; another kind is another record.
+    assert store.write_records(bundle, "history", ["a", "d"], [8, 9], [b"8", b"9"]) == 2
+    assert store.write_records(bundle, "item", ["a"], [1], [b"item"]) == 1
+    # A repeat, and a removal that is older, change nothing.
+    assert store.forget_records(bundle, "history", ["a", "d"], [8, 2]) == 0
+    assert store.read_records(bundle, "history", ["a", "d"]) == [b"8", b"9"]
+    scanned = {name for chunk in store.scan_records(bundle, "history") for name, _ in chunk}
+    assert scanned == {"a", "b", "c", "d"}
+
+
+def test_a_dropped_bundle_has_no_removals(store: OnlineStore, bundle: str) -> None:
+    store.forget_records(bundle, "history", ["a"], [8])
+    store.drop(bundle)
+    store.create_table(bundle, rows=ROWS, dim=DIM)
+    assert store.write_records(bundle, "history", ["a"], [1], [b"x"]) == 1
+
+
+def test_a_store_keeps_no_id_of_a_removed_record(
+    redis_store: RedisStore, new_bundle: Callable[[OnlineStore], str]
+) -> None:
+    bundle = new_bundle(redis_store)
+    redis_store.create_table(bundle, rows=ROWS, dim=DIM)
+    redis_store.write_records(bundle, "history", ["somebody"], [3], [b"x"])
+    redis_store.forget_records(bundle, "history", ["somebody"], [4])
+    fields = redis_store._redis.command(bundle, "HGETALL", f"tessera:{{{bundle}}}:removed:history")
+    assert len(fields) == 2
+    assert not any(b"somebody" in part for pair in fields.items() for part in pair)
+    assert redis_store._redis.command(bundle, "HKEYS", f"tessera:{{{bundle}}}:record:history") == []

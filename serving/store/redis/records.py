@@ -18,7 +18,8 @@ from serving.store.redis.scripts import Script
 _RECORDS = 500
 _READ_RECORDS = 1_000
 _ENTRIES = 100  # most writes, of at most 500 records each, that a follower reads in one call
-_WRITE, _CHANGES = Script("write_records"), Script("changes")
+_WRITE, _CHANGES, _FORGET = Script("write_records"), Script("changes"), Script("forget_records")
+_SALT_BYTES = 16
 
 
 class RedisRecords:
@@ -36,6 +37,7 @@ class RedisRecords:
     ) -> int:
         """See `OnlineStore.write_records`."""
         keys = [_record_key(bundle, kind), key_of(bundle, "kinds"), key_of(bundle, "table")]
+        keys.append(key_of(bundle, f"removed:{kind}"))
         if kind in FOLLOWED:
             keys.append(_changes_key(bundle, kind))
         values = [
@@ -47,6 +49,18 @@ class RedisRecords:
             (keys, [kind.encode(), int(again), _new_mark(), *itertools.chain(*chunk)]) for chunk in chunks
         )
         return sum(self._redis.run(bundle, _WRITE, calls))
+
+    def forget(self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int]) -> int:
+        """See `OnlineStore.forget_records`."""
+        keys = [_record_key(bundle, kind), key_of(bundle, "kinds"), key_of(bundle, "table")]
+        keys.append(key_of(bundle, f"removed:{kind}"))
+        values = [
+            (name, (seq + 1).to_bytes(SEQ_BYTES, "big")) for name, seq, _ in newest_records(ids, seqs, [b""] * len(ids))
+        ]
+        chunks = (values[start : start + _RECORDS] for start in range(0, len(values), _RECORDS))
+        salt = secrets.token_hex(_SALT_BYTES).encode()
+        calls: Iterator[Call] = ((keys, [kind.encode(), salt, *itertools.chain(*chunk)]) for chunk in chunks)
+        return sum(self._redis.run(bundle, _FORGET, calls))
 
     def read(self, bundle: str, kind: str, ids: Sequence[str]) -> list[bytes | None]:
         """See `OnlineStore.read_records`."""
@@ -108,7 +122,8 @@ def _changes_key(bundle: str, kind: str) -> bytes:
 
 def _keys_of_kind(bundle: str, kind: str) -> list[bytes]:
     """Returns all keys that a kind may have, with the key of the list of releases before 0.2."""
-    return [_record_key(bundle, kind), _changes_key(bundle, kind), key_of(bundle, f"order:{kind}")]
+    others = [key_of(bundle, f"{name}:{kind}") for name in ("order", "removed")]
+    return [_record_key(bundle, kind), _changes_key(bundle, kind), *others]
 
 
 def _new_mark() -> bytes:

@@ -6,6 +6,7 @@ Keys of a bundle. The braces are part of the key and keep a bundle in one slot o
     tessera:{bundle}:page:N          rows 64 N to 64 N + 63 in the layout of `serving.store.page`
     tessera:{bundle}:kinds           set of the kinds of records
     tessera:{bundle}:record:KIND     hash, id → seq and payload
+    tessera:{bundle}:removed:KIND    hash, salted hash of an id → seq of the record's last removal, and the salt
     tessera:{bundle}:changes:KIND    stream of the last writes of a kind with followers: a mark, and the ids
     tessera:{bundle}:dropping        the table's mark while its pages are removed, so that a later call can finish
 
@@ -188,6 +189,10 @@ class RedisStore:
     def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
         """See `OnlineStore.changes`."""
         return self._records.changes(bundle, kind, cursor)
+
+    def forget_records(self, bundle: str, kind: str, ids: Sequence[str], seqs: Sequence[int]) -> int:
+        """See `OnlineStore.forget_records`."""
+        return self._records.forget(bundle, kind, ids, seqs)
 
     def remove_records(self, bundle: str, kind: str, ids: Sequence[str]) -> None:
         """See `OnlineStore.remove_records`."""

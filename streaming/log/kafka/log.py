@@ -288,6 +288,21 @@ class KafkaLog:
                     return
                 yield as_message(record)
 
+    def delete_records(self, positions: Positions) -> dict[str, int]:
+        """Deletes all messages before positions, by partition. Returns the number of deleted offsets by topic.
+
+        The broker removes the bytes from its disks when it deletes the segments that hold them.
+        """
+        oldest = {topic: self.offsets_at(topic, 0) for topic in {topic for topic, _ in positions}}
+        with errors_named("delete records"):
+            wanted = {TopicPartition(*place): offset for place, offset in positions.items() if offset > 0}
+            if wanted:
+                self._admin.delete_records(wanted)
+        counts: dict[str, int] = {}
+        for (topic, partition), offset in positions.items():
+            counts[topic] = counts.get(topic, 0) + max(0, offset - oldest[topic][partition])
+        return {topic: count for topic, count in counts.items() if count}
+
     def close(self) -> None:
         self._admin.close()
         with self._lock:

@@ -76,6 +76,8 @@ ARGUMENTS = {
     "deadletters show": "0",
     "deadletters replay": "",
     "topics create": "",
+    "topics rewrite": "",
+    "forget": "bob",
     "topics positions": "",
 }
 # What needs nothing of the place works.

@@ -1,0 +1,68 @@
+"""Rewrites a log without its forgotten users: message by message in the embedded log, by deletion on Kafka."""
+
+from features.errors import StreamError
+from features.value.forgotten import Forgotten
+from models.bundle.bundle import Bundle
+from streaming.forget.message import encode_line
+from streaming.forget.rewrite import Rewrite, planned
+from streaming.log.protocol import EventLog
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
+from streaming.snapshot import Snapshot
+
+
+def rewrite(
+    log: EventLog,
+    bundle: Bundle,
+    topics: Topics,
+    snapshot: Snapshot,
+    *,
+    stored: int,
+    delete_records: bool = False,
+) -> Rewrite:
+    """Removes forgotten users from the messages that a snapshot covers, and appends a line to the audit for each user.
+
+    Args:
+        log: Log of the topics.
+        bundle: Bundle that streams.
+        topics: Names of the topics.
+        snapshot: Newest snapshot of the bundle.
+        stored: Position up to which the store has the deltas.
+        delete_records: True allows Kafka to delete all events and deltas before the snapshot, of all users.
+
+    Returns:
+        The changes. On Kafka only the counts are filled.
+
+    Raises:
+        StreamError: The store lags behind the snapshot, or the log can only delete and `delete_records` is False.
+        LogError: The log does not answer.
+    """
+    if stored < snapshot.deltas:
+        raise StreamError(
+            f"the store has the deltas up to {stored}, the snapshot up to {snapshot.deltas}; "
+            "run `tessera stream --once`"
+        )
+    covered = {**snapshot.inputs, (topics.deltas, 0): snapshot.deltas}
+    found = planned(log, topics, bundle.dataset.events, canonical=bundle.canonical, covered=covered)
+    if isinstance(log, LocalLog):
+        log.rewrite(found.messages)
+    else:
+        if not delete_records:
+            raise StreamError(
+                "Kafka cannot change a message; --delete-records deletes ALL events and deltas before the snapshot, or "
+                "give the topics a retention: `tessera topics create --events-days`"
+            )
+        from streaming.log.kafka import KafkaLog
+
+        assert isinstance(log, KafkaLog)
+        found.messages.clear()
+        before = {place: at for place, at in covered.items() if place[0] in (topics.events, topics.deltas)}
+        found.counts = log.delete_records(before)
+    removed = dict(found.counts)
+    lines = [
+        (None, encode_line("rewritten", Forgotten(user.user, user.salt, user.at_us), removed=removed))
+        for user in found.users
+    ]
+    if lines and removed:
+        log.append(topics.forgotten, lines)
+    return found

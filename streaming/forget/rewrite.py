@@ -1,0 +1,247 @@
+"""Removes what the log still holds of forgotten users.
+
+In the embedded log, `rewrite` replaces the user's messages by blank ones, in one transaction. All offsets stay. Only
+messages that the newest snapshot covers change, so that a restart never applies a changed message.
+
+On Kafka no message can be changed. `covered` then says up to where `delete records` may remove all messages.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from features.dataset.descriptor import Events
+from features.errors import EventError
+from features.message import Decoded, Rows, event_decoder, event_rows
+from features.shown.message import Impression, decode_impression
+from features.value.canonical import canonical_values
+from features.value.forgotten import Forgotten, ForgottenUsers
+from models.bundle import aggregate_record, delta, record
+from models.bundle.delta import Delta, Record
+from streaming.dead_letter import DeadLetter
+from streaming.forget.message import decode_tombstone
+from streaming.log.protocol import BLANK, EventLog, Message, Positions
+from streaming.log.topics import Topics
+
+_CHUNK = 1_000
+_LONG_AGO_US = -(2**63)
+
+
+@dataclass
+class Rewrite:
+    """Changes of a log.
+
+    Attributes:
+        messages: Changed messages, each with its address.
+        counts: Number of changed messages by topic.
+        users: Users whose tombstone is covered.
+        newer: Number of tombstones that are not covered yet.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    users: ForgottenUsers = field(default_factory=ForgottenUsers)
+    newer: int = 0
+
+
+def planned(log: EventLog, topics: Topics, events: Events, *, canonical: int, covered: Positions) -> Rewrite:
+    """Returns the changes that remove forgotten users from the kept messages of a log.
+
+    Args:
+        log: Log of the topics.
+        topics: Names of the topics.
+        events: Events' table of the bundle that streams.
+        canonical: Version of the canonical form of values, of the bundle.
+        covered: Position up to which messages may change, by partition: of the topics `events` and `deltas`, those of a
+            snapshot that the store has.
+    """
+    found = Rewrite()
+    places: dict[int, list[tuple[int, Forgotten]]] = {}
+    for message in _kept(log, topics.events):
+        request = _request(message)
+        if request is None:
+            continue
+        if message.offset >= covered.get((topics.events, message.partition), 0):
+            found.newer += 1
+            continue
+        found.users.add(request)
+        places.setdefault(message.partition, []).append((message.offset, request))
+    if not len(found.users):
+        return found
+    reader = _EventReader(events, canonical)
+    for chunk in _chunks(_kept(log, topics.events, covered)):
+        _note(found, topics.events, reader.changed(chunk, found.users, places))
+    _note(found, topics.impressions, _impressions(_kept(log, topics.impressions), found.users))
+    _note(found, topics.dead_letters, _letters(_kept(log, topics.dead_letters), found.users, reader))
+    _note(found, topics.deltas, _deltas(log, topics, covered))
+    return found
+
+
+def _note(found: Rewrite, topic: str, messages: Iterator[Message]) -> None:
+    for message in messages:
+        found.messages.append(message)
+        found.counts[topic] = found.counts.get(topic, 0) + 1
+
+
+def _kept(log: EventLog, topic: str, covered: Positions | None = None) -> Iterator[Message]:
+    oldest = log.offsets_at(topic, 0)
+    for partition, end in log.end_offsets(topic).items():
+        stop = end if covered is None else min(end, covered.get((topic, partition), 0))
+        if oldest[partition] < stop:
+            yield from log.read(topic, partition, oldest[partition], stop)
+
+
+def _chunks(messages: Iterator[Message]) -> Iterator[list[Message]]:
+    chunk: list[Message] = []
+    for message in messages:
+        chunk.append(message)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _request(message: Message) -> Forgotten | None:
+    try:
+        return decode_tombstone(message.value)
+    except EventError:
+        return None
+
+
+def _blank(message: Message, value: bytes = BLANK) -> Message:
+    return Message(message.topic, message.partition, message.offset, None, value, message.timestamp_ms)
+
+
+class _EventReader:
+    """Reads users and times of messages of the topic `events`."""
+
+    def __init__(self, events: Events, canonical: int) -> None:
+        self._events, self._canonical = events, canonical
+        self._decode = event_decoder(events)
+
+    def changed(
+        self, chunk: Sequence[Message], users: ForgottenUsers, tombstones: Mapping[int, list[tuple[int, Forgotten]]]
+    ) -> Iterator[Message]:
+        """Yields the messages that change: a tombstone loses its key, an older event of its user its content."""
+        for message, (user, times_us) in zip(chunk, self.read(chunk), strict=True):
+            if _request(message) is not None:
+                if message.key is not None:
+                    yield _blank(message, message.value)
+                continue
+            until = _LONG_AGO_US if user is None else users.until(user)
+            if user is None or until is None or message.value == BLANK:
+                continue
+            earlier = any(
+                message.offset < offset and ForgottenUsers([request]).until(user) is not None
+                for offset, request in tombstones.get(message.partition, ())
+            )
+            if earlier or min(times_us) <= until:
+                yield _blank(message)
+
+    def read(self, chunk: Sequence[Message]) -> list[tuple[str | None, list[int]]]:
+        """Returns the user of each message, None without one, and its times: of the append, and of the event."""
+        found: list[tuple[str | None, list[int]]] = []
+        rows: list[Decoded] = []
+        places: list[int] = []
+        for place, message in enumerate(chunk):
+            found.append((None if message.key is None else message.key.decode(errors="replace"), [_append_us(message)]))
+            try:
+                rows.append(self._decode(message.value))
+                places.append(place)
+            except EventError:
+                continue
+        if not rows or self._events.user is None:
+            return found
+        column = self._decode.columns.index(self._events.user)
+        for place, row in zip(places, rows, strict=True):
+            found[place] = (self._user(row.row[column]) or found[place][0], found[place][1])
+        if self._events.time is not None:
+            frame, _ = event_rows(
+                Rows(self._decode.columns, [row.row for row in rows]), self._events, version=self._canonical
+            )
+            numbers = frame["event"].to_list() if frame.height else []
+            for number, time in zip(numbers, frame["time"].to_list() if frame.height else [], strict=True):
+                found[places[number]][1].append(time)
+        return found
+
+    def _user(self, value: object) -> str | None:
+        of_csv = self._events.kind == "csv"
+        try:
+            user = canonical_values("user", [value], version=self._canonical, of_csv=of_csv)[0]
+        except (TypeError, ValueError):
+            return None
+        return user if isinstance(user, str) else None
+
+
+def _append_us(message: Message) -> int:
+    return 1_000 * message.timestamp_ms
+
+
+def _impressions(messages: Iterator[Message], users: ForgottenUsers) -> Iterator[Message]:
+    for message in messages:
+        try:
+            shown = decode_impression(message.value)
+        except EventError:
+            continue
+        if isinstance(shown, Impression):
+            until = users.until(shown.user)
+            if until is not None and min(1_000 * shown.time_ms, _append_us(message)) <= until:
+                yield _blank(message)
+
+
+def _letters(messages: Iterator[Message], users: ForgottenUsers, reader: _EventReader) -> Iterator[Message]:
+    for message in messages:
+        try:
+            letter = msgspec.json.decode(message.value, type=DeadLetter)
+            original = Message(
+                letter.topic, letter.partition, letter.offset, letter.key, letter.value, letter.timestamp_ms
+            )
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+            continue
+        ((user, times_us),) = reader.read([original])
+        until = None if user is None else users.until(user)
+        if until is not None and times_us[0] <= until:
+            yield _blank(message)
+
+
+def _deltas(log: EventLog, topics: Topics, covered: Positions) -> Iterator[Message]:
+    """Yields the deltas without the records that their bundle's stream has removed, and without users' ids."""
+    users: dict[tuple[str, str], int] = {}
+    aggregates: dict[tuple[str, str], int] = {}
+    for message in _kept(log, topics.deltas, covered):
+        change = delta.decode(message.value)
+        for one in change.records:
+            if one.kind == record.FORGOTTEN:
+                forgotten = record.decode_forgotten_record(one.payload)
+                if forgotten.user:
+                    users[change.bundle, forgotten.user] = change.seq
+                aggregates |= {(change.bundle, name): change.seq for name in forgotten.aggregates}
+    for message in _kept(log, topics.deltas, covered):
+        change = delta.decode(message.value)
+        records = [kept for one in change.records for kept in _without(one, change, users, aggregates)]
+        if records != change.records:
+            yield _blank(message, delta.encode(msgspec.structs.replace(change, records=records)))
+
+
+def _without(
+    one: Record, change: Delta, users: Mapping[tuple[str, str], int], aggregates: Mapping[tuple[str, str], int]
+) -> Iterator[Record]:
+    """Yields a record without what was removed later."""
+    if one.kind == record.HISTORY:
+        if change.seq < users.get((change.bundle, one.id), 0):
+            return
+    elif one.kind == record.FORGOTTEN:
+        forgotten = record.decode_forgotten_record(one.payload)
+        one = Record(one.kind, one.id, record.encode(msgspec.structs.replace(forgotten, user="")))
+    elif one.kind == aggregate_record.BATCH:
+        group, keys, rows = aggregate_record.decode_batch(one)
+        names = [(change.bundle, aggregate_record.key_id(group, key)) for key in keys.tolist()]
+        kept = np.array([change.seq >= aggregates.get(name, 0) for name in names], dtype=np.bool_)
+        if not kept.all():
+            parts = aggregate_record.batch_records(group, keys[kept], rows[kept], limit=len(one.payload) + 64)
+            yield from (Record(one.kind, one.id, part.payload) for part in parts)
+            return
+    yield one
