@@ -187,13 +187,15 @@ class LiveCatalogue:
 
     def _forget(self, records: Sequence[tuple[str, bytes]]) -> None:
         """Removes forgotten users from the catalogue, and what the server remembers of them."""
+        if not records:
+            return
         users = ForgottenUsers()
         for name, payload in records:
             forgotten = record.decode_forgotten_record(payload)
             users.add(Forgotten(name, forgotten.salt, forgotten.at_us))
         # The catalogue of a server has the published users alone.
         names = users.named(list(self.catalogue.user_numbers))
-        published = self._bundle.history["user_id"].unique().to_list() if len(users) else []
+        published = self._bundle.history["user_id"].unique().to_list()
         self._histories.forget(list({*names, *users.named([*published, *self._histories.remembered()])}))
         with self.lock:
             self.catalogue.forget_users(names)

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from features.errors import EventError
@@ -10,7 +11,7 @@ from streaming.forget.message import Line, decode_line, encode_line, encode_tomb
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 
-_MOST_BYTES = 4_096
+_MOST_BYTES, _NEWEST = 4_096, 200
 
 
 def forget(log: EventLog, topics: Topics, users: Sequence[str], *, by: str) -> list[Forgotten]:
@@ -63,6 +64,8 @@ class ForgottenFeed:
 
     Attributes:
         users: Forgotten users, as of the last call of `read_on`.
+        newest: The last 200 lines, oldest first.
+        rewrites: Number of lines about rewrites of the log.
 
     Args:
         log: Log of the topic, which exists.
@@ -71,6 +74,8 @@ class ForgottenFeed:
 
     def __init__(self, log: EventLog, topics: Topics) -> None:
         self.users = ForgottenUsers()
+        self.newest: deque[Line] = deque(maxlen=_NEWEST)
+        self.rewrites = 0
         self._log, self._topics = log, topics
         self._next = 0
 
@@ -80,5 +85,7 @@ class ForgottenFeed:
         if end > self._next:
             for line in audit(self._log, self._topics, self._next):
                 self.users.add(Forgotten(line.user, line.salt, line.at_us))
+                self.newest.append(line)
+                self.rewrites += line.kind == "rewritten"
             self._next = end
         return self.users

@@ -391,7 +391,7 @@ def test_a_follower_learns_of_every_write_that_changed_something_in_order(store:
     store.write_records(bundle, "item", ["late"], [0], [b""])
     assert store.changes(bundle, "item", found.cursor).ids == ["late"]
     assert store.changes(bundle, "item", start.cursor).ids == ["a", "b", "c", "b", "late"]
-    with pytest.raises(StoreError, match="kind must be one of admitted, item"):
+    with pytest.raises(StoreError, match="kind must be one of admitted, forgotten, item"):
         store.changes(bundle, "user", "")
 
 
@@ -420,8 +420,9 @@ def test_the_writes_that_are_listed_are_bounded_and_who_asks_too_late_is_told(st
     for seq in range(writes):
         store.write_records(bundle, "item", ids, [seq] * 500, [b""] * 500)
     if isinstance(store, RedisStore):
+        names = ("record:item", "kinds", "table", "removed:item", "changes:item")
         one = [(f"{n}", bytes(5) + b"\x01") for n in range(5_000)]
-        keys = [f"tessera:{{{bundle}}}:{name}".encode() for name in ("record:item", "kinds", "table", "changes:item")]
+        keys = [f"tessera:{{{bundle}}}:{name}".encode() for name in names]
         store._redis.run(bundle, Script("write_records"), ((keys, [b"item", 0, b"mark", *pair]) for pair in one))
         held = store._redis.ask(bundle, lambda client: client.xlen(f"tessera:{{{bundle}}}:changes:item"))
         assert 4_096 <= held < 4_300

@@ -1,7 +1,9 @@
 """Every script of `examples/` runs, and does what its first lines say."""
 
 import asyncio
+import contextlib
 import importlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,10 @@ import pytest
 from features.content.kinds import load_encoder
 from models.export.write import write_export
 from models.semantic_id.codebook import kinds as codebooks
+from streaming.forget.request import forget
+from streaming.log.sqlite import LocalLog
+from streaming.log.topics import Topics
+from streaming.shown.export import export_topic
 from tessera.export_source import open_source
 from tests.examples.conftest import EXAMPLES
 from tests.integration.world import World
@@ -18,7 +24,7 @@ from tests.integration.world import World
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
-    assert names == {"client", "embeddings", "exported", "semantic_ids"} | own
+    assert names == {"client", "embeddings", "exported", "forgotten", "semantic_ids"} | own
 
 
 def test_embeddings(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +45,17 @@ def test_exported(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[st
     known = importlib.import_module("exported").main(str(tmp_path / "export"))
     assert known["test"].height == 800
     assert "content_vector: 128 x float32, by encoder lsa-" in capsys.readouterr().out
+
+
+def test_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
+        log.create_topics(Topics().partitions())
+        forget(log, Topics(), ["one", "other"], by="command line")
+        assert export_topic(log, "forgotten", tmp_path / "audit.jsonl") == 2
+    (line,) = importlib.import_module("forgotten").main(str(tmp_path / "audit.jsonl"), "one")
+    assert line["kind"] == "requested"
+    assert "requested command line" in capsys.readouterr().out
+    assert "one" not in json.dumps(line)
 
 
 def test_client(world: World, url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ _PAGES = (
     ("/concepts", "Concepts"),
     ("/aggregates", "Aggregates"),
     ("/letters", "Dead letters"),
+    ("/forgotten", "Forgotten users"),
     ("/health", "Features and table"),
 )
 # Nothing is fetched from other sites, and no other site may frame a page or send a form to it.
@@ -98,7 +99,7 @@ class Console:
 def add_console(app: FastAPI, console: Console) -> None:
     """Gives an app the console's routes."""
     router = APIRouter(prefix="/console", include_in_schema=False)
-    for part in (_overview, _models, _rollouts, _ids, _encoders, _aggregates, _letters, _health, _files):
+    for part in (_overview, _models, _rollouts, _ids, _encoders, _aggregates, _letters, _forgotten, _health, _files):
         part(router, console)
     app.include_router(router)
 
@@ -222,6 +223,12 @@ def _letters(router: APIRouter, console: Console) -> None:
             return console.page("problem", "/letters", 409, title="Nothing was put back", why=str(error))
         console.sampler.look()
         return RedirectResponse(f"/console/letters?done={len(done)}", 303)
+
+
+def _forgotten(router: APIRouter, console: Console) -> None:
+    @router.get("/forgotten")
+    def forgotten() -> HTMLResponse:
+        return console.page("forgotten", "/forgotten", lines=console.sampler.seen.forgotten[::-1])
 
 
 def _health(router: APIRouter, console: Console) -> None:

@@ -24,6 +24,8 @@ from serving.rollout.look_log import looks_of
 from serving.store.lag import deltas_behind, inputs_behind
 from serving.traffic.router import Router
 from streaming.dead_letter import Filing, Letters
+from streaming.forget.message import Line
+from streaming.forget.request import ForgottenFeed
 from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Seen:
 
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_KEPT))
     letters: Letters = field(default_factory=Letters)
+    forgotten: list[Line] = field(default_factory=list)
     versions: list[ModelVersion] = field(default_factory=list)
     running: list[Experiment] = field(default_factory=list)
     past: list[PastExperiment] = field(default_factory=list)
@@ -91,6 +94,7 @@ class Sampler:
         self._current = current
         self._metrics = metrics
         self._filing = Filing()
+        self._forgotten: ForgottenFeed | None = None
         self._log: Any = None
         self._store: Any = None
         self._registry: Any = None
@@ -140,10 +144,21 @@ class Sampler:
         )
         with self._watched("log"):
             sample = self._with_log(sample)
+            self._with_forgotten()
             self.seen.letters = self._filing.read_on(self.log, self._settings.topics)
         with self._watched("store"):
             sample = self._with_store(sample)
         self.seen.samples.append(sample)
+
+    def _with_forgotten(self) -> None:
+        if self._forgotten is None:
+            self._forgotten = ForgottenFeed(self.log, self._settings.topics)
+        before = self._forgotten.rewrites
+        self._forgotten.read_on()
+        if self._forgotten.rewrites > before:
+            # A rewrite removes letters, so all letters are read again.
+            self._filing = Filing()
+        self.seen.forgotten = list(self._forgotten.newest)
 
     def _with_log(self, sample: Sample) -> Sample:
         log, topics = self.log, self._settings.topics

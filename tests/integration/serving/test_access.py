@@ -176,6 +176,7 @@ NEEDED: dict[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/v1/events"): ("write",),
     ("POST", "/v1/items"): ("write",),
     ("POST", "/v1/outcomes"): ("write",),
+    ("DELETE", "/v1/users/{user_id:path}"): ("forget",),
     ("POST", "/v1/admin/reload"): ("admin",),
     ("GET", "/console"): ("console",),
     ("GET", "/console/"): ("console",),
@@ -189,6 +190,7 @@ NEEDED: dict[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/console/concepts"): ("console",),
     ("GET", "/console/aggregates"): ("console",),
     ("GET", "/console/letters"): ("console",),
+    ("GET", "/console/forgotten"): ("console",),
     ("GET", "/console/health"): ("console",),
     ("GET", "/console/console.css"): ("console",),
     ("GET", "/console/console.js"): ("console",),
@@ -245,6 +247,7 @@ def test_every_route_asks_for_its_scopes_and_no_others(whole: tuple[TestClient, 
 def test_what_is_no_route_asks_for_the_scope_of_its_place() -> None:
     assert scopes_of("/nowhere", "GET") == ("read",)
     assert scopes_of("/v1/admin/anything", "GET") == ("admin",)
+    assert scopes_of("/v1/users/anybody", "GET") == scopes_of("/v1/users/", "POST") == ("forget",)
     assert scopes_of("/console/anything", "GET") == scopes_of("/console/anything", "HEAD") == ("console",)
     assert scopes_of("/console/anything", "DELETE") == ("console", "write")
     assert scopes_of("/consoles", "GET") == ("read",)
@@ -299,6 +302,9 @@ class Nowhere:
 
     def append(self, kind: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
         assert messages, kind
+
+    def forget(self, user: str, *, by: str) -> None:
+        assert user, by
 
 
 def _client(service: RankService, **limits: Any) -> TestClient:

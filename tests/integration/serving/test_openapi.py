@@ -58,6 +58,10 @@ class Sunk:
         self.messages += len(messages)
         self._sink.append(kind, messages)
 
+    def forget(self, user: str, *, by: str) -> None:
+        self._sink.forget(user, by=by)
+        self.messages += 1
+
 
 @pytest.fixture(scope="module")
 def sunk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sunk]:

@@ -53,7 +53,7 @@ def events(
         row = {
             "user_id": user,
             "item_id": f"i{number % 40}",
-            "label": int(number % 3 > 0),
+            "label": int(number % 7 > 1),
             "time": (begin + timedelta(microseconds=number)).isoformat(),
             "_event_id": f"{number}",
         }
@@ -271,12 +271,16 @@ def test_kafka_deletes_only_when_told_to(kafka_log: EventLog, topics: Topics, bu
     site.drain()
     snapshot = site.snapshots.newest(bundle)
     assert snapshot is not None
+    stored = position_of(site.store, bundle.id, topics.deltas) or 0
+    with pytest.raises(StreamError, match="stream --once"):
+        rewrite(kafka_log, bundle, topics, snapshot, stored=0, delete_records=True)
     with pytest.raises(StreamError, match="delete-records"):
-        rewrite(kafka_log, bundle, topics, snapshot, stored=snapshot.deltas)
-    done = rewrite(kafka_log, bundle, topics, snapshot, stored=snapshot.deltas, delete_records=True)
+        rewrite(kafka_log, bundle, topics, snapshot, stored=stored)
+    done = rewrite(kafka_log, bundle, topics, snapshot, stored=stored, delete_records=True)
     assert done.counts[topics.events] >= 36
     for partition, oldest in kafka_log.offsets_at(topics.events, 0).items():
         assert oldest == kafka_log.end_offsets(topics.events)[partition]
+    assert done.counts[topics.deltas] > 0
     site.log.append(topics.events, events(["u5"], start=90, count=10))
     site.drain()
     assert verify(site.log, bundle, site.store, topics, snapshot=site.snapshots.newest(bundle)).difference == ""
