@@ -114,6 +114,7 @@ def test_claims_about_a_missing_peer_are_not_made_and_the_others_are() -> None:
     read = ("reads: Redis", "floor: Redis", "reads: mirror", "floor: mirror")
     parts: list[dict[str, Any]] = [{"part": part, "rows": n, **timed} for part in read for n in (500, 4_000)]
     parts += [{"part": part, **timed} for part in ("floor: rank", "rank: Redis", "rank: mirror")]
+    parts.append({"part": "rank: sampled", "ratio": 1.0, **timed})
     parts += [{"part": "storage", "storage": kind, "bytes_per_row": 30.0} for kind in ("float16", "int8")]
     parts += [{"part": "bootstrap", "seconds": 0.5, "floor_seconds": 0.4}, *NO_PEERS.rows("part")]
     without = serving_reads._claims(parts)
