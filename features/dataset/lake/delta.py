@@ -1,9 +1,10 @@
-"""Delta Lake tables, read by delta-rs and polars (https://github.com/delta-io/delta, protocol)."""
+"""Delta Lake tables, read by delta-rs (https://github.com/delta-io/delta, protocol)."""
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from features.dataset.lake.snapshot import AskedTable, TableSnapshot, missing_package, unreadable, utc
+from features.dataset.lake.snapshot import AskedTable, TableSnapshot, missing_package, unreadable, utc, write_batches
 
 
 def find_delta(asked: AskedTable) -> TableSnapshot:
@@ -27,14 +28,14 @@ def find_delta(asked: AskedTable) -> TableSnapshot:
                 table.load_as_version(utc(asked.as_of))
     except (DeltaError, OSError, ValueError) as error:
         raise unreadable(asked, error, "fix path, or as_of: a version or a time") from error
-    return TableSnapshot(str(table.version()), partial(_write, asked, table.version()))
+    return TableSnapshot(str(table.version()), partial(_write, asked, table))
 
 
-def _write(asked: AskedTable, version: int, path: Path) -> None:
-    import polars as pl
+def _write(asked: AskedTable, table: Any, path: Path) -> None:
     from deltalake.exceptions import DeltaError
 
     try:
-        pl.scan_delta(asked.address, version=version).sink_parquet(path, maintain_order=True)
-    except (DeltaError, OSError, ValueError, NotImplementedError, pl.exceptions.PolarsError) as error:
+        # polars would look for the files under a name in which letters outside of ASCII are escaped.
+        write_batches(table.to_pyarrow_dataset().scanner().to_reader(), path)
+    except (DeltaError, OSError, ValueError) as error:
         raise unreadable(asked, error, "check the table's files and protocol") from error

@@ -106,6 +106,19 @@ def test_a_table_gives_the_frame_the_slices_and_the_profile_of_its_parquet_file(
     assert profile(table) == profile(given)
 
 
+@pytest.mark.parametrize("make", [delta, iceberg, duckdb, sqlite])
+def test_a_directory_may_have_any_name(tmp_path: Path, make: Make) -> None:
+    place = tmp_path / "kö p"
+    place.mkdir()
+    assert load_events(described(place, make(place), features="")).frame.height == 4
+
+
+def test_a_partitioned_table_has_the_partitions_column(tmp_path: Path) -> None:
+    EVENTS.write_delta(tmp_path / "lake", delta_write_options={"partition_by": ["item"]})
+    found = load_events(described(tmp_path, {"path": "lake", "format": "delta"})).frame
+    assert_frame_equal(found.sort("at"), load_events(described(tmp_path, parquet(tmp_path))).frame)
+
+
 def test_a_table_of_sqlite_gives_the_frame_of_its_parquet_file(tmp_path: Path) -> None:
     plain = EVENTS.with_columns(pl.col("price").fill_nan(None))
     plain.write_parquet(tmp_path / "events.parquet")
