@@ -68,7 +68,7 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     kept = {item_id: data for item_id, data in memory.item_records.items() if data != record.TOMBSTONE}
     catalogue.put_items({item_id: record.decode_item(data) for item_id, data in kept.items()})
     catalogue.remove_items([item_id for item_id in memory.item_records if item_id not in kept])
-    step.history = type(step.history)(step.history.length)
+    step.history = type(step.history)(step.history.length, lag=step.history.lag)
     users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
     step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
     restore_aggregates(step.aggregates.state, arrays)
