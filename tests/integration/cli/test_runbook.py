@@ -14,6 +14,7 @@ import pytest
 import typer
 import yaml
 
+from features.dataset.tables import read_events
 from features.errors import BundleError, FencedError, LogError
 from models.ranker.train import TrainConfig
 from models.registry.release import CHALLENGER
@@ -21,6 +22,7 @@ from serving.api.keys import KeyFile
 from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import start
 from serving.store.redis.embedded import open_embedded
+from streaming.log.protocol import BLANK
 from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions
@@ -268,6 +270,38 @@ def test_a_leaked_key_ends_and_a_damaged_file_admits_no_new_key_until_it_is_made
         renewed = next(word for word in said.split() if word.startswith("tsr_"))
         _until(lambda: status(renewed) == 200, 2)
         assert status(secret) == 401
+
+
+def test_a_user_who_asks_is_forgotten_and_the_next_frame_leaves_the_events_out(world: World, tmp_path: Path) -> None:
+    with site(tmp_path, world) as place:
+        messages = world.messages(80)
+        events = world.dataset.events
+        assert events.user is not None
+        user = str(json.loads(messages[0])[events.user])
+        place.send(messages)
+        place.streamed()
+        said = place.operator.mends("forget-user", USER_ID=user)
+        assert "table rows" in said
+        assert "equal" in said
+        with contextlib.closing(place.settings.open_log()) as log:
+            kept = [
+                message for message in log.read(place.settings.topics.events, 0, 0, 10**6) if message.value != BLANK
+            ]
+        assert all(str(json.loads(message.value).get(events.user)) != user for message in kept)
+        listed = tmp_path / "forgotten.jsonl"
+        place.operator.mends("forget-user", 1, LIST=str(listed))
+        kinds = [json.loads(line)["kind"] for line in listed.read_text().splitlines()]
+        assert kinds == ["requested", "removed", "rewritten"]
+        assert f'"{user}"' not in listed.read_text()
+        listing = events.model_copy(update={"forgotten": str(listed)})
+        without = world.dataset.model_copy(update={"events": listing})
+        left, dropped = read_events(without)
+        whole, before = read_events(world.dataset)
+        own = int((whole["user_id"] == user).sum())
+        assert own > 0
+        assert left.height == whole.height - own
+        assert dropped == before + own
+        assert user not in left["user_id"].to_list()
 
 
 def test_a_challenger_that_hurts_is_stopped_by_hand_and_a_promoted_one_is_undone(
