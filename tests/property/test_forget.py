@@ -138,6 +138,7 @@ def test_the_state_is_that_of_the_log_without_the_user_s_older_events(
         twin.apply([one for one in batch if one.offset not in left_out], train=False)
     assert own_state(step, USERS) == own_state(twin, USERS)
     assert len(step.removals.users) == 1
+    assert all(step.history.visits(number) == [] for number in step.removals.dead)
     snapshot = snapshot_of(step, deltas=0, inputs={})
     if not any(one.user == user for place, one in enumerate(whole) if place > at and place not in older):
         assert user not in step.catalogue.user_numbers
