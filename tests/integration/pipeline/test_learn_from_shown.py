@@ -23,6 +23,8 @@ from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
+from streaming.step import Step
+from streaming.step_state import restore_step, snapshot_of
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.run import RunOptions, run
 from tessera.stream_service import StreamConnections, StreamService
@@ -96,7 +98,16 @@ def test_a_bundle_of_files_streams_the_topics(tmp_path: Path, monkeypatch: pytes
     assert verify(log, bundle, store, topics).difference == ""
     assert StreamService(bundle, connections).once().events == 0
     assert_requests_name_their_surface(bundle, store)
+    assert_a_restart_keeps_the_lag(bundle, topics)
     log.close()
+
+
+def assert_a_restart_keeps_the_lag(bundle: Bundle, topics: Topics) -> None:
+    """A history of impressions sees a label only once its window has closed, after a restart too."""
+    before, after = Step(bundle, topics), Step(bundle, topics)
+    assert before.history.lag == bundle.dataset.events.lag > 0
+    restore_step(after, snapshot_of(before, deltas=0, inputs={}))
+    assert after.history.lag == before.history.lag
 
 
 def assert_requests_name_their_surface(bundle: Bundle, store: MemoryStore) -> None:
