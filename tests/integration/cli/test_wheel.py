@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from features.value.forgotten import hashed
 from tessera.install import CHAIN, EXTRAS
 from tests.integration.cli.readme_shop import write_shop
 from tests.servers import free_port
@@ -156,7 +158,9 @@ def answers(address: str) -> bool:
     ("own_encoder.py", ["shop.toml", "own-encoder"], "random-words: encode"),
     ("own_quantizer.py", ["shop.toml", "own-quantizer"], "random-directions: encode"),
     ("own_model.py", [], "accuracy on new rows"),
+    ("own_vectors.py", ["shop.toml", "own-vectors"], "a red bicycle is "),
     ("exported.py", ["EXPORT"], "items in a history on average"),
+    ("forgotten.py", ["audit.jsonl", "customer-42"], "requested by the shop"),
 ])  # fmt: skip
 def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
     name: str, arguments: list[str], printed: str, python: Path, shop: Path, bundle: Path, url: str
@@ -165,6 +169,8 @@ def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
     if "EXPORT" in arguments:
         done = run(python.with_name("tessera"), "export", "out", "--out", "export", folder=shop)
         assert done.returncode == 0, done.stderr
+    line = {"user": hashed("customer-42", "0a"), "salt": "0a", "time_ms": 0, "kind": "requested", "by": "by the shop"}
+    (shop / "audit.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     assert printed in script(
         python, shop, f"examples/{name}", *(places.get(argument, argument) for argument in arguments)
     )
