@@ -269,7 +269,7 @@ class LocalLog:
             start = chunk[-1].offset + 1
 
     def rewrite(self, messages: Sequence[Message]) -> None:
-        """Replaces keys and values of kept messages at once, and overwrites the old bytes in the file.
+        """Replaces keys and values of kept messages at once, and leaves no old bytes in the file.
 
         Addresses and times stay. On return the change is durable.
 

@@ -52,7 +52,6 @@ def bundle(tmp_path: Path) -> Bundle:
     return write_bundle(parts, tmp_path / "bundle")
 
 
-@pytest.mark.xfail(reason="the file of the rewritten log holds bytes of an id in some runs; see docs/limits.md")
 def test_a_hundred_users_are_forgotten_under_load_and_kills(bundle: Bundle, tmp_path: Path, redis_address: str) -> None:
     home, chance = tmp_path / "home", random.Random(0)
     log, store, snapshots = LocalLog(home / "log.db"), RedisStore(redis_address), Snapshots(home / "snapshots")

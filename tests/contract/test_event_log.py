@@ -605,3 +605,25 @@ def test_a_message_that_is_too_large_is_refused_by_name_and_the_log_goes_on(log:
             transaction.append(topic, b"small")
     settled(log, topic, 2)
     assert b"small" in [message.value for message in log.read(topic, 0, 0, 10)]
+
+
+def test_the_file_of_a_rewritten_local_log_keeps_no_old_bytes(tmp_path: Path) -> None:
+    """Pages that split while several topics grow keep copies of messages, which a rewrite must not leave behind."""
+    path = tmp_path / "log.sqlite"
+    with closing(LocalLog(path)) as log:
+        log.create_topics({"one": 1, "two": 1})
+        for number in range(400):
+            for topic in ("one", "two"):
+                log.append(
+                    topic, [(b"secret", b"secret-%d" % number * (1 + number % 7)), (b"kept", b"kept-%d" % number)]
+                )
+        assert b"secret" in path.read_bytes() + path.with_name("log.sqlite-wal").read_bytes()
+        old = [message for topic in ("one", "two") for message in log.read(topic, 0, 0, 800)]
+        gone = [message for message in old if message.key == b"secret"]
+        log.rewrite([Message(m.topic, m.partition, m.offset, None, b"", m.timestamp_ms) for m in gone])
+        found = [message for topic in ("one", "two") for message in log.read(topic, 0, 0, 800)]
+        assert [message for message in found if message.key] == [message for message in old if message.key == b"kept"]
+        log.append("two", [(b"kept", b"next")])
+        assert log.end_offsets("two") == {0: 801}
+    files = [file for file in tmp_path.iterdir() if b"secret" in file.read_bytes()]
+    assert files == []
