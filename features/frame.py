@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features.aggregate.plan import NOTHING, AggregatePlan
-from features.dataset.descriptor import Dataset, Split
-from features.dataset.split import PARTS, assign_split
+from features.dataset.descriptor import Dataset
+from features.dataset.split import PARTS, Split, assign_split
 from features.frame_blocks import DIRECTORY, Blocks, chained, held_blocks, stored_blocks, write_blocks
 from features.hashing import splitmix64
 from features.history import EventColumns, Jagged, history_by_user

@@ -17,8 +17,10 @@ from features.aggregate.stored import save_aggregates
 from features.aggregate_frame import with_aggregates
 from features.content import lsa
 from features.dataset.aggregate import Aggregate
-from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Users
+from features.dataset.descriptor import Dataset, Events, Items, Users
+from features.dataset.label import Label
 from features.dataset.source import Categorical
+from features.dataset.split import Split
 from features.durable import write_directory
 from features.frame import Frame, build_frame
 from models.bundle.bundle import BundleParts, Training

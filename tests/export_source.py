@@ -7,7 +7,7 @@ import polars as pl
 
 from features.aggregate.plan import plan_of
 from features.aggregate_frame import with_aggregates
-from features.dataset.descriptor import Split
+from features.dataset.split import Split
 from features.frame import Frame, build_frame, write_examples
 from features.frame_blocks import example_files
 from models.export.source import ExportSource

@@ -4,11 +4,12 @@ Shape letter: R, the rows of the table.
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import polars as pl
 
+from features.config import Config
 from features.dataset.column import as_number, first, is_between, parsed, refuse_null
-from features.dataset.descriptor import Time
 from features.dataset.files import SourceTable
 from features.value.expression import INPUT_TYPES
 
@@ -16,6 +17,19 @@ _UNIT_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999
 _MOMENT = INPUT_TYPES["time"]
 _COUNT = r"^-?[0-9]+(\.[0-9]+)?$"
+
+
+class Time(Config):
+    """Clock of an event. A time without an offset is UTC.
+
+    Attributes:
+        column: Column of the time.
+        unit: Unit of numbers, or `iso` for text. By default datetimes are read as they are, strings are ISO 8601, and
+            numbers are seconds.
+    """
+
+    column: str
+    unit: Literal["s", "ms", "us", "ns", "iso"] | None = None
 
 
 def times(table: SourceTable, time: Time) -> pl.Series:

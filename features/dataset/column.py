@@ -8,9 +8,8 @@ its row. Shape letter: R, the rows of the table.
 import numpy as np
 import polars as pl
 
-from features.dataset.descriptor import Label
 from features.dataset.files import SourceTable, infer
-from features.dataset.label import LabelRule, parse_rule
+from features.dataset.label import Label, LabelRule, parse_rule
 from features.dataset.source import Categorical
 from features.value.attribute import typed
 from features.value.canonical import canonical

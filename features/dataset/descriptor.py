@@ -15,10 +15,12 @@ from pydantic_core import ErrorDetails
 
 from features.config import Config, refuse_repeats
 from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates, duration_us
+from features.dataset.clock import Time
 from features.dataset.files import read_lookup
-from features.dataset.label import parse_rule
+from features.dataset.label import Label
 from features.dataset.plain_text import read_text
 from features.dataset.source import TableSource
+from features.dataset.split import Split
 from features.errors import DatasetError
 from features.shown.declared import check_shown, shown_defaults
 from features.shown.rule import JoinRule
@@ -27,32 +29,6 @@ from features.value.expression import Derived, Expression, Input
 from features.value.vector import GivenSpace, declared_spaces
 
 _DIRECTORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class Split(Config):
-    """Division of events into train, validation and test.
-
-    Attributes:
-        by: `time` and `order` keep the last events for testing, `random` draws them, `leave-one-out` takes the last
-            two events of each user and uses no fractions.
-        train: Fraction of the events.
-        validation: Fraction of the events.
-        test: Fraction of the events; the three fractions sum to 1.
-        seed: Seed of a random split.
-    """
-
-    by: Literal["time", "random", "leave-one-out", "order"]
-    train: float = Field(0.8, gt=0, lt=1)
-    validation: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        total = self.train + self.validation + self.test
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"train + validation + test must be 1, got {total:g}; change one of the fractions")
-        return self
 
 
 class Items(TableSource):
@@ -187,58 +163,6 @@ class Users(TableSource):
     reserved: ClassVar[tuple[str, ...]] = ("user_id", "listed")
 
     id: str
-
-
-class Time(Config):
-    """Clock of an event. A time without an offset is UTC.
-
-    Attributes:
-        column: Column of the time.
-        unit: Unit of numbers, or `iso` for text. By default datetimes are read as they are, strings are ISO 8601, and
-            numbers are seconds.
-    """
-
-    column: str
-    unit: Literal["s", "ms", "us", "ns", "iso"] | None = None
-
-
-class Label(Config):
-    """Rule that makes an event a positive or a negative. A rule is OP VALUE with >= <= > < == !=.
-
-    Attributes:
-        column: Column that the rules read; without rules it holds 0 or 1.
-        positive: Rule of a positive event. Without `negative` every other value that is not null is negative.
-        negative: Rule of a negative event. Rows that match neither rule are dropped.
-        implicit: True if every event (with `positive`: every matching event) is a positive; negatives are drawn.
-        negatives: Negatives drawn for each positive of an implicit label.
-    """
-
-    column: str | None = None
-    positive: str | None = None
-    negative: str | None = None
-    implicit: bool = False
-    negatives: int = Field(4, ge=1)
-
-    @field_validator("positive", "negative")
-    @classmethod
-    def _parsable(cls, rule: str | None) -> str | None:
-        if rule is not None:
-            parse_rule(rule)
-        return rule
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.column is None and not self.implicit:
-            raise ValueError('a label needs column = "...", or implicit = true when every event is a positive')
-        if self.column is None and (self.positive or self.negative):
-            raise ValueError('a rule needs column = "...", the column it is about')
-        if self.negative is not None and self.positive is None:
-            raise ValueError('negative needs positive too: say what counts as a positive, e.g. positive = ">= 4"')
-        if self.implicit and self.negative is not None:
-            raise ValueError("implicit = true draws its negatives; remove negative, or implicit")
-        if self.implicit and self.column is not None and self.positive is None:
-            raise ValueError('implicit = true with a column needs positive = "..."; add it, or remove column')
-        return self
 
 
 class Events(TableSource):

@@ -8,7 +8,11 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from features.config import Config
 
 _RULE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([^\s=<>!].*?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -66,3 +70,42 @@ def parse_rule(text: str) -> LabelRule:
         return LabelRule(op, float(value), value)
     except ValueError:
         return LabelRule(op, value, value)
+
+
+class Label(Config):
+    """Rule that makes an event a positive or a negative. A rule is OP VALUE with >= <= > < == !=.
+
+    Attributes:
+        column: Column that the rules read; without rules it holds 0 or 1.
+        positive: Rule of a positive event. Without `negative` every other value that is not null is negative.
+        negative: Rule of a negative event. Rows that match neither rule are dropped.
+        implicit: True if every event (with `positive`: every matching event) is a positive; negatives are drawn.
+        negatives: Negatives drawn for each positive of an implicit label.
+    """
+
+    column: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+    implicit: bool = False
+    negatives: int = Field(4, ge=1)
+
+    @field_validator("positive", "negative")
+    @classmethod
+    def _parsable(cls, rule: str | None) -> str | None:
+        if rule is not None:
+            parse_rule(rule)
+        return rule
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.column is None and not self.implicit:
+            raise ValueError('a label needs column = "...", or implicit = true when every event is a positive')
+        if self.column is None and (self.positive or self.negative):
+            raise ValueError('a rule needs column = "...", the column it is about')
+        if self.negative is not None and self.positive is None:
+            raise ValueError('negative needs positive too: say what counts as a positive, e.g. positive = ">= 4"')
+        if self.implicit and self.negative is not None:
+            raise ValueError("implicit = true draws its negatives; remove negative, or implicit")
+        if self.implicit and self.column is not None and self.positive is None:
+            raise ValueError('implicit = true with a column needs positive = "..."; add it, or remove column')
+        return self

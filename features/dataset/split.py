@@ -4,12 +4,41 @@ Training, evaluation and `tessera check` all use this module, so they mean the s
 Shape letter: R events.
 """
 
+from typing import Literal, Self
+
 import numpy as np
 import polars as pl
+from pydantic import Field, model_validator
 
-from features.dataset.descriptor import Split
+from features.config import Config
 
 PARTS = ("train", "validation", "test")
+
+
+class Split(Config):
+    """Division of events into train, validation and test.
+
+    Attributes:
+        by: `time` and `order` keep the last events for testing, `random` draws them, `leave-one-out` takes the last
+            two events of each user and uses no fractions.
+        train: Fraction of the events.
+        validation: Fraction of the events.
+        test: Fraction of the events; the three fractions sum to 1.
+        seed: Seed of a random split.
+    """
+
+    by: Literal["time", "random", "leave-one-out", "order"]
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}; change one of the fractions")
+        return self
 
 
 def assign_split(events: pl.DataFrame, split: Split) -> pl.Series:

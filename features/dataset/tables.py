@@ -15,7 +15,8 @@ import polars as pl
 from features.config import nearest
 from features.content.content import FIELDS
 from features.dataset import clock, column
-from features.dataset.descriptor import Dataset, Events, Items, Time, Users
+from features.dataset.clock import Time
+from features.dataset.descriptor import Dataset, Events, Items, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
 from features.dataset.logs.impressions import load_impressions
 from features.dataset.source import TableSource

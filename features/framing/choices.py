@@ -8,8 +8,9 @@ from pathlib import Path
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.plan import NOTHING, AggregatePlan
-from features.dataset.descriptor import Dataset, Split
+from features.dataset.descriptor import Dataset
 from features.dataset.profile import Labels
+from features.dataset.split import Split
 from features.frame_blocks import BLOCK_ROWS
 from features.framing.by_user import NumberCounts, PartCounts
 from features.framing.dimension import Dimension

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.dataset.descriptor import Split
+from features.dataset.split import Split
 from features.durable import write_file
 from features.hashing import splitmix64
 

@@ -15,8 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from features.dataset.descriptor import Split
-from features.dataset.split import assign_split
+from features.dataset.split import Split, assign_split
 
 COMMON_FANS = 3
 """Fewest common fans of two items that count as alike."""

@@ -7,8 +7,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.dataset.descriptor import Split
-from features.dataset.split import PARTS, assign_split
+from features.dataset.split import PARTS, Split, assign_split
 
 TIMES = st.lists(st.integers(-(2**62), 2**62) | st.integers(0, 5), min_size=1, max_size=60)
 FRACTIONS = st.tuples(*[st.integers(1, 20)] * 3)

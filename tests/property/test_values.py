@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.dataset.descriptor import Dataset, Events, Label, Split
+from features.dataset.descriptor import Dataset, Events
+from features.dataset.label import Label
 from features.dataset.source import Categorical
+from features.dataset.split import Split
 from features.dataset.tables import load_events, message_columns, read_events
 from features.errors import DatasetError, EventError
 from features.jobs.messages import encode_rows

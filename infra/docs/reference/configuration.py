@@ -14,8 +14,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from features.dataset.aggregate import Aggregate
-from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
+from features.dataset.clock import Time
+from features.dataset.descriptor import Dataset, Events, Items, Users
+from features.dataset.label import Label
 from features.dataset.source import Categorical, TableSource
+from features.dataset.split import Split
 from features.value.expression import Derived
 from features.value.vector import GivenSpace
 from infra.docs.reference.markdown import code, table, text

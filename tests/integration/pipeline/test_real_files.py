@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from features.content import lsa
-from features.dataset.descriptor import Events, Items, Label, load_dataset
+from features.dataset.descriptor import Events, Items, load_dataset
+from features.dataset.label import Label
 from features.dataset.profile import Profile, profile
 from features.dataset.source import Categorical
 from features.dataset.tables import read_events, read_items

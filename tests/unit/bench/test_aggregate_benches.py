@@ -9,7 +9,7 @@ import pytest
 
 from features.aggregate.plan import plan_of
 from features.aggregate_frame import with_aggregates
-from features.dataset.descriptor import Label
+from features.dataset.label import Label
 from features.errors import DatasetError, TesseraError
 from features.frame import Frame
 from models.bundle.bundle import write_bundle

@@ -11,8 +11,9 @@ from features.aggregate.plan import plan_of
 from features.aggregate.state import GroupState
 from features.aggregate_frame import aggregated_by, with_aggregates, within_bounds
 from features.dataset.aggregate import Aggregate
-from features.dataset.descriptor import Dataset, Split, Users, load_dataset
+from features.dataset.descriptor import Dataset, Users, load_dataset
 from features.dataset.source import Categorical
+from features.dataset.split import Split
 from features.errors import DatasetError
 from features.frame import Frame, build_frame
 from tests.build import coloured_dataset, coloured_tables

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.dataset.descriptor import Events, Label, Users
+from features.dataset.descriptor import Events, Users
 from features.dataset.files import load
+from features.dataset.label import Label
 from features.dataset.source import Categorical
 from features.message import Rows, event_decoder, event_rows
 from features.value.canonical import VERSION, canonical, canonical_values, cell, cells, scalar

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from features.dataset.descriptor import Dataset, Events, Items, Label, Split, load_dataset
-from features.dataset.label import parse_rule
+from features.dataset.descriptor import Dataset, Events, Items, load_dataset
+from features.dataset.label import Label, parse_rule
+from features.dataset.split import Split
 from features.errors import DatasetError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"

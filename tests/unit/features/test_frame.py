@@ -6,7 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.dataset.descriptor import Dataset, Events, Label, Split
+from features.dataset.descriptor import Dataset, Events
+from features.dataset.label import Label
+from features.dataset.split import Split
 from features.frame import Frame, build_frame
 from tests.build import coloured_dataset, coloured_tables
 

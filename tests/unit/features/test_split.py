@@ -5,8 +5,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.dataset.descriptor import Split
-from features.dataset.split import assign_split
+from features.dataset.split import Split, assign_split
 
 MARK = {"train": ".", "validation": "v", "test": "T"}
 

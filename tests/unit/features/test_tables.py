@@ -9,8 +9,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from features.dataset.descriptor import Dataset, Events, Items, Label, Split, Time, Users
+from features.dataset.clock import Time
+from features.dataset.descriptor import Dataset, Events, Items, Users
+from features.dataset.label import Label
 from features.dataset.source import Categorical
+from features.dataset.split import Split
 from features.dataset.tables import read_events, read_items, read_table, read_users
 from features.errors import DatasetError
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from features.dataset.descriptor import Dataset, Events, Label, Split, load_dataset
+from features.dataset.descriptor import Dataset, Events, load_dataset
+from features.dataset.label import Label
+from features.dataset.split import Split
 from features.errors import DatasetError, TesseraError
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
