@@ -257,7 +257,7 @@ def remembered_events(frame: pl.DataFrame, dropped: int, dataset: Dataset) -> tu
     if not len(users):
         return frame, dropped
     times = frame["time"].to_numpy() if dataset.events.time is not None else np.zeros(frame.height, dtype=np.int64)
-    gone = users.left_out(frame["user_id"].to_list(), times)
+    gone = users.left_out(frame["user_id"], times)
     return frame.filter(pl.Series(~gone)), dropped + int(gone.sum())
 
 

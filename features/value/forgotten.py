@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from features.errors import DatasetError, EventError
@@ -78,7 +79,7 @@ class ForgottenUsers:
         """Returns those of some users who were forgotten, in their order."""
         return [user for user in users if self.until(user) is not None] if self._until else []
 
-    def left_out(self, users: Sequence[str], times: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def left_out(self, users: Sequence[str] | pl.Series, times: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Marks the events (E,) that do not count.
 
         Args:
@@ -87,10 +88,13 @@ class ForgottenUsers:
         """
         if not self._until:
             return np.zeros(len(users), dtype=np.bool_)
-        until = {user: self.until(user) for user in dict.fromkeys(users)}
-        limits = np.array([-(2**63) if (at := until[user]) is None else at for user in users], dtype=np.int64)
-        known = np.array([until[user] is not None for user in users], dtype=np.bool_)
-        found: NDArray[np.bool_] = known & (times <= limits)
+        # Each user is hashed once, however many events there are.
+        names = users.unique() if isinstance(users, pl.Series) else dict.fromkeys(users)
+        until = {user: at for user in names if (at := self.until(user)) is not None}
+        if not until:
+            return np.zeros(len(users), dtype=np.bool_)
+        limits = pl.Series(users, dtype=pl.String).replace_strict(until, default=None, return_dtype=pl.Int64)
+        found: NDArray[np.bool_] = (pl.Series(times) <= limits).fill_null(False).to_numpy()
         return found
 
 
