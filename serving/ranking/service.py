@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
@@ -21,9 +22,9 @@ from models.bundle.local import context_frame
 from models.bundle.request_aggregates import AsOf
 from models.bundle.scorer import Scorer
 from models.table.batch import Entities
-from serving.ranking.aggregates import RequestAggregates
+from serving.ranking.aggregates import Asked, RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
-from serving.ranking.histories import Histories
+from serving.ranking.histories import Histories, UserRecords
 from serving.ranking.inputs import RankingInputs
 from serving.ranking.item_retrieval import ItemRetrieval
 from serving.ranking.live_catalogue import LiveCatalogue
@@ -36,6 +37,8 @@ from serving.store.protocol import OnlineStore
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 # Shortest time that a bundle which another server released stays in the store while this server answers from it.
 _LEASE_S = 60.0
+_Gathered = tuple[list[str], NDArray[np.int64], Asked, UserRecords]
+"""Ids and numbers (n,) of the candidates, the aggregates that they read, and records of the user and of these."""
 
 
 class RankService:
@@ -185,20 +188,9 @@ class RankService:
         mirror = self.rows.mirrored(away=False)
         position = live.position if mirror is None else min(live.position, mirror.position)
         if candidates is not None:
-            live.learn(candidates)
-            names = list(dict.fromkeys(candidates))
-            with live.lock:
-                items = live.numbers(names)
-                asked = self._aggregates.of(user, items)
-        with trace.span("history"):
-            stored = self._histories.read(user, asked.ids if candidates is not None else ())
-        if candidates is None:
-            with live.lock:
-                items = self._retrieval.candidates(stored.history, k, wanted, meant)
-                names = live.names(items)
-                asked = self._aggregates.of(user, items)
-            if asked.ids:
-                stored = self._histories.read(user, asked.ids)
+            names, items, asked, stored = self._given(user, candidates)
+        else:
+            names, items, asked, stored = self._retrieved(user, k, wanted, meant)
         columns, as_of = self._aggregates.answer(asked, stored, at)
         with live.lock:
             trace.note(candidates=len(items), retrieved=candidates is None)
@@ -242,6 +234,28 @@ class RankService:
             shared=shared,
             inputs=inputs,
         )
+
+    def _given(self, user: str, candidates: Sequence[str]) -> _Gathered:
+        """Returns the candidates of a request, each once, with what the store has of user and candidates."""
+        live = self._live
+        live.learn(candidates)
+        names = list(dict.fromkeys(candidates))
+        with live.lock:
+            items = live.numbers(names)
+            asked = self._aggregates.of(user, items)
+        with trace.span("history"):
+            return names, items, asked, self._histories.read(user, asked.ids)
+
+    def _retrieved(self, user: str, k: int, wanted: Filter | None, meant: Meant) -> _Gathered:
+        """Returns the candidates that retrieval finds, with what the store has of user and candidates."""
+        live = self._live
+        with trace.span("history"):
+            stored = self._histories.read(user, ())
+        with live.lock:
+            items = self._retrieval.candidates(stored.history, k, wanted, meant)
+            names = live.names(items)
+            asked = self._aggregates.of(user, items)
+        return names, items, asked, self._histories.read(user, asked.ids) if asked.ids else stored
 
     def retrieve(
         self,
