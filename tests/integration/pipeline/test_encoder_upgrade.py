@@ -25,6 +25,7 @@ from tessera.encoders.reembed import index_of, reembed, urgency
 from tessera.encoders.upgrade import UpgradeOptions, upgrade
 from tessera.pipeline.run import RunOptions
 from tessera.pipeline.run import run as run_stages
+from tests.integration.killed_reembedding import KILLED
 from tests.integration.world import World, quiet
 
 DIM = 24
@@ -169,25 +170,6 @@ def test_an_engine_refuses_an_endpoint_that_it_cannot_use(place: Path) -> None:
         assert "of no use" in str(found.exception)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import features.jobs.encode as jobs
-from tessera.encoders import reembed
-
-left, encode = [2], jobs.encode_shard
-
-def counted(shard, **given):
-    left[0] -= 1
-    if left[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(shard, **given)
-
-reembed.SHARD_ITEMS, jobs.encode_shard = 50, counted
-reembed.reembed(Path(sys.argv[1]), "killed")
-"""
-
-
 def test_a_reembedding_that_was_killed_and_resumed_equals_a_whole_one(
     place: Path, upgraded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +177,7 @@ def test_a_reembedding_that_was_killed_and_resumed_equals_a_whole_one(
     run = place / "run"
     for name in ("whole", "killed"):
         shutil.copytree(upgraded, run / "maps" / name, ignore=shutil.ignore_patterns("reembed*"))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), "killed"], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(shard_paths(run / "maps" / "killed" / "reembed" / "vectors")) == 2
     assert index_of(run, "killed")[0] == load_encoder(run / "encode" / "encoder").id

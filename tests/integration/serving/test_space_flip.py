@@ -41,29 +41,12 @@ from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.compare import _as_seen_by
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
+from tests.integration.killed_reembedding import KILLED
 from tests.integration.world import World
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 DIM = 24
 OPTIONS = TrainerOptions(batch=16, wait_s=0.02, lateness_s=1e9)
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import features.jobs.encode as jobs
-from tessera.encoders import reembed
-
-left, encode = [2], jobs.encode_shard
-
-def counted(shard, **given):
-    left[0] -= 1
-    if left[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return encode(shard, **given)
-
-reembed.SHARD_ITEMS, jobs.encode_shard = 50, counted
-reembed.reembed(Path(sys.argv[1]), "up")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +151,7 @@ def test_the_index_of_a_server_flips_under_a_live_stream_and_no_answer_mixes_two
         thread.start()
     live.send(1, 2)
     before = live.ask("/v1/rank", user="r00001", candidates=ids[:40], k=40)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), "up"], check=False)
     assert killed.returncode == -signal.SIGKILL
     live.send(3)
     with monkeypatch.context() as patch:
