@@ -79,7 +79,7 @@ class _Part:
 
 
 class ServedComparison:
-    """ServedComparison of one record, state by state.
+    """Comparison of one record, state by state.
 
     Args:
         served: The record.

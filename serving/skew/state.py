@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import restore_aggregates
+from features.value.forgotten import Forgotten, ForgottenUsers
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
@@ -70,6 +71,7 @@ class SkewState:
             self._apply([one for one in snapshot.records(bundle) if one.kind != aggregate_record.AGGREGATE])
             self._aggregates = Aggregator(bundle.schema.aggregates)
             restore_aggregates(self._aggregates, snapshot.arrays)
+            self._forget(ForgottenUsers(user.request for user in snapshot.memory.forgotten))
 
     @property
     def start(self) -> int:
@@ -83,15 +85,23 @@ class SkewState:
             self._apply(change.records)
 
     def _apply(self, records: Sequence[Record]) -> None:
-        catalogue, payloads = self._catalogue, {}
+        catalogue, payloads, gone = self._catalogue, {}, ForgottenUsers()
         for changed in records:
             if changed.kind == record.ADMITTED:
                 catalogue.admission.admit(record.decode_admitted(changed.payload))
             elif changed.kind == record.ITEM:
                 payloads[changed.id] = changed.payload
+            elif changed.kind == record.FORGOTTEN:
+                forgotten = record.decode_forgotten_record(changed.payload)
+                gone.add(Forgotten(changed.id, forgotten.salt, forgotten.at_us))
+        self._forget(gone)
         catalogue.put_items({name: record.decode_item(data) for name, data in payloads.items() if data})
         catalogue.remove_items([name for name, data in payloads.items() if not data])
         aggregate_record.apply(self._aggregates, records)
+
+    def _forget(self, users: ForgottenUsers) -> None:
+        """Removes the published features of forgotten users, as servers do."""
+        self._catalogue.forget_users(users.named(list(self._catalogue.user_numbers)))
 
     def expected(self, served: SkewRecord) -> ExpectedInputs:
         """Computes the inputs of an answer.

@@ -36,6 +36,7 @@ from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.writer import StoreWriter
 from serving.traffic.router import Router
+from streaming.forget.request import forget
 from streaming.log.protocol import EventLog
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
@@ -181,6 +182,20 @@ def test_no_served_value_differs_while_the_stream_runs(shop: Shop) -> None:
     assert report.requests == 3 * REQUESTS
     assert report.values > report.requests * CANDIDATES * 5
     assert not report.skipped
+
+
+@pytest.mark.parametrize("from_snapshot", [False, True])
+def test_an_answer_for_a_forgotten_user_is_proved_without_the_users_features(shop: Shop, from_snapshot: bool) -> None:
+    service, users = shop.service(), shop.bundle.users["user_id"].to_list()[:10]
+    forget(shop.log, shop.topics, users, by="test")
+    shop.drain()
+    if from_snapshot:
+        shop.trainer.write_snapshot()
+    service.refresh()
+    shop.answer(service)
+    report = shop.proved(from_snapshot=from_snapshot)
+    assert report.requests == REQUESTS
+    assert report.to_json()["differences"] == []
 
 
 def test_no_value_of_a_mirror_or_of_a_small_format_differs(made: World, tmp_path: Path) -> None:
