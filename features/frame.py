@@ -19,6 +19,7 @@ from features.dataset.split import PARTS, Split, assign_split
 from features.frame_blocks import DIRECTORY, Blocks, chained, held_blocks, stored_blocks, write_blocks
 from features.hashing import splitmix64
 from features.history import EventColumns, Jagged, history_by_user
+from features.value.crossed import with_crossed
 
 _NEGATIVE_ROUNDS = 20
 
@@ -172,6 +173,7 @@ def build_frame(
         examples = with_negatives(
             examples, columns, size=items.height, each=dataset.events.label.negatives, seed=split.seed
         )
+    examples = with_crossed(examples, dataset.events.crossed, {"user": users, "item": items})
     return Frame(users, items, examples)
 
 

@@ -163,26 +163,39 @@ def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[p
     return frame, bad
 
 
-def context_row(
-    values: Mapping[str, Any], events: Events, *, version: int = VERSION, at_us: int | None = None
+def context_rows(
+    values: Mapping[str, Any],
+    events: Events,
+    *,
+    version: int = VERSION,
+    at_us: int | None = None,
+    candidates: Mapping[str, Sequence[Any]] | None = None,
+    count: int = 1,
 ) -> pl.DataFrame:
-    """Shapes the context of one request: a row of the events' features, null where absent.
+    """Shapes the context of one request: rows of the events' features, null where absent.
 
     Args:
-        values: Values by column: categorical, numeric, and those that expressions read.
+        values: Values by column, which all rows share: categorical, numeric, and those that expressions read.
         events: Table of the columns.
         version: Version of the canonical form, from the bundle.
         at_us: Time of the request for expressions that read the clock, microseconds since 1970.
+        candidates: (n,) values of the candidates' fields, by column.
+        count: Number of rows, n.
+
+    Returns:
+        (n, …) features, then the columns that features of several tables read.
 
     Raises:
         DatasetError, TypeError, ValueError, OverflowError: A value does not fit its column.
     """
     form = _Form(version, events.kind == "csv")
-    readers = form.readers(events)
+    readers, own = form.readers(events), candidates or {}
     names = (*events.categorical, *events.numeric, *events.read)
-    row = Rows(names, [tuple(values.get(name) for name in names)])
-    time = pl.Series("time", [at_us], dtype=pl.Int64)
-    return pl.DataFrame(features(form.table("context", row, [0], readers), events, time))
+    columns = (own[name] if name in own else [values.get(name)] * count for name in names)
+    frame = pl.DataFrame([readers[name](name, list(column)) for name, column in zip(names, columns, strict=True)])
+    table = SourceTable("context", frame, tuple(frame.columns), (_MESSAGE,), (count,), version=version)
+    time = pl.Series("time", [at_us], dtype=pl.Int64).extend_constant(at_us, count - 1)
+    return pl.DataFrame(features(table, events, time))
 
 
 def item_rows(

@@ -220,19 +220,29 @@ class Step:
         outcome.events += frame.height
         known_items = len(self.catalogue.item_ids)
         examples, changed = self._examples(frame, outcome)
-        catalogue, schema = self.catalogue, self.bundle.schema
-        context = Entities(schema, "event", frame, catalogue.admission)
-        assembler = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.ranker_vectors)
+        catalogue = self.catalogue
+        assembler = self._assembler(frame, examples)
         admitted = catalogue.admission.sight(*assembler.sightings(examples), admitted=admitted)
         enters = np.ones(len(examples), dtype=np.bool_)
         if train:
             examples, enters = self._with_negatives(examples)
         columns, aggregates = self.aggregates.apply(frame, examples, enters)
         examples = replace(examples, aggregates=columns)
+        if self._dataset.events.crossed and len(examples) > frame.height:
+            # A drawn negative has features of its own with its item.
+            assembler = self._assembler(frame[examples.context], examples)
+            examples = replace(examples, context=np.arange(len(examples), dtype=np.int64))
         touched = self._train(assembler.batch(examples), outcome) if train else nothing
         records = self._history_records(changed) + aggregates
         records += self.items.add_bare(catalogue.item_ids[known_items:])
         return touched, records + self._admission_records(admitted)
+
+    def _assembler(self, events: pl.DataFrame, examples: Examples) -> Assembler:
+        """Returns an assembler of events, one for each example, with their features of several tables."""
+        catalogue, schema = self.catalogue, self.bundle.schema
+        crossed = catalogue.crossed(events, examples.user, examples.item)
+        context = Entities(schema, "event", crossed, catalogue.admission)
+        return Assembler(schema, catalogue.users, catalogue.items, context, catalogue.ranker_vectors)
 
     def _examples(self, frame: pl.DataFrame, outcome: StepResult) -> tuple[Examples, NDArray[np.int64]]:
         """Returns the events with the history before each event, and the users whose history changed.

@@ -6,7 +6,7 @@ the descriptor. The contents of files are checked when they are read (`features.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,6 +26,7 @@ from features.shown.declared import check_shown, shown_defaults
 from features.shown.rule import JoinRule
 from features.storage.location import refuse_address
 from features.value.expression import Derived, Expression, Input
+from features.value.field import RequestField, declared_fields
 from features.value.vector import GivenSpace, declared_spaces
 
 _DIRECTORY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,6 +47,7 @@ class Items(TableSource):
         glossary: csv of further concepts, with the columns `term` and `text`, relative to the descriptor.
     """
 
+    entity: ClassVar[str] = "item"
     reserved: ClassVar[tuple[str, ...]] = (
         "item_id",
         "text",
@@ -160,6 +162,7 @@ class Users(TableSource):
         id: Column of the user's id.
     """
 
+    entity: ClassVar[str] = "user"
     reserved: ClassVar[tuple[str, ...]] = ("user_id", "listed")
 
     id: str
@@ -179,8 +182,11 @@ class Events(TableSource):
         order: Column that orders the events where there is no clock.
         forgotten: List of forgotten users, JSON lines relative to the descriptor: `tessera topics export forgotten`.
         label: Rules of positive and negative events.
+        request: Fields of each request, columns of the events, by name: `device = { type = "category" }`.
+        candidate: Fields of each candidate of a request, columns of the events, by name.
     """
 
+    entity: ClassVar[str] = "event"
     reserved: ClassVar[tuple[str, ...]] = (
         "event",
         "user_id",
@@ -203,11 +209,13 @@ class Events(TableSource):
     order: str | None = None
     forgotten: str | None = Field(None, min_length=1)
     label: Label
+    request: dict[str, RequestField] = Field(default_factory=dict)
+    candidate: dict[str, RequestField] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _shown(cls, data: Any) -> Any:
-        return shown_defaults(data)
+        return declared_fields(shown_defaults(data)) if isinstance(data, Mapping) else data
 
     @field_validator("time", mode="before")
     @classmethod
@@ -225,11 +233,29 @@ class Events(TableSource):
             self.join_rule()
         if self.forgotten is not None and self.user is None:
             raise ValueError('forgotten names users, so the events need user = "..."; add it, or remove forgotten')
+        if self.candidate and self.label.implicit:
+            name = next(iter(self.candidate))
+            raise ValueError(
+                f"candidate.{name}: a drawn negative was never a candidate, so its value cannot be known; remove the "
+                "field, or learn from rows with negatives"
+            )
         if self.time is not None and self.order is not None:
             raise ValueError("time and order both say when an event was; keep time if it is a clock, else order")
         if self.label.implicit and self.item is None:
             raise ValueError('label.implicit draws negative items, so the events need item = "..."')
         return self
+
+    @property
+    def fields(self) -> dict[str, RequestField]:
+        """Fields of requests, then those of candidates, by name."""
+        return self.request | self.candidate
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """Names of the features that differ between the candidates of a request."""
+        reads = {f"event.{name}" for name in self.candidate}
+        derived = (one.name for one in self.derived if reads & set(one.reads))
+        return frozenset((*self.candidate, *derived, *(one.name for one in self.crossed)))
 
     def join_rule(self) -> JoinRule:
         """Returns the rule that joins impressions with outcomes.
@@ -303,7 +329,7 @@ class Dataset(Config):
         self._derive()
         events = self.events
         declared = DeclaredEvents(
-            events.time is not None, events.label.implicit, events.numeric_features, events.categorical_features
+            events.time is not None, events.label.implicit, events.row_numbers, events.row_categories
         )
         check_aggregates(self.aggregates, self.entity_columns, declared)
         return self
@@ -314,11 +340,25 @@ class Dataset(Config):
         columns = {entity: source.readable() for entity, source in tables.items() if source is not None}
         try:
             compiled = [Expression(name, declared, columns) for name, declared in self.features.items()]
+            self._refuse_unknown_when_serving(compiled)
             for entity, source in tables.items():
                 if source is not None:
-                    source.derive(tuple(one for one in compiled if one.of == entity))
+                    crossing = (name for one in compiled if one.crosses for name in one.inputs.get(entity, ()))
+                    source.derive((one for one in compiled if one.of == entity), crossing)
         except ValueError as error:
             raise ValueError(f"[features] {error}") from error
+
+    def _refuse_unknown_when_serving(self, expressions: Iterable[Expression]) -> None:
+        """Refuses a feature of a column that exists only after a request was answered."""
+        events = self.events
+        late = {events.label.column: "the label", events.order: "the order of the events"}
+        for one in expressions:
+            for name in one.inputs.get("event", ()):
+                if name in late:
+                    raise ValueError(
+                        f"{one.name}: event.{name} is {late[name]}, which a server cannot know when it ranks; "
+                        "remove the column from the expression"
+                    )
 
     @property
     def entity_columns(self) -> dict[str, tuple[str, ...]]:

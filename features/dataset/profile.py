@@ -161,11 +161,11 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
         tables["users"] = _table_profile(users, dataset.users)
     raw = read.raw_events
     events, dropped = read.events
-    features = [*dataset.events.categorical_features, *dataset.events.numeric_features]
+    features = [*dataset.events.row_categories, *dataset.events.row_numbers]
     tables["events"] = TableProfile(
         rows=raw.frame.height,
         nulls=_nulls(events.select(features)),
-        cardinalities={name: _cardinality(events[name]) for name in dataset.events.categorical_features},
+        cardinalities={name: _cardinality(events[name]) for name in dataset.events.row_categories},
     )
     positives = int(events["label"].sum())
     labels = Labels(positives, events.height - positives, dropped)

@@ -1,5 +1,6 @@
 """A table of the descriptor: its files, their format, and the columns that are features."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +68,7 @@ class TableSource(Config):
     """
 
     reserved: ClassVar[tuple[str, ...]] = ()
+    entity: ClassVar[str] = ""
 
     path: str = Field(min_length=1)
     format: Format | TableFormat | None = None
@@ -83,6 +85,8 @@ class TableSource(Config):
     numeric: tuple[str, ...] = ()
     read: dict[str, Input] = Field(default_factory=dict)
     _derived: tuple[Expression, ...] = PrivateAttr(())
+    _crossed: tuple[Expression, ...] = PrivateAttr(())
+    _crossing: tuple[str, ...] = PrivateAttr(())
     _copy: TableCopy | None = PrivateAttr(None)
 
     @field_validator("categorical", mode="before")
@@ -147,30 +151,61 @@ class TableSource(Config):
         return self._derived
 
     @property
+    def crossed(self) -> tuple[Expression, ...]:
+        """Features of this table together with others; only the events have them."""
+        return self._crossed
+
+    @property
+    def crossing(self) -> tuple[str, ...]:
+        """Columns of this table that features of several tables read."""
+        return self._crossing
+
+    @property
     def categorical_features(self) -> tuple[str, ...]:
         """Names of the categorical features: the declared columns, then those that expressions make."""
-        return (*self.categorical, *(one.name for one in self._derived if one.kind == "categorical"))
+        return self._features("categorical", self.categorical, crossed=True)
 
     @property
     def numeric_features(self) -> tuple[str, ...]:
         """Names of the numeric features: the declared columns, then those that expressions make."""
-        return (*self.numeric, *(one.name for one in self._derived if one.kind == "numeric"))
+        return self._features("numeric", self.numeric, crossed=True)
+
+    @property
+    def row_categories(self) -> tuple[str, ...]:
+        """Names of the categorical features that a row has by itself, without those of several tables."""
+        return self._features("categorical", self.categorical, crossed=False)
+
+    @property
+    def row_numbers(self) -> tuple[str, ...]:
+        """Names of the numeric features that a row has by itself, without those of several tables."""
+        return self._features("numeric", self.numeric, crossed=False)
+
+    def _features(self, kind: str, declared: Iterable[str], *, crossed: bool) -> tuple[str, ...]:
+        made = (*self._derived, *(self._crossed if crossed else ()))
+        return (*declared, *(one.name for one in made if one.kind == kind))
 
     def readable(self) -> dict[str, Input]:
         """Returns the type of each column that an expression may read, by name."""
         found: dict[str, Input] = dict.fromkeys(self.categorical, "text")
         return found | dict.fromkeys(self.numeric, "number") | self.read
 
-    def derive(self, expressions: tuple[Expression, ...]) -> None:
+    def derive(self, expressions: Iterable[Expression], crossing: Iterable[str]) -> None:
         """Sets the features that expressions make; the descriptor calls this once, when it is read.
+
+        Args:
+            expressions: Features of this table.
+            crossing: Columns of this table that features of several tables read.
 
         Raises:
             ValueError: A feature has the name of another column.
         """
-        for one in expressions:
+        own = tuple(expressions)
+        for one in own:
             if one.name in (*self.categorical, *self.numeric, *self.read, *self.reserved):
                 raise ValueError(f"{one.name}: the name is taken by a column of its table; rename the feature")
-        self._derived = expressions
+        self._derived = tuple(one for one in own if not one.crosses)
+        self._crossed = tuple(one for one in own if one.crosses)
+        self._crossing = tuple(dict.fromkeys(crossing))
 
     @property
     def kind(self) -> Format:

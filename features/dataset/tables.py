@@ -8,6 +8,7 @@ Shape letter: R, the rows of a table.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +23,10 @@ from features.dataset.logs.impressions import load_impressions
 from features.dataset.source import TableSource
 from features.dataset.vectors.column import vector_field, with_vector_files
 from features.errors import DatasetError
+from features.value.attribute import moment
+from features.value.crossed import stored_input
 from features.value.expression import INPUT_TYPES, Input, evaluate
+from features.value.field import filled, served
 from features.value.forgotten import ForgottenUsers, read_forgotten
 from features.value.mixed_column import wire
 
@@ -280,36 +284,59 @@ def features(table: SourceTable, source: Items | Users | Events, time: pl.Series
         source: Declaration of the table.
         time: (R,) Int64 times of events, microseconds since 1970. None where the events have no clock.
     """
+    defaults = defaults_of(source)
     categorical = [column.categories(table, name, options) for name, options in source.categorical.items()]
     declared = categorical + [column.numbers(table, name) for name in source.numeric]
+    if defaults:
+        declared = [filled(own, defaults.get(own.name)) for own in declared]
     return declared + derived_features(table, source, time)
 
 
-def derived_features(table: SourceTable, source: TableSource, time: pl.Series | None = None) -> list[pl.Series]:
-    """Returns the features that expressions make, each (R,) String or Float32; see `features`.
+def defaults_of(source: Items | Users | Events) -> dict[str, Any]:
+    """Returns the default of each field of the events that has one, by name, as features read it."""
+    fields = source.fields if isinstance(source, Events) else {}
+    return {name: served(name, one, one.default) for name, one in fields.items() if one.default is not None}
+
+
+def derived_features(
+    table: SourceTable, source: Items | Users | Events, time: pl.Series | None = None
+) -> list[pl.Series]:
+    """Returns the features that expressions make, each (R,) String or Float32, then the columns of `crossing`.
+
+    Features of several tables are made later, from the columns of `crossing` (`features.value.crossed`).
 
     Raises:
         DatasetError: A column that an expression reads has a value that cannot be used.
     """
     types = source.readable()
-    names = dict.fromkeys(name for one in source.derived for name in one.reads)
-    if not names:
+    names = dict.fromkeys(name.partition(".")[2] for one in source.derived for name in one.reads)
+    if not names and not source.crossing:
         return []
     known: dict[str, pl.Series] = {}
     if time is not None and isinstance(source, Events) and source.time is not None:
-        known[source.time.column] = time.cast(INPUT_TYPES["time"]).alias(source.time.column)
-    inputs = pl.DataFrame([known[name] if name in known else _input(table, name, types[name]) for name in names])
-    return evaluate(source.derived, inputs, version=table.version)
+        known[source.time.column] = time.cast(INPUT_TYPES["time"])
+    defaults = defaults_of(source)
+    inputs = [
+        (known[name] if name in known else _input(table, name, types[name], defaults.get(name))).alias(
+            f"{source.entity}.{name}"
+        )
+        for name in dict.fromkeys((*names, *source.crossing))
+    ]
+    made = evaluate(source.derived, pl.DataFrame(inputs), version=table.version) if names else []
+    kept = {f"{source.entity}.{name}" for name in source.crossing}
+    return made + [stored_input(own) for own in inputs if own.name in kept]
 
 
-def _input(table: SourceTable, name: str, kind: Input) -> pl.Series:
+def _input(table: SourceTable, name: str, kind: Input, default: Any) -> pl.Series:
     """Returns a column as expressions read it. Several values are joined by a comma."""
     if kind == "text":
         values = column.texts(table, name)
-        return values.list.join(",") if isinstance(values.dtype, pl.List) else values
+        found = values.list.join(",") if isinstance(values.dtype, pl.List) else values
+        return filled(found, default)
     if kind == "number":
-        return column.wide_numbers(table, name)
-    return clock.moments(table, Time(column=name))
+        return filled(column.wide_numbers(table, name), default)
+    found = clock.moments(table, Time(column=name))
+    return filled(found, None if default is None else moment(default).replace(tzinfo=None))
 
 
 def content_fields(table: SourceTable, items: Items, names: Sequence[str]) -> pl.Series:

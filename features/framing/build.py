@@ -174,7 +174,9 @@ class FrameJobs:
             timed = tuple(out / "timed" / name for name in files)
             spread = self._aggregate(timed, len(borders) + 1, built, blocks)
         (self._out / DIRECTORY).mkdir(parents=True, exist_ok=True)
-        write = WriteBlock(by_block, spread, built.plan.columns, blocks, self._out)
+        crossed = self._choices.dataset.events.crossed
+        dimensions = {"user": built.users, "item": built.items}
+        write = WriteBlock(by_block, spread, built.plan.columns, crossed, dimensions, blocks, self._out)
         self._run("blocks", write, sum(blocks.values()), "written")
 
     def _number(

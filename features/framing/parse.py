@@ -99,7 +99,7 @@ class ParseEvents:
         if not path.exists():
             table = load_events(self.dataset, self.slices[partition_of(path)])
             frame, _ = remembered_events(*shape_events(table, self.dataset.events), self.dataset)
-            features = [*self.dataset.events.categorical_features, *self.dataset.events.numeric_features]
+            features = [*self.dataset.events.row_categories, *self.dataset.events.row_numbers]
             counts = EventCounts(
                 rows=table.frame.height,
                 kept=frame.height,

@@ -59,7 +59,7 @@ def profile_of(dataset: Dataset, built: Built, parts: dict[str, Blocks]) -> Prof
     tables["events"] = TableProfile(
         rows=sum(one.rows for one in built.events),
         nulls=_summed([one.nulls for one in built.events]),
-        cardinalities={name: _cardinality(built.shards, name) for name in dataset.events.categorical_features},
+        cardinalities={name: _cardinality(built.shards, name) for name in dataset.events.row_categories},
     )
     times = [time for one in built.events for time in one.times]
     return Profile(

@@ -37,6 +37,8 @@ class ShownEvents(Protocol):
     def numeric(self) -> Sequence[str]: ...
     @property
     def read(self) -> Mapping[str, Any]: ...
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
 
 
 def shown_defaults(data: Any) -> Any:
@@ -76,9 +78,13 @@ def check_shown(events: ShownEvents) -> None:
             f"label.column: {events.label.column!r} is no kind of outcome; the nearest is "
             f"{nearest(str(events.label.column), events.outcomes)!r} (outcomes = {list(events.outcomes)})"
         )
+    taken_names = {*COLUMNS, *events.outcomes, "_event_id"} - {*_FEATURES}
     for name in (*events.categorical, *events.numeric, *events.read):
-        if name not in _FEATURES:
+        if name not in _FEATURES and (name not in events.fields or name in taken_names):
             why = "an outcome is a label and no feature" if name in events.outcomes else "rows of impressions lack it"
             if name == "position":
                 why = "a server has no position when it ranks, so the position of training would leak into the scores"
-            raise ValueError(f"column {name!r} cannot be a feature: {why}; there are {', '.join(_FEATURES)}")
+            raise ValueError(
+                f"column {name!r} cannot be a feature: {why}; there are {', '.join(_FEATURES)} and the fields of "
+                "[events.request] and [events.candidate]"
+            )

@@ -18,7 +18,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -44,6 +44,7 @@ class ShownRow(NamedTuple):
         surface: Place where the items were shown.
         labels: 1 or 0 for each kind of outcome of the rule.
         appended_ms: Time when the impression was appended, milliseconds since 1970.
+        fields: Served values of the fields of request and candidate, by name.
     """
 
     id: int
@@ -55,6 +56,7 @@ class ShownRow(NamedTuple):
     surface: str
     labels: tuple[int, ...]
     appended_ms: int
+    fields: dict[str, Any] = {}  # noqa: RUF012
 
 
 def row_id(impression: str, item: str) -> int:
@@ -227,4 +229,5 @@ class Join:
                 message.surface,
                 labels,
                 shown.at_ms,
+                message.values_at(position),
             )

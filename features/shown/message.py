@@ -24,6 +24,8 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         failed: True if there was no answer.
         model: Model of the bundles.
         surface: Place where the items were shown, such as `home`; "" if the request named none.
+        context: Served values of the request's declared fields, by name.
+        candidates: Served values of the candidates' declared fields, by name: a value for each of `items`.
     """
 
     id: str
@@ -38,6 +40,13 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     ms: float = 0.0
     failed: bool = False
     surface: str = ""
+    context: dict[str, Any] = {}
+    candidates: dict[str, list[Any]] = {}
+
+    def values_at(self, position: int) -> dict[str, Any]:
+        """Returns the values of the fields of the item at a position."""
+        own = {name: values[position] for name, values in self.candidates.items() if position < len(values)}
+        return self.context | own
 
 
 class Shadowed(msgspec.Struct, frozen=True, tag="shadowed", tag_field="kind", omit_defaults=True):

@@ -1,4 +1,4 @@
-"""Features made of declared columns: an expression in SQL, or a small table that maps values.
+"""Features made of declared columns: an expression in SQL over one table or two, or a small table that maps values.
 
 One engine (polars) evaluates an expression in the frame, the stream's step and the server, over columns of fixed types.
 So a feature has the same bits in all three. An expression must treat each row alone: a sum or a rank over rows would
@@ -69,12 +69,13 @@ class Derived(Config):
 
 
 class Expression:
-    """Compiled feature of one table.
+    """Compiled feature of one table, or of an event together with its item or user.
 
     Attributes:
         name: Name of the feature, and of its column.
-        of: Table of its columns: `item`, `user` or `event`.
-        reads: Names of the columns that it reads, without the table.
+        of: Table of its columns: `item`, `user` or `event`. A feature of several tables is of the event.
+        inputs: Names of the columns that it reads, by table.
+        crosses: True if it reads columns of several tables, so that it differs for each candidate.
         kind: `categorical` or `numeric`.
 
     Args:
@@ -96,10 +97,15 @@ class Expression:
             roots = tuple(dict.fromkeys(self._expression.meta.root_names()))
         except _FAULTS as error:
             raise ValueError(f"{name}: {text!r} is not an expression ({_first_line(error)}); fix it") from error
-        self.of, self.reads, types = _inputs(name, text, roots, columns)
+        self._types = _input_types(name, text, roots, columns)
+        self.inputs: dict[str, tuple[str, ...]] = {}
+        for root in self._types:
+            entity, _, column = root.partition(".")
+            self.inputs[entity] = (*self.inputs.get(entity, ()), column)
+        self.crosses = len(self.inputs) > 1
+        self.of = "event" if self.crosses else next(iter(self.inputs))
         if declared.values is not None:
             self._expression = _looked_up(self._expression, declared.values)
-        self._types = {f"{self.of}.{column}": kind for column, kind in types.items()}
         dtype = self._dtype(text)
         self._spans = isinstance(dtype, pl.Duration)
         self.kind: Kind = declared.kind or ("numeric" if dtype.is_numeric() or self._spans else "categorical")
@@ -107,9 +113,19 @@ class Expression:
             raise ValueError(f"{name}: {text!r} gives {dtype}, which is no number; remove kind, or cast it")
         self._refuse_neighbours(text)
 
+    @property
+    def types(self) -> Mapping[str, Input]:
+        """Types of the columns that it reads, by their name with the table."""
+        return self._types
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of all columns that it reads, each with its table, such as `item.price`."""
+        return tuple(self._types)
+
     def evaluate(self, inputs: pl.DataFrame, *, version: int = VERSION) -> pl.Series:
-        """Returns the feature of each row; see `evaluate`."""
-        return evaluate([self], inputs, version=version)[0]
+        """Returns the feature of each row of one table (R, …), whose columns have no prefix; see `evaluate`."""
+        return evaluate([self], inputs.rename(lambda name: f"{self.of}.{name}"), version=version)[0]
 
     def column(self) -> pl.Expr:
         """Returns the feature over columns that are named as `item.price`: Float32 if numeric, else uncanonical."""
@@ -125,7 +141,7 @@ class Expression:
         return isinstance(other, Expression) and self.__getstate__() == other.__getstate__()
 
     def __hash__(self) -> int:
-        return hash((self.name, self.of, self.reads, self.kind))
+        return hash((self.name, self.reads, self.kind))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_expression": self._expression.meta.serialize()}
@@ -149,14 +165,14 @@ class Expression:
         rng = np.random.default_rng(0)
         probe = pl.DataFrame(
             [
-                pl.Series(name.partition(".")[2], _PROBE[kind]).cast(INPUT_TYPES[kind])[rng.integers(0, 8, _PROBE_ROWS)]
+                pl.Series(name, _PROBE[kind]).cast(INPUT_TYPES[kind])[rng.integers(0, 8, _PROBE_ROWS)]
                 for name, kind in self._types.items()
             ]
         )
         try:
-            whole = self.evaluate(probe)
-            alone = [self.evaluate(probe[row : row + 1]) for row in range(8)]
-            parts = [self.evaluate(probe[row : row + 8]) for row in range(8, _PROBE_ROWS, 8)]
+            whole = evaluate([self], probe)[0]
+            alone = [evaluate([self], probe[row : row + 1])[0] for row in range(8)]
+            parts = [evaluate([self], probe[row : row + 8])[0] for row in range(8, _PROBE_ROWS, 8)]
         except _FAULTS as error:
             remedy = "write an expression that fails for no value, such as TRY_CAST(x AS DOUBLE)"
             raise ValueError(f"{self.name}: {text!r} fails for some values ({_first_line(error)}); {remedy}") from error
@@ -168,19 +184,18 @@ class Expression:
 
 
 def evaluate(expressions: Sequence[Expression], inputs: pl.DataFrame, *, version: int = VERSION) -> list[pl.Series]:
-    """Returns features of one table, evaluated together.
+    """Returns features, evaluated together.
 
     Args:
-        expressions: Features of the table.
-        inputs: (R, …) the columns that the features read, of the types in `INPUT_TYPES`.
+        expressions: Features.
+        inputs: (R, …) the columns that the features read, named as in `reads`, of the types in `INPUT_TYPES`.
         version: Version of the canonical form of categorical values.
 
     Returns:
         For each feature (R,) String if categorical, and (R,) Float32 if numeric: a result that is not finite is null,
         and a duration is its seconds.
     """
-    of = expressions[0].of
-    found = inputs.rename(lambda name: f"{of}.{name}").select(one.column() for one in expressions)
+    found = inputs.select(one.column() for one in expressions)
     return [
         own if one.kind == "numeric" else canonical(own, version=version).cast(pl.String)
         for one, own in zip(expressions, found.iter_columns(), strict=True)
@@ -202,13 +217,13 @@ def _quoted(token: re.Match[str]) -> str:
     return f'"{token[1]}.{column}"'
 
 
-def _inputs(
+def _input_types(
     name: str, text: str, roots: tuple[str, ...], columns: Mapping[str, Mapping[str, Input]]
-) -> tuple[str, tuple[str, ...], dict[str, Input]]:
-    """Returns the table of an expression, the columns that it reads, and their types."""
+) -> dict[str, Input]:
+    """Returns the type of each column that an expression reads, by its name with the table."""
     if not roots:
         raise ValueError(f"{name}: {text!r} reads no column; write a column as item.price, user.country or event.at")
-    found: dict[str, dict[str, Input]] = {}
+    found: dict[str, Input] = {}
     valid = [f"{entity}.{column}" for entity, known in columns.items() for column in known]
     for root in roots:
         entity, _, column = root.partition(".")
@@ -218,13 +233,8 @@ def _inputs(
                 f"{name}: '{root}' is no column that an expression reads; {known}. Declare a column that is no feature "
                 'under read, such as read = { released = "time" }'
             )
-        found.setdefault(entity, {})[column] = columns[entity][column]
-    if len(found) > 1:
-        raise ValueError(
-            f"{name}: {text!r} reads columns of {' and '.join(found)}; an expression reads columns of one table"
-        )
-    ((entity, types),) = found.items()
-    return entity, tuple(types), types
+        found[root] = columns[entity][column]
+    return found
 
 
 def _looked_up(column: pl.Expr, values: Mapping[str, str | float]) -> pl.Expr:

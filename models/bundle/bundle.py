@@ -189,19 +189,23 @@ class Bundle(BundleContents):
             )
         return with_vectors(texts, {one.name: one.checked(vectors[one.name]) for one in given}) if given else texts
 
-    def rank(self, user: str, items: Sequence[str], *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+    def rank(
+        self, user: str, items: Sequence[str | Mapping[str, Any]], *, context: Mapping[str, Any] | None = None
+    ) -> NDArray[np.float32]:
         """Scores items for a user as a server of this bundle does, with the published table, network and history.
 
         Args:
             user: Id of the user. An unknown user has no history and no attributes.
-            items: Ids of N items. An unknown item is scored by its id alone.
-            context: Values of the events' own columns, by column. Absent columns are null.
+            items: Ids of N items, or mappings with `item_id` and the candidate's fields. An unknown item is scored by
+                its id alone.
+            context: Values of the events' own columns, by column. Absent columns have their default, or are null.
 
         Returns:
             (N,) float32 probabilities of a positive event, in the order of `items`.
 
         Raises:
-            EventError: `context` names a column that the dataset does not have, or a value is of a wrong type.
+            EventError: `context` or a candidate names a column that the dataset does not have, or a value is of a
+                wrong type.
             BundleError: The bundle was trained on events without items.
             AnswerError: A score is not a number.
 

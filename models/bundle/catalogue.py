@@ -4,14 +4,16 @@ The stream and the server apply the same records to equal catalogues, so the sam
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from features.errors import BundleError
+from features.value.crossed import crossed_features, crossing_columns
 from models.bundle.contents import RANKER_VECTOR, BundleContents
+from models.bundle.inputs import CrossingInputs
 from models.bundle.record import ItemRecord, entity_frame
 from models.ranker.loading import content_vectors
 from models.table.batch import Entities
@@ -45,6 +47,10 @@ class Catalogue:
         self._item_columns = items.drop(name for name in _NOT_FEATURES if name in items.columns).clear()
         read = {"item_id", *bundle.schema.columns("item")}
         read |= {numeric.column for numeric in bundle.schema.numeric if numeric.of == "item"}
+        self._crossed, self._canonical = bundle.dataset.events.crossed, bundle.canonical
+        kept = {entity: crossing_columns(self._crossed, entity) for entity in ("user", "item")}
+        self._inputs = {"user": CrossingInputs(users, kept["user"]), "item": CrossingInputs(items, kept["item"])}
+        read |= set(kept["item"])
         self._read_columns = self._item_columns.select(name for name in self._item_columns.columns if name in read)
         self.admission = bundle.admission()
         self.users = Entities(bundle.schema, "user", users, self.admission)
@@ -76,6 +82,22 @@ class Catalogue:
         """Content vectors by item number as the ranker reads them, (N, E) float32: `vectors`, or those behind a map."""
         return self._vectors.array if self._mapped is None else self._mapped.array
 
+    def crossed(self, events: pl.DataFrame, users: NDArray[np.int64], items: NDArray[np.int64]) -> pl.DataFrame:
+        """Returns events with their features of several tables, in place of the columns that only these read.
+
+        Args:
+            events: (E, …) features of events, with the kept columns of `features.value.crossed`.
+            users, items: (E,) numbers of each event's user and item. A negative user is unknown.
+        """
+        if not self._crossed:
+            return events
+        own = crossing_columns(self._crossed, "event")
+        unknown = bool(len(users)) and users[0] < 0
+        of_user = self._inputs["user"].nothing(len(users)) if unknown else self._inputs["user"].take(users)
+        inputs = [*events.select(own), *of_user, *self._inputs["item"].take(items)]
+        made = crossed_features(self._crossed, inputs, version=self._canonical)
+        return events.drop(own).with_columns(made)
+
     def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
         """Returns a frame of users for whom only the id is known."""
         return entity_frame([{"user_id": name} for name in ids], self._user_columns)
@@ -84,7 +106,7 @@ class Catalogue:
         """Returns the numbers (N,) of users. Adds new users with their id alone."""
         new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
         if new:
-            self.users.append(self.user_frame(new))
+            self._append("user", self.user_frame(new))
             self.user_ids.extend(new)
             self.user_numbers.update({name: len(self.user_numbers) + index for index, name in enumerate(new)})
         return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
@@ -101,7 +123,7 @@ class Catalogue:
             self.user_ids[number] = placeholder = f"{_NOBODY}{number}"
             self.user_numbers[placeholder] = number
         if known:
-            self.users.replace(numbers, entity_frame([{} for _ in known], self._user_columns))
+            self._replace("user", numbers, entity_frame([{} for _ in known], self._user_columns))
         return numbers
 
     def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
@@ -114,7 +136,7 @@ class Catalogue:
     def add_default_item(self) -> int:
         """Adds an item without an id and without values, which reads no row. Returns its number."""
         number = len(self.item_ids)
-        self.items.append(entity_frame([{}], self._read_columns))
+        self._append("item", entity_frame([{}], self._read_columns))
         self._extend(np.zeros((1, self.vectors.shape[1]), dtype=np.float32))
         self.item_ids.append("")
         return number
@@ -162,16 +184,24 @@ class Catalogue:
 
     def _replace_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
         index = np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
-        self.items.replace(index, self._frame(ids, features))
+        self._replace("item", index, self._frame(ids, features))
         self.vectors[index] = vectors
         if self._mapped is not None:
             self._mapped.array[index] = self._for_ranker(vectors)
 
     def _add_items(self, ids: Sequence[str], features: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
-        self.items.append(self._frame(ids, features))
+        self._append("item", self._frame(ids, features))
         self._extend(vectors)
         self.item_numbers.update({name: len(self.item_ids) + index for index, name in enumerate(ids)})
         self.item_ids.extend(ids)
+
+    def _append(self, entity: Literal["user", "item"], frame: pl.DataFrame) -> None:
+        (self.users if entity == "user" else self.items).append(frame)
+        self._inputs[entity].append(frame)
+
+    def _replace(self, entity: Literal["user", "item"], index: NDArray[np.int64], frame: pl.DataFrame) -> None:
+        (self.users if entity == "user" else self.items).replace(index, frame)
+        self._inputs[entity].replace(index, frame)
 
     def _extend(self, vectors: NDArray[np.float32]) -> None:
         self._vectors.extend(vectors)

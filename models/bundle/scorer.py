@@ -3,7 +3,7 @@
 Shape letters: n candidates, M distinct rows, D dimension of a row, W pooled columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,14 +45,14 @@ class Scorer:
     Args:
         schema, network: Schema and dense part of the bundle.
         catalogue: Users, items and their vectors.
+        varying: Names of the events' features that differ between the candidates of a request.
     """
 
-    def __init__(self, schema: Schema, network: DensePart, catalogue: Catalogue) -> None:
+    def __init__(self, schema: Schema, network: DensePart, catalogue: Catalogue, varying: Collection[str] = ()) -> None:
         self._schema = schema
         self._network = network
         self._catalogue = catalogue
-        self._own = tuple(schema.of("item"))
-        self._shared = tuple(feature for feature in schema.features if feature.of != "item")
+        self._own, self._shared = divided(schema, varying)
         self._order = _column_order(schema, (*self._shared, *self._own))
 
     def aggregate_keys(self, user: str, items: Ints) -> dict[str, Jagged]:
@@ -70,7 +70,7 @@ class Scorer:
             user: Id of the user. An unknown user has no value but the id.
             items: (n,) numbers of the candidates, n ≥ 1.
             history: Numbers of the items in the user's history, oldest first.
-            events: Context of the request, one row.
+            events: Context of the request: one row, or a row for each candidate.
             aggregates: (n, A) columns of the schema's plan. None if the plan has no columns.
         """
         catalogue = self._catalogue
@@ -78,7 +78,10 @@ class Scorer:
         assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.ranker_vectors)
         first = None if aggregates is None else aggregates[:1]
         shared = assembler.batch(_examples(number, items[:1], history, first), self._shared)
-        own = assembler.batch(_examples(number, items, history, aggregates), self._own)
+        candidates = _examples(number, items, history, aggregates)
+        if events.size > 1:
+            candidates = replace(candidates, context=np.arange(len(items), dtype=np.int64))
+        own = assembler.batch(candidates, self._own)
         rows, inverse = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
         local = torch.from_numpy(inverse)
         return Lookups(
@@ -156,6 +159,17 @@ class Scorer:
         rows = torch.from_numpy(vectors)
         parts = [pool(rows, lookups.shared).expand(lookups.own.size, -1), pool(rows, lookups.own)]
         return torch.cat(parts, dim=1)[:, self._order]
+
+
+def divided(schema: Schema, varying: Collection[str]) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    """Returns the features that each candidate of a request looks up, and those that all candidates share.
+
+    Args:
+        schema: Schema of the features.
+        varying: Names of the events' features that differ between candidates.
+    """
+    own = [*schema.of("item"), *(feature for feature in schema.of("event") if feature.column in varying)]
+    return tuple(own), tuple(feature for feature in schema.features if feature not in own)
 
 
 def _check_numbers(scores: Floats) -> None:

@@ -1,7 +1,7 @@
 """Answers of a service, before they are encoded for HTTP."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.bundle.bundle import Bundle
@@ -29,6 +29,7 @@ class RankingAnswer:
         shared: Concepts that each item shares most with the items that the user liked. Empty unless the request asked
             for reasons and the bundle has concepts.
         inputs: Values and rows that the ranking read. None without a candidate.
+        sent: Served values of the declared fields: of the request, and of `items`, a list for each field.
     """
 
     bundle: str
@@ -41,6 +42,7 @@ class RankingAnswer:
     as_of: AsOf | None = None
     shared: Sequence[Sequence[SharedConcept]] = ()
     inputs: RankingInputs | None = None
+    sent: tuple[dict[str, Any], dict[str, list[Any]]] = field(default_factory=lambda: ({}, {}))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Inputs of one ranking: the values and rows that the server read, for a log that proves what was served."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bundle.request_features import SentValues
 from models.bundle.scorer import Lookups
 
 
@@ -19,7 +19,7 @@ class RankingInputs:
     Attributes:
         user: Id of the user.
         names: (n,) ids of the candidates, in the order of the lookups.
-        context: Values of the request's context, by column.
+        sent: Values of the request and of the candidates' fields.
         at: Time that the request asked for, microseconds since 1970. None if it asked for none.
         now_us: Time that expressions over the clock read, microseconds since 1970.
         history: (V,) numbers of the visited items, oldest first.
@@ -34,7 +34,7 @@ class RankingInputs:
 
     user: str
     names: Sequence[str]
-    context: Mapping[str, Any]
+    sent: SentValues
     at: int | None
     now_us: int
     history: NDArray[np.int64]

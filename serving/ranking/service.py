@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
 from features.errors import EventError, StoreError
+from features.value.field import distinct_candidates
 from models.bundle.bundle import Bundle
 from models.bundle.embedding import EmbeddingClient, csv_sources
-from models.bundle.local import context_frame
 from models.bundle.request_aggregates import AsOf
+from models.bundle.request_features import request_events, sent_values
 from models.bundle.scorer import Scorer
-from models.table.batch import Entities
 from serving.ranking.aggregates import Asked, RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.ranking.histories import Histories, UserRecords
@@ -72,7 +72,7 @@ class RankService:
         self._live = LiveCatalogue(bundle, store, self._histories, outlasts=self.rows.outlasts_store, deltas=deltas)
         self._catalogue = self._live.catalogue
         self._retrieval = ItemRetrieval(bundle, self._live, self._histories)
-        self._scorer = Scorer(self._schema, bundle.network(), self._catalogue)
+        self._scorer = Scorer(self._schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
         self.embeddings = EmbeddingClient(
             self._schema,
@@ -157,6 +157,7 @@ class RankService:
         explain: bool = False,
         at: int | None = None,
         meant: Meant = NOTHING,
+        fields: Mapping[str, Sequence[Any]] | None = None,
     ) -> RankingAnswer:
         """Ranks candidates for a user.
 
@@ -164,25 +165,27 @@ class RankService:
             user: Id of the user.
             candidates: Item ids, repeats are ignored. None: retrieval chooses the candidates.
             k: Largest number of items to return.
-            context: Values of the events' own columns, by column. Absent columns are null.
+            context: Values of the events' own columns, by column. Absent columns have their default, or are null.
             wanted: Condition that retrieved candidates must meet.
             explain: True returns reasons for the returned items.
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
                 of the stream. Expressions over the events' clock read this time, by default the present time.
             meant: Concepts that retrieval avoids, and those that no retrieved candidate may carry.
+            fields: Values of the candidates' fields by name, a value for each of `candidates`, None where one is
+                absent. Retrieved candidates have defaults.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
-            EventError: `context` or `wanted` names a column that the dataset does not have, or a value has a wrong
-                type.
+            EventError: `context`, `fields` or `wanted` names a column that the dataset does not have, or a value has a
+                wrong type.
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         if at is not None and not self.has_clock:
             raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
         now_us = time.time_ns() // 1_000 if at is None else at
-        event = context_frame(self.bundle, context or {}, at_us=now_us)
-        events = Entities(self._schema, "event", event, self._catalogue.admission)
+        candidates, own = distinct_candidates(candidates, fields or {})
+        sent = sent_values(self.bundle, context or {}, own, len(candidates or ()))
         live = self._live
         # Read before all other reads, so that these hold all deltas before the position.
         mirror = self.rows.mirrored(away=False)
@@ -191,12 +194,16 @@ class RankService:
             names, items, asked, stored = self._given(user, candidates)
         else:
             names, items, asked, stored = self._retrieved(user, k, wanted, meant)
+            sent = sent_values(self.bundle, context or {}, {}, len(items))
         columns, as_of = self._aggregates.answer(asked, stored, at)
         with live.lock:
             trace.note(candidates=len(items), retrieved=candidates is None)
             known_user = stored.history is not None or user in self._catalogue.user_numbers
             history = live.visited(stored.history)
-            lookups = self._scorer.lookups(user, items, history, events, columns) if len(items) else None
+            lookups = None
+            if len(items):
+                events = request_events(self.bundle, self._catalogue, sent, user, items, at_us=now_us)
+                lookups = self._scorer.lookups(user, items, history, events, columns)
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
         shared: list[list[SharedConcept]] = []
         inputs = None
@@ -207,7 +214,7 @@ class RankService:
             inputs = RankingInputs(
                 user=user,
                 names=names,
-                context=context or {},
+                sent=sent,
                 at=at,
                 now_us=now_us,
                 history=history,
@@ -233,13 +240,14 @@ class RankService:
             as_of=as_of,
             shared=shared,
             inputs=inputs,
+            sent=sent.of(self.bundle.dataset.events, order.tolist()),
         )
 
     def _given(self, user: str, candidates: Sequence[str]) -> _Gathered:
-        """Returns the candidates of a request, each once, with what the store has of user and candidates."""
+        """Returns the distinct candidates of a request, with what the store has of user and candidates."""
         live = self._live
         live.learn(candidates)
-        names = list(dict.fromkeys(candidates))
+        names = list(candidates)
         with live.lock:
             items = live.numbers(names)
             asked = self._aggregates.of(user, items)

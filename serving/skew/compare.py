@@ -6,7 +6,7 @@ the last delta that was in the log when it answered. A value is right if it equa
 Shape letters: n candidates, M distinct rows, F features, N numeric features, K lookups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from features.errors import AnswerError, EventError
 from features.hashing import splitmix64
-from models.bundle.scorer import Lookups
+from models.bundle.scorer import Lookups, divided
 from models.table.batch import Batch
 from models.table.schema import Feature, Schema
 from serving.skew.record import SkewRecord, digests
@@ -84,13 +84,13 @@ class ServedComparison:
     Args:
         served: The record.
         schema: Schema of its bundle.
+        varying: Names of the events' features that differ between candidates.
     """
 
-    def __init__(self, served: SkewRecord, schema: Schema) -> None:
+    def __init__(self, served: SkewRecord, schema: Schema, varying: Collection[str] = ()) -> None:
         self.served = served
         self._schema = schema
-        self._own = tuple(schema.of("item"))
-        self._shared = tuple(feature for feature in schema.features if feature.of != "item")
+        self._own, self._shared = divided(schema, varying)
         content = torch.zeros((len(served.candidates), schema.content)) if schema.content else None
         self._lookups = served.lookups(visits=len(served.history) if schema.attends else None, content=content)
         self._vectors = np.zeros((len(served.row_numbers), schema.dim), dtype=np.float32)

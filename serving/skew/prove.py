@@ -135,7 +135,8 @@ class _Walk:
         """
         while self._waiting and self._waiting[-1].position <= offset:
             record = self._waiting.pop()
-            comparison = ServedComparison(record, self._state.bundle.schema)
+            bundle = self._state.bundle
+            comparison = ServedComparison(record, bundle.schema, bundle.dataset.events.varying)
             comparison.look(self._state)
             self._active.append(comparison)
             behind_s = 0.0 if appended_ms is None else (record.time_ms - appended_ms) / 1_000

@@ -50,7 +50,7 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         bundle: Id of the bundle that answered.
         user: Id of the user.
         candidates: Ids of the n candidates.
-        context: Context of the request, by column, as received.
+        context: Context of the request, by column, with defaults.
         at: Time that the request asked for, microseconds since 1970. None if it asked for none.
         now_us: Time that expressions over the clock read, microseconds since 1970.
         retrieved: True if retrieval chose the candidates.
@@ -67,6 +67,7 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         numeric: (n, N) little-endian float32 numeric features.
         content: (n,) little-endian uint64 digests of the content vectors. Empty if the network reads none.
         scores: (n,) little-endian float32 probabilities.
+        fields: (n,) values of each field of the candidates, by name, as served.
     """
 
     version: int
@@ -92,6 +93,7 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
     numeric: bytes
     content: bytes
     scores: bytes
+    fields: dict[str, list[Any]] = {}
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -157,7 +159,7 @@ def record_of(
         bundle=bundle,
         user=inputs.user,
         candidates=list(inputs.names),
-        context=dict(inputs.context),
+        context=dict(inputs.sent.context),
         at=inputs.at,
         now_us=inputs.now_us,
         retrieved=retrieved,
@@ -174,12 +176,13 @@ def record_of(
         numeric=lookups.own.numeric.numpy().astype("<f4").tobytes(),
         content=b"" if content is None else digests(content.numpy()).astype("<u8").tobytes(),
         scores=inputs.scores.astype("<f4").tobytes(),
+        fields={name: list(values) for name, values in inputs.sent.fields.items()},
     )
 
 
 def encode(record: SkewRecord) -> bytes:
-    """Encodes a record: a msgpack array in the order of the fields."""
-    return msgspec.msgpack.encode(record)
+    """Encodes a record: a msgpack array in the order of the fields. A record without fields leaves them out."""
+    return msgspec.msgpack.encode(record if record.fields else msgspec.structs.astuple(record)[:-1])
 
 
 def decode(data: bytes) -> SkewRecord:

@@ -17,10 +17,9 @@ from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import Delta, Record
-from models.bundle.local import context_frame
 from models.bundle.request_aggregates import answer
+from models.bundle.request_features import request_events, sent_values
 from models.bundle.scorer import Lookups, Scorer
-from models.table.batch import Entities
 from serving.skew.record import SkewRecord
 from serving.store.page import pack, unpack
 from serving.store.protocol import StoredTable
@@ -65,7 +64,7 @@ class SkewState:
         self._catalogue = Catalogue(bundle)
         self._default_item = self._catalogue.add_default_item()
         self._aggregates = bundle.aggregates()
-        self.scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
+        self.scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
         self._published = bundle.rows()
         if snapshot is not None:
             self._apply([one for one in snapshot.records(bundle) if one.kind != aggregate_record.AGGREGATE])
@@ -116,8 +115,8 @@ class SkewState:
         numbers = catalogue.item_numbers
         items = np.array([self._number(name) for name in served.candidates], dtype=np.int64)
         visits = np.array([numbers[name] for name in served.history if name in numbers], dtype=np.int64)
-        event = context_frame(self.bundle, served.context, at_us=served.now_us)
-        events = Entities(schema, "event", event, catalogue.admission)
+        sent = sent_values(self.bundle, served.context, served.fields, len(items))
+        events = request_events(self.bundle, catalogue, sent, served.user, items, at_us=served.now_us)
         columns = None
         if schema.aggregates.columns:
             keys = self.scorer.aggregate_keys(served.user, items)

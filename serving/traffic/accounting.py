@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from features.errors import EventError
 from features.shown.message import Impression
@@ -50,7 +51,7 @@ def accounted(
         raise
     shown = None
     if recorder is not None:
-        shown = _impression(pinned, request, user, ranking.items, watch, surface=surface)
+        shown = _impression(pinned, request, user, ranking.items, watch, surface=surface, sent=ranking.sent)
         recorder.put(shown)
     if sample is not None:
         sample(request, ranking)
@@ -85,6 +86,7 @@ def _impression(
     *,
     surface: str,
     failed: bool = False,
+    sent: tuple[dict[str, Any], dict[str, list[Any]]] = ({}, {}),
 ) -> Impression:
     bundle = pinned.service.bundle
     return Impression(
@@ -100,4 +102,6 @@ def _impression(
         ms=round(1_000 * watch.seconds(), 3),
         failed=failed,
         surface=surface,
+        context=sent[0],
+        candidates=sent[1],
     )

@@ -112,7 +112,10 @@ def _ranked(job: _Job, sample: Callable[[str, RankingAnswer], None] | None) -> S
 
 def _compared(job: _Job, shown: Impression, sample: Callable[[str, RankingAnswer], None] | None) -> Shadowed:
     began = time.perf_counter()
-    answer = job.service.rank(shown.user, shown.items, len(shown.items))
+    events = job.service.bundle.dataset.events
+    context = {name: value for name, value in shown.context.items() if name in events.request}
+    fields = {name: values for name, values in shown.candidates.items() if name in events.candidate}
+    answer = job.service.rank(shown.user, shown.items, len(shown.items), context, fields=fields)
     ms = 1_000 * (time.perf_counter() - began)
     scores = dict(answer.items)
     if sample is not None:

@@ -155,7 +155,7 @@ class Joiner:
             if rows or self._uncommitted >= _COMMIT_EVERY:
                 with self._transactor.begin() as transaction:
                     for row in rows:
-                        value = row_message(row, self._events.outcomes)
+                        value = row_message(row, self._events)
                         transaction.append(self._topics.events, value, key=row.user.encode(errors="replace"))
                     transaction.append(self._topics.joins, msgspec.json.encode(self._progress()))
                     self._failpoint("after rows")

@@ -21,8 +21,8 @@ from features.frame_blocks import shown_items
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.contents import RANKER_VECTOR
-from models.bundle.local import context_frame
 from models.bundle.request_aggregates import published_columns
+from models.bundle.request_features import request_events, sent_values
 from models.bundle.scorer import Scorer
 from models.ranker.evaluate import Quality, novelty, quality
 from models.ranker.loading import content_vectors, event_columns
@@ -261,8 +261,14 @@ class _Scoring:
         self._rows = bundle.rows()
         self._aggregates = bundle.aggregates()
         self._catalogue = Catalogue(bundle)
-        self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue)
-        self._events = Entities(bundle.schema, "event", context_frame(bundle, {}), self._catalogue.admission)
+        self._bundle = bundle
+        self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self._sent = sent_values(bundle, {}, {}, _CANDIDATES)
+        # Without features that differ between candidates, all requests share one row of events.
+        self._shared = None if bundle.dataset.events.varying else self._events("", np.zeros(1, dtype=np.int64))
+
+    def _events(self, user: str, chosen: NDArray[np.int64]) -> Entities:
+        return request_events(self._bundle, self._catalogue, self._sent, user, chosen)
 
     def __call__(self, number: int) -> None:
         items = len(self._catalogue.item_ids)
@@ -273,7 +279,8 @@ class _Scoring:
         user = users[number % len(users)] if users else ""
         chosen = rng.integers(0, items, _CANDIDATES)
         aggregates = published_columns(self._aggregates, self._scorer, user, chosen)
-        lookups = self._scorer.lookups(user, chosen, chosen[:20], self._events, aggregates)
+        events = self._shared or self._events(user, chosen)
+        lookups = self._scorer.lookups(user, chosen, chosen[:20], events, aggregates)
         self._scorer.score(lookups, self._rows[lookups.rows])
 
 

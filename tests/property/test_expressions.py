@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import load_events, message_columns, read_events
 from features.jobs.messages import encode_rows
-from features.message import Rows, context_row, event_decoder, event_rows
+from features.message import Rows, context_rows, event_decoder, event_rows
 from features.value.expression import INPUT_TYPES, Derived, Expression
 
 ROWS = int(os.environ.get("TESSERA_EXPRESSION_ROWS", "20000"))
@@ -123,7 +123,7 @@ def test_a_batch_and_a_request_have_the_features_of_the_whole(tmp_path: Path) ->
     names = ("device", "price", "ordered", "weight", "note")
     for row, message in enumerate(messages):
         values = {name: value for name, value in msgspec.json.decode(message).items() if name in names}
-        context = context_row(values, dataset.events, at_us=whole["time"][row])
+        context = context_rows(values, dataset.events, at_us=whole["time"][row])
         assert context.select(NAMES).equals(whole[row : row + 1].select(NAMES))
 
 

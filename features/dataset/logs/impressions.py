@@ -18,10 +18,13 @@ from features.dataset.files import SourceTable, source_files
 from features.dataset.jsonl import strict_lines
 from features.dataset.plain_text import read_plain
 from features.errors import DatasetError
+from features.shown.declared import SURFACE
 from features.shown.join import Join, ShownRow
 from features.shown.message import Impression, Outcome, Shadowed
 from features.storage.copy import local_file
 from features.storage.location import Location
+from features.value.canonical import canonical_values
+from features.value.mixed_column import column_of
 
 APPENDED = "_appended_ms"
 """Field of an exported message: time of its append, milliseconds since 1970."""
@@ -37,7 +40,7 @@ def load_impressions(events: Events, directory: Path) -> SourceTable:
 
     Returns:
         (R, …): user, item, impression and surface String; time and position Int64; a column of 0 and 1 for each kind of
-        outcome; `_event_id` UInt64.
+        outcome; a column for each field of [events.request] and [events.candidate]; `_event_id` UInt64.
 
     Raises:
         DatasetError: A file is missing, holds another message, or no impression of the files has closed.
@@ -64,15 +67,24 @@ def load_impressions(events: Events, directory: Path) -> SourceTable:
             f"{impressions[0]}: [events] no impression has closed by the newest message of the logs "
             f"({len(join):,} are open, window = {events.window!r}); export longer logs, or give a shorter window"
         )
-    frame = rows_frame(rows, events.outcomes)
+    try:
+        frame = rows_frame(rows, events)
+    except TypeError as error:
+        raise DatasetError(f"{impressions[0]}: [events] {error}; export the topic again") from error
     return SourceTable("events", frame, tuple(frame.columns), impressions, _heights(impressions, rows), "jsonl")
 
 
-def rows_frame(rows: list[ShownRow], outcomes: tuple[str, ...]) -> pl.DataFrame:
-    """Returns rows of the join as the table of `load_impressions`."""
+def rows_frame(rows: list[ShownRow], events: Events) -> pl.DataFrame:
+    """Returns rows of the join as the table of `load_impressions`.
+
+    Raises:
+        TypeError: A field has a value that is neither scalar nor a list of scalars.
+    """
     labels = {
-        kind: pl.Series(kind, [row.labels[place] for row in rows], pl.Int8) for place, kind in enumerate(outcomes)
+        kind: pl.Series(kind, [row.labels[place] for row in rows], pl.Int8)
+        for place, kind in enumerate(events.outcomes)
     }
+    fields = {name: _field(name, kind, rows) for name, kind in _fields_of(events).items()}
     columns = {
         "user": pl.Series([row.user for row in rows], dtype=pl.String),
         "item": pl.Series([row.item for row in rows], dtype=pl.String),
@@ -82,10 +94,23 @@ def rows_frame(rows: list[ShownRow], outcomes: tuple[str, ...]) -> pl.DataFrame:
         "impression": pl.Series([row.impression for row in rows], dtype=pl.String),
         "_event_id": pl.Series([row.id for row in rows], dtype=pl.UInt64),
     }
-    return pl.DataFrame(columns | labels)
+    return pl.DataFrame(columns | labels | fields)
 
 
-def row_message(row: ShownRow, outcomes: tuple[str, ...]) -> bytes:
+def _fields_of(events: Events) -> dict[str, str]:
+    """Returns the types of the declared fields, by name. Each row has its surface anyway."""
+    return {name: field.type for name, field in events.fields.items() if name != SURFACE}
+
+
+def _field(name: str, kind: str, rows: list[ShownRow]) -> pl.Series:
+    """Returns the values of a field as messages of these rows are read."""
+    values = [row.fields.get(name) for row in rows]
+    if kind == "number" and set(map(type, values)) <= {int, float, bool, type(None)}:
+        return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
+    return column_of(name, values) if kind == "time" else canonical_values(name, values)
+
+
+def row_message(row: ShownRow, events: Events) -> bytes:
     """Encodes a row as a message of the topic `events`, with the columns of `rows_frame`."""
     fields: dict[str, Any] = {
         "user": row.user,
@@ -96,7 +121,8 @@ def row_message(row: ShownRow, outcomes: tuple[str, ...]) -> bytes:
         "impression": row.impression,
         "_event_id": row.id,
     }
-    return msgspec.json.encode(fields | dict(zip(outcomes, row.labels, strict=True)))
+    sent = {name: row.fields[name] for name in _fields_of(events) if row.fields.get(name) is not None}
+    return msgspec.json.encode(fields | dict(zip(events.outcomes, row.labels, strict=True)) | sent)
 
 
 def _heights(files: tuple[Location, ...], rows: list[ShownRow]) -> tuple[int, ...]:

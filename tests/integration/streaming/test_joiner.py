@@ -99,7 +99,7 @@ def test_rows_of_stream_and_files_and_twin_are_equal(log: EventLog, tmp_path: Pa
     last.drain()
     counts = last.counts
     last.close()
-    assert appended(log) == sorted(row_message(row, EVENTS.outcomes) for row in expected)
+    assert appended(log) == sorted(row_message(row, EVENTS) for row in expected)
     assert (counts["open"], counts["row"]) == (1, len(expected))
     assert counts["late"] > 0
     assert export_topic(log, TOPICS.impressions, tmp_path / "shown.jsonl") == log_size(log, TOPICS.impressions)

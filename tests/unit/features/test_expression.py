@@ -50,7 +50,7 @@ def evaluated(declared: Derived, **values: Any) -> list[Any]:
         ("ROW_NUMBER() OVER (ORDER BY item.price)", "reads other rows"),
         ("LAG(item.price) OVER (ORDER BY item.price)", "reads other rows"),
         ("SUM(item.price) OVER (PARTITION BY item.colour)", "reads other rows"),
-        ("item.price - user.country", "reads columns of item and user"),
+        ("item.price - user.country", "does not fit its columns"),
         ("price * 2", "'price' is no column that an expression reads; the nearest is 'item.price'"),
         ("item.prise", "the nearest is 'item.price'"),
         ("1 + 1", "reads no column"),
@@ -60,7 +60,7 @@ def evaluated(declared: Derived, **values: Any) -> list[Any]:
         ("SELECT 1", "is not an expression"),
         ("CAST(user.country AS INT)", "fails for some values"),
         ("MAX(item.price) OVER ()", "reads other rows"),
-        ("SUM(item.price) OVER (ORDER BY event.at)", "columns of item and event"),
+        ("SUM(item.price) OVER (ORDER BY event.at)", "reads other rows"),
         ("STRING_TO_ARRAY(item.colour, ',')", "gives List(String)"),
     ],
 )
@@ -71,7 +71,9 @@ def test_an_expression_that_is_no_feature_of_one_row_is_refused(sql: str, said: 
 
 
 def test_text_is_not_taken_for_a_column_and_names_may_be_quoted_or_of_any_script() -> None:
-    assert Expression("år", derived(sql="EXTRACT(YEAR FROM event.när)"), {"event": {"när": "time"}}).reads == ("när",)
+    assert Expression("år", derived(sql="EXTRACT(YEAR FROM event.när)"), {"event": {"när": "time"}}).reads == (
+        "event.när",
+    )
     assert evaluated(derived(sql="item.colour || ' item.price'"), colour=["red"]) == ["red item.price"]
     assert evaluated(derived(sql='item."unit price" * 2'), **{"unit price": [1.5, None]}) == [3.0, None]
 
