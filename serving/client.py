@@ -66,7 +66,7 @@ class Client:
     def rank(
         self,
         user: str,
-        candidates: Sequence[str] | None = None,
+        candidates: Sequence[str | Mapping[str, Any]] | None = None,
         *,
         k: int = 10,
         context: Mapping[str, Any] | None = None,
@@ -79,9 +79,11 @@ class Client:
 
         Args:
             user: Id of the user. An unknown user has no history.
-            candidates: Item ids, at most 2,000. None: retrieval chooses the candidates.
+            candidates: Item ids, or mappings with `item_id` and the candidate's fields, at most 2,000. None: retrieval
+                chooses the candidates.
             k: Largest number of items to return.
-            context: Values of the events' own columns, by column. Absent columns are null.
+            context: Values of the events' own columns and of the request's fields, by name. Absent columns have their
+                default, or are null.
             filter: Condition on the items' filterable columns that retrieved candidates must meet.
             explain: True returns the contribution of each feature to an item's log-odds.
             at: Time as of which aggregates are answered, UTC if without an offset. None: right after the newest event
@@ -92,8 +94,9 @@ class Client:
             Items with their probabilities, best first, and the bundle that ranked them.
 
         Raises:
-            ApiError: The server refused the request.
+            ApiError: The server refused the request; `field` names the field at fault.
             ConnectionError: The server does not answer.
+            ValueError: A value is no finite number.
 
         Example:
             >>> client.rank("r00001", ["a00001", "a00002"], k=1).known_user
@@ -254,7 +257,7 @@ class AsyncClient:
     async def rank(
         self,
         user: str,
-        candidates: Sequence[str] | None = None,
+        candidates: Sequence[str | Mapping[str, Any]] | None = None,
         *,
         k: int = 10,
         context: Mapping[str, Any] | None = None,

@@ -1,5 +1,6 @@
 """Calls of the Python client: the request of each route, and the type of its answer."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -238,7 +239,7 @@ class Call(Generic[T]):
 
 def rank_call(
     user: str,
-    candidates: Sequence[str] | None,
+    candidates: Sequence[str | Mapping[str, Any]] | None,
     k: int,
     context: Mapping[str, Any] | None,
     filter: Mapping[str, Any] | None,
@@ -246,11 +247,26 @@ def rank_call(
     at: datetime | None,
     meaning: Mapping[str, Any] | None,
 ) -> Call[Ranking]:
-    """Returns the call of `Client.rank`."""
+    """Returns the call of `Client.rank`.
+
+    Raises:
+        ValueError: A value of the context or of a candidate is no finite number, which JSON cannot carry.
+    """
+    for place, candidate in enumerate(candidates or ()):
+        if not isinstance(candidate, str):
+            _refuse_not_finite(f"candidates.{place}", candidate)
+    _refuse_not_finite("context", context or {})
     body = {"user": user, "candidates": candidates, "k": k, "context": context, "filter": filter, "explain": explain}
     if at is not None:
         body["at"] = at.isoformat()
     return Call(Ranking, "POST", "/v1/rank", body | dict(meaning or {}))
+
+
+def _refuse_not_finite(where: str, values: Mapping[str, Any]) -> None:
+    """Refuses NaN and infinity, which JSON would carry as a missing value."""
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where}.{name}: {value} is no finite number; leave the field out if there is no value")
 
 
 def retrieve_call(

@@ -16,6 +16,8 @@ from features.value.attribute import moment
 from features.value.canonical import scalar
 
 FieldType = Literal["category", "number", "text", "time"]
+MOST_CHARACTERS = 1_024
+"""Most characters of a text value."""
 ITEM_ID = "item_id"
 """Key of a candidate's id, where a candidate carries fields."""
 _EXPECTED = {
@@ -91,6 +93,10 @@ def served(name: str, field: RequestField, value: Any) -> Any:
     parts = value if isinstance(value, (list, tuple)) and field.type == "category" else [value]
     kinds: dict[str, Any] = {"number": (int, float), "text": str, "time": (str, int, float)}
     for part in parts:
+        if part is None:
+            continue
+        if isinstance(part, str) and (len(part) > MOST_CHARACTERS or any("\ud800" <= one <= "\udfff" for one in part)):
+            raise ValueError(f"{name}: expected text of at most {MOST_CHARACTERS:,} whole characters; shorten it")
         of_type = isinstance(part, kinds.get(field.type, (str, int, float, bool)))
         if not of_type or (isinstance(part, bool) and field.type != "category"):
             raise _misfit(name, field, part)

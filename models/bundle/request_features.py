@@ -76,6 +76,20 @@ def request_events(
     *,
     at_us: int | None = None,
 ) -> Entities:
+    """Returns the lookups of the features of a request; see `request_frame`."""
+    frame = request_frame(bundle, catalogue, sent, user, items, at_us=at_us)
+    return Entities(bundle.schema, "event", frame, catalogue.admission)
+
+
+def request_frame(
+    bundle: BundleContents,
+    catalogue: Catalogue,
+    sent: SentValues,
+    user: str,
+    items: NDArray[np.int64],
+    *,
+    at_us: int | None = None,
+) -> pl.DataFrame:
     """Returns the features of a request: one row, or a row for each candidate if a feature differs between them.
 
     The catalogue must not change during the call.
@@ -92,17 +106,14 @@ def request_events(
         EventError: A value does not fit its column.
     """
     events = bundle.dataset.events
-    frame = pl.DataFrame({"nothing": [0]})
-    if events.categorical_features or events.numeric_features:
-        count = len(items) if events.varying else 1
-        try:
-            frame = context_rows(
-                sent.context, events, version=bundle.canonical, at_us=at_us, candidates=sent.fields, count=count
-            )
-        except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-            raise EventError(f"context: {error}") from error
-        if events.crossed:
-            number = catalogue.user_numbers.get(user)
-            numbers = np.full(count, -1 if number is None else number, dtype=np.int64)
-            frame = catalogue.crossed(frame, numbers, items)
-    return Entities(bundle.schema, "event", frame, catalogue.admission)
+    if not (events.categorical_features or events.numeric_features):
+        return pl.DataFrame({"nothing": [0]})
+    count = len(items) if events.varying else 1
+    try:
+        frame = context_rows(
+            sent.context, events, version=bundle.canonical, at_us=at_us, candidates=sent.fields, count=count
+        )
+    except (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise EventError(f"context: {error}") from error
+    number = catalogue.user_numbers.get(user, -1)
+    return catalogue.crossed(frame, np.full(count, number, dtype=np.int64), items) if events.crossed else frame

@@ -8,15 +8,19 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     FiniteFloat,
     StrictBool,
     StrictInt,
     StrictStr,
+    Tag,
+    WithJsonSchema,
     model_validator,
 )
 
 from features.value.canonical import scalar
+from features.value.field import ITEM_ID, split_candidates
 from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
 from serving.retrieval.filter import Filter
 
@@ -61,6 +65,33 @@ def _example(**body: Any) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra={"examples": [body]})
 
 
+def _candidate(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns a candidate with its id as text. The ranking checks each field against its declared type."""
+    name = _id(fields.get(ITEM_ID))
+    if not isinstance(name, str) or not 1 <= len(_encodable(name)) <= 1_024:
+        raise ValueError(f"{ITEM_ID} is no id of 1 to 1,024 characters; give the item's id beside its fields")
+    return {**fields, ITEM_ID: name}
+
+
+_CANDIDATE_SCHEMA = {
+    "type": "object",
+    "title": "Candidate",
+    "description": "A candidate and its fields, such as its price now.",
+    "properties": {ITEM_ID: {"type": "string"}},
+    "required": [ITEM_ID],
+    "examples": [{ITEM_ID: "1", "price_now": 9.5}],
+}
+Candidate = Annotated[dict[str, Any], AfterValidator(_candidate), WithJsonSchema(_CANDIDATE_SCHEMA)]
+
+
+def _form(value: Any) -> str:
+    """Returns whether a candidate is an id, or an object with fields."""
+    return "fields" if isinstance(value, dict) else "id"
+
+
+CandidateForm = Annotated[Annotated[Id, Tag("id")] | Annotated[Candidate, Tag("fields")], Discriminator(_form)]
+
+
 class Problem(BaseModel):
     """Problem document (RFC 9457)."""
 
@@ -77,11 +108,15 @@ class RankRequest(BaseModel):
     model_config = _example(user="42", candidates=["1", "2", "3"], k=2)
 
     user: Id = Field(description="The user's id; an unknown user is served by defaults.")
-    candidates: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
-        default=None, description="Item ids; an unknown item is scored without item features."
+    candidates: Annotated[list[CandidateForm], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        default=None,
+        description="Item ids, or objects with `item_id` and the candidate's fields; an unknown item is scored without "
+        "item features.",
     )
     k: int = Field(default=10, ge=1, le=MAX_CANDIDATES, description="Most items to return.")
-    context: dict[Text, Value] = Field(default_factory=dict, description="The events' own columns, by name.")
+    context: dict[Text, Value] = Field(
+        default_factory=dict, description="The events' own columns and the request's fields, by name."
+    )
     filter: Filter | None = Field(default=None, description="Condition that retrieved candidates must match.")
     explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
     avoid: Concepts = Field(default=[], description="Concepts from which retrieval of candidates steers away.")
@@ -91,6 +126,10 @@ class RankRequest(BaseModel):
         description="Time as of which aggregates are answered, ISO 8601 (UTC without an offset); by default right "
         "after the newest event of the stream.",
     )
+
+    def split(self) -> tuple[list[str] | None, dict[str, list[Any]]]:
+        """Returns the ids of the candidates, and the values of their fields by name."""
+        return (None, {}) if self.candidates is None else split_candidates(self.candidates)
 
     @model_validator(mode="after")
     def _fits(self) -> "RankRequest":

@@ -13,6 +13,9 @@ from features.errors import AnswerError, BundleError, EventError, LogError, Stor
 from serving.api.bodies import Problem
 from serving.api.refusal import PROBLEM
 
+# Characters of a field's name beside letters and digits.
+_JOINTS = str.maketrans("", "", "._- ")
+_A_VALUE = "expected text of at most 1,024 characters, a finite number, a truth value, or a list of them"
 _log = logging.getLogger(__name__)
 
 
@@ -23,6 +26,14 @@ def problem(status: int, title: str, detail: str, *, field: str | None = None) -
     return JSONResponse(document.model_dump(exclude_none=True), status_code=status, media_type=PROBLEM, headers=headers)
 
 
+def _named(parts: list[str]) -> list[str]:
+    """Returns the path of a field, without the types that its value could have had."""
+    if parts[:1] == ["context"]:
+        return parts[:2]
+    # A candidate is an id, or an object with fields.
+    return [*parts[:2], *parts[3:4]] if parts[:1] == ["candidates"] and len(parts) > 2 else parts
+
+
 @contextlib.contextmanager
 def blamed(name: str) -> Iterator[None]:
     """Blames a field for faulty input inside the body, unless the message begins with another field's name."""
@@ -30,7 +41,7 @@ def blamed(name: str) -> Iterator[None]:
         yield
     except EventError as error:
         first, colon, _ = str(error).partition(":")
-        named = first if colon and first.replace(".", "").replace("_", "").isalnum() else name
+        named = first if colon and first.translate(_JOINTS).isalnum() else name
         raise _WrongInput(named, str(error)) from error
 
 
@@ -47,11 +58,12 @@ def add_problem_handlers(app: FastAPI) -> None:
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         parts = [str(part) for part in first["loc"] if part != "body"]
-        # The location continues with the types that the column could have had.
-        field = ".".join(parts[:2] if parts[:1] == ["context"] else parts) or "body"
+        field = ".".join(_named(parts)) or "body"
         if first["type"] == "json_invalid":
             field = "body"
-        return problem(422, "Wrong input", f"{field}: {first['msg']}", field=field)
+        # The first type of several says little about the value.
+        message = _A_VALUE if parts[:1] == ["context"] and len(parts) > 2 else first["msg"]
+        return problem(422, "Wrong input", f"{field}: {message}", field=field)
 
     @app.exception_handler(_WrongInput)
     def wrong(_: Request, error: _WrongInput) -> JSONResponse:

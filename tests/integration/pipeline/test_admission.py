@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from features.history import Jagged
 from models.bundle.bundle import Bundle, write_bundle
-from models.bundle.local import context_frame
 from models.bundle.request_aggregates import answer
+from models.bundle.request_features import request_events, sent_values
 from models.ranker.train import predict
-from models.table.batch import Assembler, Entities, Examples, aggregate_keys
+from models.table.batch import Assembler, Examples, aggregate_keys
 from models.table.default_schema import TableOptions
 from serving.ranking.service import RankService
 from serving.store.memory import MemoryStore
@@ -61,7 +61,8 @@ class Online:
         rows = Examples(users, numbers, history, np.zeros(0, dtype=np.float32), same)
         keys = aggregate_keys(schema.aggregates, catalogue.users, catalogue.items, rows)
         rows = replace(rows, aggregates=answer(step.aggregates.state, keys, len(items), None)[0])
-        context = Entities(schema, "event", context_frame(self.bundle, {}), catalogue.admission)
+        sent = sent_values(self.bundle, {}, {}, 1)
+        context = request_events(self.bundle, catalogue, sent, "", np.zeros(1, dtype=np.int64))
         source = Assembler(schema, catalogue.users, catalogue.items, context, catalogue.vectors)
         return predict(step.ranker, source, rows)
 

@@ -15,10 +15,10 @@ from fastapi.testclient import TestClient
 from features.errors import StoreError
 from features.history import Jagged
 from models.bundle.catalogue import Catalogue
-from models.bundle.local import context_frame
 from models.bundle.request_aggregates import answer
+from models.bundle.request_features import request_events, sent_values
 from models.ranker.train import predict
-from models.table.batch import Assembler, Entities, Examples, aggregate_keys
+from models.table.batch import Assembler, Examples, aggregate_keys
 from serving.api.app import AppParts, create_app
 from serving.background import MOST_MISSES
 from serving.ranking.service import RankService
@@ -45,7 +45,7 @@ def test_served_scores_are_the_offline_scores(service: RankService, world: World
     )
     keys = aggregate_keys(bundle.schema.aggregates, catalogue.users, catalogue.items, rows)
     rows = replace(rows, aggregates=answer(bundle.aggregates(), keys, len(items), None)[0])
-    events = Entities(bundle.schema, "event", context_frame(bundle, {}), catalogue.admission)
+    events = request_events(bundle, catalogue, sent_values(bundle, {}, {}, 1), "", np.zeros(1, dtype=np.int64))
     offline = predict(
         bundle.ranker(), Assembler(bundle.schema, catalogue.users, catalogue.items, events, catalogue.vectors), rows
     )

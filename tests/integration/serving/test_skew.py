@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from features.dataset.descriptor import load_dataset
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, load_bundle
-from models.bundle.local import context_frame
+from models.bundle.request_features import request_events
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
 from models.table.default_schema import TableOptions
@@ -259,8 +259,8 @@ def _swapped_columns(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
 
 def _time_zone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> RankService:
     monkeypatch.setattr(
-        "serving.ranking.service.context_frame",
-        lambda bundle, context, at_us: context_frame(bundle, context, at_us=at_us + 3 * HOUR_US),
+        "serving.ranking.service.request_events",
+        lambda *given, at_us: request_events(*given, at_us=at_us + 3 * HOUR_US),
     )
     return shop.service()
 
