@@ -19,8 +19,12 @@ def crossing_columns(expressions: Sequence[Expression], entity: str) -> tuple[st
 
 
 def stored_input(values: pl.Series) -> pl.Series:
-    """Returns a column as a table keeps it: a time as microseconds since 1970, any other column unchanged."""
-    return values.to_physical() if values.dtype == INPUT_TYPES["time"] else values
+    """Returns a column as a table keeps it: a time as microseconds since 1970, and "" of an empty list as no value."""
+    if values.dtype == INPUT_TYPES["time"]:
+        return values.to_physical()
+    if values.dtype == INPUT_TYPES["text"] and (values == "").any():
+        return values.replace("", None)
+    return values
 
 
 def crossed_features(

@@ -102,6 +102,8 @@ dear = { sql = "item.price > 10 AND LENGTH(item.title) > 3", kind = "numeric" }
 area = { column = "user.land", values = { l1 = "east", l2 = "west" } }
 hour = { sql = "EXTRACT(HOUR FROM event.at)", kind = "categorical" }
 spent = "LN(1 + event.paid)"
+bargain = "event.paid / NULLIF(item.price, 0)"
+home = "event.place || '/' || user.land || '/' || SUBSTR(item.title, 1, 9)"
 """
 
 
@@ -147,7 +149,7 @@ def test_any_number_of_partitions_gives_the_frame_of_memory(tmp_path: Path, part
     write_tables(tmp_path)
     shop = dataset(tmp_path, more=EXPRESSIONS)
     built, found = by_jobs(shop, tmp_path / "out", partitions)
-    assert {"hour", "spent"} <= set(found.columns)
+    assert {"hour", "spent", "bargain", "home"} <= set(found.columns)
     # A fifth of the events have no label.
     assert len(built.parts) == {1: 1, 4: 4, 16: 13}[partitions]
     assert len(stored_blocks(tmp_path / "out")["train"]) == {1: 1, 4: 3, 16: 6}[partitions]
@@ -172,9 +174,13 @@ def test_each_split_is_that_of_memory(tmp_path: Path, split: str) -> None:
 def test_drawn_negatives_depend_on_no_partition(tmp_path: Path, split: str) -> None:
     write_tables(tmp_path)
     label = 'label = { column = "stars", positive = ">= 3", implicit = true, negatives = 3 }'
-    shop = dataset(tmp_path, split=split, label=label)
+    shop = dataset(tmp_path, split=split, label=label, more=EXPRESSIONS)
     built, found = by_jobs(shop, tmp_path / "out", 3)
     assert_same(shop, built, found, tmp_path / "out")
+    price = pl.read_parquet(tmp_path / "items.parquet")["price"].extend_constant(None, 20).gather(found["item"])
+    ratio = (found["paid"].cast(pl.Float64) / price).cast(pl.Float32)
+    assert found["bargain"].null_count() > 0
+    assert np.allclose(found["bargain"].fill_null(0), ratio.fill_null(0).replace({np.inf: 0, np.nan: 0}), rtol=1e-6)
     assert 2.5 < (found["label"] == 0).sum() / (found["label"] == 1).sum() <= 3
 
 
