@@ -162,11 +162,9 @@ def split_candidates(candidates: Sequence[str | Mapping[str, Any]]) -> tuple[lis
 
 
 def distinct_candidates(
-    ids: Sequence[str] | None, columns: Mapping[str, Sequence[Any]]
-) -> tuple[list[str] | None, Mapping[str, Sequence[Any]]]:
-    """Returns each candidate once, with the fields of its first place. None stays None."""
-    if ids is None:
-        return None, columns
+    ids: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> tuple[list[str], Mapping[str, Sequence[Any]]]:
+    """Returns each candidate once, with the fields of its first place."""
     names = list(dict.fromkeys(ids))
     if len(names) == len(ids) or not columns:
         return names, columns

@@ -15,7 +15,7 @@ from features.config import nearest
 from features.dataset.descriptor import Events
 from features.errors import DatasetError, EventError
 from features.message import context_rows
-from features.value.field import served_columns, served_fields
+from features.value.field import distinct_candidates, served_columns, served_fields, split_candidates
 from models.bundle.catalogue import Catalogue
 from models.bundle.contents import BundleContents
 from models.table.batch import Entities
@@ -65,6 +65,26 @@ def sent_values(
         return SentValues({**context, **own}, served_columns(events.candidate, fields, count))
     except ValueError as error:
         raise EventError(str(error)) from error
+
+
+def sent_candidates(
+    bundle: BundleContents, context: Mapping[str, Any], candidates: Sequence[str | Mapping[str, Any]]
+) -> tuple[list[str], SentValues]:
+    """Returns the ids of the distinct candidates, and the values of a request; see `sent_values`.
+
+    Args:
+        bundle: Bundle whose dataset declares the columns.
+        context: Values of the events' own columns, by name.
+        candidates: Ids, or mappings with `item_id` and fields. The first place of a repeated candidate counts.
+
+    Raises:
+        EventError: A candidate has no id, a name is unknown, or a value is not of the declared type.
+    """
+    try:
+        ids, fields = distinct_candidates(*split_candidates(candidates))
+    except ValueError as error:
+        raise EventError(str(error)) from error
+    return ids, sent_values(bundle, context, fields, len(ids))
 
 
 def request_events(

@@ -153,21 +153,18 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
     def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
         """Ranks the candidates, or the items that retrieval finds, by the probability of a positive event."""
 
-        candidates, fields = body.split()
-
         def ask(service: RankService) -> RankingAnswer:
             if body.filter is not None:
                 body.filter.check_size()
             return service.rank(
                 body.user,
-                candidates,
+                body.candidates,
                 body.k,
                 body.context,
                 wanted=body.filter,
                 explain=body.explain,
                 at=None if body.at is None else microseconds(body.at),
                 meant=Meant(avoid=tuple(body.avoid), without=tuple(body.without)),
-                fields=fields,
             )
 
         with current.pinned_for(body.user) as pinned, blamed("context"):

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from features.value.canonical import scalar
-from features.value.field import ITEM_ID, split_candidates
+from features.value.field import ITEM_ID
 from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
 from serving.retrieval.filter import Filter
 
@@ -126,10 +126,6 @@ class RankRequest(BaseModel):
         description="Time as of which aggregates are answered, ISO 8601 (UTC without an offset); by default right "
         "after the newest event of the stream.",
     )
-
-    def split(self) -> tuple[list[str] | None, dict[str, list[Any]]]:
-        """Returns the ids of the candidates, and the values of their fields by name."""
-        return (None, {}) if self.candidates is None else split_candidates(self.candidates)
 
     @model_validator(mode="after")
     def _fits(self) -> "RankRequest":

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
 from features.errors import EventError, StoreError
-from features.value.field import distinct_candidates
 from models.bundle.bundle import Bundle
 from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.request_aggregates import AsOf
-from models.bundle.request_features import request_events, sent_values
+from models.bundle.request_features import request_events, sent_candidates, sent_values
 from models.bundle.scorer import Scorer
 from serving.ranking.aggregates import Asked, RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
@@ -149,7 +148,7 @@ class RankService:
     def rank(
         self,
         user: str,
-        candidates: Sequence[str] | None,
+        candidates: Sequence[str | Mapping[str, Any]] | None,
         k: int,
         context: Mapping[str, Any] | None = None,
         *,
@@ -157,13 +156,13 @@ class RankService:
         explain: bool = False,
         at: int | None = None,
         meant: Meant = NOTHING,
-        fields: Mapping[str, Sequence[Any]] | None = None,
     ) -> RankingAnswer:
         """Ranks candidates for a user.
 
         Args:
             user: Id of the user.
-            candidates: Item ids, repeats are ignored. None: retrieval chooses the candidates.
+            candidates: Item ids, or mappings with `item_id` and the candidate's fields; repeats are ignored. None:
+                retrieval chooses the candidates, which have defaults.
             k: Largest number of items to return.
             context: Values of the events' own columns, by column. Absent columns have their default, or are null.
             wanted: Condition that retrieved candidates must meet.
@@ -171,27 +170,23 @@ class RankService:
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
                 of the stream. Expressions over the events' clock read this time, by default the present time.
             meant: Concepts that retrieval avoids, and those that no retrieved candidate may carry.
-            fields: Values of the candidates' fields by name, a value for each of `candidates`, None where one is
-                absent. Retrieved candidates have defaults.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
-            EventError: `context`, `fields` or `wanted` names a column that the dataset does not have, or a value has a
-                wrong type.
+            EventError: `context`, a candidate or `wanted` names an unknown column, or a value has a wrong type.
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         if at is not None and not self.has_clock:
             raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
         now_us = time.time_ns() // 1_000 if at is None else at
-        candidates, own = distinct_candidates(candidates, fields or {})
-        sent = sent_values(self.bundle, context or {}, own, len(candidates or ()))
+        ids, sent = sent_candidates(self.bundle, context or {}, candidates or ())
         live = self._live
         # Read before all other reads, so that these hold all deltas before the position.
         mirror = self.rows.mirrored(away=False)
         position = live.position if mirror is None else min(live.position, mirror.position)
         if candidates is not None:
-            names, items, asked, stored = self._given(user, candidates)
+            names, items, asked, stored = self._given(user, ids)
         else:
             names, items, asked, stored = self._retrieved(user, k, wanted, meant)
             sent = sent_values(self.bundle, context or {}, {}, len(items))

@@ -14,6 +14,7 @@ import numpy as np
 import scipy
 
 from features.shown.message import Impression, Shadowed
+from features.value.field import ITEM_ID
 from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import Metrics
@@ -114,8 +115,12 @@ def _compared(job: _Job, shown: Impression, sample: Callable[[str, RankingAnswer
     began = time.perf_counter()
     events = job.service.bundle.dataset.events
     context = {name: value for name, value in shown.context.items() if name in events.request}
-    fields = {name: values for name, values in shown.candidates.items() if name in events.candidate}
-    answer = job.service.rank(shown.user, shown.items, len(shown.items), context, fields=fields)
+    known = [
+        {name: value for name, value in shown.values_at(place).items() if name in events.candidate}
+        for place in range(len(shown.items) if events.candidate else 0)
+    ]
+    asked = [{ITEM_ID: item, **own} for item, own in zip(shown.items, known, strict=True)] if known else shown.items
+    answer = job.service.rank(shown.user, asked, len(shown.items), context)
     ms = 1_000 * (time.perf_counter() - began)
     scores = dict(answer.items)
     if sample is not None:

@@ -20,6 +20,7 @@ from features.dataset.label import Label
 from features.dataset.source import Categorical, TableSource
 from features.dataset.split import Split
 from features.value.expression import Derived
+from features.value.field import RequestField
 from features.value.vector import GivenSpace
 from infra.docs.reference.markdown import code, table, text
 from tessera.pipeline.options import RunOptions, known_choices
@@ -37,6 +38,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`[events]`", Events, TableSource),
     ("`time = { … }`", Time, None),
     ("`label = { … }`", Label, None),
+    ("`[events.request]`, `[events.candidate]`: `NAME = { … }`", RequestField, None),
     ("`[split]`", Split, None),
     ("`[aggregates]`: `NAME = { … }`", Aggregate, None),
     ("`[features]`: `NAME = { … }`", Derived, None),

@@ -188,8 +188,7 @@ def test_server_bundle_and_client_give_one_answer(made: World, service: RankServ
     )
     assert answer.status_code == 200, answer.text
     scores = {one["item"]: one["score"] for one in answer.json()["items"]}
-    fields = {name: [one[name] for one in asked] for name in ("price_now", "badge")}
-    local = service.rank("r00001", [one["item_id"] for one in asked], 12, {"device": "tv"}, fields=fields, at=AT_US)
+    local = service.rank("r00001", asked, 12, {"device": "tv"}, at=AT_US)
     assert scores == pytest.approx(dict(local.items))
     client = caller(http)
     same = client.rank("r00001", asked, k=12, context={"device": "tv"})
@@ -207,10 +206,11 @@ def test_server_bundle_and_client_give_one_answer(made: World, service: RankServ
 def test_a_candidate_without_a_field_has_its_default(made: World, service: RankService) -> None:
     names = made.bundle.items["item_id"].to_list()[:5]
     plain = service.rank("r00001", names, 5, at=AT_US).items
-    sent = service.rank("r00001", names, 5, {"device": "web"}, fields={"price_now": [5.0] * 5}, at=AT_US).items
+    priced = [{"item_id": name, "price_now": 5.0} for name in names]
+    sent = service.rank("r00001", priced, 5, {"device": "web"}, at=AT_US).items
     assert plain == sent
     # The first place of a repeated candidate counts.
-    twice = service.rank("r00001", [*names, names[0]], 5, fields={"price_now": [5.0] * 5 + [99.0]}, at=AT_US).items
+    twice = service.rank("r00001", [*names, {"item_id": names[0], "price_now": 99.0}], 5, at=AT_US).items
     assert twice == plain
     found = service.rank("r00001", None, 5, {"device": "web"}, at=AT_US)
     assert found.retrieved
@@ -281,12 +281,10 @@ def proved(world: World, directory: Path, service: RankService) -> SkewReport:
     log.create_topics(topics.partitions())
     sink = LogSink(lambda: LocalLog(directory / "log.db"), topics)
     asked = candidates(world.bundle, 20)
-    fields = {name: [one[name] for one in asked] for name in ("price_now", "badge")}
     with contextlib.closing(log), contextlib.closing(sink):
         with contextlib.closing(SkewSampler(sink, metrics, 1.0)) as sampler:
             for number in range(6):
-                names = [one["item_id"] for one in asked]
-                answer = service.rank(f"r0000{number}", names, 5, {"device": "tv"}, fields=fields)
+                answer = service.rank(f"r0000{number}", asked, 5, {"device": "tv"})
                 sampler.offer(f"r{number}", answer)
         records, unreadable = read_records(log, topics)
         assert (len(records), unreadable) == (6, 0)
