@@ -41,6 +41,10 @@ class LogError(TesseraError):
     """Error of the event log: it cannot do what was asked."""
 
 
+class RegistryError(LogError):
+    """Error of the schema registry: it does not answer, or refused what was asked."""
+
+
 class FencedError(LogError):
     """Error of a writer whose transactional id another writer has taken over; this writer must stop."""
 

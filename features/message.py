@@ -1,16 +1,15 @@
-"""Messages on the wire: a row of the dataset's own tables as one JSON object.
+"""Shapes decoded messages: rows of the dataset's own tables.
 
 A team sends what its files hold, under the same column names. So the descriptor that shaped the training frame shapes
-the stream too, with the same ids, times, labels and features. Types are checked as JSON is decoded. Each value gets its
-canonical form before there is a column, so it never depends on its neighbours. A fault that appears only when columns
-are converted is found by halving the batch, so one bad message costs a few conversions.
+the stream too, with the same ids, times, labels and features. Rows of `features.wire.decoder` become columns here, and
+an Arrow batch stays columns. A fault that appears only when columns are converted is found by halving the batch, so one
+bad message costs a few conversions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import polars as pl
 
@@ -18,119 +17,28 @@ from features.dataset.descriptor import Events, Items
 from features.dataset.files import SourceTable
 from features.dataset.source import TableSource
 from features.dataset.tables import features, shape_events, shape_items
-from features.errors import DatasetError, EventError
+from features.errors import DatasetError
+from features.value import canonical_v1
 from features.value.attribute import fit, listed, typed
-from features.value.canonical import VERSION, canonical_values, cell
+from features.value.canonical import VERSION, canonical, canonical_values, cell, cells
 from features.value.mixed_column import column_of
 
-MAX_BYTES = 1 << 20
-WIRE_VERSION = 1
-_SCALAR = str | int | float | bool
 _MISFITS = (DatasetError, pl.exceptions.PolarsError, TypeError, ValueError, OverflowError)
 _MESSAGE = Path("message")
-# Deltas and snapshots hold integers in 64 bits: a larger number is refused here, with the message that holds it.
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_EVENT_IDS = range(-(2**63), 2**64)
-# Fields of a message about itself, beside the columns: name on the wire, type, default.
-_ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
-    ("_schema", _Int64, WIRE_VERSION),
-    ("_event_id", str | int | None, None),
-    ("_version", _Int64 | None, None),
-    ("_deleted", bool, False),
-    ("_backfill", bool, False),
-)
-
-
-class Decoded(NamedTuple):
-    """Message as a row of its table, with the fields it has about itself.
-
-    Attributes:
-        row: Values in the order of `Decoder.columns`.
-        event_id: Of two events with one id, the first counts; None: never a duplicate.
-        version: Version of an item. The highest counts; without versions, the last message counts.
-        deleted: True if the item is deleted.
-        backfill: True if the event is old on purpose, and so never late.
-    """
-
-    row: tuple[Any, ...]
-    event_id: str | int | None
-    version: int | None
-    deleted: bool
-    backfill: bool = False
 
 
 class Rows(NamedTuple):
-    """Decoded rows of one table: column names, and the values of each row in their order."""
+    """Decoded rows of one table.
 
-    columns: tuple[str, ...]
-    values: list[tuple[Any, ...]]
-
-
-class Decoder:
-    """Decoder of bytes to rows of one table. It checks that every needed field is present and of a usable type.
-
-    Args:
-        name: `events` or `items`, named in errors.
-        required: Columns that must be present and not null.
-        optional: Columns that may be missing. All other fields of a message are ignored.
-        vectors: Optional columns that hold lists of numbers.
+    Attributes:
+        columns: Names of the columns.
+        values: (R,) values of each row, in the order of the columns. None for a row of a batch.
+        batches: Rows of a batch as columns, by the position of the first row.
     """
 
-    def __init__(
-        self, name: str, required: Sequence[str], optional: Sequence[str], vectors: Sequence[str] = ()
-    ) -> None:
-        self._name = name
-        self.columns = (*required, *optional)
-        # Field names are positional, since a column may have any name; the JSON keys are the names of the columns.
-        rename = {f"f{position}": column for position, column in enumerate(self.columns)}
-        rename |= {f"e{position}": name for position, (name, _, _) in enumerate(_ENVELOPE)}
-        value = _SCALAR | list[_SCALAR | None] | None
-        kinds = dict.fromkeys(optional, value) | dict.fromkeys(vectors, list[float] | None)
-        fields: list[Any] = [
-            (f"f{position}", _SCALAR) if column in required else (f"f{position}", kinds[column], None)
-            for position, column in enumerate(self.columns)
-        ]
-        fields += [(f"e{position}", kind, default) for position, (_, kind, default) in enumerate(_ENVELOPE)]
-        kind = msgspec.defstruct(f"{name}_message", fields, rename=rename, frozen=True)
-        self._decoder = msgspec.json.Decoder(kind)
-
-    def __call__(self, data: bytes) -> Decoded:
-        """Decodes one message as a row.
-
-        Raises:
-            EventError: The message is too large, not JSON, not an object, or lacks a field or has a wrong type in it.
-        """
-        if len(data) > MAX_BYTES:
-            raise EventError(
-                f"{self._name} message: {len(data)} bytes, at most {MAX_BYTES} are read", cause="oversized"
-            )
-        try:
-            *row, schema, event_id, version, deleted, backfill = msgspec.structs.astuple(self._decoder.decode(data))
-        except msgspec.ValidationError as error:
-            raise EventError(f"{self._name} message: {error}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise EventError(f"{self._name} message: {error}", cause="undecodable") from error
-        if schema != WIRE_VERSION:
-            raise EventError(
-                f"{self._name} message: _schema {schema}, this release reads {WIRE_VERSION}", cause="unknown-version"
-            )
-        if isinstance(event_id, int) and event_id not in _EVENT_IDS:
-            raise EventError(f"{self._name} message: _event_id of more than 64 bits; send longer ids as text")
-        return Decoded(tuple(row), event_id, version, deleted, backfill)
-
-
-def event_decoder(events: Events) -> Decoder:
-    """Returns a decoder of the topic `events`: the columns that the events table needs."""
-    keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
-    return Decoder("events", [key for key in keys if key], [*events.categorical, *events.numeric, *events.read])
-
-
-def item_decoder(items: Items) -> Decoder:
-    """Returns a decoder of the topic `items`: the id, and all texts, vectors, features and filters the item has."""
-    vectors = [given.column for given in items.vectors.values()]
-    declared = (*items.text, *items.categorical, *items.numeric, *items.read, *items.attributes)
-    optional = dict.fromkeys((*declared, *vectors, *items.vector_columns))
-    return Decoder("items", [items.id], [name for name in optional if name != items.id], vectors)
+    columns: tuple[str, ...]
+    values: list[tuple[Any, ...] | None]
+    batches: Mapping[int, pl.DataFrame] = {}
 
 
 def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[pl.DataFrame, dict[int, str]]:
@@ -236,7 +144,9 @@ def item_rows(
     featuring = items.model_copy(update={"filterable": (), "aspects": {}, "concepts": None})
 
     def attribute(place: int, name: str) -> Any:
-        value = rows.values[place][rows.columns.index(name)]
+        row = rows.values[place]
+        assert row is not None, "items come as rows"
+        value = row[rows.columns.index(name)]
         try:
             return form.attribute(value, types[name]) if name in types else value
         except ValueError as error:
@@ -259,7 +169,7 @@ def item_rows(
     return frame.with_columns(own), bad
 
 
-_Reader = Callable[[str, list[Any]], pl.Series]
+_Reader = Callable[[str, list[Any] | pl.Series], pl.Series]
 
 
 class _Form(NamedTuple):
@@ -275,21 +185,28 @@ class _Form(NamedTuple):
         found |= dict.fromkeys(source.categorical, self.text)
         return found | {name: by_type[kind] for name, kind in source.read.items()}
 
-    def text(self, name: str, values: list[Any]) -> pl.Series:
+    def text(self, name: str, values: list[Any] | pl.Series) -> pl.Series:
         """Reads canonical text, (R,) String or List(String)."""
+        if isinstance(values, pl.Series):
+            cut = self.of_csv and self.version != canonical_v1.VERSION and values.dtype == pl.String
+            return canonical(cells(values) if cut else values, version=self.version)
         return canonical_values(name, values, version=self.version, of_csv=self.of_csv)
 
-    def number(self, name: str, values: list[Any]) -> pl.Series:
+    def number(self, name: str, values: list[Any] | pl.Series) -> pl.Series:
         """Reads numbers, (R,) Float64; if a value is text, all of them are text."""
+        if isinstance(values, pl.Series):
+            return values.cast(pl.Float64)
         if set(map(type, values)) <= {int, float, bool, type(None)}:
             return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
         return self.text(name, values)
 
-    def as_is(self, name: str, values: list[Any]) -> pl.Series:
+    def as_is(self, name: str, values: list[Any] | pl.Series) -> pl.Series:
         """Reads values of one type in that type."""
+        if isinstance(values, pl.Series):
+            return cells(values) if self.of_csv and values.dtype == pl.String else values
         return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
 
-    def vectors(self, name: str, values: list[Any]) -> pl.Series:
+    def vectors(self, name: str, values: list[Any] | pl.Series) -> pl.Series:
         """Reads vectors, (R,) List(Float64)."""
         return pl.Series(name, values, dtype=pl.List(pl.Float64))
 
@@ -298,9 +215,18 @@ class _Form(NamedTuple):
         return fit(listed(value, dtype), dtype, of_csv=self.of_csv)
 
     def table(self, name: str, rows: Rows, places: Sequence[int], readers: Mapping[str | None, _Reader]) -> SourceTable:
-        """Returns rows as a table; a column without a reader is left out."""
-        columns = zip(rows.columns, zip(*[rows.values[place] for place in places], strict=True), strict=True)
-        frame = pl.DataFrame([readers[column](column, list(values)) for column, values in columns if column in readers])
+        """Returns rows as a table; a column without a reader is left out.
+
+        A range of places is of one batch. All other places are of rows.
+        """
+        if isinstance(places, range):
+            start = max(first for first in rows.batches if first <= places.start)
+            batch = rows.batches[start][places.start - start : places.stop - start]
+            columns: Iterable[tuple[str, Any]] = [(values.name, values) for values in batch]
+        else:
+            taken = [row for place in places if (row := rows.values[place]) is not None]
+            columns = zip(rows.columns, map(list, zip(*taken, strict=True)), strict=True)
+        frame = pl.DataFrame([readers[column](column, values) for column, values in columns if column in readers])
         return SourceTable(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
 
 
@@ -309,8 +235,8 @@ def read_times(source: TableSource) -> list[str]:
     return [name for name, kind in source.read.items() if kind == "time"]
 
 
-def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[list[int]]:
-    """Groups the positions of rows that can share columns.
+def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str] = ()) -> list[Sequence[int]]:
+    """Groups the positions of rows that can share columns. A batch is a group, and its positions are a range.
 
     In a group, values of the `exact` columns have one type, where null counts as text. Values of the `lists` columns
     are all lists or none.
@@ -322,16 +248,19 @@ def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str]
     listed_in = [rows.columns.index(name) for name in lists]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows.values):
+        if row is None:
+            continue
         key = (
             *(kinds.get(type(row[number]), type(row[number])) for number in chosen),
             *(type(row[number]) is list for number in listed_in),
         )
         groups.setdefault(key, []).append(place)
-    return list(groups.values())
+    batches = [range(start, start + batch.height) for start, batch in rows.batches.items()]
+    return [*groups.values(), *batches]
 
 
 def _shape(
-    groups: Sequence[list[int]], shape: Callable[[Sequence[int]], pl.DataFrame]
+    groups: Sequence[Sequence[int]], shape: Callable[[Sequence[int]], pl.DataFrame]
 ) -> tuple[pl.DataFrame, dict[int, str]]:
     """Shapes groups of rows and halves a group that cannot be shaped. The first column of the frame is the position."""
     good: list[pl.DataFrame] = []

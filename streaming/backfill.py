@@ -14,7 +14,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features.durable import make_directory, write_file
+from features.errors import EventError, StreamError
 from features.lock import locked
+from features.wire.decoder import Decoded, Decoder
+from features.wire.fields import DeclaredFields
+from features.wire.schemas import Schemas
 from streaming.lateness import id_key
 from streaming.log.protocol import EventLog
 
@@ -32,15 +36,12 @@ class _Kept(msgspec.Struct, frozen=True):
     keys: bytes
 
 
-class _Id(msgspec.Struct, frozen=True, rename={"event_id": "_event_id"}):
-    event_id: str | int | None = None
-
-
 class _Sent:
     """Keys (64 bits) of the ids in a topic. Among 10^8 ids, two have the same key with a probability of 3e-4."""
 
-    def __init__(self, log: EventLog, topic: str, path: Path) -> None:
+    def __init__(self, log: EventLog, topic: str, path: Path, schemas: Schemas | None) -> None:
         self._log = log
+        self._decode = Decoder(DeclaredFields("events", (), ()), schemas)
         self._topic = topic
         self._path = path
         self._identity = log.identity(topic)
@@ -64,17 +65,19 @@ class _Sent:
         for partition, end in ends.items():
             start = max(self._positions.get(partition, 0), kept[partition])
             for message in self._log.read(self._topic, partition, start, end) if start < end else ():
-                try:
-                    event_id = msgspec.json.decode(message.value, type=_Id).event_id
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    continue
-                if event_id is not None:
-                    self._new.add(id_key(event_id))
+                self._new.update(id_key(event_id) for event_id in self._ids(message.value) if event_id is not None)
             self._positions[partition] = max(start, end)
         self._keys = np.union1d(self._keys, np.fromiter(self._new, dtype=np.uint64, count=len(self._new)))
         self._new.clear()
         known = _Kept(_FORMAT, self._topic, self._identity, self._positions, self._keys.astype("<u8").tobytes())
         write_file(self._path, msgspec.msgpack.encode(known))
+
+    def _ids(self, value: bytes) -> Sequence[str | int | None]:
+        try:
+            decoded = self._decode.read(value)
+        except (EventError, StreamError):
+            return ()
+        return [decoded.event_id] if isinstance(decoded, Decoded) else decoded.event_ids
 
     def fresh(self, ids: Sequence[str]) -> NDArray[np.bool_]:
         """Marks the ids (N,) that the topic does not have, each once. Marked ids count as sent from now on."""
@@ -95,6 +98,7 @@ def send_history(
     shards: Sequence[Path],
     *,
     sent: Path,
+    schemas: Schemas | None = None,
     progress: Callable[[int], None] = lambda sent: None,
 ) -> int:
     """Appends the messages of shards in their order, each once over any number of calls.
@@ -104,6 +108,7 @@ def send_history(
         topic: Name of an existing topic.
         shards: Parquet files with `event_id`, `key` and `value`.
         sent: File with the keys of the topic's ids. If the file is missing, the topic is read from its start.
+        schemas: Schemas of messages in Avro and Protobuf, which hold ids too.
         progress: Called with the number of messages of the shards that are in the log.
 
     Returns:
@@ -116,7 +121,7 @@ def send_history(
     make_directory(sent.parent)
     appended = seen = 0
     with locked(sent, wait_s=0):
-        known = _Sent(log, topic, sent)
+        known = _Sent(log, topic, sent, schemas)
         known.follow()
         for shard in shards:
             messages = pl.read_parquet(shard)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from features.errors import LogError
+from features.wire.decoder import marked
 from streaming.log.protocol import BLANK, EventLog, Message, Transactor
 from streaming.log.topics import Topics
 
@@ -122,6 +123,13 @@ def encode_dead_letter(message: Message, cause: str, reason: str, *, kept_bytes:
         key_size_bytes=len(message.key or b""),
     )
     return msgspec.json.encode(letter)
+
+
+def replace_value(letter: DeadLetter, value: bytes) -> DeadLetter:
+    """Returns a letter with another message, and without a key."""
+    return msgspec.structs.replace(
+        letter, value_base64=_base64(value), size_bytes=len(value), key_base64=None, key_size_bytes=0
+    )
 
 
 def read_dead_letters(log: EventLog, topics: Topics) -> list[Filed]:
@@ -304,15 +312,6 @@ def _append(
             fields: dict[str, object] = (
                 {"_version": letter.timestamp_ms} if letter.topic == topics.items else {"_backfill": True}
             )
-            value = _marked(mended.get(number, letter.value), fields)
+            value = marked(mended.get(number, letter.value), fields)
             transaction.append(letter.topic, value, key=letter.key)
             transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(number)))
-
-
-def _marked(value: bytes, fields: dict[str, object]) -> bytes:
-    """Adds fields to a JSON object, which keeps the fields that it has. Other values are returned unchanged."""
-    try:
-        message = msgspec.json.decode(value, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return value
-    return msgspec.json.encode(fields | message)

@@ -1,17 +1,17 @@
 """Selects the events of a batch that count: valid events that are on time, not seen before and not trained on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from features.dataset.descriptor import Events
-from features.message import Decoded, Rows, event_rows
+from features.message import event_rows
+from streaming.inbox import Inbox
 from streaming.lateness import EventWindow, id_key
 from streaming.log.protocol import Message
-from streaming.step_result import Rejected, StepResult
+from streaming.step_result import StepResult
 
 LATENESS_S = 3_600
 """Largest age of an event before the newest event of its partition, in seconds of event time."""
@@ -20,16 +20,10 @@ LATENESS_S = 3_600
 # neither the windows of aggregates nor the order of a history.
 _AHEAD_US = 24 * 3_600 * 1_000_000
 _CLOCK_SLACK_US = 5 * 60 * 1_000_000
+_LATE = "the event is older than the newest event of its partition by more than the bound"
+_FUTURE = "the event's time is more than a day after the time of its message in the log"
 # Largest time that is read from a message, Unix milliseconds.
 _LAST_MS = 2**52
-
-
-@dataclass
-class Inbox:
-    """Messages of one topic, and their decoded content in the same order."""
-
-    messages: list[Message] = field(default_factory=list)
-    decoded: list[Decoded] = field(default_factory=list)
 
 
 class FreshEvents:
@@ -76,14 +70,13 @@ class FreshEvents:
         The time of an event is at most five minutes after its message was appended.
 
         Args:
-            inbox: Decoded messages of the events' topic, in order.
+            inbox: Decoded rows of the events' topic, in order.
             outcome: Receives the rejected events and the counts of neutral and repeated events.
         """
         if not inbox.messages:
             return pl.DataFrame()
-        rows = Rows(self._columns, [decoded.row for decoded in inbox.decoded])
-        frame, bad = event_rows(rows, self._events, version=self._canonical)
-        outcome.bad += [Rejected(inbox.messages[number], "invalid", reason) for number, reason in bad.items()]
+        frame, bad = event_rows(inbox.rows(self._columns), self._events, version=self._canonical)
+        outcome.bad += inbox.rejected("invalid", bad)
         outcome.neutral += len(inbox.messages) - len(bad) - frame.height
         frame = self._without_forgotten(frame, inbox, outcome)
         if not frame.height:
@@ -94,11 +87,11 @@ class FreshEvents:
         messages = [inbox.messages[number] for number in numbers]
         appended = _appended_us(messages)
         ahead: NDArray[np.bool_] = (times - appended > _AHEAD_US) & self._clock
-        outcome.bad += [_in_the_future(messages[row]) for row in np.flatnonzero(ahead)]
+        outcome.bad += inbox.rejected("future", dict.fromkeys(numbers[ahead].tolist(), _FUTURE))
         trained = self._trained(times, appended)
         outcome.duplicates += int(trained.sum())
-        backfilled = np.array([inbox.decoded[number].backfill for number in numbers], dtype=np.bool_)
-        event_ids = [inbox.decoded[number].event_id for number in numbers]
+        backfilled = np.array(inbox.backfill, dtype=np.bool_)[numbers]
+        event_ids = [inbox.event_ids[number] for number in numbers]
         ids = [None if event_id is None else id_key(event_id) for event_id in event_ids]
         partitions = np.array([message.partition for message in messages])
         for partition in np.unique(partitions):
@@ -108,7 +101,7 @@ class FreshEvents:
                 key = (self._topic + " backfill" * backfill, int(partition))
                 at_most = appended[index] + _CLOCK_SLACK_US if self._clock and not backfill else None
                 late = self.recent.late(key, times[index], at_most=at_most) & ~backfilled[index]
-                outcome.bad += [_too_late(messages[row]) for row in index[late]]
+                outcome.bad += inbox.rejected("late", dict.fromkeys(numbers[index[late]].tolist(), _LATE))
                 index = index[~late]
                 repeated = self.recent.repeated(key, [ids[row] for row in index], times[index])
                 outcome.duplicates += int(repeated.sum())
@@ -157,11 +150,3 @@ def _appended_us(messages: Sequence[Message]) -> NDArray[np.int64]:
     A producer may write any number as the time, so the times are limited to a range without overflow.
     """
     return np.array([min(max(message.timestamp_ms, 0), _LAST_MS) * 1_000 for message in messages], dtype=np.int64)
-
-
-def _too_late(message: Message) -> Rejected:
-    return Rejected(message, "late", "the event is older than the newest event of its partition by more than the bound")
-
-
-def _in_the_future(message: Message) -> Rejected:
-    return Rejected(message, "future", "the event's time is more than a day after the time of its message in the log")

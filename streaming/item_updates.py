@@ -7,13 +7,13 @@ import polars as pl
 
 from features.content.content import FIELDS, contents, fields_of
 from features.content.lexical import pack_terms
-from features.message import Rows, item_rows
+from features.message import item_rows
 from models.bundle import record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import Record
-from streaming.fresh_events import Inbox
-from streaming.step_result import Rejected, StepResult
+from streaming.inbox import Inbox
+from streaming.step_result import StepResult
 
 
 class ItemUpdates:
@@ -42,21 +42,20 @@ class ItemUpdates:
         If a batch names an item several times, the newest message counts.
 
         Args:
-            inbox: Decoded messages of the items' topic, in order.
+            inbox: Decoded rows of the items' topic, in order.
             outcome: Receives the rejected items and the counts of applied, deleted and stale items.
         """
         items = self._bundle.dataset.items
         if not inbox.messages or items is None or self._columns is None:
             return []
-        rows = Rows(self._columns, [decoded.row for decoded in inbox.decoded])
         frame, bad = item_rows(
-            rows,
+            inbox.rows(self._columns),
             items,
             self._catalogue.item_types,
             version=self._bundle.canonical,
             fields=fields_of(self._bundle.encoder),
         )
-        outcome.bad += [Rejected(inbox.messages[number], "invalid", reason) for number, reason in bad.items()]
+        outcome.bad += inbox.rejected("invalid", bad)
         if not frame.height:
             return []
         newest = self._newest(frame, inbox, outcome)
@@ -80,10 +79,9 @@ class ItemUpdates:
         """Maps each item id to the row of its newest message in the frame. A deleted item has None."""
         newest: dict[str, int | None] = {}
         for row, (number, item_id) in enumerate(zip(frame["message_row"], frame["item_id"], strict=True)):
-            decoded = inbox.decoded[number]
-            if not self._is_newest(item_id, decoded.version, inbox.messages[number].timestamp_ms):
+            if not self._is_newest(item_id, inbox.versions[number], inbox.messages[number].timestamp_ms):
                 outcome.stale += 1
-            elif decoded.deleted:
+            elif inbox.deleted[number]:
                 outcome.deleted += 1
                 newest[item_id] = None
             else:

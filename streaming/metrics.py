@@ -85,13 +85,13 @@ class StreamMetrics:
                     self._messages.labels(kind).inc(count)
                     self.counts[kind] += count
             for bad in outcome.bad:
-                self._letters.labels(bad.cause).inc()
-                self.causes[bad.cause] = self.causes.get(bad.cause, 0) + 1
-            self.counts["bad"] += len(outcome.bad)
+                self._letters.labels(bad.cause).inc(bad.rows)
+                self.causes[bad.cause] = self.causes.get(bad.cause, 0) + bad.rows
+            self.counts["bad"] += outcome.rejected
             self.transaction_ms.append(1_000 * outcome.transaction_s)
             self._transactions.observe(outcome.transaction_s)
             self._seen.extend(zip(outcome.labels.tolist(), outcome.logits.tolist(), strict=True))
-            self._rate.append((time.monotonic(), len(messages)))
+            self._rate.append((time.monotonic(), outcome.rows))
 
     def visible(self, ages_ms: Sequence[float], at: str = "store") -> None:
         """Records the ages of messages when they could be read.

@@ -22,9 +22,11 @@ import polars as pl
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from features.errors import EventError
+from features.errors import EventError, LogError
 from features.history import EventColumns, History, Jagged, reach_of
-from features.message import Decoded, Decoder, event_decoder, item_decoder
+from features.wire.arrow import DecodedBatch
+from features.wire.decoder import Decoded, Decoder, event_decoder, is_registered, item_decoder
+from features.wire.schemas import Schemas
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
@@ -33,7 +35,8 @@ from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
 from streaming.forget.message import decode_tombstone
 from streaming.forget.removal import Removals
-from streaming.fresh_events import LATENESS_S, FreshEvents, Inbox
+from streaming.fresh_events import LATENESS_S, FreshEvents
+from streaming.inbox import Inbox
 from streaming.item_updates import ItemUpdates
 from streaming.log.protocol import BLANK, Message
 from streaming.log.topics import Topics
@@ -55,6 +58,7 @@ class Step:
         limit_bytes: Size in bytes of the largest delta that the log accepts.
         trained_until: Event time in microseconds up to which the bundle was trained. If an event is not newer and was
             not appended after this time, it was in the bundle's files. Such an event is skipped like a repeat.
+        schemas: Schemas of messages in Avro and Protobuf.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Step:
         learning_rate: float | None = None,
         limit_bytes: int = delta.DELTA_BYTES,
         trained_until: int | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
         self.bundle = bundle
         self.seq = SNAPSHOT_SEQ
@@ -92,9 +97,9 @@ class Step:
         # A user's record holds up to `history_length` item ids and must fit into a delta.
         reach = reach_of(bundle.schema.history_length, bundle.dataset.events.lag)
         self._most_id_bytes = delta.record_bytes(limit_bytes) // (reach + 2)
-        self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events)}
+        self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events, schemas)}
         if self._dataset.items is not None:
-            self._decoders[topics.items] = item_decoder(self._dataset.items)
+            self._decoders[topics.items] = item_decoder(self._dataset.items, schemas)
         item_columns = self._decoders[topics.items].columns if topics.items in self._decoders else None
         self.aggregates = AggregateUpdates(bundle, self.catalogue, limit_bytes=delta.record_bytes(limit_bytes))
         self.items = ItemUpdates(bundle, self.catalogue, item_columns)
@@ -131,7 +136,7 @@ class Step:
         outcome = StepResult()
         unusable = set(poison)
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
-        inbox = {self._topics.items: Inbox(), self._topics.events: Inbox()}
+        inbox = {self._topics.items: Inbox(), self._topics.events: Inbox(by_column=True)}
         tombstones = []
         for message in ordered:
             try:
@@ -144,13 +149,12 @@ class Step:
                     outcome.forgotten += 1
                     tombstones.append((message, request))
                     continue
-                decoded = self._decode(message)
+                decoded = self._decode(message, unusable, again=not train)
                 if self._oversized(message, decoded):
                     # The delta names the message like poison, since a repeat of the batch may have another limit.
                     unusable.add(address(message))
                     raise EventError(f"an id has more than {self._most_id_bytes} bytes", cause="oversized")
-                inbox[message.topic].messages.append(message)
-                inbox[message.topic].decoded.append(decoded)
+                outcome.bad += inbox[message.topic].add(message, decoded)
             except EventError as error:
                 outcome.bad.append(Rejected(message, error.cause, str(error)))
         self.seq += 1
@@ -188,15 +192,27 @@ class Step:
             outcome.payloads = [delta.encode(change) for change in outcome.deltas]
         return outcome
 
-    def _oversized(self, message: Message, decoded: Decoded) -> bool:
+    def _oversized(self, message: Message, decoded: Decoded | DecodedBatch) -> bool:
         """Returns whether a message carries an id that is too long for the records of a delta."""
         if message.topic != self._topics.events or len(message.value) <= self._most_id_bytes:
             return False
+        if isinstance(decoded, DecodedBatch):
+            names = [name for name in (self._dataset.events.user, self._dataset.events.item) if name]
+            longest = [decoded.frame[name].cast(pl.String).str.len_bytes().max() for name in names]
+            return any(isinstance(size, int) and size > self._most_id_bytes for size in longest)
         row = dict(zip(self._decoders[message.topic].columns, decoded.row, strict=True))
         ids = (row.get(name) for name in (self._dataset.events.user, self._dataset.events.item) if name)
         return any(len(str(value).encode(errors="replace")) > self._most_id_bytes for value in ids)
 
-    def _decode(self, message: Message) -> Decoded:
+    def _decode(self, message: Message, unusable: set[Address], *, again: bool) -> Decoded | DecodedBatch:
+        """Decodes a message.
+
+        Args:
+            message: The message.
+            unusable: Receives the address of a message that the registry's schemas do not read. The delta names it, so
+                that it stays rejected after a restart, when the registry may have other schemas.
+            again: True if the message was decoded before, by an earlier step on the same log.
+        """
         if message.topic not in self._decoders:
             raise EventError(
                 f"{message.topic} message: the dataset {self._dataset.name} has no [{message.topic}] table, "
@@ -208,7 +224,17 @@ class Step:
             return Decoded(
                 (message.key.decode(errors="replace"), *[None] * (len(decoder.columns) - 1)), None, None, True
             )
-        return decoder(message.value)
+        try:
+            return decoder.read(message.value)
+        except EventError as error:
+            if is_registered(message.value):
+                if again:
+                    raise LogError(
+                        f"{message.topic} partition {message.partition} offset {message.offset} was applied before and "
+                        f"cannot be read now: {error}; give the registry its schemas back"
+                    ) from error
+                unusable.add(address(message))
+            raise
 
     def _events(
         self, inbox: Inbox, outcome: StepResult, train: bool, admitted: NDArray[np.uint64] | None

@@ -26,24 +26,28 @@ class Rejected:
     """Quarantined message.
 
     Attributes:
-        message: The message as it is in the log.
+        message: The message as it is in the log. Of an Arrow batch, a message with the rejected rows alone.
         cause: Kind of the fault, in one word.
         reason: Description of the fault.
+        rows: Number of rejected rows, 1 if the message cannot be read.
     """
 
     message: Message
     cause: str
     reason: str
+    rows: int = 1
 
 
 @dataclass
 class StepResult:
-    """Result of one step. messages = events + neutral + duplicates + items + deleted + stale + forgotten + bad.
+    """Result of one step. rows = events + neutral + duplicates + items + deleted + stale + forgotten + rejected.
+
+    A message of the log is one row. An Arrow batch has as many rows as it holds.
 
     Attributes:
         deltas: Deltas of the batch, in order. A step that trains writes at least one delta.
         payloads: Deltas as bytes for the log. Empty if the step did not train.
-        bad: Rejected messages, which the trainer appends to the dead letters.
+        bad: Rejected messages, which the trainer appends to the dead letters. `rejected` counts their rows.
         events: Number of applied events.
         neutral: Number of valid events that are neither positive nor negative by the dataset's label rule.
         duplicates: Number of events whose id was seen before, or that the bundle was trained on.
@@ -73,3 +77,14 @@ class StepResult:
     transaction_s: float = 0.0
     labels: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+
+    @property
+    def rejected(self) -> int:
+        """Number of rejected rows."""
+        return sum(rejected.rows for rejected in self.bad)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the batch."""
+        counted = (self.events, self.neutral, self.duplicates, self.items, self.deleted, self.stale, self.forgotten)
+        return sum(counted) + self.rejected

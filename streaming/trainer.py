@@ -19,15 +19,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from features import tracing as trace
-from features.errors import LogError, OversizedError, StreamError, is_fault
+from features.errors import LogError, OversizedError, RegistryError, StreamError, is_fault
+from features.wire.decoder import rows_of
+from features.wire.schemas import Schemas
 from models.bundle import delta
 from models.bundle.bundle import Bundle
 from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
 from streaming.forget.message import encode_line
 from streaming.forget.removal import SHARED
 from streaming.fresh_events import LATENESS_S
-from streaming.log.protocol import EventLog, Message, Positions, Transaction
+from streaming.log.protocol import EventLog, Message, Positions, Reader, Transaction
 from streaming.log.topics import Topics
 from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
@@ -49,7 +53,7 @@ _LOGGER = logging.getLogger(__name__)
 @dataclass
 class Totals:
     """Counts since the trainer started. messages = events + neutral + duplicates + items + deleted + stale + forgotten
-    + bad.
+    + bad. An Arrow batch counts as many messages as it has rows.
 
     Attributes:
         batches: Number of committed micro-batches.
@@ -72,20 +76,15 @@ class Totals:
     failed_snapshots: int = 0
     causes: dict[str, int] = field(default_factory=dict)
 
-    def add(self, messages: int, outcome: StepResult) -> None:
-        """Counts a batch.
-
-        Args:
-            messages: Number of messages of the batch.
-            outcome: Result of the step on the batch.
-        """
+    def add(self, outcome: StepResult) -> None:
+        """Counts the result of a step on a batch."""
         self.batches += 1
-        self.messages += messages
-        self.bad += len(outcome.bad)
+        self.messages += outcome.rows
+        self.bad += outcome.rejected
         for name in ("events", "neutral", "duplicates", "items", "deleted", "stale", "forgotten", "unknown_items"):
             setattr(self, name, getattr(self, name) + getattr(outcome, name))
         for bad in outcome.bad:
-            self.causes[bad.cause] = self.causes.get(bad.cause, 0) + 1
+            self.causes[bad.cause] = self.causes.get(bad.cause, 0) + bad.rows
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class TrainerOptions:
     """Options of a trainer.
 
     Attributes:
-        batch: Largest number of messages that a micro-batch reads from each topic.
+        batch: Largest number of rows that a micro-batch reads from each topic, but at least one message.
         wait_s: Longest time that a micro-batch waits for events, seconds.
         lateness_s: Largest age of an event, seconds, as in `Step`.
         learning_rate: Learning rate of the table, as in `Step`.
@@ -117,6 +116,7 @@ class Trainer:
         bundle: Bundle whose published table is the first state.
         topics: Names of the topics.
         snapshots: Directory for regular copies of the state. Without snapshots, a start reads the whole log.
+        schemas: Schemas of messages in Avro and Protobuf.
         watch: Called with the messages and the result of every committed batch.
         failpoint: Called with a name at two points of a batch's transaction. A test that raises or exits there shows
             the state that a crash leaves.
@@ -130,6 +130,7 @@ class Trainer:
         topics: Topics,
         options: TrainerOptions = TrainerOptions(),
         snapshots: Snapshots | None = None,
+        schemas: Schemas | None = None,
         watch: Callable[[list[Message], StepResult], None] = lambda messages, outcome: None,
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -138,6 +139,9 @@ class Trainer:
         self._topics = topics
         self._options = options
         self._snapshots = snapshots
+        self._schemas = schemas or Schemas()
+        # Rows of the largest message of the last batch, by topic: the next batch polls as many messages as may fit.
+        self._rows_each: dict[str, int] = {}
         self._watch = watch
         self._failpoint = failpoint
         self._recent_faults: deque[bool] = deque(maxlen=_WINDOW)
@@ -178,7 +182,8 @@ class Trainer:
             LogError: The log does not answer. State and log may differ now, so the caller must start a new trainer.
         """
         waits = (0.0, self._options.wait_s if wait_s is None else wait_s)
-        read = [reader.poll(self._options.batch, wait) for reader, wait in zip(self._readers, waits, strict=True)]
+        topics = input_topics(self._topics)
+        read = [self._poll(*each) for each in zip(topics, self._readers, waits, strict=True)]
         messages = [message for part in read for message in part]
         if not messages:
             return 0
@@ -205,12 +210,23 @@ class Trainer:
             outcome.transaction_s = time.perf_counter() - began
         if every:
             self._group_due = time.monotonic() + _GROUP_EVERY_S
-        self.totals.add(len(messages), outcome)
+        self.totals.add(outcome)
         self._watch(messages, outcome)
         if self._snapshots is not None and time.monotonic() >= self._snapshot_due:
             self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
             self._keep(self._snapshot())
         return len(messages)
+
+    def _poll(self, topic: str, reader: Reader, wait_s: float) -> list[Message]:
+        """Returns the next messages of a topic, up to `batch` rows. Messages beyond go back to the reader."""
+        most = self._options.batch
+        messages = reader.poll(max(1, most // self._rows_each.get(topic, 1)), wait_s)
+        rows = [rows_of(message.value) for message in messages]
+        self._rows_each[topic] = max(rows, default=1)
+        count = max(1, int(np.searchsorted(np.cumsum(rows), most, side="right")))
+        if messages[count:]:
+            reader.unread(messages[count:])
+        return messages[:count]
 
     def write_snapshot(self) -> None:
         """Writes a snapshot of the state after the last batch.
@@ -316,6 +332,9 @@ class Trainer:
     def _step(self, messages: list[Message]) -> StepResult:
         try:
             return self.step.apply(messages)
+        except (RegistryError, StreamError):
+            # No message is at fault: the registry does not answer, or a schema must stop the stream.
+            raise
         except BaseException as error:
             if not is_fault(error):
                 raise
@@ -367,6 +386,7 @@ class Trainer:
             learning_rate=options.learning_rate,
             limit_bytes=self._limit_bytes,
             trained_until=self._start.trained_until,
+            schemas=self._schemas,
         )
         if snapshot is not None:
             restore_step(step, snapshot)

@@ -5,7 +5,7 @@ A client library is imported when its system is opened, so that a command loads 
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +18,8 @@ from streaming.log.topics import Topics
 
 if TYPE_CHECKING:
     from features.jobs.engine import Engine
+    from features.wire.registry import SchemaRegistry
+    from features.wire.schemas import Schemas
     from models.registry.registry import Registry
     from serving.store.protocol import OnlineStore
     from streaming.log.protocol import EventLog
@@ -51,6 +53,9 @@ class Settings:
             (TESSERA_WORKER_POOL).
         worker_start_s: seconds after which a batch job that no worker has begun is cancelled, as text
             (TESSERA_WORKER_START_S).
+        schema_registry: address of the schema registry of messages in Avro and Protobuf (TESSERA_SCHEMA_REGISTRY).
+        schema_registry_user, schema_registry_password: basic authentication (TESSERA_SCHEMA_REGISTRY_USER and
+            TESSERA_SCHEMA_REGISTRY_PASSWORD).
         exchange: address at an object store through which a batch job's files go to workers that share no disk with
             this machine (TESSERA_EXCHANGE).
     """
@@ -69,6 +74,9 @@ class Settings:
     worker_pool: str = ""
     worker_start_s: str = ""
     exchange: str = ""
+    schema_registry: str = ""
+    schema_registry_user: str = ""
+    schema_registry_password: str = field(default="", repr=False)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -94,6 +102,9 @@ class Settings:
             worker_pool=environment.get("TESSERA_WORKER_POOL", ""),
             worker_start_s=environment.get("TESSERA_WORKER_START_S", ""),
             exchange=environment.get("TESSERA_EXCHANGE", ""),
+            schema_registry=environment.get("TESSERA_SCHEMA_REGISTRY", ""),
+            schema_registry_user=environment.get("TESSERA_SCHEMA_REGISTRY_USER", ""),
+            schema_registry_password=environment.get("TESSERA_SCHEMA_REGISTRY_PASSWORD", ""),
             **_traces(environment),
         )
 
@@ -126,6 +137,28 @@ class Settings:
 
         self.home.mkdir(parents=True, exist_ok=True)
         return LocalLog(self.home / "log.db")
+
+    def open_schema_registry(self) -> "SchemaRegistry":
+        """The schema registry of messages in Avro and Protobuf.
+
+        Raises:
+            TesseraError: No address is set, or it is no address.
+        """
+        from features.wire.registry import SchemaRegistry
+
+        if not self.schema_registry:
+            raise TesseraError("no schema registry; set TESSERA_SCHEMA_REGISTRY=http://HOST:PORT")
+        return SchemaRegistry(self.schema_registry, self.schema_registry_user, self.schema_registry_password)
+
+    def schemas(self, refused: Collection[int] = ()) -> "Schemas":
+        """The schemas of the registry, none without an address.
+
+        Args:
+            refused: ids of schemas whose messages become dead letters.
+        """
+        from features.wire.schemas import Schemas
+
+        return Schemas(self.open_schema_registry() if self.schema_registry else None, refused=refused)
 
     def open_store(self) -> "OnlineStore":
         """The online store: Redis at an address, else the embedded server with its data in `home`."""

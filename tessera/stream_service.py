@@ -8,13 +8,14 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from features.errors import FencedError, LogError, StoreError, TesseraError
+from features.wire.schemas import Schemas
 from models.bundle.bundle import Bundle
 from models.registry.release import CHAMPION
 from serving.store.fill import fill_store
@@ -48,6 +49,7 @@ class StreamConnections:
         topics: Names of the log's topics.
         snapshots: Keeps the trainer's state. None: a start reads the whole log.
         storage: Format of the rows of a bundle that the store does not hold yet: float32, float16 or int8.
+        schemas: Schemas of messages in Avro and Protobuf.
     """
 
     log: Callable[[], AbstractContextManager[EventLog]]
@@ -55,16 +57,23 @@ class StreamConnections:
     topics: Topics = field(default_factory=Topics)
     snapshots: Snapshots | None = None
     storage: str = "float32"
+    schemas: Schemas | None = None
 
     @staticmethod
-    def of(settings: Settings) -> "StreamConnections":
-        """Returns the connections that the settings name. Each role opens and closes its own."""
+    def of(settings: Settings, refused_schemas: Collection[int] = ()) -> "StreamConnections":
+        """Returns the connections that the settings name. Each role opens and closes its own.
+
+        Args:
+            settings: Addresses.
+            refused_schemas: Ids of schemas whose messages become dead letters.
+        """
         return StreamConnections(
             log=lambda: closing(settings.open_log()),
             store=lambda: closing(settings.open_store()),
             topics=settings.topics,
             snapshots=Snapshots(settings.snapshots),
             storage=settings.storage,
+            schemas=settings.schemas(refused_schemas),
         )
 
     @staticmethod
@@ -282,6 +291,7 @@ class StreamService:
                 topics=self._connections.topics,
                 options=self._options,
                 snapshots=self._connections.snapshots,
+                schemas=self._connections.schemas,
                 watch=self.metrics.batch,
                 failpoint=self._failpoint,
             )

@@ -12,9 +12,10 @@ import msgspec
 
 from features.dataset.descriptor import Dataset
 from features.errors import EventError
-from features.message import Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.message import Rows, event_rows, item_rows
 from features.shown.message import Outcome, encode
 from features.value.canonical import scalar
+from features.wire.decoder import event_decoder, item_decoder
 from models.bundle.bundle import Bundle
 from serving.sink import Kind, Sink
 

@@ -2,6 +2,7 @@
 
 from features.errors import StreamError
 from features.value.forgotten import Forgotten
+from features.wire.schemas import Schemas
 from models.bundle.bundle import Bundle
 from streaming.forget.message import encode_line
 from streaming.forget.rewrite import Rewrite, planned
@@ -19,6 +20,7 @@ def rewrite(
     *,
     stored: int,
     delete_records: bool = False,
+    schemas: Schemas | None = None,
 ) -> Rewrite:
     """Removes forgotten users from the messages that a snapshot covers, and appends a line to the audit for each user.
 
@@ -28,6 +30,7 @@ def rewrite(
         topics: Names of the topics.
         snapshot: Newest snapshot of the bundle.
         stored: Position up to which the store has the deltas.
+        schemas: Schemas of messages in Avro and Protobuf.
         delete_records: True allows Kafka to delete all events and deltas before the snapshot, of all users.
 
     Returns:
@@ -44,7 +47,7 @@ def rewrite(
             "run `tessera stream --once`"
         )
     covered = {**snapshot.inputs, (topics.deltas, 0): snapshot.deltas}
-    found = planned(log, topics, bundle.dataset.events, canonical=bundle.canonical, covered=covered)
+    found = planned(log, topics, bundle.dataset.events, canonical=bundle.canonical, covered=covered, schemas=schemas)
     if isinstance(log, LocalLog):
         log.rewrite(found.messages)
     else:

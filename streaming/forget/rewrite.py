@@ -1,6 +1,7 @@
 """Removes what the log still holds of forgotten users.
 
-In the embedded log, `rewrite` replaces the user's messages by blank ones, in one transaction. All offsets stay. Only
+In the embedded log, `rewrite` replaces the user's messages by blank ones, in one transaction. An Arrow batch keeps the
+rows of other users. All offsets stay. Only
 messages that the newest snapshot covers change, so that a restart never applies a changed message.
 
 On Kafka no message can be changed. `covered` then says up to where `delete records` may remove all messages.
@@ -8,19 +9,22 @@ On Kafka no message can be changed. `covered` then says up to where `delete reco
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from features.dataset.descriptor import Events
-from features.errors import EventError
-from features.message import Decoded, Rows, event_decoder, event_rows
+from features.errors import EventError, StreamError
+from features.message import Rows, event_rows
 from features.shown.message import Impression, decode_impression
 from features.value.canonical import canonical_values
 from features.value.forgotten import Forgotten, ForgottenUsers
+from features.wire.decoder import Decoded, event_decoder, kept_rows
+from features.wire.schemas import Schemas
 from models.bundle import aggregate_record, delta, record
 from models.bundle.delta import Delta, Record
-from streaming.dead_letter import DeadLetter
+from streaming.dead_letter import DeadLetter, replace_value
 from streaming.forget.message import decode_tombstone
 from streaming.log.protocol import BLANK, EventLog, Message, Positions
 from streaming.log.topics import Topics
@@ -46,7 +50,15 @@ class Rewrite:
     newer: int = 0
 
 
-def planned(log: EventLog, topics: Topics, events: Events, *, canonical: int, covered: Positions) -> Rewrite:
+def planned(
+    log: EventLog,
+    topics: Topics,
+    events: Events,
+    *,
+    canonical: int,
+    covered: Positions,
+    schemas: Schemas | None = None,
+) -> Rewrite:
     """Returns the changes that remove forgotten users from the kept messages of a log.
 
     Args:
@@ -56,6 +68,7 @@ def planned(log: EventLog, topics: Topics, events: Events, *, canonical: int, co
         canonical: Version of the canonical form of values, of the bundle.
         covered: Position up to which messages may change, by partition: of the topics `events` and `deltas`, those of a
             snapshot that the store has.
+        schemas: Schemas of messages in Avro and Protobuf.
     """
     found = Rewrite()
     places: dict[int, list[tuple[int, Forgotten]]] = {}
@@ -70,7 +83,7 @@ def planned(log: EventLog, topics: Topics, events: Events, *, canonical: int, co
         places.setdefault(message.partition, []).append((message.offset, request))
     if not len(found.users):
         return found
-    reader = _EventReader(events, canonical)
+    reader = _EventReader(events, canonical, schemas)
     for chunk in _chunks(_kept(log, topics.events, covered)):
         _note(found, topics.events, reader.changed(chunk, found.users, places))
     _note(found, topics.impressions, _impressions(_kept(log, topics.impressions), found.users))
@@ -118,53 +131,67 @@ def _blank(message: Message, value: bytes = BLANK) -> Message:
 class _EventReader:
     """Reads users and times of messages of the topic `events`."""
 
-    def __init__(self, events: Events, canonical: int) -> None:
+    def __init__(self, events: Events, canonical: int, schemas: Schemas | None) -> None:
         self._events, self._canonical = events, canonical
-        self._decode = event_decoder(events)
+        self._decode = event_decoder(events, schemas)
 
     def changed(
         self, chunk: Sequence[Message], users: ForgottenUsers, tombstones: Mapping[int, list[tuple[int, Forgotten]]]
     ) -> Iterator[Message]:
         """Yields the messages that change: a tombstone loses its key, an older event of its user its content."""
-        for message, (user, times_us) in zip(chunk, self.read(chunk), strict=True):
+        for message, rows in zip(chunk, self.read(chunk), strict=True):
             if _request(message) is not None:
                 if message.key is not None:
                     yield _blank(message, message.value)
                 continue
-            until = _LONG_AGO_US if user is None else users.until(user)
-            if user is None or until is None or message.value == BLANK:
+            if message.value == BLANK:
                 continue
-            earlier = any(
-                message.offset < offset and ForgottenUsers([request]).until(user) is not None
-                for offset, request in tombstones.get(message.partition, ())
-            )
-            if earlier or min(times_us) <= until:
-                yield _blank(message)
 
-    def read(self, chunk: Sequence[Message]) -> list[tuple[str | None, list[int]]]:
-        """Returns the user of each message, None without one, and its times: of the append, and of the event."""
-        found: list[tuple[str | None, list[int]]] = []
-        rows: list[Decoded] = []
-        places: list[int] = []
-        for place, message in enumerate(chunk):
-            found.append((None if message.key is None else message.key.decode(errors="replace"), [_append_us(message)]))
+            def goes(row: "_Row", message: Message = message) -> bool:
+                until = None if row.user is None else users.until(row.user)
+                if row.user is None or until is None:
+                    return False
+                earlier = any(
+                    message.offset < offset and ForgottenUsers([request]).until(row.user) is not None
+                    for offset, request in tombstones.get(message.partition, ())
+                )
+                return earlier or min(row.times_us) <= until
+
+            value = _without_rows(message.value, rows, [goes(row) for row in rows])
+            if value is not None:
+                yield _blank(message, value)
+
+    def read(self, chunk: Sequence[Message]) -> list[list["_Row"]]:
+        """Returns the rows of each message. A message that cannot be read is one row of the user that its key names."""
+        found: list[list[_Row]] = []
+        values: list[tuple[Any, ...]] = []
+        rows: list[_Row] = []
+        for message in chunk:
+            key = None if message.key is None else message.key.decode(errors="replace")
             try:
-                rows.append(self._decode(message.value))
-                places.append(place)
-            except EventError:
+                decoded = self._decode.read(message.value)
+            except (EventError, StreamError):
+                found.append([_Row(key, [_append_us(message)], 0, 1)])
                 continue
+            if isinstance(decoded, Decoded):
+                size, places, taken = 1, [0], [decoded.row]
+            else:
+                size = len(decoded.places) + len(decoded.refused)
+                places, taken = decoded.places, decoded.frame.rows()
+            own = [_Row(key, [_append_us(message)], place, size) for place in places]
+            found.append(own)
+            values += taken
+            rows += own
         if not rows or self._events.user is None:
             return found
         column = self._decode.columns.index(self._events.user)
-        for place, row in zip(places, rows, strict=True):
-            found[place] = (self._user(row.row[column]) or found[place][0], found[place][1])
+        for row, own_values in zip(rows, values, strict=True):
+            row.user = self._user(own_values[column]) or row.user
         if self._events.time is not None:
-            frame, _ = event_rows(
-                Rows(self._decode.columns, [row.row for row in rows]), self._events, version=self._canonical
-            )
+            frame, _ = event_rows(Rows(self._decode.columns, [*values]), self._events, version=self._canonical)
             numbers = frame["event"].to_list() if frame.height else []
             for number, time in zip(numbers, frame["time"].to_list() if frame.height else [], strict=True):
-                found[places[number]][1].append(time)
+                rows[number].times_us.append(time)
         return found
 
     def _user(self, value: object) -> str | None:
@@ -174,6 +201,32 @@ class _EventReader:
         except (TypeError, ValueError):
             return None
         return user if isinstance(user, str) else None
+
+
+@dataclass
+class _Row:
+    """Row of a message.
+
+    Attributes:
+        user: User of the row, None without one.
+        times_us: Time of the append, and of the event, microseconds since 1970.
+        place: Position in the message.
+        size: Number of rows of the message.
+    """
+
+    user: str | None
+    times_us: list[int]
+    place: int
+    size: int
+
+
+def _without_rows(value: bytes, rows: Sequence[_Row], gone: Sequence[bool]) -> bytes | None:
+    """Returns a message without some of its rows: `BLANK` if none is left, None if none goes."""
+    if not any(gone):
+        return None
+    removed = {row.place for row, goes in zip(rows, gone, strict=True) if goes}
+    left = [place for place in range(rows[0].size) if place not in removed]
+    return kept_rows(value, left) if left else BLANK
 
 
 def _append_us(message: Message) -> int:
@@ -201,10 +254,17 @@ def _letters(messages: Iterator[Message], users: ForgottenUsers, reader: _EventR
             )
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
             continue
-        ((user, times_us),) = reader.read([original])
-        until = None if user is None else users.until(user)
-        if until is not None and times_us[0] <= until:
+        (rows,) = reader.read([original])
+        limits = [None if row.user is None else users.until(row.user) for row in rows]
+        gone = [until is not None and row.times_us[0] <= until for row, until in zip(rows, limits, strict=True)]
+        value = _without_rows(original.value, rows, gone)
+        if value is None:
+            continue
+        if value == BLANK:
             yield _blank(message)
+        else:
+            kept = replace_value(letter, value)
+            yield _blank(message, msgspec.json.encode(kept))
 
 
 def _deltas(log: EventLog, topics: Topics, covered: Positions) -> Iterator[Message]:

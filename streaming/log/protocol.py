@@ -74,6 +74,14 @@ class Reader(Protocol):
         """
         ...
 
+    def unread(self, messages: Sequence[Message]) -> None:
+        """Gives back messages of the last poll, which the next poll returns again.
+
+        Args:
+            messages: The last messages of each partition among those that the poll returned.
+        """
+        ...
+
     def position(self) -> Positions:
         """Returns the next offset to read of every partition of this reader, 0 if no message was read yet.
 
@@ -282,6 +290,15 @@ class EventLog(Protocol):
     def close(self) -> None:
         """Closes connections and files. A second call does nothing."""
         ...
+
+
+def first_offsets(messages: Iterable[Message]) -> Positions:
+    """Returns the lowest offset of messages in each partition."""
+    found: Positions = {}
+    for message in messages:
+        place = (message.topic, message.partition)
+        found[place] = min(found.get(place, message.offset), message.offset)
+    return found
 
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")

@@ -26,6 +26,7 @@ from streaming.log.protocol import (
     check_partitions,
     check_poll,
     check_size,
+    first_offsets,
     unknown_partition,
 )
 from streaming.log.sqlite_file import LogFile, row_id
@@ -74,6 +75,9 @@ class LocalReader:
                 messages += chunk
                 self._position[topic, number] = chunk[-1].offset + 1
         return messages
+
+    def unread(self, messages: Sequence[Message]) -> None:
+        self._position |= first_offsets(messages)
 
     def position(self) -> Positions:
         return dict(self._position)

@@ -63,7 +63,15 @@ def topics_rewrite(
         if snapshot is None:
             raise TesseraError(f"{opened.id}: no snapshot; run `tessera stream --once`, which writes one")
         stored = position_of(store, opened.id, settings.topics.deltas) or 0
-        done = rewrite(log, opened, settings.topics, snapshot, stored=stored, delete_records=delete_records)
+        done = rewrite(
+            log,
+            opened,
+            settings.topics,
+            snapshot,
+            stored=stored,
+            delete_records=delete_records,
+            schemas=settings.schemas(),
+        )
         pruned = snapshots.prune(opened, snapshot.seq)
     if json:
         print_json({"messages": done.counts, "newer": done.newer, "snapshots": pruned})

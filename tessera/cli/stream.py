@@ -40,6 +40,9 @@ def stream(
         float, typer.Option(min=0, max=1, help="Share of faulty messages that stops the stream.")
     ] = 0.5,
     snapshot_s: Annotated[float, typer.Option(min=1, help="Seconds between snapshots.")] = 300,
+    refuse_schema: Annotated[
+        list[int] | None, typer.Option(help="Id of a schema whose messages become dead letters; may be repeated.")
+    ] = None,
     metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port; 0: do not.")] = 0,
     json: JsonOption = False,
 ) -> None:
@@ -69,7 +72,9 @@ def stream(
     err_console.print(f"stream of bundle {opened.id} from {settings.kafka or settings.home / 'log.db'}")
     gauges = StreamMetrics()
     roles = ROLES if role == "both" else (role,)
-    service = StreamService(opened, StreamConnections.of(settings), options, roles=roles, metrics=gauges)
+    service = StreamService(
+        opened, StreamConnections.of(settings, refuse_schema or ()), options, roles=roles, metrics=gauges
+    )
     if once:
         with settings.traced("tessera-stream"):
             totals: Any = service.once()
@@ -131,6 +136,13 @@ def send(
         str, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip; one message each. A path or an address.")
     ],
     key: Annotated[str | None, typer.Option(help="Field whose value chooses the partition.")] = None,
+    as_format: Annotated[
+        str, typer.Option("--format", help="Format of the messages: json, avro, protobuf or arrow.")
+    ] = "json",
+    schema: Annotated[
+        Path | None, typer.Option(help="Avro or .proto schema to register; by default one is made from the rows.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of an Arrow message.")] = 256,
 ) -> None:
     """Append a file of JSON lines to a topic of the log. If any line is invalid, nothing is appended."""
     import msgspec
@@ -140,6 +152,7 @@ def send(
     from features.storage.copy import local_file
     from features.storage.location import locate
     from features.value.canonical import scalar
+    from tessera.messages import encoded
     from tessera.settings import Settings
 
     if topic not in ("items", "events"):
@@ -158,10 +171,15 @@ def send(
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
                 raise TesseraError(f"{file}: line {number + 1}: no field {key!r} to choose the partition by") from error
     settings = Settings.from_environment()
+    name = getattr(settings.topics, topic)
+    messages = list(
+        zip(keys, encoded(settings, name, lines, as_format, schema, rows, keyed=key is not None), strict=False)
+    )
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        log.append(getattr(settings.topics, topic), list(zip(keys, lines, strict=True)))
-    out_console.print(f"{len(lines):,} messages appended to {topic}")
+        log.append(name, messages)
+    count = f"{len(lines):,} rows in " if as_format == "arrow" else ""
+    out_console.print(f"{count}{len(messages):,} messages appended to {topic}")
 
 
 def backfill(
@@ -199,6 +217,7 @@ def backfill(
             settings.topics.events,
             shards,
             sent=settings.home / "backfill" / "sent.msgpack",
+            schemas=settings.schemas(),
             progress=lambda done: bar.update(sending, completed=done, total=None),
         )
     if json:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import load_events, message_columns, read_events
 from features.jobs.messages import encode_rows
-from features.message import Rows, context_rows, event_decoder, event_rows
+from features.message import Rows, context_rows, event_rows
 from features.value.expression import INPUT_TYPES, Derived, Expression
+from features.wire.decoder import event_decoder
 
 ROWS = int(os.environ.get("TESSERA_EXPRESSION_ROWS", "20000"))
 DESCRIPTOR = """

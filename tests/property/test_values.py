@@ -23,8 +23,9 @@ from features.dataset.split import Split
 from features.dataset.tables import load_events, message_columns, read_events
 from features.errors import DatasetError, EventError
 from features.jobs.messages import encode_rows
-from features.message import Rows, event_decoder, event_rows
+from features.message import Rows, event_rows
 from features.value.canonical import VERSION, canonical, cells
+from features.wire.decoder import event_decoder
 from serving.api.bodies import EventsRequest
 from serving.api.ingest import Intake
 from tests.unit.features.test_canonical import COLUMNS

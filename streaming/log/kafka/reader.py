@@ -1,13 +1,14 @@
 """Readers of Kafka: a member of a group, a sole reader in a group's name, a follower without a group."""
 
 import time
+from collections.abc import Sequence
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from features.errors import LogError
 from streaming.log.kafka.client import REQUEST_MS, as_message, errors_named
-from streaming.log.protocol import Message, Positions, check_poll
+from streaming.log.protocol import Message, Positions, check_poll, first_offsets
 
 _JOIN_S = 60.0
 # Interval at which an idle follower checks that the broker answers, and its wait for that answer.
@@ -51,6 +52,13 @@ class KafkaReader:
             self._note_position()
         self._returned += len(messages)
         return messages
+
+    def unread(self, messages: Sequence[Message]) -> None:
+        with errors_named(f"unread for group {self.group!r}"):
+            for place, offset in first_offsets(messages).items():
+                self._consumer.seek(TopicPartition(*place), offset)
+                self._position[place] = offset
+        self._returned -= len(messages)
 
     def _moved(self) -> bool:
         now: ConsumerGroupMetadata = self._consumer.group_metadata()

@@ -21,7 +21,7 @@ from tests.integration.world import World
 
 def streamed(world: World, rows: list[dict[str, Any]], fields: tuple[str, ...]) -> list[record.ItemRecord]:
     """Records that the stream writes of items, with an encoder of some fields in the bundle."""
-    from features.message import item_decoder
+    from features.wire.decoder import item_decoder
 
     bundle = load_bundle(world.bundle.directory)
     items = bundle.dataset.items

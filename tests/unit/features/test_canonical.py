@@ -18,9 +18,10 @@ from features.dataset.descriptor import Events, Users
 from features.dataset.files import load
 from features.dataset.label import Label
 from features.dataset.source import Categorical
-from features.message import Rows, event_decoder, event_rows
+from features.message import Rows, event_rows
 from features.value.canonical import VERSION, canonical, canonical_values, cell, cells, scalar
 from features.value.mixed_column import column_of, joined
+from features.wire.decoder import event_decoder
 from models.bundle.embedding import _canonical_column
 
 BIG = 9007199254740993

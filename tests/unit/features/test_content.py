@@ -16,7 +16,8 @@ from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_items
 from features.errors import BundleError, DatasetError
 from features.jobs.encode import encode_shard
-from features.message import Rows, item_decoder, item_rows
+from features.message import Rows, item_rows
+from features.wire.decoder import item_decoder
 from serving.api.ingest import Intake
 
 FIELDS = ("title", "tags", "plot")

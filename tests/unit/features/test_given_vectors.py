@@ -17,8 +17,9 @@ from features.dataset.input_files import InputFiles
 from features.dataset.tables import read_items
 from features.errors import BundleError, DatasetError, TesseraError
 from features.framing.texts import item_texts
-from features.message import Rows, item_decoder, item_rows
+from features.message import Rows, item_rows
 from features.value.vector import read_vectors
+from features.wire.decoder import item_decoder
 from tessera.pipeline.options import RunOptions, for_dataset, load_options
 
 ROWS = [{"sku": str(n), "title": f"thing {n}", "vec": [n + 1.0, 0.5, -2.0], "space": "v3"} for n in range(6)]

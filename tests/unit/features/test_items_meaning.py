@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_items
 from features.errors import DatasetError
-from features.message import Rows, item_decoder, item_rows
+from features.message import Rows, item_rows
+from features.wire.decoder import item_decoder
 
 FILMS = {
     "id": ["1", "2"],

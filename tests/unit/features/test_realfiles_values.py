@@ -9,7 +9,8 @@ import pytest
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError
-from features.message import Rows, event_decoder, event_rows, item_decoder, item_rows
+from features.message import Rows, event_rows, item_rows
+from features.wire.decoder import event_decoder, item_decoder
 from models.bundle import record
 from serving.retrieval.filter import Attributes, Filter, attribute_json
 

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from features.dataset.descriptor import Items
-from features.message import Rows, item_decoder, item_rows
+from features.message import Rows, item_rows
 from features.value.attribute import typed
+from features.wire.decoder import item_decoder
 from models.bundle import record
 from serving.retrieval.filter import Attributes, Filter, attribute_json
 

@@ -1,0 +1,1 @@
+"""Formats of messages: JSON, Avro and Protobuf with a schema registry, Arrow batches."""
