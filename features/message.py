@@ -188,8 +188,11 @@ class _Form(NamedTuple):
     def text(self, name: str, values: list[Any] | pl.Series) -> pl.Series:
         """Reads canonical text, (R,) String or List(String)."""
         if isinstance(values, pl.Series):
-            cut = self.of_csv and self.version != canonical_v1.VERSION and values.dtype == pl.String
-            return canonical(cells(values) if cut else values, version=self.version)
+            cut = self.of_csv and self.version != canonical_v1.VERSION
+            if not (cut and isinstance(values.dtype, pl.List)):
+                cut = cut and values.dtype == pl.String
+                return canonical(cells(values) if cut else values, version=self.version)
+            values = values.to_list()
         return canonical_values(name, values, version=self.version, of_csv=self.of_csv)
 
     def number(self, name: str, values: list[Any] | pl.Series) -> pl.Series:

@@ -19,7 +19,7 @@ def encoded(
     lines: Sequence[bytes],
     as_format: str,
     schema: Path | None = None,
-    rows: int = 256,
+    rows: int = 1_000,
     *,
     keyed: bool = False,
 ) -> list[bytes]:
@@ -41,7 +41,7 @@ def encoded(
         raise TesseraError(f"--format {as_format}: expected {', '.join(FORMATS)}")
     if schema is not None and as_format not in ("avro", "protobuf"):
         raise TesseraError(
-            f"--schema: messages in {as_format} have no schema in a registry; give --format avro or protobuf"
+            f"--schema: messages in {as_format} have no registered schema; give --format avro or protobuf"
         )
     if as_format == "json":
         return list(lines)

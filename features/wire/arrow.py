@@ -7,6 +7,7 @@ JSON messages of the same rows have (`features.value.mixed_column.wire`).
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,14 @@ def decode_batch(data: bytes, fields: DeclaredFields, *, wire_version: int) -> D
     held = {name: _kinds(dtype) for name, dtype in zip(table.schema.names, table.schema.types, strict=True)}
     if (problem := fields.misfit(held)) is not None:
         raise EventError(f"{fields.table} message: the Arrow batch {problem}")
-    frame = _frame(table, fields)
-    own = {name: frame[name] if name in frame.columns else None for name in _OWN}
+    sent = _columns(table, fields)
+    own = {name: sent.get(name) for name in _OWN}
     if (schema := own["_schema"]) is not None and not (schema.drop_nulls() == wire_version).all():
         raise EventError(
             f"{fields.table} message: _schema {schema.to_list()[:3]}, this release reads {wire_version}",
             cause="unknown-version",
         )
-    frame = frame.select(fields.columns)
+    frame = pl.DataFrame([sent[name] for name in fields.columns])
     missing = {name: frame[name].is_null() for name in fields.required if frame[name].null_count()}
     refused: dict[int, str] = {}
     for name, null in missing.items():
@@ -168,11 +169,11 @@ def _table(data: bytes, name: str) -> pa.Table:
     return table
 
 
-def _frame(table: pa.Table, fields: DeclaredFields) -> pl.DataFrame:
+def _columns(table: pa.Table, fields: DeclaredFields) -> dict[str, pl.Series]:
     names = [name for name in (*fields.columns, *_OWN) if name in table.schema.names]
     try:
-        frame: Any = pl.from_arrow(table.select(names), rechunk=True)
-        return pl.DataFrame([_as_sent(values, vector=values.name in fields.vectors) for values in frame])
+        frame: Any = pl.from_arrow(table.select(names))
+        return {values.name: _as_sent(values, vector=values.name in fields.vectors) for values in frame}
     except (*_FAULTS, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise EventError(f"{fields.table} message: the Arrow batch cannot be read: {error}") from error
 
@@ -183,8 +184,8 @@ def _as_sent(values: pl.Series, *, vector: bool) -> pl.Series:
         return values.cast(pl.List(pl.Float64))
     values = wire(values)
     if values.dtype.is_float():
-        odd = ~values.is_finite()
-        return values.set(odd, None) if odd.any() else values
+        # A null is no finite number here, and `set` keeps it. NumPy takes a tenth of the time of a polars expression.
+        return values if np.isfinite(values.to_numpy()).all() else values.set(~values.is_finite(), None)
     if values.dtype.is_integer() and values.dtype != pl.Int64:
         most = values.max()
         wide = values.dtype == pl.UInt64 and isinstance(most, int) and most >= 2**63
@@ -192,6 +193,7 @@ def _as_sent(values: pl.Series, *, vector: bool) -> pl.Series:
     return values
 
 
+@lru_cache(maxsize=256)
 def _kinds(dtype: Any) -> Kinds:
     types = pa.types
     if types.is_dictionary(dtype):

@@ -142,7 +142,7 @@ def send(
     schema: Annotated[
         Path | None, typer.Option(help="Avro or .proto schema to register; by default one is made from the rows.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of an Arrow message.")] = 256,
+    rows: Annotated[int, typer.Option(min=1, max=10_000, help="Rows of an Arrow message.")] = 1_000,
 ) -> None:
     """Append a file of JSON lines to a topic of the log. If any line is invalid, nothing is appended."""
     import msgspec
