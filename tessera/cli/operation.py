@@ -70,6 +70,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         "log": _log,
         "store": _store,
         "registry": _registry,
+        "schema registry": _schema_registry,
         "keys": _keys,
     }
     findings: list[Finding] = []
@@ -89,6 +90,7 @@ _REMEDIES = {
     "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
     "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
+    "schema registry": "see that TESSERA_SCHEMA_REGISTRY names a server that answers; see _USER and _PASSWORD behind it",
     "keys": "fix the file, or remove it and make new keys",
 }
 
@@ -165,6 +167,13 @@ def _log(settings: Settings) -> list[Finding]:
     if missing:
         return [Finding("log", _WARN, f"{where}: no topics {', '.join(missing)}", "`tessera topics create` makes them")]
     return [Finding("log", _OK, where)]
+
+
+def _schema_registry(settings: Settings) -> list[Finding]:
+    if not settings.schema_registry:
+        return []
+    settings.open_schema_registry().schema(1)
+    return [Finding("schema registry", _OK, settings.schema_registry)]
 
 
 def _store(settings: Settings) -> list[Finding]:

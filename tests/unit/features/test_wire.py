@@ -337,7 +337,7 @@ def test_without_a_registry_a_registered_message_is_a_dead_letter_that_says_so()
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("AVRO", "{"), ("AVRO", '"string"'), ("AVRO", '{"type": "recrd"}'), ("PROTOBUF", "mesage X {}"), ("JSON", "{}")],
+    [("AVRO", "{"), ("AVRO", '"string"'), ("AVRO", '{"type": "recrd"}'), ("PROTOBUF", "message {"), ("JSON", "{}")],
 )
 def test_a_schema_that_cannot_be_read_is_a_dead_letter(registry: StubRegistry, kind: str, text: str) -> None:
     number = registry.register("events-value", {"schema": text, "schemaType": kind})
