@@ -90,7 +90,7 @@ _REMEDIES = {
     "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
     "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
-    "schema registry": "see that TESSERA_SCHEMA_REGISTRY names a server that answers; see _USER and _PASSWORD behind it",
+    "schema registry": "see that TESSERA_SCHEMA_REGISTRY names a server that answers, and its user and password",
     "keys": "fix the file, or remove it and make new keys",
 }
 
