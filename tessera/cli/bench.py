@@ -41,6 +41,7 @@ NEEDS = {
     "rollout": Needs(),
     "operation": Needs(ranks=True),
     "growth": Needs(ranks=True),
+    "formats": Needs(),
 }
 """Conditions of each benchmark. They are checked before it measures."""
 NAMES = tuple(NEEDS)
@@ -284,6 +285,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.online.filtered import filtered
     from tessera.bench.online.freshness import freshness
     from tessera.bench.online.growth import growth
+    from tessera.bench.online.message_formats import message_formats
     from tessera.bench.online.online_learning import online_learning
     from tessera.bench.online.operation import operation
     from tessera.bench.online.rollout_rates import rollout
@@ -304,5 +306,6 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "rollout": rollout,
         "operation": operation,
         "growth": growth,
+        "formats": message_formats,
     }
     return partial(benches[name], dataset, out)

@@ -16,6 +16,7 @@ from streaming.forget.request import forget
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.shown.export import export_topic
+from streaming.trainer import Trainer, TrainerOptions
 from tessera.export_source import open_source
 from tests.examples.conftest import EXAMPLES
 from tests.integration.world import World
@@ -24,7 +25,7 @@ from tests.integration.world import World
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
-    assert names == {"client", "embeddings", "exported", "forgotten", "semantic_ids"} | own
+    assert names == {"arrow_batches", "client", "embeddings", "exported", "forgotten", "semantic_ids"} | own
 
 
 def test_embeddings(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +46,21 @@ def test_exported(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[st
     known = importlib.import_module("exported").main(str(tmp_path / "export"))
     assert known["test"].height == 800
     assert "content_vector: 128 x float32, by encoder lsa-" in capsys.readouterr().out
+
+
+def test_arrow_batches(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TESSERA_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TESSERA_KAFKA", raising=False)
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(world.messages(30)))
+    assert importlib.import_module("arrow_batches").main(str(tmp_path / "rows.jsonl")) == 1
+    assert "30 rows in 1 messages" in capsys.readouterr().out
+    options = TrainerOptions(lateness_s=1e9, wait_s=0.1)
+    with contextlib.closing(LocalLog(tmp_path / "home" / "log.db")) as log:
+        with contextlib.closing(Trainer(log, world.bundle, topics=Topics(), options=options)) as trainer:
+            trainer.run_once()
+    assert (trainer.totals.events, trainer.totals.bad) == (30, 0)
 
 
 def test_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,7 @@ def answers(address: str) -> bool:
     ("own_vectors.py", ["shop.toml", "own-vectors"], "a red bicycle is "),
     ("exported.py", ["EXPORT"], "items in a history on average"),
     ("forgotten.py", ["audit.jsonl", "customer-42"], "requested by the shop"),
+    ("arrow_batches.py", ["audit.jsonl"], "1 rows in 1 messages"),
 ])  # fmt: skip
 def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
     name: str, arguments: list[str], printed: str, python: Path, shop: Path, bundle: Path, url: str
