@@ -1,6 +1,8 @@
 """Messages in every format: the same values as JSON has, faults by name, and no bytes that crash a decoder."""
 
+import datetime
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +199,21 @@ def test_items_come_in_every_format_with_vectors(registry: StubRegistry) -> None
             one = decode.read(data)
             found += [one.row] if isinstance(one, Decoded) else one.frame.rows()
         assert found == [("s1", "a bag", [1.0, 2.5]), ("s2", "a hat", [3.0, 4.0])], kind
+
+
+def test_columns_of_items_mean_what_they_mean_in_a_parquet_file(registry: StubRegistry) -> None:
+    items = Items.model_validate({"path": "i.jsonl", "id": "sku", "text": ["title"], "numeric": ["price"]})
+    frame = pl.DataFrame({"sku": [7], "title": [datetime.date(2026, 1, 31)], "price": [0.1]})
+    batch = item_decoder(items).read(encode_batch([{"sku": "s", "title": "t", "price": math.inf}]))
+    assert isinstance(batch, DecodedBatch)
+    assert batch.frame.rows() == [("s", "t", None)]
+    sink = pa.BufferOutputStream()
+    table = frame.with_columns(pl.col("price").cast(pl.Float32)).to_arrow()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    batch = item_decoder(items).read(sink.getvalue().to_pybytes())
+    assert isinstance(batch, DecodedBatch)
+    assert batch.frame.rows() == [(7, "2026-01-31", 0.1)]
 
 
 # Schemas that change.
@@ -423,6 +440,13 @@ def test_every_cut_of_a_message_is_a_dead_letter(registry: StubRegistry, kind: s
         # Optional parts at the end may be missing: the end mark of a stream, or a field of Protobuf.
         assert kind != "avro"
         assert kind != "arrow" or (isinstance(found, DecodedBatch) and isinstance(whole, DecodedBatch))
+
+
+def test_bytes_behind_a_record_of_avro_are_a_dead_letter(registry: StubRegistry) -> None:
+    (data,) = sent(registry, "avro", [ROW])
+    with pytest.raises(EventError, match="1 bytes follow the record") as error:
+        decoder(registry).read(data + b"x")
+    assert error.value.cause == "undecodable"
 
 
 def test_files_of_references_stay_inside_of_their_directory(tmp_path: Path) -> None:
