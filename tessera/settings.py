@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from features.wire.registry import SchemaRegistry
     from features.wire.schemas import Schemas
     from models.registry.registry import Registry
+    from serving.retrieval.rows import RowKind
     from serving.store.protocol import OnlineStore
     from streaming.log.protocol import EventLog
 
@@ -42,6 +43,7 @@ class Settings:
         mlflow: tracking address (MLFLOW_TRACKING_URI).
         topics: names of the topics, with a prefix of your own (TESSERA_TOPIC_PREFIX).
         storage: how the store keeps rows: float32, float16 or int8 (TESSERA_STORAGE).
+        index: how a server keeps the vectors of its search indexes: float32 or int8 (TESSERA_INDEX).
         kafka_options: connection options of the Kafka client, from TESSERA_KAFKA_SECURITY_PROTOCOL and the like.
         trace_file: gets finished spans as JSON lines (TESSERA_TRACES).
         otlp: where a collector takes spans (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT with
@@ -66,6 +68,7 @@ class Settings:
     mlflow: str = ""
     topics: Topics = field(default_factory=Topics)
     storage: str = "float32"
+    index: str = "float32"
     kafka_options: dict[str, Any] = field(default_factory=dict)
     trace_file: Path | None = None
     otlp: str = ""
@@ -89,6 +92,7 @@ class Settings:
             mlflow=environment.get("MLFLOW_TRACKING_URI", ""),
             topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", "")),
             storage=environment.get("TESSERA_STORAGE", "float32"),
+            index=environment.get("TESSERA_INDEX", "float32"),
             kafka_options={
                 name.removeprefix(_KAFKA_OPTION).lower(): value
                 for name, value in environment.items()
@@ -107,6 +111,19 @@ class Settings:
             schema_registry_password=environment.get("TESSERA_SCHEMA_REGISTRY_PASSWORD", ""),
             **_traces(environment),
         )
+
+    def index_rows(self) -> "RowKind":
+        """Returns the format of the rows of a server's search indexes.
+
+        Raises:
+            TesseraError: TESSERA_INDEX is no such format.
+        """
+        from serving.retrieval.rows import ROW_KINDS
+
+        for kind in ROW_KINDS:
+            if kind == self.index:
+                return kind
+        raise TesseraError(f"TESSERA_INDEX={self.index}: expected one of {', '.join(ROW_KINDS)}")
 
     def engine(self, runner: str, endpoint: str | None = None, options: Sequence[str] = ()) -> "Engine":
         """Returns the engine of a batch job; see `features.jobs.engine.Engine` for the arguments.

@@ -20,7 +20,7 @@ from features.content.chain import apply_steps
 from features.content.step import Cut
 from features.errors import DatasetError
 from models.encoder.axes import rotation
-from models.encoder.bits import fit_itq, shortlist_recall
+from models.encoder.bits import fit_itq, index_bits, shortlist_recall
 from models.encoder.limit import critical_items
 
 _MOST_MEASURED, _QUERIES, _SHORTLIST = 20_000, 200, 10
@@ -57,7 +57,8 @@ class Advice:
         items, k, recall: What was asked for.
         sizes: The curve, both forms, ascending by size.
         dims, bits: Smallest size of each form whose expected recall reaches `recall`, or None.
-        bytes: Rows of `items` and the bytes of full float32, full int8, the advised dims and the advised bits.
+        bytes: Rows of `items` and the bytes of full float32, full int8, the advised dims and the advised bits; then of
+            a server's index of the full width, by the format of its rows.
     """
 
     measured: int
@@ -105,10 +106,26 @@ def advise(vectors: NDArray[np.float32], *, items: int, k: int, recall: float, s
             "int8": count * (width + 4),
             "dims": None if dims is None else count * 4 * dims,
             "bits": None if bits is None else count * bits // 8,
+            "index_float32": count * index_bytes(width, "float32"),
+            "index_int8": count * index_bytes(width, "int8"),
         }
         for count in _CATALOGUES
     ]
     return Advice(len(sample), items, k, recall, sizes, dims, bits, table)
+
+
+def index_bytes(width: int, rows: str) -> int:
+    """Returns the bytes of an item in a server's index of vectors of a width (`serving.retrieval.index`).
+
+    An index of float32 rows has a copy of each with its number in inverted lists. Both kinds have a code, as it is and
+    packed, a number and a position. Filters that are remembered come on top: at most the bytes of all codes.
+
+    Args:
+        width: D.
+        rows: Format of the rows, `float32` or `int8`.
+    """
+    stored = width + 4 if rows == "int8" else 8 * width + 8
+    return stored + 2 * index_bits(width) // 8 + 8
 
 
 def _curve(sample: NDArray[np.float32], items: int, k: int, seed: int) -> Iterator[MeasuredSize]:

@@ -15,6 +15,7 @@ from features.threads import one_thread
 from models.encoder.axes import principal_axes
 
 _ITERATIONS = 50
+_MOST_INDEXED = 256
 
 
 def fit_itq(vectors: NDArray[np.float32], bits: int, *, space: str, seed: int = 0) -> BitCode:
@@ -42,6 +43,11 @@ def fit_itq(vectors: NDArray[np.float32], bits: int, *, space: str, seed: int = 
             left, _, right = np.linalg.svd(np.where(centred @ turn > 0, 1.0, -1.0).T @ centred)
             turn = (left @ right).T
     return BitCode(space, Centre(mean=mean), Rotate(matrix=axes @ turn))
+
+
+def index_bits(width: int) -> int:
+    """Returns the bits B of a code in an index of vectors of a width: a bit a dimension, 256 at most."""
+    return min(width, _MOST_INDEXED) // 8 * 8
 
 
 def fit_signs(vectors: NDArray[np.float32], *, space: str) -> BitCode:

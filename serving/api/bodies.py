@@ -252,7 +252,7 @@ class RetrievedItemBody(BaseModel):
 class PlanView(BaseModel):
     """Search plan of a retrieval."""
 
-    method: str = Field(description="exact, ivf, ivf+filter, ivf>filter, words, or popular.")
+    method: str = Field(description="exact, ivf, ivf+filter, ivf>filter, bits, bits>filter, words, or popular.")
     why: str
     share: float = Field(description="Approximate share of the items that match.")
     matches: int | None = Field(description="Number of matches, if counted.")

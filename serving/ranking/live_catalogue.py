@@ -20,6 +20,7 @@ from serving.ranking.histories import Histories
 from serving.retrieval.filter import Attributes
 from serving.retrieval.meaning import Meaning
 from serving.retrieval.retriever import Retriever
+from serving.retrieval.rows import RowKind
 from serving.retrieval.text_search import TextSearch
 from serving.retrieval.words import WordIndex
 from serving.store.feed import Feed
@@ -51,6 +52,7 @@ class LiveCatalogue:
         histories: Says whether the store is unavailable.
         outlasts: True if reads continue while the store is unavailable.
         deltas: Name of the deltas' topic. None: `position` stays 0.
+        index: Format of the rows of the search indexes.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LiveCatalogue:
         *,
         outlasts: bool,
         deltas: str | None = None,
+        index: RowKind = "float32",
     ) -> None:
         self._bundle, self._store, self._histories, self._outlasts = bundle, store, histories, outlasts
         self.catalogue = Catalogue(bundle)
@@ -78,7 +81,7 @@ class LiveCatalogue:
         aspects = {
             name: (aspect, bundle.items.select(aspect.columns).to_dicts()) for name, aspect in bundle.aspects.items()
         }
-        self.retriever = Retriever(self.catalogue, attributes, bundle.views, aspects)
+        self.retriever = Retriever(self.catalogue, attributes, bundle.views, aspects, kind=index)
         self._words = _published_words(bundle)
         self.texts = TextSearch(self.retriever, self._words, attributes, by_vector=bundle.reads_text)
         # Cursors of `refresh`.

@@ -30,6 +30,7 @@ from serving.ranking.live_catalogue import LiveCatalogue
 from serving.ranking.rows import RowReader, StoreRows
 from serving.retrieval.filter import Filter
 from serving.retrieval.meaning import NOTHING, Meant, SharedConcept
+from serving.retrieval.rows import RowKind
 from serving.store.fill import require_loaded
 from serving.store.protocol import OnlineStore
 
@@ -53,13 +54,20 @@ class RankService:
         store: Store that has the bundle.
         rows: Source of the rows. Default: the store.
         deltas: Name of the deltas' topic, whose position in the store the answers name. None: the position is 0.
+        index: Format of the rows of the search indexes.
 
     Raises:
         StoreError: The store does not answer, or does not have the bundle.
     """
 
     def __init__(
-        self, bundle: Bundle, store: OnlineStore, rows: RowReader | None = None, *, deltas: str | None = None
+        self,
+        bundle: Bundle,
+        store: OnlineStore,
+        rows: RowReader | None = None,
+        *,
+        deltas: str | None = None,
+        index: RowKind = "float32",
     ) -> None:
         require_loaded(store, bundle)
         self._storage = store.table(bundle.id).storage
@@ -68,7 +76,9 @@ class RankService:
         self.rows = rows or StoreRows(store, bundle.id)
         self._schema = bundle.schema
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
-        self._live = LiveCatalogue(bundle, store, self._histories, outlasts=self.rows.outlasts_store, deltas=deltas)
+        self._live = LiveCatalogue(
+            bundle, store, self._histories, outlasts=self.rows.outlasts_store, deltas=deltas, index=index
+        )
         self._catalogue = self._live.catalogue
         self._retrieval = ItemRetrieval(bundle, self._live, self._histories)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)

@@ -1,83 +1,41 @@
 """The vector index: nearest vectors among those that match a filter, and the planner that chooses the method.
 
-The number of matches decides which of three methods is best:
+The number of matches decides which of four methods is best:
 
 - exact: score every match. The cost grows with the matches, and no item is missed.
-- ivf: an inverted file whose lists are scanned under a bitmap of the matches. The fewer items match, the more lists
-must
-  be scanned for the same recall; their number is measured when the index is built, not guessed.
-- ivf, then filter: if nearly everything matches, find some more than asked for and evaluate the filter on those only.
+- ivf: an inverted file whose lists are scanned under a bitmap of the matches.
+- bits: a shortlist by the matches' bit codes, put in order by their stored rows. A code costs a fortieth of a vector.
+- found first, filtered after: if nearly everything matches, find some more than asked for by ivf or bits, and evaluate
+  the filter on those only.
 
-This is the only serving module that uses faiss. Shape letters: N items, D dim, M matches, k neighbours.
+Lists and shortlists have the length that gave the recall when the index was built. Shape letters: N items, D dim, M
+matches, k neighbours.
 """
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
-import faiss as untyped_faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from features.content.bits import BitCode
 from models.table.column_rows import Growable
+from serving.retrieval.bit_scan import BitScan
+from serving.retrieval.inverted import InvertedLists, one_thread, sweep
+from serving.retrieval.matches import Matches, trials
+from serving.retrieval.rows import FloatRows, Floats, Ints, RowKind, StoredVectors, open_rows
 from serving.retrieval.search_plan import SearchPlan
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
-# The library's types lack the methods that its Python layer adds.
-faiss: Any = untyped_faiss
-# Below this size, an exact scan of everything is as fast as an index.
-_LEAST_INDEXED = 1_000
-_RECALL = 0.98
-_SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
-_QUERIES, _NEIGHBOURS = 128, 50
-_MOST_SCORES = 100_000_000  # scores held during the measurement
-# Costs of a vector: scored in its list; skipped there; scored in one sweep over all; gathered from all over.
-_SCANNED, _PASSED, _SWEPT, _GATHERED = 1.0, 0.25, 0.5, 2.0
+# Below these sizes an exact scan is as fast: as a list, and as bits beside lists.
+_LEAST_INDEXED, _LEAST_BITS = 1_000, 50_000
+# Costs of a vector, in vectors scored in a list: scored in one sweep over all; gathered from all over; passed in a
+# sweep. Costs of a code: scanned; packed for a filter that is new. Costs of a shortlist: begun; of each item.
+_SWEPT, _GATHERED, _PASSED = 0.5, 2.0, 0.25
+_CODED, _PACKED, _BEGUN, _LISTED = 0.025, 0.3, 800.0, 6.0
 _POST_FILTER = 0.8
 _SPARE = 1.15
-_COPIED = 10_000  # vectors at a time
-
-
-@dataclass
-class Matches:
-    """Counted items that match a filter: their numbers (M,) ascending, and a bitmap of them if needed."""
-
-    numbers: Ints
-    size: int
-    _selector: Any = field(default=None, repr=False)
-    _bits: Any = field(default=None, repr=False)
-
-    @property
-    def share(self) -> float:
-        return len(self.numbers) / max(self.size, 1)
-
-    def selector(self) -> Any:
-        """Returns the bitmap that faiss reads; made once."""
-        if self._selector is None:
-            mask = np.zeros(-(-self.size // 8) * 8, dtype=bool)
-            mask[self.numbers] = True
-            self._bits = np.packbits(mask, bitorder="little")
-            self._selector = faiss.IDSelectorBitmap(self._bits)
-        return self._selector
-
-    def changed(self, numbers: Ints, matching: NDArray[np.bool_], size: int) -> "Matches":
-        """Returns the matches after M items were evaluated again, at the cost of these items and a copy of the numbers.
-
-        Args:
-            numbers: (M,) distinct items, ascending.
-            matching: (M,) True for each item that matches now.
-            size: Number of items.
-        """
-        position = np.searchsorted(self.numbers, numbers)
-        known = np.zeros(len(numbers), dtype=bool)
-        inside = position < len(self.numbers)
-        known[inside] = self.numbers[position[inside]] == numbers[inside]
-        left = np.delete(self.numbers, position[known & ~matching])
-        added = numbers[matching & ~known]
-        return Matches(np.insert(left, np.searchsorted(left, added), added), size)
+Found = tuple[Ints, Floats, SearchPlan]
 
 
 class VectorIndex:
@@ -85,18 +43,24 @@ class VectorIndex:
 
     Args:
         vectors: (N, D) float32 of the numbers 0..N-1; a zero row means no vector.
-        seed: Seed of the clustering and of the measurement.
+        kind: `float32` keeps the vectors, and a copy in inverted lists. `int8` keeps a quarter of the bytes, and bits.
+        seed: Seed of the clustering, of the bits and of the measurement.
+        code: Bit code of the vectors; None: fits one where bits are used.
     """
 
-    def __init__(self, vectors: Floats, *, seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(
+        self, vectors: Floats, *, kind: RowKind = "float32", seed: int = 0, code: BitCode | None = None
+    ) -> None:
+        self._open(open_rows(kind, vectors), np.asarray(vectors.any(axis=1), dtype=bool), seed, code)
+
+    def _open(self, rows: StoredVectors, present: NDArray[np.bool_], seed: int, code: BitCode | None) -> None:
+        self._seed, self._code = seed, code
         self._lock = threading.Lock()
-        self._vectors = Growable(np.ascontiguousarray(vectors, dtype=np.float32).copy())
-        self._present: Growable[np.bool_] = Growable(np.asarray(vectors.any(axis=1), dtype=bool))
+        self._rows = rows
+        self._present: Growable[np.bool_] = Growable(present)
         self._every: Matches | None = None
-        self._ivf: Any = None
-        self._lists: dict[float, int] = {}
-        self._lists_asked: dict[tuple[float, int], int] = {}
+        self._ivf: InvertedLists | None = None
+        self._bits: BitScan | None = None
         # Plan without a filter, by k and size.
         self._plans: dict[tuple[int, int], SearchPlan] = {}
         self._trained_on = 0
@@ -110,14 +74,18 @@ class VectorIndex:
     @property
     def rows(self) -> int:
         """N, the numbers that have space."""
-        return len(self._vectors.array)
+        return len(self._rows)
+
+    @property
+    def bits(self) -> BitScan | None:
+        """Bit codes, if the index has any."""
+        return self._bits
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the vectors, and of their copies with numbers in the inverted lists."""
-        row = int(self._vectors.array.shape[1]) * 4
-        copied = int(self._ivf.ntotal) if self._ivf is not None else 0
-        return len(self._vectors.array) * row + copied * (row + 8)
+        """Bytes of the rows, of their copies with numbers in inverted lists, and of bits."""
+        parts = [self._rows, *(part for part in (self._ivf, self._bits) if part is not None)]
+        return sum(part.nbytes for part in parts)
 
     @property
     def outgrown(self) -> bool:
@@ -130,37 +98,35 @@ class VectorIndex:
         A vector that is put meanwhile may be old, new, or a mixture in it: put the vector again.
         """
         # The number of threads is a setting of the calling thread.
-        faiss.omp_set_num_threads(1)
-        vectors, present = self._vectors.array, self._present.array
-        copy = np.zeros((min(len(vectors), len(present)), vectors.shape[1]), dtype=np.float32)
-        for start in range(0, len(copy), _COPIED):
-            part = slice(start, min(start + _COPIED, len(copy)))
-            copy[part] = np.where(present[part, None], vectors[part], np.float32(0))
-        return VectorIndex(copy, seed=self._seed)
+        one_thread()
+        rows = self._rows.copy(self._present.array)
+        fresh = VectorIndex.__new__(VectorIndex)
+        fresh._open(rows, rows.filled(), self._seed, self._code)
+        return fresh
 
     def vectors(self, numbers: Ints) -> Floats:
         """Returns vectors (M, D) of numbers (M,), zero for a number without one."""
         with self._lock:
-            return np.where(self._present.array[numbers, None], self._vectors.array[numbers], np.float32(0))
+            return np.where(self._present.array[numbers, None], self._rows.take(numbers), np.float32(0))
 
     def put(self, numbers: Ints, vectors: Floats) -> None:
         """Adds or changes vectors (M, D); a zero row removes one."""
-        if not len(numbers) or not self._vectors.array.shape[1]:
+        if not len(numbers) or not self._rows.width:
             return
         with self._lock:
-            grown = int(numbers.max()) + 1 - len(self._vectors.array)
+            grown = int(numbers.max()) + 1 - len(self._rows)
             if grown > 0:
-                self._vectors.extend(np.zeros((grown, vectors.shape[1]), dtype=np.float32))
+                self._rows.extend(grown)
                 self._present.extend(np.zeros(grown, dtype=bool))
-            there = numbers[self._present.array[numbers]]
-            if self._ivf is not None and len(there):
-                self._ivf.remove_ids(faiss.IDSelectorArray(np.unique(there)))
-            self._vectors.array[numbers] = vectors
+            old = numbers[self._present.array[numbers]]
+            self._rows.put(numbers, vectors)
             self._present.array[numbers] = vectors.any(axis=1)
-            last = np.unique(numbers)
-            last = last[self._present.array[last]]
-            if self._ivf is not None and len(last):
-                self._ivf.add_with_ids(np.ascontiguousarray(self._vectors.array[last]), last)
+            distinct = np.unique(numbers)
+            present = self._present.array[distinct]
+            if self._ivf is not None:
+                self._ivf.put(old, distinct[present], self._rows.take(distinct[present]))
+            if self._bits is not None:
+                self._bits.put(distinct, present)
             self._every = None
 
     def matches(self, mask: NDArray[np.bool_]) -> Matches:
@@ -176,182 +142,138 @@ class VectorIndex:
             present = self._present.array
             return matches.changed(numbers, held & present[numbers], len(present))
 
-    def search(self, query: Floats, k: int, matches: Matches | None = None) -> tuple[Ints, Floats, SearchPlan]:
+    def search(self, query: Floats, k: int, matches: Matches | None = None) -> Found:
         """Returns the k nearest to a query (D,), best first, of `matches` or of all.
 
-        The results are numbers and inner products (≤ k,), and the plan.
+        The results are numbers and inner products (≤ k,), and the plan. Products are those of the stored rows.
         """
         with self._lock:
             if matches is None:
-                if self._ivf is not None:
+                if self._ivf is not None or self._bits is not None:
                     return self._unfiltered(query, k)
                 matches = self._all()
             return self._filtered(query, k, matches)
 
     def search_after(
         self, query: Floats, k: int, share: float, judge: Callable[[Ints], NDArray[np.bool_]]
-    ) -> tuple[Ints, Floats, SearchPlan] | None:
+    ) -> Found | None:
         """Finds items first and filters after, if about `share` of all items match; None if too few remained."""
-        if self._ivf is None or share < _POST_FILTER:
+        if (self._ivf is None and self._bits is None) or share < _POST_FILTER:
             return None
         with self._lock:
-            more = int(_SPARE * k / share) + 8
-            numbers, scores, plan = self._unfiltered(query, more)
+            numbers, scores, plan = self._unfiltered(query, int(_SPARE * k / share) + 8)
         held = judge(numbers)
         if held.sum() < k:
             return None
-        return numbers[held][:k], scores[held][:k], SearchPlan("ivf>filter", share, None, plan.lists, plan.cost)
+        method = "bits>filter" if plan.method == "bits" else "ivf>filter"
+        after = SearchPlan(method, share, None, plan.lists, plan.shortlist, plan.cost)
+        return numbers[held][:k], scores[held][:k], after
 
-    def _unfiltered(self, query: Floats, k: int) -> tuple[Ints, Floats, SearchPlan]:
-        every = len(self._vectors.array)
+    def _unfiltered(self, query: Floats, k: int) -> Found:
+        every = len(self._rows)
         plan = self._plans.get((k, every))
         if plan is None:
             if len(self._plans) > 1_000:
                 self._plans.clear()
-            lists = self._lists_for(1.0, k)
-            ivf_cost, sweep_cost = self._ivf_cost(lists, 1.0), _SWEPT * every
-            sweeps = sweep_cost <= ivf_cost
-            plan = (
-                SearchPlan("exact", 1.0, every, None, sweep_cost, ivf_cost)
-                if sweeps
-                else SearchPlan("ivf", 1.0, None, lists, ivf_cost, sweep_cost)
-            )
-            self._plans[k, every] = plan
-        if plan.lists is None:
-            return *self._sweep(query, k), plan
-        return *self._ivf_search(query, k, plan.lists, None), plan
+            plan = self._plans[k, every] = self._planned(1.0, every, k, None)
+        if plan.method == "bits":
+            return *self._by_bits(query, k, plan.shortlist or 0, None), plan
+        if self._ivf is not None and plan.lists is not None:
+            return *self._ivf.search(query, k, plan.lists, None), plan
+        return *self._sweep(query, k), plan
 
-    def _filtered(self, query: Floats, k: int, matches: Matches) -> tuple[Ints, Floats, SearchPlan]:
+    def _filtered(self, query: Floats, k: int, matches: Matches) -> Found:
         count = len(matches.numbers)
-        if self._ivf is None:
-            found = self._exact(query, k, matches)
-            return *found, SearchPlan("exact", matches.share, count)
-        lists = self._lists_for(matches.share, k)
-        exact_cost = self._exact_cost(count)
-        ivf_cost = self._ivf_cost(lists, matches.share)
-        if exact_cost <= ivf_cost or count <= k:
-            found = self._exact(query, k, matches)
-            return *found, SearchPlan("exact", matches.share, count, None, exact_cost, ivf_cost)
+        plan = self._planned(matches.share, count, k, matches)
+        if plan.method == "exact" or count <= k:
+            return *self._exact(query, k, matches), replace(plan, method="exact", lists=None, shortlist=None)
+        if plan.method == "bits":
+            return *self._by_bits(query, k, plan.shortlist or 0, matches), plan
+        assert self._ivf is not None
+        lists = plan.lists or 1
         while True:
-            numbers, scores = self._ivf_search(query, k, lists, matches)
+            numbers, scores = self._ivf.search(query, k, lists, matches)
             # Matches may be far from the query; then more lists are scanned.
-            if len(numbers) >= min(k, count) or lists >= self._ivf.nlist:
-                return numbers, scores, SearchPlan("ivf+filter", matches.share, count, lists, ivf_cost, exact_cost)
-            lists = min(4 * lists, self._ivf.nlist)
+            if len(numbers) >= min(k, count) or lists >= self._ivf.count:
+                return numbers, scores, replace(plan, method="ivf+filter", lists=lists)
+            lists = min(4 * lists, self._ivf.count)
+
+    def _planned(self, share: float, count: int, k: int, matches: Matches | None) -> SearchPlan:
+        """Returns the cheapest plan to find k of `count` matches, or of all where `matches` is None."""
+        costs = {"exact": self._exact_cost(count) if matches is not None else self._sweep_cost(count)}
+        lists = shortlist = None
+        if self._ivf is not None:
+            lists = self._ivf.needed(share, k)
+            costs["ivf"] = self._ivf.cost(lists, share, len(self._rows))
+        if self._bits is not None and np.isfinite(needed := self._bits.needed(share, k)):
+            shortlist = max(min(int(needed), count), k)
+            packing = 0.0 if matches is None else _PACKED * self._bits.unpacked(matches)
+            costs["bits"] = _BEGUN + count * (_CODED + packing) + _LISTED * shortlist
+        method = min(costs, key=lambda name: costs[name])
+        cost = costs.pop(method)
+        other = min(costs.values(), default=0.0)
+        if method != "ivf":
+            lists = None
+        if method != "bits":
+            shortlist = None
+        if not costs:
+            cost = 0.0
+        return SearchPlan(method, share, count, lists, shortlist, cost, other)
+
+    def _by_bits(self, query: Floats, k: int, shortlist: int, matches: Matches | None) -> tuple[Ints, Floats]:
+        assert self._bits is not None
+        numbers, _ = self._bits.shortlist(query, shortlist, matches)
+        return _best(numbers, self._rows.products(numbers, query), k)
 
     def _exact(self, query: Floats, k: int, matches: Matches) -> tuple[Ints, Floats]:
         numbers = matches.numbers
-        if not len(numbers):
-            return numbers, np.zeros(0, dtype=np.float32)
-        if _GATHERED * len(numbers) > self._exact_cost(len(numbers)):
-            scores = (self._vectors.array @ query)[numbers]
-        else:
-            scores = self._vectors.array.take(numbers, axis=0) @ query
-        if len(numbers) > k:
-            best = np.argpartition(scores, len(numbers) - k)[len(numbers) - k :]
-            numbers, scores = numbers[best], scores[best]
-        order = np.argsort(-scores, kind="stable")
-        return numbers[order], scores[order]
+        rows = self._rows
+        if isinstance(rows, FloatRows) and _GATHERED * len(numbers) > self._exact_cost(len(numbers)):
+            return _best(numbers, (rows.array @ query)[numbers], k)
+        return _best(numbers, rows.products(numbers, query), k)
 
     def _sweep(self, query: Floats, k: int) -> tuple[Ints, Floats]:
         """Returns the nearest of all vectors, without an index."""
-        scores, numbers = faiss.knn(query.reshape(1, -1), self._vectors.array, k, faiss.METRIC_INNER_PRODUCT)
-        if numbers[0, -1] >= 0 and self._present.array.take(numbers[0]).all():
-            return numbers[0], scores[0]
+        if isinstance(self._rows, FloatRows):
+            numbers, scores = sweep(self._rows.array, query, k)
+            if numbers[-1] >= 0 and self._present.array.take(numbers).all():
+                return numbers, scores
         # Rows without a vector score 0, which may be better than a real score.
         return self._exact(query, k, self._all())
 
     def _exact_cost(self, count: int) -> float:
-        return min(_GATHERED * count, _SWEPT * len(self._vectors.array) + _PASSED * count)
+        if not isinstance(self._rows, FloatRows):
+            return _GATHERED * count
+        return min(_GATHERED * count, _SWEPT * len(self._rows) + _PASSED * count)
 
-    def _ivf_cost(self, lists: int, share: float) -> float:
-        scanned = len(self._vectors.array) * lists / self._ivf.nlist
-        return float(self._ivf.nlist + scanned * (share * _SCANNED + _PASSED))
-
-    def _ivf_search(self, query: Floats, k: int, lists: int, matches: Matches | None) -> tuple[Ints, Floats]:
-        parameters = (
-            faiss.SearchParametersIVF(nprobe=lists)
-            if matches is None
-            else faiss.SearchParametersIVF(nprobe=lists, sel=matches.selector())
-        )
-        scores, numbers = self._ivf.search(query.reshape(1, -1), k, params=parameters)
-        if numbers[0, -1] < 0:
-            valid = numbers[0] >= 0
-            return numbers[0][valid], scores[0][valid]
-        return numbers[0], scores[0]
+    def _sweep_cost(self, count: int) -> float:
+        return (_SWEPT if isinstance(self._rows, FloatRows) else _GATHERED) * count
 
     def _all(self) -> Matches:
         if self._every is None:
             self._every = Matches(np.flatnonzero(self._present.array), len(self._present.array))
         return self._every
 
-    def _lists_for(self, share: float, k: int) -> int:
-        """Returns the lists that gave the recall for such a share.
-
-        k neighbours are as far as 50 neighbours of a share 50 / k of it.
-        """
-        if (lists := self._lists_asked.get((share, k))) is None:
-            if len(self._lists_asked) > 1_000:
-                self._lists_asked.clear()
-            lists = self._lists_asked[share, k] = self._interpolated(share * min(1.0, _NEIGHBOURS / k))
-        return lists
-
-    def _interpolated(self, share: float) -> int:
-        # Between two measured shares, the number of lists is a power of the share.
-        shares = np.log(np.array(_SHARES[::-1]))
-        lists = np.log(np.array([self._lists[measured] for measured in _SHARES[::-1]], dtype=np.float64))
-        if share < _SHARES[-1]:
-            return int(self._ivf.nlist)
-        return int(min(np.ceil(np.exp(np.interp(np.log(share), shares, lists))), self._ivf.nlist))
-
     def _build(self) -> None:
         numbers = np.flatnonzero(self._present.array)
         if len(numbers) < _LEAST_INDEXED:
             return
-        vectors = np.ascontiguousarray(self._vectors.array[numbers])
-        size, width = vectors.shape
-        lists = int(2 * np.sqrt(size))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.cp.seed = 10, self._seed
-        index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 64
-        index.train(vectors)
-        # A number is then removed without a search through all lists.
-        index.set_direct_map_type(faiss.DirectMap.Hashtable)
-        index.add_with_ids(vectors, numbers)
-        self._ivf, self._trained_on = index, size
-        self._measure(vectors, numbers)
+        compact = not isinstance(self._rows, FloatRows)
+        if not compact:
+            self._ivf = InvertedLists(self._rows.take(numbers), numbers, seed=self._seed)
+        if self._rows.width >= 8 and (compact or len(numbers) >= _LEAST_BITS):
+            self._bits = BitScan(self._rows, numbers, seed=self._seed, code=self._code)
+        for trial in trials(self._rows, numbers, size=len(self._rows), seed=self._seed):
+            for part in (self._ivf, self._bits):
+                if part is not None:
+                    part.measure(trial)
+        self._trained_on = len(numbers)
 
-    def _measure(self, vectors: Floats, numbers: Ints) -> None:
-        """Measures the lists that give the recall if a share of the items matches, with items as queries."""
-        rng = np.random.default_rng(self._seed)
-        count = min(_QUERIES, len(vectors), max(8, _MOST_SCORES // len(vectors)))
-        chosen = rng.choice(len(vectors), count, replace=False)
-        scores = vectors[chosen] @ vectors.T
-        scores[np.arange(len(chosen)), chosen] = -np.inf
-        for share in _SHARES:
-            matching = rng.random(len(vectors)) < share
-            k = min(_NEIGHBOURS, int(matching.sum()) - 1)
-            if k < 1:
-                self._lists[share] = self._ivf.nlist
-                continue
-            candidates = np.flatnonzero(matching)
-            part = scores[:, matching]
-            best = candidates[np.argpartition(part, part.shape[1] - k, axis=1)[:, -k:]]
-            truth = numbers[best]
-            mask = np.zeros(len(self._vectors.array), dtype=bool)
-            mask[numbers[matching]] = True
-            matches = Matches(np.flatnonzero(mask), len(mask))
-            self._lists[share] = self._fewest(vectors[chosen], numbers[chosen], k, matches, truth)
 
-    def _fewest(self, queries: Floats, excluded: Ints, k: int, matches: Matches, truth: Ints) -> int:
-        lists = 1
-        while lists < self._ivf.nlist:
-            parameters = faiss.SearchParametersIVF(nprobe=lists, sel=matches.selector())
-            _, results = self._ivf.search(queries, k + 1, params=parameters)
-            # Arrays are used because a Python loop would keep the interpreter from concurrent searches.
-            expected = np.where(truth == excluded[:, None], -1, truth)
-            hits = sum(int(np.isin(right[right >= 0], row).sum()) for row, right in zip(results, expected, strict=True))
-            if hits >= _RECALL * truth.size:
-                return lists
-            lists = max(lists + 1, int(lists * 1.5))
-        return int(self._ivf.nlist)
+def _best(numbers: Ints, scores: Floats, k: int) -> tuple[Ints, Floats]:
+    """Returns the k numbers with the largest scores, best first; among equal scores, the first of `numbers`."""
+    if len(numbers) > k:
+        best = np.argpartition(scores, len(numbers) - k)[len(numbers) - k :]
+        numbers, scores = numbers[best], scores[best]
+    order = np.argsort(-scores, kind="stable")
+    return numbers[order], scores[order]

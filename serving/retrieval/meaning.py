@@ -17,7 +17,7 @@ from features.errors import DatasetError, EventError
 from models.encoder.meaning.aspects import parts
 from models.encoder.meaning.concepts import ConceptHead, steer
 from serving.retrieval.filter import Filter
-from serving.retrieval.index import Floats
+from serving.retrieval.rows import Floats
 
 PREDICTED, CARRIED = "predicted_concepts", "carried_concepts"
 """Filterable columns: concepts that the head predicts, and concepts that items carry by column or by prediction."""

@@ -19,7 +19,9 @@ from models.bundle.catalogue import Catalogue
 from models.encoder.meaning.aspects import Aspect
 from models.table.column_rows import Growable
 from serving.retrieval.filter import Attributes, Filter
-from serving.retrieval.index import Floats, Ints, Matches, VectorIndex
+from serving.retrieval.index import VectorIndex
+from serving.retrieval.matches import Matches
+from serving.retrieval.rows import Floats, Ints, RowKind
 from serving.retrieval.search_plan import SearchPlan
 
 _LOGGER = logging.getLogger(__name__)
@@ -39,11 +41,12 @@ class Searcher:
     Args:
         vectors: (N, D) float32; a zero row is not found.
         attributes: Attributes of the same numbers. Several searchers may share them.
+        kind: Format of the index's rows.
     """
 
-    def __init__(self, vectors: Floats, attributes: Attributes) -> None:
+    def __init__(self, vectors: Floats, attributes: Attributes, *, kind: RowKind = "float32") -> None:
         self.attributes = attributes
-        self.index = VectorIndex(vectors)
+        self.index = VectorIndex(vectors, kind=kind)
         self._lock = threading.Lock()
         # By filter: its matches, and the number of changes after which they were counted.
         self._remembered: OrderedDict[str, tuple[Matches, int]] = OrderedDict()
@@ -164,6 +167,7 @@ class Retriever:
         attributes: Attributes that filters evaluate.
         views: Views of the catalogue's vectors by name, beside the base space.
         aspects: Aspects by name, each with the columns of the catalogue's items, in the order of their numbers.
+        kind: Format of the indexes' rows.
     """
 
     def __init__(
@@ -172,18 +176,20 @@ class Retriever:
         attributes: Attributes,
         views: Mapping[str, View] | None = None,
         aspects: Mapping[str, tuple[Aspect, Sequence[Mapping[str, Any]]]] | None = None,
+        *,
+        kind: RowKind = "float32",
     ) -> None:
         self._aspects = {name: aspect for name, (aspect, _) in (aspects or {}).items()}
         self._in_aspect = {
-            name: Searcher(aspect.of(catalogue.vectors[: len(rows)], rows), attributes)
+            name: Searcher(aspect.of(catalogue.vectors[: len(rows)], rows), attributes, kind=kind)
             for name, (aspect, rows) in (aspects or {}).items()
         }
         self._catalogue = catalogue
         self._popular = np.argsort(-catalogue.popularity, kind="stable")
         self._attributes = attributes
         self._views = dict(views or {})
-        self._searchers = {BASE: Searcher(catalogue.vectors, attributes)} | {
-            name: Searcher(view.of(catalogue.vectors), attributes) for name, view in self._views.items()
+        self._searchers = {BASE: Searcher(catalogue.vectors, attributes, kind=kind)} | {
+            name: Searcher(view.of(catalogue.vectors), attributes, kind=kind) for name, view in self._views.items()
         }
         self._deleted = np.zeros(0, dtype=np.int64)
 

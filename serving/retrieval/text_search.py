@@ -16,8 +16,8 @@ from features import tracing as trace
 from features.content.chain import BASE
 from features.content.lexical import LEXICAL_WEIGHT, fuse_scores, term_ids
 from serving.retrieval.filter import Attributes, Filter
-from serving.retrieval.index import Floats, Ints
 from serving.retrieval.retriever import Retriever
+from serving.retrieval.rows import Floats, Ints
 from serving.retrieval.search_plan import SearchPlan
 from serving.retrieval.words import WordIndex
 

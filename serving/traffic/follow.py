@@ -19,6 +19,7 @@ from serving.background import Background, Rounds
 from serving.metrics import Metrics
 from serving.ranking.rows import RowReader
 from serving.ranking.service import RankService
+from serving.retrieval.rows import RowKind
 from serving.rollout.lifecycle import running
 from serving.store.fill import fill_store
 from serving.store.protocol import OnlineStore
@@ -37,6 +38,7 @@ class ServiceOpener:
         storage: Format of the rows of a bundle that is loaded into the store: float32, float16 or int8.
         mirror: Opens a source of a bundle's rows in this process. None: rows come from the store.
         deltas: Name of the deltas' topic, whose position in the store the answers name. None: the position is 0.
+        index: Format of the rows of the search indexes.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class ServiceOpener:
         storage: str = "float32",
         mirror: Callable[[Bundle], AbstractContextManager[RowReader]] | None = None,
         deltas: str | None = None,
+        index: RowKind = "float32",
     ) -> None:
-        self._deltas = deltas
+        self._deltas, self._index = deltas, index
         self._store = store
         self._storage = storage
         self._mirror = mirror
@@ -61,7 +64,7 @@ class ServiceOpener:
         fill_store(self._store, bundle, storage=self._storage)
         with contextlib.ExitStack() as stack:
             rows = stack.enter_context(self._mirror(bundle)) if self._mirror is not None else None
-            service = RankService(bundle, self._store, rows, deltas=self._deltas)
+            service = RankService(bundle, self._store, rows, deltas=self._deltas, index=self._index)
             _warm(service)
             return service, stack.pop_all().close
 

@@ -65,7 +65,7 @@ def bench(
     ] = False,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="aggregates, encoders: a part alone, such as step or similar; repeatable. Default: all."),
+        typer.Option(help="aggregates, encoders, filtered: a part, such as step; repeatable. Default: all."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="upgrade: sentence transformer that replaces MiniLM, a directory or a hub id.")
@@ -109,8 +109,8 @@ def bench(
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
         chosen = partial(chosen, held_out=held_out)
     if part:
-        if name not in ("aggregates", "encoders"):
-            raise TesseraError(f"--part is for aggregates and encoders, not for {name}")
+        if name not in ("aggregates", "encoders", "filtered"):
+            raise TesseraError(f"--part is for aggregates, encoders and filtered, not for {name}")
         chosen = partial(chosen, parts=part)
     if model is not None:
         if name != "upgrade":

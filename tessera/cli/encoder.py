@@ -139,6 +139,8 @@ def advise(
 ) -> None:
     """Advise dimensions and bits for a number of items, by a curve measured on the run's vectors."""
     from models.encoder.advise import advise as measure
+    from models.encoder.advise import index_bytes
+    from models.encoder.bits import index_bits
     from models.semantic_id.vectors import read_vectors
     from tessera.pipeline.stage import finished_key
 
@@ -157,10 +159,18 @@ def advise(
     out_console.print(table)
     for form, size in (("dims", advice.dims), ("bits", advice.bits)):
         out_console.print(f"{form:<6} {size or 'no size'} for recall {recall:g} at {advice.items:,} items")
-    sizes = Table("items", *list(advice.bytes[0])[1:], title="bytes", title_justify="left")
+    # Bytes of indexes follow as a line, since a terminal has no room for more columns.
+    names = [name for name in advice.bytes[0] if not name.startswith("index_")]
+    sizes = Table(*names, title="bytes", title_justify="left")
     for row in advice.bytes:
-        sizes.add_row(*("–" if value is None else f"{value:,}" for value in row.values()))
+        sizes.add_row(*("–" if row[name] is None else f"{row[name]:,}" for name in names))
     out_console.print(sizes)
+    width = max(one.size for one in advice.sizes if one.form == "dims")
+    rows = {kind: index_bytes(width, kind) for kind in ("float32", "int8")}
+    out_console.print(
+        f"index  TESSERA_INDEX=int8 serves with int8 rows and {index_bits(width)} bits: {rows['int8']:,} bytes an item "
+        f"where float32 takes {rows['float32']:,}"
+    )
 
 
 @encoder.command()

@@ -177,6 +177,7 @@ def _schema_registry(settings: Settings) -> list[Finding]:
 
 
 def _store(settings: Settings) -> list[Finding]:
+    from serving.retrieval.rows import ROW_KINDS
     from serving.store.protocol import STORAGES
     from serving.store.redis.store import RedisStore
 
@@ -184,6 +185,8 @@ def _store(settings: Settings) -> list[Finding]:
     if settings.storage not in STORAGES:
         remedy = f"set TESSERA_STORAGE to one of {', '.join(STORAGES)}"
         findings.append(Finding("storage", _FAIL, settings.storage, remedy))
+    if settings.index not in ROW_KINDS:
+        findings.append(Finding("index", _FAIL, settings.index, f"set TESSERA_INDEX to one of {', '.join(ROW_KINDS)}"))
     with contextlib.closing(settings.open_store()) as store:
         store.ping()
         assert isinstance(store, RedisStore)

@@ -87,7 +87,9 @@ def serve(
         store = stack.enter_context(contextlib.closing(settings.open_store()))
         metrics = Metrics()
         feed = partial(mirrored, settings.open_log, settings.topics, store, metrics=metrics) if mirror else None
-        opener = ServiceOpener(store, storage=settings.storage, mirror=feed, deltas=settings.topics.deltas)
+        opener = ServiceOpener(
+            store, storage=settings.storage, mirror=feed, deltas=settings.topics.deltas, index=settings.index_rows()
+        )
         service, close = opener(opened)
         current = stack.enter_context(contextlib.closing(Router(service, close=close)))
         parts = AppParts(

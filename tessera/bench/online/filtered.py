@@ -9,9 +9,10 @@ Peers: faiss' flat index, its inverted file with as many lists and probes as mak
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from serving.retrieval.filter import Attributes, Filter
 from serving.retrieval.retriever import Searcher
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
+from tessera.bench.online import filtered_bits
 from tessera.pipeline.options import load_options
 from tessera.pipeline.run import run
 
@@ -46,19 +48,55 @@ _PEERS = ("flat+bitmap", "IVF+bitmap", "HNSW")
 Search = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
-def filtered(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
-    """Measures both catalogues `seeds` times; claims are judged from the medians."""
+def filtered(
+    dataset: Dataset, out: Path, *, seeds: int, console: Console, parts: Sequence[str] | None = None
+) -> BenchResult:
+    """Measures the parts `seeds` times; claims are judged from the medians.
+
+    Args:
+        dataset: Dataset with content.
+        out: Directory of the run that encodes it.
+        seeds: Seeds, from 0.
+        console: Shows progress.
+        parts: Names in `PARTS`; all by default.
+    """
+    if unknown := [name for name in parts or () if name not in PARTS]:
+        raise TesseraError(f"--part {unknown[0]}: bench filtered has the parts {', '.join(PARTS)}")
     rows = measured_rows()
     own = _own_vectors(dataset, out, console)
     with threadpool_limits(1):
         faiss.omp_set_num_threads(1)
-        for seed in range(seeds):
+        for seed, part in product(range(seeds), parts or PARTS):
             rng = np.random.default_rng(seed)
-            shapes = {f"{_ITEMS:,} x {_DIM}": _clusters(rng), f"{dataset.name} items": (own, _some(own, rng))}
-            for name, (vectors, queries) in shapes.items():
-                with console.status(f"seed {seed}: {name}"):
-                    rows += [{"catalogue": name, "seed": seed} | row for row in _measure(vectors, queries, rng)]
-    return BenchResult("filtered", dataset.name, seeds, rows, _claims(rows))
+            for name, measured in _MEASURED[part](own, rng, seed):
+                with console.status(f"seed {seed}: {part}, {name}"):
+                    rows += [{"part": part, "catalogue": name, "seed": seed} | row for row in measured()]
+    judged = {"states": _claims, "bits": filtered_bits.claims}
+    claims = [claim for part in parts or PARTS for claim in judged[part]([row for row in rows if row["part"] == part])]
+    return BenchResult("filtered", dataset.name, seeds, rows, claims)
+
+
+Measured = Iterator[tuple[str, Callable[[], Iterable[dict[str, Any]]]]]
+
+
+def _states(own: NDArray[np.float32], rng: np.random.Generator, seed: int) -> Measured:
+    shapes = {f"{_ITEMS:,} x {_DIM}": _clusters(rng), f"{len(own):,} items": (own, _some(own, rng))}
+    for name, (vectors, queries) in shapes.items():
+        yield name, partial(_measure, vectors, queries, rng)
+
+
+def _bits(own: NDArray[np.float32], rng: np.random.Generator, seed: int) -> Measured:
+    # The largest catalogue takes minutes to build, so it is measured once.
+    sizes = filtered_bits.SIZES if seed == 0 else filtered_bits.SIZES[:-1]
+    for name, vectors, queries in filtered_bits.shapes(own, rng, sizes):
+        yield name, partial(filtered_bits.measure, vectors, queries, rng)
+
+
+_MEASURED: dict[str, Callable[[NDArray[np.float32], np.random.Generator, int], Measured]] = {
+    "states": _states,
+    "bits": _bits,
+}
+PARTS = tuple(_MEASURED)
 
 
 def _claims(rows: list[dict[str, Any]]) -> list[Claim]:

@@ -64,17 +64,19 @@ def test_what_does_not_answer_is_a_fault_with_a_remedy_and_the_rest_is_looked_at
 
 
 def test_a_damaged_champion_a_key_file_for_all_and_a_wrong_storage_are_faults(world: World, tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, storage="float8")
+    settings = Settings(home=tmp_path, storage="float8", index="int4")
     settings.open_registry().publish(world.bundle, params={}, metrics={})
     (tmp_path / "keys.json").write_text("[]")
     findings = found(settings)
     assert "float32, float16, int8" in findings["storage"].remedy
+    assert findings["index"].remedy == "set TESSERA_INDEX to one of float32, int8"
     assert findings[f"champion of {world.dataset.name}"].level == "ok"
     assert findings["store of the champion"].level == "warning"
     for path in (tmp_path / "bundles", tmp_path / "mlflow"):
         for table in path.rglob("table.safetensors"):
             table.write_bytes(b"broken")
-    broken = found(replace(settings, storage="float32"))
+    broken = found(replace(settings, storage="float32", index="int8"))
+    assert "index" not in broken
     assert broken[f"champion of {world.dataset.name}"].level == "fault"
     assert "rollback" in broken[f"champion of {world.dataset.name}"].remedy
     (tmp_path / "keys.json").write_text('[{"name": "a", "sha256": "b", "scopes": ["read"], "created": 1}]')

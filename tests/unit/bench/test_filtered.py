@@ -1,10 +1,17 @@
 """The benchmark of filtered search: every state is measured, on the same matches, beside every peer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from rich.console import Console
 
+from features.dataset.descriptor import load_dataset
+from features.errors import TesseraError
 from tessera.bench.online import filtered as bench
+from tessera.bench.online import filtered_bits
 from tessera.bench.online.filtered import SELECTIVITIES
+from tessera.demo.synthetic import write_synthetic
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +64,42 @@ def test_claims_hold_in_each_state_against_the_fastest_peer_that_finds_enough() 
     claims = bench._claims(rows)
     assert [claim.holds for claim in claims] == [True, True, True, False] * len(SELECTIVITIES)
     assert claims[3].value == pytest.approx(9)
+
+
+def test_bits_are_measured_beside_each_peer_and_find_what_they_claim() -> None:
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((1_500, 16)).astype(np.float32)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    rows = [
+        {"catalogue": name} | row
+        for name, vectors, queries in filtered_bits.shapes(own, rng, (2_000,))
+        for row in filtered_bits.measure(vectors, queries[:10], rng)
+    ]
+    assert {row["items"] for row in rows} == {1_500, 2_000}
+    by_share = [{row["method"] for row in rows if row["selectivity"] == share} for share in filtered_bits.SHARES]
+    assert "faiss PQ fast scan + float rows" in by_share[0]
+    assert all("float, gathered" in methods and len(methods) == 8 for methods in by_share[1:])
+    for row in rows:
+        if row["method"] in ("tessera float32", "tessera int8", "faiss flat"):
+            assert row["recall"] >= 0.85, row
+    claims = {claim.claim: claim for claim in filtered_bits.claims(rows)}
+    assert any("recall" in claim for claim in claims)
+    assert claims["2,000 synthetic: bytes of int8 rows and bits over those of float32"].value < 0.4
+
+
+def test_a_slow_int8_index_breaks_the_claim_on_time() -> None:
+    rows = [
+        {"catalogue": "c", "items": 200_000, "selectivity": share, "method": method, "recall": 1.0, "plan": None,
+         "item_bytes": 1, "of_float_time": 0.9 if method == "tessera int8" else 0.1}
+        for share in filtered_bits.SHARES
+        for method in ("tessera float32", "tessera int8")
+    ]  # fmt: skip
+    broken = [claim.claim for claim in filtered_bits.claims(rows) if not claim.holds]
+    assert len(broken) == 3
+    assert all("int8" in claim for claim in broken)
+
+
+def test_a_part_that_is_unknown_is_named(tmp_path: Path) -> None:
+    dataset = load_dataset(write_synthetic(tmp_path / "data", users=100, items=150, events=3_000))
+    with pytest.raises(TesseraError, match="--part codes: bench filtered has the parts states, bits"):
+        bench.filtered(dataset, tmp_path, seeds=1, console=Console(), parts=["codes"])

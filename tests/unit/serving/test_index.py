@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from serving.retrieval.filter import Attributes
 from serving.retrieval.index import VectorIndex
 from serving.retrieval.retriever import Searcher
+from serving.retrieval.rows import ROW_KINDS, RowKind
 
 SIZE, DIM = 6_000, 16
 
@@ -122,16 +123,17 @@ def test_an_index_that_doubled_says_so_and_is_built_anew(vectors: np.ndarray) ->
     assert not index.rebuilt().outgrown
 
 
-def test_an_index_is_built_beside_the_one_that_answers() -> None:
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_an_index_is_built_beside_the_one_that_answers(kind: RowKind) -> None:
     """The put that doubles the catalogue waits for no build, and nothing of what is put meanwhile is lost."""
     count = 8_000
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((count, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     began = time.perf_counter()
-    VectorIndex(vectors)
+    VectorIndex(vectors, kind=kind)
     build_s = time.perf_counter() - began
-    searcher = Searcher(vectors[: count // 2], Attributes(pl.DataFrame({"p": np.arange(count // 2)}), ["p"]))
+    searcher = Searcher(vectors[: count // 2], Attributes(pl.DataFrame({"p": np.arange(count // 2)}), ["p"]), kind=kind)
     before = searcher.index
     rows = [{"p": 1}] * (count // 2)
     searcher.put(np.arange(count // 2, count - 1), vectors[count // 2 : -1], rows[1:])

@@ -27,6 +27,7 @@ def test_the_true_dimensions_are_found_and_the_full_width_keeps_everything(vecto
     assert curve["dims", 8].critical == critical_items(8)
     assert [row["float32"] for row in advice.bytes] == [4 * D * 10**power for power in (6, 7, 8, 9)]
     assert all(row["dims"] == row["items"] * 4 * TRUE for row in advice.bytes)
+    assert [row["index_int8"] for row in advice.bytes] == [(D + 4 + 2 * 6 + 8) * 10**power for power in (6, 7, 8, 9)]
 
 
 def test_more_items_are_never_easier(vectors: np.ndarray) -> None:
