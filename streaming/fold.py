@@ -8,7 +8,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 
@@ -52,17 +51,15 @@ class Fold:
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.removed: dict[tuple[str, str], int] = {}
         self.position, self.behind, self.seq = 0, 0, SNAPSHOT_SEQ
-        visits = bundle.history.group_by("user_id", maintain_order=True).agg(pl.col("item_id"), pl.col("time"))
-        for user, items, times in visits.iter_rows():
-            payload = record.encode(record.HistoryRecord(items, times))
-            self.records[record.HISTORY, user] = (SNAPSHOT_SEQ, payload)
+        for name, history in record.published_histories(bundle):
+            self.records[record.HISTORY, name] = (SNAPSHOT_SEQ, record.encode(history))
         for published in aggregate_record.state_records(bundle.aggregates()):
             self.records[published.kind, published.id] = (SNAPSHOT_SEQ, published.payload)
         if snapshot is not None:
             self._weight = torch.from_numpy(snapshot.arrays["weight"].copy())
             self.seqs = snapshot.arrays["seqs"].copy()
-            for name, seq in snapshot.memory.removed.items():
-                self._remove(aggregate_record.AGGREGATE, name, seq)
+            for removed, seq in snapshot.memory.removed.items():
+                self._remove(aggregate_record.AGGREGATE, removed, seq)
             for user in snapshot.memory.forgotten:
                 forgotten = record.ForgottenRecord(user.request.salt, user.request.at_us)
                 self._forget(Record(record.FORGOTTEN, user.request.user, record.encode(forgotten)), user.seq)

@@ -29,12 +29,14 @@ from features.value.forgotten import Forgotten
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, file_hashes
 from models.bundle.delta import Record
+from models.encoder.meaning.neighbours import LABELLED
 from streaming.log.protocol import Positions
 
-FORMAT = 3
+FORMAT = 4
 """Format 2 keeps the sightings of values in two generations; format 1 adds them to the published sketch.
 
-Format 3 names forgotten users. A snapshot without forgotten users is written in format 2. All formats are read.
+Format 3 names forgotten users, and format 4 has labelled items. A snapshot is written in the lowest format that has
+its state, 2 at least. All formats are read.
 """
 _ARRAYS, _MEMORY, _MANIFEST = "arrays.safetensors", "memory.msgpack", "manifest.json"
 _LOGGER = logging.getLogger(__name__)
@@ -98,6 +100,8 @@ class Snapshot:
         inputs: Positions in the inputs. The state contains all messages before these positions.
         arrays: Arrays by name. `weight` (R, D) float32, `accumulator` (R,) float32 and `seqs` (R,) int64 are the table.
             `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
+            `labelled_users`, `labelled_items` and `labelled_times` (W,) int64 are the users' labelled items, each item
+            with its label by `coded_labels`; only if the bundle corrects new items.
             `visitors` (U,) int64 are the users whose history the stream has changed. `admitted` (K,) uint64 are the
             keys that the stream admitted, ascending.
         memory: State that is not arrays.
@@ -132,27 +136,46 @@ class Snapshot:
         """Yields the histories that the stream has changed, in the order of the users' numbers."""
         known_users, known_items = numbered(bundle)
         users, items = [*known_users, *self.memory.users], [*known_items, *self.memory.items]
-        order = np.argsort(self.arrays["visit_users"], kind="stable")
-        visits = [self.arrays[f"visit_{name}"][order] for name in ("users", "items", "times")]
         visitors = np.sort(self.arrays["visitors"])
-        starts, ends = (np.searchsorted(visits[0], visitors, side=side) for side in ("left", "right"))
-        for user, start, end in zip(visitors.tolist(), starts.tolist(), ends.tolist(), strict=True):
-            ids = [items[number] for number in visits[1][start:end].tolist()]
-            history = record.HistoryRecord(items=ids, times=visits[2][start:end].tolist())
+        visits = self._events("visit", visitors)
+        labelled = self._events("labelled", visitors) if "labelled_users" in self.arrays else None
+        for place, user in enumerate(visitors.tolist()):
+            visited, times = visits[place]
+            coded = [] if labelled is None else labelled[place][0].tolist()[-LABELLED:]
+            history = record.HistoryRecord(
+                items=[items[number] for number in visited.tolist()],
+                times=times.tolist(),
+                labelled=[items[value // 2] for value in coded],
+                labels=bytes(value % 2 for value in coded),
+            )
             yield Record(record.HISTORY, users[user], record.encode(history))
+
+    def _events(self, name: str, visitors: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Returns the items and times of each visitor in the arrays of a name."""
+        order = np.argsort(self.arrays[f"{name}_users"], kind="stable")
+        users, items, times = (self.arrays[f"{name}_{column}"][order] for column in ("users", "items", "times"))
+        starts, ends = (np.searchsorted(users, visitors, side=side) for side in ("left", "right"))
+        return [(items[start:end], times[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
     """Returns the ids of the users and the ids of the items with which a stream starts, in the order of their numbers.
 
-    The published entities come first. Entities that only the published histories name follow, by first appearance.
+    The published entities come first. Entities that only the published histories and labelled items name follow, by
+    first appearance.
     """
     users, items = bundle.users["user_id"].to_list(), bundle.items["item_id"].to_list()
-    visits = bundle.history
-    return (
-        list(dict.fromkeys([*users, *visits["user_id"].to_list()])),
-        list(dict.fromkeys([*items, *visits["item_id"].to_list()])),
-    )
+    for events in (bundle.history, bundle.labelled):
+        users += events["user_id"].to_list()
+        items += events["item_id"].to_list()
+    return list(dict.fromkeys(users)), list(dict.fromkeys(items))
+
+
+def _format(snapshot: Snapshot) -> int:
+    """Returns the lowest format that has the snapshot's state."""
+    if "labelled_users" in snapshot.arrays:
+        return FORMAT
+    return FORMAT - 1 if snapshot.memory.forgotten else FORMAT - 2
 
 
 class Snapshots:
@@ -186,7 +209,7 @@ class Snapshots:
             save_file({name: np.ascontiguousarray(a) for name, a in snapshot.arrays.items()}, directory / _ARRAYS)
             (directory / _MEMORY).write_bytes(msgspec.msgpack.encode(snapshot.memory))
             manifest = _Manifest(
-                format=FORMAT if snapshot.memory.forgotten else FORMAT - 1,
+                format=_format(snapshot),
                 bundle=snapshot.bundle,
                 seq=snapshot.seq,
                 deltas=snapshot.deltas,

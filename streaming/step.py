@@ -31,6 +31,7 @@ from models.bundle import delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
+from models.encoder.meaning.neighbours import LABELLED, coded_labels
 from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
 from streaming.forget.message import decode_tombstone
@@ -77,16 +78,13 @@ class Step:
         self.ranker = bundle.ranker(learning_rate=learning_rate)
         self.seqs = np.full(bundle.schema.rows, SNAPSHOT_SEQ, dtype=np.int64)
         self.catalogue = Catalogue(bundle)
-        self.history = History(bundle.schema.history_length, lag=bundle.dataset.events.lag)
-        visits = bundle.history
-        self.history.advance(
-            EventColumns(
-                self.catalogue.number_users(visits["user_id"].to_list()),
-                self.catalogue.number_items(visits["item_id"].to_list()),
-                visits["time"].to_numpy().astype(np.int64),
-                np.ones(visits.height, dtype=np.bool_),
-            )
-        )
+        lag = bundle.dataset.events.lag
+        self.history = History(bundle.schema.history_length, lag=lag)
+        self._enter(bundle.history, self.history)
+        # All labelled items of a user, by `coded_labels`; without a correction none is kept.
+        self.labelled = History(LABELLED, lag=lag) if bundle.correction is not None else None
+        if self.labelled is not None:
+            self._enter(bundle.labelled, self.labelled)
         self.published_users, self.published_items = len(self.catalogue.user_numbers), len(self.catalogue.item_ids)
         self._candidates = bundle.items.height
         self._dataset = bundle.dataset
@@ -95,8 +93,8 @@ class Step:
         self._topics = topics
         self._limit_bytes = limit_bytes
         # A user's record holds up to `history_length` item ids and must fit into a delta.
-        reach = reach_of(bundle.schema.history_length, bundle.dataset.events.lag)
-        self._most_id_bytes = delta.record_bytes(limit_bytes) // (reach + 2)
+        ids = reach_of(bundle.schema.history_length, lag) + (0 if self.labelled is None else LABELLED)
+        self._most_id_bytes = delta.record_bytes(limit_bytes) // (ids + 2)
         self._decoders: dict[str, Decoder] = {topics.events: event_decoder(self._dataset.events, schemas)}
         if self._dataset.items is not None:
             self._decoders[topics.items] = item_decoder(self._dataset.items, schemas)
@@ -163,7 +161,7 @@ class Step:
             tombstones,
             self.seq,
             catalogue=self.catalogue,
-            history=self.history,
+            histories=[one for one in (self.history, self.labelled) if one is not None],
             forget_aggregates=self.aggregates.forget,
         )
         self.visitors -= self.removals.dead
@@ -285,7 +283,11 @@ class Step:
         changed = np.zeros(0, dtype=np.int64)
         past = Jagged(changed, np.zeros(count + 1, dtype=np.int64))
         if has_user and has_item:
-            past, changed = self.history.advance(EventColumns(users, items, frame["time"].to_numpy(), labels > 0))
+            times = frame["time"].to_numpy()
+            past, changed = self.history.advance(EventColumns(users, items, times, labels > 0))
+            if self.labelled is not None:
+                every = np.ones(count, dtype=np.bool_)
+                _, changed = self.labelled.advance(EventColumns(users, coded_labels(items, labels), times, every))
         return Examples(users, items, past, labels, np.arange(count, dtype=np.int64)), changed
 
     def _with_negatives(self, examples: Examples) -> tuple[Examples, NDArray[np.bool_]]:
@@ -343,7 +345,22 @@ class Step:
         """
         visits = self.history.visits(user)
         ids = self.catalogue.item_ids
-        return record.HistoryRecord(items=[ids[item] for item, _ in visits], times=[time for _, time in visits])
+        coded = [] if self.labelled is None else self.labelled.latest(user)
+        return record.HistoryRecord(
+            items=[ids[item] for item, _ in visits],
+            times=[time for _, time in visits],
+            labelled=[ids[value // 2] for value in coded],
+            labels=bytes(value % 2 for value in coded),
+        )
+
+    def _enter(self, events: pl.DataFrame, history: History) -> None:
+        """Enters a bundle's published visits, or its labelled items, into a history."""
+        items = self.catalogue.number_items(events["item_id"].to_list())
+        if "label" in events.columns:
+            items = coded_labels(items, events["label"].to_numpy())
+        users = self.catalogue.number_users(events["user_id"].to_list())
+        times = events["time"].to_numpy().astype(np.int64)
+        history.advance(EventColumns(users, items, times, np.ones(events.height, dtype=np.bool_)))
 
 
 def _distinct(rows: NDArray[np.int64], table_rows: int) -> NDArray[np.int64]:

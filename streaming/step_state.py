@@ -1,11 +1,15 @@
 """Copies the state of a step into a snapshot, and restores a step from a snapshot."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from features.aggregate.stored import aggregate_arrays, restore_aggregates
-from features.history import EventColumns
+from features.history import EventColumns, History
 from models.bundle import record
 from streaming.log.protocol import Positions
 from streaming.snapshot import ForgottenUser, Memory, Snapshot
@@ -30,6 +34,9 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
         "visit_times": visits.time.copy(),
         "visitors": np.array(sorted(step.visitors), dtype=np.int64),
     }
+    if step.labelled is not None:
+        labelled = step.labelled.state()
+        arrays |= {"labelled_users": labelled.user, "labelled_items": labelled.item, "labelled_times": labelled.time}
     arrays |= catalogue.admission.state() | aggregate_arrays(step.aggregates.state)
     memory = Memory(
         users=catalogue.user_ids[step.published_users :],
@@ -68,9 +75,9 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     kept = {item_id: data for item_id, data in memory.item_records.items() if data != record.TOMBSTONE}
     catalogue.put_items({item_id: record.decode_item(data) for item_id, data in kept.items()})
     catalogue.remove_items([item_id for item_id in memory.item_records if item_id not in kept])
-    step.history = type(step.history)(step.history.length, lag=step.history.lag)
-    users, items, times = (arrays[f"visit_{name}"] for name in ("users", "items", "times"))
-    step.history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
+    step.history = _history(step.history, arrays, "visit")
+    if step.labelled is not None:
+        step.labelled = _history(step.labelled, arrays, "labelled")
     restore_aggregates(step.aggregates.state, arrays)
     removals = step.removals
     for forgotten in memory.forgotten:
@@ -81,3 +88,11 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     step.fresh.recent.restore(memory.recent)
     step.items.records, step.items.versions = dict(memory.item_records), dict(memory.item_versions)
     step.fresh.arrivals, step.seq = memory.arrivals, snapshot.seq
+
+
+def _history(like: History, arrays: Mapping[str, NDArray[Any]], name: str) -> History:
+    """Returns the history of a snapshot's arrays, of the same length and lag as another."""
+    history = History(like.length, lag=like.lag)
+    users, items, times = (arrays[f"{name}_{column}"] for column in ("users", "items", "times"))
+    history.advance(EventColumns(users, items, times, np.ones(len(users), dtype=np.bool_)))
+    return history

@@ -4,9 +4,11 @@ Labels are decided by one attribute of the item, its colour, so that a ranker th
 items it never trained on as well.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import torch
@@ -23,7 +25,10 @@ from features.dataset.source import Categorical
 from features.dataset.split import Split
 from features.durable import write_directory
 from features.frame import Frame, build_frame
-from models.bundle.bundle import BundleParts, Training
+from features.jobs.shard import write_parquet
+from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_manifest
+from models.bundle.contents import CORRECTION, LABELLED_ITEMS, LABELLED_SCHEMA
+from models.encoder.meaning.neighbours import NeighbourCorrection
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig, Trained, new_ranker, train
 from models.semantic_id.codebook import rqvae, rqvae_fit
@@ -173,3 +178,27 @@ def pooled_batch(schema: Schema, size: int, rng: np.random.Generator) -> Batch:
         numeric=torch.zeros(size, 0),
         labels=torch.zeros(size),
     )
+
+
+def corrected_bundle(bundle: Bundle, destination: Path, *, weight: float = 6.0) -> Bundle:
+    """The same bundle with a correction: each user liked its visits, and disliked three items by chance."""
+    shutil.copytree(bundle.directory, destination)
+    rng = np.random.default_rng(5)
+    users, items = bundle.users["user_id"].to_list(), bundle.items["item_id"].to_list()
+    rates = rng.normal(0, 0.3, len(items)).astype(np.float32)
+    correction = NeighbourCorrection(bundle.manifest.encoder or "", weight, 0.6, rates)
+    (destination / CORRECTION).mkdir()
+    correction.save(destination / CORRECTION)
+    disliked = pl.DataFrame(
+        {
+            "user_id": np.repeat(users, 3),
+            "item_id": rng.choice(items, 3 * len(users)),
+            "time": pl.Series([0] * 3 * len(users), dtype=pl.Int64),
+            "label": pl.Series([0] * 3 * len(users), dtype=pl.UInt8),
+        },
+        schema=LABELLED_SCHEMA,
+    )
+    liked = bundle.history.with_columns(label=pl.lit(1, dtype=pl.UInt8))
+    write_parquet(pl.concat([disliked, liked]), destination / LABELLED_ITEMS)
+    write_manifest(destination, msgspec.structs.replace(bundle.manifest, format=FORMAT, correction=correction.id))
+    return load_bundle(destination)

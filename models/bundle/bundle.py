@@ -9,6 +9,7 @@
     concepts/NAME/  aspects/NAME/    heads that name concepts, and spaces of aspects; only if they were fitted
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     map/                     map to the vectors that codebook and ranker read; only after a re-embedding
+    correction/  labelled.parquet    correction of new items, and the users' labelled items; only if fitted
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
 A bundle has no pickle. It is written to a temporary directory and renamed. Loading checks the sha256 of every file.
@@ -44,6 +45,8 @@ from models.bundle.contents import (
     AGGREGATES,
     ASPECTS,
     CONCEPTS,
+    CORRECTION,
+    LABELLED_ITEMS,
     VIEWS,
     BundleContents,
     LogPosition,
@@ -54,6 +57,7 @@ from models.bundle.embedding import EmbeddingClient, Value, csv_sources
 from models.bundle.local import LocalRanker
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import ConceptHead, load_concepts
+from models.encoder.meaning.neighbours import load_correction
 from models.ranker.network import Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import load_tokenizer
@@ -73,7 +77,8 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT, OLDEST_FORMAT = 4, 3
+FORMAT, OLDEST_FORMAT = 5, 3
+"""Format 5 has a correction. A bundle without a correction is written in format 4. Formats 3 to 5 are read."""
 _MANIFEST = "manifest.json"
 
 
@@ -96,6 +101,8 @@ class BundleParts:
         concepts, aspects: Directories of heads of concepts and of aspects to copy, by name, on the same vectors.
         aggregates: State of the schema's aggregates after the last event before the test part, a file to copy; None if
             the schema has none.
+        correction: Directory of the correction by neighbours to copy, on the encoder's vectors; None without one.
+        labelled: Users' last labelled items, as `BundleContents.labelled`; only with a correction.
         trained_until, positions, choices: As in `Manifest`.
         device: Description of the device that trained the ranker, see `features.device.Device.about`.
     """
@@ -116,6 +123,8 @@ class BundleParts:
     concepts: Mapping[str, Path] = field(default_factory=dict)
     aspects: Mapping[str, Path] = field(default_factory=dict)
     aggregates: Path | None = None
+    correction: Path | None = None
+    labelled: pl.DataFrame | None = None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -252,6 +261,10 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
                 shutil.copytree(source, directory / folder / name)
         if parts.aggregates is not None:
             shutil.copy(parts.aggregates, directory / AGGREGATES)
+        if parts.correction is not None:
+            assert parts.labelled is not None
+            shutil.copytree(parts.correction, directory / CORRECTION)
+            write_parquet(parts.labelled, directory / LABELLED_ITEMS)
         table = parts.ranker.table
         save_file({"weight": table.weight, "accumulator": table.accumulator}, directory / "table.safetensors")
         save_file({"cells": torch.from_numpy(parts.sketch.cells)}, directory / "admission.safetensors")
@@ -263,7 +276,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
         tokens = load_tokenizer(parts.tokens).id if parts.tokens else None
         manifest = Manifest(
             id="",
-            format=FORMAT,
+            format=FORMAT if parts.correction is not None else FORMAT - 1,
             dataset=_portable(parts.dataset, parts.encoder),
             schema=parts.schema.to_json(),
             hash=asdict(parts.schema.hash_spec),
@@ -281,6 +294,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             views=_view_ids(parts.views, encoder),
             concepts=_checked({name: load_concepts(path) for name, path in parts.concepts.items()}, encoder),
             aspects={name: load_aspect(path).id for name, path in parts.aspects.items()},
+            correction=_correction_id(parts.correction, encoder),
             # A processor is not named: the bits are the same on all, and equal bundles must have equal ids.
             device=dict(parts.device) if "card" in parts.device else {},
         )
@@ -366,6 +380,18 @@ def _checked(heads: Mapping[str, ConceptHead], encoder: str | None) -> dict[str,
                 f"concepts {name} read vectors of {head.source}, the items' are of {encoder}; fit the concepts again"
             )
     return {name: head.id for name, head in heads.items()}
+
+
+def _correction_id(directory: Path | None, encoder: str | None) -> str:
+    """Returns the id of a correction, "" without one. Raises BundleError if it does not read the encoder's vectors."""
+    if directory is None:
+        return ""
+    correction = load_correction(directory)
+    if correction.space != encoder:
+        raise BundleError(
+            f"{directory}: reads vectors of {correction.space}, the items' are of {encoder}; fit it again"
+        )
+    return correction.id
 
 
 def _portable(dataset: Dataset, encoder: Path | None) -> dict[str, Any]:

@@ -61,8 +61,8 @@ class Catalogue:
         self.item_numbers = {name: number for number, name in enumerate(self.item_ids)}
         self.popularity = items["train_positives"].to_numpy().astype(np.int64)
         self._vectors = Growable(content_vectors(items))
-        # Without a map the ranker reads the vectors themselves.
-        mapped = bundle.map is not None and bundle.schema.content > 0
+        # Without a map the ranker and the correction read the vectors themselves.
+        mapped = bundle.map is not None and (bundle.schema.content > 0 or bundle.correction is not None)
         self._mapped = Growable(content_vectors(items, RANKER_VECTOR)) if mapped else None
         self._for_ranker = bundle.for_ranker
         self.deleted: set[str] = set()

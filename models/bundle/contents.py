@@ -23,6 +23,7 @@ from features.device import CPU, Device
 from features.errors import BundleError
 from models.encoder.meaning.aspects import Aspect, load_aspect
 from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
+from models.encoder.meaning.neighbours import NeighbourCorrection, load_correction
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import Quantizer
@@ -47,8 +48,14 @@ RANKER_VECTOR = "ranker_vector"
 CONCEPTS, ASPECTS = "concepts", "aspects"
 """Names of the directories that hold a directory for each head of concepts, and for each aspect."""
 
+CORRECTION, LABELLED_ITEMS = "correction", "labelled.parquet"
+"""Names of the directory of the correction by neighbours, and of the file with the users' labelled items."""
+
 DECLARED = "declared"
 """Name of the head of the declared concepts."""
+
+LABELLED_SCHEMA = {"user_id": pl.String, "item_id": pl.String, "time": pl.Int64, "label": pl.UInt8}
+"""Columns of that file."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         device: Card on which the ranker was trained, its driver and versions. Empty for a processor.
         map: Id of the map from the items' vectors to those that codebook and ranker read. Empty if they are the same.
         parent: Id of the bundle from which a re-embedding made the bundle. Empty if training made it.
+        correction: Id of the correction of new items by neighbours. Empty if scores are the ranker's own.
     """
 
     id: str
@@ -134,6 +142,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     device: dict[str, str] = {}
     map: str = ""
     parent: str = ""
+    correction: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,23 @@ class BundleContents:
     @cached_property
     def history(self) -> pl.DataFrame:
         return pl.read_parquet(self.directory / "history.parquet")
+
+    @cached_property
+    def labelled(self) -> pl.DataFrame:
+        """Users' last labelled items before the test part, oldest first; empty without a correction."""
+        path = self.directory / LABELLED_ITEMS
+        if self.manifest.correction:
+            return pl.read_parquet(path)
+        return pl.DataFrame(schema=LABELLED_SCHEMA)
+
+    @cached_property
+    def correction(self) -> NeighbourCorrection | None:
+        """Correction of new items by neighbours; None if scores are the ranker's own."""
+        if not self.manifest.correction:
+            return None
+        correction = load_correction(self.directory / CORRECTION)
+        _same("correction", correction.id, self.manifest.correction)
+        return correction
 
     @cached_property
     def encoder(self) -> Encoder | None:

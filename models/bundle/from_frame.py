@@ -10,6 +10,7 @@ import polars as pl
 from features.dataset.descriptor import Dataset
 from features.frame import Frame
 from features.frame_blocks import shown_items
+from models.bundle.contents import LABELLED_SCHEMA
 
 _BY_TIME = ("user", "time", "event")
 
@@ -29,20 +30,29 @@ def kept_history(frame: Frame, length: int) -> pl.DataFrame:
         frame: The training frame.
         length: Length of the history in the schema.
     """
-    empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String, "time": pl.Int64})
+    return _kept(frame, length, pl.col("label") == 1).drop("label")
+
+
+def kept_labels(frame: Frame, length: int) -> pl.DataFrame:
+    """Returns the last labelled items of each user before the test part, as `kept_history` returns visits."""
+    return _kept(frame, length, pl.lit(True))
+
+
+def _kept(frame: Frame, length: int, chosen: pl.Expr) -> pl.DataFrame:
     if not frame.users.height or not frame.items.height:
-        return empty
-    visits: pl.DataFrame | None = None
+        return pl.DataFrame(schema=LABELLED_SCHEMA)
+    events: pl.DataFrame | None = None
     for block in frame.all_blocks().frames(*_BY_TIME, "item", "label", "split"):
-        found = block.filter((pl.col("label") == 1) & (pl.col("split") != "test")).select(*_BY_TIME, "item")
-        # A visit that is among the last of its user is among the last of its block, too.
-        visits = _last(found if visits is None else pl.concat([visits, found]), 2 * length)
-    assert visits is not None
+        found = block.filter(chosen & (pl.col("split") != "test")).select(*_BY_TIME, "item", "label")
+        # An event that is among the last of its user is among the last of its block, too.
+        events = _last(found if events is None else pl.concat([events, found]), 2 * length)
+    assert events is not None
     return pl.DataFrame(
         {
-            "user_id": frame.users["user_id"][visits["user"]],
-            "item_id": frame.items["item_id"][visits["item"]],
-            "time": visits["time"],
+            "user_id": frame.users["user_id"][events["user"]],
+            "item_id": frame.items["item_id"][events["item"]],
+            "time": events["time"],
+            "label": events["label"].cast(pl.UInt8),
         }
     )
 

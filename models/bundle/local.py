@@ -10,6 +10,8 @@ from features.errors import BundleError, EventError
 from features.value.field import split_candidates
 from models.bundle.catalogue import Catalogue
 from models.bundle.contents import BundleContents
+from models.bundle.corrector import corrector_of, labelled_of
+from models.bundle.record import published_histories
 from models.bundle.request_aggregates import published_columns
 from models.bundle.request_features import request_events, sent_values
 from models.bundle.scorer import Scorer
@@ -34,8 +36,8 @@ class LocalRanker:
         self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
         self._rows = bundle.rows()
         self._aggregator = bundle.aggregates()
-        visits = bundle.history.group_by("user_id", maintain_order=True).agg("item_id")
-        self._visits: dict[str, list[str]] = dict(zip(visits["user_id"], visits["item_id"].to_list(), strict=True))
+        self._corrector = corrector_of(bundle, self._catalogue)
+        self._histories = dict(published_histories(bundle))
 
     def rank(
         self, user: str, candidates: Sequence[str | Mapping[str, Any]], context: Mapping[str, Any]
@@ -50,9 +52,14 @@ class LocalRanker:
             return np.zeros(0, dtype=np.float32)
         numbers = self._catalogue.item_numbers
         chosen = np.array([numbers.get(name, self._unknown) for name in items], dtype=np.int64)
-        visited = [numbers[name] for name in self._visits.get(user, ()) if name in numbers]
+        record = self._histories.get(user)
+        visited = [numbers[name] for name in (record.items if record else ()) if name in numbers]
         history = np.array(visited[-self._bundle.schema.history_length :], dtype=np.int64)
         events = request_events(self._bundle, self._catalogue, sent, user, chosen)
         aggregates = published_columns(self._aggregator, self._scorer, user, chosen)
         lookups = self._scorer.lookups(user, chosen, history, events, aggregates)
-        return self._scorer.score(lookups, self._rows[lookups.rows])
+        scores = self._scorer.score(lookups, self._rows[lookups.rows])
+        if self._corrector is None:
+            return scores
+        new = self._corrector.gather(chosen, lookups, *labelled_of(record))
+        return scores if new is None else new.apply(scores)

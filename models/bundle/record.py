@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from features.errors import EventError
 from features.value.attribute import typed
+from models.bundle.contents import BundleContents
+from models.encoder.meaning.neighbours import LABELLED
 
 _ADMITTED_KEYS = 16_384
 ITEM = "item"
@@ -63,10 +65,14 @@ class HistoryRecord(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         items: Ids of the visited items.
         times: Times of the visits, in the unit of the events' time.
+        labelled: Ids of the user's last labelled items, oldest first, if the bundle corrects new items by them.
+        labels: Label of each labelled item, a byte 0 or 1.
     """
 
     items: list[str]
     times: list[int]
+    labelled: list[str] = []
+    labels: bytes = b""
 
 
 class ForgottenRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -103,9 +109,11 @@ def decode_forgotten_record(data: bytes) -> ForgottenRecord:
 
 
 def encode(record: ItemRecord | HistoryRecord | ForgottenRecord) -> bytes:
-    """Encodes a record: a msgpack array in the order of the fields. An item without terms has no field for them."""
+    """Encodes a record: a msgpack array in the order of the fields. Empty terms or labels have no field."""
     if isinstance(record, ItemRecord) and not record.terms:
         return msgspec.msgpack.encode(msgspec.structs.astuple(record)[:-1])
+    if isinstance(record, HistoryRecord) and not record.labelled:
+        return msgspec.msgpack.encode((record.items, record.times))
     return msgspec.msgpack.encode(record)
 
 
@@ -128,9 +136,12 @@ def decode_history(data: bytes) -> HistoryRecord:
         EventError: The bytes are no history.
     """
     try:
-        return msgspec.msgpack.decode(data, type=HistoryRecord)
+        found = msgspec.msgpack.decode(data, type=HistoryRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"history record: {error}") from error
+    if len(found.labelled) != len(found.labels):
+        raise EventError(f"history record: {len(found.labelled)} labelled items, but {len(found.labels)} labels")
+    return found
 
 
 def encode_admitted(keys: NDArray[np.uint64]) -> bytes:
@@ -173,3 +184,33 @@ def entity_frame(rows: list[dict[str, Any]], like: pl.DataFrame) -> pl.DataFrame
         like: Frame with the columns.
     """
     return pl.DataFrame([typed(name, [row.get(name) for row in rows], dtype) for name, dtype in like.schema.items()])
+
+
+def published_histories(bundle: BundleContents, user: str | None = None) -> Iterator[tuple[str, HistoryRecord]]:
+    """Yields users with their published histories, users with a visit first, each in the order of its file.
+
+    Args:
+        bundle: The bundle.
+        user: Id of a user. None: all users.
+    """
+    visits = _by_user(bundle.history, user, "item_id", "time")
+    labelled = _by_user(bundle.labelled, user, "item_id", "label")
+    labels = {name: (items[-LABELLED:], own[-LABELLED:]) for name, items, own in labelled.iter_rows()}
+    for name, items, times in visits.iter_rows():
+        yield name, _record(items, times, *labels.pop(name, ([], [])))
+    for name, (items, own) in labels.items():
+        yield name, _record([], [], items, own)
+
+
+def labels_bytes(labels: list[int]) -> bytes:
+    """Returns labels as a record keeps them, a byte each."""
+    return np.array(labels, dtype=np.uint8).tobytes()
+
+
+def _record(items: list[str], times: list[int], labelled: list[str], labels: list[int]) -> HistoryRecord:
+    return HistoryRecord(items, times, labelled, labels_bytes(labels))
+
+
+def _by_user(frame: pl.DataFrame, user: str | None, *columns: str) -> pl.DataFrame:
+    chosen = frame if user is None else frame.filter(pl.col("user_id") == user)
+    return chosen.group_by("user_id", maintain_order=True).agg(*columns)

@@ -141,7 +141,7 @@ class _Trials:
         # As many epochs as the run: a network that is trained too little leans on content, and overrates it.
         self._config = replace(config, patience=min(config.patience, 1))
         held_out = np.random.default_rng([config.seed, _HELD_OUT_STREAM]).random(frame.items.height) < HELD_OUT
-        self._frame, self._new = _without(frame, held_out)
+        self._frame, self._new = without_items(frame, held_out)
         positives = int(self._new["label"].sum()) if self._new.height else 0
         self.events = 2 * min(positives, self._new.height - positives)
         self._done: dict[str, Trial] = _read(kept)
@@ -173,7 +173,7 @@ def _read(kept: Path | None) -> dict[str, Trial]:
     return msgspec.json.decode(kept.read_bytes(), type=dict[str, Trial])
 
 
-def _without(frame: Frame, held_out: NDArray[np.bool_]) -> tuple[Frame, pl.DataFrame]:
+def without_items(frame: Frame, held_out: NDArray[np.bool_]) -> tuple[Frame, pl.DataFrame]:
     """Returns one block of the frame without the held-out items, and the events of those items as of new items."""
     parts: dict[str, Any] = {}
     new = []

@@ -150,6 +150,24 @@ class RankedItemBody(BaseModel):
     concepts: "list[SharedConceptBody] | None" = Field(
         default=None, description="Concepts shared most with the items that the user liked, if asked to explain."
     )
+    correction: "CorrectionBody | None" = Field(
+        default=None, description="Change of a new item's score by near labelled items, if asked to explain."
+    )
+
+
+class NeighbourBody(BaseModel):
+    """Labelled item of the user that corrected a new item's score."""
+
+    item: str
+    label: int = Field(description="1 if the user liked the item, 0 if not.")
+    log_odds: float = Field(description="Part of the correction that the item caused.")
+
+
+class CorrectionBody(BaseModel):
+    """Change of a new item's score by the user's labelled items that are near to it."""
+
+    log_odds: float = Field(description="Change of the log-odds of `score`; `reasons` are those without it.")
+    neighbours: list[NeighbourBody] = Field(description="Labelled items with the largest parts, largest first.")
 
 
 class RankResponse(BaseModel):

@@ -5,10 +5,13 @@ from datetime import timedelta
 from typing import Any
 
 from features.shown.message import Impression
+from models.bundle.corrector import Correction
 from models.bundle.request_aggregates import AsOf
 from serving.api.bodies import (
     EPOCH,
+    CorrectionBody,
     ItemResponse,
+    NeighbourBody,
     PlanView,
     RankedItemBody,
     RankResponse,
@@ -30,11 +33,13 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
     """
     reasons: list[dict[str, float] | None] = [*answer.reasons] or [None] * len(answer.items)
     shared = _shared(answer.shared, len(answer.items))
+    corrections = [_correction(one) for one in answer.corrections] or [None] * len(answer.items)
+    ranked = zip(answer.items, reasons, shared, corrections, strict=True)
     return RankResponse(
         bundle=answer.bundle,
         items=[
-            RankedItemBody(item=item, score=score, reasons=contributions, concepts=concepts)
-            for (item, score), contributions, concepts in zip(answer.items, reasons, shared, strict=True)
+            RankedItemBody(item=item, score=score, reasons=contributions, concepts=concepts, correction=correction)
+            for (item, score), contributions, concepts, correction in ranked
         ],
         known_user=answer.known_user,
         unknown_items=answer.unknown_items,
@@ -75,6 +80,13 @@ def item_response(view: ItemView) -> ItemResponse:
         vector=view.vector,
         attributes=view.attributes,
     )
+
+
+def _correction(found: Correction | None) -> CorrectionBody | None:
+    if found is None:
+        return None
+    neighbours = [NeighbourBody(item=one.item, label=one.label, log_odds=one.log_odds) for one in found.neighbours]
+    return CorrectionBody(log_odds=found.log_odds, neighbours=neighbours)
 
 
 def _shared(found: Sequence[Sequence[SharedConcept]], items: int) -> list[list[SharedConceptBody] | None]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.bundle.bundle import Bundle
+from models.bundle.corrector import Correction
 from models.bundle.record import ItemRecord
 from models.bundle.request_aggregates import AsOf
 from serving.ranking.inputs import RankingInputs
@@ -30,6 +31,8 @@ class RankingAnswer:
             for reasons and the bundle has concepts.
         inputs: Values and rows that the ranking read. None without a candidate.
         sent: Served values of the declared fields: of the request, and of `items`, a list for each field.
+        corrections: Correction of each item by its neighbours, None for an item whose score is the ranker's own. Empty
+            unless the request asked for reasons.
     """
 
     bundle: str
@@ -43,6 +46,7 @@ class RankingAnswer:
     shared: Sequence[Sequence[SharedConcept]] = ()
     inputs: RankingInputs | None = None
     sent: tuple[dict[str, Any], dict[str, list[Any]]] = field(default_factory=lambda: ({}, {}))
+    corrections: Sequence[Correction | None] = ()
 
 
 @dataclass(frozen=True)

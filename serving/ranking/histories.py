@@ -4,8 +4,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import polars as pl
-
 from features.errors import StoreError
 from models.bundle import record
 from models.bundle.aggregate_record import AGGREGATE
@@ -113,7 +111,5 @@ class Histories:
     def _published(self, user: str) -> bytes | None:
         if user in self._forgotten:
             return None
-        visits = self._bundle.history.filter(pl.col("user_id") == user)
-        if not visits.height:
-            return None
-        return record.encode(record.HistoryRecord(visits["item_id"].to_list(), visits["time"].to_list()))
+        found = next(record.published_histories(self._bundle, user), None)
+        return None if found is None else record.encode(found[1])

@@ -30,6 +30,7 @@ class RankingInputs:
         position: First offset of the deltas' topic that the server may lack. The inputs hold all earlier deltas.
         source: `mirror` or `store`.
         storage: Format of the rows in the store.
+        labelled: Ids of the user's labelled items, oldest first, and their labels; empty without a correction.
     """
 
     user: str
@@ -45,3 +46,4 @@ class RankingInputs:
     position: int
     source: str
     storage: str
+    labelled: tuple[Sequence[str], bytes] = ((), b"")

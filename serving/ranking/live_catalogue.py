@@ -134,10 +134,11 @@ class LiveCatalogue:
         """Returns the ids of items by number (N,)."""
         return [self.catalogue.item_ids[number] for number in numbers.tolist()]
 
-    def visited(self, stored: bytes | None) -> NDArray[np.int64]:
+    def visited(self, stored: bytes | record.HistoryRecord | None) -> NDArray[np.int64]:
         """Returns the numbers of the last items of a stored history that are in the catalogue, oldest first."""
         numbers = self.catalogue.item_numbers
-        visited = record.decode_history(stored).items if stored else []
+        decoded = record.decode_history(stored) if isinstance(stored, bytes) else stored
+        visited = decoded.items if decoded else []
         liked = [numbers[name] for name in visited if name in numbers][-self._bundle.schema.history_length :]
         return np.array(liked, dtype=np.int64)
 
@@ -198,8 +199,8 @@ class LiveCatalogue:
             users.add(Forgotten(name, forgotten.salt, forgotten.at_us))
         # The catalogue of a server has the published users alone.
         names = users.named(list(self.catalogue.user_numbers))
-        published = self._bundle.history["user_id"].unique().to_list()
-        self._histories.forget(list({*names, *users.named([*published, *self._histories.remembered()])}))
+        published = {*self._bundle.history["user_id"].to_list(), *self._bundle.labelled["user_id"].to_list()}
+        self._histories.forget(list({*names, *users.named([*(published | {*self._histories.remembered()})])}))
         with self.lock:
             self.catalogue.forget_users(names)
 

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
 from features.errors import EventError, StoreError
+from models.bundle import record
 from models.bundle.bundle import Bundle
+from models.bundle.corrector import Correction, corrector_of, labelled_of
 from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.request_aggregates import AsOf
 from models.bundle.request_features import request_events, sent_candidates, sent_values
@@ -82,6 +84,7 @@ class RankService:
         self._catalogue = self._live.catalogue
         self._retrieval = ItemRetrieval(bundle, self._live, self._histories)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self._corrector = corrector_of(bundle, self._catalogue)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
         self.embeddings = EmbeddingClient(
             self._schema,
@@ -204,17 +207,22 @@ class RankService:
         with live.lock:
             trace.note(candidates=len(items), retrieved=candidates is None)
             known_user = stored.history is not None or user in self._catalogue.user_numbers
-            history = live.visited(stored.history)
-            lookups = None
+            visits = record.decode_history(stored.history) if stored.history else None
+            history = live.visited(visits)
+            lookups = new = None
             if len(items):
                 events = request_events(self.bundle, self._catalogue, sent, user, items, at_us=now_us)
                 lookups = self._scorer.lookups(user, items, history, events, columns)
+                if self._corrector is not None:
+                    new = self._corrector.gather(items, lookups, *labelled_of(visits))
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
+        corrections: list[Correction | None] = []
         shared: list[list[SharedConcept]] = []
         inputs = None
         if lookups is not None:
             vectors = self.rows.read_rows(lookups.rows)
             scores = self._scorer.score(lookups, vectors)
+            scores = scores if new is None else new.apply(scores)
             order = np.argsort(-scores, kind="stable")[:k]
             inputs = RankingInputs(
                 user=user,
@@ -230,8 +238,10 @@ class RankService:
                 position=position,
                 source="store" if mirror is None else "mirror",
                 storage=self._storage,
+                labelled=labelled_of(visits) if self._corrector is not None else ((), b""),
             )
             if explain:
+                corrections = [None] * len(order) if new is None else new.explain(order)
                 reasons = self._scorer.explain(lookups, vectors, order)
                 shared = self._retrieval.shared_with(history, items[order])
         return RankingAnswer(
@@ -246,6 +256,7 @@ class RankService:
             shared=shared,
             inputs=inputs,
             sent=sent.of(self.bundle.dataset.events, order.tolist()),
+            corrections=corrections,
         )
 
     def _given(self, user: str, candidates: Sequence[str]) -> _Gathered:

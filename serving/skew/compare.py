@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from features.errors import AnswerError, EventError
 from features.hashing import splitmix64
 from models.bundle.scorer import Lookups, divided
+from models.encoder.meaning.neighbours import corrected
 from models.table.batch import Batch
 from models.table.schema import Feature, Schema
 from serving.skew.record import SkewRecord, digests
@@ -102,6 +103,8 @@ class ServedComparison:
             "rows": _Part(served.row_digests),
         }
         self._history: list[list[str]] = []
+        self._labelled: list[tuple[list[str], bytes]] = []
+        self._votes: list[NDArray[np.float64]] = []
         self._latest: Lookups | None = None
         self.context_error = ""
 
@@ -109,7 +112,14 @@ class ServedComparison:
     def done(self) -> bool:
         """True if every value matched a state."""
         matched = all(part.matched.all() for part in self._parts.values())
-        return bool(self.context_error) or (matched and self.served.history in self._history)
+        listed = self.served.history in self._history and self._served_labels in self._labelled
+        # A later state of the window may have the vectors with which the server corrected.
+        corrected_scores = any(votes.any() for votes in self._votes)
+        return bool(self.context_error) or (matched and listed and not corrected_scores)
+
+    @property
+    def _served_labels(self) -> tuple[list[str], bytes]:
+        return self.served.labelled, self.served.labels
 
     def look(self, state: SkewState) -> None:
         """Compares with a state of the window."""
@@ -121,6 +131,10 @@ class ServedComparison:
         found, parts = expected.lookups, self._parts
         if expected.history not in self._history:
             self._history.append(expected.history)
+        if expected.labelled not in self._labelled:
+            self._labelled.append(expected.labelled)
+        if not any(np.array_equal(expected.votes, votes) for votes in self._votes):
+            self._votes.append(expected.votes)
         parts["shared"].look(feature_hashes(self._schema, found.shared, self._shared, found.rows))
         parts["own"].look(feature_hashes(self._schema, found.own, self._own, found.rows))
         parts["numeric"].look(found.own.numeric.numpy().view(np.uint32))
@@ -140,9 +154,10 @@ class ServedComparison:
             report.difference("context", "differs").add(1, [self._example("", served.context, self.context_error)])
             report.differing += 1
             return []
-        report.values += 1 + sum(part.served.size for part in self._parts.values())
+        report.values += 1 + bool(self.served.labelled) + sum(part.served.size for part in self._parts.values())
         report.undecided += sum(part.undecided for part in self._parts.values())
         self._close_history(report)
+        self._close_labels(report)
         self._close_features(state, report)
         self._close_numbers(report)
         wrong = self._wrong_rows()
@@ -162,6 +177,16 @@ class ServedComparison:
             return
         kind = "cut" if len(served) < len(expected) and expected[len(expected) - len(served) :] == served else "differs"
         report.difference("history", kind).add(1, [self._example("", served, expected, user=self.served.user)])
+
+    def _close_labels(self, report: SkewReport) -> None:
+        served, expected = self._served_labels, self._labelled[-1]
+        if served in self._labelled:
+            return
+        if len(self._labelled) > 1:
+            report.undecided += 1
+            return
+        shown = [list(zip(names, labels, strict=False)) for names, labels in (served, expected)]
+        report.difference("labelled items", "differs").add(1, [self._example("", *shown, user=self.served.user)])
 
     def _close_features(self, state: SkewState, report: SkewReport) -> None:
         assert self._latest is not None
@@ -219,7 +244,7 @@ class ServedComparison:
                     yield feature.name
 
     def _close_scores(self, state: SkewState, report: SkewReport) -> None:
-        """Recomputes the scores from the served rows and numbers, where every row and content vector is right."""
+        """Recomputes the scores from what was served, where every row and content vector is right."""
         served, rows = self.served.probabilities, self._parts["rows"].matched
         report.values += len(served)
         shared, own = self._lookups.shared, self._lookups.own
@@ -232,10 +257,14 @@ class ServedComparison:
         if self._schema.content:
             usable &= self._parts["content"].matched
         try:
-            expected = state.scorer.score(self._lookups, self._vectors)
+            ranked = state.scorer.score(self._lookups, self._vectors)
         except AnswerError:
-            expected = np.full(len(served), np.nan, dtype=np.float32)
-        wrong = usable & ~(np.abs(served - expected) <= SCORE_TOLERANCE)
+            ranked = np.full(len(served), np.nan, dtype=np.float32)
+        right = np.zeros(len(served), dtype=np.bool_)
+        for votes in self._votes:
+            expected = corrected(ranked, votes)
+            right |= np.abs(served - expected) <= SCORE_TOLERANCE
+        wrong = usable & ~right
         for position in np.flatnonzero(wrong).tolist():
             shown = self._example(self.served.candidates[position], float(served[position]), float(expected[position]))
             report.difference("score", "differs").add(1, [shown])

@@ -68,6 +68,8 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         content: (n,) little-endian uint64 digests of the content vectors. Empty if the network reads none.
         scores: (n,) little-endian float32 probabilities.
         fields: (n,) values of each field of the candidates, by name, as served.
+        labelled: Ids of the user's labelled items that the ranking read, oldest first. Empty without a correction.
+        labels: Label of each labelled item, a byte 0 or 1.
     """
 
     version: int
@@ -94,6 +96,8 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
     content: bytes
     scores: bytes
     fields: dict[str, list[Any]] = {}
+    labelled: list[str] = []
+    labels: bytes = b""
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -177,12 +181,16 @@ def record_of(
         content=b"" if content is None else digests(content.numpy()).astype("<u8").tobytes(),
         scores=inputs.scores.astype("<f4").tobytes(),
         fields={name: list(values) for name, values in inputs.sent.fields.items()},
+        labelled=list(inputs.labelled[0]),
+        labels=inputs.labelled[1],
     )
 
 
 def encode(record: SkewRecord) -> bytes:
-    """Encodes a record: a msgpack array in the order of the fields. A record without fields leaves them out."""
-    return msgspec.msgpack.encode(record if record.fields else msgspec.structs.astuple(record)[:-1])
+    """Encodes a record: a msgpack array in the order of the fields. Empty fields and labelled items are left out."""
+    values = msgspec.structs.astuple(record)
+    left_out = 0 if record.labelled else 2 if record.fields else 3
+    return msgspec.msgpack.encode(values[: len(values) - left_out])
 
 
 def decode(data: bytes) -> SkewRecord:

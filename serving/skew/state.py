@@ -16,6 +16,7 @@ from features.value.forgotten import Forgotten, ForgottenUsers
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
+from models.bundle.corrector import corrector_of, labelled_of
 from models.bundle.delta import Delta, Record
 from models.bundle.request_aggregates import answer
 from models.bundle.request_features import request_events, sent_values
@@ -35,11 +36,15 @@ class ExpectedInputs:
 
     Attributes:
         history: Ids of the visited items, oldest first.
+        labelled: Ids of the labelled items, oldest first, and their labels.
+        votes: (n,) change of each candidate's log-odds by the labelled items that the server read; 0 without one.
         lookups: Rows, numbers and content vectors.
         vectors: (M, D) float32 vectors of the rows that the server read, in the format of its store.
     """
 
     history: list[str]
+    labelled: tuple[list[str], bytes]
+    votes: NDArray[np.float64]
     lookups: Lookups
     vectors: NDArray[np.float32]
 
@@ -65,6 +70,7 @@ class SkewState:
         self._default_item = self._catalogue.add_default_item()
         self._aggregates = bundle.aggregates()
         self.scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self._corrector = corrector_of(bundle, self._catalogue)
         self._published = bundle.rows()
         if snapshot is not None:
             self._apply([one for one in snapshot.records(bundle) if one.kind != aggregate_record.AGGREGATE])
@@ -122,7 +128,14 @@ class SkewState:
             keys = self.scorer.aggregate_keys(served.user, items)
             columns, _ = answer(self._aggregates, keys, len(items), served.at)
         lookups = self.scorer.lookups(served.user, items, visits, events, columns)
-        return ExpectedInputs(self._history(served.user), lookups, self.stored(served.storage, served.row_numbers))
+        stored = self._record(served.user)
+        return ExpectedInputs(
+            self._history(stored),
+            self._labelled(stored),
+            self._votes(served, items),
+            lookups,
+            self.stored(served.storage, served.row_numbers),
+        )
 
     def stored(self, storage: str, rows: NDArray[np.int64], *, published: bool = False) -> NDArray[np.float32]:
         """Returns the vectors (N, D) float32 of rows (N,) as a store with a format gives them back.
@@ -153,11 +166,25 @@ class SkewState:
         catalogue = self._catalogue
         return self._default_item if item in catalogue.deleted else catalogue.item_numbers.get(item, self._default_item)
 
-    def _history(self, user: str) -> list[str]:
+    def _record(self, user: str) -> record.HistoryRecord | None:
         payload = self._fold.records.get((record.HISTORY, user), (0, b""))[1]
-        visited = record.decode_history(payload).items if payload else []
-        known = [name for name in visited if name in self._catalogue.item_numbers]
+        return record.decode_history(payload) if payload else None
+
+    def _history(self, stored: record.HistoryRecord | None) -> list[str]:
+        known = [name for name in (stored.items if stored else ()) if name in self._catalogue.item_numbers]
         return known[-self.bundle.schema.history_length :]
+
+    def _labelled(self, stored: record.HistoryRecord | None) -> tuple[list[str], bytes]:
+        names, labels = labelled_of(stored) if self._corrector is not None else ((), b"")
+        return list(names), labels
+
+    def _votes(self, served: SkewRecord, items: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Returns the correction by the labelled items that the server read, of candidates that it took for new."""
+        new = None
+        if self._corrector is not None:
+            lookups = served.lookups(visits=None, content=None)
+            new = self._corrector.gather(items, lookups, served.labelled, served.labels)
+        return np.zeros(len(items)) if new is None else new.votes()
 
 
 def as_stored(vectors: NDArray[np.float32], storage: str) -> NDArray[np.float32]:

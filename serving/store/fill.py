@@ -2,9 +2,6 @@
 
 import itertools
 import uuid
-from collections.abc import Sequence
-
-import polars as pl
 
 from features.errors import StoreError
 from models.bundle import aggregate_record, record
@@ -37,16 +34,10 @@ def fill_store(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") 
     schema = bundle.schema
     store.create_table(bundle.id, rows=schema.rows, dim=schema.dim, storage=storage)
     store.load_rows(bundle.id, bundle.rows(), seq=SNAPSHOT_SEQ)
-    visits = bundle.history.group_by("user_id", maintain_order=True).agg(pl.col("item_id"), pl.col("time"))
-    users: Sequence[str] = visits["user_id"].to_list()
-    payloads = [
-        record.encode(record.HistoryRecord(items, times))
-        for items, times in zip(visits["item_id"].to_list(), visits["time"].to_list(), strict=True)
-    ]
-    for start in range(0, len(users), _RECORDS):
-        part = slice(start, start + _RECORDS)
-        seqs = [SNAPSHOT_SEQ] * len(users[part])
-        store.write_records(bundle.id, record.HISTORY, users[part], seqs, payloads[part])
+    histories = record.published_histories(bundle)
+    while published := list(itertools.islice(histories, _RECORDS)):
+        users, payloads = [user for user, _ in published], [record.encode(history) for _, history in published]
+        store.write_records(bundle.id, record.HISTORY, users, [SNAPSHOT_SEQ] * len(users), payloads)
     aggregates = aggregate_record.state_records(bundle.aggregates())
     while chunk := list(itertools.islice(aggregates, _RECORDS)):
         ids, seqs = [one.id for one in chunk], [SNAPSHOT_SEQ] * len(chunk)

@@ -3,9 +3,9 @@
 A micro-batch applies its tombstones before its events. Events of the batch that lie before a tombstone in its partition
 are older, whatever their time.
 
-Removed are the user's number with all its values, history, and keys of aggregates by user. These parts are shared by
-users, so they keep what they learnt from the user: the rows of the table, aggregates without `user`, the sightings and
-admissions of values, items that only events name, and the ids and times of recent events.
+Removed are the user's number with all its values, history, labelled items, and keys of aggregates by user. These parts
+are shared by users, so they keep what they learnt from the user: the rows of the table, aggregates without `user`, the
+sightings and admissions of values, items that only events name, and the ids and times of recent events.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -61,7 +61,7 @@ class Removals:
         seq: int,
         *,
         catalogue: Catalogue,
-        history: History,
+        histories: Sequence[History],
         forget_aggregates: Callable[[NDArray[np.int64]], list[str]],
     ) -> tuple[list[Record], list[Removed]]:
         """Removes the users of a batch's tombstones.
@@ -69,7 +69,8 @@ class Removals:
         Args:
             tombstones: Messages with their requests.
             seq: Number of the micro-batch.
-            catalogue, history: State of the stream.
+            catalogue: Catalogue of the stream.
+            histories: Visits of the users, and if the bundle corrects new items their labelled items.
             forget_aggregates: Removes the aggregates of users by number, and returns the ids of the removed records.
 
         Returns:
@@ -87,7 +88,7 @@ class Removals:
             names = [user] if user in catalogue.user_numbers else []
             index = np.array([catalogue.user_numbers[name] for name in names], dtype=np.int64)
             aggregates = forget_aggregates(index)
-            visits = history.forget(index)
+            visits, *_ = [history.forget(index) for history in histories]
             self.dead.update(catalogue.forget_users(names).tolist())
             self.aggregates.update(dict.fromkeys(aggregates, seq))
             payload = record.ForgottenRecord(request.salt, request.at_us, user, aggregates)

@@ -15,14 +15,19 @@ from models.table.admission import Admission
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
-from tessera.pipeline.train import HASHED_ID, RANKER, read_choice
+from tessera.pipeline.train import HASHED_ID, RANKER, read_choice, read_report
 
 READS = ("seed",)
 _METRICS = "metrics.json"
 
 
 def evaluate(
-    job: Job, framed: Finished, trained: Finished, assigned: Finished | None, chosen: Finished | None
+    job: Job,
+    framed: Finished,
+    trained: Finished,
+    assigned: Finished | None,
+    chosen: Finished | None,
+    correction: Finished | None = None,
 ) -> Finished:
     """Runs the stage after `train`."""
 
@@ -51,9 +56,12 @@ def evaluate(
             metrics["semantic_ids"] = msgspec.json.decode((assigned.directory / "report.json").read_bytes())
         if chosen is not None:
             metrics["reads"] = asdict(read_choice(chosen))
+        if correction is not None:
+            metrics["correction"] = read_report(correction)
         write_json(directory / _METRICS, metrics)
 
-    return job.do("evaluate", work, reads=READS, after={"train": trained})
+    after = {"train": trained} | ({"correct": correction} if correction is not None else {})
+    return job.do("evaluate", work, reads=READS, after=after)
 
 
 def read_metrics(evaluated: Finished) -> dict[str, Any]:

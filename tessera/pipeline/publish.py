@@ -20,9 +20,10 @@ from features.history import reach_of
 from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
-from models.bundle.from_frame import kept_history, trained_until, with_train_positives
+from models.bundle.from_frame import kept_history, kept_labels, trained_until, with_train_positives
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import load_concepts
+from models.encoder.meaning.neighbours import LABELLED
 from models.ranker.stored import load_ranker
 from models.registry.gate import Gates, Verdict
 from models.registry.lineage import Lineage
@@ -36,7 +37,7 @@ from tessera.pipeline.encode import aspect_directories, concept_directories
 from tessera.pipeline.evaluate import read_metrics
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
-from tessera.pipeline.train import RANKER
+from tessera.pipeline.train import RANKER, correction_directory
 
 _OTHER_DATA = "The champion was trained on other data: it is judged on rows that it was not trained on."
 _UNKNOWN = "The training rows of the champion are unknown: an earlier release published it, by another split or data."
@@ -71,7 +72,8 @@ class Origin:
 class Ready:
     """Finished stages that a bundle needs.
 
-    `encoded` and `assigned` are None if the items have no text, `meant` if neither concepts nor aspects are declared.
+    `encoded` and `assigned` are None if the items have no text, `meant` if neither concepts nor aspects are declared,
+    `correction` if the run corrects nothing.
     """
 
     encoded: Finished | None
@@ -80,6 +82,7 @@ class Ready:
     trained: Finished
     evaluated: Finished
     meant: Finished | None = None
+    correction: Finished | None = None
 
 
 def bundle(job: Job, ready: Ready) -> Bundle:
@@ -88,6 +91,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
     encoded, assigned, framed = ready.encoded, ready.assigned, ready.framed
     choices = _resolved(job, framed if assigned else None)
     views = _views(job, encoded)
+    correction = correction_directory(ready.correction)
     concepts, aspects = concept_directories(job, ready.meant), aspect_directories(ready.meant)
 
     def work(directory: Path, advance: Advance) -> None:
@@ -114,6 +118,8 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             concepts=concepts,
             aspects=aspects,
             aggregates=framed.directory / AGGREGATES if schema.aggregates.columns else None,
+            correction=correction,
+            labelled=kept_labels(frame, reach_of(LABELLED, job.dataset.events.lag)) if correction else None,
             trained_until=trained_until(frame, job.dataset),
             positions=job.options.positions,
             choices=choices,

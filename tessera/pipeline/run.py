@@ -23,7 +23,7 @@ from tessera.pipeline.frame import frame
 from tessera.pipeline.job import Engines, Job
 from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.publish import Ready, bundle, register
-from tessera.pipeline.train import choose, train
+from tessera.pipeline.train import check_correct, choose, correct, train
 
 __all__ = ["STAGES", "RunOptions", "RunResult", "run"]
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
@@ -85,6 +85,7 @@ def run(
 
 
 def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> RunResult:
+    check_correct(job)
     job.say_differences()
     metrics: dict[str, Any] = {}
     made = release = judged = None
@@ -95,12 +96,13 @@ def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> Run
     if "train" in wanted:
         chosen = choose(job, framed)
         trained = train(job, framed, chosen)
+        correction = correct(job, encoded, framed, trained)
     if "evaluate" in wanted:
-        evaluated = evaluate(job, framed, trained, assigned, chosen)
+        evaluated = evaluate(job, framed, trained, assigned, chosen, correction)
         metrics = read_metrics(evaluated)
     if "publish" in wanted:
         meant = meaning(job, encoded, framed)
-        made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated, meant))
+        made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated, meant, correction))
         if registry is not None:
             release, judged = register(job, made, framed, registry)
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -1,23 +1,28 @@
 """Stage `train`: trains the ranker, and as a baseline a ranker that reads the ids alone.
 
-Before it the stage `choose` chooses what the ranker reads of an item, by items that small trainings do not see.
+Before it the stage `choose` chooses what the ranker reads of an item, by items that small trainings do not see. After
+it the stage `correct` fits the correction of new items by the user's labelled items, if `correct = "neighbours"`.
 """
 
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.text import Text
 
+from features.content.kinds import load_encoder
 from features.device import resolve
 from features.durable import write_directory
+from features.errors import DatasetError
+from models.ranker.correct import CorrectionReport, fit_correction
 from models.ranker.reads import LEAST_EVENTS, ItemReads, choose_reads
-from models.ranker.stored import save_ranker
+from models.ranker.stored import load_ranker, save_ranker
 from models.ranker.train import Checkpointing
 from models.ranker.train import train as train_ranker
 from models.table.default_schema import default_schema, hashed_id_schema
-from models.table.item_parts import reading
+from models.table.item_parts import parts_of, reading
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
@@ -25,6 +30,7 @@ from tessera.pipeline.stage import Advance
 RANKER, HASHED_ID = "ranker", "hashed-id"
 READS = ("seed", "reads", "table", "history_length", "training", "ranker")
 _CHOSEN, _TRIALS = "reads.json", "trials.json"
+CORRECTION, _REPORT = "correction", "report.json"
 
 
 def choose(job: Job, framed: Finished) -> Finished | None:
@@ -93,3 +99,76 @@ def train(job: Job, framed: Finished, chosen: Finished | None) -> Finished:
     before = job.previous.after("frame", "train") if job.previous else {}
     after: dict[str, Finished | str] = {"frame": framed, **before, **({"choose": chosen} if chosen else {})}
     return job.do("train", work, reads=READS, after=after, unit="samples")
+
+
+def check_correct(job: Job) -> None:
+    """Checks before the first stage that the dataset and the choices leave something to correct by.
+
+    Raises:
+        DatasetError: They do not; names the choice and the remedy.
+    """
+    if job.options.correct == "off":
+        return
+    problem = ""
+    if not job.dataset.has_content:
+        problem = "the items have no content, so none is near another; name text in [items]"
+    elif job.dataset.events.label.implicit:
+        problem = "every event is positive, so labels say nothing; declare negatives in [events]"
+    elif job.options.reads is not None and "id" not in job.options.reads:
+        problem = 'the ranker reads no item id, so no item is new; add "id" to reads'
+    elif not job.options.table.admission:
+        problem = "every id reads rows at once, so no item is new; set table.admission to 1 at least"
+    if problem:
+        raise DatasetError(f'{job.dataset.source}: correct = "{job.options.correct}": {problem}, or set it to "off"')
+
+
+def correct(job: Job, encoded: Finished | None, framed: Finished, trained: Finished) -> Finished | None:
+    """Runs the stage after `train`; None if the run corrects nothing."""
+    if job.options.correct == "off" or encoded is None:
+        return None
+
+    def work(directory: Path, advance: Advance) -> None:
+        config = job.options.train_config()
+        schema, _ = load_ranker(trained.directory / RANKER, config)
+        # A warm start reads what the earlier run chose.
+        if "id" not in parts_of(schema) or not schema.admission:
+            raise DatasetError(
+                "correct: the warm start's ranker knows no new items; train without it, or set it to off"
+            )
+        correction, report = fit_correction(
+            schema,
+            read_frame(framed.directory),
+            config,
+            space=load_encoder(encoded.directory / "encoder").id,
+            lag=job.dataset.events.lag,
+            progress=advance,
+        )
+        _say_correction(job, report)
+        write_json(directory / _REPORT, asdict(report))
+        if report.weight:
+            (directory / CORRECTION).mkdir(exist_ok=True)
+            correction.save(directory / CORRECTION)
+
+    return job.do("correct", work, reads=("correct", *READS), after={"train": trained}, unit="samples")
+
+
+def correction_directory(finished: Finished | None) -> Path | None:
+    """Returns the directory of the correction, None if there is none or it does not pay."""
+    directory = None if finished is None else finished.directory / CORRECTION
+    return directory if directory is not None and directory.is_dir() else None
+
+
+def read_report(finished: Finished) -> dict[str, Any]:
+    """Returns what the correction gives on held-out items."""
+    report: dict[str, Any] = msgspec.json.decode((finished.directory / _REPORT).read_bytes())
+    return report
+
+
+def _say_correction(job: Job, report: CorrectionReport) -> None:
+    kept = "" if report.weight else "; left out, since it does not pay"
+    job.console.print(
+        Text(
+            f"correct: {report.events:,} events of held-out items: AUC {report.auc:+.4f}, log loss "
+            f"{report.log_loss:+.4f}; permuted {report.permuted_auc:+.4f}, {report.permuted_log_loss:+.4f}{kept}"
+        )
+    )

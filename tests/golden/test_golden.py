@@ -15,6 +15,7 @@ import pytest
 
 from features.aggregate.halving import weights
 from features.aggregate.state import GroupState
+from features.errors import EventError
 from features.hashing import VERSION, HashSpec, fingerprint
 from models.bundle import aggregate_record, delta, record
 from models.export import schema as export_schema
@@ -33,6 +34,7 @@ ITEM = record.ItemRecord(
     codebook="rqvae-0123456789ab",
 )
 VISITS = record.HistoryRecord(items=["i1", "Ж-2", ""], times=[0, 1_700_000_000_000_000, -5])
+LABELLED = msgspec.structs.replace(VISITS, labelled=["i1", "", "日本"], labels=b"\1\0\1")
 DELTA = delta.Delta(
     version=1,
     bundle="b-0123456789abcdef",
@@ -80,6 +82,7 @@ SKEW = skew_record.SkewRecord(
     content=b"",
     scores=np.array([0.25, 0.75], dtype="<f4").tobytes(),
 )
+SKEW_LABELLED = msgspec.structs.replace(SKEW, labelled=["i1", "Ж-2"], labels=b"\0\1")
 EXPORT = export_schema.ExportSchema(
     format=1,
     id="e-0123456789abcdef",
@@ -202,3 +205,15 @@ def test_an_export_schema_of_version_1_is_read_and_written_the_same(tmp_path: Pa
     export_schema.write_schema(EXPORT, tmp_path)
     assert (tmp_path / "schema.json").read_bytes() == frozen("export-schema-v1.json")
     assert export_schema.identified(EXPORT).id == "e-6661130202f4a4bc"
+
+
+def test_a_history_with_labelled_items_is_read_and_written_the_same() -> None:
+    assert record.decode_history(frozen("history-v2.bin")) == LABELLED
+    assert record.encode(LABELLED) == frozen("history-v2.bin")
+    with pytest.raises(EventError, match="3 labelled items, but 1 labels"):
+        record.decode_history(record.encode(msgspec.structs.replace(LABELLED, labels=b"\1")))
+
+
+def test_a_skew_record_with_labelled_items_is_read_and_written_the_same() -> None:
+    assert skew_record.decode(frozen("skew-record-v1-labelled.bin")) == SKEW_LABELLED
+    assert skew_record.encode(SKEW_LABELLED) == frozen("skew-record-v1-labelled.bin")

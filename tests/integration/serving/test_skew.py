@@ -1,4 +1,4 @@
-"""What was served equals what the log and the batch say, and each of ten planted faults is named by its feature."""
+"""What was served equals what the log and the batch say, and each of twelve planted faults is named by its feature."""
 
 import contextlib
 import json
@@ -45,6 +45,7 @@ from streaming.trainer import Trainer, TrainerOptions
 from tessera.cli.main import app
 from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.run import RunOptions, run
+from tests.build import corrected_bundle
 from tests.integration.world import World, quiet
 
 FEATURES = """
@@ -73,7 +74,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
     dataset = load_dataset(path)
     result = run(dataset, directory / "run", OPTIONS, console=quiet(), registry=None, until="publish")
     assert result.bundle is not None
-    return World(dataset, directory / "run", load_bundle(result.bundle.directory))
+    bundle = corrected_bundle(load_bundle(result.bundle.directory), directory / "corrected")
+    return World(dataset, directory / "run", bundle)
 
 
 class Shop:
@@ -291,6 +293,24 @@ def _history_cut(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
     return shop.service()
 
 
+def _labels_turned(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    held = dict(pair for chunk in shop.store.scan_records(shop.bundle.id, record.HISTORY) for pair in chunk)
+    turned = {}
+    for user, payload in held.items():
+        history = record.decode_history(payload)
+        labels = bytes(1 - label for label in history.labels)
+        turned[user] = record.encode(record.HistoryRecord(history.items, history.times, history.labelled, labels))
+    shop.overwrite(record.HISTORY, turned)
+    return shop.service()
+
+
+def _other_correction(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
+    service = shop.service()
+    assert service._corrector is not None
+    service._corrector._correction = replace(service._corrector._correction, weight=-6.0)
+    return service
+
+
 def _aggregate_late(shop: Shop, _: pytest.MonkeyPatch) -> RankService:
     published = aggregate_record.state_records(shop.bundle.aggregates())
     shop.overwrite(aggregate_record.AGGREGATE, {one.id: one.payload for one in published})
@@ -317,6 +337,8 @@ FAULTS: dict[str, tuple[Callable[[Shop, pytest.MonkeyPatch], RankService], str, 
     "stale model": (_stale_model, "score", "differs"),
     "default always taken": (_default_always, "item.format", "absent"),
     "history cut": (_history_cut, "history", "cut"),
+    "labels turned": (_labels_turned, "labelled items", "differs"),
+    "other correction": (_other_correction, "score", "differs"),
     "aggregate late": (_aggregate_late, "aggregate", "differs"),
     "hash salt": (_hash_salt, "item.topic", "absent"),
 }

@@ -37,10 +37,19 @@ from streaming.step_state import snapshot_of
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.demo.synthetic import new_item
 from tessera.stream_service import StreamConnections, StreamService
+from tests.build import corrected_bundle
 from tests.chaos.cluster import until
 from tests.integration.world import World
 
 BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def world(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The small world, whose bundle corrects new items, so the stream keeps labelled items as well."""
+    return replace(world, bundle=corrected_bundle(world.bundle, tmp_path_factory.mktemp("corrected") / "bundle"))
+
+
 OPTIONS = TrainerOptions(batch=BATCH, wait_s=0.3, most_bad=1.0)
 
 

@@ -28,7 +28,7 @@ from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
 from streaming.trainer import Trainer, TrainerOptions
-from tests.build import coloured_parts
+from tests.build import coloured_parts, corrected_bundle
 from tests.property.test_forget import DECLARED
 
 SECRETS = [f"secret-{number}" for number in range(6)]
@@ -39,7 +39,8 @@ OPTIONS = TrainerOptions(batch=16, wait_s=0.2, most_bad=1.0)
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     directory = tmp_path_factory.mktemp("forget")
     parts = coloured_parts(directory, events=200, aggregates=DECLARED, every_us=3_600_000_000)
-    return write_bundle(parts, directory / "bundle")
+    # The correction keeps labelled items of each user, which are forgotten too.
+    return corrected_bundle(write_bundle(parts, directory / "bundle"), directory / "corrected")
 
 
 def events(
