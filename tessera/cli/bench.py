@@ -29,6 +29,7 @@ NEEDS = {
     "encoders": Needs(content=True, ranks=True),
     "upgrade": Needs(content=True, ranks=True),
     "aspects": Needs(content=True, ranks=True),
+    "correction": Needs(content=True, ranks=True),
     "aggregates": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),
@@ -198,6 +199,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)[:1]
         return partial(encoders, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
+    if name == "correction":
+        from tessera.bench.encoder.correction import correction
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(correction, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "aggregates":
         from tessera.bench.offline.aggregates import aggregates
 

@@ -16,7 +16,6 @@ def aspect_claims(rows: list[Row]) -> Iterator[Claim]:
     # The best predicted concept first.
     judged = list(dict.fromkeys(row["concept"] for row in rows if row["part"] == "erase"))
     yield from _steered([row for row in rows if row["part"] == "top 20"], judged)
-    yield from _corrected({row["way"]: row for row in rows if row["part"] == "correction"})
 
 
 def _by_aspect(rows: list[Row]) -> Iterator[Claim]:
@@ -62,15 +61,3 @@ def _steered(rows: list[Row], judged: list[str]) -> Iterator[Claim]:
         target = 0.45 if name == judged[0] else 0.6
         yield at_most(f"without {name}, predicted: share in users' top 20 over before", left, target)
         yield at_most(f"without {name}, declared: share in users' top 20", by[name, "without, declared"]["share"], 0.0)
-
-
-def _corrected(by: dict[str, Row]) -> Iterator[Claim]:
-    base = by["content ranker"]
-    for way, least, most in (("with neighbours", 0.002, None), ("with permuted neighbours", None, 0.001)):
-        gain = by[way]["auc"] - base["auc"]
-        if least is not None:
-            yield at_least(f"new items, {way}: AUC gained", gain, least)
-            lost = by[way]["log_loss"] - base["log_loss"]
-            yield at_most(f"new items, {way}: log loss gained", lost, -0.003)
-        if most is not None:
-            yield at_most(f"control: new items, {way}: AUC gained", gain, most)

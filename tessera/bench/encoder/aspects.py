@@ -2,7 +2,7 @@
 
 New items are those that `cold-start` holds out. The encoder is fitted on the known items. "Hidden" means that the text
 holds no column of an aspect or concept, so heads must read them from the rest. Every part has its control beside it:
-another aspect's head, the most frequent concept, a random subspace, the declared column, permuted neighbours.
+another aspect's head, the most frequent concept, a random subspace, the declared column.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from features.content.encoder import unit
 from features.dataset.descriptor import Dataset
 from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError
-from models.encoder.meaning import concept_fit, erase, judge, neighbours
+from models.encoder.meaning import concept_fit, erase, judge
 from models.encoder.meaning.aspects import fit_aspect, parts
 from models.encoder.meaning.concepts import ConceptHead, Floats, steer
-from models.encoder.measure import ContentRanker, LabelledPairs, auc, nearest, new_items
+from models.encoder.measure import LabelledPairs, auc, nearest, new_items
 from tessera.bench.encoder.aspect_claims import aspect_claims
 from tessera.bench.harness.data import progress_bar, remembered
 from tessera.bench.harness.result import BenchResult
@@ -72,7 +72,7 @@ def _means(rows: list[Row]) -> Iterator[Row]:
 
 def _measured(dataset: Dataset, seed: int) -> dict[str, Any]:
     world = _World(dataset, seed)
-    parts_of = (world.by_aspect, world.shared, world.erased, world.steered, world.few, world.corrected)
+    parts_of = (world.by_aspect, world.shared, world.erased, world.steered, world.few)
     return {"rows": [row for part in parts_of for row in part()]}
 
 
@@ -233,32 +233,6 @@ class _World:
             chance.append(carries.mean())
         yield {"part": "5 examples", "way": "mean direction", "precision": float(np.mean(hits))}
         yield {"part": "5 examples", "way": "chance", "precision": float(np.mean(chance))}
-
-    def corrected(self) -> Iterator[Row]:
-        """Yields AUC and log loss on new items of a content ranker, with and without the neighbours' correction."""
-        test = self.events.where(self.new[self.events.item])
-        known = self.events.where(~self.new[self.events.item])
-        held = np.random.default_rng([self._seed, 7]).random(len(self.new)) < 0.1
-        inner, validation = known.where(~held[known.item]), known.where(held[known.item])
-        ranker, fitted_on = ContentRanker(self.shown, known, self.users), ContentRanker(self.shown, inner, self.users)
-        scores = ranker.predict(test)
-        inner_residuals = inner.label - fitted_on.predict(inner, own=True)
-        known_residuals = known.label - ranker.predict(known, own=True)
-        yield self._ranking("content ranker", test.label, scores)
-        like = neighbours.NeighbourCorrection("shown", 1.0)
-        for way, permuted in (("with neighbours", None), ("with permuted neighbours", self._seed)):
-            votes = [
-                neighbours.mean_residuals(self.shown, asked, labelled, residuals, like=like, permuted=permuted)
-                for asked, labelled, residuals in ((validation, inner, inner_residuals), (test, known, known_residuals))
-            ]
-            correction = neighbours.fit_correction(
-                validation.label, fitted_on.predict(validation), votes[0], source="shown"
-            )
-            yield self._ranking(way, test.label, correction.apply(scores, votes[1]))
-
-    def _ranking(self, way: str, labels: NDArray[np.int64], scores: NDArray[np.float64]) -> Row:
-        loss = -np.mean(np.where(labels == 1, np.log(scores), np.log1p(-scores)))
-        return {"part": "correction", "way": way, "auc": auc(labels, scores), "log_loss": float(loss)}
 
     def _head(self, vectors: Floats, rows: NDArray[np.bool_], names: list[str] | None = None) -> ConceptHead:
         chosen = set(names or ())

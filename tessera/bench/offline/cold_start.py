@@ -223,10 +223,14 @@ class ColdWorld:
         self._frame: Frame | None = None
         self._codebook: rqvae.RqVae | None = None
 
+    def ready(self, variant: Variant) -> tuple[Frame, Schema]:
+        """Returns the frame of a variant, with the new items' events as part `new`, and its schema."""
+        frame = self._with_tokens(variant)
+        return frame, self._schema(variant, frame)
+
     def measure(self, variant: Variant, config: TrainConfig) -> dict[str, Any]:
         """Trains one variant and measures it on known and on new items."""
-        frame = self._with_tokens(variant)
-        schema = self._schema(variant, frame)
+        frame, schema = self.ready(variant)
         if variant.chosen:
             schema = reading(schema, choose_reads(schema, frame, config).parts)
         trained = train(schema, frame, config)

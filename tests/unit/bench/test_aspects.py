@@ -27,7 +27,7 @@ def test_the_bench_measures_every_part(dataset: Dataset, tmp_path: Path, monkeyp
     declared = dataset.model_copy(update={"items": dataset.items.model_copy(update=meaning)})
     result = aspects(declared, tmp_path, seeds=1, console=quiet())
     parts = {row["part"] for row in result.rows}
-    assert parts == {"aspects", "shared concept", "erase", "top 20", "5 examples", "correction"}
+    assert parts == {"aspects", "shared concept", "erase", "top 20", "5 examples"}
     by_claim = {claim.claim: claim for claim in result.claims}
     assert by_claim["top shared concept is truly shared"].holds
     assert by_claim["new items, columns shown: precision@10 of topic in its aspect over generic"].value >= 1
@@ -42,7 +42,7 @@ def test_a_dataset_without_aspects_is_refused(dataset: Dataset, tmp_path: Path) 
 
 
 def _rows(**changed: float) -> list[dict[str, Any]]:
-    value = {"gated": 0.7, "kept": 0.98, "leace": 0.6, "avoid": 0.7, "predicted": 0.2, "auc": 0.81, "permuted": 0.8}
+    value = {"gated": 0.7, "kept": 0.98, "leace": 0.6, "avoid": 0.7, "predicted": 0.2}
     value |= changed
     spaces = [("columns hidden", "generic", 0.3), ("columns hidden", "people", 0.5)]
     spaces += [("columns shown", "generic", 0.3), ("columns shown", "people", 0.9)]
@@ -70,11 +70,7 @@ def _rows(**changed: float) -> list[dict[str, Any]]:
     rows += [
         {"part": "top 20", "way": way, "concept": "war", "share": share, "kept": 0.9} for way, share in shares.items()
     ]
-    ranked = {"content ranker": 0.8, "with neighbours": value["auc"], "with permuted neighbours": value["permuted"]}
-    losses = {"content ranker": 0.42, "with neighbours": 0.41, "with permuted neighbours": 0.42}
-    return rows + [
-        {"part": "correction", "way": way, "auc": auc, "log_loss": losses[way]} for way, auc in ranked.items()
-    ]
+    return rows
 
 
 def test_every_claim_holds_on_rows_that_reach_the_targets() -> None:
@@ -89,8 +85,6 @@ def test_every_claim_holds_on_rows_that_reach_the_targets() -> None:
         ({"leace": 0.7}, "LEACE"),
         ({"avoid": 0.8}, "avoid war: share"),
         ({"predicted": 0.5}, "without war, predicted"),
-        ({"auc": 0.8011}, "with neighbours: AUC"),
-        ({"permuted": 0.805}, "permuted neighbours"),
     ],
 )
 def test_a_row_that_misses_its_target_fails_its_claim_alone(changed: dict[str, float], fault: str) -> None:
