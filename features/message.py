@@ -183,6 +183,9 @@ class _Form(NamedTuple):
         by_type = {"text": self.text, "number": self.number, "time": self.as_is}
         found: dict[str | None, _Reader] = dict.fromkeys(source.numeric, self.number)
         found |= dict.fromkeys(source.categorical, self.text)
+        if isinstance(source, Events) and source.placement is not None:
+            found |= dict.fromkeys(source.placement.categorical, self.text)
+            found |= {source.placement.position: self.number} if source.placement.position else {}
         return found | {name: by_type[kind] for name, kind in source.read.items()}
 
     def text(self, name: str, values: list[Any] | pl.Series) -> pl.Series:

@@ -21,6 +21,8 @@ _WRITTEN = {"value": pl.String(), "list": pl.List(pl.String)}
 _WRITTEN_FROM = 2
 # Most rows of a batch of messages; a larger column is not copied.
 _FEW = 65_536
+# Largest number of a position; a larger one is an id or a time.
+_MOST_POSITION = 1_000_000
 
 
 def texts(table: SourceTable, name: str) -> pl.Series:
@@ -123,6 +125,23 @@ def _numeric(table: SourceTable, name: str) -> pl.Series:
     elif not (values.dtype.is_numeric() or isinstance(values.dtype, (pl.Boolean, pl.Null))):
         raise table.error(name, f"holds {values.dtype}, numbers expected; remove it from numeric")
     return values
+
+
+def positions_shown(table: SourceTable, name: str, *, least: int) -> pl.Series:
+    """Returns a column of positions, counted from 0: (R,) Int32; null where the position is unknown.
+
+    Args:
+        table: Table of R rows.
+        name: Column of whole numbers.
+        least: Number of the first position.
+    """
+    found = wide_numbers(table, name)
+    row = first((found < least) | (found != found.floor()) | (found > _MOST_POSITION))
+    if row is not None:
+        problem = f"holds {table.column(name)[row]!r}, but a position is a whole number from {least} on"
+        remedy = "fix the value, or declare first = 0 under [events.placement]" if least else "fix the value"
+        raise table.error(name, f"{problem}; {remedy}", row=row)
+    return (found - least).cast(pl.Int32)
 
 
 def labels(table: SourceTable, label: Label) -> pl.Series:

@@ -22,7 +22,8 @@ from features.dataset.plain_text import read_text
 from features.dataset.source import TableSource
 from features.dataset.split import Split
 from features.errors import DatasetError
-from features.shown.declared import check_shown, shown_defaults
+from features.shown.declared import SURFACE, check_shown, shown_defaults
+from features.shown.placement import POSITION, Placement, check_placement
 from features.shown.rule import JoinRule
 from features.storage.location import refuse_address
 from features.value.expression import Derived, Expression, Input
@@ -181,6 +182,7 @@ class Events(TableSource):
         time: Column of the time, or a table of the column and its unit.
         order: Column that orders the events where there is no clock.
         forgotten: List of forgotten users, JSON lines relative to the descriptor: `tessera topics export forgotten`.
+        placement: Columns that say where an item was shown, such as its position. A path of their own reads them.
         label: Rules of positive and negative events.
         request: Fields of each request, columns of the events, by name: `device = { type = "category" }`.
         candidate: Fields of each candidate of a request, columns of the events, by name.
@@ -208,6 +210,7 @@ class Events(TableSource):
     time: Time | None = None
     order: str | None = None
     forgotten: str | None = Field(None, min_length=1)
+    placement: Placement | None = None
     label: Label
     request: dict[str, RequestField] = Field(default_factory=dict)
     candidate: dict[str, RequestField] = Field(default_factory=dict)
@@ -231,6 +234,9 @@ class Events(TableSource):
                 )
             check_shown(self)
             self.join_rule()
+        clock = self.time.column if self.time else self.order
+        declared = (*self.categorical, *self.numeric, *self.read, self.user, self.item, clock, self.label.column)
+        check_placement(self, taken=declared, of_impressions=(POSITION, SURFACE))
         if self.forgotten is not None and self.user is None:
             raise ValueError('forgotten names users, so the events need user = "..."; add it, or remove forgotten')
         if self.candidate and self.label.implicit:
@@ -272,6 +278,17 @@ class Events(TableSource):
     def lag(self) -> int:
         """Time after a row's own time until its label is known, in the unit of the events' time. 0 for files."""
         return 1_000 * self.join_rule().horizon_ms if self.origin == "impressions" else 0
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """Columns of the placement, the position first."""
+        return () if self.placement is None else self.placement.columns
+
+    @property
+    def first_position(self) -> int:
+        """Number of the first position: 0 for impressions, else as declared, by default 1."""
+        first = self.placement.first if self.placement is not None else None
+        return first if first is not None else int(self.origin == "files")
 
     def topics(self) -> dict[str, TableSource]:
         """Returns the exported files of both topics, by `impressions` and `outcomes`."""

@@ -90,7 +90,8 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
     Returns:
         (R, …): event UInt32, the row's 0-based position in the files; user_id and item_id String, each only where
         declared; time Int64, microseconds since 1970, or the order column's value, or without either the position;
-        label Int8, 1 or 0; then the categorical and the numeric columns of the context, as in `read_items`.
+        label Int8, 1 or 0; then the categorical and the numeric columns of the context, as in `read_items`, and the
+        columns of the placement.
         And the number of rows dropped, so `event` may skip. Older events of forgotten users are dropped too.
 
     Raises:
@@ -175,7 +176,7 @@ def load_events(dataset: Dataset, only: FileSlice | None = None) -> SourceTable:
         return load_impressions(events, dataset.directory)
     clock = events.time.column if events.time else events.order
     keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
-    wanted = keys | {*events.categorical, *events.numeric, *events.read, EVENT_ID}
+    wanted = keys | {*events.categorical, *events.numeric, *events.read, *events.placed, EVENT_ID}
     return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical, only=only)
 
 
@@ -185,7 +186,8 @@ def message_columns(table: SourceTable, events: Events) -> pl.DataFrame:
     A message then means the same as its row in the files.
     """
     read = {name for name, kind in events.read.items() if kind == "text"}
-    texts = {EVENT_ID, events.user, events.item, *events.categorical, *read}
+    placed = events.placement.categorical if events.placement is not None else ()
+    texts = {EVENT_ID, events.user, events.item, *events.categorical, *read, *placed}
     parsed = [infer(own) if table.kind == "csv" and own.name not in texts else own for own in table.frame]
     return pl.DataFrame([wire(own) for own in parsed])
 
@@ -237,11 +239,27 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
     else:
         time = event.cast(pl.Int64)
     columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events, time)]
-    frame = pl.DataFrame(columns)
+    frame = pl.DataFrame([*columns, *_placed(table, events)])
     if not frame["label"].null_count():
         return frame, 0
     kept = frame.filter(pl.col("label").is_not_null())
     return kept, frame.height - kept.height
+
+
+def _placed(table: SourceTable, events: Events) -> list[pl.Series]:
+    """Returns the columns of the placement: the position (R,) Int32 from 0, the others (R,) String."""
+    if events.placement is None:
+        return []
+    found: list[pl.Series] = []
+    for name in events.placed:
+        if name == events.placement.position:
+            found.append(column.positions_shown(table, name, least=events.first_position))
+            continue
+        values = column.texts(table, name)
+        if isinstance(values.dtype, pl.List):
+            raise table.error(name, "holds lists, but a column of the placement has one value; name another column")
+        found.append(values)
+    return found
 
 
 def remembered_events(frame: pl.DataFrame, dropped: int, dataset: Dataset) -> tuple[pl.DataFrame, int]:

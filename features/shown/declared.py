@@ -83,7 +83,10 @@ def check_shown(events: ShownEvents) -> None:
         if name not in _FEATURES and (name not in events.fields or name in taken_names):
             why = "an outcome is a label and no feature" if name in events.outcomes else "rows of impressions lack it"
             if name == "position":
-                why = "a server has no position when it ranks, so the position of training would leak into the scores"
+                why = (
+                    "a server has no position when it ranks, so the position of training would leak into the scores; "
+                    'write it as position = "position" under [events.placement]'
+                )
             raise ValueError(
                 f"column {name!r} cannot be a feature: {why}; there are {', '.join(_FEATURES)} and the fields of "
                 "[events.request] and [events.candidate]"

@@ -184,7 +184,7 @@ def event_decoder(events: Events, schemas: Schemas | None = None) -> Decoder:
     """Returns a decoder of the topic `events`: the columns that the events table needs."""
     keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
     required = tuple(dict.fromkeys(key for key in keys if key))
-    optional = dict.fromkeys((*events.categorical, *events.numeric, *events.read))
+    optional = dict.fromkeys((*events.categorical, *events.numeric, *events.read, *events.placed))
     fields = DeclaredFields(
         "events", required, tuple(name for name in optional if name not in required), _numeric(events)
     )

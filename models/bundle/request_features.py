@@ -54,7 +54,10 @@ def sent_values(
         EventError: A name is unknown, or a value is not of the declared type.
     """
     events = bundle.dataset.events
-    known = [name for name in (*events.categorical, *events.numeric, *events.read) if name not in events.candidate]
+    # A request may name its surface, which goes into the impression. The scores do not depend on it.
+    placed = events.placement.categorical if events.placement is not None else ()
+    columns = (*events.categorical, *events.numeric, *events.read, *placed)
+    known = [name for name in columns if name not in events.candidate]
     unknown = [name for name in context if name not in known]
     if unknown:
         valid = ", ".join(known) or "none"
@@ -62,6 +65,7 @@ def sent_values(
         raise EventError(f"context: unknown column {unknown[0]!r}; {near}the dataset's event columns are: {valid}")
     try:
         own = served_fields(events.request, context, known=known)
+        context = {name: value for name, value in context.items() if name not in placed}
         return SentValues({**context, **own}, served_columns(events.candidate, fields, count))
     except ValueError as error:
         raise EventError(str(error)) from error

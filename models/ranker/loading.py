@@ -97,7 +97,8 @@ def dimensions(schema: Schema, frame: Frame, admission: Admission) -> Assembler:
 
 def event_columns(schema: Schema) -> list[str]:
     """Returns the names of the events' own columns that a schema reads."""
-    return [*schema.columns("event"), *(numeric.column for numeric in schema.numeric if numeric.of == "event")]
+    numeric = (numeric.column for numeric in schema.numeric if numeric.of == "event")
+    return [*schema.columns("event"), *numeric, *(one.column for one in schema.placement)]
 
 
 def examples(part: pl.DataFrame) -> Examples:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.ranker.dcn import cross_net, mlp
+from models.ranker.placement import PlacementPath
 from models.table.batch import Batch
 from models.table.reference import EmbeddingTable
 from models.table.schema import Schema
@@ -127,9 +128,14 @@ class DensePart(nn.Module):
                 self.content = nn.Linear(schema.content, config.content)
                 width += config.content
         self.network = Network(width, config, seed=seed, plain=plain)
+        if schema.placement:
+            self.placement = PlacementPath(schema.placement)
 
     def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
-        """Returns logits (B,) of the table's output (B, K · D) and the batch it came from."""
+        """Returns logits (B,) of the table's output (B, K · D) and the batch it came from.
+
+        Without cells of the placement, the constant of the position path takes their place.
+        """
         dtype = self.network.head.weight.dtype
         pooled = pooled.to(dtype)
         inputs = [pooled[:, self._columns["plain"]] if self._attended else pooled]
@@ -142,6 +148,9 @@ class DensePart(nn.Module):
         if batch.content is not None:
             inputs.append(self.content(batch.content.to(dtype)))
         logits: Tensor = self.network(*inputs, batch.numeric.to(dtype))
+        if self._schema.placement:
+            path = self.placement
+            logits = logits + (path.reference if batch.placement is None else path(batch.placement))
         return logits
 
     def _keep_columns(self, **columns: Tensor) -> None:

@@ -35,11 +35,14 @@ from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Examples
 from models.table.device_block import MOST_PADDING, DeviceBlock
 from models.table.open import open_table
+from models.table.placement import placement_cells
 from models.table.reference import RowPrecision
 from models.table.schema import Schema
 
 _TRAIN, _VALIDATION = "train", "validation"
 _SCORE_ROWS = 8_192
+Objective = Callable[[Tensor, Batch], Tensor]
+"""Mean loss of logits (B,) of a batch."""
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["float32", "bfloat16", "auto"]
 # Share of time `auto` must save to leave float32: less is within the noise of a few steps.
@@ -119,6 +122,7 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
     checkpointing: Checkpointing | None = None,
     start: Ranker | None = None,
+    objective: Objective | None = None,
 ) -> Trained:
     """Trains on the frame's train part and keeps the epoch with the lowest log loss on its validation part.
 
@@ -126,6 +130,7 @@ def train(
         progress: Called with (examples done, most examples in all epochs).
         checkpointing: Continues from an existing checkpoint, to the bits of a run that was not interrupted.
         start: Ranker of the same schema to start from instead of a fresh one; it is trained in place.
+        objective: Loss to lower on the train part and to compare epochs by. By default the log loss.
 
     Raises:
         DatasetError: A part is empty, or a label is neither 0 nor 1.
@@ -139,12 +144,22 @@ def train(
         source = sighted(schema, frame, parts[_TRAIN])
         blocks = LoadedBlocks(source, parts)
         ranker = on_device(schema, start or new_ranker(schema, config, device), config, device)
-        training = _Training(blocks, ranker, config, device, positives=positives[_TRAIN])
+        training = _Training(blocks, ranker, config, device, positives=positives[_TRAIN], objective=objective)
         if checkpointing:
             training.go_on(checkpointing.path)
         training.run(progress, checkpointing)
         trained = on_device(schema, training.ranker, config, CPU)
+        if schema.placement:
+            trained.network.placement.settle(_cells(schema, parts[_TRAIN]))
         return Trained(trained.eval(), source.admission.published, training.losses, training.precision, device.about)
+
+
+def _cells(schema: Schema, blocks: Blocks) -> Iterator[NDArray[np.int64]]:
+    """Yields the cells of the position path of each block of a part."""
+    for block in blocks.frames(*(one.column for one in schema.placement)):
+        cells = placement_cells(schema.placement, block)
+        assert cells is not None
+        yield cells
 
 
 def _positives(name: str, blocks: Blocks) -> float:
@@ -158,10 +173,18 @@ class _Training:
     """State of one training run and the loop that advances it."""
 
     def __init__(
-        self, blocks: LoadedBlocks, ranker: Ranker, config: TrainConfig, device: Device, *, positives: float
+        self,
+        blocks: LoadedBlocks,
+        ranker: Ranker,
+        config: TrainConfig,
+        device: Device,
+        *,
+        positives: float,
+        objective: Objective | None,
     ) -> None:
         self.ranker = ranker
         self.losses: tuple[float, ...] = ()
+        self._objective = objective
         self._blocks = blocks
         self._heights = blocks.parts[_TRAIN].heights
         self._config = config
@@ -249,7 +272,7 @@ class _Training:
         return self._held[1]
 
     def _step(self, batch: Batch) -> None:
-        loss = functional.binary_cross_entropy_with_logits(self._logits(batch), batch.labels)
+        loss = (self._objective or _mean_log_loss)(self._logits(batch), batch)
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -270,6 +293,8 @@ class _Training:
     def _held_out_loss(self, number: int) -> float:
         """Returns the log loss of one block of the validation part, summed over its examples."""
         source, rows = self._blocks.load(_VALIDATION, number)
+        if self._objective is not None:
+            return _summed(self._objective, self.ranker, source, rows, self._device)
         found = predict(self.ranker, source, rows, self._device)
         if not np.isfinite(found).all():
             raise self._diverged()
@@ -384,6 +409,21 @@ def predict_part(
     """Returns probabilities (E,) float32 of a part's examples, in the order of the part; reads block by block."""
     loaded = LoadedBlocks(dimensions(schema, frame, admission), {"": blocks})
     return blocks.arranged([predict(ranker, *loaded.load("", number)) for number in range(len(blocks))])
+
+
+def _mean_log_loss(logits: Tensor, batch: Batch) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, batch.labels)
+
+
+@torch.no_grad()
+def _summed(objective: Objective, ranker: Ranker, source: Assembler, rows: Examples, device: Device) -> float:
+    """Returns an objective, summed over the examples."""
+    total = 0.0
+    for start in range(0, len(rows), _SCORE_ROWS):
+        index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))
+        batch = source.batch(rows.take(index)).to(device)
+        total += float(objective(ranker(batch), batch)) * len(index)
+    return total
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

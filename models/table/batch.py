@@ -18,6 +18,7 @@ from features.device import Device
 from features.history import Jagged
 from models.table.admission import Admission
 from models.table.column_rows import ColumnValues, Growable
+from models.table.placement import placement_cells
 from models.table.schema import Feature, Numeric, Schema, Source
 
 # Limit of a scaled value: a value far beyond those of training must not dominate all others.
@@ -59,6 +60,8 @@ class Entities:
             name: ColumnValues(frame[name], schema, feature, admission) for name, feature in schema.columns(of).items()
         }
         self._numeric = Growable(self._scaled(frame))
+        # (N, C) cells of the position path; None for entities without a place, such as a server's request.
+        self.placement = placement_cells(schema.placement, frame) if of == "event" else None
 
     @property
     def size(self) -> int:
@@ -136,6 +139,7 @@ class Batch:
         offsets: (B · K + 1,) int64 first place of each bag among `values`, if the bags are example by example and not
             lookup by lookup; None in a batch that `lengths` describes.
         weights: (V,) float32 weight of each value of a batch with offsets, in place of `scale`; None for all 1.
+        placement: (B, C) int64 cells of the position path; None at a server, whose scores use the path's constant.
     """
 
     values: Tensor
@@ -147,6 +151,7 @@ class Batch:
     content: Tensor | None = None
     offsets: Tensor | None = None
     weights: Tensor | None = None
+    placement: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -268,7 +273,7 @@ class Assembler:
                 values.append(rows[ends[slot] : ends[slot + 1], : feature.chunks].T.ravel())
                 lengths += [bag] * feature.chunks
                 scales += [scale[slot]] * feature.chunks
-        size = len(examples)
+        size, placement = len(examples), self.events.placement
         return Batch(
             values=torch.from_numpy(np.concatenate(values) if values else np.zeros(0, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)),
@@ -277,6 +282,7 @@ class Assembler:
             labels=torch.from_numpy(examples.labels),
             visits=torch.from_numpy(np.diff(examples.history.offsets)) if self.schema.attends else None,
             content=torch.from_numpy(self._content(examples)) if self.schema.content else None,
+            placement=None if placement is None else torch.from_numpy(placement[examples.context]),
         )
 
     def sightings(self, examples: Examples) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:

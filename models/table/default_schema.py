@@ -14,6 +14,7 @@ from features.errors import BundleError
 from features.frame import Frame
 from features.history import DEFAULT_LENGTH
 from models.table.batch import log_scaled
+from models.table.placement import MOST_POSITIONS, PlacementColumn
 from models.table.schema import SEMANTIC_ID, Feature, Numeric, Schema, Source
 
 _WIDE_FROM = 1_000
@@ -94,7 +95,25 @@ def default_schema(
         admission=options.admission,
         content=_content_width(frame, options.content),
         aggregates=frame.aggregates,
+        placement=placement_columns(dataset, frame),
     )
+
+
+def placement_columns(dataset: Dataset, frame: Frame) -> tuple[PlacementColumn, ...]:
+    """Returns the columns of the position path, with the positions of training and the words of all parts."""
+    declared = dataset.events.placement
+    if declared is None:
+        return ()
+    found: list[PlacementColumn] = []
+    for name in declared.columns:
+        if name == declared.position:
+            most = [block[name].max() for block in frame.blocks("train").frames(name)]
+            last = max((int(one) for one in most if one is not None), default=0)  # type: ignore[arg-type]
+            found.append(PlacementColumn(name, positions=min(last + 1, MOST_POSITIONS)))
+        else:
+            words = tuple(_vocabulary(block[name] for block in frame.all_blocks().frames(name)))
+            found.append(PlacementColumn(name, vocabulary=words))
+    return tuple(found)
 
 
 def hashed_id_schema(schema: Schema) -> Schema:
@@ -102,7 +121,7 @@ def hashed_id_schema(schema: Schema) -> Schema:
     kept = [feature for feature in schema.features if not (_is_item_feature(feature) and feature.column != "item_id")]
     single = tuple(Feature(f.name, f.of, f.column, f.salt) for f in kept)
     numeric = tuple(numeric for numeric in schema.numeric if numeric.of not in ("item", "aggregate"))
-    return Schema(single, numeric, schema.rows, schema.dim, schema.history_length)
+    return Schema(single, numeric, schema.rows, schema.dim, schema.history_length, placement=schema.placement)
 
 
 def _shaped(feature: Feature, vocabulary: Sequence[str], options: TableOptions) -> Feature:

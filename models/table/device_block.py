@@ -117,6 +117,8 @@ class DeviceBlock:
         self._numeric = device.put(source.numeric(examples))
         self._labels = device.put(examples.labels)
         self._content = device.put(source.vectors) if schema.content and source.vectors is not None else None
+        placement = source.events.placement
+        self._placement = None if placement is None else device.put(placement[examples.context])
         self._layout()
 
     @property
@@ -144,6 +146,7 @@ class DeviceBlock:
             content=self._content[self._index["item"][index]] if self._content is not None else None,
             offsets=self.offsets(size),
             weights=None if weights is None else weights.reshape(-1),
+            placement=None if self._placement is None else self._placement[index],
         )
 
     def offsets(self, size: int) -> Tensor:

@@ -13,6 +13,7 @@ from features.aggregate.plan import NOTHING, AggregatePlan
 from features.errors import BundleError
 from features.hashing import HashSpec
 from models.table.admission import MOST_SIGHTINGS
+from models.table.placement import PlacementColumn
 
 Source = Literal["user", "item", "event", "history", "aggregate"]
 SEMANTIC_ID = "semantic_id"
@@ -71,6 +72,7 @@ class Schema:
         admission: Sightings after which a hashed value reads rows; 0 admits every value.
         content: Width of the item's content vector that the network reads beside the table; 0 for none.
         aggregates: Aggregates that the numeric features of `aggregate` read.
+        placement: Columns of the position path. They are no features: the network does not read them.
     """
 
     features: tuple[Feature, ...]
@@ -81,6 +83,7 @@ class Schema:
     admission: int = 0
     content: int = 0
     aggregates: AggregatePlan = NOTHING
+    placement: tuple[PlacementColumn, ...] = ()
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]

@@ -166,6 +166,9 @@ def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", 
     numeric = [feature.column for feature in schema.numeric if feature.of == of]
     missing = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in table.columns]
     missing += [pl.lit(None, dtype=pl.Float32).alias(name) for name in numeric if name not in table.columns]
+    if of == "event":
+        placed = [one.column for one in schema.placement if one.column not in table.columns]
+        missing += [pl.lit(None, dtype=pl.String).alias(name) for name in placed]
     return table.with_columns(missing) if missing else table
 
 

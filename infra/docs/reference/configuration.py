@@ -19,6 +19,7 @@ from features.dataset.descriptor import Dataset, Events, Items, Users
 from features.dataset.label import Label
 from features.dataset.source import Categorical, TableSource
 from features.dataset.split import Split
+from features.shown.placement import Placement
 from features.value.expression import Derived
 from features.value.field import RequestField
 from features.value.vector import GivenSpace
@@ -39,6 +40,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`time = { … }`", Time, None),
     ("`label = { … }`", Label, None),
     ("`[events.request]`, `[events.candidate]`: `NAME = { … }`", RequestField, None),
+    ("`[events.placement]`", Placement, None),
     ("`[split]`", Split, None),
     ("`[aggregates]`: `NAME = { … }`", Aggregate, None),
     ("`[features]`: `NAME = { … }`", Derived, None),
