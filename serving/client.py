@@ -29,7 +29,6 @@ from serving.client_call import (
     Retrieval,
     Version,
     embeddings_call,
-    forget_call,
     item_call,
     rank_call,
     request_headers,
@@ -192,21 +191,6 @@ class Client:
         """
         return self._do(send_call("outcomes", outcomes)).accepted
 
-    def forget(self, user: str) -> None:
-        """Appends a request to forget a user, which the stream applies at its next batch.
-
-        The key needs the scope `forget`. A later event of the user begins a new life of the id.
-
-        Args:
-            user: Id of the user. An unknown id is accepted too.
-
-        Raises:
-            ApiError: The server refused the request.
-            ConnectionError: The server does not answer. The request may have been appended. A second request is safe,
-                and removes also what the user has done since.
-        """
-        self._do(forget_call(user))
-
     def item(self, item: str) -> Item:
         """Returns an item as the bundle and the stream know it.
 
@@ -298,10 +282,6 @@ class AsyncClient:
     async def send_outcomes(self, outcomes: Sequence[Mapping[str, Any]]) -> int:
         """See `Client.send_outcomes`."""
         return (await self._do(send_call("outcomes", outcomes))).accepted
-
-    async def forget(self, user: str) -> None:
-        """See `Client.forget`."""
-        await self._do(forget_call(user))
 
     async def item(self, item: str) -> Item:
         """See `Client.item`."""

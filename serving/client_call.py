@@ -207,7 +207,7 @@ class Call(Generic[T]):
         self.kind, self.method, self.path = kind, method, path
         fields = {name: value for name, value in (body or {}).items() if value is not None}
         self.content = msgspec.json.encode(fields) if body is not None else None
-        self.writes = method == "DELETE" or path in ("/v1/events", "/v1/items", "/v1/outcomes")
+        self.writes = path in ("/v1/events", "/v1/items", "/v1/outcomes")
 
     def retry_after_s(self, response: httpx.Response) -> float | None:
         """Returns the pause before another try, seconds, or None for no other try."""
@@ -295,17 +295,7 @@ def send_call(kind: str, rows: Sequence[Mapping[str, Any]]) -> Call[_Accepted]:
 
 def item_call(item: str) -> Call[Item]:
     """Returns the call of `Client.item`."""
-    return Call(Item, "GET", f"/v1/items/{_segment(item)}")
-
-
-def forget_call(user: str) -> Call[_Accepted]:
-    """Returns the call of `Client.forget`."""
-    return Call(_Accepted, "DELETE", f"/v1/users/{_segment(user)}")
-
-
-def _segment(identity: str) -> str:
-    """Returns an id as a segment of a path. A dot is quoted too, since `.` and `..` alone would shorten the path."""
-    return quote(identity, safe="").replace(".", "%2E")
+    return Call(Item, "GET", f"/v1/items/{quote(item, safe='')}")
 
 
 VERSION_CALL = Call(Version, "GET", "/v1/version")

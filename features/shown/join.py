@@ -45,6 +45,7 @@ class ShownRow(NamedTuple):
         labels: 1 or 0 for each kind of outcome of the rule.
         appended_ms: Time when the impression was appended, milliseconds since 1970.
         fields: Served values of the fields of request and candidate, by name.
+        explored: Positions of the impression whose order chance decided, ascending.
     """
 
     id: int
@@ -57,6 +58,7 @@ class ShownRow(NamedTuple):
     labels: tuple[int, ...]
     appended_ms: int
     fields: dict[str, Any] = {}  # noqa: RUF012
+    explored: tuple[int, ...] = ()
 
 
 def row_id(impression: str, item: str) -> int:
@@ -216,6 +218,7 @@ class Join:
 
     def _rows(self, shown: _Open) -> Iterable[ShownRow]:
         message = shown.message
+        explored = tuple(sorted(set(message.explored)))
         for item, position in shown.positions.items():
             labels = tuple(int((item, kind) in shown.found) for kind in range(len(self.rule.outcomes)))
             time_ms = min(message.time_ms, shown.at_ms + CLOCK_SLACK_MS)
@@ -230,4 +233,5 @@ class Join:
                 labels,
                 shown.at_ms,
                 message.values_at(position),
+                explored,
             )

@@ -26,6 +26,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         surface: Place where the items were shown, such as `home`; "" if the request named none.
         context: Served values of the request's declared fields, by name.
         candidates: Served values of the candidates' declared fields, by name: a value for each of `items`.
+        explored: Positions whose order chance decided, from 0, ascending.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     ms: float = 0.0
     failed: bool = False
     surface: str = ""
+    explored: list[int] = []
     context: dict[str, Any] = {}
     candidates: dict[str, list[Any]] = {}
 

@@ -10,6 +10,7 @@ from features.shown.message import Impression
 from serving.metrics import Stopwatch
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
+from serving.traffic.explore import Explorer
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Pinned, Router
 
@@ -23,6 +24,7 @@ def accounted(
     *,
     surface: str = "",
     sample: Callable[[str, RankingAnswer], None] | None = None,
+    explorer: Explorer | None = None,
 ) -> tuple[RankingAnswer, Impression | None]:
     """Ranks by the pinned bundle and records an impression of its arms.
 
@@ -37,6 +39,7 @@ def accounted(
         recorder: Receives the impression. None records no impression.
         ask: Ranks by a service.
         surface: Place where the answer is shown, from the request's context.
+        explorer: Lets chance decide the order of two neighbours in some answers. Needs a recorder.
         sample: Receives the request's id and the answer. Decides by the id whether to log the answer's inputs.
 
     Returns:
@@ -49,12 +52,17 @@ def accounted(
         if recorder is not None and not _refused(current, pinned, error, ask):
             recorder.put(_impression(pinned, request, user, (), watch, surface=surface, failed=True))
         raise
-    shown = None
-    if recorder is not None:
-        shown = _impression(pinned, request, user, ranking.items, watch, surface=surface, sent=ranking.sent)
-        recorder.put(shown)
     if sample is not None:
         sample(request, ranking)
+    shown = None
+    if recorder is not None:
+        explored: list[int] = []
+        if explorer is not None:
+            ranking, explored = explorer.arranged(request, ranking)
+        shown = _impression(
+            pinned, request, user, ranking.items, watch, surface=surface, sent=ranking.sent, explored=explored
+        )
+        recorder.put(shown)
     return ranking, shown
 
 
@@ -87,6 +95,7 @@ def _impression(
     surface: str,
     failed: bool = False,
     sent: tuple[dict[str, Any], dict[str, list[Any]]] = ({}, {}),
+    explored: Sequence[int] = (),
 ) -> Impression:
     bundle = pinned.service.bundle
     return Impression(
@@ -104,4 +113,5 @@ def _impression(
         surface=surface,
         context=sent[0],
         candidates=sent[1],
+        explored=list(explored),
     )

@@ -17,6 +17,7 @@ from tessera.cli.forget import forget, topics_rewrite
 from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
 from tessera.cli.operation import doctor, status
+from tessera.cli.propensities import propensities
 from tessera.cli.rollout import rollout
 from tessera.cli.run import RunCommand, run, run_until
 from tessera.cli.serve import keys, serve
@@ -133,6 +134,7 @@ app.command()(replay)
 app.command()(verify)
 app.command()(skew)
 app.command()(backfill)
+app.command()(propensities)
 app.add_typer(letters, name="deadletters")
 app.command()(forget)
 topics.command("rewrite")(topics_rewrite)

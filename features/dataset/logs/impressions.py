@@ -45,6 +45,17 @@ def load_impressions(events: Events, directory: Path) -> SourceTable:
     Raises:
         DatasetError: A file is missing, holds another message, or no impression of the files has closed.
     """
+    impressions = source_files(events.topics()["impressions"], directory, "events")
+    rows = joined_rows(events, directory)
+    try:
+        frame = rows_frame(rows, events)
+    except TypeError as error:
+        raise DatasetError(f"{impressions[0]}: [events] {error}; export the topic again") from error
+    return SourceTable("events", frame, tuple(frame.columns), impressions, _heights(impressions, rows), "jsonl")
+
+
+def joined_rows(events: Events, directory: Path) -> list[ShownRow]:
+    """Returns the rows of the impressions that have closed, in the order of the join; see `load_impressions`."""
     topics = events.topics()
     impressions = source_files(topics["impressions"], directory, "events")
     join = Join(events.join_rule())
@@ -67,11 +78,7 @@ def load_impressions(events: Events, directory: Path) -> SourceTable:
             f"{impressions[0]}: [events] no impression has closed by the newest message of the logs "
             f"({len(join):,} are open, window = {events.window!r}); export longer logs, or give a shorter window"
         )
-    try:
-        frame = rows_frame(rows, events)
-    except TypeError as error:
-        raise DatasetError(f"{impressions[0]}: [events] {error}; export the topic again") from error
-    return SourceTable("events", frame, tuple(frame.columns), impressions, _heights(impressions, rows), "jsonl")
+    return rows
 
 
 def rows_frame(rows: list[ShownRow], events: Events) -> pl.DataFrame:

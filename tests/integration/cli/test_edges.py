@@ -78,6 +78,7 @@ ARGUMENTS = {
     "topics create": "",
     "topics rewrite": "",
     "forget": "bob",
+    "propensities": "{base}/base.toml",
     "topics positions": "",
 }
 # What needs nothing of the place works.

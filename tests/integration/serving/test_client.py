@@ -18,11 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from features.value.forgotten import hashed
 from serving.client import ApiError, AsyncClient, Client
-from streaming.forget.request import audit
-from streaming.log.sqlite import LocalLog
-from streaming.log.topics import Topics
 from tests.integration.world import World
 from tests.servers import free_port
 
@@ -34,9 +30,7 @@ class Served:
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("TESSERA_", "MLFLOW_"))
         } | {"TESSERA_HOME": str(home), "OMP_WAIT_POLICY": "passive"}
-        self.home = home
         self.reader, self.writer = self._key("reader", "read"), self._key("writer", "write")
-        self.forgetter = self._key("privacy", "forget")
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         self.log = home / "serve.log"
         with self.log.open("wb") as log:
@@ -138,33 +132,6 @@ def test_the_async_client_makes_the_same_calls(served: Served, world: World) -> 
     asyncio.run(calls())
 
 
-# Ids that would change the path of a request if they were not quoted.
-@pytest.mark.parametrize("user", ["42", "some/body else?x=1#y", "..", "a/../b", "%2e", "ü 名"])
-def test_both_clients_forget_a_user_of_any_id(served: Served, user: str) -> None:
-    async def ask() -> None:
-        async with AsyncClient(served.url, key=served.forgetter) as client:
-            await client.forget(user)
-
-    with contextlib.closing(LocalLog(served.home / "log.db")) as log:
-        before = len(list(audit(log, Topics())))
-        with Client(served.url, key=served.forgetter) as client:
-            client.forget(user)
-        asyncio.run(ask())
-        lines = list(audit(log, Topics()))[before:]
-    assert [(line.kind, line.by, line.user) for line in lines] == [
-        ("requested", "privacy", hashed(user, line.salt)) for line in lines
-    ]
-    assert len(lines) == 2
-
-
-def test_a_client_forgets_nobody_without_the_scope_or_the_id(served: Served) -> None:
-    with Client(served.url, key=served.writer) as client, pytest.raises(ApiError, match="no scope 'forget'"):
-        client.forget("42")
-    with Client(served.url, key=served.forgetter) as client, pytest.raises(ApiError) as wrong:
-        client.forget("")
-    assert (wrong.value.status, wrong.value.field) == (422, "user")
-
-
 class Grudging(BaseHTTPRequestHandler):
     """Refuses twice, then answers."""
 
@@ -172,7 +139,7 @@ class Grudging(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.seen.append(self.path)
-        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.rfile.read(int(self.headers["content-length"]))
         refuses = len(self.seen) % 3
         self.send_response(503 if refuses else 202)
         if refuses:
@@ -186,8 +153,6 @@ class Grudging(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_DELETE = do_POST
-
     def log_message(self, *_: Any) -> None: ...
 
 
@@ -196,19 +161,14 @@ def test_a_read_is_tried_again_and_a_write_that_may_have_been_taken_is_not() -> 
     with HTTPServer(("127.0.0.1", 0), Grudging) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        try:
-            with Client(f"http://127.0.0.1:{server.server_port}") as client:
-                assert client.embeddings("f", ["a"]).vectors == [[1.0]]
-                assert Grudging.seen == ["/v1/embeddings"] * 3
-                with pytest.raises(ApiError, match="later"):
-                    client.send_events([{}])
-                assert Grudging.seen[3:] == ["/v1/events"]
-                with pytest.raises(ApiError, match="later"):
-                    client.forget("a/b.c")
-                assert Grudging.seen[4:] == ["/v1/users/a%2Fb%2Ec"]
-        finally:
-            server.shutdown()
-            thread.join()
+        with Client(f"http://127.0.0.1:{server.server_port}") as client:
+            assert client.embeddings("f", ["a"]).vectors == [[1.0]]
+            assert Grudging.seen == ["/v1/embeddings"] * 3
+            with pytest.raises(ApiError, match="later"):
+                client.send_events([{}])
+            assert Grudging.seen[3:] == ["/v1/events"]
+        server.shutdown()
+        thread.join()
     with (
         Client(f"http://127.0.0.1:{free_port()}", retries=1) as client,
         pytest.raises(ConnectionError, match="no answer"),
