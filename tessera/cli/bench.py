@@ -31,6 +31,7 @@ NEEDS = {
     "aspects": Needs(content=True, ranks=True),
     "correction": Needs(content=True, ranks=True),
     "aggregates": Needs(ranks=True),
+    "shown": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "stream": Needs(servers=True, peers=(FEAST,)),
     "freshness": Needs(servers=True),
@@ -271,6 +272,10 @@ def _on_dataset(name: str) -> "Callable[..., BenchResult]":
         from tessera.bench.encoder.upgrade import upgrade
 
         return upgrade
+    if name == "shown":
+        from tessera.bench.shown.shown import shown
+
+        return shown
     if name == "compression":
         from tessera.bench.offline.compression import compression
 

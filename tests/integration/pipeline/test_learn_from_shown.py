@@ -197,7 +197,7 @@ class Kept:
         ('["surface"]', '[]\nplacement = { categorical = ["position"] }', "'position' is a number; write position ="),
         ('["surface"]', '[]\nplacement = { position = "surface" }', "'surface' is no number; write position ="),
         ('["surface"]', '[]\nplacement = { position = "position", first = 1 }', "are counted from 0; remove first"),
-        ('["surface"]', '[]\nplacement = { positon = "position" }', "unknown key 'positon'"),
+        ('["surface"]', '[]\nplacement = { place = "position" }', "unknown key 'place'"),
         ('window = "1m"', 'item = "sku"', "has the columns user, item and time"),
         ("[split]", '[aggregates]\nctr = { by = "item", value = "rate" }\n[split]', "before the outcome happened"),
         ('"shown.jsonl"', '"shown.csv"', "reads jsonl or parquet"),

@@ -1,0 +1,1 @@
+"""Benchmark of learning from what was shown: clicks are simulated, and the examination of each position is known."""
