@@ -236,7 +236,7 @@ def _health(router: APIRouter, console: Console) -> None:
     def health() -> HTMLResponse:
         with console.current.pinned() as service:
             found = console.insight.get(service.bundle)
-            facts = view.quality(service.bundle.manifest.metrics)
+            facts = view.quality(service.bundle.manifest.metrics) | view.placement(service.bundle)
         return console.page("health", "/health", insight=found, why=console.insight.failed, **facts)
 
 

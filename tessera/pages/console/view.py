@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from features.aggregate.aggregator import Reading
 from features.errors import TesseraError
+from models.bundle.bundle import Bundle
 from models.ranker.evaluate import PARTS
 from models.registry.lineage import ModelVersion
 from serving.ranking.service import RankService
@@ -206,6 +207,14 @@ def quality(metrics: dict[str, Any]) -> dict[str, Any]:
         "codebook": metrics.get("semantic_ids"),
         "drift": metrics.get("drift"),
     }
+
+
+def placement(bundle: Bundle) -> dict[str, Any]:
+    """Returns the position path of a bundle: the log-odds of each value, and the constant of a server."""
+    if not bundle.schema.placement:
+        return {"placement": [], "constant": None}
+    path = bundle.network().placement
+    return {"placement": path.curves(), "constant": float(path.reference)}
 
 
 def _unseen(parts: dict[str, Any]) -> list[dict[str, Any]]:

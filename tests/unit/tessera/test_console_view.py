@@ -19,14 +19,15 @@ PARTS = {
 }
 
 
-def page(metrics: dict[str, Any]) -> str:
+def page(metrics: dict[str, Any], more: dict[str, Any] | None = None) -> str:
     pages = Environment(
         loader=PackageLoader("tessera.pages.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio}
     found: str = pages.get_template("health.html").render(
-        pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="", **view.quality(metrics)
-    )
+        pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="",
+        **{"placement": [], "constant": None} | view.quality(metrics) | dict(more or {})
+    )  # fmt: skip
     return found
 
 
@@ -48,6 +49,16 @@ def test_the_metrics_of_an_earlier_release_show_the_items_alone() -> None:
     assert "of items unseen in training" in shown
     assert "users" not in shown
     assert view.quality({})["unseen"] == []
+
+
+def test_the_position_path_is_a_table_where_a_bundle_has_one() -> None:
+    rows = [{"column": "position", "value": "0", "logit": 1.25}, {"column": "surface", "value": "<b>", "logit": -0.5}]
+    shown = page({}, {"placement": rows, "constant": -0.75})
+    assert "<td>position</td><td>0</td>" in shown
+    assert "+1.250" in shown
+    assert "<td>&lt;b&gt;</td>" in shown
+    assert "the constant -0.750 that a server adds" in shown
+    assert "Where items are shown" not in page({})
 
 
 def test_a_version_shows_its_auc_for_new_users() -> None:
