@@ -23,11 +23,13 @@ class Placement(Config):
         position: Column of the position in the list, a whole number. A missing value is unknown.
         categorical: Columns such as the surface or the device, one value each.
         first: Number of the first position, 0 or 1. By default 0 for impressions and 1 for files.
+        explore: Share of a server's answers in which chance orders two neighbours, 0 to 1; see `tessera propensities`.
     """
 
     position: str | None = Field(None, min_length=1)
     categorical: tuple[str, ...] = ()
     first: Literal[0, 1] | None = None
+    explore: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -267,5 +267,7 @@ def _unwrapped(data: bytes, name: str) -> _Wrapped:
 
 def _numeric(source: Events | Items) -> frozenset[str]:
     named = {name for name, kind in source.read.items() if kind == "number"}
+    if isinstance(source, Events) and source.placement is not None and source.placement.position is not None:
+        named.add(source.placement.position)
     # A column may be declared categorical too: then text is no other type.
     return frozenset({*source.numeric, *named} - {*source.categorical})

@@ -50,7 +50,6 @@ from serving.ranking.service import RankService
 from serving.retrieval.meaning import Meant
 from serving.skew.sample import SkewSampler
 from serving.traffic.accounting import accounted
-from serving.traffic.explore import Explorer
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
 from serving.traffic.shadow import Shadows
@@ -81,7 +80,6 @@ class AppParts:
         hosts: Host names of the server; the loopback names by default.
         intake: Appends events and items; None without a log.
         recorder: Records impressions; None records none.
-        explorer: Explores positions in some answers; None explores none.
         sampler: Samples answers and logs what they read; None samples none.
         shadows: Rank shown candidates by the challengers of shadow experiments.
         reload: Checks for another bundle at once; returns the bundle's id.
@@ -96,7 +94,6 @@ class AppParts:
     hosts: Hosts = field(default_factory=Hosts)
     intake: Intake | None = None
     recorder: Recorder | None = None
-    explorer: Explorer | None = None
     sampler: SkewSampler | None = None
     shadows: Shadows | None = None
     reload: Callable[[], str] | None = None
@@ -181,7 +178,6 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 ask,
                 surface=surface if isinstance(surface, str) else "",
                 sample=parts.sampler.offer if parts.sampler is not None else None,
-                explorer=parts.explorer,
             )
         if shown is not None and pinned.shadows and parts.shadows is not None:
             after.add_task(parts.shadows.offer, pinned.shadows, shown)

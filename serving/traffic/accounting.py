@@ -3,14 +3,13 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from features.errors import EventError
 from features.shown.message import Impression
 from serving.metrics import Stopwatch
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
-from serving.traffic.explore import Explorer
+from serving.traffic.explore import arranged
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Pinned, Router
 
@@ -24,7 +23,6 @@ def accounted(
     *,
     surface: str = "",
     sample: Callable[[str, RankingAnswer], None] | None = None,
-    explorer: Explorer | None = None,
 ) -> tuple[RankingAnswer, Impression | None]:
     """Ranks by the pinned bundle and records an impression of its arms.
 
@@ -39,7 +37,6 @@ def accounted(
         recorder: Receives the impression. None records no impression.
         ask: Ranks by a service.
         surface: Place where the answer is shown, from the request's context.
-        explorer: Lets chance decide the order of two neighbours in some answers. Needs a recorder.
         sample: Receives the request's id and the answer. Decides by the id whether to log the answer's inputs.
 
     Returns:
@@ -50,18 +47,15 @@ def accounted(
         ranking = pinned.run(lambda: ask(pinned.service))
     except BaseException as error:
         if recorder is not None and not _refused(current, pinned, error, ask):
-            recorder.put(_impression(pinned, request, user, (), watch, surface=surface, failed=True))
+            recorder.put(_impression(pinned, request, user, None, watch, surface=surface))
         raise
     if sample is not None:
         sample(request, ranking)
     shown = None
     if recorder is not None:
-        explored: list[int] = []
-        if explorer is not None:
-            ranking, explored = explorer.arranged(request, ranking)
-        shown = _impression(
-            pinned, request, user, ranking.items, watch, surface=surface, sent=ranking.sent, explored=explored
-        )
+        placement = pinned.service.bundle.dataset.events.placement
+        ranking, explored = arranged(request, ranking, rate=placement.explore if placement is not None else 0.0)
+        shown = _impression(pinned, request, user, ranking, watch, surface=surface, explored=explored)
         recorder.put(shown)
     return ranking, shown
 
@@ -89,15 +83,16 @@ def _impression(
     pinned: Pinned,
     request: str,
     user: str,
-    items: Sequence[tuple[str, float]],
+    ranking: RankingAnswer | None,
     watch: Stopwatch,
     *,
     surface: str,
-    failed: bool = False,
-    sent: tuple[dict[str, Any], dict[str, list[Any]]] = ({}, {}),
     explored: Sequence[int] = (),
 ) -> Impression:
+    """Returns the impression of a ranking as it is shown; None for a request that failed."""
     bundle = pinned.service.bundle
+    items = ranking.items if ranking is not None else []
+    context, candidates = ranking.sent if ranking is not None else ({}, {})
     return Impression(
         id=request,
         user=user,
@@ -109,9 +104,9 @@ def _impression(
         items=[item for item, _ in items],
         scores=[round(score, 6) for _, score in items],
         ms=round(1_000 * watch.seconds(), 3),
-        failed=failed,
+        failed=ranking is None,
         surface=surface,
-        context=sent[0],
-        candidates=sent[1],
+        context=context,
+        candidates=candidates,
         explored=list(explored),
     )

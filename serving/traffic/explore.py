@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from features.errors import TesseraError
 from features.hashing import fingerprint, splitmix64
 from serving.ranking.answer import RankingAnswer
 
@@ -18,43 +17,29 @@ _SPACE = 1 << 64
 _LAST = 20
 
 
-class Explorer:
-    """Swaps two neighbours of some answers.
+def arranged(request: str, answer: RankingAnswer, *, rate: float) -> tuple[RankingAnswer, list[int]]:
+    """Returns the answer as it is shown, and the positions that chance arranged, or none.
 
     Args:
-        rate: Share of the answers to explore, above 0 and at most 1. Half of these are swapped.
-
-    Raises:
-        TesseraError: The rate is out of range.
+        request: Id of the request.
+        answer: The ranking. If it has reasons, it is not explored, since a person reads it.
+        rate: Share of the answers to explore, 0 to 1. Half of these are swapped.
     """
-
-    def __init__(self, rate: float) -> None:
-        if not 0 < rate <= 1:
-            raise TesseraError(f"rate of exploration: {rate:g}, expected more than 0 and at most 1")
-        self._rate = rate
-
-    def arranged(self, request: str, answer: RankingAnswer) -> tuple[RankingAnswer, list[int]]:
-        """Returns the answer as it is shown, and the positions that chance arranged, or none.
-
-        Args:
-            request: Id of the request.
-            answer: The ranking. If it has reasons, it is not explored, since a person reads it.
-        """
-        pairs = min(len(answer.items), _LAST + 1) - 1
-        if pairs < 1 or answer.reasons:
-            return answer, []
-        drawn = int(splitmix64(fingerprint([f"explore {request}"]))[0])
-        if drawn >= self._rate * _SPACE:
-            return answer, []
-        # Another hash, since the first is small by condition.
-        chosen = int(splitmix64(fingerprint([f"pair {request}"]))[0])
-        first = (chosen >> 1) % pairs
-        positions = [first, first + 1]
-        if not chosen & 1:
-            return answer, positions
-        context, fields = answer.sent
-        swapped = {name: _swapped(values, first) for name, values in fields.items()}
-        return replace(answer, items=_swapped(answer.items, first), sent=(context, swapped)), positions
+    pairs = min(len(answer.items), _LAST + 1) - 1
+    if not rate or pairs < 1 or answer.reasons:
+        return answer, []
+    drawn = int(splitmix64(fingerprint([f"explore {request}"]))[0])
+    if drawn >= rate * _SPACE:
+        return answer, []
+    # Another hash, since the first is small by condition.
+    chosen = int(splitmix64(fingerprint([f"pair {request}"]))[0])
+    first = (chosen >> 1) % pairs
+    positions = [first, first + 1]
+    if not chosen & 1:
+        return answer, positions
+    context, fields = answer.sent
+    swapped = {name: _swapped(values, first) for name, values in fields.items()}
+    return replace(answer, items=_swapped(answer.items, first), sent=(context, swapped)), positions
 
 
 def _swapped(values: Sequence[Value], first: int) -> list[Value]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from features.errors import DatasetError
 from tessera.terminal import DatasetArgument, JsonOption, out_console, print_json
 
-NONE = "no exploration: not estimable; serve with `tessera serve --explore 0.01`, and export the topics again"
+NONE = "no exploration: not estimable; set explore = 0.01 under [events.placement], and serve a new bundle"
 
 
 def propensities(

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -21,9 +21,6 @@ from tessera.terminal import (
     out_console,
     print_json,
 )
-
-if TYPE_CHECKING:
-    from serving.traffic.explore import Explorer
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the server.")
 
@@ -50,9 +47,6 @@ def serve(
     ] = False,
     skew_sample: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the requests whose inputs are logged for `tessera skew`.")
-    ] = 0.0,
-    explore: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the answers in which chance orders two neighbours.")
     ] = 0.0,
     console: Annotated[bool, typer.Option(help="Serve the operators' pages at /console.")] = True,
     allow_host: Annotated[
@@ -105,8 +99,6 @@ def serve(
             hosts=Hosts([host, *LOOPBACK, *(allow_host or ())]),
             intake=Intake(_opened_sink(settings, stack)),
         )
-        if explore:
-            parts.explorer = _explorer(explore, unrecorded=unrecorded)
         if skew_sample:
             _sample(settings, stack, parts, skew_sample)
         if not unrecorded:
@@ -142,14 +134,6 @@ def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float)
     time.sleep(drain_s)
     server.should_exit = True
     thread.join()
-
-
-def _explorer(rate: float, *, unrecorded: bool) -> "Explorer":
-    from serving.traffic.explore import Explorer
-
-    if unrecorded:
-        raise TesseraError("--explore needs impressions, which say what chance arranged; remove --unrecorded")
-    return Explorer(rate)
 
 
 def _sample(settings: Settings, stack: contextlib.ExitStack, parts: Any, rate: float) -> None:

@@ -25,7 +25,8 @@ from tests.integration.world import World
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
-    assert names == {"arrow_batches", "client", "embeddings", "exported", "forgotten", "semantic_ids"} | own
+    shown = {"embeddings", "exported", "forgotten", "placement", "semantic_ids"}
+    assert names == {"arrow_batches", "client"} | shown | own
 
 
 def test_embeddings(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +62,13 @@ def test_arrow_batches(
         with contextlib.closing(Trainer(log, world.bundle, topics=Topics(), options=options)) as trainer:
             trainer.run_once()
     assert (trainer.totals.events, trainer.totals.bad) == (30, 0)
+
+
+def test_placement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leads = importlib.import_module("placement").main(str(tmp_path), count=3_000)
+    assert leads["blind"] > 0.1
+    assert abs(leads["placed"]) < leads["blind"] / 2
+    assert "placed: the even items lead by" in capsys.readouterr().out
 
 
 def test_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

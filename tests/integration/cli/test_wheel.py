@@ -159,6 +159,7 @@ def answers(address: str) -> bool:
     ("own_quantizer.py", ["shop.toml", "own-quantizer"], "random-directions: encode"),
     ("own_model.py", [], "accuracy on new rows"),
     ("own_vectors.py", ["shop.toml", "own-vectors"], "a red bicycle is "),
+    ("placement.py", ["placement"], "placed: the even items lead by"),
     ("exported.py", ["EXPORT"], "items in a history on average"),
     ("forgotten.py", ["audit.jsonl", "customer-42"], "requested by the shop"),
     ("arrow_batches.py", ["audit.jsonl"], "1 rows in 1 messages"),

@@ -24,7 +24,6 @@ from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.verify import verify
-from serving.traffic.explore import Explorer
 from serving.traffic.recorder import Recorder
 from serving.traffic.router import Router
 from streaming.log.protocol import Message
@@ -197,6 +196,7 @@ class Kept:
         ('["surface"]', '[]\nplacement = { categorical = ["position"] }', "'position' is a number; write position ="),
         ('["surface"]', '[]\nplacement = { position = "surface" }', "'surface' is no number; write position ="),
         ('["surface"]', '[]\nplacement = { position = "position", first = 1 }', "are counted from 0; remove first"),
+        ('["surface"]', '[]\nplacement = { position = "position", explore = 2 }', "less than or equal to 1"),
         ('["surface"]', '[]\nplacement = { place = "position" }', "unknown key 'place'"),
         ('window = "1m"', 'item = "sku"', "has the columns user, item and time"),
         ("[split]", '[aggregates]\nctr = { by = "item", value = "rate" }\n[split]', "before the outcome happened"),
@@ -258,12 +258,12 @@ def replace_explored(one: Impression) -> Impression:
 
 def test_a_server_explores_some_answers_and_says_so(tmp_path: Path) -> None:
     write(tmp_path, 1_500)
-    placed = described(tmp_path, PLACED)
+    placed = described(tmp_path, PLACED.replace('"position", ', '"position", explore = 1.0, '))
     made = run(placed, tmp_path / "run", RunOptions(), console=quiet(), registry=None, until="publish")
     assert made.bundle is not None
     sink, store = Kept(), MemoryStore()
     fill_store(store, made.bundle)
-    parts = AppParts(explorer=Explorer(1.0))
+    parts = AppParts()
     recorder = Recorder(sink, parts.metrics)
     parts = replace(parts, recorder=recorder)
     with TestClient(create_app(Router(RankService(made.bundle, store)), parts)) as client:

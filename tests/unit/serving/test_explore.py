@@ -2,11 +2,8 @@
 
 from collections import Counter
 
-import pytest
-
-from features.errors import TesseraError
 from serving.ranking.answer import RankingAnswer
-from serving.traffic.explore import Explorer
+from serving.traffic.explore import arranged
 
 ITEMS = [(f"i{place}", 1 - place / 10) for place in range(6)]
 
@@ -18,9 +15,9 @@ def answer(count: int = 6, *, reasons: bool = False) -> RankingAnswer:
 
 
 def test_a_share_is_explored_and_half_of_it_swapped_at_each_pair() -> None:
-    explorer, pairs, swapped = Explorer(0.2), Counter[int](), Counter[int]()
+    pairs, swapped = Counter[int](), Counter[int]()
     for number in range(20_000):
-        shown, positions = explorer.arranged(f"request-{number}", answer())
+        shown, positions = arranged(f"request-{number}", answer(), rate=0.2)
         if not positions:
             assert shown.items == ITEMS
             continue
@@ -40,18 +37,14 @@ def test_a_share_is_explored_and_half_of_it_swapped_at_each_pair() -> None:
 
 def test_all_servers_take_the_same_decision() -> None:
     ids = [f"r{number}" for number in range(200)]
-    assert [Explorer(0.5).arranged(name, answer()) for name in ids] == [
-        Explorer(0.5).arranged(name, answer()) for name in ids
-    ]
+    assert [arranged(name, answer(), rate=0.5) for name in ids] == [arranged(name, answer(), rate=0.5) for name in ids]
 
 
 def test_what_a_person_reads_and_a_single_item_stay_as_they_are() -> None:
     for number in range(50):
         for given in (answer(reasons=True), answer(1), answer(0)):
-            assert Explorer(1.0).arranged(f"r{number}", given) == (given, [])
+            assert arranged(f"r{number}", given, rate=1.0) == (given, [])
 
 
-@pytest.mark.parametrize("rate", [0.0, -0.1, 1.1])
-def test_a_rate_out_of_range_is_refused(rate: float) -> None:
-    with pytest.raises(TesseraError, match="rate of exploration"):
-        Explorer(rate)
+def test_without_a_rate_nothing_is_explored() -> None:
+    assert all(arranged(f"r{number}", answer(), rate=0.0) == (answer(), []) for number in range(50))
