@@ -351,6 +351,21 @@ def test_poll_returns_at_the_count_or_at_the_time(log: EventLog) -> None:
         assert len(reader.poll(5, 1.0)) == 2
 
 
+def test_messages_that_are_given_back_come_again_and_are_not_committed(log: EventLog) -> None:
+    topic, group = new_topic(log), name("group")
+    log.append(topic, [(None, b"%d" % number) for number in range(6)])
+    with closing(log.reader([topic], group=group, sole=True)) as reader:
+        messages = []
+        while len(messages) < 5:
+            messages += reader.poll(5 - len(messages), 1.0)
+        reader.unread(messages[2:])
+        assert reader.position() == {(topic, 0): 2}
+        reader.commit()
+        assert values(take(reader, 4)) == [b"2", b"3", b"4", b"5"]
+    with closing(log.reader([topic], group=group, sole=True)) as reader:
+        assert values(take(reader, 4)) == [b"2", b"3", b"4", b"5"]
+
+
 def test_poll_gathers_what_arrives_while_it_waits(open_log: Opener) -> None:
     log, writer = open_log(), open_log()
     topic = new_topic(log)
