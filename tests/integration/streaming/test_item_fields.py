@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 
 from features.content.content import FieldReader
+from features.wire.decoder import item_decoder
 from models.bundle import record
 from models.bundle.bundle import load_bundle
 from models.bundle.catalogue import Catalogue
-from streaming.fresh_events import Inbox
+from streaming.inbox import Inbox
 from streaming.item_updates import ItemUpdates
 from streaming.log.protocol import Message
 from streaming.step_result import StepResult
@@ -21,8 +22,6 @@ from tests.integration.world import World
 
 def streamed(world: World, rows: list[dict[str, Any]], fields: tuple[str, ...]) -> list[record.ItemRecord]:
     """Records that the stream writes of items, with an encoder of some fields in the bundle."""
-    from features.wire.decoder import item_decoder
-
     bundle = load_bundle(world.bundle.directory)
     items = bundle.dataset.items
     assert items is not None
@@ -33,7 +32,9 @@ def streamed(world: World, rows: list[dict[str, Any]], fields: tuple[str, ...]) 
         bundle.__dict__["encoder"] = reader
     decode = item_decoder(items)
     messages = [Message("items", 0, n, None, json.dumps(row).encode(), 0) for n, row in enumerate(rows)]
-    inbox = Inbox(messages, [decode(message.value) for message in messages])
+    inbox = Inbox()
+    for message in messages:
+        inbox.add(message, decode(message.value))
     updates = ItemUpdates(bundle, Catalogue(bundle), decode.columns)
     outcome = StepResult()
     written = updates.apply(inbox, outcome)
