@@ -20,9 +20,10 @@ from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import load_events, load_items, message_columns, read_events, read_items, read_users
 from features.frame import Frame, build_frame
 from features.jobs.messages import encode_rows
-from features.message import Rows, context_rows, event_decoder, event_rows, item_decoder, item_rows
+from features.message import Rows, context_rows, event_rows, item_rows
 from features.value.crossed import crossed_features, crossing_columns, stored_input
 from features.value.expression import INPUT_TYPES, Derived, Expression, evaluate
+from features.wire.decoder import event_decoder, item_decoder
 from models.bundle.inputs import CrossingInputs
 from models.bundle.record import entity_frame
 
