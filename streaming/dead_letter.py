@@ -288,6 +288,32 @@ def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Ma
         transactor.close()
 
 
+def move_waiting(log: EventLog, topics: Topics, before: int, *, changed: Mapping[int, bytes]) -> None:
+    """Appends the letters that wait before an offset again, each once, so that a log may delete all before the offset.
+
+    Args:
+        log: Log of the topics.
+        topics: Names of the topics.
+        before: Offset in the topic of dead letters.
+        changed: New values of letters, by number. A blank letter is not kept.
+
+    Raises:
+        FencedError: Another caller has started to put letters back.
+    """
+    transactor = log.transactor(f"deadletters-{topics.dead_letters}")
+    try:
+        kept = [one for one in read_dead_letters(log, topics) if one.number < before and one.waits]
+        moved = [one for one in kept if changed.get(one.number) != BLANK]
+        for start in range(0, len(moved), _CHUNK):
+            with transactor.begin() as transaction:
+                for filed in moved[start : start + _CHUNK]:
+                    value = changed.get(filed.number) or msgspec.json.encode(filed.letter)
+                    transaction.append(topics.dead_letters, value)
+                    transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(filed.number)))
+    finally:
+        transactor.close()
+
+
 def _check(log: EventLog, topics: Topics, chosen: set[int], mended: Mapping[int, bytes], end: int) -> None:
     missing = set(chosen)
     for number, entry in _scan(log, topics, 0, end):

@@ -75,6 +75,19 @@ class ForgottenUsers:
         found = (self._until.get((hashed(user, salt), salt)) for salt in self._salts)
         return max((at_us for at_us in found if at_us is not None), default=None)
 
+    def alias(self, user: str, time_us: int) -> str:
+        """Returns the salted hash of a user who was forgotten at a time or later, and the id of any other user.
+
+        Args:
+            user: Canonical id.
+            time_us: Time of what is about the user, microseconds since 1970.
+        """
+        for salt in self._salts:
+            name = hashed(user, salt)
+            if time_us <= self._until.get((name, salt), time_us - 1):
+                return name
+        return user
+
     def named(self, users: Iterable[str]) -> list[str]:
         """Returns those of some users who were forgotten, in their order."""
         return [user for user in users if self.until(user) is not None] if self._until else []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 
 from features.errors import EventError
@@ -22,6 +23,7 @@ from serving.rollout.ledger import Ledger
 from serving.rollout.lifecycle import running, stop
 from serving.rollout.tally import Tally
 from serving.rollout.time_slices import SlownessAllowance
+from streaming.forget.request import ForgottenFeed
 from streaming.log.protocol import EventLog, Positions, Reader
 from streaming.log.topics import Topics
 
@@ -145,6 +147,7 @@ class Judge:
                 [topics.impressions, topics.outcomes], group=f"rollout-{time.time_ns()}", sole=True, start=start
             )
             stack.callback(self._reader.close)
+            self._forgotten = ForgottenFeed(log, topics)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -206,6 +209,7 @@ class Judge:
 
     def _read(self) -> None:
         ends = self._ends()
+        self.ledger.hide(self._forgotten.read_on())
         while any(self._reader.position().get(partition, 0) < end for partition, end in ends.items()):
             for message in self._reader.poll(_BATCH, _WAIT_S):
                 try:
@@ -219,6 +223,9 @@ class Judge:
 
     def _show(self, message: Impression | Shadowed) -> None:
         if isinstance(message, Shadowed) or message.model == self._champion.model:
+            if isinstance(message, Impression):
+                user = self._forgotten.users.alias(message.user, 1_000 * message.time_ms)
+                message = message if user == message.user else msgspec.structs.replace(message, user=user)
             self.ledger.show(message)
 
     def _state(self, experiment: Experiment, experiments: Sequence[Experiment], now: float) -> ExperimentState:

@@ -25,8 +25,10 @@ import numpy as np
 from features.hashing import fingerprint
 from features.shown.message import CLICK, Impression, Outcome, Shadowed, decode_outcome, encode
 from features.shown.rule import refusal
+from features.value.forgotten import ForgottenUsers
 from serving.rollout import tally
 from serving.rollout.experiment import CHALLENGER, CONTROL
+from serving.rollout.ledger_users import hide_users
 from serving.rollout.sequential import Slower
 from serving.rollout.tally import Tally, bucket_of, percentile
 from serving.rollout.time_slices import MINUTE_MS, SlownessAllowance, close_slices, slower
@@ -123,6 +125,18 @@ class Ledger:
         """Compares the arms' times in past minutes; see `serving.rollout.time_slices`."""
         self._flush()
         close_slices(self._file, now_ms, self._allowed)
+
+    def hide(self, users: ForgottenUsers) -> None:
+        """Replaces the ids of forgotten users by salted hashes. No figure changes.
+
+        Args:
+            users: All forgotten users. Later messages must name them by their hashes, as `ForgottenUsers.alias` does.
+        """
+        self._flush()
+        if hide_users(self._file, users):
+            self._file.commit()
+            # The write-ahead file keeps old pages until it is emptied.
+            self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def show(self, message: Impression | Shadowed) -> None:
         """Folds an impression; a repeated impression counts once."""

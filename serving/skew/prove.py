@@ -13,7 +13,7 @@ from serving.skew.compare import ServedComparison, WrongRow
 from serving.skew.record import SkewRecord, decode, digests
 from serving.skew.report import SkewReport
 from serving.skew.state import SkewState, as_stored
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import BLANK, EventLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -53,6 +53,8 @@ def read_records(
     ends = log.end_offsets(topics.skew) if until_ms is None else log.offsets_at(topics.skew, until_ms)
     for partition, start in log.offsets_at(topics.skew, since_ms).items():
         for message in log.read(topics.skew, partition, start, ends[partition]):
+            if message.value == BLANK:
+                continue
             try:
                 found.append(decode(message.value))
             except EventError:

@@ -230,3 +230,12 @@ def _decoded(part: SkewBatch, numeric: torch.Tensor, visits: int | None, content
         visits=None if visits is None else torch.full((size,), visits, dtype=torch.int64),
         content=content,
     )
+
+
+def answered(data: bytes) -> tuple[str, int] | None:
+    """Returns the user and the time of a record's answer, microseconds since 1970. None if the bytes are no record."""
+    try:
+        record = decode(data)
+    except EventError:
+        return None
+    return record.user, 1_000 * record.time_ms

@@ -7,7 +7,7 @@ messages that the newest snapshot covers change, so that a restart never applies
 On Kafka no message can be changed. `covered` then says up to where `delete records` may remove all messages.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +26,12 @@ from models.bundle import aggregate_record, delta, record
 from models.bundle.delta import Delta, Record
 from streaming.dead_letter import DeadLetter, replace_value
 from streaming.forget.message import decode_tombstone
+from streaming.forget.request import audit
 from streaming.log.protocol import BLANK, EventLog, Message, Positions
 from streaming.log.topics import Topics
 
+Owner = Callable[[bytes], tuple[str, int] | None]
+"""Returns the user and the time, microseconds since 1970, that a message names. None for a message without a user."""
 _CHUNK = 1_000
 _LONG_AGO_US = -(2**63)
 
@@ -40,7 +43,7 @@ class Rewrite:
     Attributes:
         messages: Changed messages, each with its address.
         counts: Number of changed messages by topic.
-        users: Users whose tombstone is covered.
+        users: Users whose tombstone is covered, or is no longer kept.
         newer: Number of tombstones that are not covered yet.
     """
 
@@ -58,6 +61,7 @@ def planned(
     canonical: int,
     covered: Positions,
     schemas: Schemas | None = None,
+    owners: Mapping[str, Owner] | None = None,
 ) -> Rewrite:
     """Returns the changes that remove forgotten users from the kept messages of a log.
 
@@ -69,27 +73,41 @@ def planned(
         covered: Position up to which messages may change, by partition: of the topics `events` and `deltas`, those of a
             snapshot that the store has.
         schemas: Schemas of messages in Avro and Protobuf.
+        owners: Reads the user of the messages of further topics, by topic. No state depends on these topics.
     """
     found = Rewrite()
     places: dict[int, list[tuple[int, Forgotten]]] = {}
+    tombstones = ForgottenUsers()
     for message in _kept(log, topics.events):
         request = _request(message)
         if request is None:
             continue
+        tombstones.add(request)
         if message.offset >= covered.get((topics.events, message.partition), 0):
             found.newer += 1
             continue
         found.users.add(request)
         places.setdefault(message.partition, []).append((message.offset, request))
+    for request in _expired(log, topics, tombstones):
+        found.users.add(request)
     if not len(found.users):
         return found
     reader = _EventReader(events, canonical, schemas)
     for chunk in _chunks(_kept(log, topics.events, covered)):
         _note(found, topics.events, reader.changed(chunk, found.users, places))
-    _note(found, topics.impressions, _impressions(_kept(log, topics.impressions), found.users))
+    for topic, owner in ({topics.impressions: _shown_to} | dict(owners or {})).items():
+        _note(found, topic, _owned(_kept(log, topic), found.users, owner))
     _note(found, topics.dead_letters, _letters(_kept(log, topics.dead_letters), found.users, reader))
     _note(found, topics.deltas, _deltas(log, topics, covered))
     return found
+
+
+def _expired(log: EventLog, topics: Topics, tombstones: ForgottenUsers) -> Iterator[Forgotten]:
+    """Yields the requests that a trainer has applied and whose tombstone the log no longer keeps."""
+    kept = {(request.user, request.salt) for request in tombstones}
+    for line in audit(log, topics):
+        if line.kind == "removed" and (line.user, line.salt) not in kept:
+            yield Forgotten(line.user, line.salt, line.at_us)
 
 
 def _note(found: Rewrite, topic: str, messages: Iterator[Message]) -> None:
@@ -233,15 +251,21 @@ def _append_us(message: Message) -> int:
     return 1_000 * message.timestamp_ms
 
 
-def _impressions(messages: Iterator[Message], users: ForgottenUsers) -> Iterator[Message]:
+def _shown_to(value: bytes) -> tuple[str, int] | None:
+    try:
+        shown = decode_impression(value)
+    except EventError:
+        return None
+    return (shown.user, 1_000 * shown.time_ms) if isinstance(shown, Impression) else None
+
+
+def _owned(messages: Iterator[Message], users: ForgottenUsers, owner: Owner) -> Iterator[Message]:
     for message in messages:
-        try:
-            shown = decode_impression(message.value)
-        except EventError:
-            continue
-        if isinstance(shown, Impression):
-            until = users.until(shown.user)
-            if until is not None and min(1_000 * shown.time_ms, _append_us(message)) <= until:
+        owned = owner(message.value)
+        if owned is not None:
+            user, time_us = owned
+            until = users.until(user)
+            if until is not None and min(time_us, _append_us(message)) <= until:
                 yield _blank(message)
 
 
@@ -256,7 +280,7 @@ def _letters(messages: Iterator[Message], users: ForgottenUsers, reader: _EventR
             continue
         (rows,) = reader.read([original])
         limits = [None if row.user is None else users.until(row.user) for row in rows]
-        gone = [until is not None and row.times_us[0] <= until for row, until in zip(rows, limits, strict=True)]
+        gone = [until is not None and min(row.times_us) <= until for row, until in zip(rows, limits, strict=True)]
         value = _without_rows(original.value, rows, gone)
         if value is None:
             continue

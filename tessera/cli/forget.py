@@ -1,4 +1,4 @@
-"""Command `tessera forget`: asks to forget users, and removes what the log still holds of them."""
+"""Commands about forgotten users: ask for it, list what still holds their ids, and rewrite the log."""
 
 import contextlib
 from typing import Annotated
@@ -38,6 +38,45 @@ def forget(
     )
 
 
+def forgotten(
+    model: ModelNameOption = None,
+    bundle: BundleOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the topics, snapshots, bundles and ledgers that still hold ids of forgotten users, and until when."""
+    from dataclasses import asdict
+
+    from serving.leftover import leftovers
+    from streaming.snapshot import Snapshots
+    from tessera.settings import Settings
+    from tessera.stream_service import bundle_at
+
+    settings = Settings.from_environment()
+    opened = bundle_at(settings, model, bundle)
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+        found = leftovers(
+            log,
+            opened,
+            settings.topics,
+            settings.home,
+            Snapshots(settings.snapshots),
+            schemas=settings.schemas(),
+        )
+    if json:
+        print_json({"places": [asdict(place) for place in found]})
+        return
+    for place in found:
+        what = "messages" if place.kind == "topic" else "ids"
+        out_console.print(
+            f"{place.kind} {place.name}: {place.count:,} {what}; removed by: {place.until}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if not found:
+        out_console.print("no topic, snapshot, bundle or ledger holds an id of a forgotten user")
+
+
 def topics_rewrite(
     model: ModelNameOption = None,
     bundle: BundleOption = None,
@@ -47,6 +86,9 @@ def topics_rewrite(
     json: JsonOption = False,
 ) -> None:
     """Remove forgotten users from the messages of the log that the newest snapshot covers."""
+    from serving.leftover import owners
+    from serving.rollout.ledger_users import hide_in_ledgers
+    from streaming.forget.request import ForgottenFeed
     from streaming.forget.retention import rewrite
     from streaming.snapshot import Snapshots
     from tessera.settings import Settings
@@ -71,11 +113,19 @@ def topics_rewrite(
             stored=stored,
             delete_records=delete_records,
             schemas=settings.schemas(),
+            owners=owners(settings.topics),
         )
         pruned = snapshots.prune(opened, snapshot.seq)
+        hidden, busy = hide_in_ledgers(settings.home / "judge", ForgottenFeed(log, settings.topics).read_on())
     if json:
-        print_json({"messages": done.counts, "newer": done.newer, "snapshots": pruned})
+        print_json({"messages": done.counts, "newer": done.newer, "snapshots": pruned, "ledgers": hidden})
         return
     changed = ", ".join(f"{count:,} of {topic}" for topic, count in done.counts.items()) or "none"
     newer = f"; {done.newer:,} requests are newer than the snapshot: run it again later" if done.newer else ""
-    out_console.print(f"messages removed: {changed}; {pruned} older snapshots removed{newer}", soft_wrap=True)
+    out_console.print(
+        f"messages removed: {changed}; {pruned} older snapshots removed; {hidden} ids removed from ledgers{newer}",
+        soft_wrap=True,
+    )
+    for path in busy:
+        out_console.print(f"{path}: a judge runs, and removes the ids at its next look", soft_wrap=True)
+    out_console.print("`tessera forgotten` lists the places that still hold ids")

@@ -13,7 +13,7 @@ from tessera.cli.bench import bench
 from tessera.cli.edge import print_anything, tell
 from tessera.cli.encoder import encoder
 from tessera.cli.export import export
-from tessera.cli.forget import forget, topics_rewrite
+from tessera.cli.forget import forget, forgotten, topics_rewrite
 from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
 from tessera.cli.operation import doctor, status
@@ -137,6 +137,7 @@ app.command()(backfill)
 app.command()(propensities)
 app.add_typer(letters, name="deadletters")
 app.command()(forget)
+app.command()(forgotten)
 topics.command("rewrite")(topics_rewrite)
 app.add_typer(topics, name="topics")
 

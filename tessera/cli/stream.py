@@ -297,7 +297,12 @@ def verify(
 @topics.command("create")
 def topics_create(
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of items, events and impressions.")] = 1,
-    events_days: Annotated[float | None, typer.Option(min=1, help="Days that events stay; by default forever.")] = None,
+    events_days: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Days that events, impressions, dead letters and skew records stay; by default forever."
+        ),
+    ] = None,
     deltas_days: Annotated[
         float | None, typer.Option(min=1, help="Days that deltas stay; more than snapshots need.")
     ] = None,
@@ -311,7 +316,9 @@ def topics_create(
 
     settings = Settings.from_environment()
     names = settings.topics
-    days = dict.fromkeys((names.events, names.impressions, names.skew), events_days) | {names.deltas: deltas_days}
+    days = dict.fromkeys((names.events, names.impressions, names.dead_letters, names.skew), events_days) | {
+        names.deltas: deltas_days
+    }
     kept = {name: Kept(seconds=count * _DAY_S) for name, count in days.items() if count is not None}
     if compact_items:
         kept[names.items] = Kept(newest_by_key=True)

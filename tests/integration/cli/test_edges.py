@@ -79,6 +79,7 @@ ARGUMENTS = {
     "topics rewrite": "",
     "forget": "bob",
     "propensities": "{base}/base.toml",
+    "forgotten": "",
     "topics positions": "",
 }
 # What needs nothing of the place works.

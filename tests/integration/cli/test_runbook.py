@@ -305,6 +305,8 @@ def test_a_user_who_asks_is_forgotten_and_the_next_frame_leaves_the_events_out(w
         said = place.operator.mends("forget-user", USER_ID=user)
         assert "table rows" in said
         assert "equal" in said
+        # The published bundle alone still names the user.
+        assert {line.split()[0] for line in said.splitlines() if "removed by:" in line} == {"bundle"}
         with contextlib.closing(place.settings.open_log()) as log:
             kept = [
                 message for message in log.read(place.settings.topics.events, 0, 0, 10**6) if message.value != BLANK

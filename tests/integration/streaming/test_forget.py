@@ -19,11 +19,12 @@ from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from serving.store.verify import replay, verify
 from serving.store.writer import StoreWriter, position_of
+from streaming.dead_letter import encode_dead_letter, move_waiting, put_back, read_dead_letters
 from streaming.fold import Fold
 from streaming.forget.message import Line
 from streaming.forget.request import audit, forget
 from streaming.forget.retention import rewrite
-from streaming.log.protocol import BLANK, EventLog
+from streaming.log.protocol import BLANK, EventLog, Message
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
@@ -285,6 +286,26 @@ def test_kafka_deletes_only_when_told_to(kafka_log: EventLog, topics: Topics, bu
     site.log.append(topics.events, events(["u5"], start=90, count=10))
     site.drain()
     assert verify(site.log, bundle, site.store, topics, snapshot=site.snapshots.newest(bundle)).difference == ""
+
+
+def test_waiting_letters_of_others_move_once(log: EventLog, topics: Topics) -> None:
+    log.create_topics(topics.partitions())
+    for number, user in enumerate(["staying", SECRETS[0], "back", "staying-2", SECRETS[1], "newer"]):
+        broken = Message(topics.events, 0, number, user.encode(), b'{"user_id": "%s"}' % user.encode(), 0)
+        log.append(topics.dead_letters, [(None, encode_dead_letter(broken, "late", "why"))])
+    numbers = {one.letter.key: one.number for one in read_dead_letters(log, topics)}
+    put_back(log, topics, [numbers[b"back"]], {})
+    changed = {numbers[user.encode()]: BLANK for user in SECRETS[:2]}
+    last = max(changed) + 1
+    # A letter of several rows may lose some of them.
+    fewer = Message(topics.events, 0, 3, b"staying-2", b"fewer", 0)
+    changed[numbers[b"staying-2"]] = encode_dead_letter(fewer, "late", "why")
+    for _ in range(2):
+        move_waiting(log, topics, last, changed=changed)
+        kept = [one for one in read_dead_letters(log, topics) if one.waits and one.number >= last]
+        assert [one.letter.key for one in kept] == [b"newer", b"staying", b"staying-2"]
+        assert [one.letter.offset for one in kept] == [5, 0, 3]
+        assert kept[-1].letter.value == b"fewer"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The joiner's rows are the rows of the exported topics and of the twin, whatever crash or restart comes between."""
 
+import contextlib
 import os
 import random
 import time
@@ -15,6 +16,8 @@ from features.dataset.logs.impressions import load_impressions, row_message
 from features.errors import FencedError
 from features.shown.message import Impression, Outcome, encode
 from features.shown.rule import JoinRule
+from features.value.forgotten import Forgotten, hashed
+from streaming.forget.message import encode_line
 from streaming.log.protocol import EventLog
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
@@ -23,7 +26,7 @@ from streaming.shown.joiner import Joiner
 from tests.property.test_shown import shop, twin
 
 COUNT = int(os.environ.get("SHOWN_IMPRESSIONS", "300"))
-TOPICS = Topics("j")
+TOPICS, SALT = Topics("j"), "ab" * 16
 EVENTS = Events.model_validate(
     {
         "from": "impressions",
@@ -113,6 +116,35 @@ def test_rows_of_stream_and_files_and_twin_are_equal(log: EventLog, tmp_path: Pa
 def log_size(log: EventLog, topic: str) -> int:
     """Number of messages of a topic."""
     return sum(log.end_offsets(topic).values())
+
+
+def test_rows_of_forgotten_users_are_left_out_and_rows_of_their_new_lives_are_not(log: EventLog) -> None:
+    messages = sorted(shop(COUNT, 7), key=lambda pair: pair[1])
+    messages.append((Impression("end", "u", 1, "b", "m", items=["x"]), messages[-1][1] + RULE.horizon_ms + 1))
+    rows = [row for row in twin(messages, RULE) if row.impression != "end"]
+    gone = sorted({row.user for row in rows})[:3]
+    times = sorted(row.time_ms for row in rows if row.user in gone)
+    at_us = 1_000 * times[len(times) // 2]
+    fill(log, messages)
+    requests = [Forgotten(hashed(user, SALT), SALT, at_us) for user in gone]
+    log.append(TOPICS.forgotten, [(None, encode_line("requested", request)) for request in requests])
+
+    def crash(name: str) -> None:
+        raise Crash
+
+    # The rows are left out by the joiner that crashes, and again by the next.
+    with contextlib.closing(
+        Joiner(log, EVENTS, TOPICS, clock=lambda: messages[-1][1] + 10_000, failpoint=crash)
+    ) as one:
+        with pytest.raises(Crash):
+            one.drain()
+    with contextlib.closing(Joiner(log, EVENTS, TOPICS, clock=lambda: messages[-1][1] + 10_000)) as last:
+        last.drain()
+        counts = last.counts
+    left = [row for row in rows if row.user not in gone or 1_000 * row.time_ms > at_us]
+    assert appended(log) == sorted(row_message(row, EVENTS) for row in left)
+    assert counts["forgotten"] == len(rows) - len(left) > 0
+    assert any(row.user in gone for row in left)
 
 
 def test_a_second_joiner_fences_the_first(log: EventLog) -> None:
