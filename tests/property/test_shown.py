@@ -22,7 +22,18 @@ def shop(count: int, seed: int) -> Messages:
     for number in range(count):
         shown = 100_000 + 700 * number + draw.randrange(50)
         items = [f"i{draw.randrange(40)}" for _ in range(draw.randrange(6))]
-        impression = Impression(f"r{number}", f"u{draw.randrange(9)}", shown, "b", "m", items=items)
+        prices = [draw.choice([None, 1.5, 2.0]) for _ in items]
+        impression = Impression(
+            f"r{number}",
+            f"u{draw.randrange(9)}",
+            shown,
+            "b",
+            "m",
+            items=items,
+            context={"device": draw.choice(["tv", "phone"])} if draw.random() < 0.7 else {},
+            # A server of an earlier release wrote no prices.
+            candidates={"price_now": prices} if items and draw.random() < 0.8 else {},
+        )
         at = shown + draw.randrange(400)
         found += [(impression, at)] * (1 if draw.random() < 0.9 else 2)
         for item in items:
@@ -67,7 +78,11 @@ def twin(messages: Messages, rule: JoinRule) -> list[ShownRow]:
             )
             time = min(message.time_ms, at + 300_000)
             number = row_id(message.id, item)
-            rows.append(ShownRow(number, message.id, message.user, item, time, position, message.surface, labels, at))
+            fields = dict(message.context)
+            for name, values in message.candidates.items():
+                fields[name] = values[position]
+            shown_row = (number, message.id, message.user, item, time, position, message.surface, labels, at, fields)
+            rows.append(ShownRow(*shown_row))
     return rows
 
 

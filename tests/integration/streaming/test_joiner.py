@@ -9,11 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
+import polars as pl
 import pytest
 
 from features.dataset.descriptor import Events
 from features.dataset.logs.impressions import load_impressions, row_message
+from features.dataset.tables import shape_events
 from features.errors import FencedError
+from features.message import Rows, event_decoder, event_rows
 from features.shown.message import Impression, Outcome, encode
 from features.shown.rule import JoinRule
 from features.value.forgotten import Forgotten, hashed
@@ -34,6 +37,8 @@ EVENTS = Events.model_validate(
         "outcomes_path": "done.jsonl",
         "outcomes": ["click", "buy"],
         "window": "10s",
+        "request": {"device": {"type": "category", "default": "web"}},
+        "candidate": {"price_now": {"type": "number", "default": 9.0}},
     }
 )
 RULE = JoinRule(("click", "buy"), 10_000)
@@ -107,10 +112,21 @@ def test_rows_of_stream_and_files_and_twin_are_equal(log: EventLog, tmp_path: Pa
     assert counts["late"] > 0
     assert export_topic(log, TOPICS.impressions, tmp_path / "shown.jsonl") == log_size(log, TOPICS.impressions)
     export_topic(log, TOPICS.outcomes, tmp_path / "done.jsonl")
-    table = load_impressions(EVENTS, tmp_path).frame
-    assert sorted(map(msgspec.json.encode, table.to_dicts())) == sorted(
+    table = load_impressions(EVENTS, tmp_path)
+    rows = [{name: value for name, value in row.items() if value is not None} for row in table.frame.to_dicts()]
+    assert sorted(map(msgspec.json.encode, rows)) == sorted(
         msgspec.json.encode(msgspec.json.decode(message)) for message in appended(log)
     )
+    # Shaped as a frame and as a step shapes them: with defaults, in the order of the rows' content.
+    decode = event_decoder(EVENTS)
+    streamed, bad = event_rows(Rows(decode.columns, [decode(message).row for message in appended(log)]), EVENTS)
+    assert bad == {}
+    order = ["time", "user_id", "item_id", "price_now", "label"]
+    shaped = shape_events(table, EVENTS)[0].with_columns(pl.concat_list("device"))
+    columns = [*order, "device"]
+    assert streamed.select(columns).sort(columns).equals(shaped.select(columns).sort(columns))
+    assert set(shaped["price_now"]) == {1.5, 2.0, 9.0}
+    assert set(shaped["device"].list.first()) == {"tv", "phone", "web"}
 
 
 def log_size(log: EventLog, topic: str) -> int:
