@@ -302,8 +302,11 @@ def _conform(frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
 
 def _cast(values: pl.Series, dtype: Any) -> pl.Series:
     if isinstance(dtype, pl.List) and not isinstance(values.dtype, pl.List):
-        lists = [None if value is None else [value] for value in values.cast(dtype.inner)]
-        return pl.Series(values.name, lists, dtype=dtype)
+        # A column of lists without a loop over rows: a null value is no list of one.
+        lists = values.cast(dtype.inner).reshape((-1, 1)).arr.to_list().alias(values.name)
+        return (
+            lists if not values.null_count() else lists.zip_with(values.is_not_null(), pl.Series([None], dtype=dtype))
+        )
     if isinstance(values.dtype, pl.List) and not isinstance(dtype, pl.List):
         raise DatasetError(f"column {values.name!r} holds one value, got a list: {values[0].to_list()}")
     return values.cast(dtype, strict=True)

@@ -33,6 +33,7 @@ NEEDS = {
     "aggregates": Needs(ranks=True),
     "shown": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
+    "expressions": Needs(),
     "stream": Needs(servers=True, peers=(FEAST,)),
     "freshness": Needs(servers=True),
     "online-learning": Needs(),
@@ -178,6 +179,10 @@ def _chosen(
         from tessera.bench.offline.training_speed import training_speed
 
         return partial(training_speed, out / name), []
+    if name == "expressions":
+        from tessera.bench.online.expressions import expressions
+
+        return partial(expressions, out / name), []
     if name == "semantic-ids":
         from tessera.bench.offline.semantic_ids import semantic_ids
 

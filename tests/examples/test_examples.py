@@ -25,7 +25,7 @@ from tests.integration.world import World
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
-    shown = {"embeddings", "exported", "forgotten", "placement", "semantic_ids"}
+    shown = {"embeddings", "exported", "forgotten", "placement", "request_fields", "semantic_ids"}
     assert names == {"arrow_batches", "client"} | shown | own
 
 
@@ -104,6 +104,11 @@ def test_own_vectors_serve_a_run(world: World, tmp_path: Path) -> None:
     encoder = load_encoder(result.directory / "encode" / "encoder")
     assert encoder.id.startswith("letters-v1-")
     assert encoder.dim == 32
+
+
+def test_request_fields_decide(tmp_path: Path) -> None:
+    cheap, usual = importlib.import_module("request_fields").main(str(tmp_path))
+    assert cheap > usual + 0.2
 
 
 def test_own_model_learns() -> None:

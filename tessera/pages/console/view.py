@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from features.aggregate.aggregator import Reading
+from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
 from models.bundle.bundle import Bundle
 from models.ranker.evaluate import PARTS
@@ -240,6 +241,27 @@ def aggregates(service: RankService, user: str, item: str) -> dict[str, Any]:
     wanted = [row for row in rows if all((user if part.startswith("user") else item) for part in row.by)]
     newest = None if as_of is None or not service.has_clock else as_of.time / 1e6
     return content | {"rows": [_reading(row) for row in wanted], "as_of": newest}
+
+
+def declared_features(dataset: Dataset) -> list[dict[str, str]]:
+    """Returns the fields of requests and candidates, and the features that expressions make, as rows of a table."""
+    fields = [
+        {"name": name, "of": scope, "kind": one.type, "from": "" if one.default is None else f"default {one.default}"}
+        for scope, own in (("request", dataset.events.request), ("candidate", dataset.events.candidate))
+        for name, one in own.items()
+    ]
+    sources = [source for source in (dataset.items, dataset.users, dataset.events) if source is not None]
+    made = [
+        {"name": one.name, "of": " and ".join(one.inputs), "kind": one.kind, "from": _declaration(dataset, one.name)}
+        for source in sources
+        for one in (*source.derived, *source.crossed)
+    ]
+    return fields + made
+
+
+def _declaration(dataset: Dataset, name: str) -> str:
+    declared = dataset.features[name]
+    return declared.sql or f"{declared.column} by a table of {len(declared.values or {}):,} values"
 
 
 def _reading(row: Reading) -> dict[str, str]:

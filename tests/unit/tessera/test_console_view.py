@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from features.dataset.descriptor import Dataset
 from models.ranker.evaluate import Quality
 from tessera.pages.console import view
 
@@ -26,9 +27,42 @@ def page(metrics: dict[str, Any], more: dict[str, Any] | None = None) -> str:
     pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio}
     found: str = pages.get_template("health.html").render(
         pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="",
-        **{"placement": [], "constant": None} | view.quality(metrics) | dict(more or {})
+        **{"placement": [], "constant": None, "declared": []} | view.quality(metrics) | dict(more or {})
     )  # fmt: skip
     return found
+
+
+def test_the_page_of_health_lists_fields_and_expressions() -> None:
+    described = {
+        "name": "d",
+        "source": "d.toml",
+        "items": {"path": "i.csv", "id": "item", "numeric": ["price"], "categorical": ["genre"]},
+        "events": {
+            "path": "e.csv",
+            "user": "user",
+            "item": "item",
+            "label": {"column": "y"},
+            "request": {"device": {"type": "category", "default": "web"}},
+            "candidate": {"price_now": {"type": "number"}},
+        },
+        "split": {"by": "random"},
+        "features": {
+            "discount": {"sql": "event.price_now / item.price"},
+            "area": {"column": "item.genre", "values": {"a": "b"}},
+        },
+    }
+    rows = view.declared_features(Dataset.model_validate(described))
+    assert [(row["name"], row["of"], row["kind"]) for row in rows] == [
+        ("device", "request", "category"),
+        ("price_now", "candidate", "number"),
+        ("area", "item", "categorical"),
+        ("discount", "event and item", "numeric"),
+    ]
+    shown = page({}, {"declared": rows})
+    assert "<td>device</td><td>request</td><td>category</td><td>default web</td>" in shown
+    assert "event.price_now / item.price" in shown
+    assert "item.genre by a table of 1 values" in shown
+    assert "Fields and expressions" not in page({})
 
 
 def test_the_page_of_the_test_data_shows_unseen_users_and_a_dash_for_no_auc() -> None:
