@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import typer
 import yaml
 
+from features.dataset.descriptor import load_dataset
 from features.dataset.tables import read_events
 from features.errors import BundleError, FencedError, LogError
 from models.ranker.train import TrainConfig
@@ -27,9 +29,11 @@ from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions
 from tessera.cli.main import app
+from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.run import RunOptions, run
 from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.embedded_site import RANK, site
-from tests.integration.world import World, make_world
+from tests.integration.world import World, make_world, quiet
 from tests.mlflow_server import MlflowServer, Way
 from tests.runbook import PAGE, blocks, sections
 from tests.schema_registry import schema_registry
@@ -102,6 +106,37 @@ def test_a_damaged_champion_leaves_the_one_before_serving_and_a_rollback_ends_it
             place.operator.mends("bad-bundle")
         assert place.follower.look() == place.serves() == place.bundles[0].id
         assert place.faults() == {}
+
+
+@pytest.fixture(scope="module")
+def with_field(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same data with a field of each request, trained for a moment."""
+    directory = tmp_path_factory.mktemp("field")
+    path = write_synthetic(directory / "data", users=60, items=120, events=2_000)
+    path.write_text(path.read_text() + '[events.request]\npage = { type = "category", default = "home" }\n')
+    events = pl.read_parquet(path.parent / "events.parquet")
+    events.with_columns(page=pl.lit("home")).write_parquet(path.parent / "events.parquet")
+    options = RunOptions(quantizer="residual-kmeans", training=TrainConfig(max_epochs=1))
+    dataset = load_dataset(path)
+    bundle = run(dataset, directory / "run", options, console=quiet(), registry=None, until="publish").bundle
+    assert bundle is not None
+    return World(dataset, directory / "run", bundle)
+
+
+def test_a_champion_that_lacks_a_field_refuses_callers_until_a_rollback(
+    with_field: World, other: World, tmp_path: Path
+) -> None:
+    asked = {**RANK, "context": {"page": "search"}}
+    with site(tmp_path, with_field, other) as place:
+        assert place.client.post("/v1/rank", json=asked).status_code == 200
+        place.operator.run(f"tessera rollout promote {place.bundles[1].id}")
+        assert place.follower.look() == place.bundles[1].id
+        refused = place.client.post("/v1/rank", json=asked)
+        assert (refused.status_code, refused.json()["field"]) == (422, "context")
+        assert "unknown column 'page'" in refused.json()["detail"]
+        place.operator.mends("unknown-field")
+        assert place.follower.look() == place.bundles[0].id
+        assert place.client.post("/v1/rank", json=asked).status_code == 200
 
 
 def test_wrong_messages_stop_the_stream_and_are_set_aside_mended_and_counted_once(world: World, tmp_path: Path) -> None:
