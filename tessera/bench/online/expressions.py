@@ -106,7 +106,7 @@ def _arm(directory: Path, arm: str, sizes: ExpressionSizes, console: Console) ->
     events = pl.read_parquet(path.parent / "events.parquet")
     rng = np.random.default_rng(0)
     events = events.with_columns(
-        pl.Series("device", rng.choice(["phone", "tablet", "web", None], events.height).tolist(), dtype=pl.String),
+        pl.Series("device", np.array(["phone", "tablet", "web", None])[rng.integers(0, 4, events.height)].tolist()),
         pl.Series("page", rng.choice(["home", "search", "cart"], events.height)),
         pl.Series(
             "price", np.where(rng.random(events.height) < 0.1, np.nan, rng.normal(20, 9, events.height).round(2))

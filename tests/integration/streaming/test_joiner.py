@@ -16,10 +16,11 @@ from features.dataset.descriptor import Events
 from features.dataset.logs.impressions import load_impressions, row_message
 from features.dataset.tables import shape_events
 from features.errors import FencedError
-from features.message import Rows, event_decoder, event_rows
+from features.message import Rows, event_rows
 from features.shown.message import Impression, Outcome, encode
 from features.shown.rule import JoinRule
 from features.value.forgotten import Forgotten, hashed
+from features.wire.decoder import event_decoder
 from streaming.forget.message import encode_line
 from streaming.log.protocol import EventLog
 from streaming.log.sqlite import LocalLog
