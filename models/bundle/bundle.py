@@ -7,6 +7,7 @@
     encoder/  codebook/  tokens/     only if items have content
     views/NAME/              steps from the encoder's vectors to those of a view; only if a view was tuned
     concepts/NAME/  aspects/NAME/    heads that name concepts, and spaces of aspects; only if they were fitted
+    profile.json             distributions of features and score in training; not in bundles of earlier releases
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     map/                     map to the vectors that codebook and ranker read; only after a re-embedding
     correction/  labelled.parquet    correction of new items, and the users' labelled items; only if fitted
@@ -41,6 +42,7 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
+from models.bundle import profile
 from models.bundle.contents import (
     AGGREGATES,
     ASPECTS,
@@ -55,6 +57,7 @@ from models.bundle.contents import (
 )
 from models.bundle.embedding import EmbeddingClient, Value, csv_sources
 from models.bundle.local import LocalRanker
+from models.bundle.profile import TrainingProfile, write_profile
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import ConceptHead, load_concepts
 from models.encoder.meaning.neighbours import load_correction
@@ -105,6 +108,7 @@ class BundleParts:
         labelled: Users' last labelled items, as `BundleContents.labelled`; only with a correction.
         trained_until, positions, choices: As in `Manifest`.
         device: Description of the device that trained the ranker, see `features.device.Device.about`.
+        profile: Distributions of features and score in training. None: the bundle has none.
     """
 
     dataset: Dataset
@@ -129,6 +133,7 @@ class BundleParts:
     positions: Sequence[LogPosition] = ()
     choices: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, str] = field(default_factory=dict)
+    profile: TrainingProfile | None = None
 
 
 @dataclass(frozen=True)
@@ -265,6 +270,8 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             assert parts.labelled is not None
             shutil.copytree(parts.correction, directory / CORRECTION)
             write_parquet(parts.labelled, directory / LABELLED_ITEMS)
+        if parts.profile is not None:
+            write_profile(parts.profile, directory / profile.FILE)
         table = parts.ranker.table
         save_file({"weight": table.weight, "accumulator": table.accumulator}, directory / "table.safetensors")
         save_file({"cells": torch.from_numpy(parts.sketch.cells)}, directory / "admission.safetensors")

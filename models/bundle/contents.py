@@ -21,6 +21,7 @@ from features.content.space_map import SpaceMap, load_map
 from features.dataset.descriptor import Dataset
 from features.device import CPU, Device
 from features.errors import BundleError
+from models.bundle import profile
 from models.encoder.meaning.aspects import Aspect, load_aspect
 from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
 from models.encoder.meaning.neighbours import NeighbourCorrection, load_correction
@@ -205,6 +206,12 @@ class BundleContents:
         correction = load_correction(self.directory / CORRECTION)
         _same("correction", correction.id, self.manifest.correction)
         return correction
+
+    @cached_property
+    def profile(self) -> profile.TrainingProfile | None:
+        """Distributions of features and score in training. None in bundles of earlier releases."""
+        path = self.directory / profile.FILE
+        return profile.read_profile(path) if profile.FILE in self.manifest.files else None
 
     @cached_property
     def encoder(self) -> Encoder | None:

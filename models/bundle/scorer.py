@@ -77,11 +77,11 @@ class Scorer:
         users, number = self._user(user)
         assembler = Assembler(self._schema, users, catalogue.items, events, catalogue.ranker_vectors)
         first = None if aggregates is None else aggregates[:1]
-        shared = assembler.batch(_examples(number, items[:1], history, first), self._shared)
+        shared = assembler.batch(_examples(number, items[:1], history, first), self._shared, unread=True)
         candidates = _examples(number, items, history, aggregates)
         if events.size > 1:
             candidates = replace(candidates, context=np.arange(len(items), dtype=np.int64))
-        own = assembler.batch(candidates, self._own)
+        own = assembler.batch(candidates, self._own, unread=True)
         rows, inverse = np.unique(np.concatenate([shared.values, own.values]), return_inverse=True)
         local = torch.from_numpy(inverse)
         return Lookups(

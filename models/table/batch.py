@@ -23,6 +23,9 @@ from models.table.schema import Feature, Numeric, Schema, Source
 
 # Limit of a scaled value: a value far beyond those of training must not dominate all others.
 _MOST_STDS = 10.0
+# Rows of values (n, c), the number of a list's values with a row, and the number of all its values, which is the same
+# array if every value has a row.
+_Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 _NO_SIGHTINGS = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
 
 
@@ -71,6 +74,10 @@ class Entities:
     def rows(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gathers a column of entities (M,): the rows of their values (n, c) and their value counts (M,)."""
         return self._columns[column].rows(index)
+
+    def lookup(self, column: str, index: NDArray[np.int64]) -> _Found:
+        """Gathers a column of entities (M,): as `rows`, and the number of values that each holds, with rows or not."""
+        return self._columns[column].lookup(index)
 
     def values(self, column: str) -> int:
         """Returns the number of distinct values of a column that has not changed since it was made."""
@@ -140,6 +147,7 @@ class Batch:
             lookup by lookup; None in a batch that `lengths` describes.
         weights: (V,) float32 weight of each value of a batch with offsets, in place of `scale`; None for all 1.
         placement: (B, C) int64 cells of the position path; None at a server, whose scores use the path's constant.
+        unread: (B, F) int64 number of values without a row, by feature; None if it was not asked for.
     """
 
     values: Tensor
@@ -152,6 +160,7 @@ class Batch:
     offsets: Tensor | None = None
     weights: Tensor | None = None
     placement: Tensor | None = None
+    unread: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -245,6 +254,7 @@ class Assembler:
         features: Sequence[Feature] | None = None,
         *,
         limits: NDArray[np.uint8] | None = None,
+        unread: bool = False,
     ) -> Batch:
         """Returns the batch of B examples.
 
@@ -254,26 +264,30 @@ class Assembler:
                 items.
             limits: (B, features), the largest number of a feature's values an example reads, the first ones; with 0 it
                 reads as if none were admitted.
+            unread: True counts the values without a row, too.
         """
+        size = len(examples)
+        without = np.zeros((size, len(self.schema.features if features is None else features)), dtype=np.int64)
         values: list[NDArray[np.int64]] = []
         lengths: list[NDArray[np.int64]] = []
         scales: list[NDArray[np.float32]] = []
         for place, feature in enumerate(self.schema.features if features is None else features):
             if feature.pooling == "attention":
-                found = self._by_slot(feature, examples)
+                rows, count, held = self._by_slot(feature, examples)
             else:
-                found = self._rows(feature.of, feature.column, examples)
+                rows, count, held = self._rows(feature.of, feature.column, examples)
                 if limits is not None:
-                    found = _first(*found, limits[:, place])
-            rows, count = found
-            bags = count.reshape(self.schema.slots(feature), len(examples))
+                    rows, count = _first(rows, count, limits[:, place])
+            bags = count.reshape(self.schema.slots(feature), size)
+            if unread and held is not count:
+                without[:, place] = (held - count).reshape(bags.shape).sum(axis=0)
             ends = np.concatenate([[0], np.cumsum(bags.sum(axis=1))])
             scale = (1.0 / np.maximum(bags, 1)).astype(np.float32) if feature.pooling != "sum" else np.ones_like(bags)
             for slot, bag in enumerate(bags):
                 values.append(rows[ends[slot] : ends[slot + 1], : feature.chunks].T.ravel())
                 lengths += [bag] * feature.chunks
                 scales += [scale[slot]] * feature.chunks
-        size, placement = len(examples), self.events.placement
+        placement = self.events.placement
         return Batch(
             values=torch.from_numpy(np.concatenate(values) if values else np.zeros(0, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)),
@@ -283,6 +297,7 @@ class Assembler:
             visits=torch.from_numpy(np.diff(examples.history.offsets)) if self.schema.attends else None,
             content=torch.from_numpy(self._content(examples)) if self.schema.content else None,
             placement=None if placement is None else torch.from_numpy(placement[examples.context]),
+            unread=torch.from_numpy(without) if unread else None,
         )
 
     def sightings(self, examples: Examples) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -332,30 +347,41 @@ class Assembler:
             ("event", self.events, examples.context),
         )
 
-    def _rows(self, of: Source, column: str, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _rows(self, of: Source, column: str, examples: Examples) -> _Found:
         for source, entities, index in self._sources(examples):
             if source == of:
-                return entities.rows(column, index)
-        rows, counts = self.items.rows(column, examples.history.values)
-        ends = np.concatenate([[0], np.cumsum(counts)])[examples.history.offsets]
-        return rows, ends[1:] - ends[:-1]
+                return entities.lookup(column, index)
+        rows, counts, held = self.items.lookup(column, examples.history.values)
+        summed = _summed(counts, examples.history.offsets)
+        return rows, summed, summed if held is counts else _summed(held, examples.history.offsets)
 
-    def _by_slot(self, feature: Feature, examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _by_slot(self, feature: Feature, examples: Examples) -> _Found:
         """Returns the history item by item: rows (n, c) and counts (L · B,), slot-major; slot 0 is the oldest."""
         size, offsets = len(examples), examples.history.offsets
         visits = np.diff(offsets)
         slot = np.arange(offsets[-1]) - np.repeat(offsets[:-1], visits)
         bag = slot * size + np.repeat(np.arange(size), visits)
         order = np.argsort(bag, kind="stable")
-        rows, counts = self.items.rows(feature.column, examples.history.values[order])
+        rows, counts, held = self.items.lookup(feature.column, examples.history.values[order])
         lengths = np.zeros(self.schema.slots(feature) * size, dtype=np.int64)
         lengths[bag[order]] = counts
-        return rows, lengths
+        if held is counts:
+            return rows, lengths, lengths
+        every = np.zeros_like(lengths)
+        every[bag[order]] = held
+        return rows, lengths, every
 
     def _content(self, examples: Examples) -> NDArray[np.float32]:
         assert self.vectors is not None, "the schema reads content vectors; the assembler was given none"
         found: NDArray[np.float32] = self.vectors[examples.item]
         return found
+
+
+def _summed(counts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums counts (n,) list by list."""
+    ends = np.concatenate([[0], np.cumsum(counts)])[offsets]
+    found: NDArray[np.int64] = ends[1:] - ends[:-1]
+    return found
 
 
 def _first(

@@ -201,14 +201,17 @@ class ColumnValues:
 
     def rows(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gathers entities (M,): the rows of their admitted values (n, c) and how many each has (M,)."""
-        codes, lengths = self._lists.take(index)
+        return self.lookup(index)[:2]
+
+    def lookup(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Gathers entities (M,): as `rows`, and how many values each holds (M,), those without rows among them."""
+        codes, held = self._lists.take(index)
         known = self._known.array[codes]
-        if not known.all():
-            self._readmit(codes[~known])
-            known = self._known.array[codes]
-            lengths = kept(known, lengths)
-            codes = codes[known]
-        return self._rows.array[codes], lengths
+        if known.all():
+            return self._rows.array[codes], held, held
+        self._readmit(codes[~known])
+        known = self._known.array[codes]
+        return self._rows.array[codes[known]], kept(known, held), held
 
     def keys(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Gathers entities (M,): the keys of all their values (n,), admitted or not, and how many each has (M,)."""

@@ -6,7 +6,7 @@ and not the table's dimension.
 Shape letters: n candidates, M distinct rows, D dimension, K lookups, N numeric features.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from models.bundle.scorer import Lookups
 from models.table.batch import Batch
 from serving.ranking.inputs import RankingInputs
 
-VERSION = 1
+VERSION, OLDEST_VERSION = 2, 1
 _NO_LABELS = torch.zeros(0)
 Digests = NDArray[np.uint64]
 
@@ -70,6 +70,9 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         fields: (n,) values of each field of the candidates, by name, as served.
         labelled: Ids of the user's labelled items that the ranking read, oldest first. Empty without a correction.
         labels: Label of each labelled item, a byte 0 or 1.
+        shared_unread: (features,) uint8 number of values without a row, at most 255, by feature that all candidates
+            share. Empty if every value has a row. None in records of version 1, which do not say.
+        own_unread: (n, features) uint8, the same by candidate.
     """
 
     version: int
@@ -98,6 +101,8 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
     fields: dict[str, list[Any]] = {}
     labelled: list[str] = []
     labels: bytes = b""
+    shared_unread: bytes | None = None
+    own_unread: bytes | None = None
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -134,6 +139,19 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         first = None if content is None else content[:1]
         shared = _decoded(self.shared, numeric[:1], visits, first)
         return Lookups(self.row_numbers, shared, _decoded(self.own, numeric, visits, content))
+
+    def unread(self, part: Literal["shared", "own"], features: int) -> NDArray[np.int64] | None:
+        """Returns the number of values without a row, (B, features) int64; None if the record does not say.
+
+        Args:
+            part: `shared` for features that all candidates share, B = 1, or `own` for those of each candidate, B = n.
+            features: Number of features of the part.
+        """
+        data = self.shared_unread if part == "shared" else self.own_unread
+        if data is None:
+            return None
+        size = 1 if part == "shared" else len(self.candidates)
+        return np.frombuffer(data or bytes(size * features), dtype=np.uint8).astype(np.int64).reshape(size, features)
 
 
 def digests(vectors: NDArray[np.float32]) -> Digests:
@@ -183,6 +201,8 @@ def record_of(
         fields={name: list(values) for name, values in inputs.sent.fields.items()},
         labelled=list(inputs.labelled[0]),
         labels=inputs.labelled[1],
+        shared_unread=_unread(lookups.shared),
+        own_unread=_unread(lookups.own),
     )
 
 
@@ -203,11 +223,17 @@ def decode(data: bytes) -> SkewRecord:
         record = msgspec.msgpack.decode(data, type=SkewRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EventError(f"skew record: {error}") from error
-    if record.version != VERSION:
-        raise EventError(
-            f"skew record: version {record.version}, this release reads {VERSION}", cause="unknown-version"
-        )
+    if not OLDEST_VERSION <= record.version <= VERSION:
+        known = f"this release reads {OLDEST_VERSION} to {VERSION}"
+        raise EventError(f"skew record: version {record.version}, {known}", cause="unknown-version")
     return record
+
+
+def _unread(batch: Batch) -> bytes | None:
+    if batch.unread is None:
+        return None
+    counts = batch.unread.numpy()
+    return np.minimum(counts, 255).astype(np.uint8).tobytes() if counts.any() else b""
 
 
 def _encoded(batch: Batch) -> SkewBatch:

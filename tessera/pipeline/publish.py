@@ -21,6 +21,8 @@ from features.training_events import TRAINED, event_ids, read_trained, trained_o
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
 from models.bundle.from_frame import kept_history, kept_labels, trained_until, with_train_positives
+from models.bundle.profile import VERSION as PROFILE_VERSION
+from models.bundle.profiled import training_profile
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import load_concepts
 from models.encoder.meaning.neighbours import LABELLED
@@ -30,6 +32,7 @@ from models.registry.lineage import Lineage
 from models.registry.registry import Registry
 from models.registry.release import CHALLENGER, CHAMPION, Release
 from models.semantic_id.tokens import load_tokenizer
+from models.table.admission import Admission
 from models.table.engine import engine
 from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame
 from tessera.pipeline.compare import verdict
@@ -124,6 +127,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             positions=job.options.positions,
             choices=choices,
             device=model.device,
+            profile=training_profile(frame, schema, model.ranker, Admission(model.sketch, schema.admission)),
         )
         write_bundle(parts, directory / "bundle")
 
@@ -138,6 +142,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             "dataset": described,
             "positions": positions,
             "format": FORMAT,
+            "profile": PROFILE_VERSION,
             "views": {name: load_view(directory).id for name, directory in views.items()},
             "concepts": {name: load_concepts(directory).id for name, directory in concepts.items()},
             "aspects": {name: load_aspect(directory).id for name, directory in aspects.items()},

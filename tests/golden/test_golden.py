@@ -18,6 +18,7 @@ from features.aggregate.state import GroupState
 from features.errors import EventError
 from features.hashing import VERSION, HashSpec, fingerprint
 from models.bundle import aggregate_record, delta, record
+from models.bundle.profile import ProfileMeasure, TrainingProfile, read_profile, write_profile
 from models.export import schema as export_schema
 from models.semantic_id.codebook.quantizer import prefix_tokens
 from serving.skew import record as skew_record
@@ -149,15 +150,48 @@ def test_an_item_of_version_2_is_read_and_written_the_same() -> None:
     assert ITEM.content().tolist() == np.array([0.5, -0.25, 1e-7], dtype=np.float32).tolist()
 
 
-def test_a_skew_record_of_version_1_is_read_and_written_the_same() -> None:
-    assert skew_record.VERSION == 1
+def test_a_skew_record_of_version_1_is_read_and_does_not_say_which_values_had_no_row() -> None:
     found = skew_record.decode(frozen("skew-record-v1.bin"))
     assert found == SKEW
-    assert skew_record.encode(SKEW) == frozen("skew-record-v1.bin")
+    assert found.unread("own", 1) is None
     assert found.row_numbers.tolist() == [3, 2**32 - 2]
     assert found.numbers().tolist() == [[0.5], [-1.0]]
     vectors = (np.arange(8) / 8 - 0.5).astype(np.float32).reshape(2, 4)
     assert found.row_digests.tolist() == skew_record.digests(vectors).tolist()
+
+
+def test_a_skew_record_of_version_2_is_read_and_written_the_same() -> None:
+    assert skew_record.VERSION == 2
+    written = msgspec.structs.replace(SKEW, version=2, shared_unread=b"", own_unread=bytes([0, 255]))
+    found = skew_record.decode(frozen("skew-record-v2.bin"))
+    assert found == written
+    assert skew_record.encode(written) == frozen("skew-record-v2.bin")
+    shared, own = found.unread("shared", 1), found.unread("own", 1)
+    assert shared is not None
+    assert own is not None
+    assert (shared.tolist(), own.tolist()) == ([[0]], [[0], [255]])
+
+
+PROFILE = TrainingProfile(
+    version=1,
+    rows=1_000,
+    users=100,
+    held_rows=250,
+    measures=[
+        ProfileMeasure(
+            "price", "values", [0.0, 0.5, 0.25, 0.25], 400.5, edges=[-1.5, 0.0, 2.0], held=[0.0, 1.0, 0.0, 0.0]
+        ),
+        ProfileMeasure("item.format", "values", [0.75, 0.25], 99.0, rows=[4_294_967_295]),
+        ProfileMeasure("item.format", "missing", [0.9, 0.1], 99.0),
+        ProfileMeasure("score", "values", [0.5, 0.5], 50.0, edges=[0.25]),
+    ],
+)
+
+
+def test_a_profile_of_version_1_is_read_and_written_the_same(tmp_path: Path) -> None:
+    assert read_profile(HERE / "profile-v1.json") == PROFILE
+    write_profile(PROFILE, tmp_path / "profile.json")
+    assert (tmp_path / "profile.json").read_bytes() == frozen("profile-v1.json")
 
 
 def test_a_history_of_version_1_is_read_and_written_the_same() -> None:
