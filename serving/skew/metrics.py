@@ -20,6 +20,19 @@ class SkewMetrics:
             ["feature", "kind"],
             registry=self.registry,
         )
+        self._psi = Gauge(
+            "tessera_drift_psi",
+            "Population stability index of served and trained distributions in the present window.",
+            ["feature", "measure"],
+            registry=self.registry,
+        )
+        self._alarm = Gauge(
+            "tessera_drift_alarm",
+            "1 if a served distribution is farther from training's than tolerated, with confidence.",
+            ["feature", "measure"],
+            registry=self.registry,
+        )
+        self._users = Gauge("tessera_drift_users", "Users of the present window.", registry=self.registry)
         self._round = Gauge(
             "tessera_skew_round_timestamp_seconds", "Time of the last comparison.", registry=self.registry
         )
@@ -30,6 +43,14 @@ class SkewMetrics:
         self._values.inc(report.values)
         for difference in report.differences:
             self._differences.labels(difference.feature, difference.kind).inc(difference.count)
+        if report.drift is not None and not report.drift.note:
+            self._users.set(report.drift.users)
+            # A window that has just begun knows no measure of the last one.
+            self._psi.clear()
+            self._alarm.clear()
+            for one in report.drift.measures:
+                self._psi.labels(one.feature, one.measure).set(one.psi)
+                self._alarm.labels(one.feature, one.measure).set(one.alarm)
         self._round.set(time.time())
 
     def serve(self, port: int) -> None:

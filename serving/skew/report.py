@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from serving.skew.drift import DriftReport
+
 MOST_EXAMPLES = 5
 """Largest number of examples of one difference."""
 
@@ -55,6 +57,7 @@ class SkewReport:
         skipped: Number of records that were not compared, by reason.
         first_ms, last_ms: Times of the first and the last compared answer, milliseconds since 1970. 0 without any.
         differences: Differences, the most frequent first.
+        drift: Comparison of distributions with training's. None: not compared.
     """
 
     bundle: str
@@ -66,6 +69,7 @@ class SkewReport:
     first_ms: int = 0
     last_ms: int = 0
     differences: list[SkewDifference] = field(default_factory=list)
+    drift: DriftReport | None = None
 
     @property
     def different(self) -> int:
@@ -88,4 +92,5 @@ class SkewReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain values, with the number of values that differ."""
-        return asdict(self) | {"different": self.different, "skipped": dict(self.skipped)}
+        drift = None if self.drift is None else self.drift.to_json()
+        return asdict(self) | {"different": self.different, "skipped": dict(self.skipped), "drift": drift}

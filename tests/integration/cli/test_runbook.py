@@ -21,9 +21,14 @@ from features.errors import BundleError, FencedError, LogError
 from models.ranker.train import TrainConfig
 from models.registry.release import CHALLENGER
 from serving.api.keys import KeyFile
+from serving.api.log_sink import LogSink
+from serving.metrics import Metrics
 from serving.rollout.experiment import RampStep
 from serving.rollout.lifecycle import start
+from serving.skew.sample import SkewSampler
+from serving.store.memory import MemoryStore
 from serving.store.redis.embedded import open_embedded
+from serving.traffic.follow import ServiceOpener
 from streaming.log.protocol import BLANK
 from streaming.metrics import StreamMetrics
 from streaming.snapshot import Snapshots
@@ -327,6 +332,21 @@ def test_a_leaked_key_ends_and_a_damaged_file_admits_no_new_key_until_it_is_made
         renewed = next(word for word in said.split() if word.startswith("tsr_"))
         _until(lambda: status(renewed) == 200, 2)
         assert status(secret) == 401
+
+
+def test_a_drift_of_the_candidates_is_named_and_a_new_reference_ends_it(world: World, tmp_path: Path) -> None:
+    with site(tmp_path, world) as place:
+        sink = LogSink(place.settings.open_log, place.settings.topics)
+        service, close = ServiceOpener(MemoryStore())(world.bundle)
+        users, item = world.bundle.users["user_id"].to_list()[:40], world.bundle.items["item_id"][0]
+        with contextlib.closing(sink), contextlib.closing(SkewSampler(sink, Metrics(), 1.0)) as sampler:
+            for user in users:
+                sampler.offer(f"request {user}", service.rank(user, [item], 1))
+        close()
+        found = json.loads(place.operator.run("tessera skew --json", status=3))["drift"]
+        assert found["users"] == len(users)
+        assert "item.topic" in found["alarms"]
+        assert "0 of" in place.operator.mends("drift", RIGHT=str(tmp_path / "right.json"))
 
 
 def test_a_user_who_asks_is_forgotten_and_the_next_frame_leaves_the_events_out(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from features.dataset.descriptor import load_dataset
 from models.bundle import aggregate_record, record
-from models.bundle.bundle import Bundle, load_bundle
+from models.bundle.bundle import Bundle, load_bundle, write_manifest
 from models.bundle.request_features import request_events
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
@@ -28,6 +29,7 @@ from serving.api.log_sink import LogSink
 from serving.metrics import Metrics
 from serving.ranking.mirror_feed import mirrored
 from serving.ranking.service import RankService
+from serving.skew.drift import DriftReport, DriftWatch
 from serving.skew.metrics import SkewMetrics
 from serving.skew.prove import SkewLimits, prove, read_records
 from serving.skew.report import SkewReport
@@ -44,6 +46,7 @@ from streaming.snapshot import Snapshots
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.cli.main import app
 from tessera.demo.synthetic import write_synthetic
+from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.run import RunOptions, run
 from tests.build import corrected_bundle
 from tests.integration.world import World, quiet
@@ -418,3 +421,78 @@ def test_an_application_logs_the_sampled_requests_under_the_id_of_their_impressi
     assert 5 < len(records) < 35
     assert all(is_sampled(one.id, 0.5) for one in records)
     assert shop.proved().different == 0
+
+
+def _told(shop: Shop, home: Path, *options: str) -> Result:
+    words = ["skew", "--bundle", str(shop.bundle.directory), *options]
+    return CliRunner().invoke(app, words, env={"TESSERA_HOME": str(home), "TESSERA_KAFKA": ""})
+
+
+def test_a_drift_that_the_log_says_too_is_no_difference_and_alarms(shop: Shop, tmp_path: Path) -> None:
+    # An importer that lost a column: log, store and servers agree.
+    lines = (shop.world.dataset.directory / "items.jsonl").read_bytes().splitlines()
+    shop.send(shop.topics.items, [json.loads(line) | {"format": None} for line in lines])
+    shop.answer(shop.service(), requests=60)
+    result = _told(shop, tmp_path, "--json")
+    report = json.loads(result.stdout)
+    assert report["different"] == 0
+    assert "item.format missing" in report["drift"]["alarms"]
+    assert report["drift"]["users"] == 60
+    assert result.exit_code == 3
+    shown = _told(shop, tmp_path)
+    assert "item.format missing" in " ".join(shown.stdout.split())
+    metrics = SkewMetrics()
+    metrics.note(replace(shop.proved(), drift=_drift_of(shop)))
+    found = {labels: gauge._value.get() for labels, gauge in metrics._alarm._metrics.items()}
+    assert found["item.format", "missing"] == 1
+
+
+def _drift_of(shop: Shop) -> DriftReport:
+    assert shop.bundle.profile is not None
+    watch = DriftWatch(shop.bundle.schema, shop.bundle.profile, bundle=shop.bundle.id)
+    watch.add(read_records(shop.log, shop.topics)[0])
+    return watch.look()
+
+
+def test_a_profile_of_served_records_is_a_reference_without_drift(shop: Shop, tmp_path: Path) -> None:
+    shop.answer(shop.service(), requests=60)
+    path = tmp_path / "served.json"
+    assert _told(shop, tmp_path, "--write-profile", str(path)).exit_code == 0
+    drift = json.loads(_told(shop, tmp_path, "--json", "--profile", str(path)).stdout)["drift"]
+    assert drift["reference"] == str(path)
+    assert drift["alarms"] == []
+    assert max(one["psi"] for one in drift["measures"]) < 1e-6
+    path.write_text("{}")
+    refused = _told(shop, tmp_path, "--profile", str(path))
+    assert refused.exit_code == 1
+    assert "served.json" in str(refused.exception)
+
+
+def test_a_bundle_without_a_profile_is_proved_and_the_command_says_that_drift_is_not_watched(
+    shop: Shop, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(shop.bundle.directory, tmp_path / "old"))
+    (old / "profile.json").unlink()
+    write_manifest(old, shop.bundle.manifest)
+    shop.bundle = load_bundle(old)
+    assert shop.bundle.profile is None
+    result = _told(shop, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "drift: not watched" in result.stdout
+
+
+def test_the_profile_of_a_bundle_is_that_of_its_training_rows(made: World) -> None:
+    profile = made.bundle.profile
+    assert profile is not None
+    measures = {one.name: one for one in profile.measures}
+    assert {"item.format", "item.format missing", "item.format unseen", "item.topic length", "score"} <= measures.keys()
+    for one in profile.measures:
+        assert sum(one.shares) == pytest.approx(1, abs=1e-6), one.name
+        assert one.units > 0
+    # Ten bins of numbers have about equal shares of the rows.
+    assert max(measures["score"].shares) < 0.3
+    frame = read_frame(made.directory / "frame")
+    train = frame.part("train").select(pl.col("user"), pl.col("item"))
+    format_ = frame.items["format"][train["item"]]
+    by_user = train.with_columns(missing=format_.is_null()).group_by("user").agg(pl.col("missing").mean())
+    assert measures["item.format missing"].shares[1] == pytest.approx(float(by_user["missing"].mean()), abs=1e-6)
