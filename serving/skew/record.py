@@ -207,10 +207,8 @@ def record_of(
 
 
 def encode(record: SkewRecord) -> bytes:
-    """Encodes a record: a msgpack array in the order of the fields. Empty fields and labelled items are left out."""
-    values = msgspec.structs.astuple(record)
-    left_out = 0 if record.labelled else 2 if record.fields else 3
-    return msgspec.msgpack.encode(values[: len(values) - left_out])
+    """Encodes a record: a msgpack array in the order of the fields."""
+    return msgspec.msgpack.encode(record)
 
 
 def decode(data: bytes) -> SkewRecord:
