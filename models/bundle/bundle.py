@@ -42,7 +42,6 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
-from models.bundle import profile
 from models.bundle.contents import (
     AGGREGATES,
     ASPECTS,
@@ -57,10 +56,11 @@ from models.bundle.contents import (
 )
 from models.bundle.embedding import EmbeddingClient, Value, csv_sources
 from models.bundle.local import LocalRanker
-from models.bundle.profile import TrainingProfile, write_profile
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import ConceptHead, load_concepts
 from models.encoder.meaning.neighbours import load_correction
+from models.profile import profile
+from models.profile.profile import TrainingProfile, write_profile
 from models.ranker.network import Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import load_tokenizer

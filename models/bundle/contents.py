@@ -21,10 +21,10 @@ from features.content.space_map import SpaceMap, load_map
 from features.dataset.descriptor import Dataset
 from features.device import CPU, Device
 from features.errors import BundleError
-from models.bundle import profile
 from models.encoder.meaning.aspects import Aspect, load_aspect
 from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
 from models.encoder.meaning.neighbours import NeighbourCorrection, load_correction
+from models.profile import profile
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.codebook.quantizer import Quantizer

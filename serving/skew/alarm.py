@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import TesseraError
-from models.bundle.profile import ProfileMeasure
+from models.profile.profile import ProfileMeasure
 from serving.skew.evidence import ball_evidence, ball_of, interval_evidence, interval_of
 
 

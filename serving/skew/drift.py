@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from features.hashing import fingerprint
-from models.bundle.profile import (
+from models.bundle.scorer import divided
+from models.profile.profile import (
     SCORE,
     VERSION,
     FeatureValues,
@@ -24,7 +25,6 @@ from models.bundle.profile import (
     observed,
     unit_shares,
 )
-from models.bundle.scorer import divided
 from models.table.batch import Batch
 from models.table.schema import Feature, Schema
 from serving.skew.alarm import DriftAlarms, DriftLimits

@@ -101,7 +101,7 @@ class _Drift:
 
     def watch(self, bundle: Any, since_ms: int) -> Any:
         """Returns a watch of a window; None without a profile."""
-        from models.bundle.profile import read_profile
+        from models.profile.profile import read_profile
         from serving.skew.drift import DriftWatch
 
         found = read_profile(self.path) if self.path else bundle.profile
@@ -161,7 +161,7 @@ class _Rounds:
     def write(self, path: Path) -> None:
         """Writes the profile of the window's records."""
         from features.errors import TesseraError
-        from models.bundle.profile import write_profile
+        from models.profile.profile import write_profile
 
         if self._watch is None:
             raise TesseraError("--write-profile: the bundle has no profile, whose cells are needed; publish it again")

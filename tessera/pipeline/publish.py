@@ -26,6 +26,10 @@ from models.bundle.profiled import training_profile
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import load_concepts
 from models.encoder.meaning.neighbours import LABELLED
+from models.encoder.meaning.aspects import load_aspect
+from models.encoder.meaning.concepts import load_concepts
+from models.profile.profile import VERSION as PROFILE_VERSION
+from models.profile.training import training_profile
 from models.ranker.stored import load_ranker
 from models.registry.gate import Gates, Verdict
 from models.registry.lineage import Lineage

@@ -18,8 +18,8 @@ from features.aggregate.state import GroupState
 from features.errors import EventError
 from features.hashing import VERSION, HashSpec, fingerprint
 from models.bundle import aggregate_record, delta, record
-from models.bundle.profile import ProfileMeasure, TrainingProfile, read_profile, write_profile
 from models.export import schema as export_schema
+from models.profile.profile import ProfileMeasure, TrainingProfile, read_profile, write_profile
 from models.semantic_id.codebook.quantizer import prefix_tokens
 from serving.skew import record as skew_record
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from features.errors import TesseraError
-from models.bundle.profile import (
+from models.profile.profile import (
     FeatureValues,
     Observations,
     ProfileMeasure,

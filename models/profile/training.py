@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.frame import Frame
 from features.frame_blocks import held_blocks
-from models.bundle.profile import (
+from models.profile.profile import (
     BINS,
     LENGTH_EDGES,
     SCORE,

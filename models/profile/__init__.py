@@ -1,0 +1,1 @@
+"""Profile of training: distributions with which served features and scores are compared."""
