@@ -21,13 +21,9 @@ from features.training_events import TRAINED, event_ids, read_trained, trained_o
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
 from models.bundle.from_frame import kept_history, kept_labels, trained_until, with_train_positives
-from models.bundle.profile import VERSION as PROFILE_VERSION
-from models.bundle.profiled import training_profile
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import load_concepts
 from models.encoder.meaning.neighbours import LABELLED
-from models.encoder.meaning.aspects import load_aspect
-from models.encoder.meaning.concepts import load_concepts
 from models.profile.profile import VERSION as PROFILE_VERSION
 from models.profile.training import training_profile
 from models.ranker.stored import load_ranker
