@@ -248,6 +248,5 @@ def test_a_history_with_labelled_items_is_read_and_written_the_same() -> None:
         record.decode_history(record.encode(msgspec.structs.replace(LABELLED, labels=b"\1")))
 
 
-def test_a_skew_record_with_labelled_items_is_read_and_written_the_same() -> None:
+def test_a_skew_record_of_version_1_with_labelled_items_is_read() -> None:
     assert skew_record.decode(frozen("skew-record-v1-labelled.bin")) == SKEW_LABELLED
-    assert skew_record.encode(SKEW_LABELLED) == frozen("skew-record-v1-labelled.bin")
