@@ -155,7 +155,7 @@ class Trainer:
 
     def _open(self) -> None:
         # Fences the trainer before first, so that the state restored below is final.
-        self._transactor = self._log.transactor(f"trainer-{self._bundle.id}")
+        self._transactor = self._log.transactor(f"trainer-{self._topics.prefix}{self._bundle.id}")
         try:
             self.step, positions = self._restored()
             # Each topic has its own reader, so that a flood of events does not delay items.

@@ -263,6 +263,20 @@ def test_a_second_trainer_takes_over_and_the_first_is_fenced(log: EventLog, topi
     assert total == second.step.seq
 
 
+def test_trainers_of_one_bundle_on_other_topics_do_not_fence_each_other(
+    log: EventLog, topics: Topics, world: World
+) -> None:
+    both = [topics, Topics(f"other-{topics.prefix}")]
+    with contextlib.ExitStack() as stack:
+        for own in both:
+            send(log, own, world.messages(BATCH))
+        trainers = [Trainer(log, world.bundle, topics=own, options=OPTIONS) for own in both]
+        for trainer in trainers:
+            stack.callback(trainer.close)
+        for trainer in trainers:
+            assert trainer.run_once(wait_s=5.0) == BATCH
+
+
 def test_a_moved_position_is_noticed(topics: Topics, world: World, tmp_path: Path) -> None:
     with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
         send(log, topics, world.messages(96))
