@@ -301,7 +301,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.online.filtered import filtered
     from tessera.bench.online.freshness import freshness
     from tessera.bench.online.growth import growth
-    from tessera.bench.online.message_formats import message_formats
+    from tessera.bench.online.message_formats import formats
     from tessera.bench.online.online_learning import online_learning
     from tessera.bench.online.operation import operation
     from tessera.bench.online.rollout_rates import rollout
@@ -322,6 +322,6 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "rollout": rollout,
         "operation": operation,
         "growth": growth,
-        "formats": message_formats,
+        "formats": formats,
     }
     return partial(benches[name], dataset, out)

@@ -153,7 +153,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     ]
 
 
-def message_formats(
+def formats(
     dataset: Dataset,
     out: Path,
     *,

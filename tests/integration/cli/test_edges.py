@@ -78,7 +78,7 @@ ARGUMENTS = {
     "topics create": "",
     "topics rewrite": "",
     "forget": "bob",
-    "propensities": "{base}/base.toml",
+    "propensities": "{out}/shop.toml",
     "forgotten": "",
     "topics positions": "",
 }

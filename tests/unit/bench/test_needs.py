@@ -177,7 +177,12 @@ def test_the_needs_of_a_benchmark_are_those_that_it_uses() -> None:
     folder = peer.PEER_FOLDER.parent
     peers = {"FEAST": FEAST, "CTR": CTR, "RQ": RQ}
     checked = set()
-    for path in [*folder.glob("online/*.py"), *folder.glob("offline/*.py"), *folder.glob("encoder/*.py")]:
+    for path in [
+        *folder.glob("online/*.py"),
+        *folder.glob("offline/*.py"),
+        *folder.glob("encoder/*.py"),
+        *folder.glob("shown/*.py"),
+    ]:
         text = path.read_text()
         for name, needs in command.NEEDS.items():
             if f"def {name.replace('-', '_')}(" in text and "BenchResult" in text:
