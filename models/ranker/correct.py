@@ -44,7 +44,7 @@ _HELD_OUT_STREAM, _HALVES_STREAM, _CONTROL_STREAM = 51, 52, 53
 
 @dataclass(frozen=True)
 class CorrectionReport:
-    """What the correction gives on held-out items, half by half.
+    """Gains of the correction on held-out items, half by half.
 
     Attributes:
         events: Events of the held-out items.
