@@ -2,6 +2,7 @@
 
     manifest.json            format, dataset descriptor, schema, hash contract, ids of encoder and codebook, sha256s
     table.safetensors        weight (R, D) float32, accumulator (R,) float32
+    table/rows-00000.safetensors, …  instead of it the rows in ranges; only if several processes trained the ranker
     admission.safetensors    cells of the sketch of the values' sightings, uint8
     network.safetensors      the dense part
     encoder/  codebook/  tokens/     only if items have content
@@ -65,6 +66,7 @@ from models.ranker.network import Ranker
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import load_tokenizer
 from models.table.admission import Sketch
+from models.table.row_files import copy_rows, row_files, write_rows
 from models.table.schema import Schema
 
 __all__ = [
@@ -80,8 +82,10 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT, OLDEST_FORMAT = 5, 3
-"""Format 5 has a correction. A bundle without a correction is written in format 4. Formats 3 to 5 are read."""
+FORMAT, OLDEST_FORMAT = 6, 3
+"""Format 6 has the table in ranges of rows, and format 5 a correction. A bundle is written in the lowest format that
+holds its parts, which is 4 for a bundle without either. Formats 3 to 6 are read."""
+_CORRECTION_FORMAT, _PLAIN_FORMAT = 5, 4
 _MANIFEST = "manifest.json"
 
 
@@ -104,6 +108,8 @@ class BundleParts:
         concepts, aspects: Directories of heads of concepts and of aspects to copy, by name, on the same vectors.
         aggregates: State of the schema's aggregates after the last event before the test part, a file to copy; None if
             the schema has none.
+        rows: Directory whose row files are copied in place of the ranker's table; see `models.table.row_files`. None
+            writes the ranker's table into one file.
         correction: Directory of the correction by neighbours to copy, on the encoder's vectors; None without one.
         labelled: Users' last labelled items, as `BundleContents.labelled`; only with a correction.
         trained_until, positions, choices: As in `Manifest`.
@@ -127,6 +133,7 @@ class BundleParts:
     concepts: Mapping[str, Path] = field(default_factory=dict)
     aspects: Mapping[str, Path] = field(default_factory=dict)
     aggregates: Path | None = None
+    rows: Path | None = None
     correction: Path | None = None
     labelled: pl.DataFrame | None = None
     trained_until: int | None = None
@@ -272,8 +279,10 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             write_parquet(parts.labelled, directory / LABELLED_ITEMS)
         if parts.profile is not None:
             write_profile(parts.profile, directory / profile.FILE)
-        table = parts.ranker.table
-        save_file({"weight": table.weight, "accumulator": table.accumulator}, directory / "table.safetensors")
+        if parts.rows is not None:
+            copy_rows(parts.rows, directory)
+        else:
+            write_rows(directory, parts.ranker.table.weight, parts.ranker.table.accumulator)
         save_file({"cells": torch.from_numpy(parts.sketch.cells)}, directory / "admission.safetensors")
         save_file(dict(parts.ranker.network.state_dict()), directory / "network.safetensors")
         for name, frame in (("users", parts.users), ("items", parts.items), ("history", parts.history)):
@@ -283,7 +292,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
         tokens = load_tokenizer(parts.tokens).id if parts.tokens else None
         manifest = Manifest(
             id="",
-            format=FORMAT if parts.correction is not None else FORMAT - 1,
+            format=_format(directory, parts),
             dataset=_portable(parts.dataset, parts.encoder),
             schema=parts.schema.to_json(),
             hash=asdict(parts.schema.hash_spec),
@@ -309,6 +318,13 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
 
     write_directory(destination, fill)
     return load_bundle(destination)
+
+
+def _format(directory: Path, parts: BundleParts) -> int:
+    """Returns the lowest format that holds the parts of a bundle whose rows are written."""
+    if len(row_files(directory)) > 1:
+        return FORMAT
+    return _PLAIN_FORMAT if parts.correction is None else _CORRECTION_FORMAT
 
 
 def load_bundle(directory: str | Path, *, device: DeviceChoice = "cpu") -> Bundle:
@@ -415,10 +431,15 @@ def _portable(dataset: Dataset, encoder: Path | None) -> dict[str, Any]:
 def file_hashes(directory: Path) -> dict[str, str]:
     """Returns the sha256 of every file below a directory except the manifest, by relative path."""
     return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(directory)): _sha256(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / _MANIFEST
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(manifest: Manifest) -> str:

@@ -32,6 +32,7 @@ from models.semantic_id.content_path import ContentPath, EncodedItems
 from models.semantic_id.tokens import Tokenizer, load_tokenizer
 from models.table.admission import Admission, Sketch
 from models.table.open import open_table
+from models.table.row_files import load_rows, read_weight
 from models.table.schema import Schema
 
 AGGREGATES = "aggregates.safetensors"
@@ -299,8 +300,7 @@ class BundleContents:
 
     def rows(self) -> NDArray[np.float32]:
         """Reads the table's rows as published, (R, D) float32."""
-        weight: NDArray[np.float32] = load_file(self.directory / "table.safetensors")["weight"].numpy()
-        return weight
+        return read_weight(self.directory)
 
     def aggregates(self) -> Aggregator:
         """Returns the published state of the aggregates, a copy of its own; without a group where there is none."""
@@ -331,9 +331,7 @@ class BundleContents:
         """
         rate = self.manifest.training.table_rate if learning_rate is None else learning_rate
         table = open_table(self.schema, learning_rate=rate)
-        tensors = load_file(self.directory / "table.safetensors")
-        table.weight.copy_(tensors["weight"])
-        table.accumulator.copy_(tensors["accumulator"])
+        load_rows(self.directory, self.schema, {"weight": table.weight, "accumulator": table.accumulator})
         return Ranker(table, self.network())
 
 

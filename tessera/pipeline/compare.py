@@ -31,6 +31,7 @@ from models.registry.encoder_gate import compare_encoders
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
 from models.table.batch import Entities
+from models.table.row_files import row_files
 from models.table.schema import SEMANTIC_ID, Schema
 from serving.store.page import pack, unpack
 from serving.store.protocol import STORAGES, StoredTable
@@ -288,7 +289,7 @@ class _Scoring:
 
 
 def _bytes(bundle: Bundle) -> int:
-    return sum((bundle.directory / name).stat().st_size for name in ("table.safetensors", "network.safetensors"))
+    return sum(path.stat().st_size for path in (*row_files(bundle.directory), bundle.directory / "network.safetensors"))
 
 
 def _number(value: float | None) -> str:
