@@ -6,7 +6,6 @@ a user's labelled items out among them, and its weight is fitted the same way. T
 synthetic shop: requests of known and of new candidates, with and without the correction, in turns.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from rich.console import Console
 from features.dataset.descriptor import Dataset, load_dataset
 from features.errors import DatasetError
 from models.bundle import record
+from models.bundle.bundle import Bundle
 from models.encoder.meaning.neighbours import corrected, fit_weight
 from models.ranker.correct import held_out_votes, plain_correction, votes_of
 from models.ranker.evaluate import quality
@@ -118,48 +118,56 @@ def claims(rows: list[Row]) -> Iterator[Claim]:
 def _cost(directory: Path) -> Row:
     """Returns the time of a request with the correction over that without, in the median of turns."""
     descriptor = write_synthetic(directory / "data", users=300, items=400, events=12_000)
-    quiet = Console(quiet=True)
     options = RunOptions(correct="neighbours", reads=("id", "content"), training=TrainConfig(patience=1))
     bundle = run(
-        load_dataset(descriptor), directory / "run", options, console=quiet, registry=None, until="publish"
+        load_dataset(descriptor),
+        directory / "run",
+        options,
+        console=Console(quiet=True),
+        registry=None,
+        until="publish",
     ).bundle
     assert bundle is not None
     if bundle.correction is None:
         return {"rows": [{"part": "cost", "way": "not measured: the synthetic shop's correction does not pay"}]}
     store = MemoryStore()
     fill_store(store, bundle)
-    items = bundle.items.head(_CANDIDATES)
-    records = [
-        record.encode(
-            record.ItemRecord(
-                bundle.manifest.encoder or "",
-                np.array(row["content_vector"], dtype="<f4").tobytes(),
-                list(row["semantic_codes"]),
-                {},
-                bundle.manifest.codebook or "",
-            )
-        )
-        for row in items.iter_rows(named=True)
-    ]
-    new = [f"new-{number}" for number in range(_CANDIDATES)]
-    store.write_records(bundle.id, record.ITEM, new, [1] * len(new), records)
+    known, new = bundle.items["item_id"].head(_CANDIDATES).to_list(), [f"new-{one}" for one in range(_CANDIDATES)]
+    store.write_records(bundle.id, record.ITEM, new, [1] * len(new), _records_of(bundle, len(new)))
     with_it, without = RankService(bundle, store), RankService(bundle, store)
     without._corrector = None
     users = bundle.labelled["user_id"].unique(maintain_order=True).to_list()
-    known = items["item_id"].to_list()
+    requests = {"known candidates": known, "one new": [*known[1:], new[0]], "all new": new}
     rows = []
-    for way, candidates in (("known candidates", known), ("one new", [*known[1:], new[0]]), ("all new", new)):
-        times = np.array(
-            [
-                [_timed(service, users[turn % len(users)], candidates) for service in (with_it, without)]
-                for turn in range(_ROUNDS)
-            ]
+    for way, candidates in requests.items():
+        turns = ((with_it, without, users[turn % len(users)]) for turn in range(_ROUNDS))
+        times = np.array([_in_turn(*turn, candidates, first=number % 2) for number, turn in enumerate(turns)])
+        ms, ms_without = (float(one) for one in np.median(times, axis=0))
+        rows.append({"part": "cost", "way": way, "ms": ms, "ms_without": ms_without, "ratio": ms / ms_without})
+    return {"rows": rows}
+
+
+def _records_of(bundle: Bundle, count: int) -> list[bytes]:
+    """Returns records of new items, with the vectors and codes of the bundle's first items."""
+    space, codebook = bundle.manifest.encoder or "", bundle.manifest.codebook or ""
+    return [
+        record.encode(
+            record.ItemRecord(
+                space, np.array(row["content_vector"], dtype="<f4").tobytes(), list(row["semantic_codes"]), {}, codebook
+            )
         )
-        medians = np.median(times, axis=0)
-        rows.append(
-            {"part": "cost", "way": way, "ms": medians[0], "ms_without": medians[1], "ratio": medians[0] / medians[1]}
-        )
-    return {"rows": json.loads(json.dumps(rows, default=float))}
+        for row in bundle.items.head(count).iter_rows(named=True)
+    ]
+
+
+def _in_turn(
+    with_it: RankService, without: RankService, user: str, candidates: list[str], *, first: int
+) -> tuple[float, float]:
+    """Returns the milliseconds of a request with and without the correction; `first` 1 asks without it first."""
+    if first:
+        later = _timed(without, user, candidates)
+        return _timed(with_it, user, candidates), later
+    return _timed(with_it, user, candidates), _timed(without, user, candidates)
 
 
 def _timed(service: RankService, user: str, candidates: list[str]) -> float:
