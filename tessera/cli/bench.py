@@ -50,6 +50,7 @@ NEEDS = {
 NAMES = tuple(NEEDS)
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
+_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered")
 
 
 def bench(
@@ -68,7 +69,7 @@ def bench(
     ] = False,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="aggregates, encoders, filtered: a part, such as step; repeatable. Default: all."),
+        typer.Option(help=f"{', '.join(_IN_PARTS)}: a part, such as step; repeatable. Default: all."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="upgrade: sentence transformer that replaces MiniLM, a directory or a hub id.")
@@ -112,8 +113,8 @@ def bench(
             raise TesseraError(f"--held-out is for cold-start, not for {name}")
         chosen = partial(chosen, held_out=held_out)
     if part:
-        if name not in ("aggregates", "encoders", "filtered"):
-            raise TesseraError(f"--part is for aggregates, encoders and filtered, not for {name}")
+        if name not in _IN_PARTS:
+            raise TesseraError(f"--part is for {', '.join(_IN_PARTS)}, not for {name}")
         chosen = partial(chosen, parts=part)
     if model is not None:
         if name != "upgrade":

@@ -34,6 +34,7 @@ from models.ranker.evaluate import Quality
 from models.ranker.train import TrainConfig
 from models.semantic_id.codebook.alike import AlikePairs
 from tessera.bench.harness.data import progress_bar, remembered
+from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.result import BenchResult, Claim, at_least
 from tessera.bench.offline.cold_start import ColdWorld, Variant
 from tessera.pipeline.made_of import key_of
@@ -105,8 +106,7 @@ def code_value(
     *,
     seeds: int,
     console: Console,
-    conditions: Sequence[str] = tuple(CONDITIONS),
-    codebooks: Sequence[str] = tuple(CODEBOOKS),
+    parts: Sequence[str] | None = None,
     config: TrainConfig = _TRAIN,
 ) -> BenchResult:
     """Trains three rankers in each condition and seed; finished trainings are kept in `out`.
@@ -114,10 +114,14 @@ def code_value(
     Args:
         dataset: Dataset with users, and items that have text.
         seeds: Number of seeds, from 0.
-        conditions: Names in `CONDITIONS`.
-        codebooks: Names in `CODEBOOKS`.
+        parts: Names in `CONDITIONS` and `CODEBOOKS`; all by default.
         config: Training of the rankers.
+
+    Raises:
+        TesseraError: A part is unknown.
     """
+    chosen = chosen_parts("code-value", parts, (*CONDITIONS, *CODEBOOKS))
+    conditions, codebooks = ([name for name in chosen if name in kind] for kind in (CONDITIONS, CODEBOOKS))
     with progress_bar(console) as progress:
         total = seeds * (len(conditions) * len(VARIANTS) + len(codebooks))
         advance = partial(progress.advance, progress.add_task("code-value", total=total))

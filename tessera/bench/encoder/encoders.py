@@ -19,6 +19,7 @@ from tessera.bench.encoder.learning import BASE, PERMUTED, TUNED
 from tessera.bench.encoder.shop import BOTH, LSA, TRANSFORMER, Shop
 from tessera.bench.encoder.untouched import untouched
 from tessera.bench.harness.data import progress_bar, remembered
+from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 
@@ -42,9 +43,7 @@ def encoders(
     Raises:
         TesseraError: A part is unknown, or the dataset has no item with text.
     """
-    chosen = list(parts or PARTS)
-    if unknown := [part for part in chosen if part not in PARTS]:
-        raise TesseraError(f"--part {unknown[0]}: bench encoders has the parts {', '.join(PARTS)}")
+    chosen = chosen_parts("encoders", parts, tuple(PARTS))
     rows = measured_rows()
     with progress_bar(console) as progress:
         task = progress.add_task("encoders", total=sum(PARTS[part].seeds(seeds) for part in chosen))

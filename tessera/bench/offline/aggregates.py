@@ -13,11 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from features.dataset.descriptor import Dataset
-from features.errors import TesseraError
 from tessera.bench.aggregate.law import law, law_claims
 from tessera.bench.aggregate.quality import quality_claims, quality_rows
 from tessera.bench.aggregate.step import EVENTS, ROUNDS, step_claims, step_rates, worlds
 from tessera.bench.aggregate.tiles import frame_claims, frame_rates
+from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.result import BenchResult
 from tessera.bench.harness.rows import measured_rows
 
@@ -46,34 +46,33 @@ def aggregates(
     *,
     seeds: int,
     console: Console,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] | None = None,
     sizes: Sizes = Sizes(),
     overrides: tuple[str, ...] = (),
 ) -> BenchResult:
     """Measures the parts in each seed; `law` and `frame` read generated events, `step` and `quality` the dataset.
 
     Args:
-        parts: Names in `PARTS`.
+        parts: Names in `PARTS`; all by default.
         overrides: Values of `[run]` for the rankers of `quality`, `NAME=VALUE` each.
 
     Raises:
         TesseraError: A part is unknown, or the dataset cannot serve it.
     """
-    if unknown := [name for name in parts if name not in PARTS]:
-        raise TesseraError(f"aggregates: no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    chosen = chosen_parts("aggregates", parts, PARTS)
     rows = measured_rows()
-    bundles = worlds(dataset, out, console) if "step" in parts else {}
+    bundles = worlds(dataset, out, console) if "step" in chosen else {}
     for seed in range(seeds):
-        if "law" in parts:
+        if "law" in chosen:
             with console.status(f"seed {seed}: the law"):
                 rows += law(sizes.law, seed=seed)
-        if "frame" in parts:
+        if "frame" in chosen:
             with console.status(f"seed {seed}: the frame"):
                 rows += frame_rates(sizes.frame, seed=seed)
-        if "step" in parts:
+        if "step" in chosen:
             with console.status(f"seed {seed}: the step"):
                 rows += step_rates(bundles, seed=seed, events=sizes.step, rounds=sizes.rounds)
-        if "quality" in parts:
+        if "quality" in chosen:
             rows += quality_rows(dataset, out, seed=seed, console=console, overrides=overrides)
     claims = [*law_claims(rows), *frame_claims(rows), *step_claims(rows), *quality_claims(rows)]
     return BenchResult("aggregates", dataset.name, seeds, rows, claims)

@@ -42,6 +42,7 @@ from models.table.default_schema import TableOptions, default_schema, hashed_id_
 from models.table.item_parts import reading
 from models.table.schema import SEMANTIC_ID, Schema
 from tessera.bench.harness.data import dataset_frame, progress_bar, remembered
+from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.result import BenchResult, Claim, at_least
 from tessera.pipeline.artifact import with_tokens
 from tessera.pipeline.made_of import key_of
@@ -104,7 +105,7 @@ def cold_start(
     seeds: int,
     console: Console,
     held_out: str | None = None,
-    variants: Sequence[str] = tuple(VARIANTS),
+    parts: Sequence[str] | None = None,
     config: TrainConfig | None = None,
 ) -> BenchResult:
     """Trains every variant in every seed; finished ones are kept in `out`.
@@ -113,11 +114,13 @@ def cold_start(
         dataset: Dataset with users, and items that have text.
         seeds: Number of seeds, from 0; each decides the held-out items, the split, the codebook and the ranker.
         held_out: condition over the items' columns, in SQL, that names the items to hold out: `year >= 2000`.
-        variants: names in `VARIANTS`.
+        parts: names in `VARIANTS`; all by default. A claim needs the variants that it compares.
 
     Raises:
+        TesseraError: a variant is unknown.
         DatasetError: the dataset has no items with text, or the condition names no column, no item or all of them.
     """
+    variants = chosen_parts("cold-start", parts, tuple(VARIANTS))
     qualities: dict[str, list[dict[str, Quality]]] = {name: [] for name in variants}
     with progress_bar(console) as progress:
         task = progress.add_task("cold-start", total=len(variants) * seeds)

@@ -27,6 +27,7 @@ from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
 from serving.retrieval.filter import Attributes, Filter
 from serving.retrieval.retriever import Searcher
+from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.bench.online import filtered_bits
@@ -60,19 +61,18 @@ def filtered(
         console: Shows progress.
         parts: Names in `PARTS`; all by default.
     """
-    if unknown := [name for name in parts or () if name not in PARTS]:
-        raise TesseraError(f"--part {unknown[0]}: bench filtered has the parts {', '.join(PARTS)}")
+    chosen = chosen_parts("filtered", parts, PARTS)
     rows = measured_rows()
     own = _own_vectors(dataset, out, console)
     with threadpool_limits(1):
         faiss.omp_set_num_threads(1)
-        for seed, part in product(range(seeds), parts or PARTS):
+        for seed, part in product(range(seeds), chosen):
             rng = np.random.default_rng(seed)
             for name, measured in _MEASURED[part](own, rng, seed):
                 with console.status(f"seed {seed}: {part}, {name}"):
                     rows += [{"part": part, "catalogue": name, "seed": seed} | row for row in measured()]
     judged = {"states": _claims, "bits": filtered_bits.claims}
-    claims = [claim for part in parts or PARTS for claim in judged[part]([row for row in rows if row["part"] == part])]
+    claims = [claim for part in chosen for claim in judged[part]([row for row in rows if row["part"] == part])]
     return BenchResult("filtered", dataset.name, seeds, rows, claims)
 
 

@@ -155,7 +155,7 @@ def test_the_default_is_claimed_against_the_running_rates_in_the_worst_seed() ->
 
 
 def test_parts_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(TesseraError, match="no part 'laws'; the parts are law, frame, step, quality"):
+    with pytest.raises(TesseraError, match="--part 'laws': bench aggregates has the parts law, frame, step, quality"):
         aggregates(coloured_dataset(), tmp_path, seeds=1, console=quiet(), parts=["laws"])
     implicit = coloured_dataset(label=Label(implicit=True))
     with pytest.raises(DatasetError, match="a clock and explicit labels"):

@@ -101,5 +101,5 @@ def test_a_slow_int8_index_breaks_the_claim_on_time() -> None:
 
 def test_a_part_that_is_unknown_is_named(tmp_path: Path) -> None:
     dataset = load_dataset(write_synthetic(tmp_path / "data", users=100, items=150, events=3_000))
-    with pytest.raises(TesseraError, match="--part codes: bench filtered has the parts states, bits"):
+    with pytest.raises(TesseraError, match="--part 'codes': bench filtered has the parts states, bits"):
         bench.filtered(dataset, tmp_path, seeds=1, console=Console(), parts=["codes"])

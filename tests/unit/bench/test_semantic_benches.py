@@ -71,7 +71,7 @@ def test_semantic_ids_are_claimed_against_rankers_that_have_everything_else() ->
 def test_cold_start_measures_each_variant_on_known_and_new_items(descriptor: Path, tmp_path: Path) -> None:
     chosen = ["user only", "id", "id + Semantic ID"]
     result = cold_start.cold_start(
-        load_dataset(descriptor), tmp_path, seeds=1, console=quiet(), variants=chosen, config=FAST
+        load_dataset(descriptor), tmp_path, seeds=1, console=quiet(), parts=chosen, config=FAST
     )
     assert [row["variant"] for row in result.rows] == chosen
     assert all(0.3 < row["new_auc"] < 1 for row in result.rows)
