@@ -1,12 +1,15 @@
 """Merges two tuned heads on the same vectors into one, without another fit.
 
-The weights of the heads are averaged. Both began at the identity, so they lie in one valley of the loss. Wortsman et
-al., "Model soups" (ICML 2022); the share is searched on held-out items, as in "Task Arithmetic" (Ilharco et al., 2023).
+A head is the identity and a change. The changes of both heads are added, each with a weight. Weights that add up to 1
+average the heads (Wortsman et al., "Model soups", ICML 2022). Changes of two tasks hardly meet, so larger sums keep
+more of both ("Task Arithmetic", Ilharco et al., ICLR 2023, equation 2). The weights are searched on held-out items.
 
 Shape letters: D dim, K rank.
 """
 
 from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +22,29 @@ from models.encoder.tuning.rows import held_out_recall
 
 SHARES = tuple(number / 10 for number in range(11))
 """Shares of the first head that are tried."""
+SUMS = (1.0, 1.2, 1.4, 1.6)
+"""Sums of both weights that are tried."""
 
 
-def merge(first: Sequence[VectorStep], second: Sequence[VectorStep], share: float) -> tuple[VectorStep, ...]:
-    """Returns `share` of the first head and 1 - `share` of the second.
+class Weights(NamedTuple):
+    """Weights of the changes of two heads.
+
+    Attributes:
+        first: Weight of the first head's change.
+        second: Weight of the second head's change.
+    """
+
+    first: float
+    second: float
+
+
+def merge(first: Sequence[VectorStep], second: Sequence[VectorStep], weights: Weights) -> tuple[VectorStep, ...]:
+    """Returns the identity, and the change of each head times its weight.
 
     Args:
         first: Steps of a tuned head: none, or one linear or low-rank step.
         second: Steps of the other head.
-        share: Weight of the first head, 0 to 1.
+        weights: Weights of both changes.
 
     Raises:
         TesseraError: A head has other steps, or the heads have other widths.
@@ -38,20 +55,19 @@ def merge(first: Sequence[VectorStep], second: Sequence[VectorStep], share: floa
         raise TesseraError(f"heads of one width expected, got widths {', '.join(map(str, sorted(widths)))}")
     if not heads:
         return ()
-    width = widths.pop()
+    weighted = [(head, weight) for head, weight in zip(_each(first, second), weights, strict=True) if head is not None]
     if all(isinstance(head, LowRank) for head in heads):
-        sides = [
-            (head.tensors["left"] * weight, head.tensors["right"])
-            for head, weight in zip(_each(first, second), (share, 1 - share), strict=True)
-            if head is not None
-        ]
-        return (LowRank(left=np.hstack([left for left, _ in sides]), right=np.vstack([right for _, right in sides])),)
-    matrices = [_matrix(head, width) for head in _each(first, second)]
-    return (Linear(matrix=share * matrices[0] + (1 - share) * matrices[1]),)
+        left = np.hstack([head.tensors["left"] * weight for head, weight in weighted])
+        return (LowRank(left=left, right=np.vstack([head.tensors["right"] for head, _ in weighted])),)
+    width = widths.pop()
+    changes = sum(weight * _change(head, width) for head, weight in weighted)
+    return (Linear(matrix=(np.eye(width) + changes).astype(np.float32)),)
 
 
-def best_share(first: Sequence[VectorStep], second: Sequence[VectorStep], tasks: tuple[Task, Task], seed: int) -> float:
-    """Returns the share whose worse task keeps most of its own head's recall of held-out items.
+def best_weights(
+    first: Sequence[VectorStep], second: Sequence[VectorStep], tasks: tuple[Task, Task], seed: int
+) -> Weights:
+    """Returns the weights whose worse task keeps most of its own head's recall of held-out items.
 
     Args:
         first: Head that was tuned on the first task.
@@ -61,11 +77,12 @@ def best_share(first: Sequence[VectorStep], second: Sequence[VectorStep], tasks:
     """
     own = [_recall(head, task, seed) for head, task in zip((first, second), tasks, strict=True)]
 
-    def kept(share: float) -> float:
-        steps = merge(first, second, share)
+    def kept(weights: Weights) -> float:
+        steps = merge(first, second, weights)
         return min(_recall(steps, task, seed) / max(best, 1e-9) for task, best in zip(tasks, own, strict=True))
 
-    return max(SHARES, key=kept)
+    tried = [Weights(share * total, (1 - share) * total) for total, share in product(SUMS, SHARES)]
+    return max(tried, key=kept)
 
 
 def _recall(steps: Sequence[VectorStep], task: Task, seed: int) -> float:
@@ -83,11 +100,8 @@ def _head(steps: Sequence[VectorStep]) -> Sequence[VectorStep]:
     return steps
 
 
-def _matrix(head: VectorStep | None, width: int) -> NDArray[np.float32]:
-    """Returns a head as a matrix (D, D)."""
-    identity = np.eye(width, dtype=np.float32)
-    if head is None:
-        return identity
+def _change(head: VectorStep, width: int) -> NDArray[np.float64]:
+    """Returns a head less the identity, (D, D)."""
     if isinstance(head, LowRank):
-        return identity + head.tensors["left"] @ head.tensors["right"]
-    return head.tensors["matrix"]
+        return np.asarray(head.tensors["left"] @ head.tensors["right"], dtype=np.float64)
+    return np.asarray(head.tensors["matrix"], dtype=np.float64) - np.eye(width)

@@ -84,7 +84,9 @@ def tune(
         return
     for source, count in tuned.pairs.items():
         out_console.print(f"pairs    {count:,} {source}")
-    which = f"round {tuned.rounds}" if tuned.share is None else f"{tuned.share:g} of the first head"
+    which = f"round {tuned.rounds}"
+    if tuned.weights is not None:
+        which = f"{tuned.weights.first:.2g} of the first head and {tuned.weights.second:.2g} of the second"
     if not tuned.view.steps:
         which = "no head is better than the base, so the view is the base"
     out_console.print(f"recall   {tuned.before:.3f} to {tuned.after:.3f} of held-out items, {which}")

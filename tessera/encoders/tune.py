@@ -22,7 +22,7 @@ from features.durable import recover_directory, replace_directory
 from features.errors import DatasetError
 from features.lock import locked
 from models.bundle.contents import VIEWS
-from models.encoder.merge import best_share, merge
+from models.encoder.merge import Weights, best_weights, merge
 from models.encoder.tune import tune
 from models.encoder.tuning.options import TuneOptions
 from models.encoder.tuning.rows import held_out_recall
@@ -63,7 +63,7 @@ class TunedView:
         before: Recall of held-out items without a head, the mean over the sources.
         after: The same with the head of the chosen round. For a merged view the mean recall of the merged head.
         rounds: Rounds of the chosen head; 0 if there is none or the view is merged.
-        share: Share of the first head of a merged view, or None.
+        weights: Weights of the two heads of a merged view, or None.
     """
 
     directory: Path
@@ -72,7 +72,7 @@ class TunedView:
     before: float
     after: float
     rounds: int
-    share: float | None = None
+    weights: Weights | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as plain objects."""
@@ -146,14 +146,14 @@ def _merged(run: Path, catalogue: RunItems, options: ViewOptions) -> TunedView:
         sources.append(described["pairs"])
     tasks = (catalogue.tasks(sources[0], options.tune.seed)[0], catalogue.tasks(sources[1], options.tune.seed)[0])
     first, second = views
-    share = best_share(first.steps, second.steps, tasks, options.tune.seed)
-    merged = View(options.name, catalogue.encoder_id, merge(first.steps, second.steps, share))
+    weights = best_weights(first.steps, second.steps, tasks, options.tune.seed)
+    merged = View(options.name, catalogue.encoder_id, merge(first.steps, second.steps, weights))
     before, after = (
         float(np.mean([held_out_recall(view.of(task.vectors), task, options.tune.seed) for task in tasks]))
         for view in (View(BASE, catalogue.encoder_id), merged)
     )
     pairs = {task.name: task.pairs for task in tasks}
-    return TunedView(view_directory(run, options.name), merged, pairs, before, after, 0, share)
+    return TunedView(view_directory(run, options.name), merged, pairs, before, after, 0, weights)
 
 
 def _read_report(directory: Path) -> dict[str, Any]:

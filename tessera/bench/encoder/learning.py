@@ -14,7 +14,7 @@ from features.content.chain import apply_steps
 from features.content.step import VectorStep
 from models.encoder.losses import LossOptions
 from models.encoder.measure import alignment, nearest, uniformity
-from models.encoder.merge import best_share, merge
+from models.encoder.merge import best_weights, merge
 from models.encoder.pairs import shared_value
 from models.encoder.tune import tune
 from models.encoder.tuning.options import TuneOptions
@@ -89,13 +89,13 @@ def merged(shop: Shop, column: str, base: str = LSA) -> list[dict[str, Any]]:
     options = TuneOptions(seed=shop.seed)
     first, second = (tune([task], options).steps for task in tasks)
     joint = tune(tasks, options).steps
-    share = best_share(first, second, tasks, shop.seed)
+    weights = best_weights(first, second, tasks, shop.seed)
     heads: dict[str, Sequence[VectorStep]] = {
         BASE: (),
         "head of co-likes": first,
         f"head of {column}": second,
         "joint": joint,
-        "merged": merge(first, second, share),
+        "merged": merge(first, second, weights),
     }
     return [
         {
@@ -104,7 +104,7 @@ def merged(shop: Shop, column: str, base: str = LSA) -> list[dict[str, Any]]:
             "variant": name,
             "recall@50": shop.recall(own),
             "shares_value@10": _shares_value(own, values, shop.new),
-            "share": share if name == "merged" else None,
+            "weights": list(weights) if name == "merged" else None,
         }
         for name, steps in heads.items()
         for own in [apply_steps(steps, vectors)]

@@ -103,8 +103,9 @@ def test_two_views_are_merged(run: Path) -> None:
     tune_view(run, ViewOptions(name="a", tune=SHORT))
     tune_view(run, ViewOptions(name="b", pairs=("column:topic",), tune=SHORT))
     merged = tune_view(run, ViewOptions(name="both", merge=("a", "b"), tune=SHORT))
-    assert merged.share is not None
-    assert 0 <= merged.share <= 1
+    assert merged.weights is not None
+    assert min(merged.weights) >= 0
+    assert 1 <= sum(merged.weights) <= 1.6
     assert load_view(merged.directory).id == merged.view.id
 
 
