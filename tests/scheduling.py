@@ -11,8 +11,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 APART = {"test_cli.py", "test_fuzz.py", "test_guides.py", "test_publish.py", "test_run.py"}
 TOGETHER = {"rehearsal", "chaos", "browser"}
-SERVERS = {"test_exactly_once.py", "test_operation.py", "test_refill.py", "test_stream.py", "test_stream_edges.py",
-           "test_stream_service.py"}  # fmt: skip
+SERVERS = {"test_exactly_once.py", "test_operation.py", "test_refill.py", "test_space_flip.py", "test_stream.py",
+           "test_stream_edges.py", "test_stream_service.py"}  # fmt: skip
 
 
 def group_of(nodeid: str) -> str:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from serving.api.app import AppParts, create_app
 from serving.metrics import Metrics
 from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.router import Router
+from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
 from tessera.demo.synthetic import new_item
 from tessera.encoders import reembed as reembedding
@@ -50,7 +53,7 @@ OPTIONS = TrainerOptions(batch=16, wait_s=0.02, lateness_s=1e9)
 
 
 @pytest.fixture(scope="module")
-def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def upgraded(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the world's published run with an upgrade to an encoder of fewer dimensions."""
     place = tmp_path_factory.mktemp("flip")
     shutil.copytree(world.directory, place / "run")
@@ -61,8 +64,14 @@ def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
+@pytest.fixture
+def run(upgraded: Path, tmp_path: Path) -> Path:
+    """A copy of the upgraded run, whose items no test has re-embedded."""
+    return shutil.copytree(upgraded, tmp_path / "run")
+
+
 class Live:
-    """A server that follows a registry, and a stream of the served bundle, over one embedded log and Redis."""
+    """A server that follows a registry, and a stream of the served bundle, over one log and one store."""
 
     def __init__(self, settings: Settings, first: Bundle) -> None:
         self.settings, self.registry = settings, settings.open_registry()
@@ -80,10 +89,12 @@ class Live:
         self.router = router
         self.client = TestClient(create_app(router, AppParts(reload=self.follower.look)), raise_server_exceptions=False)
         self.failed: list[BaseException] = []
+        self.streamed: list[str] = []
 
     def stream(self, bundle: Bundle) -> None:
         """Trains a bundle in a thread until the end of the test."""
         service = StreamService(bundle, StreamConnections.of(self.settings), OPTIONS)
+        self.streamed.append(bundle.id)
 
         def work() -> None:
             try:
@@ -116,18 +127,54 @@ class Live:
         self.log.close()
 
 
-@pytest.fixture
-def live(world: World, tmp_path: Path) -> Iterator[Live]:
-    found = Live(Settings(home=tmp_path), world.bundle)
-    with contextlib.closing(found), found.client:
-        yield found
+@pytest.fixture(params=["embedded", "servers"])
+def live(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[Live]:
+    """Over the embedded log and store, and then over Kafka and Redis."""
+    settings = Settings(home=tmp_path)
+    if request.param == "servers":
+        kafka, redis = (request.getfixturevalue(f"{name}_address") for name in ("kafka", "redis"))
+        settings = replace(settings, kafka=kafka, redis=redis, topics=Topics(f"t{uuid.uuid4().hex[:8]}-"))
+    with contextlib.closing(settings.open_store()) as store:
+        # The server is shared, so another test may have left the bundle of the world.
+        store.drop(world.bundle.id)
+        found = Live(settings, world.bundle)
+        with contextlib.closing(found), found.client:
+            yield found
+        for bundle in found.streamed:
+            store.drop(bundle)
 
 
 def wait(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def kill_a_reembedding(run: Path) -> None:
+    """Starts the re-embedding of a run's items in a process that dies on the way."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), "up"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def asking(work: Callable[[], None], *, threads: int) -> Iterator[None]:
+    """Calls a function again and again in threads, until the end of the block."""
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            work()
+
+    loads = [threading.Thread(target=load) for _ in range(threads)]
+    for thread in loads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in loads:
+            thread.join()
 
 
 def test_the_index_of_a_server_flips_under_a_live_stream_and_no_answer_mixes_two_spaces(
@@ -137,47 +184,39 @@ def test_the_index_of_a_server_flips_under_a_live_stream_and_no_answer_mixes_two
     old, ids = world.bundle, world.bundle.items["item_id"].to_list()
     answers: list[tuple[str, str, dict[str, float]]] = []
     asked = {"item": ids[0], "k": 300, "view": "base"}
-    done = threading.Event()
 
-    def load() -> None:
-        while not done.is_set():
-            answer = live.ask("/v1/retrieve", **asked)
-            scores = {one["item"]: one["score"] for one in answer["items"] if not one["item"].startswith("new")}
-            answers.append((answer["bundle"], answer["space"], scores))
+    def retrieve() -> None:
+        answer = live.ask("/v1/retrieve", **asked)
+        scores = {one["item"]: one["score"] for one in answer["items"] if not one["item"].startswith("new")}
+        answers.append((answer["bundle"], answer["space"], scores))
 
-    loads = [threading.Thread(target=load) for _ in range(2)]
     live.stream(old)
-    for thread in loads:
-        thread.start()
-    live.send(1, 2)
-    before = live.ask("/v1/rank", user="r00001", candidates=ids[:40], k=40)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(run), "up"], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    live.send(3)
-    with monkeypatch.context() as patch:
-        patch.setattr("models.bundle.reembedded.write_manifest", lambda directory, manifest: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            reembed(run, "up")
-    assert not (run / "maps" / "up" / "bundle").exists()
-    live.send(4)
-    wait(lambda: all(live.stored(old, 1, 2, 3, 4)))
-    assert live.follower.look() == old.id
-    state = reembed(run, "up")
-    assert state.bundle is not None
-    new = load_bundle(state.bundle)
-    version = register_reembedded(run, new, live.settings)
-    live.stream(new)
-    wait(lambda: all(live.stored(new, 1, 2, 3, 4)))
-    # The server still answers from the old space, though the store holds both bundles.
-    assert live.ask("/v1/retrieve", **asked)["space"] == old.manifest.encoder
-    live.registry.promote(version)
-    assert live.follower.look() == new.id
-    live.send(5)
-    wait(lambda: all(live.stored(new, 5)))
-    live.router.service.refresh()
-    done.set()
-    for thread in loads:
-        thread.join()
+    with asking(retrieve, threads=2):
+        live.send(1, 2)
+        before = live.ask("/v1/rank", user="r00001", candidates=ids[:40], k=40)
+        kill_a_reembedding(run)
+        live.send(3)
+        with monkeypatch.context() as patch:
+            patch.setattr("models.bundle.reembedded.write_manifest", lambda directory, manifest: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                reembed(run, "up")
+        assert not (run / "maps" / "up" / "bundle").exists()
+        live.send(4)
+        wait(lambda: all(live.stored(old, 1, 2, 3, 4)))
+        assert live.follower.look() == old.id
+        state = reembed(run, "up")
+        assert state.bundle is not None
+        new = load_bundle(state.bundle)
+        version = register_reembedded(run, new, live.settings)
+        live.stream(new)
+        wait(lambda: all(live.stored(new, 1, 2, 3, 4)))
+        # The server still answers from the old space, though the store holds both bundles.
+        assert live.ask("/v1/retrieve", **asked)["space"] == old.manifest.encoder
+        live.registry.promote(version)
+        assert live.follower.look() == new.id
+        live.send(5)
+        wait(lambda: all(live.stored(new, 5)))
+        live.router.service.refresh()
 
     assert {(bundle, space) for bundle, space, _ in answers} == {
         (old.id, old.manifest.encoder),
@@ -209,6 +248,7 @@ def test_a_bundle_of_a_killed_reembedding_is_that_of_a_whole_one(
     run: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reembedding, "SHARD_ITEMS", 50)
+    kill_a_reembedding(run)
     resumed = reembed(run, "up").bundle
     assert resumed is not None
     shutil.copytree(run / "maps" / "up", run / "maps" / "whole", ignore=shutil.ignore_patterns("reembed*", "bundle"))
