@@ -14,10 +14,14 @@ from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import Record
 from models.table.batch import Entities, Examples, aggregate_keys
+from streaming.forget.past_values import PastValues
 
 
 class AggregateUpdates:
     """State of a bundle's aggregates, advanced by batches.
+
+    Attributes:
+        past: Values that updates of items replaced.
 
     Args:
         bundle: Bundle whose published aggregates are the first state.
@@ -30,6 +34,7 @@ class AggregateUpdates:
         self.state: Aggregator = bundle.aggregates()
         self._catalogue = catalogue
         self._bundle = bundle
+        self.past = PastValues(self.state.plan, catalogue)
 
     def apply(
         self, events: pl.DataFrame, examples: Examples, enters: NDArray[np.bool_]
@@ -71,8 +76,8 @@ class AggregateUpdates:
     def forget(self, users: NDArray[np.int64]) -> list[str]:
         """Removes the keys of users from all groups by user. Returns the ids of the removed records.
 
-        A group by the user and a column of the items is searched for every value that the published or the present
-        items have.
+        A group by the user and a column of the items is searched for every value that an item has, had when the bundle
+        was published, or had in between.
 
         Args:
             users: (N,) numbers of users who still have their values.
@@ -91,7 +96,7 @@ class AggregateUpdates:
                 else [(source, np.arange(source.size, dtype=np.int64)) for source in (published, items)]
             )
             keys = [source.keys(column, index).values.view(np.uint64) for source, index in sources]
-            lists[part] = np.unique(np.concatenate(keys))
+            lists[part] = np.unique(np.concatenate([*keys, self.past.keys(part)]))
         removed = self.state.forget("user", lists)
         groups = list(self.state.states)
         return [aggregate_record.key_id(groups.index(by), key) for by, keys in removed.items() for key in keys.tolist()]

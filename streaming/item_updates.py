@@ -1,6 +1,6 @@
 """Applies item messages to the catalogue and returns the records that the store needs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
@@ -27,12 +27,20 @@ class ItemUpdates:
         bundle: Bundle whose encoder and codebook encode the items' texts.
         catalogue: Catalogue of the step. Receives the new and the changed items.
         columns: Columns of a decoded item. None if the dataset has no items.
+        before: Called with the ids of the items that a batch changes, before they change.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue, columns: tuple[str, ...] | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: Catalogue,
+        columns: tuple[str, ...] | None,
+        before: Callable[[Sequence[str]], None] = lambda ids: None,
+    ) -> None:
         self._bundle = bundle
         self._catalogue = catalogue
         self._columns = columns
+        self._before = before
         self.records: dict[str, bytes] = {}
         self.versions: dict[str, int] = {}
 
@@ -62,6 +70,7 @@ class ItemUpdates:
         deleted = [item_id for item_id, row in newest.items() if row is None]
         kept = [row for row in newest.values() if row is not None]
         changed = self._encoded(frame[kept]) if kept else {}
+        self._before([*changed, *deleted])
         self._catalogue.put_items(changed)
         self._catalogue.remove_items(deleted)
         payloads = {item_id: record.encode(item) for item_id, item in changed.items()}

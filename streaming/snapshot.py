@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from features.aggregate.aggregator import Aggregator
-from features.aggregate.stored import restore_aggregates
+from features.aggregate.stored import OWNERS, restore_aggregates
 from features.durable import write_directory
 from features.errors import BundleError, StreamError
 from features.value.forgotten import Forgotten
@@ -32,12 +32,15 @@ from models.bundle.delta import Record
 from models.encoder.meaning.neighbours import LABELLED
 from streaming.log.protocol import Positions
 
-FORMAT = 4
+FORMAT = 5
 """Format 2 keeps the sightings of values in two generations; format 1 adds them to the published sketch.
 
-Format 3 names forgotten users, and format 4 has labelled items. A snapshot is written in the lowest format that has
-its state, 2 at least. All formats are read.
+Format 3 names forgotten users, and format 4 has labelled items. Format 5 has owners of the pairs of distinct counts,
+and the past values of items. A snapshot is written in the lowest format that has its state, 2 at least. All formats
+are read.
 """
+PAST = "past."
+"""Opening of the names of arrays of past values of items."""
 _ARRAYS, _MEMORY, _MANIFEST = "arrays.safetensors", "memory.msgpack", "manifest.json"
 _LOGGER = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ class Snapshot:
             `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
             `labelled_users`, `labelled_items` and `labelled_times` (W,) int64 are the users' labelled items, each item
             with its label by `coded_labels`; only if the bundle corrects new items.
+            `past.PART` (N,) int64 are the keys of the values of items that updates replaced.
             `visitors` (U,) int64 are the users whose history the stream has changed. `admitted` (K,) uint64 are the
             keys that the stream admitted, ascending.
         memory: State that is not arrays.
@@ -173,9 +177,11 @@ def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
 
 def _format(snapshot: Snapshot) -> int:
     """Returns the lowest format that has the snapshot's state."""
-    if "labelled_users" in snapshot.arrays:
+    if any(name.startswith((OWNERS, PAST)) for name in snapshot.arrays):
         return FORMAT
-    return FORMAT - 1 if snapshot.memory.forgotten else FORMAT - 2
+    if "labelled_users" in snapshot.arrays:
+        return FORMAT - 1
+    return FORMAT - 2 if snapshot.memory.forgotten else FORMAT - 3
 
 
 class Snapshots:

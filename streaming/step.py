@@ -100,7 +100,7 @@ class Step:
             self._decoders[topics.items] = item_decoder(self._dataset.items, schemas)
         item_columns = self._decoders[topics.items].columns if topics.items in self._decoders else None
         self.aggregates = AggregateUpdates(bundle, self.catalogue, limit_bytes=delta.record_bytes(limit_bytes))
-        self.items = ItemUpdates(bundle, self.catalogue, item_columns)
+        self.items = ItemUpdates(bundle, self.catalogue, item_columns, self.aggregates.past.add)
         self.removals = Removals()
         self.fresh = FreshEvents(
             self._dataset.events,

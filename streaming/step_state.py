@@ -37,7 +37,7 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
     if step.labelled is not None:
         labelled = step.labelled.state()
         arrays |= {"labelled_users": labelled.user, "labelled_items": labelled.item, "labelled_times": labelled.time}
-    arrays |= catalogue.admission.state() | aggregate_arrays(step.aggregates.state)
+    arrays |= catalogue.admission.state() | aggregate_arrays(step.aggregates.state) | step.aggregates.past.arrays()
     memory = Memory(
         users=catalogue.user_ids[step.published_users :],
         items=catalogue.item_ids[step.published_items :],
@@ -79,6 +79,7 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     if step.labelled is not None:
         step.labelled = _history(step.labelled, arrays, "labelled")
     restore_aggregates(step.aggregates.state, arrays)
+    step.aggregates.past.restore(arrays)
     removals = step.removals
     for forgotten in memory.forgotten:
         removals.users.add(forgotten.request)

@@ -96,6 +96,15 @@ def coloured_schema(frame: Frame) -> Schema:
     return default_schema(coloured_dataset(), frame, TableOptions(dim=4), history_length=5)
 
 
+def clicked_tables(events: int, every_us: int, devices: int) -> dict[str, pl.DataFrame]:
+    """The tables of `coloured_tables`, whose events come `every_us` apart and may have a device: d0, d1 and so on."""
+    tables = coloured_tables(events=events)
+    columns = [pl.col("time") * every_us]
+    if devices:
+        columns.append(pl.Series("device", [f"d{number % devices}" for number in range(events)]))
+    return tables | {"events": tables["events"].with_columns(columns)}
+
+
 def coloured_parts(
     directory: Path,
     *,
@@ -105,14 +114,16 @@ def coloured_parts(
     options: TableOptions | None = None,
     aggregates: dict[str, Aggregate] | None = None,
     every_us: int = 1,
+    devices: int = 0,
 ) -> BundleParts:
     """Everything a bundle needs, made in a moment; `directory` takes the encoder and the codebook.
 
     `aggregates` are declared beside the default ones; two events have one time, and the next two come `every_us` later.
+    Events have a categorical column `device` of `devices` values, d0, d1 and so on, if there are any.
     """
-    dataset, tables = coloured_dataset(directory, name=name), coloured_tables(events=events)
+    context = {"categorical": {"device": Categorical()}} if devices else {}
+    dataset, tables = coloured_dataset(directory, name=name, **context), clicked_tables(events, every_us, devices)
     dataset = dataset.model_copy(update={"aggregates": aggregates or {}})
-    tables["events"] = tables["events"].with_columns(pl.col("time") * every_us)
     encoder = lsa.fit(tables["items"]["text"].to_list(), dim=4, seed=0)
     vectors = encoder.encode(tables["items"]["text"].to_list())
     codebook = rqvae_fit.fit(vectors, SMALL_CODEBOOK)

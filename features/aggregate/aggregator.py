@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.aggregate.extremes import MISSING
-from features.aggregate.key_map import KeyMap, Keys
+from features.aggregate.key_map import Keys
 from features.aggregate.order import NEVER
+from features.aggregate.pairs import CountedPairs
 from features.aggregate.plan import COUNT, POSITIVE, AggregatePlan, Aggregation, Group, horizon_us
 from features.aggregate.state import Floats, GroupState, Ints, KeySums
 from features.aggregate.together import GroupEvents, advance_groups, read_groups
@@ -24,6 +25,7 @@ PLACES: Final = 1_000_000
 MOST: Final = 1e9
 """Bound of a number that is summed: a larger one counts as this one."""
 _SECOND_US: Final = 1_000_000
+_NO_VALUES: Final = np.zeros(0, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Aggregator:
             for group in plan.groups
         }
         # Pairs of a key and a value that were counted, by group and column.
-        self.pairs = {(group.by, column): KeyMap() for group in plan.groups for column in group.distinct}
+        self.pairs = {(group.by, column): CountedPairs() for group in plan.groups for column in group.distinct}
 
     def advance(self, occasions: Occasions) -> tuple[NDArray[np.float32], dict[tuple[str, ...], Keys]]:
         """Answers for examples, each as of its time; the examples that enter then count.
@@ -108,25 +110,30 @@ class Aggregator:
         values = _values(group, occasions)[example]
         for counted in group.distinct:
             met: Keys = occasions.values_keys[counted][example] if occasions.values_keys else np.zeros_like(keys)
-            first = self._first_meetings((group.by, counted), keys, met, enters)
-            values[:, group.channels.index(f"distinct {counted}")] = first
+            at = np.flatnonzero(enters & (met != 0))
+            first = at[self.pairs[group.by, counted].meet(keys[at], met[at])]
+            values[first, group.channels.index(f"distinct {counted}")] = 1
         numbers = _numbers(group, occasions)[example]
         return GroupEvents(keys, occasions.times[example], values, enters, numbers), example
 
     def shrink(self) -> dict[tuple[str, ...], Keys]:
         """Forgets an eighth of the keys of each group that has more than `most_keys`; returns the keys."""
         most = self.plan.most_keys
-        return {by: state.forget(most - most // 8) for by, state in self.states.items() if len(state) > most}
+        removed = {by: state.forget(most - most // 8) for by, state in self.states.items() if len(state) > most}
+        for (by, _), pairs in self.pairs.items():
+            if by in removed:
+                pairs.remove(removed[by], _NO_VALUES)
+        return removed
 
     def forget(self, entity: str, lists: Mapping[str, Keys]) -> dict[tuple[str, ...], Keys]:
         """Removes the keys of some values of an entity from all groups by the entity; returns the removed keys.
 
-        Pairs of the removed keys with a value of `lists` are removed too. Pairs with a value of a column of the events
-        stay, since the state cannot tell their values.
+        The pairs of the removed keys are removed too.
 
         Args:
             entity: `user` or `item`.
-            lists: By part of the plan, the keys of the values that may have been combined.
+            lists: By part of the plan, the keys of the values that may have been combined. Pairs without an owner are
+                searched for the values of a counted column that has a list.
         """
         removed = {}
         for group in self.plan.groups:
@@ -140,33 +147,12 @@ class Aggregator:
             self.states[group.by].remove(held)
             removed[group.by] = held
             for column in group.distinct:
-                if column in lists:
-                    pairs = [splitmix64(lists[column] ^ key) for key in held]
-                    known = self.pairs[group.by, column]
-                    self.pairs[group.by, column] = known.without(np.concatenate([held[:0], *pairs]))
+                self.pairs[group.by, column].remove(held, lists.get(column, _NO_VALUES))
         return removed
 
     def full(self) -> tuple[str, ...] | None:
         """Returns the parts of a group that has more than `most_keys`, None if there is none."""
         return next((by for by, state in self.states.items() if len(state) > self.plan.most_keys), None)
-
-    def _first_meetings(
-        self,
-        of: tuple[tuple[str, ...], str],
-        keys: Keys,
-        met: Keys,
-        enters: NDArray[np.bool_],
-    ) -> Ints:
-        """Returns 1 for each entering event (M,) that is the first of its key with its value, else 0."""
-        out = np.zeros(len(keys), dtype=np.int64)
-        at = np.flatnonzero(enters & (met != 0))
-        pairs = self.pairs[of]
-        before = len(pairs)
-        number = pairs.put(splitmix64(keys[at] ^ met[at]))
-        new = np.flatnonzero(number >= before)
-        _, first = np.unique(number[new], return_index=True)
-        out[at[new[first]]] = 1
-        return out
 
 
 def group_keys(group: Group, keys_by_part: Mapping[str, Jagged]) -> tuple[Keys, Ints]:

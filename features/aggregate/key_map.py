@@ -67,12 +67,6 @@ class KeyMap:
         self._size += len(fresh)
         return numbers
 
-    def without(self, keys: Keys) -> "KeyMap":
-        """Returns a map of all keys but some (N,), in their order."""
-        found, mine = KeyMap(), self.keys()
-        found.put(mine[~np.isin(mine, keys)])
-        return found
-
     def _make_room(self, more: int) -> None:
         slots = len(self._keys)
         while 2 * (self._size + more) > slots:

@@ -49,7 +49,7 @@ from tessera.settings import Settings
 from tests.build import coloured_parts
 from tests.chaos.cluster import Process, free_port, listens, until
 from tests.integration.streaming.test_forget import events
-from tests.property.test_forget import DECLARED
+from tests.property.test_forget import DEVICES, HOUR_US, OF_DEVICES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_500)]
 GONE = [f"secret-{number}-x" for number in range(100)]
@@ -74,7 +74,7 @@ def redis_address(tmp_path: Path) -> Iterator[str]:
 def bundle(tmp_path: Path) -> Bundle:
     # A name of its own, since the trainers of a bundle fence each other on a shared broker.
     name = f"forget-{uuid.uuid4().hex[:8]}"
-    parts = coloured_parts(tmp_path, name=name, events=200, aggregates=DECLARED, every_us=3_600_000_000)
+    parts = coloured_parts(tmp_path, name=name, events=200, aggregates=OF_DEVICES, every_us=HOUR_US, devices=DEVICES)
     return write_bundle(parts, tmp_path / "bundle")
 
 

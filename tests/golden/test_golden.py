@@ -15,7 +15,8 @@ import pytest
 
 from features.aggregate.halving import weights
 from features.aggregate.state import GroupState
-from features.errors import EventError
+from features.aggregate.stored import aggregate_arrays, load_aggregates, restore_aggregates, save_aggregates
+from features.errors import BundleError, EventError
 from features.hashing import VERSION, HashSpec, fingerprint
 from models.bundle import aggregate_record, delta, record
 from models.export import schema as export_schema
@@ -250,3 +251,21 @@ def test_a_history_with_labelled_items_is_read_and_written_the_same() -> None:
 
 def test_a_skew_record_of_version_1_with_labelled_items_is_read() -> None:
     assert skew_record.decode(frozen("skew-record-v1-labelled.bin")) == SKEW_LABELLED
+
+
+def test_aggregates_of_format_1_are_read_without_owners_and_those_of_format_2_are_written_the_same(
+    tmp_path: Path,
+) -> None:
+    old, new = (load_aggregates(HERE / f"aggregates-v{number}.safetensors") for number in (1, 2))
+    of = (("user",), "item")
+    assert old.pairs[of].owners.tolist() == [0, 0, 0]
+    assert new.pairs[of].owners.tolist() == [2**63 + 5, 7, 7]
+    assert old.pairs[of].hashes.tolist() == new.pairs[of].hashes.tolist()
+    for by, state in new.states.items():
+        assert old.states[by].keys.tolist() == state.keys.tolist()
+        assert old.states[by].rows.tolist() == state.rows.tolist()
+    save_aggregates(new, tmp_path / "aggregates.safetensors")
+    assert (tmp_path / "aggregates.safetensors").read_bytes() == frozen("aggregates-v2.safetensors")
+    newer = aggregate_arrays(new) | {"aggregates.format": np.array([9])}
+    with pytest.raises(BundleError, match="expected format 1 to 2, got 9"):
+        restore_aggregates(new, newer)

@@ -30,7 +30,7 @@ from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
 from streaming.trainer import Trainer, TrainerOptions
 from tests.build import coloured_parts, corrected_bundle
-from tests.property.test_forget import DECLARED
+from tests.property.test_forget import DEVICES, HOUR_US, OF_DEVICES
 
 SECRETS = [f"secret-{number}" for number in range(6)]
 OPTIONS = TrainerOptions(batch=16, wait_s=0.2, most_bad=1.0)
@@ -39,7 +39,7 @@ OPTIONS = TrainerOptions(batch=16, wait_s=0.2, most_bad=1.0)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     directory = tmp_path_factory.mktemp("forget")
-    parts = coloured_parts(directory, events=200, aggregates=DECLARED, every_us=3_600_000_000)
+    parts = coloured_parts(directory, events=200, aggregates=OF_DEVICES, every_us=HOUR_US, devices=DEVICES)
     # The correction keeps labelled items of each user, which are forgotten too.
     return corrected_bundle(write_bundle(parts, directory / "bundle"), directory / "corrected")
 
@@ -57,6 +57,7 @@ def events(
             "item_id": f"i{number % 40}",
             "label": int(number % 7 > 1),
             "time": (begin + timedelta(microseconds=number)).isoformat(),
+            "device": f"d{number % 2}",
             "_event_id": f"{number}",
         }
         found.append((user.encode(), json.dumps(row).encode()))
