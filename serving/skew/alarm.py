@@ -1,10 +1,9 @@
 """Alarms of drift: the tolerances, and the evidence of all measures of a profile against them.
 
-Shape letters: M measures, C cells.
+Shape letters: M measures, C cells, U users.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.errors import TesseraError
 from models.profile.profile import ProfileMeasure
-from serving.skew.evidence import ball_evidence, ball_of, interval_evidence, interval_of
+from serving.skew.evidence import Capital, ball_of, interval_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class DriftAlarms:
 
     Attributes:
         enough: Natural logarithm of the evidence of an alarm.
-        tolerated: For each measure the largest 8 H² and 0, or the ends of the interval of a share.
+        tolerated: Set of tolerated distributions of each measure.
 
     Args:
         measures: M measures of a profile.
@@ -60,27 +59,16 @@ class DriftAlarms:
         self.tolerated = [
             interval_of(limits.share, one.shares[1], one.units, alpha)
             if one.is_share
-            else (ball_of(limits.psi, len(one.shares), one.units, alpha), 0.0)
+            else ball_of(limits.psi, np.array(one.shares), one.units, alpha)
             for one in measures
         ]
-        self._shares = [np.array(one.shares) for one in measures]
-        self._groups: dict[tuple[bool, int], list[int]] = defaultdict(list)
-        for number, one in enumerate(measures):
-            self._groups[one.is_share, len(one.shares)].append(number)
+        trained = [np.array(one.shares) for one in measures]
+        self._capitals = [Capital(*pair) for pair in zip(self.tolerated, trained, strict=True)]
 
-    def evidence(self, sums: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Returns the natural logarithm of the evidence (M,) against all tolerated distributions.
+    def add(self, number: int, shares: NDArray[np.float64]) -> None:
+        """Counts users of a measure in the order of their requests, given as their shares (U, C)."""
+        self._capitals[number].add(shares)
 
-        Args:
-            sums: For each measure the sums (C,) of the users' shares.
-        """
-        found = np.zeros(len(sums))
-        for (is_share, _), numbers in self._groups.items():
-            counts = np.stack([sums[number] for number in numbers])
-            shares = np.stack([self._shares[number] for number in numbers])
-            first, second = np.array([self.tolerated[number] for number in numbers]).T
-            if is_share:
-                found[numbers] = interval_evidence(counts, shares, first, second)
-            else:
-                found[numbers] = ball_evidence(counts, shares, first)
-        return found
+    def evidence(self) -> NDArray[np.float64]:
+        """Returns the natural logarithm of the largest evidence (M,) so far, against all tolerated distributions."""
+        return np.array([capital.evidence for capital in self._capitals])

@@ -5,7 +5,8 @@ An observation is a user's first sampled request of a window. `serving.skew.evid
 Shape letters: M measures, C cells, n candidates.
 """
 
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from models.profile.profile import (
 from models.table.batch import Batch
 from models.table.schema import Feature, Schema
 from serving.skew.alarm import DriftAlarms, DriftLimits
-from serving.skew.evidence import psi
+from serving.skew.evidence import Floats, Interval, psi
 from serving.skew.record import SkewRecord
 
 
@@ -45,8 +46,8 @@ class DriftMeasure:
         trained, served: Share of missing or unseen values. For other measures the shares of the cell that differs most.
         cell: Cell that differs most, for messages.
         limit: Largest PSI that is no alarm, or largest share, with the allowance for the size of the sample.
-        evidence: Natural logarithm of the evidence against all tolerated distributions.
-        alarm: True if the evidence reached the limit at any look of the window.
+        evidence: Natural logarithm of the largest evidence after any user, against all tolerated distributions.
+        alarm: True if the evidence reached the limit.
     """
 
     feature: str
@@ -131,11 +132,11 @@ class DriftWatch:
         self._users = np.zeros(len(profile.measures), dtype=np.int64)
         self._seen: set[int] = set()
         self._repeated = 0
-        self._alarmed: set[int] = set()
         self._alarms = DriftAlarms(profile.measures, limits or DriftLimits())
 
     def add(self, records: Iterable[SkewRecord]) -> None:
         """Counts the first request of each user. Records of other bundles and stale answers are ignored."""
+        added: dict[int, list[Floats]] = defaultdict(list)
         for record in sorted(records, key=lambda record: record.time_ms):
             if record.bundle != self._about.bundle or record.stale or not record.candidates:
                 continue
@@ -145,12 +146,17 @@ class DriftWatch:
                 self._repeated += 1
                 continue
             self._seen.add(key)
-            self._count(record)
+            for number, shares in self._shares(record):
+                added[number].append(shares)
+        for number, several in added.items():
+            shares = np.concatenate(several)
+            self._sums[number] += [shares.sum(axis=0), (shares**2).sum(axis=0)]
+            self._users[number] += len(shares)
+            self._alarms.add(number, shares)
 
     def look(self) -> DriftReport:
-        """Compares all users so far with the profile. The alarms of earlier looks remain."""
-        evidence = self._alarms.evidence([sums for sums, _ in self._sums])
-        self._alarmed |= set(np.flatnonzero(evidence >= self._alarms.enough).tolist())
+        """Compares all users so far with the profile. Earlier alarms of the window remain."""
+        evidence = self._alarms.evidence()
         found = [
             self._measured(number, float(evidence[number])) for number in range(len(self._sums)) if self._users[number]
         ]
@@ -170,7 +176,8 @@ class DriftWatch:
                 )
         return TrainingProfile(VERSION, len(self._seen), len(self._seen), 0, measures)
 
-    def _count(self, record: SkewRecord) -> None:
+    def _shares(self, record: SkewRecord) -> Iterator[tuple[int, Floats]]:
+        """Yields the number of each measure that a record has, and its shares (1, C)."""
         values = self._values_of(record)
         for number, one in enumerate(self._profile.measures):
             found = observed(one, values[one.feature]) if one.feature in values else None
@@ -179,8 +186,7 @@ class DriftWatch:
             size = int(found.example.max(initial=-1)) + 1
             shares = unit_shares(found, np.zeros(size, dtype=np.int64), 1, len(one.shares))
             if len(shares):
-                self._sums[number] += [shares[0], shares[0] ** 2]
-                self._users[number] += 1
+                yield number, shares
 
     def _values_of(self, record: SkewRecord) -> dict[str, FeatureValues]:
         """Returns the values that a server read, by feature."""
@@ -203,7 +209,11 @@ class DriftWatch:
         trained, served = np.array(one.shares), self._sums[number][0] / users
         change = served - trained
         cell = 1 if one.is_share else int(np.abs(change).argmax())
-        low, high = self._alarms.tolerated[number]
+        tolerated = self._alarms.tolerated[number]
+        if isinstance(tolerated, Interval):
+            limit = tolerated.low if served[1] < trained[1] else tolerated.high
+        else:
+            limit = tolerated.size
         return DriftMeasure(
             feature=one.feature,
             measure=one.measure,
@@ -213,9 +223,9 @@ class DriftWatch:
             trained=round(float(trained[cell]), 6),
             served=round(float(served[cell]), 6),
             cell=_cell_name(one, cell),
-            limit=round((low if served[1] < trained[1] else high) if one.is_share else low, 6),
+            limit=round(limit, 6),
             evidence=round(evidence, 4),
-            alarm=number in self._alarmed,
+            alarm=evidence >= self._alarms.enough,
         )
 
 

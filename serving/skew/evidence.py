@@ -3,15 +3,19 @@
 A user's first request of a window is one observation: the shares x (C,) of the request's candidates in the cells of a
 measure. Later requests of the user are not counted, because they resemble the first. Let θ be the mean of x.
 
-- The evidence for one θ is the product over users of Σ_j x_j q_j / θ_j, a bet on the cells with odds q. Its mean is at
-  most 1 under θ (Waudby-Smith & Ramdas, JRSS B 2024, section 4, for bounded means), so it exceeds 1 / α at any look
-  with a chance of at most α (Ville's inequality). By Jensen's inequality the product is at least exp(Σ_j c_j ln(q_j /
-  θ_j)), with c (C,) the sums of x. This bound is used: it needs the sums alone, so no test remembers a look.
-- q is a mixture, as `sequential.py` mixes over betas: one half Dirichlet distributions around training's shares, one
-  half tilts of them, q_j ∝ p_j exp(λ s_j): a shift or a widening of the order, or one cell alone. A tilt has one
-  unknown and not C, so a drift of its kind is found earlier.
-- The null is a set: every θ that is near training's shares. The evidence is the smallest over the set (universal
-  inference; Wasserman, Ramdas & Balakrishnan, PNAS 2020, equation 7): the mixture over the largest likelihood in it.
+- The null is a set: every θ that is near training's shares. It is convex, so a distribution outside it is beyond a
+  plane: a score s (C,) has a larger mean s · θ there than m, the largest mean of the set.
+- A bet on the score pays 1 + κ (s · x - m) / (m - min s) for a user, with a stake κ below 1. It pays at least 0, and at
+  most 1 on average under every distribution of the set. So the product over users, the capital of the bet, ever exceeds
+  1 / α with a chance of at most α (Ville's inequality; Waudby-Smith & Ramdas, JRSS B 2024, section 4).
+- The score is learned from the users before (a predictable plug-in): s = (q̂ - p) / ((q̂ + p) / 2), with q̂ their mean
+  shares and p training's. This is the most powerful score of a small change from p to q̂. It is learned again whenever
+  the number of users has grown by half.
+- The best stake is about the mean of s · x - m over its variance. A user's candidates are averaged, so the variance is
+  smaller than that of a single candidate, by an amount that is unknown before. The evidence is the mean capital of
+  eight stakes (section 5.6 there, a grid of bets): the stake that fits the users' variance soon has nearly all of it.
+- Users count in the order of their requests, scores change at fixed numbers of users, and the largest capital after any
+  user is the evidence. So looks change nothing, and a watch that reads the requests again gets the same evidence.
 - Near is a ball: 8 H²(θ, p) ≤ ψ, with H² = 1 - Σ √(θ_j p_j), Hellinger's distance squared. PSI = Σ (θ_j - p_j) ln(θ_j /
   p_j) is at least 8 H², because (a - b) ln(a / b) ≥ 4 (√a - √b)². So an alarm says that PSI is above ψ, too.
 - Training is a sample as well: p̂ of m effective observations stands for p. √p̂ - √p is about normal with variance
@@ -22,22 +26,129 @@ measure. Later requests of the user are not counted, because they resemble the f
 
 Half of α is for the widened set, half for the evidence, and both are divided by the number of measures (Bonferroni).
 
-Shape letters: M measures, C cells.
+Shape letters: C cells, K stakes, U users.
 """
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# Numbers of observations that the mixture's beliefs in training's shares are worth.
-_CONCENTRATIONS = (4.0, 32.0, 256.0, 2_048.0)
-# Part of the belief that is spread over all cells alike, so that a cell that training did not have is possible.
+# Below 1, so that no capital is ever 0. Neighbours differ by a factor of 2: a stake off by √2 keeps 83 % of the growth.
+_STAKES = np.array([*(2.0**-power for power in range(7, 0, -1)), 0.9])
+# Users before the first bet, and the growth of their number at which the score is learned again.
+_FIRST, _GROWTH = 16, 1.5
+# Part of the mean shares that is spread over all cells, so that no score divides by 0.
 _SPREAD = 0.02
 _STEPS = 60
 _LEAST_SHARE = 1e-4
-_SIZES = (*(number / 8 for number in range(1, 9)), 1.25, 1.5, 2.0, 3.0, 4.0)
-_TILTS = np.array([sign * size for size in _SIZES for sign in (-1, 1)])
+
+
+class Tolerated(Protocol):
+    """Set of tolerated distributions of a measure."""
+
+    def largest_mean(self, score: Floats) -> float:
+        """Returns the largest mean of a score (C,) over the set."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Distributions of two cells whose second share is in an interval."""
+
+    low: float
+    high: float
+
+    def largest_mean(self, score: Floats) -> float:
+        """Returns the largest mean of a score (2,) over the interval."""
+        return max(float(score[0] * (1 - share) + score[1] * share) for share in (self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Distributions θ with 8 H²(θ, p) of at most a size.
+
+    Attributes:
+        shares: (C,) p, training's shares.
+        size: Largest 8 H².
+    """
+
+    shares: Floats
+    size: float
+
+    def largest_mean(self, score: Floats) -> float:
+        """Returns the largest mean of a score (C,) over the ball.
+
+        With u = √θ and w = √p the mean Σ s u² is largest at u ∝ w / (μ - s) for a multiplier μ above the largest score,
+        and u · w grows with μ. The multiplier at the ball's edge is found by bisection.
+        """
+        w = np.sqrt(np.maximum(self.shares, 1e-18))
+        w /= np.linalg.norm(w)
+        gaps = score.max() - score
+        scale, edge = max(float(gaps.max()), 1e-12), max(1 - self.size / 8, 0.0)
+
+        def at(log_gap: float) -> Floats:
+            u = w / (scale * np.exp(log_gap) + gaps)
+            found: Floats = u / np.linalg.norm(u)
+            return found
+
+        low, high = -50.0, 50.0
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at(middle) @ w < edge else (low, middle)
+        # The lower end lies just outside the ball, so that the mean is not too small.
+        return float(at(low) ** 2 @ score)
+
+
+class Capital:
+    """Capital of the bets against a set of tolerated distributions.
+
+    Attributes:
+        evidence: Natural logarithm of the largest capital after any user. Before the first user the capital is 1.
+
+    Args:
+        tolerated: The set.
+        trained: (C,) training's shares.
+    """
+
+    def __init__(self, tolerated: Tolerated, trained: Floats) -> None:
+        self.evidence = 0.0
+        self._tolerated, self._trained = tolerated, trained
+        self._users, self._total, self._until = 0, np.zeros(len(trained)), _FIRST
+        self._logs = np.full(len(_STAKES), -np.log(len(_STAKES)))
+        self._payoffs = np.ones((len(_STAKES), len(trained)))
+
+    def add(self, shares: Floats) -> None:
+        """Bets on users in the order of their requests, given as their shares (U, C)."""
+        while len(shares):
+            now, shares = np.split(shares, [self._until - self._users])
+            logs = self._logs + np.log(now @ self._payoffs.T).cumsum(axis=0)
+            self.evidence = max(self.evidence, float(scipy.special.logsumexp(logs, axis=1).max()))
+            self._logs = logs[-1]
+            self._users, self._total = self._users + len(now), self._total + now.sum(axis=0)
+            if self._users == self._until:
+                self._payoffs = payoffs(self._total / self._users, self._trained, self._tolerated)
+                self._until = int(np.ceil(self._until * _GROWTH))
+
+
+def payoffs(seen: Floats, trained: Floats, tolerated: Tolerated) -> Floats:
+    """Returns what each stake pays (K, C) for a user whose candidates are all in a cell.
+
+    Other users get the mean over their shares. The mean of a payoff is at most 1 under each tolerated distribution.
+
+    Args:
+        seen: (C,) mean shares of earlier users.
+        trained: (C,) training's shares.
+        tolerated: Tolerated distributions.
+    """
+    around = (1 - _SPREAD) * (seen + trained) / 2 + _SPREAD / len(trained)
+    score = (seen - trained) / around
+    most = tolerated.largest_mean(score)
+    gains = (score - most) / max(most - float(score.min()), 1e-12)
+    found: Floats = 1 + _STAKES[:, None] * gains
+    return found
 
 
 def psi(served: Floats, trained: Floats) -> Floats:
@@ -47,22 +158,22 @@ def psi(served: Floats, trained: Floats) -> Floats:
     return found
 
 
-def ball_of(tolerance: float, cells: int, units: float, alpha: float) -> float:
-    """Returns the largest 8 H² of a distribution to the sampled shares, if its PSI to the true shares is tolerated.
+def ball_of(tolerance: float, shares: Floats, units: float, alpha: float) -> Ball:
+    """Returns the ball around sampled shares (C,) that holds a distribution whose PSI to the true shares is tolerated.
 
     Args:
         tolerance: Tolerated PSI.
-        cells: C, the number of cells.
+        shares: (C,) shares of the sample.
         units: Effective number of observations of the shares.
         alpha: Chance that a tolerated distribution is outside.
     """
     if units <= 0:
-        return np.inf
-    quantile = float(scipy.stats.ncx2.ppf(1 - alpha, max(cells - 1, 1), tolerance * units))
-    return max(quantile / units, tolerance)
+        return Ball(shares, np.inf)
+    quantile = float(scipy.stats.ncx2.ppf(1 - alpha, max(len(shares) - 1, 1), tolerance * units))
+    return Ball(shares, max(quantile / units, tolerance))
 
 
-def interval_of(tolerance: float, share: float, units: float, alpha: float) -> tuple[float, float]:
+def interval_of(tolerance: float, share: float, units: float, alpha: float) -> Interval:
     """Returns the interval of the tolerated shares around a sampled share.
 
     Args:
@@ -72,94 +183,8 @@ def interval_of(tolerance: float, share: float, units: float, alpha: float) -> t
         alpha: Chance that a tolerated share is outside.
     """
     if units <= 0:
-        return 0.0, 1.0
+        return Interval(0.0, 1.0)
     count = share * units
     low = scipy.stats.beta.ppf(alpha / 2, count, units - count + 1) if count > 0 else 0.0
     high = scipy.stats.beta.ppf(1 - alpha / 2, count + 1, units - count) if count < units else 1.0
-    return max(float(low) - tolerance, 0.0), min(float(high) + tolerance, 1.0)
-
-
-def ball_evidence(counts: Floats, shares: Floats, balls: Floats) -> Floats:
-    """Returns the log evidence (M,) against every distribution of a ball.
-
-    Args:
-        counts: (M, C) sums of the users' shares.
-        shares: (M, C) training's shares.
-        balls: (M,) largest 8 H² to training's shares.
-    """
-    return _mixture(counts, shares) - _likelihood(counts, _nearest(counts, shares, balls))
-
-
-def interval_evidence(counts: Floats, shares: Floats, low: Floats, high: Floats) -> Floats:
-    """Returns the log evidence (M,) against every share of an interval.
-
-    Args:
-        counts: (M, 2) sums of the users' shares.
-        shares: (M, 2) training's shares.
-        low, high: (M,) interval of the second cell's share.
-    """
-    total = counts.sum(axis=1)
-    share = np.clip(counts[:, 1] / np.maximum(total, 1e-12), low, high)
-    return _mixture(counts, shares) - _likelihood(counts, np.stack([1 - share, share], axis=1))
-
-
-def _likelihood(counts: Floats, chances: Floats) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(counts > 0, counts * np.log(chances), 0.0)
-    found: Floats = terms.sum(axis=1)
-    return found
-
-
-def _mixture(counts: Floats, shares: Floats) -> Floats:
-    """Returns the log of the mean likelihood over the mixture of distributions, (M,)."""
-    around = (1 - _SPREAD) * shares + _SPREAD / shares.shape[1]
-    log_gamma, total = scipy.special.gammaln, counts.sum(axis=1)
-    dirichlet = [
-        log_gamma(worth)
-        - log_gamma(worth + total)
-        + (log_gamma(worth * around + counts) - log_gamma(worth * around)).sum(axis=1)
-        for worth in _CONCENTRATIONS
-    ]
-    mixed = scipy.special.logsumexp(np.stack(dirichlet), axis=0) - np.log(len(dirichlet))
-    tilted = _tilted(around)
-    tilts = scipy.special.logsumexp(np.einsum("mc,mtc->mt", counts, tilted), axis=1) - np.log(tilted.shape[1])
-    found: Floats = np.logaddexp(mixed, tilts) - np.log(2)
-    return found
-
-
-def _tilted(shares: Floats) -> Floats:
-    """Returns the logs of tilted shares, (M, T, C)."""
-    cells = shares.shape[1]
-    order = np.linspace(-1, 1, cells)
-    directions = np.concatenate([[order, 2 * np.abs(order) - 1], np.eye(cells)])
-    scores = (_TILTS[:, None, None] * directions).reshape(-1, cells)
-    logs = np.log(shares)[:, None, :] + scores
-    found: Floats = logs - scipy.special.logsumexp(logs, axis=2, keepdims=True)
-    return found
-
-
-def _nearest(counts: Floats, shares: Floats, balls: Floats) -> Floats:
-    """Returns the distributions (M, C) of the balls with the largest likelihood.
-
-    With u = √θ, w = √p and x the observed shares, Lagrange's conditions at the ball's edge u · w = b are quadratic:
-    2 (1 + t b / 2) u² - t w u - 2 x = 0. The multiplier t is found by bisection.
-    """
-    total = np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
-    seen, w = counts / total, np.sqrt(shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12))
-    edge = np.clip(1 - balls / 8, 0.0, 1.0)[:, None]
-
-    def at(t: Floats) -> Floats:
-        scale = 1 + t * edge / 2
-        found: Floats = (t * w + np.sqrt((t * w) ** 2 + 16 * scale * seen)) / (4 * scale)
-        return found
-
-    low, high = np.full_like(total, -20.0), np.full_like(total, 25.0)
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        outside = (at(np.exp(middle)) * w).sum(axis=1, keepdims=True) < edge
-        low, high = np.where(outside, middle, low), np.where(outside, high, middle)
-    # The lower end lies just outside the ball, so that its likelihood is not too small.
-    inside = (np.sqrt(seen) * w).sum(axis=1, keepdims=True) >= edge
-    chances = at(np.exp(low)) ** 2
-    found: Floats = np.where(inside, seen, chances / np.maximum(chances.sum(axis=1, keepdims=True), 1e-300))
-    return found
+    return Interval(max(float(low) - tolerance, 0.0), min(float(high) + tolerance, 1.0))
