@@ -29,7 +29,7 @@ from models.profile.profile import (
 from models.table.batch import Batch
 from models.table.schema import Feature, Schema
 from serving.skew.alarm import DriftAlarms, DriftLimits
-from serving.skew.evidence import Floats, Interval, psi
+from serving.skew.evidence import Floats, ToleratedShares, psi
 from serving.skew.record import SkewRecord
 
 
@@ -210,7 +210,7 @@ class DriftWatch:
         change = served - trained
         cell = 1 if one.is_share else int(np.abs(change).argmax())
         tolerated = self._alarms.tolerated[number]
-        if isinstance(tolerated, Interval):
+        if isinstance(tolerated, ToleratedShares):
             limit = tolerated.low if served[1] < trained[1] else tolerated.high
         else:
             limit = tolerated.size

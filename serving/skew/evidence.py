@@ -55,7 +55,7 @@ class Tolerated(Protocol):
 
 
 @dataclass(frozen=True)
-class Interval:
+class ToleratedShares:
     """Distributions of two cells whose second share is in an interval."""
 
     low: float
@@ -67,7 +67,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Ball:
+class ToleratedBall:
     """Distributions θ with 8 H²(θ, p) of at most a size.
 
     Attributes:
@@ -158,7 +158,7 @@ def psi(served: Floats, trained: Floats) -> Floats:
     return found
 
 
-def ball_of(tolerance: float, shares: Floats, units: float, alpha: float) -> Ball:
+def ball_of(tolerance: float, shares: Floats, units: float, alpha: float) -> ToleratedBall:
     """Returns the ball around sampled shares (C,) that holds a distribution whose PSI to the true shares is tolerated.
 
     Args:
@@ -168,12 +168,12 @@ def ball_of(tolerance: float, shares: Floats, units: float, alpha: float) -> Bal
         alpha: Chance that a tolerated distribution is outside.
     """
     if units <= 0:
-        return Ball(shares, np.inf)
+        return ToleratedBall(shares, np.inf)
     quantile = float(scipy.stats.ncx2.ppf(1 - alpha, max(len(shares) - 1, 1), tolerance * units))
-    return Ball(shares, max(quantile / units, tolerance))
+    return ToleratedBall(shares, max(quantile / units, tolerance))
 
 
-def interval_of(tolerance: float, share: float, units: float, alpha: float) -> Interval:
+def interval_of(tolerance: float, share: float, units: float, alpha: float) -> ToleratedShares:
     """Returns the interval of the tolerated shares around a sampled share.
 
     Args:
@@ -183,8 +183,8 @@ def interval_of(tolerance: float, share: float, units: float, alpha: float) -> I
         alpha: Chance that a tolerated share is outside.
     """
     if units <= 0:
-        return Interval(0.0, 1.0)
+        return ToleratedShares(0.0, 1.0)
     count = share * units
     low = scipy.stats.beta.ppf(alpha / 2, count, units - count + 1) if count > 0 else 0.0
     high = scipy.stats.beta.ppf(1 - alpha / 2, count + 1, units - count) if count < units else 1.0
-    return Interval(max(float(low) - tolerance, 0.0), min(float(high) + tolerance, 1.0))
+    return ToleratedShares(max(float(low) - tolerance, 0.0), min(float(high) + tolerance, 1.0))

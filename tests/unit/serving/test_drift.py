@@ -25,7 +25,7 @@ from models.profile.profile import (
 from models.table.schema import Feature, Numeric, Schema
 from serving.skew.alarm import DriftAlarms, DriftLimits
 from serving.skew.drift import DriftWatch
-from serving.skew.evidence import Ball, Capital, Interval, ball_of, interval_of, payoffs, psi
+from serving.skew.evidence import Capital, ToleratedBall, ToleratedShares, ball_of, interval_of, payoffs, psi
 from serving.skew.record import SkewBatch, SkewRecord
 
 WINDOWS = int(os.environ.get("DRIFT_WINDOWS", "20"))
@@ -55,15 +55,15 @@ def test_the_largest_tolerated_mean_is_that_of_a_general_optimiser(seed: int) ->
     found = minimize(
         lambda chances: -chances @ score, shares, constraints=bounds, bounds=[(1e-9, 1)] * 6, options=options
     )
-    assert Ball(shares, size).largest_mean(score) == pytest.approx(-found.fun, abs=1e-5)
+    assert ToleratedBall(shares, size).largest_mean(score) == pytest.approx(-found.fun, abs=1e-5)
 
 
 def test_a_cell_that_training_did_not_have_is_tolerated_up_to_the_size_of_the_ball() -> None:
     shares = np.array([0.5, 0.5, 0.0])
     # Of a share t in the last cell, H² = 1 - √(1 - t).
     expected = 1 - (1 - 0.1 / 8) ** 2
-    assert Ball(shares, 0.1).largest_mean(np.array([0.0, 0.0, 1.0])) == pytest.approx(expected, rel=1e-3)
-    assert Ball(shares, np.inf).largest_mean(np.array([0.0, 3.0, 1.0])) == pytest.approx(3.0)
+    assert ToleratedBall(shares, 0.1).largest_mean(np.array([0.0, 0.0, 1.0])) == pytest.approx(expected, rel=1e-3)
+    assert ToleratedBall(shares, np.inf).largest_mean(np.array([0.0, 3.0, 1.0])) == pytest.approx(3.0)
 
 
 @given(seed=st.integers(0, 2**32 - 1), cells=st.integers(2, 12), size=st.floats(0.001, 2.0))
@@ -75,13 +75,13 @@ def test_no_bet_gains_on_average_under_a_tolerated_distribution(seed: int, cells
     # Towards others, up to the edge of the ball.
     steps = np.linspace(0, 1, 40)[:, None, None]
     near = (trained + steps * (others - trained)).reshape(-1, cells)
-    ball = Ball(trained, size)
+    ball = ToleratedBall(trained, size)
     near = near[8 * (1 - np.sqrt(near * trained).sum(axis=1)) <= size]
     found = payoffs(seen, trained, ball)
     assert found.min() > 0
     assert (near @ found.T).max() <= 1 + 1e-9
     low, high = sorted(rng.random(2))
-    of_share = payoffs(seen[:2] / seen[:2].sum(), trained[:2] / trained[:2].sum(), Interval(low, high))
+    of_share = payoffs(seen[:2] / seen[:2].sum(), trained[:2] / trained[:2].sum(), ToleratedShares(low, high))
     inside = np.linspace(low, high, 20)
     assert (np.stack([1 - inside, inside], axis=1) @ of_share.T).max() <= 1 + 1e-9
 
@@ -91,7 +91,7 @@ def test_no_bet_gains_on_average_under_a_tolerated_distribution(seed: int, cells
 def test_capital_is_that_of_a_loop_over_users_in_any_batches(seed: int, cuts: list[int]) -> None:
     rng = np.random.default_rng(seed)
     trained, served = rng.dirichlet(np.ones(4) * 3, size=2)
-    shares, tolerated = rng.dirichlet(3 * served + 0.01, size=90), Ball(trained, 0.05)
+    shares, tolerated = rng.dirichlet(3 * served + 0.01, size=90), ToleratedBall(trained, 0.05)
     fast = Capital(tolerated, trained)
     for batch in np.split(shares, sorted(cuts)):
         fast.add(batch)
@@ -109,7 +109,7 @@ def test_capital_rarely_grows_at_the_edge_of_the_tolerated_distributions() -> No
     p = np.full(10, 0.1)
     edge = p * np.exp(0.3 * np.linspace(-1, 1, 10))
     edge /= edge.sum()
-    ball, interval = Ball(p, 8 * hellinger(edge, p)), Interval(0.08, 0.12)
+    ball, interval = ToleratedBall(p, 8 * hellinger(edge, p)), ToleratedShares(0.08, 0.12)
     found = []
     for _ in range(400):
         # Users whose requests have several candidates, and resemble themselves.
