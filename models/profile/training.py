@@ -77,8 +77,7 @@ def training_profile(frame: Frame, schema: Schema, ranker: Ranker, admission: Ad
         admission: Admission after training.
     """
     # A server knows no position, so the scores have the constant of the position path, as served scores have.
-    schema = replace(schema, placement=())
-    train, test = (_read(frame, schema, ranker, admission, part) for part in ("train", "test"))
+    train, test = (_read(frame, schema.served, ranker, admission, part) for part in ("train", "test"))
     measures: list[ProfileMeasure] = []
     for empty in (one for name, values in train.values.items() if name != SCORE for one in _measures(name, values)):
         shares, units = train.measured(empty)

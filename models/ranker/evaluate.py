@@ -16,6 +16,9 @@ RATE_BASELINES = ("popularity", "user-item", "user-item-running")
 _CLIP = 1e-7
 _BINS = 15
 _PRIOR = 10.0
+# Variance of a place's constant: a place whose labels are all alike has a finite one.
+_PLACE_VARIANCE = 9.0
+_NEWTON_STEPS = 40
 # Examples whose running rates are counted at once, about.
 _KEYS_AT_ONCE = 1 << 20
 LEAST_OF_LABEL = 10
@@ -136,6 +139,32 @@ def _part_quality(
     return found
 
 
+def at_places(
+    probabilities: NDArray[np.floating], labels: NDArray[np.float32], places: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Tells predictions the places of their examples: adds to the logit a constant for each place.
+
+        maximise over c:  log P(labels | logit + c) - c² / (2 · 3²)
+
+    Users click at the top because it is the top, so a model that knows places explains a log better than another that
+    orders items better. After this step all models know the places alike, and differ by the order of items at one place
+    alone. Newton's method finds all constants at once.
+
+    Args:
+        probabilities: (N,) predictions that know no place.
+        labels: (N,) labels in {0, 1}.
+        places: (N,) number of the place of each example, from 0.
+    """
+    logits, count = _logit(probabilities.astype(np.float64)), int(places.max(initial=0)) + 1
+    constants = np.zeros(count)
+    for _ in range(_NEWTON_STEPS):
+        told = _rates(logits + constants[places])
+        slope = np.bincount(places, labels - told, count) - constants / _PLACE_VARIANCE
+        bend = np.bincount(places, told * (1 - told), count) + 1 / _PLACE_VARIANCE
+        constants += np.clip(slope / bend, -1, 1)
+    return _rates(logits + constants[places])
+
+
 class Popularity:
     """Smoothed-popularity baseline: an item's positive rate in training, drawn towards the overall rate.
 
@@ -162,8 +191,7 @@ class Popularity:
 
 def added(users: NDArray[np.float64], items: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
     """Adds the rates (N,) of users and items as log-odds: logit p = logit p(user) + logit p(item) - logit rate."""
-    found: NDArray[np.float64] = 1 / (1 + np.exp(_logit(np.float64(rate)) - _logit(users) - _logit(items)))
-    return found
+    return _rates(_logit(users) + _logit(items) - _logit(np.float64(rate)))
 
 
 def running_rates(
@@ -250,4 +278,9 @@ def _smoothed(
 def _logit(rates: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
     clipped = np.clip(rates, _CLIP, 1 - _CLIP)
     found: NDArray[np.float64] = np.log(clipped / (1 - clipped))
+    return found
+
+
+def _rates(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = 1 / (1 + np.exp(-logits))
     return found

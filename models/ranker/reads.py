@@ -1,10 +1,12 @@
-"""Choice of the parts of an item that a ranker reads, by items that training does not see.
+"""Choice of what a ranker reads: the parts of an item by items that training does not see, the place by held-out rows.
 
 A part of an item pays on one catalogue and costs on another: a Semantic ID helps where texts are good and events few,
 and adds noise elsewhere. A fifth of the items is held out inside the training part. Small trainings with and without
 each part show what the part gives on the held-out items and on the others. A part is left out if it gives the held-out
 items nothing and the others less than it costs the held-out items.
 The item's id is always read, since the stream teaches its rows.
+
+The position path is left out if the ranker without it explains held-out rows as well once both are told the places.
 """
 
 import math
@@ -23,10 +25,11 @@ from features.aggregate_frame import with_aggregates
 from features.durable import write_file
 from features.frame import Frame
 from features.frame_blocks import held_blocks, without_visits
-from models.ranker.evaluate import quality
+from models.ranker.evaluate import at_places, quality
 from models.ranker.train import TrainConfig, predict_part, train
 from models.table.admission import Admission
 from models.table.item_parts import parts_of, reading
+from models.table.placement import place_numbers
 from models.table.schema import Schema
 
 HELD_OUT = 0.2
@@ -165,6 +168,62 @@ class _Trials:
             found.append(quality(rows["label"].to_numpy().astype(np.float32), predicted).auc)
         new, known = (math.nan if auc is None else auc for auc in found)
         return Trial(parts, new, known)
+
+
+@dataclass(frozen=True)
+class PathChoice:
+    """Choice whether a ranker has a position path.
+
+    Attributes:
+        kept: True if it has.
+        gain: Log loss of held-out rows without the path, less that with the path. Both are told the places.
+        error: Standard error of the gain; rows of a user are dependent.
+        rows: Held-out rows.
+    """
+
+    kept: bool
+    gain: float
+    error: float
+    rows: int
+
+
+def choose_path(
+    schema: Schema,
+    frame: Frame,
+    config: TrainConfig,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PathChoice:
+    """Chooses whether the position path stays: the gain on the validation part must exceed its standard error.
+
+    A ranker of a log has taken position for relevance, or relevance for position. Rows at one place tell which, since
+    the place does not differ between them.
+
+    Args:
+        schema: Schema with a placement.
+        frame: Frame of the run. Its test part is not read, and of the other parts the first block.
+        config: Training of the run.
+        progress: Called with (trainings done, trainings).
+    """
+    parts = {name: frame.blocks(name).read(0) for name in ("train", "validation")}
+    small = frame.replace(examples={name: held_blocks(rows, 1) for name, rows in parts.items()})
+    held = parts["validation"]
+    labels, places = held["label"].to_numpy().astype(np.float32), place_numbers(schema.placement, held)
+    assert places is not None
+    losses = []
+    for number, read in enumerate((schema, schema.served)):
+        trained = train(read, small, config)
+        admission = Admission(trained.sketch, schema.admission)
+        predicted = predict_part(trained.ranker, schema.served, small, held_blocks(held, 1), admission)
+        told = at_places(predicted, labels, places)
+        losses.append(-np.log(np.where(labels > 0, told, 1 - told)))
+        progress(number + 1, 2)
+    gains = losses[1] - losses[0]
+    gain = float(gains.mean())
+    units = held["user"].to_numpy() if frame.users.height > 1 else np.arange(held.height)
+    of_units = np.bincount(np.unique(units, return_inverse=True)[1], gains - gain)
+    error = float(np.sqrt((of_units**2).sum())) / held.height
+    return PathChoice(gain > error, gain, error, held.height)
 
 
 def _read(kept: Path | None) -> dict[str, Trial]:

@@ -14,7 +14,7 @@ from features.errors import BundleError
 from features.frame import Frame
 from features.history import DEFAULT_LENGTH
 from models.table.batch import log_scaled
-from models.table.placement import MOST_POSITIONS, PlacementColumn
+from models.table.placement import MOST_POSITIONS, PlacementColumn, place_numbers
 from models.table.schema import SEMANTIC_ID, Feature, Numeric, Schema, Source
 
 _WIDE_FROM = 1_000
@@ -114,6 +114,12 @@ def placement_columns(dataset: Dataset, frame: Frame) -> tuple[PlacementColumn, 
             words = tuple(_vocabulary(block[name] for block in frame.all_blocks().frames(name)))
             found.append(PlacementColumn(name, vocabulary=words))
     return tuple(found)
+
+
+def places_of(dataset: Dataset, frame: Frame, part: str) -> NDArray[np.int64] | None:
+    """Returns the number (N,) of the place of each example of a part; None if the dataset has no placement."""
+    columns = placement_columns(dataset, frame)
+    return place_numbers(columns, frame.blocks(part).whole(*(one.column for one in columns))) if columns else None
 
 
 def hashed_id_schema(schema: Schema) -> Schema:

@@ -61,3 +61,17 @@ def placement_cells(columns: Sequence[PlacementColumn], frame: pl.DataFrame) -> 
             read = values.cast(pl.String).to_frame("word").join(words, on="word", how="left", maintain_order="left")
             out[:, place] = read["cell"].fill_null(0).to_numpy()
     return out
+
+
+def place_numbers(columns: Sequence[PlacementColumn], frame: pl.DataFrame) -> NDArray[np.int64] | None:
+    """Returns a number (N,) of the place of each row, equal for rows with equal cells; None as for `placement_cells`.
+
+    Args:
+        columns: C columns.
+        frame: N rows.
+    """
+    cells = placement_cells(columns, frame)
+    if cells is None:
+        return None
+    found = np.ravel_multi_index(tuple(cells.T), [one.cells for one in columns])
+    return np.unique(found, return_inverse=True)[1].astype(np.int64)

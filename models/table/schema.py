@@ -3,7 +3,7 @@
 A schema is part of the bundle. Together with the hash contract it alone decides which rows a value reads.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -102,6 +102,11 @@ class Schema:
                 f"budget: {self.rows * row:,} bytes hold {self.rows:,} rows, but the exact features alone need "
                 f"{exact:,}; give at least {(exact + 1) * row:,} bytes, or hash a feature"
             )
+
+    @property
+    def served(self) -> "Schema":
+        """The schema of a server, which has no place when it ranks: the position path then adds its constant."""
+        return replace(self, placement=()) if self.placement else self
 
     def _check_salts(self) -> None:
         salts: dict[tuple[str, str], str] = {}

@@ -68,6 +68,11 @@ def _path(directory: Path) -> dict[str, Any]:
 
     loaded = load_bundle(directory)
     if not loaded.schema.placement:
+        if loaded.dataset.events.placement is not None:
+            raise DatasetError(
+                f"{directory}: the bundle has no position path, since its run found that the path does not pay; set "
+                'placement = "always" under [run] to keep it'
+            )
         raise DatasetError(f"{directory}: the bundle has no position path; declare [events.placement], and train again")
     path = loaded.network().placement
     return {"constant": float(path.reference), "curves": path.curves()}

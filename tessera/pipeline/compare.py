@@ -1,5 +1,8 @@
 """Compares champion and challenger on the test part of a run: quality by slice, latency, bytes, loss by small storage.
 
+Both bundles predict without places, as they serve, and are then told the places of the test rows alike. Otherwise a
+bundle with a position path would explain clicks by their positions, which a bundle without a path cannot.
+
 The champion reads the run's test events as it would have been served them. For items that it knows it reads its own
 features. For newer items it reads vectors, codes and tokens of their text, by its own encoder, codebook and tokenizer.
 """
@@ -24,13 +27,14 @@ from models.bundle.contents import RANKER_VECTOR
 from models.bundle.request_aggregates import published_columns
 from models.bundle.request_features import request_events, sent_values
 from models.bundle.scorer import Scorer
-from models.ranker.evaluate import Quality, novelty, quality
+from models.ranker.evaluate import Quality, at_places, novelty, quality
 from models.ranker.loading import content_vectors, event_columns
 from models.ranker.train import predict_part
 from models.registry.encoder_gate import compare_encoders
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
 from models.table.batch import Entities
+from models.table.default_schema import places_of
 from models.table.row_files import row_files
 from models.table.schema import SEMANTIC_ID, Schema
 from serving.store.page import pack, unpack
@@ -67,7 +71,8 @@ def verdict(
     labels = test["label"].to_numpy().astype(np.float32)
     users = test["user"].to_numpy().astype(np.int64)
     space = challenger.manifest.encoder
-    predicted = [predictions(bundle, frame, space=space) for bundle in (champion, challenger)]
+    places = places_of(challenger.dataset, frame, "test")
+    predicted = [_told(predictions(bundle, frame, space=space), labels, places) for bundle in (champion, challenger)]
     parts = {name: held & judged for name, held in _slices(frame).items()}
     times = _latencies(champion, challenger)
     measured = [
@@ -91,20 +96,24 @@ def verdict(
 def storage_cost(bundle: Bundle, frame: Frame) -> dict[str, float]:
     """Returns the AUC on the test part by the storage of the rows; empty if all labels of the part are equal."""
     labels = frame.blocks("test").whole("label")["label"].to_numpy().astype(np.float32)
-    rows = bundle.rows()
+    places, rows = places_of(bundle.dataset, frame, "test"), bundle.rows()
     aucs: dict[str, float] = {}
     for storage in STORAGES:
         kept = unpack(pack(StoredTable(rows.shape[0], rows.shape[1], storage), rows))
-        auc = quality(labels, predictions(bundle, frame, rows=kept)).auc
+        auc = quality(labels, _told(predictions(bundle, frame, rows=kept), labels, places)).auc
         if auc is not None:
             aucs[storage] = auc
     return aucs
 
 
+def _told(probabilities: Floats, labels: NDArray[np.float32], places: NDArray[np.int64] | None) -> Floats:
+    return probabilities if places is None else at_places(probabilities, labels, places)
+
+
 def predictions(
     bundle: Bundle, frame: Frame, *, rows: NDArray[np.float32] | None = None, space: str | None = None
 ) -> Floats:
-    """Returns a bundle's probabilities (N,) for the frame's test part.
+    """Returns a bundle's probabilities (N,) for the frame's test part, as a server computes them: without places.
 
     Args:
         bundle: Bundle that predicts.
@@ -115,7 +124,7 @@ def predictions(
     ranker = bundle.ranker()
     if rows is not None:
         ranker.table.weight.copy_(torch.from_numpy(rows))
-    seen, schema = _as_seen_by(bundle, frame, space), bundle.schema
+    seen, schema = _as_seen_by(bundle, frame, space), bundle.schema.served
 
     def conformed(block: pl.DataFrame) -> pl.DataFrame:
         cut = block.with_columns(pl.col("history").list.tail(schema.history_length))
@@ -167,9 +176,6 @@ def _conformed(table: pl.DataFrame, schema: Schema, of: Literal["user", "item", 
     numeric = [feature.column for feature in schema.numeric if feature.of == of]
     missing = [pl.lit(None, dtype=pl.String).alias(name) for name in columns if name not in table.columns]
     missing += [pl.lit(None, dtype=pl.Float32).alias(name) for name in numeric if name not in table.columns]
-    if of == "event":
-        placed = [one.column for one in schema.placement if one.column not in table.columns]
-        missing += [pl.lit(None, dtype=pl.String).alias(name) for name in placed]
     return table.with_columns(missing) if missing else table
 
 

@@ -1,6 +1,6 @@
 """Stage `evaluate`: measures the ranker and its baselines on the test part, for known and unseen items and users."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +8,36 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ranker.evaluate import by_novelty, novelty, rate_baselines
+from models.ranker.evaluate import at_places, by_novelty, novelty, rate_baselines
 from models.ranker.stored import load_ranker
 from models.ranker.train import predict_part
 from models.table.admission import Admission
+from models.table.default_schema import places_of
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
-from tessera.pipeline.train import HASHED_ID, RANKER, read_choice, read_report
+from tessera.pipeline.train import HASHED_ID, RANKER, read_choice, read_path, read_report
 
 READS = ("seed",)
 _METRICS = "metrics.json"
 
 
-def evaluate(
-    job: Job,
-    framed: Finished,
-    trained: Finished,
-    assigned: Finished | None,
-    chosen: Finished | None,
-    correction: Finished | None = None,
-) -> Finished:
-    """Runs the stage after `train`."""
+@dataclass(frozen=True)
+class Reported:
+    """Finished stages whose results stand in the metrics; None where a stage did not run."""
+
+    assigned: Finished | None = None
+    chosen: Finished | None = None
+    placed: Finished | None = None
+    correction: Finished | None = None
+
+
+def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) -> Finished:
+    """Runs the stage after `train`.
+
+    Rankers predict as a server does, without places. If the events have a placement, all predictions are then told the
+    places alike (`at_places`), and `served` holds the quality of the ranker without them.
+    """
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
@@ -41,27 +49,41 @@ def evaluate(
         for number, name in enumerate((HASHED_ID, RANKER)):
             schema, model = load_ranker(trained.directory / name, job.options.train_config())
             admission = Admission(model.sketch, schema.admission)
-            predicted[name] = predict_part(model.ranker, schema, frame, test, admission)
+            predicted[name] = predict_part(model.ranker, schema.served, frame, test, admission)
             advance(number + 2, 3)
+
+        def measured(probabilities: NDArray[np.floating]) -> dict[str, Any]:
+            return {part: asdict(one) for part, one in by_novelty(labels, probabilities, items, users).items()}
+
         metrics: dict[str, Any] = {
             "split": job.split.by,
             "seed": job.options.seed,
             "rows": {name: frame.height(name) for name in ("train", "validation", "test")},
-            "quality": {
-                name: {part: asdict(measured) for part, measured in by_novelty(labels, p, items, users).items()}
-                for name, p in predicted.items()
-            },
         }
-        if assigned is not None:
-            metrics["semantic_ids"] = msgspec.json.decode((assigned.directory / "report.json").read_bytes())
-        if chosen is not None:
-            metrics["reads"] = asdict(read_choice(chosen))
-        if correction is not None:
-            metrics["correction"] = read_report(correction)
-        write_json(directory / _METRICS, metrics)
+        places = places_of(job.dataset, frame, "test")
+        if places is not None:
+            metrics["served"] = measured(predicted[RANKER])
+            predicted = {name: at_places(found, labels, places) for name, found in predicted.items()}
+        metrics["quality"] = {name: measured(found) for name, found in predicted.items()}
+        write_json(directory / _METRICS, metrics | _results(reported))
 
-    after = {"train": trained} | ({"correct": correction} if correction is not None else {})
-    return job.do("evaluate", work, reads=READS, after=after)
+    placed = {"place": reported.placed} if reported.placed is not None else {}
+    corrected = {"correct": reported.correction} if reported.correction is not None else {}
+    return job.do("evaluate", work, reads=READS, after={"train": trained, **placed, **corrected})
+
+
+def _results(reported: Reported) -> dict[str, Any]:
+    """Returns the results of the reported stages, by name in the metrics."""
+    found: dict[str, Any] = {}
+    if reported.assigned is not None:
+        found["semantic_ids"] = msgspec.json.decode((reported.assigned.directory / "report.json").read_bytes())
+    if reported.chosen is not None:
+        found["reads"] = asdict(read_choice(reported.chosen))
+    if reported.placed is not None:
+        found["placement"] = asdict(read_path(reported.placed))
+    if reported.correction is not None:
+        found["correction"] = read_report(reported.correction)
+    return found
 
 
 def read_metrics(evaluated: Finished) -> dict[str, Any]:

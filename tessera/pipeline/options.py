@@ -80,6 +80,8 @@ class RunOptions:
         table: Size and shape of the unified table.
         reads: Parts of an item that the ranker reads, of `id`, `code` (the Semantic ID), `content` (the vector) and
             `metadata` (the declared columns); None chooses them by items that small trainings do not see.
+        placement: `auto` leaves the position path of `[events.placement]` out if the ranker without it explains
+            held-out rows as well at equal places; `always` keeps it.
         correct: `neighbours` corrects the scores of new items by the user's labelled items that are near to them, with
             a weight fitted on items that a small training does not see; `off` leaves the ranker's scores.
         history_length: L, the items of a user's history.
@@ -118,6 +120,7 @@ class RunOptions:
     pieces: int | None = None
     table: TableOptions = field(default_factory=TableOptions)
     reads: tuple[ItemPart, ...] | None = None
+    placement: Literal["auto", "always"] = "auto"
     correct: Literal["off", "neighbours"] = "off"
     history_length: int = DEFAULT_LENGTH
     aggregates: Choice = "default"

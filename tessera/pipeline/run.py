@@ -18,12 +18,12 @@ from models.table.engine import engine
 from tessera.code_version import code_version
 from tessera.pipeline.assign import assign
 from tessera.pipeline.encode import encode, meaning
-from tessera.pipeline.evaluate import evaluate, read_metrics
+from tessera.pipeline.evaluate import Reported, evaluate, read_metrics
 from tessera.pipeline.frame import frame
 from tessera.pipeline.job import Engines, Job
 from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.publish import Ready, bundle, register
-from tessera.pipeline.train import check_correct, choose, correct, train
+from tessera.pipeline.train import check_correct, choose, correct, place, train
 
 __all__ = ["STAGES", "RunOptions", "RunResult", "run"]
 STAGES = ("encode", "assign", "frame", "train", "evaluate", "publish")
@@ -95,10 +95,11 @@ def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> Run
         framed = frame(job, assigned)
     if "train" in wanted:
         chosen = choose(job, framed)
-        trained = train(job, framed, chosen)
+        placed = place(job, framed, chosen)
+        trained = train(job, framed, chosen, placed)
         correction = correct(job, encoded, framed, trained)
     if "evaluate" in wanted:
-        evaluated = evaluate(job, framed, trained, assigned, chosen, correction)
+        evaluated = evaluate(job, framed, trained, Reported(assigned, chosen, placed, correction))
         metrics = read_metrics(evaluated)
     if "publish" in wanted:
         meant = meaning(job, encoded, framed)

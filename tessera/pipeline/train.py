@@ -1,6 +1,7 @@
 """Stage `train`: trains the ranker, and as a baseline a ranker that reads the ids alone.
 
-Before it the stage `choose` chooses what the ranker reads of an item, by items that small trainings do not see. After
+Before it the stage `choose` chooses what the ranker reads of an item, by items that small trainings do not see, and the
+stage `place` whether it has a position path. After
 it the stage `correct` fits the correction of new items by the user's labelled items, if `correct = "neighbours"`.
 """
 
@@ -16,20 +17,22 @@ from features.content.kinds import load_encoder
 from features.device import resolve
 from features.durable import write_directory
 from features.errors import DatasetError
+from features.frame import Frame
 from models.ranker.correct import CorrectionReport, fit_correction
-from models.ranker.reads import LEAST_EVENTS, ItemReads, choose_reads
+from models.ranker.reads import LEAST_EVENTS, ItemReads, PathChoice, choose_path, choose_reads
 from models.ranker.stored import load_ranker, save_ranker
 from models.ranker.train import Checkpointing
 from models.ranker.train import train as train_ranker
 from models.table.default_schema import default_schema, hashed_id_schema
 from models.table.item_parts import parts_of, reading
+from models.table.schema import Schema
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
 
 RANKER, HASHED_ID = "ranker", "hashed-id"
-READS = ("seed", "reads", "table", "history_length", "training", "ranker")
-_CHOSEN, _TRIALS = "reads.json", "trials.json"
+READS = ("seed", "reads", "placement", "table", "history_length", "training", "ranker")
+_CHOSEN, _TRIALS, _PATH = "reads.json", "trials.json", "placement.json"
 CORRECTION, _REPORT = "correction", "report.json"
 
 
@@ -64,21 +67,51 @@ def _say(job: Job, chosen: ItemReads) -> None:
         job.console.print(Text(f"{named}, all there is: {why}"))
 
 
-def train(job: Job, framed: Finished, chosen: Finished | None) -> Finished:
-    """Runs the stage after `choose`. A warm start begins with the earlier ranker."""
+def place(job: Job, framed: Finished, chosen: Finished | None) -> Finished | None:
+    """Runs the stage after `choose`; None without a placement, for a warm start, and if the path always stays."""
+    if job.dataset.events.placement is None or job.previous or job.options.placement == "always":
+        return None
+
+    def work(directory: Path, advance: Advance) -> None:
+        frame = read_frame(framed.directory)
+        found = choose_path(_schema(job, frame, chosen), frame, job.options.train_config(), progress=advance)
+        write_json(directory / _PATH, asdict(found))
+        fate = "stays" if found.kept else "is left out"
+        job.console.print(Text(f"place: the position path {fate}: log loss at equal places {-found.gain:+.5f} with it"))
+        job.console.print(Text(f"  standard error {found.error:.5f}, {found.rows:,} rows", "dim"))
+
+    after = {"frame": framed, **({"choose": chosen} if chosen else {})}
+    return job.do("place", work, reads=READS, after=after, unit="trainings")
+
+
+def read_path(placed: Finished) -> PathChoice:
+    """Returns the result of the stage `place`."""
+    return msgspec.json.decode((placed.directory / _PATH).read_bytes(), type=PathChoice)
+
+
+def _schema(job: Job, frame: Frame, chosen: Finished | None) -> Schema:
+    """Returns the schema of the chosen parts of an item, with the placement."""
+    options = job.options
+    schema = default_schema(job.dataset, frame, options.table, history_length=options.history_length)
+    parts = read_choice(chosen).parts if chosen else options.reads
+    return schema if parts is None else reading(schema, parts)
+
+
+def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished | None = None) -> Finished:
+    """Runs the stage after `place`. A warm start begins with the earlier ranker."""
     config = job.options.train_config()
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
         options = job.options
         schema = default_schema(job.dataset, frame, options.table, history_length=options.history_length)
-        baseline = hashed_id_schema(schema)
-        start = None
+        baseline, start = hashed_id_schema(schema), None
         if job.previous:
             schema, start = job.previous.ranker(schema, frame, config)
         else:
-            parts = read_choice(chosen).parts if chosen else options.reads
-            schema = schema if parts is None else reading(schema, parts)
+            schema = _schema(job, frame, chosen)
+        if not schema.placement or (placed is not None and not read_path(placed).kept):
+            schema, baseline = schema.served, baseline.served
         job.console.print(Text(f"train: on {resolve(config.device).label}", "dim"))
         jobs = ((RANKER, schema, start), (HASHED_ID, baseline, None))
         for number, (name, shape, begin) in enumerate(jobs):
@@ -97,7 +130,8 @@ def train(job: Job, framed: Finished, chosen: Finished | None) -> Finished:
                 job.console.print(f"train: {name} multiplied in {trained.precision}, the faster precision here")
 
     before = job.previous.after("frame", "train") if job.previous else {}
-    after: dict[str, Finished | str] = {"frame": framed, **before, **({"choose": chosen} if chosen else {})}
+    choices = {name: one for name, one in (("choose", chosen), ("place", placed)) if one is not None}
+    after: dict[str, Finished | str] = {"frame": framed, **before, **choices}
     return job.do("train", work, reads=READS, after=after, unit="samples")
 
 

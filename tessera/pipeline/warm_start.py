@@ -113,8 +113,10 @@ class Previous:
             DatasetError: The new run has other features.
         """
         old, trained = load_ranker(self._directory / "train" / "ranker", config)
-        # The new run reads of an item what the earlier run chose.
+        # The new run reads of an item, and of the place, what the earlier run chose.
         schema = reading(schema, set(parts_of(old)) & set(parts_of(schema)))
+        if {one.column for one in old.placement} <= {one.column for one in schema.placement}:
+            schema = replace(schema, placement=old.placement)
         wanted = replace(schema, numeric=old.numeric)
         if replace(old, rows=schema.rows) != wanted or [n.name for n in old.numeric] != [
             n.name for n in schema.numeric

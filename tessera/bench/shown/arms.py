@@ -16,6 +16,7 @@ from torch.nn import functional
 from features.dataset.descriptor import Dataset
 from features.frame import Frame
 from models.ranker.loading import assembler, examples
+from models.ranker.reads import choose_path
 from models.ranker.train import Objective, TrainConfig, predict, train
 from models.table.admission import Admission
 from models.table.batch import Batch
@@ -26,8 +27,9 @@ from tessera.bench.shown.clicks import POSITIONS, Floats
 
 BLIND, PATH, FEATURE = "position-blind", "position path", "position as a feature"
 IPS, KNOWN, PERMUTED = "inverse propensities", "true curve in the likelihood", "position path, permuted"
+CHOSEN = "position path, if it pays"
 RATES, DEBIASED = "user + item rate", "user + item rate, debiased"
-ARMS = (BLIND, PATH, FEATURE, IPS, KNOWN, PERMUTED, RATES, DEBIASED)
+ARMS = (BLIND, PATH, FEATURE, IPS, KNOWN, PERMUTED, RATES, DEBIASED, CHOSEN)
 _POSITION, _WORD = "position", "position_word"
 _MOST_WEIGHT = 10.0
 
@@ -47,7 +49,11 @@ def arms(
         source = assembler(schema, own, test, Admission(model.sketch, schema.admission))
         return predict(model.ranker, source, examples(test))
 
+    def chosen() -> NDArray[np.floating]:
+        return ranker(placed if choose_path(placed, frame, config).kept else plain, frame)
+
     return {
+        CHOSEN: chosen,
         BLIND: lambda: ranker(plain, frame),
         PATH: lambda: ranker(placed, frame),
         PERMUTED: lambda: ranker(placed, _permuted(frame, config.seed)),

@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 POSITIONS = 10
 CURVES: dict[str, Floats] = {
     "steep": 1.0 / np.arange(1, POSITIONS + 1),
+    "mild": (0.7 / np.arange(1, POSITIONS + 1) ** 0.25).astype(np.float64),
     "flat": np.full(POSITIONS, 0.5),
 }
 """Examination of each position, by the name of the curve."""

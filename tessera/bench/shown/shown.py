@@ -17,7 +17,7 @@ from models.ranker.evaluate import quality
 from tessera.bench.harness.data import dataset_frame, progress_bar, remembered
 from tessera.bench.harness.result import BenchResult, Claim, at_least
 from tessera.bench.harness.rows import measured_rows
-from tessera.bench.shown.arms import ARMS, BLIND, IPS, PATH, PERMUTED, arms
+from tessera.bench.shown.arms import ARMS, BLIND, CHOSEN, IPS, KNOWN, PERMUTED, arms
 from tessera.bench.shown.clicks import CURVES, World, shown_frame, taught_world
 from tessera.pipeline.options import load_options
 
@@ -100,7 +100,7 @@ def shown_claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     seeds = sorted({row["seed"] for row in rows})
 
     def gains(curve: str, other: str) -> list[float]:
-        keys = [((curve, PATH, seed), (curve, other, seed)) for seed in seeds]
+        keys = [((curve, CHOSEN, seed), (curve, other, seed)) for seed in seeds]
         return [found[ours] - found[theirs] for ours, theirs in keys if ours in found and theirs in found]
 
     claims: list[Claim] = []
@@ -108,6 +108,8 @@ def shown_claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
         claims.append(at_least("steep: AUC of the position path less position-blind, worst seed", min(steep), _GAIN))
         known = min(gains("steep", IPS))
         claims.append(at_least("steep: AUC of the position path less inverse propensities, worst seed", known, _BEHIND))
+        told = min(gains("steep", KNOWN))
+        claims.append(at_least("steep: AUC of the position path less the true curve, worst seed", told, _BEHIND))
         permuted = min(gains("steep", PERMUTED))
         claims.append(at_least("steep: AUC of the position path less the permuted path, worst seed", permuted, _GAIN))
     if flat := gains("flat", BLIND):

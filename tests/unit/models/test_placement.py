@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from features.device import CPU
 from features.frame import Frame
@@ -29,13 +30,16 @@ COLUMNS = (POSITION, SURFACE)
 EXAMINED = np.array([0.9, 0.5, 0.3, 0.1])
 
 
-def placed_frame(*, confounded: bool = True) -> Frame:
-    """Coloured frame whose labels are clicks: of a liked colour, if the user looked at its position."""
-    frame, rng = coloured_frame(), np.random.default_rng(3)
+def placed_frame(*, confounded: float = 0.7, examined: NDArray[np.float64] = EXAMINED, events: int = 1500) -> Frame:
+    """Coloured frame whose labels are clicks: of a liked colour, if the user looked at its position.
+
+    A share of the examples has the item's own position, so that position and item are confounded.
+    """
+    frame, rng = coloured_frame(events=events), np.random.default_rng(3)
     rows = frame.examples.height
     item = frame.examples["item"].to_numpy()
-    position = np.where(rng.random(rows) < 0.7, item % 4, rng.integers(0, 4, rows)) if confounded else item % 4
-    clicked = (frame.examples["label"].to_numpy() > 0) & (rng.random(rows) < EXAMINED[position])
+    position = np.where(rng.random(rows) < confounded, item % 4, rng.integers(0, 4, rows))
+    clicked = (frame.examples["label"].to_numpy() > 0) & (rng.random(rows) < examined[position])
     return frame.replace(
         examples=frame.examples.with_columns(
             position=pl.Series(position, dtype=pl.Int32),
