@@ -1,0 +1,153 @@
+"""Makes the golden bundles and the answers beside them. Run once for a format; the results are frozen.
+
+    python tests/golden/bundles/make.py
+
+`placed` (format 4) has a position path and fields of the request and of the candidates. `corrected` (format 5) has a
+correction of new items. The data are drawn, so no data set stands in the repository.
+"""
+
+import io
+import json
+import random
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[2]))
+
+from features.dataset.descriptor import load_dataset  # noqa: E402
+from models.bundle.bundle import Bundle, load_bundle  # noqa: E402
+from tessera.pipeline.options import load_options  # noqa: E402
+from tessera.pipeline.run import run  # noqa: E402
+from tests.build import corrected_bundle  # noqa: E402
+
+EXAMINED = (0.9, 0.5, 0.2)
+COLOURS = ("red", "blue", "green")
+RUN = """
+[split]
+by = "time"
+[run]
+aggregates = "off"
+encoder_dim = 8
+quantizer = "residual-kmeans"
+levels = 2
+codes = 4
+correct = "off"
+placement = "always"
+reads = [{reads}]
+[run.table]
+dim = 4
+budget = "8KB"
+[run.training]
+max_epochs = 2
+[run.ranker]
+hidden = [8]
+cross_layers = 1
+cross_rank = 4
+content = 4
+"""
+PLACED = """
+name = "placed"
+[items]
+path = "items.jsonl"
+id = "sku"
+categorical = ["colour"]
+[events]
+path = "events.jsonl"
+user = "user"
+item = "sku"
+time = { column = "at" }
+label = { column = "clicked" }
+[events.placement]
+position = "position"
+categorical = ["surface"]
+[events.request]
+device = { type = "category", default = "web" }
+[events.candidate]
+price_now = { type = "number" }
+""" + RUN.format(reads='"id", "metadata"')
+CORRECTED = """
+name = "corrected"
+[items]
+path = "items.jsonl"
+id = "sku"
+text = ["title"]
+categorical = ["colour"]
+[events]
+path = "events.jsonl"
+user = "user"
+item = "sku"
+time = { column = "at" }
+label = { column = "clicked" }
+""" + RUN.format(reads='"id", "content"')
+USERS = ("u0", "u1", "u13", "nobody")
+ITEMS = [f"S-{number:02}" for number in range(0, 24, 3)] + ["unknown"]
+
+
+def write_data(directory: Path) -> None:
+    """Writes items and events; even users like red items."""
+    draw = random.Random(0)
+    items = [
+        {"sku": f"S-{n:02}", "title": f"a {COLOURS[n % 3]} cup {n % 5}", "colour": COLOURS[n % 3]} for n in range(24)
+    ]
+    events = []
+    for visit in range(700):
+        user, device = draw.randrange(20), draw.choice(["web", "phone", None])
+        for position, number in enumerate(draw.sample(range(24), 3)):
+            likes = 0.8 if (number % 3 == 0) == (user % 2 == 0) else 0.2
+            row = {"user": f"u{user}", "sku": f"S-{number:02}", "at": 1_700_000_000 + 60 * visit, "device": device}
+            row |= {"clicked": int(draw.random() < likes * EXAMINED[position]), "position": position + 1}
+            events.append(row | {"surface": draw.choice(["home", "cart"]), "price_now": draw.choice([1.5, 2.5, None])})
+    for name, rows in (("items", items), ("events", events)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def ask(bundle: Bundle) -> dict[str, object]:
+    """Returns scores, embeddings and Semantic IDs of a bundle, as JSON holds them."""
+    found: dict[str, object] = {"id": bundle.id, "format": bundle.manifest.format}
+    found["rank"] = {user: bundle.rank(user, ITEMS).tolist() for user in USERS}
+    found["item_id"] = np.asarray(bundle.embed("item_id", ITEMS)).tolist()
+    if bundle.schema.placement:
+        fields = [{"item_id": item, "price_now": 2.5} for item in ITEMS]
+        found["fields"] = bundle.rank("u1", fields, context={"device": "phone", "surface": "home"}).tolist()
+        path = bundle.network().placement
+        found["path"] = {"constant": float(path.reference), "curves": path.curves()}
+    else:
+        found["codes"] = bundle.semantic_ids(["a red cup 3", "a green cup 1"]).tolist()
+    return found
+
+
+def pack(bundle: Bundle, path: Path) -> None:
+    """Writes a bundle as an archive, without times and owners."""
+    with tarfile.open(path, "w:xz", preset=9) as archive:
+        for file in sorted(bundle.directory.rglob("*")):
+            if file.is_file():
+                entry = tarfile.TarInfo(str(file.relative_to(bundle.directory)))
+                entry.size = file.stat().st_size
+                archive.addfile(entry, io.BytesIO(file.read_bytes()))
+
+
+def main() -> None:
+    """Trains both bundles and writes archives and answers."""
+    answers = {}
+    with tempfile.TemporaryDirectory() as made:
+        place = Path(made)
+        write_data(place)
+        for name, text in (("placed", PLACED), ("corrected", CORRECTED)):
+            (place / f"{name}.toml").write_text(text)
+            dataset = load_dataset(place / f"{name}.toml")
+            found = run(dataset, place / name, load_options(dataset), console=Console(), registry=None, until="publish")
+            assert found.bundle is not None
+            bundle = found.bundle if name == "placed" else corrected_bundle(found.bundle, place / "bundle")
+            pack(bundle, HERE / f"{name}.tar.xz")
+            answers[name] = ask(load_bundle(bundle.directory))
+    (HERE / "answers.json").write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
