@@ -135,12 +135,20 @@ def positions_shown(table: SourceTable, name: str, *, least: int) -> pl.Series:
         name: Column of whole numbers.
         least: Number of the first position.
     """
+    values, expected = table.column(name), f"a position is a whole number from {least} to {_MOST_POSITION:,}"
+    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Null)):
+        kind = "lists" if isinstance(values.dtype, pl.List) else str(values.dtype)
+        raise table.error(name, f"holds {kind}, but {expected}; name another column under [events.placement]")
+    if values.dtype == pl.String:
+        parsed(table, name, f"{expected}; fix the value, or name the column under categorical of [events.placement]")
     found = wide_numbers(table, name)
     row = first((found < least) | (found != found.floor()) | (found > _MOST_POSITION))
     if row is not None:
-        problem = f"holds {table.column(name)[row]!r}, but a position is a whole number from {least} on"
-        remedy = "fix the value, or declare first = 0 under [events.placement]" if least else "fix the value"
-        raise table.error(name, f"{problem}; {remedy}", row=row)
+        zero = least and found[row] == 0
+        remedy = (
+            "declare first = 0 under [events.placement] if positions are counted from 0" if zero else "fix the value"
+        )
+        raise table.error(name, f"holds {values[row]!r}, but {expected}; {remedy}", row=row)
     return (found - least).cast(pl.Int32)
 
 
