@@ -186,6 +186,8 @@ class _Form(NamedTuple):
         if isinstance(source, Events) and source.placement is not None:
             found |= dict.fromkeys(source.placement.categorical, self.text)
             found |= {source.placement.position: self.number} if source.placement.position else {}
+        if isinstance(source, Events):
+            found |= dict.fromkeys(source.read_at, self.as_is)
         return found | {name: by_type[kind] for name, kind in source.read.items()}
 
     def text(self, name: str, values: list[Any] | pl.Series) -> pl.Series:

@@ -22,7 +22,7 @@ from features.dataset.plain_text import read_text
 from features.dataset.source import TableSource
 from features.dataset.split import Split
 from features.errors import DatasetError
-from features.shown.declared import SURFACE, check_shown, shown_defaults
+from features.shown.declared import READ_US, SURFACE, check_shown, shown_defaults
 from features.shown.placement import POSITION, Placement, check_placement
 from features.shown.rule import JoinRule
 from features.storage.location import refuse_address
@@ -262,6 +262,17 @@ class Events(TableSource):
         reads = {f"event.{name}" for name in self.candidate}
         derived = (one.name for one in self.derived if reads & set(one.reads))
         return frozenset((*self.candidate, *derived, *(one.name for one in self.crossed)))
+
+    @property
+    def read_at(self) -> tuple[str, ...]:
+        """Column of the time that expressions over the clock read, where rows come from impressions."""
+        return (READ_US,) if self.origin == "impressions" and self.reads_clock else ()
+
+    @property
+    def reads_clock(self) -> bool:
+        """True if an expression reads the time of the events."""
+        clock = f"event.{self.time.column}" if self.time is not None else None
+        return any(clock in one.reads for one in (*self.derived, *self.crossed))
 
     def join_rule(self) -> JoinRule:
         """Returns the rule that joins impressions with outcomes.

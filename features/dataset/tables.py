@@ -238,12 +238,24 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
         time = clock.positions(table, events.order)
     else:
         time = event.cast(pl.Int64)
-    columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *features(table, events, time)]
+    made = features(table, events, _read_times(table, events, time))
+    columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *made]
     frame = pl.DataFrame([*columns, *_placed(table, events)])
     if not frame["label"].null_count():
         return frame, 0
     kept = frame.filter(pl.col("label").is_not_null())
     return kept, frame.height - kept.height
+
+
+def _read_times(table: SourceTable, events: Events, time: pl.Series) -> pl.Series:
+    """Returns the time (R,) that expressions over the clock read.
+
+    A server ranks at another time than it writes the impression, or as of the time of the request. Rows of impressions
+    therefore hold the time that the server read.
+    """
+    for name in events.read_at:
+        time = clock.moments(table, Time(column=name, unit="us")).cast(pl.Int64).fill_null(time)
+    return time
 
 
 def _placed(table: SourceTable, events: Events) -> list[pl.Series]:

@@ -7,6 +7,8 @@ from features.config import nearest
 
 COLUMNS = ("user", "item", "time", "position", "surface", "impression")
 """Columns of a row, beside a column for each kind of outcome."""
+READ_US = "_read_us"
+"""Column of the time that expressions over the clock read when the server ranked, microseconds since 1970."""
 SURFACE = "surface"
 """Column, and field of a request's context, that names the place where items were shown."""
 _FEATURES = (SURFACE,)
@@ -64,7 +66,7 @@ def check_shown(events: ShownEvents) -> None:
         raise ValueError('from = "impressions" needs outcomes_path = "...", the files of the topic outcomes')
     if events.kind == "csv":
         raise ValueError('from = "impressions" reads jsonl or parquet; name such files')
-    taken = [kind for kind in events.outcomes if kind in (*COLUMNS, "_event_id")]
+    taken = [kind for kind in events.outcomes if kind in (*COLUMNS, READ_US, "_event_id")]
     if taken:
         raise ValueError(f"outcomes: {taken[0]!r} is the name of a column that each row has; rename the kind")
     if len(set(events.outcomes)) < len(events.outcomes):
@@ -78,7 +80,7 @@ def check_shown(events: ShownEvents) -> None:
             f"label.column: {events.label.column!r} is no kind of outcome; the nearest is "
             f"{nearest(str(events.label.column), events.outcomes)!r} (outcomes = {list(events.outcomes)})"
         )
-    taken_names = {*COLUMNS, *events.outcomes, "_event_id"} - {*_FEATURES}
+    taken_names = {*COLUMNS, *events.outcomes, READ_US, "_event_id"} - {*_FEATURES}
     for name in (*events.categorical, *events.numeric, *events.read):
         if name not in _FEATURES and (name not in events.fields or name in taken_names):
             why = "an outcome is a label and no feature" if name in events.outcomes else "rows of impressions lack it"

@@ -46,6 +46,7 @@ class ShownRow(NamedTuple):
         appended_ms: Time when the impression was appended, milliseconds since 1970.
         fields: Served values of the fields of request and candidate, by name.
         explored: Positions of the impression whose order chance decided, ascending.
+        read_us: Time that expressions over the clock read, microseconds since 1970. None: the time of the row.
     """
 
     id: int
@@ -59,6 +60,7 @@ class ShownRow(NamedTuple):
     appended_ms: int
     fields: dict[str, Any] = {}  # noqa: RUF012
     explored: tuple[int, ...] = ()
+    read_us: int | None = None
 
 
 def row_id(impression: str, item: str) -> int:
@@ -234,4 +236,5 @@ class Join:
                 shown.at_ms,
                 message.values_at(position),
                 explored,
+                message.read_us,
             )

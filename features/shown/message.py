@@ -27,6 +27,8 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         context: Served values of the request's declared fields, by name.
         candidates: Served values of the candidates' declared fields, by name: a value for each of `items`.
         explored: Positions whose order chance decided, from 0, ascending.
+        read_us: Time that expressions over the events' clock read, microseconds since 1970. None if there are none, and
+            from earlier releases.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     failed: bool = False
     surface: str = ""
     explored: list[int] = []
+    read_us: int | None = None
     context: dict[str, Any] = {}
     candidates: dict[str, list[Any]] = {}
 

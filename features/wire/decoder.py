@@ -184,7 +184,7 @@ def event_decoder(events: Events, schemas: Schemas | None = None) -> Decoder:
     """Returns a decoder of the topic `events`: the columns that the events table needs."""
     keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
     required = tuple(dict.fromkeys(key for key in keys if key))
-    optional = dict.fromkeys((*events.categorical, *events.numeric, *events.read, *events.placed))
+    optional = dict.fromkeys((*events.categorical, *events.numeric, *events.read, *events.placed, *events.read_at))
     fields = DeclaredFields(
         "events", required, tuple(name for name in optional if name not in required), _numeric(events)
     )
@@ -269,5 +269,6 @@ def _numeric(source: Events | Items) -> frozenset[str]:
     named = {name for name, kind in source.read.items() if kind == "number"}
     if isinstance(source, Events) and source.placement is not None and source.placement.position is not None:
         named.add(source.placement.position)
+    named |= set(source.read_at) if isinstance(source, Events) else set()
     # A column may be declared categorical too: then text is no other type.
     return frozenset({*source.numeric, *named} - {*source.categorical})

@@ -93,6 +93,7 @@ def _impression(
     bundle = pinned.service.bundle
     items = ranking.items if ranking is not None else []
     context, candidates = ranking.sent if ranking is not None else ({}, {})
+    inputs = ranking.inputs if ranking is not None and bundle.dataset.events.reads_clock else None
     return Impression(
         id=request,
         user=user,
@@ -109,4 +110,5 @@ def _impression(
         context=context,
         candidates=candidates,
         explored=list(explored),
+        read_us=inputs.now_us if inputs is not None else None,
     )

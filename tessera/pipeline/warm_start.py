@@ -113,10 +113,7 @@ class Previous:
             DatasetError: The new run has other features.
         """
         old, trained = load_ranker(self._directory / "train" / "ranker", config)
-        # The new run reads of an item, and of the place, what the earlier run chose.
-        schema = reading(schema, set(parts_of(old)) & set(parts_of(schema)))
-        if {one.column for one in old.placement} <= {one.column for one in schema.placement}:
-            schema = replace(schema, placement=old.placement)
+        schema = as_chosen(schema, old)
         wanted = replace(schema, numeric=old.numeric)
         if replace(old, rows=schema.rows) != wanted or [n.name for n in old.numeric] != [
             n.name for n in schema.numeric
@@ -133,3 +130,14 @@ class Previous:
             before = coded.select("item_id", tokens.alias(SEMANTIC_ID))
             recode(found, ranker, frame, before)
         return found, ranker
+
+
+def as_chosen(schema: Schema, old: Schema) -> Schema:
+    """Returns the schema of a new run that reads of an item, and of the place, what an earlier run chose.
+
+    The cells of the position path stay those of the earlier run, unless it reads a column that the new run lacks.
+    """
+    schema = reading(schema, set(parts_of(old)) & set(parts_of(schema)))
+    if {one.column for one in old.placement} <= {one.column for one in schema.placement}:
+        schema = replace(schema, placement=old.placement)
+    return schema

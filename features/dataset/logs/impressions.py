@@ -18,7 +18,7 @@ from features.dataset.files import SourceTable, source_files
 from features.dataset.jsonl import strict_lines
 from features.dataset.plain_text import read_plain
 from features.errors import DatasetError
-from features.shown.declared import SURFACE
+from features.shown.declared import READ_US, SURFACE
 from features.shown.join import Join, ShownRow
 from features.shown.message import Impression, Outcome, Shadowed
 from features.storage.copy import local_file
@@ -40,7 +40,8 @@ def load_impressions(events: Events, directory: Path) -> SourceTable:
 
     Returns:
         (R, …): user, item, impression and surface String; time and position Int64; a column of 0 and 1 for each kind of
-        outcome; a column for each field of [events.request] and [events.candidate]; `_event_id` UInt64.
+        outcome; a column for each field of [events.request] and [events.candidate]; `_event_id` UInt64; `_read_us`
+        Int64 if an expression reads the clock.
 
     Raises:
         DatasetError: A file is missing, holds another message, or no impression of the files has closed.
@@ -101,6 +102,8 @@ def rows_frame(rows: list[ShownRow], events: Events) -> pl.DataFrame:
         "impression": pl.Series([row.impression for row in rows], dtype=pl.String),
         "_event_id": pl.Series([row.id for row in rows], dtype=pl.UInt64),
     }
+    if events.read_at:
+        columns[READ_US] = pl.Series([row.read_us for row in rows], dtype=pl.Int64)
     return pl.DataFrame(columns | labels | fields)
 
 
@@ -128,6 +131,8 @@ def row_message(row: ShownRow, events: Events) -> bytes:
         "impression": row.impression,
         "_event_id": row.id,
     }
+    if events.read_at and row.read_us is not None:
+        fields[READ_US] = row.read_us
     sent = {name: row.fields[name] for name in _fields_of(events) if row.fields.get(name) is not None}
     return msgspec.json.encode(fields | dict(zip(events.outcomes, row.labels, strict=True)) | sent)
 
