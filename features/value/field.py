@@ -6,7 +6,8 @@ field that a caller leaves out has one meaning everywhere. Shape letter: n, cand
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from itertools import chain
+from typing import Any, Literal, Self, cast
 
 import polars as pl
 from pydantic import StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
@@ -148,6 +149,17 @@ def split_candidates(candidates: Sequence[str | Mapping[str, Any]]) -> tuple[lis
     """
     if all(type(candidate) is str for candidate in candidates):
         return list(candidates), {}  # type: ignore[arg-type]
+    if candidates and set(map(type, candidates)) == {dict}:
+        rows = cast(Sequence[dict[str, Any]], candidates)
+        found = [row.get(ITEM_ID) for row in rows]
+        if set(map(type, found)) == {str}:
+            names = dict.fromkeys(chain.from_iterable(rows))
+            return cast(list[str], found), {name: [row.get(name) for row in rows] for name in names if name != ITEM_ID}
+    return _split_one_by_one(candidates)
+
+
+def _split_one_by_one(candidates: Sequence[str | Mapping[str, Any]]) -> tuple[list[str], dict[str, list[Any]]]:
+    """Splits candidates of any form: the readable twin of `split_candidates`."""
     ids: list[str] = []
     columns: dict[str, list[Any]] = {}
     for place, candidate in enumerate(candidates):
@@ -155,8 +167,10 @@ def split_candidates(candidates: Sequence[str | Mapping[str, Any]]) -> tuple[lis
             if not isinstance(candidate.get(ITEM_ID), str):
                 raise ValueError(f'candidates.{place}: no {ITEM_ID}; give {{"{ITEM_ID}": "…"}} with its fields')
             for name in candidate:
+                if name != ITEM_ID and name not in columns:
+                    columns[name] = [None] * len(candidates)
                 if name != ITEM_ID:
-                    columns.setdefault(name, [None] * len(candidates))[place] = candidate[name]
+                    columns[name][place] = candidate[name]
         ids.append(candidate[ITEM_ID] if isinstance(candidate, Mapping) else candidate)
     return ids, columns
 
@@ -211,9 +225,37 @@ def filled(values: pl.Series, default: Any) -> pl.Series:
 def _column(name: str, field: RequestField, values: Sequence[Any] | None, count: int) -> list[Any]:
     if values is None:
         return [_sent(name, field, None)] * count
-    # The commonest column needs no call for each value.
-    if field.type == "number" and set(map(type, values)) <= {float} and all(map(math.isfinite, values)):
-        return list(values)
+    found = _usual(field, values)
+    if found is not None:
+        default = _sent(name, field, None)
+        return found if default is None else [default if value is None else value for value in found]
+    return _column_one_by_one(name, field, values)
+
+
+def is_usual_text(values: Sequence[str]) -> bool:
+    """Returns whether all texts are whole characters, of which each text has at most `MOST_CHARACTERS`."""
+    if max(map(len, values), default=0) > MOST_CHARACTERS:
+        return False
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _usual(field: RequestField, values: Sequence[Any]) -> list[Any] | None:
+    """Returns a column of values of one type as features read it. None for any other column."""
+    kinds = set(map(type, values)) - {type(None)}
+    if field.type == "number" and kinds <= {float}:
+        known = values if kinds and None not in values else [value for value in values if value is not None]
+        return list(values) if all(map(math.isfinite, known)) else None
+    if field.type in ("category", "text") and kinds <= {str}:
+        return [value or None for value in values] if is_usual_text([one for one in values if one]) else None
+    return None
+
+
+def _column_one_by_one(name: str, field: RequestField, values: Sequence[Any]) -> list[Any]:
+    """Returns a column of any values: the readable twin of the paths of `_column`."""
     return [_sent(f"candidates.{place}.{name}", field, value) for place, value in enumerate(values)]
 
 

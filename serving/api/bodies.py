@@ -15,12 +15,14 @@ from pydantic import (
     StrictInt,
     StrictStr,
     Tag,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
 
 from features.value.canonical import scalar
-from features.value.field import ITEM_ID
+from features.value.field import ITEM_ID, is_usual_text
 from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
 from serving.retrieval.filter import Filter
 
@@ -92,6 +94,20 @@ def _form(value: Any) -> str:
 CandidateForm = Annotated[Annotated[Id, Tag("id")] | Annotated[Candidate, Tag("fields")], Discriminator(_form)]
 
 
+def _candidates(values: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
+    """Checks ids or objects of one form together. Any other list is checked one by one, and the error names the place.
+
+    A call for each of 2,000 candidates takes longer than the rest of a request's checks.
+    """
+    kinds = set(map(type, values)) if type(values) is list and 0 < len(values) <= MAX_CANDIDATES else set()
+    ids = values if kinds == {str} else [value.get(ITEM_ID) for value in values] if kinds == {dict} else []
+    usual = set(map(type, ids)) == {str} and all(ids) and is_usual_text(ids)
+    return values if usual else one_by_one(values)
+
+
+Candidates = Annotated[list[CandidateForm], Field(min_length=1, max_length=MAX_CANDIDATES), WrapValidator(_candidates)]
+
+
 class Problem(BaseModel):
     """Problem document (RFC 9457)."""
 
@@ -108,7 +124,7 @@ class RankRequest(BaseModel):
     model_config = _example(user="42", candidates=["1", "2", "3"], k=2)
 
     user: Id = Field(description="The user's id; an unknown user is served by defaults.")
-    candidates: Annotated[list[CandidateForm], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+    candidates: Candidates | None = Field(
         default=None,
         description="Item ids, or objects with `item_id` and the candidate's fields; an unknown item is scored without "
         "item features.",
