@@ -44,6 +44,7 @@ placement = { position = "position", categorical = ["surface"] }
 by = "time"
 """
 OPTIONS = RunOptions(
+    placement="always",
     aggregates="declared",
     table=TableOptions(dim=8),
     training=TrainConfig(max_epochs=6, batch=256, network=NetworkConfig(cross_layers=1, cross_rank=8, hidden=(16,))),
