@@ -30,6 +30,7 @@ from models.table.batch import Batch
 from models.table.schema import Feature, Schema
 from serving.skew.alarm import DriftAlarms, DriftLimits
 from serving.skew.evidence import Floats, ToleratedShares, psi
+from serving.skew.interval import harmonic, psi_interval
 from serving.skew.record import SkewRecord
 
 
@@ -42,6 +43,7 @@ class DriftMeasure:
         measure: `values`, `missing`, `unseen` or `length`.
         users: Number of users that have the measure.
         psi: Population stability index.
+        psi_low, psi_high: Interval of the index that holds the true one in 95 % of looks. None if it is unknown.
         distance: Kolmogorov and Smirnov's distance of numbers, lengths and scores, total variation of the others.
         trained, served: Share of missing or unseen values. For other measures the shares of the cell that differs most.
         cell: Cell that differs most, for messages.
@@ -54,6 +56,8 @@ class DriftMeasure:
     measure: str
     users: int
     psi: float
+    psi_low: float | None
+    psi_high: float | None
     distance: float
     trained: float
     served: float
@@ -167,13 +171,11 @@ class DriftWatch:
     def profile(self) -> TrainingProfile:
         """Returns a profile of the counted users, in the cells of this watch's profile."""
         measures = []
-        for one, (sums, squares), users in zip(self._profile.measures, self._sums, self._users.tolist(), strict=True):
+        for number, one in enumerate(self._profile.measures):
+            (sums, _), users = self._sums[number], int(self._users[number])
             if users:
-                mean = sums / users
-                units = effective(users, mean, squares / users - mean**2, most=users * 1_000.0)
-                measures.append(
-                    ProfileMeasure(one.feature, one.measure, mean.tolist(), units, edges=one.edges, rows=one.rows)
-                )
+                shares, units = (sums / users).tolist(), self._effective(number)
+                measures.append(ProfileMeasure(one.feature, one.measure, shares, units, edges=one.edges, rows=one.rows))
         return TrainingProfile(VERSION, len(self._seen), len(self._seen), 0, measures)
 
     def _shares(self, record: SkewRecord) -> Iterator[tuple[int, Floats]]:
@@ -187,6 +189,12 @@ class DriftWatch:
             shares = unit_shares(found, np.zeros(size, dtype=np.int64), 1, len(one.shares))
             if len(shares):
                 yield number, shares
+
+    def _effective(self, number: int) -> float:
+        """Returns the effective number of users of a measure."""
+        users, (sums, squares) = int(self._users[number]), self._sums[number]
+        mean = sums / users
+        return effective(users, mean, squares / users - mean**2, most=users * 1_000.0)
 
     def _values_of(self, record: SkewRecord) -> dict[str, FeatureValues]:
         """Returns the values that a server read, by feature."""
@@ -208,6 +216,8 @@ class DriftWatch:
         one, users = self._profile.measures[number], int(self._users[number])
         trained, served = np.array(one.shares), self._sums[number][0] / users
         change = served - trained
+        index = float(psi(served, trained))
+        low, high = psi_interval(index, len(served), harmonic(self._effective(number), one.units))
         cell = 1 if one.is_share else int(np.abs(change).argmax())
         tolerated = self._alarms.tolerated[number]
         if isinstance(tolerated, ToleratedShares):
@@ -218,7 +228,9 @@ class DriftWatch:
             feature=one.feature,
             measure=one.measure,
             users=users,
-            psi=round(float(psi(served, trained)), 6),
+            psi=round(index, 6),
+            psi_low=low,
+            psi_high=high,
             distance=round(float(np.abs(np.cumsum(change)).max() if one.ordered else np.abs(change).sum() / 2), 6),
             trained=round(float(trained[cell]), 6),
             served=round(float(served[cell]), 6),

@@ -10,7 +10,7 @@ measure. Later requests of the user are not counted, because they resemble the f
   1 / α with a chance of at most α (Ville's inequality; Waudby-Smith & Ramdas, JRSS B 2024, section 4).
 - The score is learned from the users before (a predictable plug-in): s = (q̂ - p) / ((q̂ + p) / 2), with q̂ their mean
   shares and p training's. This is the most powerful score of a small change from p to q̂. It is learned again whenever
-  the number of users has grown by half.
+  the number of users has doubled.
 - The best stake is about the mean of s · x - m over its variance. A user's candidates are averaged, so the variance is
   smaller than that of a single candidate, by an amount that is unknown before. The evidence is the mean capital of
   eight stakes (section 5.6 there, a grid of bets): the stake that fits the users' variance soon has nearly all of it.
@@ -39,11 +39,12 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 # Below 1, so that no capital is ever 0. Neighbours differ by a factor of 2: a stake off by √2 keeps 83 % of the growth.
 _STAKES = np.array([*(2.0**-power for power in range(7, 0, -1)), 0.9])
-# Users before the first bet, and the growth of their number at which the score is learned again.
-_FIRST, _GROWTH = 16, 1.5
+# Users before the first bet, and the factor of their number at which the score is learned again.
+_FIRST, _GROWTH = 16, 2
 # Part of the mean shares that is spread over all cells, so that no score divides by 0.
 _SPREAD = 0.02
-_STEPS = 60
+# Ends of the search for a multiplier, and its precision, in logarithms.
+_FAR, _PRECISION = 50.0, 1e-7
 _LEAST_SHARE = 1e-4
 
 
@@ -82,7 +83,7 @@ class ToleratedBall:
         """Returns the largest mean of a score (C,) over the ball.
 
         With u = √θ and w = √p the mean Σ s u² is largest at u ∝ w / (μ - s) for a multiplier μ above the largest score,
-        and u · w grows with μ. The multiplier at the ball's edge is found by bisection.
+        and u · w grows with μ. The multiplier at the ball's edge is a root of one unknown.
         """
         w = np.sqrt(np.maximum(self.shares, 1e-18))
         w /= np.linalg.norm(w)
@@ -94,12 +95,11 @@ class ToleratedBall:
             found: Floats = u / np.linalg.norm(u)
             return found
 
-        low, high = -50.0, 50.0
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if at(middle) @ w < edge else (low, middle)
-        # The lower end lies just outside the ball, so that the mean is not too small.
-        return float(at(low) ** 2 @ score)
+        if at(-_FAR) @ w >= edge:
+            return float(at(-_FAR) ** 2 @ score)
+        found = scipy.optimize.brentq(lambda log_gap: at(log_gap) @ w - edge, -_FAR, _FAR, xtol=_PRECISION)
+        # A multiplier just outside the ball, so that the mean is not too small.
+        return float(at(found - 2 * _PRECISION) ** 2 @ score)
 
 
 class Capital:
@@ -125,12 +125,12 @@ class Capital:
         while len(shares):
             now, shares = np.split(shares, [self._until - self._users])
             logs = self._logs + np.log(now @ self._payoffs.T).cumsum(axis=0)
-            self.evidence = max(self.evidence, float(scipy.special.logsumexp(logs, axis=1).max()))
+            self.evidence = max(self.evidence, float(np.logaddexp.reduce(logs, axis=1).max()))
             self._logs = logs[-1]
             self._users, self._total = self._users + len(now), self._total + now.sum(axis=0)
             if self._users == self._until:
                 self._payoffs = payoffs(self._total / self._users, self._trained, self._tolerated)
-                self._until = int(np.ceil(self._until * _GROWTH))
+                self._until *= _GROWTH
 
 
 def payoffs(seen: Floats, trained: Floats, tolerated: Tolerated) -> Floats:

@@ -26,6 +26,7 @@ from models.table.schema import Feature, Numeric, Schema
 from serving.skew.alarm import DriftAlarms, DriftLimits
 from serving.skew.drift import DriftWatch
 from serving.skew.evidence import Capital, ToleratedBall, ToleratedShares, ball_of, interval_of, payoffs, psi
+from serving.skew.interval import harmonic, psi_interval
 from serving.skew.record import SkewBatch, SkewRecord
 
 WINDOWS = int(os.environ.get("DRIFT_WINDOWS", "20"))
@@ -98,7 +99,7 @@ def test_capital_is_that_of_a_loop_over_users_in_any_batches(seed: int, cuts: li
     stakes, until, odds, evidence = np.full(8, 1 / 8), 16, np.ones((8, 4)), 0.0
     for number, one in enumerate(shares):
         if number == until:
-            odds, until = payoffs(shares[:number].mean(axis=0), trained, tolerated), math.ceil(until * 1.5)
+            odds, until = payoffs(shares[:number].mean(axis=0), trained, tolerated), 2 * until
         stakes = stakes * [float(pays @ one) for pays in odds]
         evidence = max(evidence, math.log(stakes.sum()))
     assert fast.evidence == pytest.approx(evidence, abs=1e-9)
@@ -330,3 +331,24 @@ def test_a_number_is_in_the_cell_of_the_edge_that_it_equals_and_0_is_missing() -
 def test_limits_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(TesseraError, match=f"{next(iter(wrong))} "):
         DriftLimits(**wrong)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.4, 1.1])
+def test_an_interval_of_the_index_holds_the_true_one_in_95_of_100_looks(tilt: float) -> None:
+    rng = np.random.default_rng(6)
+    trained = np.full(10, 0.1)
+    served = trained * np.exp(tilt * np.linspace(-1, 1, 10))
+    served /= served.sum()
+    true = float(psi(served, trained))
+    inside = 0
+    for _ in range(400):
+        index = float(psi(rng.multinomial(800, served) / 800, rng.multinomial(3_000, trained) / 3_000))
+        low, high = psi_interval(index, 10, harmonic(800, 3_000))
+        assert low is not None
+        assert high is not None
+        inside += low - 1e-6 <= true <= high
+    assert 0.91 <= inside / 400 <= 0.99
+
+
+def test_an_interval_of_samples_of_unknown_size_is_unknown() -> None:
+    assert psi_interval(0.2, 10, harmonic(0.0, 100.0)) == (None, None)
