@@ -23,6 +23,8 @@ ROLLOUTS_TAG, PAST_TAG = "tessera.rollouts", "tessera.rollouts.past"
 _MOST_TEXT = 5_000
 ENCODER_REPORT, UPGRADES = "encoder-report.json", "upgrades"
 """Names of a document and of a directory of a release's run: the report and the upgrades of its encoder."""
+SKEW_REPORT = "skew-report.json"
+"""Name of a document of a release's run: the newest kept report of `tessera skew`."""
 T = TypeVar("T", bound=msgspec.Struct)
 
 

@@ -41,6 +41,9 @@ def skew(
     ] = 0.0,
     window_hours: Annotated[float, typer.Option(min=0.01, help="Length of a window of drift, with --every-s.")] = 24.0,
     metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port; 0: do not.")] = 0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the report with the version, for console and gates.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Recompute what servers read for sampled answers, and compare distributions with training's.
@@ -55,6 +58,7 @@ def skew(
 
     settings = Settings.from_environment()
     loaded = bundle_at(settings, model, bundle)
+    kept = _Kept(settings, loaded) if keep else None
     drift_limits = DriftLimits(drift_alpha, drift_psi, drift_share)
     rounds = _Rounds(settings, loaded, SkewLimits(clock_ms, late_s), from_snapshot, _Drift(drift_limits, profile))
     until_ms = _now_ms()
@@ -64,6 +68,8 @@ def skew(
         report = rounds.compare(since_ms, None)
         if write_profile:
             rounds.write(write_profile)
+        if kept:
+            kept.put(report)
         _show(report, json=json)
         # A new reference is written because the distributions are others.
         if report.different or (report.drift.alarms and not write_profile):
@@ -80,6 +86,8 @@ def skew(
         # The end of a round is the start of the next, so that each record is compared once.
         report = rounds.compare(since_ms, until_ms)
         metrics.note(report)
+        if kept:
+            kept.put(report)
         _show(report, json=json)
         if stop.wait(every_s):
             return
@@ -91,6 +99,21 @@ def skew(
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+class _Kept:
+    """Keeps the newest report with the version of a bundle in the registry, where console and gates find it."""
+
+    def __init__(self, settings: Any, bundle: Any) -> None:
+        self._registry = settings.open_registry(create=False)
+        # An unknown version ends the command before it compares.
+        self._release = self._registry.release(bundle.dataset.name, bundle.id)
+
+    def put(self, report: Any) -> None:
+        """Keeps a report in place of the last one."""
+        from models.registry.documents import SKEW_REPORT
+
+        self._registry.documents.put(self._release, SKEW_REPORT, report.to_json() | {"kept_ms": _now_ms()})
 
 
 class _Drift:

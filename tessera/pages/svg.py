@@ -20,12 +20,13 @@ _TAIL = 1.15  # a histogram ends at this multiple of its last mark
 
 @dataclass(frozen=True)
 class Row:
-    """Mark of a row plot; `strong` highlights it, `shown` is the value as text."""
+    """Mark of a row plot; `strong` highlights it, `shown` is the value as text, `between` its interval, for dots."""
 
     label: str
     value: float | None
     shown: str
     strong: bool = False
+    between: tuple[float, float] | None = None
 
 
 Group = tuple[str, Sequence[Row]]
@@ -60,21 +61,26 @@ def rows(
             parts.append(_text(0, y + 13, heading, "head"))
             y += _HEAD
         for row in members:
-            parts += _row(row, y + _ROW / 2, x(low), None if row.value is None else x(row.value), form)
+            between = None if row.between is None else (x(row.between[0]), x(row.between[1]))
+            parts += _row(row, y + _ROW / 2, x(low), None if row.value is None else x(row.value), form, between)
             y += _ROW
         y += 6
     grid = [_line(x(at), 4, x(at), y, "grid") + _text(x(at), y + 14, label, "tick mid") for at, label in ticks]
     return _svg(y + (_AXIS if ticks else 0), describe, [*grid, *parts])
 
 
-def _row(row: Row, y: float, start: float, end: float | None, form: str) -> list[str]:
+def _row(
+    row: Row, y: float, start: float, end: float | None, form: str, between: tuple[float, float] | None
+) -> list[str]:
     kind = "strong" if row.strong else "weak"
     parts = [_text(_LEFT - 12, y + 4, row.label, f"label end {kind}")]
     if end is not None and form == "dot":
+        stem = (start, end) if between is None else between
         parts += [
-            _line(start, y, end, y, f"stem {kind}"),
+            _line(stem[0], y, stem[1], y, f"stem {kind}"),
             f'<circle class="{kind}" cx="{end:.1f}" cy="{y:.1f}" r="5"/>',
         ]
+        end = max(end, stem[1])
     elif end is not None:
         parts.append(_rect(start, y - 6, max(end - start, 1), 12, kind))
     parts.append(_text((start if end is None else end) + 9, y + 4, row.shown, f"value {kind}"))

@@ -13,7 +13,7 @@ from tests.browser.conftest import SHOTS, Site, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 PAGES = ("", "/models", "/rollouts", "/rollouts/friday", "/ids", "/ids?item=", "/encoder", "/upgrades", "/concepts",
-         "/aggregates?user=u1&item=",
+         "/skew", "/aggregates?user=u1&item=",
          "/letters", "/forgotten", "/health")  # fmt: skip
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 

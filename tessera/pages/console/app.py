@@ -23,7 +23,7 @@ from serving.api.keys import KeyFile
 from serving.metrics import Metrics
 from serving.traffic.router import Router
 from streaming.dead_letter import put_back, waiting
-from tessera.pages.console import encoders, view
+from tessera.pages.console import encoders, served, view
 from tessera.pages.console.catalogue import CodedItems
 from tessera.pages.console.later import Later
 from tessera.pages.console.sampler import Sampler
@@ -37,6 +37,7 @@ _PAGES = (
     ("/encoder", "Encoder"),
     ("/upgrades", "Upgrades"),
     ("/concepts", "Concepts"),
+    ("/skew", "Skew and drift"),
     ("/aggregates", "Aggregates"),
     ("/letters", "Dead letters"),
     ("/forgotten", "Forgotten users"),
@@ -99,7 +100,8 @@ class Console:
 def add_console(app: FastAPI, console: Console) -> None:
     """Gives an app the console's routes."""
     router = APIRouter(prefix="/console", include_in_schema=False)
-    for part in (_overview, _models, _rollouts, _ids, _encoders, _aggregates, _letters, _forgotten, _health, _files):
+    parts = (_overview, _models, _rollouts, _ids, _encoders, _skew, _aggregates, _letters, _forgotten, _health, _files)
+    for part in parts:
         part(router, console)
     app.include_router(router)
 
@@ -178,6 +180,12 @@ def _encoders(router: APIRouter, console: Console) -> None:
         with console.current.pinned() as service:
             found = console.concepts.get(service.bundle)
         return console.page("concepts", "/concepts", found=found, why=console.concepts.failed)
+
+
+def _skew(router: APIRouter, console: Console) -> None:
+    @router.get("/skew")
+    def skew() -> HTMLResponse:
+        return console.page("skew", "/skew", **served.report(console.sampler.seen.skew))
 
 
 def _aggregates(router: APIRouter, console: Console) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from models.registry.documents import ENCODER_REPORT, UPGRADES
+from models.registry.documents import ENCODER_REPORT, SKEW_REPORT, UPGRADES
 from models.registry.lineage import ModelVersion
 from serving.background import Background, Rounds
 from serving.metrics import Metrics
@@ -69,6 +69,7 @@ class Seen:
     away: dict[str, str] = field(default_factory=dict)
     encoder_report: dict[str, Any] | None = None
     upgrades: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skew: dict[str, Any] | None = None
 
     def rates(self, value: Callable[[Sample], float]) -> list[float]:
         """Returns the growth of a count per second, between each sample and the next."""
@@ -186,7 +187,7 @@ class Sampler:
             if pulse != self._pulse or time.monotonic() >= self._versions_due:
                 self.seen.versions = registry.versions(model)
                 self.seen.running, self.seen.past = running(registry, model), past(registry, model)
-                self._read_encoders(registry)
+                self._read_documents(registry)
                 self._pulse, self._versions_due = pulse, time.monotonic() + _VERSIONS_EVERY_S
             elif not self.seen.running:
                 return
@@ -198,15 +199,16 @@ class Sampler:
                     looks[one.id] = looks_of(registry, model, one)
             self.seen.looks = looks
 
-    def _read_encoders(self, registry: Any) -> None:
-        """Reads the report and the upgrades of the encoder of the version that serves."""
+    def _read_documents(self, registry: Any) -> None:
+        """Reads the reports of the version that serves: its encoder's, the upgrades, and what servers read."""
         bundle = self._current.service.bundle
         serving = [one for one in self.seen.versions if one.bundle == bundle.id]
         if not serving:
-            self.seen.encoder_report, self.seen.upgrades = None, {}
+            self.seen.encoder_report, self.seen.upgrades, self.seen.skew = None, {}, None
             return
         documents, release = registry.documents, registry.release(bundle.dataset.name, bundle.id)
         self.seen.encoder_report = documents.get(release, ENCODER_REPORT)
+        self.seen.skew = documents.get(release, SKEW_REPORT)
         found = {name: documents.get(release, name) for name in documents.names(release, UPGRADES)}
         self.seen.upgrades = {PurePosixPath(name).stem: one for name, one in found.items() if one is not None}
 
