@@ -17,6 +17,12 @@ from models.registry.paired_test import Drop, Drops
 LEAST_ROWS = 200
 """Smallest number of rows of a slice with a gate. Rows on which a bundle was trained do not count."""
 _ALL = "all"
+SKEW_MEASURES = {
+    "different": "served values that differ from snapshot and log",
+    "alarms": "distributions that alarm",
+    "psi": "largest population stability index that its interval surely exceeds",
+}
+"""Measures of a report of `tessera skew` that a gate may name."""
 Answer = Literal["passed", "worse", "cannot tell"]
 
 
@@ -38,9 +44,10 @@ class Gates:
         alpha: Probability of refusing an equal challenger.
         encoder: Largest drop of measures of the encoder by name, such as `{"recall_new": 0.02}`; see
             `models.encoder.judging.measures`. A measure without a limit is not tested.
+        skew: Largest values of measures of what the champion serves, such as `{"alarms": 0}`; see `SKEW_MEASURES`.
 
     Raises:
-        DatasetError: A measure of the encoder is unknown, or its limit is negative.
+        DatasetError: A measure of the encoder or of the skew is unknown, or its limit is negative.
     """
 
     auc: float = 0.002
@@ -52,16 +59,21 @@ class Gates:
     sure: float = 0.02
     alpha: float = 0.05
     encoder: Mapping[str, float] = field(default_factory=dict)
+    skew: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, limit in self.encoder.items():
-            if name not in MEASURES:
-                near = nearest(name, MEASURES)
-                raise DatasetError(
-                    f"gates.encoder.{name}: no such measure; the nearest is {near!r} (valid: {', '.join(MEASURES)})"
-                )
-            if limit < 0:
-                raise DatasetError(f"gates.encoder.{name}: expected the largest drop, 0 or more, got {limit:g}")
+        for table, limits, known, of in (
+            ("encoder", self.encoder, tuple(MEASURES), "drop"),
+            ("skew", self.skew, tuple(SKEW_MEASURES), "value"),
+        ):
+            for name, limit in limits.items():
+                if name not in known:
+                    near, valid = nearest(name, known), ", ".join(known)
+                    raise DatasetError(
+                        f"gates.{table}.{name}: no such measure; the nearest is {near!r} (valid: {valid})"
+                    )
+                if not limit >= 0:
+                    raise DatasetError(f"gates.{table}.{name}: expected the largest {of}, 0 or more, got {limit:g}")
 
 
 class EncoderMeasure(NamedTuple):

@@ -8,7 +8,8 @@ features. For newer items it reads vectors, codes and tokens of their text, by i
 """
 
 import time
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -33,6 +34,7 @@ from models.ranker.train import predict_part
 from models.registry.encoder_gate import compare_encoders
 from models.registry.gate import BundleQuality, Check, Gates, Verdict, judge
 from models.registry.paired_test import drops
+from models.registry.served_gate import served_checks
 from models.table.batch import Entities
 from models.table.default_schema import places_of
 from models.table.row_files import row_files
@@ -55,6 +57,7 @@ def verdict(
     *,
     note: str = "",
     unseen: NDArray[np.bool_] | None = None,
+    served: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Compares two bundles on the frame's test part.
 
@@ -65,6 +68,7 @@ def verdict(
         gates: Thresholds.
         note: Text that the verdict shows.
         unseen: Mask (N,) of the test examples that neither bundle was trained on. Only these are judged; None: all.
+        served: The champion's kept report of `tessera skew`. None: there is none.
     """
     test = frame.blocks("test").whole("label", "user")
     judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
@@ -89,7 +93,7 @@ def verdict(
         note = f"{note} {only}".strip()
     seen = [(bundle, _as_seen_by(bundle, frame, space).items) for bundle in (champion, challenger) if gates.encoder]
     encoders = compare_encoders(seen[0], seen[1], frame, gates.encoder) if seen else {}
-    checks = judge(measured[0], measured[1], gates, tested, encoders)
+    checks = judge(measured[0], measured[1], gates, tested, encoders) + served_checks(gates.skew, served)
     return Verdict(champion.id, challenger.id, checks, note, storage_cost(challenger, frame))
 
 

@@ -282,7 +282,7 @@ def _choose(
     if name in known_choices():
         chosen[name] = _checked(name, value, is_text=is_text, vectors=vectors)
         return
-    for table in ("table.chunks", "quantizer_options", "gates.encoder"):
+    for table in ("table.chunks", "quantizer_options", "gates.encoder", "gates.skew"):
         if name.startswith(f"{table}."):
             own = {name.removeprefix(f"{table}."): _toml(value) if is_text else value}
             chosen[table] = {**chosen.get(table, {}), **_checked(table, own)}

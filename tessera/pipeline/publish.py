@@ -27,6 +27,7 @@ from models.encoder.meaning.neighbours import LABELLED
 from models.profile.profile import VERSION as PROFILE_VERSION
 from models.profile.training import training_profile
 from models.ranker.stored import load_ranker
+from models.registry.documents import SKEW_REPORT
 from models.registry.gate import Gates, Verdict
 from models.registry.lineage import Lineage
 from models.registry.registry import Registry
@@ -258,7 +259,8 @@ class Publisher:
                 unseen, note = np.zeros(run_frame.height("test"), dtype=bool), _UNKNOWN
             else:
                 unseen = ~np.isin(event_ids(run_frame, "test"), np.concatenate([seen, read_trained(origin.trained)]))
-            judged = verdict(champion, bundle, run_frame, gates, note=note, unseen=unseen)
+            served = self._registry.documents.get(before, SKEW_REPORT) if gates.skew else None
+            judged = verdict(champion, bundle, run_frame, gates, note=note, unseen=unseen, served=served)
         if judged.passed:
             return self._registry.challenge(release, verdict=judged.to_json()), judged
         self._registry.documents.put(release, "gates.json", judged.to_json())

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,14 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from features.dataset.descriptor import load_dataset
+from features.errors import BundleError
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, load_bundle, write_manifest
 from models.bundle.request_features import request_events
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
+from models.registry.documents import SKEW_REPORT
+from models.registry.gate import Gates
 from models.table.default_schema import TableOptions
 from serving.api.app import AppParts, create_app
 from serving.api.log_sink import LogSink
@@ -39,6 +43,7 @@ from serving.store.memory import MemoryStore
 from serving.store.writer import StoreWriter
 from serving.traffic.router import Router
 from streaming.forget.request import forget
+from streaming.log.kafka import KafkaLog
 from streaming.log.protocol import EventLog
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
@@ -47,7 +52,9 @@ from streaming.trainer import Trainer, TrainerOptions
 from tessera.cli.main import app
 from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.artifact import read_frame
+from tessera.pipeline.compare import verdict
 from tessera.pipeline.run import RunOptions, run
+from tessera.settings import Settings
 from tests.build import corrected_bundle
 from tests.integration.world import World, quiet
 
@@ -84,9 +91,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
 class Shop:
     """A stream on an embedded log, a store, and a server whose every answer is sampled."""
 
-    def __init__(self, world: World, directory: Path, storage: str = "float32") -> None:
+    def __init__(
+        self,
+        world: World,
+        directory: Path,
+        storage: str = "float32",
+        *,
+        opened: Callable[[], EventLog] | None = None,
+        topics: Topics | None = None,
+    ) -> None:
+        opened = opened or (lambda: LocalLog(directory / "log.db"))
         self.world, self.bundle = world, world.bundle
-        self.log, self.store, self.topics = LocalLog(directory / "log.db"), MemoryStore(), Topics()
+        self.log, self.store, self.topics = opened(), MemoryStore(), topics or Topics()
         self.log.create_topics(self.topics.partitions())
         self.snapshots = Snapshots(directory / "snapshots")
         fill_store(self.store, self.bundle, storage=storage)
@@ -94,7 +110,7 @@ class Shop:
         self.trainer = Trainer(self.log, self.bundle, topics=self.topics, options=options, snapshots=self.snapshots)
         self.writer = StoreWriter(self.log, self.bundle.id, self.store, topics=self.topics)
         self.metrics = Metrics()
-        self.sink = LogSink(lambda: LocalLog(directory / "log.db"), self.topics)
+        self.sink = LogSink(opened, self.topics)
         lines = (world.dataset.directory / "items.jsonl").read_bytes().splitlines()
         # The first items come again over the stream, the second of them without its format.
         items = [json.loads(line) for line in lines[:6]]
@@ -394,6 +410,50 @@ def test_the_command_exits_with_1_if_a_value_differs(
     assert differs.exit_code == 1
     assert "item.format" in differs.stdout
     assert "absent" in differs.stdout
+
+
+def test_a_kept_report_is_with_the_version_and_decides_its_gates(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> Result:
+        words = ["skew", "--bundle", str(shop.bundle.directory), "--keep"]
+        return CliRunner().invoke(app, words, env={"TESSERA_HOME": str(tmp_path), "TESSERA_KAFKA": ""})
+
+    assert isinstance(told().exception, BundleError)
+    registry = Settings(home=tmp_path).open_registry()
+    release = registry.publish(shop.bundle, params={}, metrics={})
+    shop.answer(_null_column(shop, monkeypatch), requests=3)
+    assert told().exit_code == 1
+    kept = registry.documents.get(release, SKEW_REPORT)
+    assert kept is not None
+    assert kept["differences"][0]["kind"] == "absent"
+    frame, gates = read_frame(shop.world.directory / "frame"), Gates(skew={"different": 0.0})
+    judged = verdict(shop.bundle, shop.bundle, frame, gates, served=kept)
+    assert [check.name for check in judged.checks if not check.passed] == ["skew.different"]
+
+
+def test_the_command_proves_answers_and_names_a_fault_on_kafka(
+    made: World, tmp_path: Path, kafka_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = f"t{uuid.uuid4().hex[:8]}-"
+    shop = Shop(made, tmp_path, opened=lambda: KafkaLog(kafka_address), topics=Topics(prefix))
+
+    def told() -> tuple[int, dict[str, Any]]:
+        words = ["skew", "--bundle", str(shop.bundle.directory), "--json"]
+        place = {"TESSERA_HOME": str(tmp_path), "TESSERA_KAFKA": kafka_address, "TESSERA_TOPIC_PREFIX": prefix}
+        found = CliRunner().invoke(app, words, env=place)
+        return found.exit_code, json.loads(found.stdout)
+
+    with contextlib.closing(shop.log), contextlib.closing(shop.sink):
+        shop.answer(shop.service(), requests=5)
+        code, equal = told()
+        assert (code, equal["requests"], equal["different"]) == (0, 5, 0)
+        assert equal["drift"]["users"] == 5
+        shop.answer(_null_column(shop, monkeypatch), first=5, requests=3)
+        code, differs = told()
+        assert code == 1
+        assert {(one["feature"], one["kind"]) for one in differs["differences"]} >= {("item.format", "absent")}
+        shop.trainer.close()
 
 
 def test_each_record_is_in_one_interval_of_appends(shop: Shop) -> None:

@@ -127,6 +127,8 @@ def test_every_choice_survives_being_written_and_read() -> None:
         ({"gates": {"speed": 1}}, "gates.speed: unknown key"),
         ({"gates": {"encoder": {"recal_new": 0.1}}}, "gates.encoder.recal_new: no such measure; the nearest is"),
         ({"gates": {"encoder": {"recall_new": -0.1}}}, "gates.encoder.recall_new: expected the largest drop"),
+        ({"gates": {"skew": {"alarm": 0}}}, "gates.skew.alarm: no such measure; the nearest is 'alarms'"),
+        ({"gates": {"skew": {"psi": -1}}}, "gates.skew.psi: expected the largest value, 0 or more, got -1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_file_key_and_remedy(run: dict[str, Any], said: str) -> None:
