@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from features.content.kinds import load_encoder
 from models.export.write import write_export
 from models.semantic_id.codebook import kinds as codebooks
+from serving.skew.drift import DriftMeasure, DriftReport
+from serving.skew.report import SkewReport
 from streaming.forget.request import forget
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
@@ -25,7 +28,7 @@ from tests.integration.world import World
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
-    shown = {"embeddings", "exported", "forgotten", "placement", "request_fields", "semantic_ids"}
+    shown = {"embeddings", "exported", "forgotten", "placement", "request_fields", "semantic_ids", "served"}
     assert names == {"arrow_batches", "client"} | shown | own
 
 
@@ -109,6 +112,19 @@ def test_own_vectors_serve_a_run(world: World, tmp_path: Path) -> None:
 def test_request_fields_decide(tmp_path: Path) -> None:
     cheap, usual = importlib.import_module("request_fields").main(str(tmp_path))
     assert cheap > usual + 0.2
+
+
+def test_served_names_wrong_values_before_distributions(tmp_path: Path) -> None:
+    one = DriftMeasure("item.topic", "missing", 90, 0.4, 0.3, 0.5, 0.2, 0.1, 0.4, "missing", 0.12, 9.0, True)
+    quiet = dataclasses.replace(one, measure="values", alarm=False)
+    report = SkewReport("b-1", requests=7, drift=DriftReport("b-1", users=90, measures=(one, quiet)))
+    path, example = tmp_path / "served.json", importlib.import_module("served")
+    path.write_text(json.dumps(report.to_json()))
+    drifted = "item.topic missing: PSI 0.40 (0.30 to 0.50), missing from 10.0% to 40.0%"
+    assert example.main(str(path)) == [drifted]
+    report.difference("item.format", "absent").add(1_200, [])
+    path.write_text(json.dumps(report.to_json()))
+    assert example.main(str(path)) == ["item.format: 1,200 served values differ from the log", drifted]
 
 
 def test_own_model_learns() -> None:

@@ -164,6 +164,7 @@ def answers(address: str) -> bool:
     ("exported.py", ["EXPORT"], "items in a history on average"),
     ("forgotten.py", ["audit.jsonl", "customer-42"], "requested by the shop"),
     ("arrow_batches.py", ["audit.jsonl"], "1 rows in 1 messages"),
+    ("served.py", ["served.json"], "3 requests, nothing to look at"),
 ])  # fmt: skip
 def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
     name: str, arguments: list[str], printed: str, python: Path, shop: Path, bundle: Path, url: str
@@ -174,6 +175,7 @@ def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
         assert done.returncode == 0, done.stderr
     line = {"user": hashed("customer-42", "0a"), "salt": "0a", "time_ms": 0, "kind": "requested", "by": "by the shop"}
     (shop / "audit.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    (shop / "served.json").write_text('{"requests": 3, "differences": [], "drift": null}', encoding="utf-8")
     assert printed in script(
         python, shop, f"examples/{name}", *(places.get(argument, argument) for argument in arguments)
     )
