@@ -34,6 +34,7 @@ NEEDS = {
     "shown": Needs(ranks=True),
     "semantic-ids": Needs(content=True, peers=(RQ,)),
     "expressions": Needs(),
+    "drift": Needs(),
     "stream": Needs(servers=True, peers=(FEAST,)),
     "freshness": Needs(servers=True),
     "online-learning": Needs(),
@@ -184,6 +185,10 @@ def _chosen(
         from tessera.bench.online.expressions import expressions
 
         return partial(expressions, out / name), []
+    if name == "drift":
+        from tessera.bench.skew.drift import drift
+
+        return partial(drift, out / name), []
     if name == "semantic-ids":
         from tessera.bench.offline.semantic_ids import semantic_ids
 

@@ -1,0 +1,1 @@
+"""Measurements of the alarms of drift."""
