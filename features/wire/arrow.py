@@ -74,7 +74,7 @@ def decode_batch(data: bytes, fields: DeclaredFields, *, wire_version: int) -> D
     """
     table = _table(data, fields.table)
     held = {name: _kinds(dtype) for name, dtype in zip(table.schema.names, table.schema.types, strict=True)}
-    if (problem := fields.misfit(held)) is not None:
+    if (problem := fields.misfit(held, {})) is not None:
         raise EventError(f"{fields.table} message: the Arrow batch {problem}")
     sent = _columns(table, fields)
     own = {name: sent.get(name) for name in _OWN}

@@ -9,6 +9,7 @@ import fastavro
 import numpy as np
 
 from features.wire.fields import Kinds
+from features.wire.logical import LogicalType, logical_type
 from features.wire.registry import RegisteredSchema
 
 _KINDS = {
@@ -23,10 +24,11 @@ _KINDS = {
 
 
 class AvroSchema:
-    """Schema of a record in Avro. A logical type is read as the type that carries it.
+    """Schema of a record in Avro.
 
     Attributes:
-        held: Kinds of values of each field.
+        held: Kinds of values of each field. A logical type has the kind of what it is read as.
+        logical: Logical type of each field that has one. `decode` returns what carries it.
 
     Args:
         schema: The registered schema.
@@ -37,6 +39,7 @@ class AvroSchema:
 
     def __init__(self, schema: RegisteredSchema) -> None:
         named: dict[str, Any] = {}
+        self.logical: dict[str, LogicalType] = {}
         try:
             for _, text in schema.references:
                 fastavro.parse_schema(_without_logical_types(json.loads(text)), named_schemas=named)
@@ -50,8 +53,11 @@ class AvroSchema:
             raise ValueError("is no record")
         self.held: dict[str, Kinds] = {}
         self._floats: list[str] = []
-        for own in self._schema["fields"]:
+        for own, given in zip(self._schema["fields"], json.loads(schema.text)["fields"], strict=True):
             self.held[own["name"]] = _kinds(own["type"], named)
+            if logical := logical_type(given["type"]):
+                self.logical[own["name"]] = logical
+                self.held[own["name"]] = self.held[own["name"]] & {"null"} | {logical.kind}
             if "float" in (own["type"] if isinstance(own["type"], list) else [own["type"]]):
                 self._floats.append(own["name"])
 

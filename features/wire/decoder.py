@@ -1,6 +1,6 @@
 """Decodes messages to rows of one table. The first bytes of a message name its format, so a topic may hold several.
 
-    0                     a row in Avro or Protobuf, whose schema a registry has; see `features.wire.schemas`
+    0                     a row in Avro, Protobuf or JSON, whose schema a registry has; see `features.wire.schemas`
     FF FF FF FF, ARROW1   a batch of rows in Arrow; see `features.wire.arrow`
     any other             a row as a JSON object
 
@@ -10,7 +10,7 @@ column, so it never depends on its neighbours.
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from features.dataset.descriptor import Events, Items
 from features.errors import EventError, StreamError
 from features.wire.arrow import DecodedBatch, decode_batch, is_batch, row_count, take_rows
 from features.wire.fields import DeclaredFields
+from features.wire.logical import reader
 from features.wire.schemas import MAGIC, RowSchema, Schemas
 
 MAX_BYTES = 1 << 20
@@ -80,7 +81,8 @@ class Decoder:
         self._name = fields.table
         self._fields = fields
         self._schemas = schemas or Schemas()
-        self._fits: set[RowSchema] = set()
+        # Functions that read the logical types of each schema, by column.
+        self._fits: dict[RowSchema, dict[str, Callable[[Any], Any]]] = {}
         self.columns = fields.columns
         # Field names are positional, since a column may have any name; the JSON keys are the names of the columns.
         rename = {f"f{position}": column for position, column in enumerate(self.columns)}
@@ -138,15 +140,20 @@ class Decoder:
         except EventError as error:
             raise EventError(f"{self._name} message: {error}", cause=error.cause) from error
         if schema not in self._fits:
-            if (problem := self._fields.misfit(schema.held)) is not None:
+            if (problem := self._fields.misfit(schema.held, schema.logical)) is not None:
                 raise StreamError(
                     f"{self._name} message: schema {number} {problem}; register a schema that fits and send the rows "
                     "again, or change the descriptor; tessera stream --refuse-schema "
                     f"{number} makes dead letters of the messages of this schema"
                 )
-            self._fits.add(schema)
+            named = {name: own for name, own in schema.logical.items() if name in self.columns}
+            found = {name: reader(own, self._fields.units.get(name)) for name, own in named.items()}
+            self._fits[schema] = {name: read for name, read in found.items() if read is not None}
         try:
             values = schema.decode(payload)
+            for name, read in self._fits[schema].items():
+                if values[name] is not None:
+                    values[name] = read(values[name])
             return self._row(msgspec.convert(self._as_json(values), self._kind))
         except msgspec.ValidationError as error:
             raise EventError(f"{self._name} message of schema {number}: {error}") from error
@@ -185,8 +192,13 @@ def event_decoder(events: Events, schemas: Schemas | None = None) -> Decoder:
     keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
     required = tuple(dict.fromkeys(key for key in keys if key))
     optional = dict.fromkeys((*events.categorical, *events.numeric, *events.read, *events.placed, *events.read_at))
+    unit = events.time.unit if events.time is not None else None
     fields = DeclaredFields(
-        "events", required, tuple(name for name in optional if name not in required), _numeric(events)
+        "events",
+        required,
+        tuple(name for name in optional if name not in required),
+        _numeric(events),
+        units={events.time.column: unit} if events.time is not None and unit not in (None, "iso") else {},
     )
     return Decoder(fields, schemas)
 

@@ -1,7 +1,9 @@
 """Compares the fields of a schema with the columns that a table declares."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from features.wire.logical import LogicalType
 
 Kinds = frozenset[str]
 """Kinds of values that a field of a schema can hold: `null`, those of `SCALARS`, `list of` one of these, or `other`."""
@@ -30,6 +32,7 @@ class DeclaredFields:
         optional: Columns of one value, a list, or null.
         numeric: Optional columns of numbers.
         vectors: Optional columns of lists of numbers.
+        units: Unit in which numbers of a column are times, where the descriptor names a unit.
     """
 
     table: str
@@ -37,23 +40,28 @@ class DeclaredFields:
     optional: tuple[str, ...]
     numeric: frozenset[str] = frozenset()
     vectors: frozenset[str] = frozenset()
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns, in the order of a decoded row."""
         return (*self.required, *self.optional)
 
-    def misfit(self, held: Mapping[str, Kinds]) -> str | None:
+    def misfit(self, held: Mapping[str, Kinds], logical: Mapping[str, LogicalType]) -> str | None:
         """Returns the first difference that makes a schema unusable, by the name of its field, or None.
 
         Args:
             held: Kinds of each field of the schema. Fields that are not declared may hold anything.
+            logical: Logical types of fields.
         """
         for name in self.columns:
             if name not in held:
                 return f"has no field {name!r}, which [{self.table}] of the descriptor declares"
             if problem := _problem(held[name] - {"null"}, self._expected(name)):
                 return f"field {name!r} {problem}"
+            own, unit = logical.get(name), self.units.get(name)
+            if own is not None and own.unit is not None and unit not in (None, own.unit):
+                return f"field {name!r} holds {own.name}, but [{self.table}] time has the unit {unit!r}"
         for name, expected in _ENVELOPE.items():
             if problem := _problem(held.get(name, frozenset()) - {"null"}, expected):
                 return f"field {name!r} {problem}"

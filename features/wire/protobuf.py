@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from grpc_tools import protoc
 
 from features.wire.fields import Kinds
+from features.wire.logical import LogicalType
 from features.wire.registry import RegisteredSchema
 
 _MAIN = "schema.proto"
@@ -36,6 +37,7 @@ class ProtobufSchema:
 
     Attributes:
         held: Kinds of values of each field.
+        logical: Empty, since Protobuf has no logical types.
 
     Args:
         schema: The registered schema.
@@ -46,6 +48,7 @@ class ProtobufSchema:
     """
 
     def __init__(self, schema: RegisteredSchema, index: Sequence[int] = (0,)) -> None:
+        self.logical: dict[str, LogicalType] = {}
         pool = descriptor_pool.DescriptorPool()
         files = _compiled(schema)
         for file in files.file:

@@ -20,8 +20,8 @@ class RegisteredSchema:
     """Schema of a registry.
 
     Attributes:
-        kind: `AVRO` or `PROTOBUF`, or another kind that this release does not read.
-        text: The schema: JSON of Avro, or the text of a .proto file.
+        kind: `AVRO`, `PROTOBUF` or `JSON`, or another kind that this release does not read.
+        text: The schema: JSON of Avro, the text of a .proto file, or a JSON schema.
         references: Name and text of each schema that this schema uses, those that are used first.
     """
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from features.errors import EventError, StreamError
 from features.wire.fields import Kinds
+from features.wire.json_schema import JsonSchema
+from features.wire.logical import LogicalType
 from features.wire.registry import RegisteredSchema, SchemaRegistry
 
 MAGIC = 0
@@ -25,6 +27,7 @@ class RowSchema(Protocol):
     """Schema of the rows of one message type."""
 
     held: dict[str, Kinds]
+    logical: dict[str, LogicalType]
 
     def decode(self, payload: bytes) -> dict[str, Any]:
         """Decodes a row. Raises ValueError if the bytes are no row."""
@@ -109,9 +112,11 @@ def open_schema(schema: RegisteredSchema, index: tuple[int, ...] = (0,)) -> RowS
             from features.wire.protobuf import ProtobufSchema
 
             return ProtobufSchema(schema, index)
+        if schema.kind == "JSON":
+            return JsonSchema(schema)
     except ImportError as error:
         raise _missing(schema.kind, error) from error
-    raise ValueError(f"is of type {schema.kind}, AVRO or PROTOBUF expected")
+    raise ValueError(f"is of type {schema.kind}; AVRO, PROTOBUF or JSON expected")
 
 
 def inferred_schema(kind: str, rows: Sequence[Mapping[str, Any]]) -> RegisteredSchema:
