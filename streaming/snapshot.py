@@ -247,13 +247,14 @@ class Snapshots:
                 _LOGGER.warning("%s", error)
         return None
 
-    def memories(self) -> Iterator[tuple[Path, Memory]]:
-        """Yields the directory and the memory of each snapshot of all bundles. Damaged snapshots are skipped."""
+    def memories(self) -> Iterator[tuple[Path, Memory | None]]:
+        """Yields the directory and the memory of each snapshot of all bundles, None for a damaged memory."""
         for directory in sorted(self._directory.glob("*/[0-9]*")):
             try:
                 yield directory, msgspec.msgpack.decode((directory / _MEMORY).read_bytes(), type=Memory)
             except (OSError, msgspec.DecodeError) as error:
                 _LOGGER.warning("%s: %s", directory, error)
+                yield directory, None
 
     def prune(self, bundle: Bundle, seq: int) -> int:
         """Removes the snapshots of a bundle that are older than a micro-batch. Returns their number."""

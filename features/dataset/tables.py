@@ -287,7 +287,7 @@ def remembered_events(frame: pl.DataFrame, dropped: int, dataset: Dataset) -> tu
     Raises:
         DatasetError: The list of forgotten users cannot be read.
     """
-    users = _forgotten(dataset)
+    users = forgotten_users(dataset)
     if not len(users):
         return frame, dropped
     times = frame["time"].to_numpy() if dataset.events.time is not None else np.zeros(frame.height, dtype=np.int64)
@@ -297,11 +297,12 @@ def remembered_events(frame: pl.DataFrame, dropped: int, dataset: Dataset) -> tu
 
 def remembered_users(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     """Returns the users (R, …) who were never forgotten; see `remembered_events`."""
-    gone = _forgotten(dataset).named(frame["user_id"].to_list())
+    gone = forgotten_users(dataset).named(frame["user_id"].to_list())
     return frame.filter(~pl.col("user_id").is_in(gone)) if gone else frame
 
 
-def _forgotten(dataset: Dataset) -> ForgottenUsers:
+def forgotten_users(dataset: Dataset) -> ForgottenUsers:
+    """Returns the users of the list that the events name; none without a list."""
     listed = dataset.events.forgotten
     return ForgottenUsers() if listed is None else read_forgotten(dataset.directory / listed)
 

@@ -43,11 +43,13 @@ from features.errors import BundleError
 from features.hashing import HashSpec
 from features.jobs.shard import write_parquet
 from features.value import canonical
+from features.value.forgotten import Forgotten
 from models.bundle.contents import (
     AGGREGATES,
     ASPECTS,
     CONCEPTS,
     CORRECTION,
+    FORGOTTEN,
     LABELLED_ITEMS,
     VIEWS,
     BundleContents,
@@ -115,6 +117,7 @@ class BundleParts:
         trained_until, positions, choices: As in `Manifest`.
         device: Description of the device that trained the ranker, see `features.device.Device.about`.
         profile: Distributions of features and score in training. None: the bundle has none.
+        forgotten: Requests to forget users whose older events are left out.
     """
 
     dataset: Dataset
@@ -141,6 +144,7 @@ class BundleParts:
     choices: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, str] = field(default_factory=dict)
     profile: TrainingProfile | None = None
+    forgotten: Sequence[Forgotten] = ()
 
 
 @dataclass(frozen=True)
@@ -277,6 +281,9 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             assert parts.labelled is not None
             shutil.copytree(parts.correction, directory / CORRECTION)
             write_parquet(parts.labelled, directory / LABELLED_ITEMS)
+        if parts.forgotten:
+            lines = b"".join(msgspec.json.encode(request) + b"\n" for request in parts.forgotten)
+            (directory / FORGOTTEN).write_bytes(lines)
         if parts.profile is not None:
             write_profile(parts.profile, directory / profile.FILE)
         if parts.rows is not None:

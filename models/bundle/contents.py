@@ -51,6 +51,8 @@ CONCEPTS, ASPECTS = "concepts", "aspects"
 """Names of the directories that hold a directory for each head of concepts, and for each aspect."""
 
 CORRECTION, LABELLED_ITEMS = "correction", "labelled.parquet"
+FORGOTTEN = "forgotten.jsonl"
+"""File of the requests whose users training left out; only if there are any."""
 """Names of the directory of the correction by neighbours, and of the file with the users' labelled items."""
 
 DECLARED = "declared"

@@ -23,9 +23,9 @@ class Remaining:
     """Place that still holds ids of forgotten users.
 
     Attributes:
-        kind: `topic`, `snapshot`, `bundle` or `ledger`.
+        kind: `topic`, `snapshot`, `bundle`, `backfill` or `ledger`.
         name: Name of the topic, or path.
-        count: Number of messages of a topic, and of ids elsewhere.
+        count: Number of messages of a topic, and of ids elsewhere. 0 for a place that cannot be read.
         until: Date or step that removes the ids.
     """
 

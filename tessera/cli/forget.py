@@ -43,7 +43,7 @@ def forgotten(
     bundle: BundleOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the topics, snapshots, bundles and ledgers that still hold ids of forgotten users, and until when."""
+    """List the topics, snapshots, bundles, backfills and ledgers that hold ids of forgotten users, and until when."""
     from dataclasses import asdict
 
     from serving.leftover import leftovers
@@ -74,7 +74,7 @@ def forgotten(
             highlight=False,
         )
     if not found:
-        out_console.print("no topic, snapshot, bundle or ledger holds an id of a forgotten user")
+        out_console.print("no topic, snapshot, bundle, backfill or ledger holds an id of a forgotten user")
 
 
 def topics_rewrite(

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from features.content.chain import load_view
 from features.content.kinds import load_encoder
+from features.dataset.tables import forgotten_users
 from features.device import label_of
 from features.errors import BundleError
 from features.frame import Frame
@@ -128,6 +129,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             positions=job.options.positions,
             choices=choices,
             device=model.device,
+            forgotten=tuple(forgotten_users(job.dataset)),
             profile=training_profile(frame, schema, model.ranker, Admission(model.sketch, schema.admission)),
         )
         write_bundle(parts, directory / "bundle")

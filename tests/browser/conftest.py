@@ -21,6 +21,7 @@ from serving.rollout.guardrails import Guardrails
 from serving.rollout.judge import familiar_items, judging
 from serving.rollout.lifecycle import start, stop
 from serving.rollout.look_log import LookLog
+from streaming.forget.request import forget
 from streaming.trainer import TrainerOptions
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
@@ -94,7 +95,7 @@ def serving(home: Path, log: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A champion, two experiments, one of them ended, a stream, and letters that it quarantined."""
+    """A champion, two experiments, one of them ended, a stream with quarantined letters, and a forgotten user."""
     world = make_world(tmp_path_factory.mktemp("world"))
     other = make_world(tmp_path_factory.mktemp("other"), seed=1)
     home = tmp_path_factory.mktemp("home")
@@ -120,6 +121,7 @@ def _streamed(settings: Settings, world: World) -> int:
     with contextlib.closing(settings.open_log()) as log, contextlib.closing(settings.open_store()) as store:
         log.create_topics(settings.topics.partitions())
         log.append(settings.topics.events, [(None, message) for message in [*world.messages(100), *bad]])
+        forget(log, settings.topics, [world.bundle.users["user_id"][-1]], by="privacy-team")
         options = TrainerOptions(batch=64, lateness_s=1e9)
         with StreamService(
             world.bundle, StreamConnections.shared(log, store, topics=settings.topics), options

@@ -70,6 +70,21 @@ def test_a_page_is_whole_from_here_alone_and_has_no_serious_fault(
         page.screenshot(path=SHOTS / f"{name}-{theme}-{size['width']}.png", full_page=True)
 
 
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_no_word_of_the_audit_is_broken(page: Page, site: Site, size: dict[str, int]) -> None:
+    page.set_viewport_size(size)  # type: ignore[arg-type]
+    opened(page, site, "/forgotten")
+    assert page.locator("tbody td:nth-child(2)").all_inner_texts() == ["removed", "requested"]
+    lines = """cells => cells.map(cell => {
+        const text = document.createRange()
+        text.selectNodeContents(cell)
+        return new Set([...text.getClientRects()].map(one => Math.round(one.top))).size
+    })"""
+    assert page.locator("tbody td:nth-child(2)").evaluate_all(lines) == [1, 1]
+    if size == WIDE:
+        assert page.locator("tbody td:nth-child(3)").evaluate_all(lines) == [1, 1]
+
+
 def test_pages_keep_their_policy(page: Page, site: Site) -> None:
     answer = page.goto(f"{site.url}/console")
     assert answer is not None

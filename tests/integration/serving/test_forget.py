@@ -141,4 +141,4 @@ def test_the_console_shows_the_audit_and_a_rewrite_takes_letters_away(service: R
                 log.append(TOPICS.forgotten, [(None, encode_line("rewritten", request, removed={"deadletters": 1}))])
                 console.sampler.look()
                 assert "somebody" not in client.get("/console/letters").text
-                assert "1 deadletters" in client.get("/console/forgotten").text
+                assert "deadletters 1" in client.get("/console/forgotten").text
