@@ -2,12 +2,21 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
 
 _LATENCY_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -15,9 +24,15 @@ _access = logging.getLogger("tessera.access")
 
 
 class Metrics:
-    """Metrics in a registry of their own, so that two apps in one process do not mix."""
+    """Metrics in a registry of their own, so that two apps in one process do not mix.
 
-    def __init__(self) -> None:
+    Args:
+        workers: Directory where the workers of one server keep their metrics, by prometheus_client's multiprocess mode;
+            None if one process serves.
+    """
+
+    def __init__(self, workers: Path | None = None) -> None:
+        self._workers = workers
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "tessera_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
@@ -25,7 +40,7 @@ class Metrics:
         self.latency = Histogram(
             "tessera_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY_S, registry=self.registry
         )
-        self.in_flight = Gauge("tessera_in_flight", "Requests being answered.", registry=self.registry)
+        self.in_flight = self._gauge("tessera_in_flight", "Requests being answered.", across="livesum")
         self.refused = Counter(
             "tessera_refused", "Requests refused before they were processed.", ["why"], registry=self.registry
         )
@@ -35,16 +50,15 @@ class Metrics:
             "tessera_stale_answers", "Answers while the store was unavailable.", registry=self.registry
         )
         self.plans = Counter("tessera_retrievals", "Retrievals by method.", ["method"], registry=self.registry)
-        self.items = Gauge("tessera_items", "Items that can be ranked.", registry=self.registry)
-        self.indexes = Gauge(
-            "tessera_index_bytes", "Bytes of each search index in memory.", ["index"], registry=self.registry
+        self.items = self._gauge("tessera_items", "Items that can be ranked.")
+        self.indexes = self._gauge(
+            "tessera_index_bytes", "Bytes of each search index in memory.", ["index"], across="livesum"
         )
-        self.unreadable = Gauge(
-            "tessera_items_unreadable", "Items left out, since their records cannot be read.", registry=self.registry
+        self.unreadable = self._gauge("tessera_items_unreadable", "Items left out, since their records cannot be read.")
+        self.mirror_lag = self._gauge(
+            "tessera_mirror_lag_seconds", "Seconds since the mirror had all of the log; or 0."
         )
-        self.mirror_lag = Gauge("tessera_mirror_lag_seconds", "Seconds since the mirror had all of the log; or 0.",
-                                registry=self.registry)  # fmt: skip
-        self.bundle = Gauge("tessera_bundle_info", "The bundle that answers.", ["bundle"], registry=self.registry)
+        self.bundle = self._gauge("tessera_bundle_info", "The bundle that answers.", ["bundle"])
         self.impressions = Counter(
             "tessera_impressions", "Impressions by their fate.", ["what"], registry=self.registry
         )
@@ -59,20 +73,52 @@ class Metrics:
         self.swaps = Counter("tessera_swaps", "Bundles that took over.", registry=self.registry)
         self.swap_failures = Counter("tessera_swap_failures", "Bundles that did not take over.", registry=self.registry)
 
+    def _gauge(
+        self, name: str, about: str, labels: Sequence[str] = (), *, across: Literal["livemax", "livesum"] = "livemax"
+    ) -> Gauge:
+        """Returns a gauge; `across` says how the values of several workers become one."""
+        return Gauge(name, about, labels, multiprocess_mode=across, registry=self.registry)
+
     def answers(self, bundle: str) -> None:
         """Records which bundle answers from now on."""
-        self.bundle.clear()
+        _zero(self.bundle)
         self.bundle.labels(bundle).set(1)
 
     def holds(self, indexes: Mapping[str, int]) -> None:
         """Records the bytes of each search index, by name."""
-        self.indexes.clear()
+        _zero(self.indexes)
         for name, size_bytes in indexes.items():
             self.indexes.labels(name).set(size_bytes)
 
     def page(self) -> bytes:
-        """Returns all metrics in Prometheus' text format."""
-        return bytes(generate_latest(self.registry))
+        """Returns all metrics in Prometheus' text format; those of all workers, if several serve the port."""
+        return bytes(generate_latest(self._whole()))
+
+    def statuses(self) -> dict[int, float]:
+        """Returns the number of answers by status, of all workers together."""
+        found: dict[int, float] = {}
+        for family in self._whole().collect():
+            for one in family.samples:
+                if one.name == "tessera_requests_total":
+                    status = int(one.labels["status"])
+                    found[status] = found.get(status, 0.0) + one.value
+        return found
+
+    def _whole(self) -> CollectorRegistry:
+        """Returns a registry of all workers' metrics. The workers of a server keep theirs in files of one directory."""
+        if self._workers is None:
+            return self.registry
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, str(self._workers))
+        return registry
+
+
+def _zero(gauge: Gauge) -> None:
+    """Sets all labels of a gauge to 0 and forgets them. A file of a worker's metrics keeps the labels."""
+    for family in gauge.collect():
+        for one in family.samples:
+            gauge.labels(*one.labels.values()).set(0)
+    gauge.clear()
 
 
 def log_request(**fields: Any) -> None:

@@ -40,6 +40,7 @@ from serving.api.hosts import Hosts
 from serving.api.ingest import Intake
 from serving.api.keys import KeyFile
 from serving.api.problems import add_problem_handlers, blamed
+from serving.api.rate import Rates
 from serving.api.responses import item_response, rank_response, retrieve_response
 from serving.background import Background, Rounds
 from serving.load_state import State
@@ -84,6 +85,7 @@ class AppParts:
         shadows: Rank shown candidates by the challengers of shadow experiments.
         reload: Checks for another bundle at once; returns the bundle's id.
         state: Says when the server drains.
+        rates: Rates of the callers, if several processes share them; by default those of `limits`.
         refresh_s: Seconds between two reads of new items from the store.
         refreshing: Record of these reads.
     """
@@ -98,6 +100,7 @@ class AppParts:
     shadows: Shadows | None = None
     reload: Callable[[], str] | None = None
     state: State = field(default_factory=State)
+    rates: Rates | None = None
     refresh_s: float = 0.25
     refreshing: Rounds = field(init=False)
 
@@ -135,6 +138,7 @@ def create_app(current: Router, parts: AppParts | None = None) -> FastAPI:
         keys=known.keys,
         state=known.state,
         hosts=known.hosts,
+        rates=known.rates,
     )
     add_problem_handlers(app)
     # The guard checks keys; this only documents that keys exist.

@@ -19,7 +19,7 @@ from typing import Any
 from features import tracing as trace
 from serving.api.hosts import Hosts
 from serving.api.keys import Key, KeyFile, Scope
-from serving.api.rate import Buckets
+from serving.api.rate import Buckets, Rates
 from serving.api.refusal import Refusal, Send
 from serving.load_state import State
 from serving.metrics import Metrics, Stopwatch, log_request
@@ -67,6 +67,7 @@ class Guard:
         keys: API keys; None admits every caller that addresses the server by one of its host names.
         state: Tells if the server drains, and the requests in hand.
         hosts: Host names of the server, which count only without keys; the loopback names by default.
+        rates: Rates of the callers, if other processes share them; by default those of `limits`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Guard:
         keys: KeyFile | None,
         state: State,
         hosts: Hosts | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -85,7 +87,7 @@ class Guard:
         self._keys = keys
         self._state = state
         self._hosts = hosts or Hosts()
-        self._buckets = Buckets(limits.per_second, limits.burst_s)
+        self._buckets = rates or Buckets(limits.per_second, limits.burst_s)
 
     async def __call__(self, scope: Scope_, receive: Receive, send: Send) -> None:
         """Handles a request; see ASGI."""

@@ -136,12 +136,11 @@ class Sampler:
                 self._registry_due = time.monotonic() + _REGISTRY_EVERY_S
 
     def _sample(self) -> None:
-        answered = [one for metric in self._metrics.requests.collect() for one in metric.samples]
-        answered = [one for one in answered if one.name.endswith("_total")]
+        answered = self._metrics.statuses()
         sample = Sample(
             at=time.time(),
-            requests=sum(one.value for one in answered),
-            failed=sum(one.value for one in answered if int(one.labels["status"]) >= 500),
+            requests=sum(answered.values()),
+            failed=sum(count for status, count in answered.items() if status >= 500),
         )
         with self._watched("log"):
             sample = self._with_log(sample)

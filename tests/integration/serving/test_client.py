@@ -1,7 +1,6 @@
 """The Python client against `tessera serve` in a process of its own: every call, errors, retries, and the drain."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -19,43 +18,9 @@ import httpx
 import pytest
 
 from serving.client import ApiError, AsyncClient, Client
+from tests.integration.served import Served
 from tests.integration.world import World
 from tests.servers import free_port
-
-
-class Served:
-    """A server, its keys and its home."""
-
-    def __init__(self, world: World, home: Path, *options: str) -> None:
-        self.environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("TESSERA_", "MLFLOW_"))
-        } | {"TESSERA_HOME": str(home), "OMP_WAIT_POLICY": "passive"}
-        self.reader, self.writer = self._key("reader", "read"), self._key("writer", "write")
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        self.log = home / "serve.log"
-        with self.log.open("wb") as log:
-            command = ["serve", "--bundle", str(world.bundle.directory), "--port", str(port), *options]
-            self.process = self._start(*command, stderr=log)
-        give_up = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
-                    return
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < give_up, self.log.read_text()
-            time.sleep(0.1)
-
-    def _start(self, *arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "tessera", *arguments], env=self.environment, **streams)
-
-    def _key(self, name: str, scope: str) -> str:
-        with self._start("keys", "add", name, "--scope", scope, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            return process.stdout.read().decode().strip()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from serving.store.redis.embedded import open_embedded
 from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.router import Router
 from tessera.settings import Settings
+from tests.integration.served import Served
 from tests.integration.world import World, make_world
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -265,3 +267,32 @@ def test_the_registry_keeps_where_a_bundle_came_from(published: Settings, world:
     version = client.version(world.dataset.name, "1")
     assert version.tags["tessera.dataset"] == "d"
     assert client.run(version.run_id).data.tags["tessera.bundle"] == world.bundle.id
+
+
+def test_every_worker_swaps_and_no_answer_mixes(world: World, other: World, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    registry = settings.open_registry()
+    first, second = (registry.publish(one.bundle, params={}, metrics={}) for one in (world, other))
+    registry.promote(first)
+    served = Served(world, tmp_path, "--workers", "2", "--follow-s", "0.2", "--drain-s", "0", bundle=False)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            before = list(pool.map(lambda _: served.ask(world), range(30)))
+            registry.promote(second)
+            give_up, settled = time.monotonic() + 60, 0
+            during = []
+            while settled < 30:
+                assert time.monotonic() < give_up, served.log.read_text()
+                answers = list(pool.map(lambda _: served.ask(world), range(10)))
+                new = sum(answer.json().get("bundle") == other.bundle.id for answer in answers)
+                settled = settled + 10 if new == 10 else 0
+                during += answers
+        assert {answer.status_code for answer in before + during} == {200}
+        assert {answer.json()["bundle"] for answer in before} == {world.bundle.id}
+        by_bundle: dict[str, set[str]] = {}
+        for answer in before + during:
+            by_bundle.setdefault(answer.json()["bundle"], set()).add(str(answer.json()["items"]))
+        assert set(by_bundle) == {world.bundle.id, other.bundle.id}
+        assert {len(answers) for answers in by_bundle.values()} == {1}
+    finally:
+        served.stop()
