@@ -36,7 +36,7 @@ class Served:
             chosen = ["--bundle", str(world.bundle.directory)] if bundle else []
             command = ["serve", *chosen, "--port", str(port), *options]
             self.process = self._start(*command, stderr=log)
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 150
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/readyz").status_code == 200:

@@ -17,7 +17,7 @@ import pytest
 from tests.integration.served import Served
 from tests.integration.world import World
 
-WORKERS = 3
+WORKERS = 2
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def workers_of(served: Served) -> list[int]:
 
 def until_all_answer(served: Served) -> None:
     """Waits until every worker listens: each announces itself once per start."""
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 150
     while len(re.findall(r"worker \d of", served.log.read_text())) < WORKERS or len(workers_of(served)) < WORKERS:
         assert time.monotonic() < give_up, served.log.read_text()
         time.sleep(0.1)
