@@ -44,6 +44,23 @@ def block_of(events: NDArray[np.integer], blocks: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
+class BlockShare:
+    """Share of one process among several: consecutive rows of every block.
+
+    Attributes:
+        number: Number of the process, from 0.
+        count: Number of processes.
+    """
+
+    number: int
+    count: int
+
+    def of(self, height: int) -> tuple[int, int]:
+        """Returns the first row of a block of `height` rows, and the row after the last."""
+        return height * self.number // self.count, height * (self.number + 1) // self.count
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Blocks of one part, each read when asked for and never kept.
 
@@ -172,9 +189,14 @@ def without_visits(examples: pl.DataFrame, items: NDArray[np.bool_]) -> pl.DataF
     return examples.with_columns(pl.col("history").list.eval(pl.element().filter(~pl.element().is_in(numbers))))
 
 
-def stored_blocks(directory: Path) -> dict[str, Blocks]:
-    """Opens the blocks of each part below `directory`; only the numbers of rows are read."""
-    return {part: _stored(sorted((directory / DIRECTORY).glob(f"{part}-*.parquet"))) for part in PARTS}
+def stored_blocks(directory: Path, share: BlockShare | None = None) -> dict[str, Blocks]:
+    """Opens the blocks of each part below `directory`; only the numbers of rows are read.
+
+    Args:
+        directory: Directory of the frame.
+        share: Rows of each block that one process reads. Default: all rows.
+    """
+    return {part: _stored(sorted((directory / DIRECTORY).glob(f"{part}-*.parquet")), share) for part in PARTS}
 
 
 def block_path(directory: Path, part: str, block: int) -> Path:
@@ -210,10 +232,20 @@ def write_block(block: pl.DataFrame, path: Path) -> None:
     write_file(path, fill)
 
 
-def _stored(paths: Sequence[Path]) -> Blocks:
+def _stored(paths: Sequence[Path], share: BlockShare | None) -> Blocks:
     scans = [pl.scan_parquet(path, glob=False) for path in paths]
+    heights = tuple(int(scan.select(pl.len()).collect().item()) for scan in scans)
+    if share is None:
 
-    def reader(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
-        return pl.read_parquet(paths[number], columns=None if columns is None else list(columns), glob=False)
+        def reader(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
+            return pl.read_parquet(paths[number], columns=None if columns is None else list(columns), glob=False)
 
-    return Blocks(tuple(int(scan.select(pl.len()).collect().item()) for scan in scans), reader)
+        return Blocks(heights, reader)
+    ranges = [share.of(height) for height in heights]
+
+    def own_rows(number: int, columns: Sequence[str] | None) -> pl.DataFrame:
+        low, high = ranges[number]
+        scan = pl.scan_parquet(paths[number], glob=False)
+        return (scan if columns is None else scan.select(columns)).slice(low, high - low).collect()
+
+    return Blocks(tuple(high - low for low, high in ranges), own_rows)

@@ -1,4 +1,8 @@
-"""The checkpoint: the state with which training continues to the same bits, in one file that is whole or absent."""
+"""The checkpoint: the state with which training continues to the same bits, in one file that is whole or absent.
+
+A training in several processes has a directory in place of the file, with a file of each process. The directory is
+whole or absent as well.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from features.durable import write_file
+from features.errors import TrainingError
 
 _ABOUT = "tessera"
 
@@ -23,12 +28,14 @@ class Position:
         epoch: Running epoch, from 0.
         batches: Batches of that epoch that are done.
         losses: Validation log loss after each finished epoch.
+        processes: Processes of the training.
     """
 
     key: str
     epoch: int
     batches: int
     losses: tuple[float, ...]
+    processes: int = 1
 
 
 def save(path: Path, position: Position, tensors: dict[str, Tensor]) -> None:
@@ -46,6 +53,29 @@ def load(path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:
         if position.key != key:
             return None
         return position, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def part_of(directory: Path, process: int) -> Path:
+    """Returns the file of one process in the checkpoint of several."""
+    return directory / f"process-{process:05d}.safetensors"
+
+
+def check_processes(path: Path, processes: int) -> None:
+    """Checks that a checkpoint, if there is one, is of a training in this number of processes.
+
+    Raises:
+        TrainingError: The checkpoint is of another number; says how to keep it, and how to drop it.
+    """
+    file = path if path.is_file() else part_of(path, 0)
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as opened:
+        found = msgspec.json.decode(opened.metadata()[_ABOUT], type=Position).processes
+    if found != processes:
+        raise TrainingError(
+            f"{path}: the stopped training has {found} processes, this command {processes}, and each holds other rows; "
+            f"go on with --processes {found}, or remove {path.parent} to begin again"
+        )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ Shape letters: E examples, B batch.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -39,8 +39,9 @@ from models.table.placement import placement_cells
 from models.table.reference import RowPrecision
 from models.table.schema import Schema
 
-_TRAIN, _VALIDATION = "train", "validation"
-_SCORE_ROWS = 8_192
+TRAIN, VALIDATION = "train", "validation"
+SCORE_ROWS = 8_192
+"""Most examples that are scored at once."""
 Objective = Callable[[Tensor, Batch], Tensor]
 """Mean loss of logits (B,) of a batch."""
 Precision = Literal["float32", "bfloat16"]
@@ -71,6 +72,8 @@ class TrainConfig:
         device: Device of the training: `cpu`, `cuda`, or `auto` for a GPU where torch and fbgemm can use it. A GPU adds
             floats in another order than a processor, so its bits differ; the same card gives the same bits twice.
         row_precision: `float16` halves the table's memory on a GPU, by stochastic rounding.
+        processes: Processes that divide the table's rows and the examples. More than one train on processors alone, and
+            add floats in another order than one process. The same number gives the same bits twice.
     """
 
     batch: int = 512
@@ -85,6 +88,7 @@ class TrainConfig:
     seed: int = 0
     device: DeviceChoice = "auto"
     row_precision: RowPrecision = "float32"
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,38 +127,52 @@ def train(
     checkpointing: Checkpointing | None = None,
     start: Ranker | None = None,
     objective: Objective | None = None,
+    watch: Callable[[float], None] | None = None,
 ) -> Trained:
     """Trains on the frame's train part and keeps the epoch with the lowest log loss on its validation part.
+
+    Trains in this process alone, whatever `config.processes` says; see `models.sharded.launch` for several.
 
     Args:
         progress: Called with (examples done, most examples in all epochs).
         checkpointing: Continues from an existing checkpoint, to the bits of a run that was not interrupted.
         start: Ranker of the same schema to start from instead of a fresh one; it is trained in place.
         objective: Loss to lower on the train part and to compare epochs by. By default the log loss.
+        watch: Called with the loss of each step; on processors alone.
 
     Raises:
         DatasetError: A part is empty, or a label is neither 0 nor 1.
         TrainingError: The loss is no longer a number.
         DeviceError: The device is missing, too small or lost.
     """
+    config = replace(config, processes=1)
     device = resolve(config.device)
     with fixed_threads(config.threads), named_faults():
-        parts = {name: frame.blocks(name) for name in (_TRAIN, _VALIDATION)}
-        positives = {name: _positives(name, blocks) for name, blocks in parts.items()}
-        source = sighted(schema, frame, parts[_TRAIN])
+        parts = {name: frame.blocks(name) for name in (TRAIN, VALIDATION)}
+        positives = {name: positives_of(name, blocks) for name, blocks in parts.items()}
+        source = sighted(schema, frame, parts[TRAIN])
         blocks = LoadedBlocks(source, parts)
         ranker = on_device(schema, start or new_ranker(schema, config, device), config, device)
-        training = _Training(blocks, ranker, config, device, positives=positives[_TRAIN], objective=objective)
+        training = TrainingRun(
+            blocks,
+            ranker,
+            config,
+            device,
+            heights=parts[TRAIN].heights,
+            positives=positives[TRAIN],
+            objective=objective,
+            watch=watch,
+        )
         if checkpointing:
             training.go_on(checkpointing.path)
         training.run(progress, checkpointing)
         trained = on_device(schema, training.ranker, config, CPU)
         if schema.placement:
-            trained.network.placement.settle(_cells(schema, parts[_TRAIN]))
+            trained.network.placement.settle(cells_of(schema, parts[TRAIN]))
         return Trained(trained.eval(), source.admission.published, training.losses, training.precision, device.about)
 
 
-def _cells(schema: Schema, blocks: Blocks) -> Iterator[NDArray[np.int64]]:
+def cells_of(schema: Schema, blocks: Blocks) -> Iterator[NDArray[np.int64]]:
     """Yields the cells of the position path of each block of a part."""
     for block in blocks.frames(*(one.column for one in schema.placement)):
         cells = placement_cells(schema.placement, block)
@@ -162,15 +180,25 @@ def _cells(schema: Schema, blocks: Blocks) -> Iterator[NDArray[np.int64]]:
         yield cells
 
 
-def _positives(name: str, blocks: Blocks) -> float:
+def positives_of(name: str, blocks: Blocks) -> float:
     """Returns the number of positives of a part, and checks its labels before training begins."""
     if not blocks.height:
         raise DatasetError(f"frame: the part {name!r} is empty; change the fractions of [split], or by")
     return sum(float(checked_labels(block).sum()) for block in blocks.frames("event", "label"))
 
 
-class _Training:
-    """State of one training run and the loop that advances it."""
+class TrainingRun:
+    """State of one training run and the loop that advances it.
+
+    Args:
+        blocks: Blocks of the training and validation parts.
+        ranker: Ranker to train in place, on `device`.
+        config: Configuration of the run.
+        device: Device of the training.
+        heights: Number of examples of each block of the training part.
+        positives: Number of positives in the training part.
+        objective, watch: As in `train`.
+    """
 
     def __init__(
         self,
@@ -179,14 +207,17 @@ class _Training:
         config: TrainConfig,
         device: Device,
         *,
+        heights: Sequence[int],
         positives: float,
-        objective: Objective | None,
+        objective: Objective | None = None,
+        watch: Callable[[float], None] | None = None,
     ) -> None:
         self.ranker = ranker
         self.losses: tuple[float, ...] = ()
         self._objective = objective
+        self._watch = watch
         self._blocks = blocks
-        self._heights = blocks.parts[_TRAIN].heights
+        self._heights = tuple(heights)
         self._config = config
         self._device = device
         self._optimizer = torch.optim.Adam(
@@ -213,7 +244,7 @@ class _Training:
                 advance()
                 self._batches += 1
                 progress(self._epoch * count + done, total)
-                if checkpointing and time.monotonic() - saved > checkpointing.seconds:
+                if checkpointing and self._due(saved, checkpointing.seconds):
                     self._save(checkpointing.path)
                     saved = time.monotonic()
             self._finish_epoch()
@@ -226,7 +257,7 @@ class _Training:
 
     def go_on(self, path: Path) -> None:
         """Restores the checkpoint at `path`, if it belongs to this training run."""
-        found = checkpoint.load(path, self._key)
+        found = self._read(path, self._key)
         if found is None:
             return
         position, tensors = found
@@ -235,10 +266,20 @@ class _Training:
         self._best = _under(tensors, "best.") or None
         checkpoint.restore_optimizer(self._optimizer, _under(tensors, "optimizer."))
 
+    def _due(self, saved: float, seconds: float) -> bool:
+        """Returns True if the last checkpoint, written at `saved` on the monotonic clock, is old enough for another."""
+        return time.monotonic() - saved > seconds
+
+    def _write(self, path: Path, position: Position, tensors: dict[str, Tensor]) -> None:
+        checkpoint.save(path, position, tensors)
+
+    def _read(self, path: Path, key: str) -> tuple[Position, dict[str, Tensor]] | None:
+        return checkpoint.load(path, key)
+
     def _chosen_precision(self) -> Precision:
         if self._config.precision != "auto":
             return self._config.precision
-        source, rows = self._blocks.load(_TRAIN, 0)
+        source, rows = self._blocks.load(TRAIN, 0)
         first = source.batch(rows.take(np.arange(min(self._config.batch, len(rows)))))
         return faster_precision(self.ranker, first.to(self._device), self._device)
 
@@ -249,14 +290,16 @@ class _Training:
 
         def make(draw: Draw) -> tuple[int, Callable[[], None]]:
             limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, draw.start]), len(draw.rows))
-            source, rows = self._blocks.load(_TRAIN, draw.block)
-            done = draw.start + len(draw.rows)
-            if steps := self._resident(draw.block, source, rows):
-                return done, partial(steps, draw.rows, limits)
-            batch = source.batch(rows.take(draw.rows), limits=limits).to(self._device)
-            return done, partial(self._step, batch)
+            return draw.start + len(draw.rows), self._made(draw, limits)
 
         return ahead(make, order.draws(after=self._batches))
+
+    def _made(self, draw: Draw, limits: NDArray[np.uint8] | None) -> Callable[[], None]:
+        """Returns the step of a batch, ready to be called by the trainer's thread."""
+        source, rows = self._blocks.load(TRAIN, draw.block)
+        if steps := self._resident(draw.block, source, rows):
+            return partial(steps, draw.rows, limits)
+        return partial(self._step, source.batch(rows.take(draw.rows), limits=limits).to(self._device))
 
     def _resident(self, number: int, source: Assembler, rows: Examples) -> ResidentSteps | None:
         """Returns the steps of a block that lies on the GPU. None on a processor, or with too much padding."""
@@ -273,6 +316,11 @@ class _Training:
 
     def _step(self, batch: Batch) -> None:
         loss = (self._objective or _mean_log_loss)(self._logits(batch), batch)
+        self._descend(loss)
+        if self._watch is not None:
+            self._watch(float(loss.detach()))
+
+    def _descend(self, loss: Tensor) -> None:
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
@@ -282,23 +330,26 @@ class _Training:
         return dense_logits(self.ranker, self.ranker.table(batch), batch, self.precision)
 
     def _finish_epoch(self) -> None:
-        held_out = self._blocks.parts[_VALIDATION]
-        loss = sum(self._held_out_loss(number) for number in range(len(held_out)))
-        self.losses = (*self.losses, loss / held_out.height)
+        self.losses = (*self.losses, self._held_out())
         self._epoch, self._batches = self._epoch + 1, 0
         if self.losses[-1] == min(self.losses):
             # No later epoch can replace the last one, so the last needs no copy.
             self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
 
+    def _held_out(self) -> float:
+        """Returns the mean loss of the validation part."""
+        held_out = self._blocks.parts[VALIDATION]
+        return sum(self._held_out_loss(number) for number in range(len(held_out))) / held_out.height
+
     def _held_out_loss(self, number: int) -> float:
         """Returns the log loss of one block of the validation part, summed over its examples."""
-        source, rows = self._blocks.load(_VALIDATION, number)
+        source, rows = self._blocks.load(VALIDATION, number)
         if self._objective is not None:
             return _summed(self._objective, self.ranker, source, rows, self._device)
         found = predict(self.ranker, source, rows, self._device)
         if not np.isfinite(found).all():
             raise self._diverged()
-        return _log_loss(found, rows.labels)
+        return log_loss(found, rows.labels)
 
     def _diverged(self) -> TrainingError:
         return TrainingError(
@@ -318,7 +369,8 @@ class _Training:
         tensors |= {
             f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer_tensors(self._optimizer).items()
         }
-        checkpoint.save(path, Position(self._key, self._epoch, self._batches, self.losses), tensors)
+        position = Position(self._key, self._epoch, self._batches, self.losses, self._config.processes)
+        self._write(path, position, tensors)
 
 
 def dense_logits(ranker: Ranker, pooled: Tensor, batch: Batch, precision: Precision) -> Tensor:
@@ -397,8 +449,8 @@ def predict(ranker: Ranker, source: Assembler, rows: Examples, device: Device = 
         device: Device of the ranker.
     """
     out = np.zeros(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), _SCORE_ROWS):
-        index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))
+    for start in range(0, len(rows), SCORE_ROWS):
+        index = np.arange(start, min(start + SCORE_ROWS, len(rows)))
         out[index] = torch.sigmoid(ranker(source.batch(rows.take(index)).to(device))).cpu().numpy()
     return out
 
@@ -419,8 +471,8 @@ def _mean_log_loss(logits: Tensor, batch: Batch) -> Tensor:
 def _summed(objective: Objective, ranker: Ranker, source: Assembler, rows: Examples, device: Device) -> float:
     """Returns an objective, summed over the examples."""
     total = 0.0
-    for start in range(0, len(rows), _SCORE_ROWS):
-        index = np.arange(start, min(start + _SCORE_ROWS, len(rows)))
+    for start in range(0, len(rows), SCORE_ROWS):
+        index = np.arange(start, min(start + SCORE_ROWS, len(rows)))
         batch = source.batch(rows.take(index)).to(device)
         total += float(objective(ranker(batch), batch)) * len(index)
     return total
@@ -430,7 +482,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _log_loss(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
+def log_loss(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
     """Returns the log loss, summed over the examples."""
     clipped = torch.from_numpy(probabilities).double().clamp(1e-7, 1 - 1e-7)
     return float(functional.binary_cross_entropy(clipped, torch.from_numpy(labels).double(), reduction="sum"))

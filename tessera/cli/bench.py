@@ -21,6 +21,7 @@ NEEDS = {
     "compression": Needs(),
     "training-speed": Needs(peers=(CTR,)),
     "training-blocks": Needs(),
+    "processes": Needs(),
     "resize": Needs(),
     "cold-start": Needs(content=True),
     "code-value": Needs(content=True),
@@ -206,6 +207,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)[:1]
         return partial(training_blocks, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
+    if name == "processes":
+        from tessera.bench.offline.processes import processes
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(processes, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "encoders":
         from tessera.bench.encoder.encoders import encoders
 

@@ -59,6 +59,12 @@ RunnerOption = Annotated[
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="Address of that engine's cluster.")
 ]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", metavar="N", min=1, help="Train in N processes that divide the table: training.processes."
+    ),
+]
 
 # How `publish` ends: 0 a challenger, 1 refused, 3 registered without an alias, since the test set cannot tell.
 _STATUS = {"passed": 0, "worse": 1, "cannot tell": 3}
@@ -123,6 +129,7 @@ def run(
     set_: SetOption = None,
     runner: RunnerOption = None,
     endpoint: EndpointOption = None,
+    processes: ProcessesOption = None,
     split: SplitOption = None,
     warm_start: WarmStartOption = None,
     positions: PositionsOption = None,
@@ -140,13 +147,20 @@ def run(
     if until not in STAGES:
         raise TesseraError(f"--until {until}: expected one of {', '.join(STAGES)}")
     loaded = load_with_split(dataset, split)
-    given = {"runner": runner, "endpoint": endpoint}
+    given = {"runner": runner, "endpoint": endpoint, "training.processes": processes}
     chosen = load_options(loaded, [*(set_ or ()), *(f"{name}={value}" for name, value in given.items() if value)])
     options = replace(chosen, warm_start=warm_start, positions=read_positions(positions))
     settings = Settings.from_environment()
     registry = settings.registry_on_use() if until == "publish" else None
     result = run_stages(
-        loaded, out, options, console=err_console, registry=registry, until=until, engines=settings.engine
+        loaded,
+        out,
+        options,
+        console=err_console,
+        registry=registry,
+        until=until,
+        engines=settings.engine,
+        train_port=settings.port_of_training(),
     )
     if json:
         import msgspec
@@ -171,12 +185,13 @@ def run_until(last: str, help_text: str) -> Callable[..., None]:
         set_: SetOption = None,
         runner: RunnerOption = None,
         endpoint: EndpointOption = None,
+        processes: ProcessesOption = None,
         split: SplitOption = None,
         warm_start: WarmStartOption = None,
         positions: PositionsOption = None,
         json: JsonOption = False,
     ) -> None:
-        run(dataset, out, set_, runner, endpoint, split, warm_start, positions, last, json)
+        run(dataset, out, set_, runner, endpoint, processes, split, warm_start, positions, last, json)
 
     command.__doc__ = help_text
     return command

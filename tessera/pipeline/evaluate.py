@@ -47,7 +47,7 @@ def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) 
         predicted: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
         advance(1, 3)
         for number, name in enumerate((HASHED_ID, RANKER)):
-            schema, model = load_ranker(trained.directory / name, job.options.train_config())
+            schema, model = load_ranker(trained.directory / name, job.options.train_config(), trains=False)
             admission = Admission(model.sketch, schema.admission)
             predicted[name] = predict_part(model.ranker, schema.served, frame, test, admission)
             advance(number + 2, 3)

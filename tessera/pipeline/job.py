@@ -40,6 +40,8 @@ class Job:
         options: Choices of the run.
         console: Prints progress bars and warnings.
         code: Version of the code, a part of every stage's key.
+        engines: Makes the engine of the batch jobs.
+        train_port: Port at which the processes of a training meet. 0 for a free port.
 
     Attributes:
         tables: The dataset's tables, read once.
@@ -49,7 +51,14 @@ class Job:
     """
 
     def __init__(
-        self, dataset: Dataset, out: Path, options: RunOptions, console: Console, code: str, engines: Engines = Engine
+        self,
+        dataset: Dataset,
+        out: Path,
+        options: RunOptions,
+        console: Console,
+        code: str,
+        engines: Engines = Engine,
+        train_port: int = 0,
     ) -> None:
         for directory in filter(None, (out, options.warm_start)):
             refuse_address(
@@ -58,6 +67,7 @@ class Job:
                 "address, and write features there by `tessera export --out`",
             )
         self._engines = engines
+        self.train_port = train_port
         options = for_dataset(options, dataset)
         self.dataset, self.out, self.options, self.console, self.code = dataset, out, options, console, code
         if options.warm_start and options.warm_start.resolve() == out.resolve():

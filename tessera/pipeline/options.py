@@ -55,6 +55,7 @@ _RANGES = {
     "training.max_epochs": (1, _ANY),
     "training.patience": (1, _ANY),
     "training.threads": (1, _ANY),
+    "training.processes": (1, _ANY),
 }
 
 

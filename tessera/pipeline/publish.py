@@ -36,6 +36,7 @@ from models.registry.release import CHALLENGER, CHAMPION, Release
 from models.semantic_id.tokens import load_tokenizer
 from models.table.admission import Admission
 from models.table.engine import engine
+from models.table.row_files import row_files
 from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame
 from tessera.pipeline.compare import verdict
 from tessera.pipeline.encode import aspect_directories, concept_directories
@@ -101,7 +102,8 @@ def bundle(job: Job, ready: Ready) -> Bundle:
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
-        schema, model = load_ranker(ready.trained.directory / RANKER, config)
+        trained = ready.trained.directory / RANKER
+        schema, model = load_ranker(trained, config, trains=False)
         before = [job.previous.trained()] if job.previous else []
         write_trained(trained_on(frame, *before), directory / TRAINED)
         if (directory / "bundle").exists():
@@ -123,6 +125,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             concepts=concepts,
             aspects=aspects,
             aggregates=framed.directory / AGGREGATES if schema.aggregates.columns else None,
+            rows=trained if row_files(trained) else None,
             correction=correction,
             labelled=kept_labels(frame, reach_of(LABELLED, job.dataset.events.lag)) if correction else None,
             trained_until=trained_until(frame, job.dataset),

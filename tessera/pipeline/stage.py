@@ -149,6 +149,10 @@ class Stages:
             self.executed[name] = time.perf_counter() - start
             return stage
 
+    def partial(self, name: str) -> Path:
+        """Returns the directory of a stage that is not finished, and that may not exist."""
+        return self._directory / f".{name}.partial"
+
     def _again(self, name: str, reasons: list[str]) -> None:
         self.again[name] = reasons
         self._console.print(Text(f"{name}: done again, since {'; '.join(reasons)}", "yellow"), soft_wrap=True)
@@ -156,7 +160,7 @@ class Stages:
     def _do(
         self, name: str, record: _Record, work: Callable[[Path, Advance], None], unit: str, inputs: Inputs | None
     ) -> None:
-        partial = self._directory / f".{name}.partial"
+        partial = self.partial(name)
         # A stopped stage may hold what it made of an input that was replaced and put back: its stamp differs.
         begun = record.key if inputs is None else key_of(record.key, inputs.stamps)
         if _record(partial).key != begun:

@@ -18,11 +18,13 @@ from features.device import resolve
 from features.durable import write_directory
 from features.errors import DatasetError
 from features.frame import Frame
+from models.ranker.checkpoint import check_processes
 from models.ranker.correct import CorrectionReport, fit_correction
 from models.ranker.reads import LEAST_EVENTS, ItemReads, PathChoice, choose_path, choose_reads
 from models.ranker.stored import load_ranker, save_ranker
 from models.ranker.train import Checkpointing
 from models.ranker.train import train as train_ranker
+from models.sharded.launch import Launch, train_in_processes
 from models.table.default_schema import default_schema, hashed_id_schema
 from models.table.item_parts import parts_of, reading
 from models.table.schema import Schema
@@ -33,6 +35,7 @@ from tessera.pipeline.stage import Advance
 RANKER, HASHED_ID = "ranker", "hashed-id"
 READS = ("seed", "reads", "placement", "table", "history_length", "training", "ranker")
 _CHOSEN, _TRIALS, _PATH = "reads.json", "trials.json", "placement.json"
+_CHECKPOINT = ".checkpoint"
 CORRECTION, _REPORT = "correction", "report.json"
 
 
@@ -98,8 +101,14 @@ def _schema(job: Job, frame: Frame, chosen: Finished | None) -> Schema:
 
 
 def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished | None = None) -> Finished:
-    """Runs the stage after `place`. A warm start begins with the earlier ranker."""
+    """Runs the stage after `place`. A warm start begins with the earlier ranker.
+
+    Raises:
+        TrainingError: The stage was stopped in another number of processes.
+    """
     config = job.options.train_config()
+    for name in (RANKER, HASHED_ID):
+        check_processes(job.stages.partial("train") / f"{name}{_CHECKPOINT}", config.processes)
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
@@ -112,7 +121,9 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
             schema = _schema(job, frame, chosen)
         if not schema.placement or (placed is not None and not read_path(placed).kept):
             schema, baseline = schema.served, baseline.served
-        job.console.print(Text(f"train: on {resolve(config.device).label}", "dim"))
+        several = f", {config.processes} processes" if config.processes > 1 else ""
+        device = "cpu" if several else config.device
+        job.console.print(Text(f"train: on {resolve(device).label}{several}", "dim"))
         jobs = ((RANKER, schema, start), (HASHED_ID, baseline, None))
         for number, (name, shape, begin) in enumerate(jobs):
             model = directory / name
@@ -122,7 +133,11 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
             def both(done: int, total: int, number: int = number) -> None:
                 advance(done + number * total, 2 * total)
 
-            halfway = Checkpointing(directory / f"{name}.checkpoint")
+            halfway = Checkpointing(directory / f"{name}{_CHECKPOINT}")
+            if several:
+                launch = Launch(framed.directory, model, halfway, job.train_port)
+                train_in_processes(shape, config, launch, progress=both, start=begin)
+                continue
             trained = train_ranker(shape, frame, config, progress=both, checkpointing=halfway, start=begin)
             write_directory(model, partial(save_ranker, schema=shape, trained=trained))
             halfway.path.unlink(missing_ok=True)
@@ -163,7 +178,7 @@ def correct(job: Job, encoded: Finished | None, framed: Finished, trained: Finis
 
     def work(directory: Path, advance: Advance) -> None:
         config = job.options.train_config()
-        schema, _ = load_ranker(trained.directory / RANKER, config)
+        schema, _ = load_ranker(trained.directory / RANKER, config, trains=False)
         # A warm start reads what the earlier run chose.
         if "id" not in parts_of(schema) or not schema.admission:
             raise DatasetError(

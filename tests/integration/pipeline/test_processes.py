@@ -1,0 +1,123 @@
+"""A run in two processes: a bundle in row ranges that one process reads, also after the command was killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from features.errors import TrainingError
+from models.bundle.bundle import load_bundle
+from models.ranker import checkpoint
+from models.ranker.loading import assembler, examples
+from models.ranker.train import predict
+from models.table.row_files import row_files
+from tessera.pipeline.artifact import read_frame
+from tessera.pipeline.options import load_options
+from tessera.pipeline.run import run
+from tests.integration.world import World, quiet
+
+ROOT = Path(__file__).parents[3]
+CHOICES = ("training.max_epochs=1", "reads=id,code", "training.processes=2")
+
+
+def started(world: World, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tessera", "run", str(world.dataset.directory / world.dataset.source.name)]
+    command += ["--out", str(out), "--until", "train", "--processes", "2", *more]
+    command += [word for choice in CHOICES[:2] for word in ("--set", choice)]
+    environment = os.environ | {"TESSERA_HOME": str(out.parent / "home")}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def training(out: Path) -> list[int]:
+    """Returns the ids of the processes that train into a directory."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes()
+        except OSError:
+            continue
+        if b"models.sharded.rank" in words and str(out).encode() in words:
+            found.append(int(line.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes by /proc")
+def test_a_run_in_two_processes_gives_one_bundle_also_after_it_was_killed(world: World, tmp_path: Path) -> None:
+    killed, whole = (Path(shutil.copytree(world.directory, tmp_path / name)) for name in ("killed", "whole"))
+    command = started(world, killed)
+    while command.poll() is None and len(training(killed)) < 2:
+        time.sleep(0.05)
+    command.send_signal(signal.SIGKILL)
+    _, errors = command.communicate()
+    assert command.returncode == -signal.SIGKILL, errors.decode()
+    ended = time.monotonic() + 90
+    while training(killed) and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert training(killed) == []
+
+    bundles = []
+    for out in (killed, whole):
+        command = started(world, out)
+        _, errors = command.communicate()
+        assert command.returncode == 0, errors.decode()
+        assert b"2 processes" in errors
+        options = load_options(world.dataset, CHOICES)
+        result = run(world.dataset, out, options, console=quiet(), registry=None, until="publish")
+        assert "train" not in result.executed
+        assert result.bundle is not None
+        bundles.append(load_bundle(result.bundle.directory))
+    one, two = bundles
+    assert one.id == two.id
+    assert (one.manifest.format, len(row_files(one.directory))) == (6, 2)
+    frame = read_frame(whole / "frame")
+    test = frame.part("test")
+    found = predict(one.ranker(), assembler(one.schema, frame, test, one.admission()), examples(test))
+    measured = one.manifest.metrics["quality"]["ranker"]["all"]["auc"]
+    assert roc_auc_score(test["label"].to_numpy(), found.astype(np.float64)) == pytest.approx(measured, abs=1e-6)
+
+    alone = Path(shutil.copytree(whole, tmp_path / "alone"))
+    options = load_options(world.dataset, CHOICES[:2])
+    single = run(world.dataset, alone, options, console=quiet(), registry=None, until="publish").bundle
+    assert single is not None
+    assert [path.name for path in row_files(single.directory)] == ["table.safetensors"]
+    assert single.manifest.metrics["quality"]["ranker"]["all"]["auc"] == pytest.approx(measured, abs=0.002)
+
+
+def test_a_stopped_training_of_another_number_of_processes_is_kept_and_named(world: World, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(world.directory, tmp_path / "run"))
+    kept = out / ".train.partial" / "ranker.checkpoint"
+    kept.mkdir(parents=True)
+    position = checkpoint.Position("key", 0, 8, (), 2)
+    checkpoint.save(checkpoint.part_of(kept, 0), position, {"now.table.weight": torch.zeros(1)})
+    options = load_options(world.dataset, CHOICES)
+    for count in (1, 3):
+        other = replace(options, training=replace(options.training, processes=count))
+        with pytest.raises(TrainingError, match=rf"has 2 processes, this command {count}.*--processes 2"):
+            run(world.dataset, out, other, console=quiet(), registry=None, until="train")
+    assert kept.is_dir()
+
+
+def test_a_port_that_is_none_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
+    environment = os.environ | {"TESSERA_TRAIN_PORT": "many", "TESSERA_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "tessera", "train", str(world.dataset.directory / world.dataset.source.name)]
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "TESSERA_TRAIN_PORT=many: expected a port from 1 to 65535" in ended.stderr.replace("\n", " ")
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
