@@ -115,7 +115,6 @@ def train_in_processes(
             schema=schema.to_json(),
             config=config,
             positives=positives[TRAIN],
-            parent=os.getpid(),
             start="" if start is None else str(begin.absolute()),
             checkpoint=str(launch.checkpointing.path.absolute()),
             seconds=launch.checkpointing.seconds,
@@ -183,7 +182,7 @@ def _run(count: int, work: Path, port: int) -> None:
     failures: dict[int, ProcessFailure] = {}
     with _quiet(), _handlers_kept():
         try:
-            elastic_launch(config, sys.executable)("-m", "models.sharded.rank", str(work / SPEC))
+            elastic_launch(config, sys.executable)("-m", "models.sharded.rank", str(work / SPEC), str(os.getpid()))
         except ChildFailedError as failed:
             failures = dict(failed.failures)
         except SignalException as stopped:

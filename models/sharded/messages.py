@@ -19,7 +19,6 @@ class RankSpec(msgspec.Struct, frozen=True):
         schema: Schema of the ranker's input.
         config: Configuration of the training.
         positives: Number of positives in the training part.
-        parent: Id of the process that started the training.
         start: Directory of the ranker to start from. Empty: the seed decides the start.
         checkpoint: Directory of the checkpoint. Empty: none is written.
         seconds: Interval of checkpoints, seconds.
@@ -31,7 +30,6 @@ class RankSpec(msgspec.Struct, frozen=True):
     schema: dict[str, Any]
     config: TrainConfig
     positives: float
-    parent: int
     start: str = ""
     checkpoint: str = ""
     seconds: float = 60.0
