@@ -26,7 +26,7 @@ from features.dataset.split import Split
 from features.durable import write_directory
 from features.frame import Frame, build_frame
 from features.jobs.shard import write_parquet
-from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_manifest
+from models.bundle.bundle import Bundle, BundleParts, Training, load_bundle, write_manifest
 from models.bundle.contents import CORRECTION, LABELLED_ITEMS, LABELLED_SCHEMA
 from models.encoder.meaning.neighbours import NeighbourCorrection
 from models.ranker.network import NetworkConfig
@@ -211,5 +211,5 @@ def corrected_bundle(bundle: Bundle, destination: Path, *, weight: float = 6.0) 
     )
     liked = bundle.history.with_columns(label=pl.lit(1, dtype=pl.UInt8))
     write_parquet(pl.concat([disliked, liked]), destination / LABELLED_ITEMS)
-    write_manifest(destination, msgspec.structs.replace(bundle.manifest, format=FORMAT, correction=correction.id))
+    write_manifest(destination, msgspec.structs.replace(bundle.manifest, format=5, correction=correction.id))
     return load_bundle(destination)

@@ -49,6 +49,11 @@ def test_the_newest_format_is_among_them(tmp_path: Path) -> None:
     assert any(row["column"] == "surface" for row in ANSWERS["placed"]["path"]["curves"])
 
 
+def test_rows_in_files_of_ranges_answer_as_rows_in_one_file() -> None:
+    one, ranges = ({**ANSWERS[name], "format": 0, "id": ""} for name in ("corrected", "ranges"))
+    assert one == ranges
+
+
 def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
     opened("placed", tmp_path)
     network = tmp_path / "placed" / "network.safetensors"

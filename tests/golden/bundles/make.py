@@ -1,27 +1,32 @@
 """Makes the golden bundles and the answers beside them. Run once for a format; the results are frozen.
 
-    python tests/golden/bundles/make.py
+    python tests/golden/bundles/make.py NAME ...
 
 `placed` (format 4) has a position path and fields of the request and of the candidates. `corrected` (format 5) has a
-correction of new items. The data are drawn, so no data set stands in the repository.
+correction of new items. `ranges` (format 6) is `corrected` with its rows in two files. The data are drawn, so no data
+set stands in the repository.
 """
 
 import io
 import json
 import random
+import shutil
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from rich.console import Console
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2]))
 
 from features.dataset.descriptor import load_dataset  # noqa: E402
-from models.bundle.bundle import Bundle, load_bundle  # noqa: E402
+from models.bundle.bundle import Bundle, load_bundle, write_manifest  # noqa: E402
+from models.table.row_files import ONE_FILE, write_rows  # noqa: E402
 from tessera.pipeline.options import load_options  # noqa: E402
 from tessera.pipeline.run import run  # noqa: E402
 from tests.build import corrected_bundle  # noqa: E402
@@ -132,22 +137,41 @@ def pack(bundle: Bundle, path: Path) -> None:
                 archive.addfile(entry, io.BytesIO(file.read_bytes()))
 
 
-def main() -> None:
-    """Trains both bundles and writes archives and answers."""
-    answers = {}
-    with tempfile.TemporaryDirectory() as made:
-        place = Path(made)
-        write_data(place)
-        for name, text in (("placed", PLACED), ("corrected", CORRECTED)):
-            (place / f"{name}.toml").write_text(text)
-            dataset = load_dataset(place / f"{name}.toml")
-            found = run(dataset, place / name, load_options(dataset), console=Console(), registry=None, until="publish")
-            assert found.bundle is not None
-            bundle = found.bundle if name == "placed" else corrected_bundle(found.bundle, place / "bundle")
+def in_ranges(bundle: Bundle, destination: Path) -> Bundle:
+    """Returns the bundle with its rows in two files."""
+    shutil.copytree(bundle.directory, destination)
+    rows = load_file(destination / ONE_FILE)
+    (destination / ONE_FILE).unlink()
+    write_rows(destination, rows["weight"], rows["accumulator"], ranges=2)
+    write_manifest(destination, msgspec.structs.replace(bundle.manifest, format=6))
+    return load_bundle(destination)
+
+
+def made(name: str, place: Path) -> Bundle:
+    """Trains a bundle below a directory, or changes a frozen one."""
+    if name == "ranges":
+        with tarfile.open(HERE / "corrected.tar.xz") as archive:
+            archive.extractall(place / "corrected", filter="data")
+        return in_ranges(load_bundle(place / "corrected"), place / name)
+    write_data(place)
+    (place / f"{name}.toml").write_text({"placed": PLACED, "corrected": CORRECTED}[name])
+    dataset = load_dataset(place / f"{name}.toml")
+    found = run(dataset, place / name, load_options(dataset), console=Console(), registry=None, until="publish")
+    assert found.bundle is not None
+    return found.bundle if name == "placed" else corrected_bundle(found.bundle, place / "bundle")
+
+
+def main(names: list[str]) -> None:
+    """Makes the named bundles, and writes archives and answers."""
+    path = HERE / "answers.json"
+    answers = json.loads(path.read_text(encoding="utf-8"))
+    for name in names:
+        with tempfile.TemporaryDirectory() as place:
+            bundle = made(name, Path(place))
             pack(bundle, HERE / f"{name}.tar.xz")
             answers[name] = ask(load_bundle(bundle.directory))
-    (HERE / "answers.json").write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
