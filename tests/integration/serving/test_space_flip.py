@@ -145,7 +145,7 @@ def live(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterat
 
 
 def wait(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.02)
