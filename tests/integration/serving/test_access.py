@@ -191,6 +191,7 @@ NEEDED: dict[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", "/console/aggregates"): ("console",),
     ("GET", "/console/letters"): ("console",),
     ("GET", "/console/forgotten"): ("console",),
+    ("GET", "/console/skew"): ("console",),
     ("GET", "/console/health"): ("console",),
     ("GET", "/console/console.css"): ("console",),
     ("GET", "/console/console.js"): ("console",),
