@@ -104,7 +104,8 @@ class Site:
                 with contextlib.suppress(LogError):
                     trainer.close()
         with contextlib.closing(StoreWriter(self.log, self.bundle.id, self.store, topics=self.topics)) as writer:
-            while writer.run_once(wait_s=0.2):
+            # A loaded broker answers late, and an empty answer ends the drain.
+            while writer.run_once(wait_s=2.0):
                 pass
         self.service.refresh()
 

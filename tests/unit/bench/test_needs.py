@@ -182,6 +182,7 @@ def test_the_needs_of_a_benchmark_are_those_that_it_uses() -> None:
         *folder.glob("offline/*.py"),
         *folder.glob("encoder/*.py"),
         *folder.glob("shown/*.py"),
+        *folder.glob("skew/*.py"),
     ]:
         text = path.read_text()
         for name, needs in command.NEEDS.items():

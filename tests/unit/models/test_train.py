@@ -134,7 +134,7 @@ def test_scores_do_not_depend_on_how_examples_are_cut(
 ) -> None:
     whole = scores(trained.ranker, TEST)
     for rows in (1, 7, 149, 150):
-        monkeypatch.setattr(training, "_SCORE_ROWS", rows)
+        monkeypatch.setattr(training, "SCORE_ROWS", rows)
         np.testing.assert_allclose(scores(trained.ranker, TEST), whole, rtol=0, atol=1e-6)
     assert len(whole) == TEST.height
 

@@ -134,7 +134,7 @@ def test_no_text_is_a_markup_of_rich() -> None:
             console = isinstance(node, ast.Call) and ast.unparse(node.func) == "Console" and path.name != "terminal.py"
             # The pages of the console share the name, and a quiet console prints nothing.
             console = console and "quiet=True" not in ast.unparse(node)
-            if _STYLE.search(text) or imports or (console and path.name != "serve.py"):
+            if _STYLE.search(text) or imports or (console and path.name != "server.py"):
                 wrong.append(f"{path}: {ast.unparse(node)}")
     assert wrong == []
     assert _STYLE.search("[red]error[/red]")
