@@ -25,7 +25,8 @@ import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from features.errors import TesseraError, is_fault
-from features.jobs.engine import BEAM_NAMES, Engine, address
+from features.jobs.dask_cluster import check_workers, dask_cluster
+from features.jobs.engine import BEAM_NAMES, Engine
 from features.jobs.exchange import is_finished, lent
 from features.jobs.shard import Sifted, read_shard, write_parquet
 from features.jobs.worklist import Block, BlockCount, Failure, JobReport, RowCounts, Worklist, report
@@ -34,7 +35,6 @@ from features.storage.location import Location, absolute, locate
 
 Progress = Callable[[int, int], None]
 
-_ANSWER_S = 10.0
 _RECOVERS_S = 60.0
 _TRIES = 3
 _PAUSE_S = 0.5
@@ -223,20 +223,21 @@ def _submit(
     mapped: beam.DoFn, blocks: Sequence[Block], label: str, engine: Engine, options: list[str], watch: "_Watch"
 ) -> None:
     """Runs the pipeline over blocks until it has ended."""
-    pipeline = beam.Pipeline(runner=_runner(engine), options=PipelineOptions(options))
-    (
-        pipeline
-        | f"{label}: shards" >> beam.Create([tuple(block) for block in blocks], reshuffle=True)
-        | f"{label}: map" >> beam.ParDo(mapped)
-    )
-    result = pipeline.run()
-    watch.submitted(result)
-    try:
-        result.wait_until_finish()
-    finally:
-        # Dask's runner leaves its client open, and the cluster that the client started.
-        if client := getattr(result, "client", None):
-            client.close()
+    with dask_cluster(engine) as added:
+        pipeline = beam.Pipeline(runner=_runner(engine), options=PipelineOptions([*options, *added]))
+        (
+            pipeline
+            | f"{label}: shards" >> beam.Create([tuple(block) for block in blocks], reshuffle=True)
+            | f"{label}: map" >> beam.ParDo(mapped)
+        )
+        result = pipeline.run()
+        watch.submitted(result)
+        try:
+            result.wait_until_finish()
+        finally:
+            # Dask's runner leaves its client open.
+            if client := getattr(result, "client", None):
+                client.close()
 
 
 class _Watch:
@@ -357,7 +358,7 @@ def _checked(engine: Engine) -> list[str]:
     """Returns the Beam options of a job once the engine can run it, see `Engine.check`."""
     options = engine.check()
     if engine.name == "dask" and engine.endpoint is not None:
-        _check_dask(engine)
+        check_workers(engine.endpoint)
     return options
 
 
@@ -371,21 +372,3 @@ def _recovered(engine: Engine) -> list[str]:
             if time.monotonic() > give_up:
                 raise
             time.sleep(_PAUSE_S)
-
-
-def _check_dask(engine: Engine) -> None:
-    """Refuses a Dask cluster without workers, which would keep the job waiting for ever."""
-    from distributed import Client
-
-    host, port = address(str(engine.endpoint))
-    try:
-        with Client(f"tcp://{host}:{port}", timeout=_ANSWER_S) as client:
-            workers = len(client.nthreads())
-    except OSError as error:
-        raise TesseraError(
-            f"runner dask: no scheduler answers at {engine.endpoint} ({error}); see what runs there"
-        ) from error
-    if not workers:
-        raise TesseraError(
-            f"runner dask: the scheduler at {engine.endpoint} has no worker; start `dask worker tcp://{host}:{port}`"
-        )

@@ -16,8 +16,8 @@ IMPORTERS = {
     "apache_beam": ("features/jobs/beam.py", "features/jobs/worker_pool.py"),
     "fsspec": ("features/storage/location.py",),
     "s3fs": (),
-    "dask": ("features/jobs/beam.py",),
-    "distributed": ("features/jobs/beam.py",),
+    "dask": ("features/jobs/dask_cluster.py",),
+    "distributed": ("features/jobs/dask_cluster.py",),
     "torchrec": ("models/table/unified.py", "models/ranker/dcn.py", "models/sharded/table.py"),
     # The benchmark measures fbgemm's bare table as a floor.
     "fbgemm_gpu": ("features/device.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),

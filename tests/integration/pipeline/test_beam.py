@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 
 from features.content import lsa
@@ -20,6 +21,7 @@ from features.durable import write_directory
 from features.errors import TesseraError
 from features.jobs import beam as beam_job
 from features.jobs.beam import ShardFunction, map_shards
+from features.jobs.dask_cluster import dask_cluster
 from features.jobs.encode import encode_catalogue
 from features.jobs.engine import Engine
 from features.jobs.shard import Sifted, read_shards, write_parquet, write_shards
@@ -376,3 +378,17 @@ def test_an_empty_catalogue_is_one_empty_shard(encoder: Path, tmp_path: Path) ->
     found = read_shards(tmp_path / "out")
     assert found.height == 0
     assert found["vector"].dtype == pl.Array(pl.Float32, load_encoder(encoder).dim)
+
+
+@pytest.mark.slow
+def test_a_local_dask_cluster_takes_free_ports_of_this_machine_alone() -> None:
+    with dask_cluster(Engine("dask")) as first, dask_cluster(Engine("dask")) as second:
+        assert first != second
+        listening = {
+            connection.laddr
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert {host for host, _ in listening} == {"127.0.0.1"}
+    assert 8787 not in {port for _, port in listening}
