@@ -1,6 +1,7 @@
 """Aggregates in the online step: the columns of a batch's examples, and the records of the keys that it changed."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -73,23 +74,25 @@ class AggregateUpdates:
         forgotten = self.state.shrink()
         return columns, [*self._records(changed), *self._tombstones(forgotten)]
 
-    def forget(self, users: NDArray[np.int64]) -> list[str]:
-        """Removes the keys of users from all groups by user. Returns the ids of the removed records.
+    def forget(self, users: NDArray[np.int64]) -> list[list[str]]:
+        """Removes the keys of users from all groups by user. Returns the ids of each user's removed records.
 
         A group by the user and a column of the items is searched for every value that an item has, had when the bundle
         was published, or had in between.
 
         Args:
-            users: (N,) numbers of users who still have their values.
+            users: (N,) distinct numbers of users who still have their values.
         """
         plan = self.state.plan
         if not len(users) or not any("user" in group.by for group in plan.groups):
-            return []
+            return [[] for _ in users]
         items = self._catalogue.items
         published = Entities(self._bundle.schema, "item", self._bundle.items, items.admission)
         lists = {}
-        for part in dict.fromkeys((*plan.parts, *{"user", "item"}.intersection(plan.counted_columns))):
+        for part in dict.fromkeys((*plan.parts, *{"item"}.intersection(plan.counted_columns))):
             entity, column = column_of(part)
+            if part == "user":
+                continue
             sources = (
                 [(self._catalogue.users, users)]
                 if entity == "user"
@@ -97,9 +100,14 @@ class AggregateUpdates:
             )
             keys = [source.keys(column, index).values.view(np.uint64) for source, index in sources]
             lists[part] = np.unique(np.concatenate([*keys, self.past.keys(part)]))
-        removed = self.state.forget("user", lists)
-        groups = list(self.state.states)
-        return [aggregate_record.key_id(groups.index(by), key) for by, keys in removed.items() for key in keys.tolist()]
+        own = self._catalogue.users.keys("user_id", users)
+        values = [own.values.view(np.uint64)[first:last] for first, last in pairwise(own.offsets)]
+        removed = self.state.forget("user", lists, values)
+        places = {by: place for place, by in enumerate(self.state.states)}
+        return [
+            [aggregate_record.key_id(places[by], key) for by, keys in found.items() for key in keys.tolist()]
+            for found in removed
+        ]
 
     def _met(self, events: pl.DataFrame, examples: Examples, name: str) -> NDArray[np.uint64]:
         if name not in ("user", "item"):

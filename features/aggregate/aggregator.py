@@ -3,7 +3,7 @@
 Shape letters: B examples, M examples by key, A columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -125,34 +125,45 @@ class Aggregator:
                 pairs.remove(removed[by], _NO_VALUES)
         return removed
 
-    def forget(self, entity: str, lists: Mapping[str, Keys]) -> dict[tuple[str, ...], Keys]:
-        """Removes the keys of some values of an entity from all groups by the entity; returns the removed keys.
+    def forget(
+        self, entity: str, lists: Mapping[str, Keys], values: Sequence[Keys]
+    ) -> list[dict[tuple[str, ...], Keys]]:
+        """Removes the keys of some values of an entity from all groups by the entity.
 
-        The pairs of the removed keys are removed too.
+        The pairs of the removed keys are removed too. All values are removed at once, since a removal rebuilds a map.
 
         Args:
             entity: `user` or `item`.
             lists: By part of the plan, the keys of the values that may have been combined. Pairs without an owner are
                 searched for the values of a counted column that has a list.
+            values: Keys of each value of the entity, which stand for its list.
+
+        Returns:
+            The removed keys of each value, by group.
         """
-        removed = {}
+        removed: list[dict[tuple[str, ...], Keys]] = [{} for _ in values]
         for group in self.plan.groups:
             if entity not in group.by:
                 continue
-            one = {
-                part: Jagged(lists[part].view(np.int64), np.array([0, len(lists[part])], dtype=np.int64))
-                for part in group.by
-            }
-            held, _ = self.states[group.by].held(np.unique(group_keys(group, one)[0]))
-            self.states[group.by].remove(held)
-            removed[group.by] = held
+            state, taken = self.states[group.by], _NO_VALUES
+            for found, own in zip(removed, values, strict=True):
+                one = {part: _one_list(own if part == entity else lists[part]) for part in group.by}
+                held, _ = state.held(np.unique(group_keys(group, one)[0]))
+                found[group.by] = np.setdiff1d(held, taken)
+                taken = np.concatenate([taken, found[group.by]])
+            state.remove(taken)
             for column in group.distinct:
-                self.pairs[group.by, column].remove(held, lists.get(column, _NO_VALUES))
+                own = np.concatenate([_NO_VALUES, *values]) if column == entity else lists.get(column, _NO_VALUES)
+                self.pairs[group.by, column].remove(taken, own)
         return removed
 
     def full(self) -> tuple[str, ...] | None:
         """Returns the parts of a group that has more than `most_keys`, None if there is none."""
         return next((by for by, state in self.states.items() if len(state) > self.plan.most_keys), None)
+
+
+def _one_list(keys: Keys) -> Jagged:
+    return Jagged(keys.view(np.int64), np.array([0, len(keys)], dtype=np.int64))
 
 
 def group_keys(group: Group, keys_by_part: Mapping[str, Jagged]) -> tuple[Keys, Ints]:

@@ -62,7 +62,7 @@ class Removals:
         *,
         catalogue: Catalogue,
         histories: Sequence[History],
-        forget_aggregates: Callable[[NDArray[np.int64]], list[str]],
+        forget_aggregates: Callable[[NDArray[np.int64]], list[list[str]]],
     ) -> tuple[list[Record], list[Removed]]:
         """Removes the users of a batch's tombstones.
 
@@ -71,7 +71,8 @@ class Removals:
             seq: Number of the micro-batch.
             catalogue: Catalogue of the stream.
             histories: Visits of the users, and if the bundle corrects new items their labelled items.
-            forget_aggregates: Removes the aggregates of users by number, and returns the ids of the removed records.
+            forget_aggregates: Removes the aggregates of users by number, and returns the ids of each user's removed
+                records. It is asked once, since a removal rebuilds maps that are as large as the state.
 
         Returns:
             A record of each user for the deltas, and the counts of removed parts.
@@ -79,6 +80,9 @@ class Removals:
         self._before = []
         records, removed = [], []
         ids = named_users(tombstones, catalogue.user_numbers)
+        known = [user for user in dict.fromkeys(ids.values()) if user in catalogue.user_numbers]
+        numbers = np.array([catalogue.user_numbers[user] for user in known], dtype=np.int64)
+        keys = dict(zip(known, forget_aggregates(numbers), strict=True))
         for message, request in tombstones:
             self.users.add(request)
             self.seqs[request.user, request.salt] = seq
@@ -87,7 +91,7 @@ class Removals:
             # Two tombstones of a batch may name one user.
             names = [user] if user in catalogue.user_numbers else []
             index = np.array([catalogue.user_numbers[name] for name in names], dtype=np.int64)
-            aggregates = forget_aggregates(index)
+            aggregates = keys.pop(user, [])
             visits, *_ = [history.forget(index) for history in histories]
             self.dead.update(catalogue.forget_users(names).tolist())
             self.aggregates.update(dict.fromkeys(aggregates, seq))
