@@ -52,7 +52,7 @@ NEEDS = {
 NAMES = tuple(NEEDS)
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
-_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered")
+_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered", "serving")
 
 
 def bench(

@@ -6,7 +6,7 @@
 - storage: bytes a row and the AUC on the test part of the dataset, in float32, float16 and int8.
 - rank: 500 candidates over HTTP on this machine's loopback, one client, the dataset's own network; rows from Redis, and
   from the mirror. Floor: the same rankings in process, and a request that asks for nothing.
-- sampling: the same request to two servers in turn, of which one logs what it read for 1 % of its answers.
+- sampling: the same request to three servers in turn, of which one logs what it read for 1 % of its answers.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from serving.store.redis.store import RedisStore
 from tessera.bench.harness.floor import p50_p99_ms, plain_values, request_ms
 from tessera.bench.harness.live_data import servers
 from tessera.bench.harness.needs import FEAST, Peers
+from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
@@ -45,15 +46,30 @@ from tessera.terminal import one_thread
 
 _ROUNDS, _WARM = 500, 50
 _WIDE, _NARROW, _MILLION = (10_000, 64, 500), (200_000, 16, 4_000), 1_000_000
-_CANDIDATES, _VALUES = 500, 1_000
+_CANDIDATES, _VALUES, _SERVERS = 500, 1_000, 3
 
 
-def serving(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers: Peers) -> BenchResult:
+PARTS = ("reads", "ranking", "sampling", "storage")
+"""Parts of the benchmark, by the name that `--part` takes."""
+
+
+def serving(
+    dataset: Dataset, out: Path, *, seeds: int, console: Console, peers: Peers, parts: Sequence[str] | None = None
+) -> BenchResult:
     """Measures each part `seeds` times; claims are judged from the medians.
 
     Args:
+        dataset: Dataset whose bundle is served.
+        out: Directory of the run.
+        seeds: Number of seeds, from 0.
+        console: Console of the progress.
         peers: may lack Feast; then nothing is claimed about it.
+        parts: Names in `PARTS`; all by default.
+
+    Raises:
+        TesseraError: A part is unknown, or a server is missing.
     """
+    chosen = chosen_parts("serving", parts, PARTS)
     settings = servers("serving")
     one_thread()
     result = run(dataset, out / dataset.name, load_options(dataset), console=console, registry=None, until="publish")
@@ -61,17 +77,22 @@ def serving(dataset: Dataset, out: Path, *, seeds: int, console: Console, peers:
     rows = measured_rows()
     with contextlib.closing(RedisStore(settings.redis)) as store:
         for seed in range(seeds):
-            with console.status(f"seed {seed}: reads"):
-                rows += _reads(store, settings.redis, seed)
-                if (python := peers.python(FEAST)) is not None:
-                    rows.append({"part": "reads: Feast", "seed": seed, **_feast(settings, out, python)})
-                rows.append(_bootstrap(store, settings.redis, seed))
-            with console.status(f"seed {seed}: ranking"):
-                rows.append(_in_process(store, result.bundle, seed))
-                rows += (_ranking(settings, result.bundle, seed, out, mirror=mirror) for mirror in (False, True))
-                rows.append(_sampling(settings, result.bundle, seed, out))
-        with console.status("storage"):
-            rows += _storage(store, result.bundle, out / dataset.name / "frame")
+            if "reads" in chosen:
+                with console.status(f"seed {seed}: reads"):
+                    rows += _reads(store, settings.redis, seed)
+                    if (python := peers.python(FEAST)) is not None:
+                        rows.append({"part": "reads: Feast", "seed": seed, **_feast(settings, out, python)})
+                    rows.append(_bootstrap(store, settings.redis, seed))
+            if "ranking" in chosen:
+                with console.status(f"seed {seed}: ranking"):
+                    rows.append(_in_process(store, result.bundle, seed))
+                    rows += (_ranking(settings, result.bundle, seed, out, mirror=mirror) for mirror in (False, True))
+            if "sampling" in chosen:
+                with console.status(f"seed {seed}: sampling"):
+                    rows.append(_sampling(settings, result.bundle, seed, out))
+        if "storage" in chosen:
+            with console.status("storage"):
+                rows += _storage(store, result.bundle, out / dataset.name / "frame")
     rows += peers.rows("part")
     return BenchResult("serving", dataset.name, seeds, rows, _claims(rows))
 
@@ -89,23 +110,32 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
         floor = median("floor: rank", "p50_ms") + median(f"rank: {reader}", "request_ms")
         return median(f"rank: {reader}", "p50_ms") / floor
 
-    bootstrap = median("bootstrap", "seconds") / median("bootstrap", "floor_seconds")
-    beside_feast = []
-    if any(row["part"] == "reads: Feast" for row in rows):
+    measured, judged = {row["part"] for row in rows}, []
+    if "reads: Feast" in measured:
         times = median("reads: Feast", "p50_ms") / median("reads: Redis", "p50_ms", rows=500)
-        beside_feast.append(at_least("500 x 64: times as fast as Feast, p50", times, 4.0))
-    return [
-        *beside_feast,
-        at_most("500 x 64 from Redis over one MGET of plain values, p50", *over_floor("Redis", 500)),
-        at_most("4,000 x 16 from Redis over one MGET of plain values, p50", *over_floor("Redis", 4_000)),
-        at_most("4,000 x 16 from the mirror over numpy's copy, p50", *over_floor("mirror", 4_000)),
-        at_most("mirror of 1,000,000 rows over reading as many bytes", bootstrap, 4.0),
-        at_most("float16, bytes a row", median("storage", "bytes_per_row", storage="float16"), 42.0),
-        at_most("int8, bytes a row", median("storage", "bytes_per_row", storage="int8"), 30.0),
-        at_most("rank 500 over HTTP over its parts in process, p50", ranked("Redis"), 2.0),
-        at_most("the same, rows from the mirror", ranked("mirror"), 2.0),
-        at_most("rank 500 with 1 % of the answers logged over without, p50", median("rank: sampled", "ratio"), 1.05),
-    ]
+        judged.append(at_least("500 x 64: times as fast as Feast, p50", times, 4.0))
+    if "reads: Redis" in measured:
+        bootstrap = median("bootstrap", "seconds") / median("bootstrap", "floor_seconds")
+        judged += [
+            at_most("500 x 64 from Redis over one MGET of plain values, p50", *over_floor("Redis", 500)),
+            at_most("4,000 x 16 from Redis over one MGET of plain values, p50", *over_floor("Redis", 4_000)),
+            at_most("4,000 x 16 from the mirror over numpy's copy, p50", *over_floor("mirror", 4_000)),
+            at_most("mirror of 1,000,000 rows over reading as many bytes", bootstrap, 4.0),
+        ]
+    if "storage" in measured:
+        judged += [
+            at_most("float16, bytes a row", median("storage", "bytes_per_row", storage="float16"), 42.0),
+            at_most("int8, bytes a row", median("storage", "bytes_per_row", storage="int8"), 30.0),
+        ]
+    if "rank: Redis" in measured:
+        judged += [
+            at_most("rank 500 over HTTP over its parts in process, p50", ranked("Redis"), 2.0),
+            at_most("the same, rows from the mirror", ranked("mirror"), 2.0),
+        ]
+    if "rank: sampled" in measured:
+        ratio = median("rank: sampled", "ratio")
+        judged.append(at_most("rank 500 with 1 % of the answers logged over without, p50", ratio, 1.05))
+    return judged
 
 
 def _reads(store: RedisStore, address: str, seed: int) -> list[dict[str, Any]]:
@@ -198,26 +228,38 @@ def _ranking(settings: Settings, bundle: Bundle, seed: int, out: Path, *, mirror
 
 
 def _sampling(settings: Settings, bundle: Bundle, seed: int, out: Path) -> dict[str, Any]:
-    """Sends each request to a server without sampling and to one with it, in an order that alternates."""
+    """Sends each request to two servers without sampling and to one with it, in an order that rotates.
+
+    Servers of the same code differ by some hundredths, so `control` says what two of them without sampling differ by.
+    Each round starts all three again, and sampling is the first, second or third of them.
+    """
+    rounds = [_sampled_round(settings, bundle, seed, out, place) for place in range(_SERVERS)]
+    plain, control, sampled = (float(value) for value in np.exp(np.mean(np.log(rounds), axis=0)))
+    row = {"part": "rank: sampled", "seed": seed, "rows": _CANDIDATES, "p50_ms": sampled, "without_p50_ms": plain}
+    return row | {"ratio": sampled / float(np.sqrt(plain * control)), "control": control / plain}
+
+
+def _sampled_round(settings: Settings, bundle: Bundle, seed: int, out: Path, place: int) -> list[float]:
+    """Returns the p50 in milliseconds of two servers without sampling and of one with it, started at `place`."""
     environment = {"TESSERA_REDIS": settings.redis, "TESSERA_HOME": str((out / "home").absolute()), "TESSERA_KAFKA": ""}
     options = ("--bundle", str(bundle.directory), "--quiet", "--mirror")
     with contextlib.ExitStack() as stack:
         callers = []
-        for rate in ("0", "0.01"):
-            log = out / f"serve-sampled-{rate}.log"
+        for number in range(_SERVERS):
+            rate, log = "0.01" if number == place else "0", out / f"serve-sampled-{number}.log"
             port = stack.enter_context(server(environment, *options, "--skew-sample", rate, log=log))
             caller = Caller(port, bundle, candidates=_CANDIDATES, seed=seed)
             callers.append(stack.enter_context(contextlib.closing(caller)))
-        times: list[list[float]] = [[], []]
-        for number in range(_WARM + 2 * _ROUNDS):
+        times: list[list[float]] = [[] for _ in callers]
+        for number in range(_WARM + _ROUNDS):
             body = callers[0].body()
-            for which in (0, 1) if number % 2 else (1, 0):
+            for which in np.roll(np.arange(_SERVERS), number):
                 began = time.perf_counter()
                 _ranked(callers[which], body)
                 times[which].append(1_000 * (time.perf_counter() - began))
-    plain, sampled = (float(np.median(one[_WARM:])) for one in times)
-    row = {"part": "rank: sampled", "seed": seed, "rows": _CANDIDATES, "p50_ms": sampled, "without_p50_ms": plain}
-    return row | {"ratio": sampled / plain}
+    p50 = [float(np.median(one[_WARM:])) for one in times]
+    sampled = p50.pop(place)
+    return [*p50, sampled]
 
 
 def _ranked(caller: Caller, body: bytes) -> None:
