@@ -65,6 +65,7 @@ class Shared:
         number: Number of this worker, from 1.
         listening: Socket of this worker.
         metrics: Directory of the workers' metrics.
+        mirrors: Directory in memory of the tables that their mirrors share.
         rates: Rates of the callers, of all workers together.
         ready: Called when this worker is about to answer.
         orphaned: Tells that the process that started this worker is gone.
@@ -73,6 +74,7 @@ class Shared:
     number: int
     listening: socket.socket
     metrics: Path
+    mirrors: Path
     rates: Any
     ready: Callable[[], None]
     orphaned: Callable[[], bool]
@@ -108,7 +110,7 @@ def run_server(settings: Settings, options: ServeOptions, stop: threading.Event,
     with contextlib.ExitStack() as stack:
         stack.enter_context(settings.traced("tessera-serve"))
         metrics = Metrics(shared.metrics if shared else None)
-        opener = _opener(settings, options, metrics, stack)
+        opener = _opener(settings, options, metrics, stack, shared)
         service, close = opener(opened)
         current = stack.enter_context(contextlib.closing(Router(service, close=close)))
         parts = AppParts(
@@ -165,15 +167,22 @@ def _serve_until(stop: threading.Event, server: Any, state: Any, drain_s: float,
     thread.join()
 
 
-def _opener(settings: Settings, options: ServeOptions, metrics: Any, stack: contextlib.ExitStack) -> Any:
+def _opener(
+    settings: Settings, options: ServeOptions, metrics: Any, stack: contextlib.ExitStack, shared: Shared | None
+) -> Any:
     """Returns what opens a bundle's service, with a mirror if the options ask for it."""
     from serving.ranking.mirror_feed import mirrored
     from serving.traffic.follow import ServiceOpener
 
     store = stack.enter_context(contextlib.closing(settings.open_store()))
-    feed = partial(mirrored, settings.open_log, settings.topics, store, metrics=metrics) if options.mirror else None
+    common = shared.mirrors if shared else None
+    copied = partial(mirrored, settings.open_log, settings.topics, store, metrics=metrics, shared=common)
     return ServiceOpener(
-        store, storage=settings.storage, mirror=feed, deltas=settings.topics.deltas, index=settings.index_rows()
+        store,
+        storage=settings.storage,
+        mirror=copied if options.mirror else None,
+        deltas=settings.topics.deltas,
+        index=settings.index_rows(),
     )
 
 

@@ -3,7 +3,7 @@
 The parent holds the port, starts the workers by `fork`, starts a worker again that ended by itself, and hands SIGTERM
 on. Each worker is a whole server with a listening socket of its own on the port (SO_REUSEPORT), so the kernel deals out
 the connections. Workers follow the registry each for itself, as the servers of several machines do. The callers' rates
-lie in memory that they share, and prometheus_client's multiprocess mode adds up their metrics.
+and the rows of the mirrors lie in memory that they share. prometheus_client's multiprocess mode adds up their metrics.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from tessera.server import ServeOptions, Shared, run_server
 from tessera.settings import Settings
 
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_SHM = Path("/dev/shm")
 _POLL_S = 0.1
 _PAUSE_S = 1.0
 _log = logging.getLogger("tessera.workers")
@@ -61,7 +62,11 @@ def run_workers(settings: Settings, options: ServeOptions) -> None:
     """
     if not hasattr(socket, "SO_REUSEPORT") or not hasattr(os, "fork"):
         raise TesseraError("--workers: this system cannot share a port; start servers behind a proxy")
-    with _metrics_directory() as directory, _reserved(options.host, options.port) as (family, address):
+    with (
+        _metrics_directory() as directory,
+        tempfile.TemporaryDirectory(prefix="tessera-mirror-", dir=_memory(), ignore_cleanup_errors=True) as mirrors,
+        _reserved(options.host, options.port) as (family, address),
+    ):
         # Loaded before the fork, so that the workers share the libraries' pages.
         from prometheus_client import multiprocess, values
 
@@ -75,7 +80,7 @@ def run_workers(settings: Settings, options: ServeOptions) -> None:
         values.ValueClass = values.get_value_class()
         rates = SharedBuckets(options.per_second, Limits().burst_s)
         stop = until_stopped()
-        start = partial(_start, settings, options, family, address, (directory, rates))
+        start = partial(_start, settings, options, family, address, (directory, Path(mirrors), rates))
         # The first worker fills the store; the others find it filled.
         workers = [start(1)]
         try:
@@ -93,7 +98,7 @@ def _start(
     options: ServeOptions,
     family: int,
     address: tuple[str, int],
-    common: tuple[Path, Any],
+    common: tuple[Path, Path, Any],
     number: int,
 ) -> _Worker:
     """Starts a worker; returns in the parent alone."""
@@ -166,6 +171,11 @@ def _end(workers: list[_Worker]) -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(worker.pid, 0)
         os.close(worker.pipe)
+
+
+def _memory() -> Path | None:
+    """Returns the directory of the system whose files lie in memory, None if there is none."""
+    return _SHM if os.access(_SHM, os.W_OK) else None
 
 
 @contextlib.contextmanager

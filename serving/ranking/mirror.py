@@ -15,6 +15,7 @@ from features.aggregate.plan import AggregatePlan
 from models.bundle import aggregate_record
 from models.bundle.delta import Delta
 from models.bundle.request_aggregates import AsOf, Parts, answer
+from serving.ranking.held_rows import HeldRows, OwnRows
 from serving.store.check import check_rows
 from serving.store.page import pack, unpack
 from serving.store.protocol import Float32, Int64, OnlineStore
@@ -28,24 +29,30 @@ class Mirror:
 
     Attributes:
         bundle: Id of the bundle.
-        position: First offset of the deltas' topic that the mirror may lack. The feed sets it after each fold.
+        position: First offset of the deltas' topic that the mirror may lack.
 
     Args:
         store: Store that has the bundle. The table is read once.
         bundle: Id of the bundle.
         plan: Plan of the bundle's aggregates.
+        rows: Holds the table. Default: this process.
     """
 
-    def __init__(self, store: OnlineStore, bundle: str, plan: AggregatePlan) -> None:
+    def __init__(self, store: OnlineStore, bundle: str, plan: AggregatePlan, rows: HeldRows | None = None) -> None:
         self.bundle = bundle
         self.position = 0
         self._table = store.table(bundle)
-        self._vectors, self._seqs = store.read_table(bundle)
+        self._rows = OwnRows(store, bundle) if rows is None else rows
         held = store.scan_records(bundle, aggregate_record.AGGREGATE) if plan.columns else iter(())
         self._aggregates = aggregate_record.restored(plan, dict(itertools.chain.from_iterable(held)))
         self._forgotten = 0
         self._lock = threading.Lock()
         self._caught_up = time.monotonic()
+
+    def moved(self, position: int) -> None:
+        """Records that the mirror has all deltas before a position. The feed calls this method after each fold."""
+        self.position = position
+        self._rows.moved(position)
 
     def caught_up(self) -> None:
         """Records that the mirror has all deltas of the log at this moment."""
@@ -62,15 +69,11 @@ class Mirror:
         """
         if delta.bundle != self.bundle:
             return 0
-        rows = delta.row_numbers
+        changed = self._rows.fold(delta.row_numbers, unpack(pack(self._table, delta.vectors)), delta.seq)
         with self._lock:
-            newer = self._seqs[rows] < delta.seq
-            rows = rows[newer]
-            self._vectors[rows] = unpack(pack(self._table, delta.vectors[newer]))
-            self._seqs[rows] = delta.seq
             self._forgotten += aggregate_record.apply(self._aggregates, delta.records)
         self._compact()
-        return len(rows)
+        return changed
 
     def _compact(self) -> None:
         """Releases the memory of forgotten keys. The states are made beside those that answer, and swapped."""
@@ -84,10 +87,13 @@ class Mirror:
                 states[by] = fresh
 
     def read_rows(self, rows: Int64) -> Float32:
-        """Returns the vectors (N, D) float32 of rows (N,), all of the same moment."""
+        """Returns the vectors (N, D) float32 of rows (N,), all of the same moment.
+
+        Raises:
+            StoreError: The rows cannot be read at present.
+        """
         check_rows(self._table, rows)
-        with self._lock:
-            return self._vectors.take(rows, axis=0)
+        return self._rows.take(rows)
 
     def aggregates(self, parts: Parts, candidates: int, at: int | None) -> tuple[Float32, AsOf | None]:
         """Answers for the candidates of one request; see `models.bundle.request_aggregates.answer`."""
@@ -96,5 +102,4 @@ class Mirror:
 
     def seqs(self) -> NDArray[np.int64]:
         """Returns the sequence numbers of all rows, (R,) int64."""
-        with self._lock:
-            return self._seqs.copy()
+        return self._rows.seqs()

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from models.bundle import delta
 from models.bundle.bundle import Bundle
@@ -10,6 +11,7 @@ from serving.background import Background, Rounds
 from serving.metrics import Metrics
 from serving.ranking.mirror import Mirror
 from serving.ranking.rows import MirrorRows, StoreRows
+from serving.ranking.shared_rows import SharedRows
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
 from streaming.log.protocol import EventLog
@@ -28,6 +30,7 @@ def mirrored(
     bundle: Bundle,
     *,
     metrics: Metrics | None = None,
+    shared: Path | None = None,
 ) -> Iterator[MirrorRows]:
     """Yields a bundle's rows from a mirror that is kept fresh from the log while the body runs.
 
@@ -37,6 +40,7 @@ def mirrored(
         store: Store that has the bundle. While the mirror lags, rows come from the store.
         bundle: The mirrored bundle.
         metrics: Counts failures of the feed.
+        shared: Directory in memory where several processes share the table. Default: the table is of this process.
 
     Raises:
         LogError: The log is unavailable at the start.
@@ -47,8 +51,15 @@ def mirrored(
         # The mirror folds from this position, since later deltas may be missing in the store.
         position = position_of(store, bundle.id, topics.deltas) or 0
         position = min(position, log.end_offsets(topics.deltas)[0])
-    mirror = Mirror(store, bundle.id, bundle.schema.aggregates)
-    with mirror_feed(open_log, topics.deltas, mirror, position, Rounds("mirror", "mirror", metrics or Metrics())):
+    with contextlib.ExitStack() as stack:
+        held = None
+        if shared is not None:
+            held = stack.enter_context(contextlib.closing(SharedRows(shared, store, bundle.id, position)))
+            # The process that read the table may be gone before it folded the deltas from its position on.
+            position = min(position, held.position)
+        mirror = Mirror(store, bundle.id, bundle.schema.aggregates, held)
+        rounds = Rounds("mirror", "mirror", metrics or Metrics())
+        stack.enter_context(mirror_feed(open_log, topics.deltas, mirror, position, rounds))
         yield MirrorRows(mirror, StoreRows(store, bundle.id))
 
 
@@ -65,7 +76,8 @@ def mirror_feed(
         position: First offset to read. The mirror's rows must contain all deltas before this offset.
         rounds: Records failures. While the feed fails, the mirror lags and rows come from the store.
     """
-    offset = mirror.position = position
+    offset = position
+    mirror.moved(position)
 
     def follow(stop: threading.Event) -> None:
         nonlocal offset
@@ -74,7 +86,8 @@ def mirror_feed(
                 messages = follower.poll(_BATCH, _WAIT_S)
                 for message in messages:
                     mirror.fold(delta.decode(message.value))
-                    offset = mirror.position = message.offset + 1
+                    offset = message.offset + 1
+                    mirror.moved(offset)
                 if len(messages) < _BATCH:
                     mirror.caught_up()
                     rounds.well()

@@ -94,9 +94,16 @@ class MirrorRows:
 
     def read_rows(self, rows: Int64) -> Float32:
         """See `RowReader`."""
-        if not self.fresh:
+        # A source that fails leaves the rows to the other one, which is the last.
+        if self.fresh:
             with contextlib.suppress(StoreError):
-                return self._store.read_rows(rows)
+                return self._mirrored(rows)
+            return self._store.read_rows(rows)
+        with contextlib.suppress(StoreError):
+            return self._store.read_rows(rows)
+        return self._mirrored(rows)
+
+    def _mirrored(self, rows: Int64) -> Float32:
         with trace.span("lookup", rows=len(rows), source="mirror"):
             return self.mirror.read_rows(rows)
 

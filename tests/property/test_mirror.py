@@ -1,6 +1,9 @@
 """The mirror is the store's fold: whatever order pages and deltas come in, each row keeps its newest value."""
 
+import contextlib
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from features.errors import StoreError
 from models.bundle import aggregate_record, record
 from models.bundle.delta import VERSION, Delta, Record
 from serving.ranking.mirror import Mirror
+from serving.ranking.shared_rows import SharedRows
 from serving.store.memory import MemoryStore
 
 ROWS, DIM = 20, 4
@@ -30,27 +34,31 @@ def _write(store: MemoryStore, change: Delta) -> None:
     store.write_rows(change.bundle, change.row_numbers, seqs, change.vectors)
 
 
-@given(WRITES, st.randoms(), st.integers(0, 25), st.sampled_from(["float32", "float16", "int8"]))
+@given(WRITES, st.randoms(), st.integers(0, 25), st.sampled_from(["float32", "float16", "int8"]), st.integers(0, 3))
 def test_pages_and_deltas_in_any_order_give_the_stores_rows(
-    writes: list[tuple[int, int]], chance: random.Random, cut: int, storage: str
+    writes: list[tuple[int, int]], chance: random.Random, cut: int, storage: str, sharing: int
 ) -> None:
+    # 0: a mirror of its own rows. Else as many mirrors as processes, which share theirs.
     store = MemoryStore()
     store.create_table("b", rows=ROWS, dim=DIM, storage=storage)
     store.load_rows("b", np.zeros((ROWS, DIM), dtype=np.float32), seq=0)
     changes = [_delta(row, seq) for row, seq in writes]
     for change in changes[:cut]:
         _write(store, change)
-    mirror = Mirror(store, "b", NOTHING)
-    for change in changes[cut:]:
-        _write(store, change)
-    followed = list(changes)
-    chance.shuffle(followed)
-    for change in followed:
-        mirror.fold(change)
     every = np.arange(ROWS)
-    assert mirror.fold(_delta(0, 99, bundle="another")) == 0
-    np.testing.assert_array_equal(mirror.read_rows(every), store.read_rows("b", every))
-    np.testing.assert_array_equal(mirror.seqs(), store.read_seqs("b", every))
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        held = [stack.enter_context(contextlib.closing(SharedRows(place, store, "b", 0))) for _ in range(sharing)]
+        mirrors = [Mirror(store, "b", NOTHING, one) for one in held or [None]]
+        for change in changes[cut:]:
+            _write(store, change)
+        for change in chance.sample(changes, len(changes)):
+            # The first mirror folds the delta; the others find it done.
+            assert sum(mirror.fold(change) for mirror in chance.sample(mirrors, len(mirrors))) <= 1
+        for mirror in mirrors:
+            assert mirror.fold(_delta(0, 99, bundle="another")) == 0
+            np.testing.assert_array_equal(mirror.read_rows(every), store.read_rows("b", every))
+            np.testing.assert_array_equal(mirror.seqs(), store.read_seqs("b", every))
 
 
 def test_a_row_beyond_the_table_is_refused() -> None:

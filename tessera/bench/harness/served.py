@@ -24,6 +24,13 @@ _READY_S = 120.0
 @contextlib.contextmanager
 def server(environment: Mapping[str, str], *options: str, log: Path) -> Iterator[int]:
     """A server with an environment of its own; yields its port when it answers."""
+    with served_process(environment, *options, log=log) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def served_process(environment: Mapping[str, str], *options: str, log: Path) -> Iterator[tuple[int, int]]:
+    """A server with an environment of its own; yields its port and its process when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -40,7 +47,7 @@ def server(environment: Mapping[str, str], *options: str, log: Path) -> Iterator
                 if process.poll() is not None or time.monotonic() > give_up:
                     raise TesseraError(f"the server did not start; see {log}")
                 time.sleep(0.1)
-            yield port
+            yield port, process.pid
         finally:
             process.terminate()
             process.wait(60)

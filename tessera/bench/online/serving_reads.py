@@ -7,6 +7,7 @@
 - rank: 500 candidates over HTTP on this machine's loopback, one client, the dataset's own network; rows from Redis, and
   from the mirror. Floor: the same rankings in process, and a request that asks for nothing.
 - sampling: the same request to three servers in turn, of which one logs what it read for 1 % of its answers.
+- workers: as many requests as one worker and two answer; see `serving_workers`.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
+from tessera.bench.online.serving_workers import worker_rows
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.compare import storage_cost
 from tessera.pipeline.options import load_options
@@ -49,7 +51,7 @@ _WIDE, _NARROW, _MILLION = (10_000, 64, 500), (200_000, 16, 4_000), 1_000_000
 _CANDIDATES, _VALUES, _SERVERS = 500, 1_000, 3
 
 
-PARTS = ("reads", "ranking", "sampling", "storage")
+PARTS = ("reads", "ranking", "sampling", "workers", "storage")
 """Parts of the benchmark, by the name that `--part` takes."""
 
 
@@ -90,6 +92,9 @@ def serving(
             if "sampling" in chosen:
                 with console.status(f"seed {seed}: sampling"):
                     rows.append(_sampling(settings, result.bundle, seed, out))
+            if "workers" in chosen:
+                with console.status(f"seed {seed}: workers"):
+                    rows += worker_rows(settings, result.bundle, seed, out, candidates=_CANDIDATES)
         if "storage" in chosen:
             with console.status("storage"):
                 rows += _storage(store, result.bundle, out / dataset.name / "frame")
@@ -135,6 +140,15 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
     if "rank: sampled" in measured:
         ratio = median("rank: sampled", "ratio")
         judged.append(at_most("rank 500 with 1 % of the answers logged over without, p50", ratio, 1.05))
+    if "workers: 2" in measured:
+        one, two = (median(f"workers: {workers}", "requests_per_cpu_s") for workers in (1, 2))
+        failed = sum(row["failed"] for row in rows if row["part"].startswith("workers: "))
+        held = median("workers: 2", "mirror_pss_bytes") / median("workers: 2", "mirror_bytes")
+        judged += [
+            at_least("two workers over one: requests for each processor second of the server", two / one, 0.9),
+            at_most("two workers: memory of the mirrors over the memory of one", held, 1.05),
+            at_most("requests that failed, by one worker and by two", failed, 0),
+        ]
     return judged
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -33,6 +34,9 @@ from tests.integration.served import Served
 from tests.integration.world import World, make_world
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+# Swaps of a server with two workers; 100 by hand.
+SWAPS = int(os.environ.get("WORKER_SWAPS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -270,29 +274,27 @@ def test_the_registry_keeps_where_a_bundle_came_from(published: Settings, world:
 
 
 def test_every_worker_swaps_and_no_answer_mixes(world: World, other: World, tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    registry = settings.open_registry()
-    first, second = (registry.publish(one.bundle, params={}, metrics={}) for one in (world, other))
-    registry.promote(first)
-    served = Served(world, tmp_path, "--workers", "2", "--follow-s", "0.2", "--drain-s", "0", bundle=False)
+    registry = Settings(home=tmp_path).open_registry()
+    bundles = [one.bundle.id for one in (world, other)]
+    releases = [registry.publish(one.bundle, params={}, metrics={}) for one in (world, other)]
+    registry.promote(releases[0])
+    options = ("--workers", "2", "--mirror", "--follow-s", "0.2", "--drain-s", "0")
+    served = Served(world, tmp_path, *options, bundle=False)
+    found: dict[str, set[str]] = {}
     try:
         with ThreadPoolExecutor(4) as pool:
-            before = list(pool.map(lambda _: served.ask(world), range(30)))
-            registry.promote(second)
-            give_up, settled = time.monotonic() + 60, 0
-            during = []
-            while settled < 30:
-                assert time.monotonic() < give_up, served.log.read_text()
-                answers = list(pool.map(lambda _: served.ask(world), range(10)))
-                new = sum(answer.json().get("bundle") == other.bundle.id for answer in answers)
-                settled = settled + 10 if new == 10 else 0
-                during += answers
-        assert {answer.status_code for answer in before + during} == {200}
-        assert {answer.json()["bundle"] for answer in before} == {world.bundle.id}
-        by_bundle: dict[str, set[str]] = {}
-        for answer in before + during:
-            by_bundle.setdefault(answer.json()["bundle"], set()).add(str(answer.json()["items"]))
-        assert set(by_bundle) == {world.bundle.id, other.bundle.id}
-        assert {len(answers) for answers in by_bundle.values()} == {1}
+            for swap in range(SWAPS + 1):
+                registry.promote(releases[swap % 2])
+                give_up, settled = time.monotonic() + 60, 0
+                while settled < 30:
+                    assert time.monotonic() < give_up, served.log.read_text()
+                    answers = list(pool.map(lambda _: served.ask(world), range(10)))
+                    assert {answer.status_code for answer in answers} == {200}
+                    for answer in answers:
+                        found.setdefault(answer.json()["bundle"], set()).add(str(answer.json()["items"]))
+                    swapped = {answer.json()["bundle"] for answer in answers} == {bundles[swap % 2]}
+                    settled = settled + 10 if swapped else 0
+        assert set(found) == set(bundles)
+        assert {len(answers) for answers in found.values()} == {1}
     finally:
         served.stop()

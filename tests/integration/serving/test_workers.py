@@ -87,6 +87,20 @@ def test_a_worker_that_is_killed_starts_again(served: Served, world: World) -> N
     assert counted(served) >= before + 20
 
 
+def test_the_rows_of_the_mirrors_are_in_memory_once(served: Served) -> None:
+    # A worker that was killed before is still starting.
+    give_up, mapped = time.monotonic() + 60, [[""]]
+    while len(mapped) < WORKERS or not all(mapped):
+        assert time.monotonic() < give_up, mapped
+        mapped = [re.findall(r"\S+ \d+ +/\S*/tessera-mirror-\S*\.rows$", maps, re.M) for maps in maps_of(served)]
+        time.sleep(0.1)
+    assert len({one for found in mapped for one in found}) == 1, mapped
+
+
+def maps_of(served: Served) -> list[str]:
+    return [Path(f"/proc/{pid}/maps").read_text() for pid in workers_of(served)]
+
+
 def test_the_port_is_one_server_s(served: Served, world: World) -> None:
     port = served.url.rsplit(":", 1)[1]
     command = ["serve", "--bundle", str(world.bundle.directory), "--port", port, "--workers", "2"]
@@ -100,7 +114,10 @@ def test_the_port_is_one_server_s(served: Served, world: World) -> None:
 
 def test_sigterm_ends_all_workers(served: Served, world: World) -> None:
     pids = workers_of(served)
+    (place,) = set(re.findall(r"/\S*/tessera-mirror-[^/\s]*", "".join(maps_of(served))))
+    assert Path(place).is_dir()
     served.stop()
+    assert not Path(place).exists()
     assert served.process.returncode == 0
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     with pytest.raises(httpx.TransportError):
