@@ -57,7 +57,7 @@ class ItemRetrieval:
         vector = self._encoded(text) if text is not None and needs_vector else None
         if item is not None:
             live.learn([item])
-        with live.lock:
+        with live.lock.reading():
             without = live.visited(stored)
             if item is not None:
                 if live.number(item) == live.default_item:
@@ -106,7 +106,7 @@ class ItemRetrieval:
     def shared_with(self, liked: NDArray[np.int64], items: NDArray[np.int64]) -> list[list[SharedConcept]]:
         """Returns the concepts that each item (N,) shares most with liked items; none without concepts or likes."""
         live = self._live
-        with live.lock:
+        with live.lock.reading():
             taste = live.retriever.taste(liked)
             vectors = live.catalogue.vectors[items]
         if taste is None or not live.meaning.names:
@@ -116,7 +116,7 @@ class ItemRetrieval:
     def similar(self, item: str, count: int) -> list[tuple[str, float]]:
         """Answers `RankService.similar`."""
         live = self._live
-        with live.lock:
+        with live.lock.reading():
             nearest = live.retriever.similar(live.catalogue.item_numbers[item], count, self._similar_view)
             return [(live.catalogue.item_ids[number], score) for number, score in nearest]
 

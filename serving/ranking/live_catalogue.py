@@ -1,7 +1,6 @@
 """The items of a bundle as a server has them: published, then changed by the stream, with their search indexes."""
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from models.bundle.catalogue import Catalogue
 from models.bundle.embedding import csv_sources
 from serving.ranking.answer import ItemView, published_view, stored_view
 from serving.ranking.histories import Histories
+from serving.ranking.read_write_lock import ReadWriteLock
 from serving.retrieval.filter import Attributes
 from serving.retrieval.meaning import Meaning
 from serving.retrieval.retriever import Retriever
@@ -27,7 +27,7 @@ from serving.store.feed import Feed
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
 
-# Number of items that are applied under the lock at a time, while rankings wait.
+# Number of items that are applied under the lock at a time, while requests wait.
 _AT_ONCE = 64
 _LOGGER = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class LiveCatalogue:
         retriever: Indexes of the items' vectors.
         texts: Search of the items by texts.
         default_item: Number of the item without values, for unknown and deleted items.
-        lock: Guards catalogue and indexes. The network must not run under this lock.
+        lock: Guards catalogue and indexes: requests read, the stream's changes write.
         unreadable: Ids of the items whose record cannot be applied.
         position: First offset of the deltas' topic that the store lacked before the last refresh. Items, rows and
             histories that are read later hold all earlier deltas.
@@ -88,7 +88,7 @@ class LiveCatalogue:
         self._items = Feed(store, bundle.id, record.ITEM)
         self._admissions = Feed(store, bundle.id, record.ADMITTED)
         self._forgotten = Feed(store, bundle.id, record.FORGOTTEN)
-        self.lock = threading.RLock()
+        self.lock = ReadWriteLock()
         self.unreadable: set[str] = set()
         self._deltas, self.position = deltas, 0
 
@@ -109,7 +109,7 @@ class LiveCatalogue:
         for chunk in self._admissions.read():
             for _, payload in chunk:
                 keys = record.decode_admitted(payload)
-                with self.lock:
+                with self.lock.writing():
                     self.catalogue.admission.admit(keys)
         for chunk in self._forgotten.read():
             self._forget(chunk)
@@ -201,7 +201,7 @@ class LiveCatalogue:
         names = users.named(list(self.catalogue.user_numbers))
         published = {*self._bundle.history["user_id"].to_list(), *self._bundle.labelled["user_id"].to_list()}
         self._histories.forget(list({*names, *users.named([*(published | {*self._histories.remembered()})])}))
-        with self.lock:
+        with self.lock.writing():
             self.catalogue.forget_users(names)
 
     def _apply(self, payloads: Mapping[str, bytes]) -> None:
@@ -225,7 +225,7 @@ class LiveCatalogue:
 
     def _put(self, payloads: Mapping[str, bytes]) -> None:
         items = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
-        with self.lock:
+        with self.lock.writing():
             self.catalogue.put_items(items)
             self.catalogue.remove_items([name for name in payloads if name not in items])
             numbers = [self.catalogue.item_numbers[name] for name in payloads]

@@ -204,7 +204,7 @@ class RankService:
             names, items, asked, stored = self._retrieved(user, k, wanted, meant)
             sent = sent_values(self.bundle, context or {}, {}, len(items))
         columns, as_of = self._aggregates.answer(asked, stored, at)
-        with live.lock:
+        with live.lock.reading():
             trace.note(candidates=len(items), retrieved=candidates is None)
             known_user = stored.history is not None or user in self._catalogue.user_numbers
             visits = record.decode_history(stored.history) if stored.history else None
@@ -264,7 +264,7 @@ class RankService:
         live = self._live
         live.learn(candidates)
         names = list(candidates)
-        with live.lock:
+        with live.lock.reading():
             items = live.numbers(names)
             asked = self._aggregates.of(user, items)
         with trace.span("history"):
@@ -275,7 +275,7 @@ class RankService:
         live = self._live
         with trace.span("history"):
             stored = self._histories.read(user, ())
-        with live.lock:
+        with live.lock.reading():
             items = self._retrieval.candidates(stored.history, k, wanted, meant)
             names = live.names(items)
             asked = self._aggregates.of(user, items)
@@ -330,7 +330,7 @@ class RankService:
             StoreError: The store does not answer.
         """
         self._live.learn([item])
-        with self._live.lock:
+        with self._live.lock.reading():
             asked = self._aggregates.of(user, self._live.numbers([item]))
         columns, as_of = self._aggregates.answer(asked, self._histories.read(user, asked.ids), at)
         return ([] if columns is None else readings(self._schema.aggregates, columns[0])), as_of
