@@ -8,16 +8,19 @@ from numpy.typing import NDArray
 
 from serving.store.protocol import Float32, Int64, OnlineStore
 
+Offsets = tuple[int, ...]
+"""Offset of each partition of a topic, by number."""
+
 
 class HeldRows(Protocol):
     """Copy of a bundle's table. A row keeps the highest sequence number."""
 
     @property
-    def position(self) -> int:
-        """First offset of the deltas' topic that the copy may lack."""
+    def position(self) -> Offsets:
+        """First offset of each partition of the deltas' topic that the copy may lack."""
         ...
 
-    def moved(self, position: int) -> None:
+    def moved(self, position: Offsets) -> None:
         """Records that the copy has all deltas before a position."""
         ...
 
@@ -47,11 +50,11 @@ class OwnRows:
     """
 
     def __init__(self, store: OnlineStore, bundle: str) -> None:
-        self.position = 0
+        self.position: Offsets = ()
         self._vectors, self._seqs = store.read_table(bundle)
         self._lock = threading.Lock()
 
-    def moved(self, position: int) -> None:
+    def moved(self, position: Offsets) -> None:
         """See `HeldRows`."""
         self.position = position
 

@@ -52,7 +52,7 @@ class Mirror:
     def moved(self, position: int) -> None:
         """Records that the mirror has all deltas before a position. The feed calls this method after each fold."""
         self.position = position
-        self._rows.moved(position)
+        self._rows.moved((position,))
 
     def caught_up(self) -> None:
         """Records that the mirror has all deltas of the log at this moment."""

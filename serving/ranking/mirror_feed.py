@@ -54,9 +54,9 @@ def mirrored(
     with contextlib.ExitStack() as stack:
         held = None
         if shared is not None:
-            held = stack.enter_context(contextlib.closing(SharedRows(shared, store, bundle.id, position)))
+            held = stack.enter_context(contextlib.closing(SharedRows(shared, store, bundle.id, (position,))))
             # The process that read the table may be gone before it folded the deltas from its position on.
-            position = min(position, held.position)
+            position = min(position, *held.position)
         mirror = Mirror(store, bundle.id, bundle.schema.aggregates, held)
         rounds = Rounds("mirror", "mirror", metrics or Metrics())
         stack.enter_context(mirror_feed(open_log, topics.deltas, mirror, position, rounds))

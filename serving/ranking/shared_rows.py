@@ -12,6 +12,7 @@ Shape letters: R rows of the table, D dimensions, N rows of a call.
 
 import contextlib
 import fcntl
+import itertools
 import mmap
 import os
 import shutil
@@ -24,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
+from serving.ranking.held_rows import Offsets
 from serving.store.protocol import Float32, Int64, OnlineStore
 
 _HEADER_BYTES: Final = 4096
-_FILLED, _POSITION, _SEQ, _FIRST = range(4)
+_FILLED, _SEQ, _FIRST, _PARTITIONS, _POSITION = range(5)
 _NO_FOLD: Final = -1
 
 
@@ -38,13 +40,13 @@ class SharedRows:
         directory: Directory that the processes share, in memory.
         store: Store that has the bundle.
         bundle: Id of the bundle.
-        position: Offset of the deltas' topic before which the store has all deltas.
+        position: Offset in each partition of the deltas' topic before which the store has all deltas.
 
     Raises:
         StoreError: The store does not answer, or the directory has no room for the table.
     """
 
-    def __init__(self, directory: Path, store: OnlineStore, bundle: str, position: int) -> None:
+    def __init__(self, directory: Path, store: OnlineStore, bundle: str, position: Offsets) -> None:
         table = store.table(bundle)
         vectors = _HEADER_BYTES + -(-table.rows * table.dim * 4 // 8) * 8
         size = vectors + table.rows * 8
@@ -56,7 +58,7 @@ class SharedRows:
             self._use = (directory / f"{bundle}.use").open("wb")
             fcntl.flock(self._use, fcntl.LOCK_SH)
         memory = mmap.mmap(self._file.fileno(), size)
-        self._header = np.frombuffer(memory, dtype=np.int64, count=4)
+        self._header = np.frombuffer(memory, dtype=np.int64, count=_HEADER_BYTES // 8)
         self._vectors = np.frombuffer(
             memory, dtype=np.float32, count=table.rows * table.dim, offset=_HEADER_BYTES
         ).reshape(table.rows, table.dim)
@@ -64,7 +66,9 @@ class SharedRows:
         with self._rows(fcntl.LOCK_EX):
             if not self._header[_FILLED]:
                 self._vectors[:], self._seqs[:] = store.read_table(bundle)
-                self._header[:] = 1, position, _NO_FOLD, _NO_FOLD
+                self._header[_SEQ] = self._header[_FIRST] = _NO_FOLD
+                self._put(position)
+                self._header[_FILLED] = 1
 
     def close(self) -> None:
         """Releases the rows. The last process removes their file."""
@@ -79,14 +83,18 @@ class SharedRows:
         self._file.close()
 
     @property
-    def position(self) -> int:
+    def position(self) -> Offsets:
         """See `HeldRows`."""
-        return int(self._header[_POSITION])
+        return tuple(self._header[_POSITION : _POSITION + self._header[_PARTITIONS]].tolist())
 
-    def moved(self, position: int) -> None:
+    def moved(self, position: Offsets) -> None:
         """See `HeldRows`. A process that is behind another one moves nothing."""
         with self._rows(fcntl.LOCK_EX):
-            self._header[_POSITION] = max(position, self.position)
+            self._put(tuple(map(max, itertools.zip_longest(position, self.position, fillvalue=0))))
+
+    def _put(self, position: Offsets) -> None:
+        self._header[_POSITION : _POSITION + len(position)] = position
+        self._header[_PARTITIONS] = len(position)
 
     def fold(self, rows: Int64, vectors: Float32, seq: int) -> int:
         """See `HeldRows`."""

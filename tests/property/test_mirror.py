@@ -48,7 +48,7 @@ def test_pages_and_deltas_in_any_order_give_the_stores_rows(
     every = np.arange(ROWS)
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        held = [stack.enter_context(contextlib.closing(SharedRows(place, store, "b", 0))) for _ in range(sharing)]
+        held = [stack.enter_context(contextlib.closing(SharedRows(place, store, "b", (0,)))) for _ in range(sharing)]
         mirrors = [Mirror(store, "b", NOTHING, one) for one in held or [None]]
         for change in changes[cut:]:
             _write(store, change)

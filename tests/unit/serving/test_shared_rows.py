@@ -32,7 +32,7 @@ def store() -> MemoryStore:
 @pytest.fixture
 def opened(store: MemoryStore, tmp_path: Path) -> Iterator[Callable[..., SharedRows]]:
     with contextlib.ExitStack() as stack:
-        yield lambda position=0: stack.enter_context(contextlib.closing(SharedRows(tmp_path, store, "b", position)))
+        yield lambda position=(0,): stack.enter_context(contextlib.closing(SharedRows(tmp_path, store, "b", position)))
 
 
 def in_a_process(body: Callable[[], None]) -> int:
@@ -54,21 +54,21 @@ def vectors(value: float) -> np.ndarray:
 def test_what_one_process_folds_another_reads(
     opened: Callable[..., SharedRows], store: MemoryStore, tmp_path: Path
 ) -> None:
-    rows = opened(position=5)
+    rows = opened(position=(5, 2))
 
     def other() -> None:
-        own = SharedRows(tmp_path, store, "b", 9)
+        own = SharedRows(tmp_path, store, "b", (9, 9))
         # The table was read at position 5, and nothing was folded since.
-        assert own.position == 5
+        assert own.position == (5, 2)
         assert own.fold(SOME, vectors(1.5), 4) == 3
-        own.moved(7)
+        own.moved((4, 3))
 
     assert in_a_process(other) == 0
     np.testing.assert_array_equal(rows.take(SOME), vectors(1.5))
     assert rows.fold(SOME, vectors(9), 4) == 0, "the other process has folded this number"
-    assert rows.position == 7
-    rows.moved(6)
-    assert rows.position == 7, "a process that is behind takes nothing back"
+    assert rows.position == (5, 3), "each partition keeps the larger offset"
+    rows.moved((6,))
+    assert rows.position == (6, 3)
 
 
 def test_a_process_that_dies_in_a_fold_leaves_no_torn_row_to_read(
@@ -77,7 +77,7 @@ def test_a_process_that_dies_in_a_fold_leaves_no_torn_row_to_read(
     rows = opened()
 
     def dies() -> None:
-        own = SharedRows(tmp_path, store, "b", 0)
+        own = SharedRows(tmp_path, store, "b", (0,))
 
         class Half(np.ndarray):
             def __setitem__(self, key: object, value: object) -> None:
@@ -111,34 +111,34 @@ def test_a_process_that_dies_while_it_reads_the_table_leaves_it_to_the_next(stor
     def dies() -> None:
         broken = Dies()
         broken.create_table("b", rows=ROWS, dim=DIM)
-        SharedRows(tmp_path, broken, "b", 0)
+        SharedRows(tmp_path, broken, "b", (0,))
 
     assert os.WTERMSIG(in_a_process(dies)) == signal.SIGKILL
-    with contextlib.closing(SharedRows(tmp_path, store, "b", 3)) as rows:
+    with contextlib.closing(SharedRows(tmp_path, store, "b", (3,))) as rows:
         np.testing.assert_array_equal(rows.take(np.arange(ROWS)), store.read_rows("b", np.arange(ROWS)))
-        assert rows.position == 3
+        assert rows.position == (3,)
 
 
 def test_the_last_process_frees_the_memory(store: MemoryStore, tmp_path: Path) -> None:
-    first, second = (SharedRows(tmp_path, store, "b", 0) for _ in range(2))
+    first, second = (SharedRows(tmp_path, store, "b", (0,)) for _ in range(2))
     first.close()
     assert (tmp_path / "b.rows").exists()
     np.testing.assert_array_equal(second.take(SOME), store.read_rows("b", SOME))
     second.close()
     second.close()
     assert not (tmp_path / "b.rows").exists()
-    again = SharedRows(tmp_path, store, "b", 8)
-    assert again.position == 8
+    again = SharedRows(tmp_path, store, "b", (8,))
+    assert again.position == (8,)
     again.close()
 
 
 def test_the_table_is_in_memory_once(opened: Callable[..., SharedRows], store: MemoryStore, tmp_path: Path) -> None:
     store.create_table("large", rows=1_000_000, dim=DIM)
     size = 1_000_000 * (4 * DIM + 8)
-    with contextlib.closing(SharedRows(tmp_path, store, "large", 0)) as rows:
+    with contextlib.closing(SharedRows(tmp_path, store, "large", (0,))) as rows:
         rows.take(np.arange(1_000_000))
         before = anonymous_bytes()
-        with contextlib.closing(SharedRows(tmp_path, store, "large", 0)) as others:
+        with contextlib.closing(SharedRows(tmp_path, store, "large", (0,))) as others:
             others.take(np.arange(0, 1_000_000, 7))
             assert anonymous_bytes() - before < size / 4
         assert (tmp_path / "large.rows").stat().st_blocks * 512 >= size
@@ -158,6 +158,6 @@ def test_a_directory_without_room_is_named(store: MemoryStore, tmp_path: Path, m
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(StoreError, match=r"shared mirror needs [\d,]+ bytes.*serve without --mirror"):
-        SharedRows(tmp_path, store, "b", 0)
+        SharedRows(tmp_path, store, "b", (0,))
     assert not list(tmp_path.glob("*.rows"))
     assert shutil.disk_usage(tmp_path).free
