@@ -64,7 +64,9 @@ def run_workers(settings: Settings, options: ServeOptions) -> None:
         raise TesseraError("--workers: this system cannot share a port; start servers behind a proxy")
     with (
         _metrics_directory() as directory,
-        tempfile.TemporaryDirectory(prefix="tessera-mirror-", dir=_memory(), ignore_cleanup_errors=True) as mirrors,
+        tempfile.TemporaryDirectory(
+            prefix="tessera-mirror-", dir=memory_directory(), ignore_cleanup_errors=True
+        ) as mirrors,
         _reserved(options.host, options.port) as (family, address),
     ):
         # Loaded before the fork, so that the workers share the libraries' pages.
@@ -173,9 +175,9 @@ def _end(workers: list[_Worker]) -> None:
         os.close(worker.pipe)
 
 
-def _memory() -> Path | None:
-    """Returns the directory of the system whose files lie in memory, None if there is none."""
-    return _SHM if os.access(_SHM, os.W_OK) else None
+def memory_directory() -> Path:
+    """Returns the directory of the system whose files lie in memory, or the one of temporary files without it."""
+    return _SHM if os.access(_SHM, os.W_OK) else Path(tempfile.gettempdir())
 
 
 @contextlib.contextmanager

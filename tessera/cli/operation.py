@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _OK, _WARN, _FAIL = "ok", "warning", "fault"
 _LEAST_FREE = 2 * 10**9
+_LEAST_SHARED = 10**8
 _PROBE_BYTES = 1 << 16
 # Offsets before a topic's end that may hold markers of transactions instead of messages.
 _MARKS = 64
@@ -67,6 +69,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         "packages": _packages,
         "device": _device,
         "home": _home,
+        "workers": _workers,
         "log": _log,
         "store": _store,
         "registry": _registry,
@@ -87,6 +90,7 @@ _REMEDIES = {
     "packages": "install what requirements.txt names: `make setup`",
     "device": "check nvidia-smi and the driver",
     "home": "point TESSERA_HOME at a directory that can be written",
+    "workers": "point TMPDIR at a directory that can be written",
     "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
     "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
@@ -152,6 +156,18 @@ def _home(settings: Settings) -> list[Finding]:
         probe.unlink(missing_ok=True)
     few = free < _LEAST_FREE
     return [Finding("home", _WARN if few else _OK, state, remedy if few else "")]
+
+
+def _workers(settings: Settings) -> list[Finding]:
+    from tessera.workers import memory_directory
+
+    place = memory_directory()
+    free = shutil.disk_usage(place).free
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    state = f"{cores} cores, {free / 1e9:.1f} GB free for shared mirrors in {place}"
+    few = free < _LEAST_SHARED
+    remedy = "give it more memory (docker run --shm-size): the tables of `serve --workers --mirror` lie there"
+    return [Finding("workers", _WARN if few else _OK, state, remedy if few else "")]
 
 
 def _log(settings: Settings) -> list[Finding]:

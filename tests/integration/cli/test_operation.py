@@ -35,6 +35,13 @@ def test_a_new_home_is_sound_and_says_what_is_missing(tmp_path: Path) -> None:
     assert "tessera keys add" in findings["keys"].remedy
     assert findings["store"].found.startswith("Redis ")
     assert findings["device"].level == "ok"
+    assert "GB free for shared mirrors in " in findings["workers"].found
+
+
+def test_too_little_memory_for_shared_mirrors_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation, "_LEAST_SHARED", 10**18)
+    finding = found(Settings(home=tmp_path))["workers"]
+    assert (finding.level, "--shm-size" in finding.remedy) == ("warning", True)
 
 
 def test_the_device_is_named_with_its_versions_or_with_the_part_that_is_missing(
