@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tessera.cli.advise import advise
 from tessera.cli.bench import bench
 from tessera.cli.edge import print_anything, tell
 from tessera.cli.encoder import encoder
@@ -95,6 +96,7 @@ tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle."
 app.add_typer(tables, name="table")
 app.add_typer(ids, name="ids")
 app.add_typer(encoder, name="encoder")
+app.add_typer(advise, name="advise")
 
 
 @tables.command("report")

@@ -48,6 +48,7 @@ ARGUMENTS = {
     "table report": "{out}",
     "export": "{run} --out {out}",
     "topics export": "impressions {out}/shown.jsonl",
+    "advise capacity": "--items 5 --users 5",
     "encoder tune": "{out}",
     "encoder report": "{out}",
     "encoder advise": "{out}",
