@@ -14,7 +14,6 @@ The storage is part of `table_mark`, so that a reader with another storage refus
 """
 
 from collections.abc import Iterator
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +25,24 @@ PAGE_ROWS = 64
 SEQ_BYTES = 6
 _INT8_MOST = 127
 
-Call: TypeAlias = tuple[list[bytes], list[bytes | int]]
-"""Keys and arguments of a script call."""
+
+def table_mark(table: StoredTable, shares: int = 1) -> bytes:
+    """Returns the value of the table's key. It names shape and layout, and every access compares it.
+
+    Args:
+        table: The table.
+        shares: Number of shares of the bundle; see `serving.store.redis.spread`.
+    """
+    mark = b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, table.storage.encode(), PAGE_ROWS)
+    return mark if shares == 1 else b"%b shares=%d" % (mark, shares)
 
 
-def table_mark(table: StoredTable) -> bytes:
-    """Returns the value of the table's key. It names shape and layout, and every access compares it."""
-    return b"rows=%d dim=%d storage=%s page=%d" % (table.rows, table.dim, table.storage.encode(), PAGE_ROWS)
-
-
-def parse_mark(mark: bytes) -> StoredTable:
+def parse_mark(mark: bytes, shares: int = 1) -> StoredTable:
     """Returns the table that a mark describes.
+
+    Args:
+        mark: The mark.
+        shares: Number of shares of the bundle.
 
     Raises:
         StoreError: Another version of Tessera wrote the table, with another layout.
@@ -44,11 +50,12 @@ def parse_mark(mark: bytes) -> StoredTable:
     fields = dict(field.partition(b"=")[::2] for field in mark.split())
     if fields.keys() >= {b"rows", b"dim"} and fields.get(b"storage", b"").decode(errors="replace") in STORAGES:
         table = StoredTable(rows=int(fields[b"rows"]), dim=int(fields[b"dim"]), storage=fields[b"storage"].decode())
-        if table_mark(table) == mark:
+        if table_mark(table, shares) == mark:
             return table
+    known = f"storage={'|'.join(STORAGES)} page={PAGE_ROWS}" + (f" shares={shares}" if shares > 1 else "")
     raise StoreError(
-        f"the online store's table has the layout {mark.decode(errors='replace')!r}, and this version knows "
-        f"storage={'|'.join(STORAGES)} page={PAGE_ROWS}; drop it with the version that wrote it, then load it again"
+        f"the online store's table has the layout {mark.decode(errors='replace')!r}, and this version knows {known}; "
+        "drop it with the version that wrote it, then load it again"
     )
 
 
@@ -121,54 +128,10 @@ def decode_seqs(headers: NDArray[np.uint8]) -> Int64:
 
 
 def key_of(bundle: str, name: str) -> bytes:
-    """Returns the Redis key of a part of a bundle. The braces keep a bundle in one slot of a cluster."""
+    """Returns the Redis key of a part of a bundle's home. The braces keep the home in one slot of a cluster."""
     return f"tessera:{{{bundle}}}:{name}".encode()
-
-
-def page_keys(bundle: str, pages: Int64) -> list[bytes]:
-    """Returns the keys of pages (N,) int64, in the order of the pages."""
-    prefix = key_of(bundle, "page:")
-    return [b"%b%d" % (prefix, page) for page in pages.tolist()]
 
 
 def chunks(values: Int64, size: int) -> Iterator[Int64]:
     """Cuts values into consecutive parts of at most `size` values."""
     return (values[start : start + size] for start in range(0, len(values), size))
-
-
-def gather_call(bundle: str, table: StoredTable, rows: Int64, *, seqs: bool) -> Call:
-    """Returns the call of `gather.lua` that reads the headers of rows (N,) if `seqs` is True, or else the vectors."""
-    row_size = row_type(table).itemsize
-    skip, size = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, row_size - SEQ_BYTES)
-    pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-    # Lua counts from 1, and the first key is the key of the mark.
-    offsets = np.stack([index + 2, rows % PAGE_ROWS * row_size + skip], axis=1).astype("<u4").tobytes()
-    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), size, offsets]
-
-
-def write_call(bundle: str, table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool) -> Call:
-    """Returns the call of `write_rows.lua` for distinct rows (N,)."""
-    data = encode_rows(table, seqs, vectors)
-    pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-    # Lua counts from 1, and the first key is the key of the mark.
-    offsets = np.stack([index + 2, rows % PAGE_ROWS * data.itemsize], axis=1).astype("<u4").tobytes()
-    keys = [key_of(bundle, "table"), *page_keys(bundle, pages)]
-    return keys, [table_mark(table), PAGE_ROWS * data.itemsize, data.itemsize, offsets, data.tobytes(), int(again)]
-
-
-def load_call(bundle: str, table: StoredTable, pages: Int64, vectors: Float32, seq: int) -> Call:
-    """Returns the call of `load_pages.lua` for consecutive pages.
-
-    Args:
-        bundle: Id of the bundle.
-        table: Table of the bundle.
-        pages: Numbers of the pages, consecutive.
-        vectors: (R, D) float32 vectors of the whole table.
-        seq: Sequence number of the rows.
-    """
-    part = vectors[int(pages[0]) * PAGE_ROWS : (int(pages[-1]) + 1) * PAGE_ROWS]
-    data = encode_rows(table, np.full(len(part), seq, dtype=np.int64), part)
-    size = PAGE_ROWS * data.itemsize
-    whole = data.tobytes().ljust(len(pages) * size, b"\0")
-    cuts = [whole[start : start + size] for start in range(0, len(whole), size)]
-    return [key_of(bundle, "table"), *page_keys(bundle, pages)], [table_mark(table), *cuts]

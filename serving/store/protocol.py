@@ -27,6 +27,9 @@ NEVER = -1
 STORAGES = ("float32", "float16", "int8")
 """Formats of rows, from exact to small."""
 
+POSITION = "position"
+"""Kind of the record with a writer's position. The id is the topic and the filling of the store."""
+
 FOLLOWED = frozenset({record.ITEM, record.ADMITTED, record.FORGOTTEN})
 """Kinds of records whose writes are listed for followers. Histories are not listed, since no follower reads them."""
 
@@ -66,7 +69,7 @@ class Changes:
     """Writes to a kind of records.
 
     Attributes:
-        ids: Ids of the written records, in order. An id may occur several times.
+        ids: Ids of the written records. An id may occur several times.
         cursor: Cursor that names the last of these writes.
         lost: True if the store does not know the cursor of the call; see `OnlineStore.changes`. `ids` is then empty.
     """
@@ -231,7 +234,9 @@ class OnlineStore(Protocol):
         ...
 
     def changes(self, bundle: str, kind: str, cursor: str) -> Changes:
-        """Returns ids of written records after a cursor, in the order of the writes, and a limited number per call.
+        """Returns ids of written records after a cursor, and a limited number per call.
+
+        The writes of one record are in order. Writes of different records may be in another order.
 
         The store keeps the last few thousand writes of a kind. A follower starts with the cursor "" and repeats the
         call with the returned cursor until no ids are returned.

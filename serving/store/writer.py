@@ -14,12 +14,10 @@ from models.bundle import aggregate_record, delta, record
 from models.bundle.delta import Delta
 from serving.store.admitted import Admitted
 from serving.store.forget import forget_users
-from serving.store.protocol import OnlineStore
+from serving.store.protocol import POSITION, OnlineStore
 from streaming.log.protocol import EventLog, Follower, Message
 from streaming.log.topics import Topics
 
-POSITION = "position"
-"""Kind of the record with a writer's position. The id is the topic and the filling of the store."""
 _OLD_FILLING = "1"
 
 

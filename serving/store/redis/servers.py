@@ -1,7 +1,6 @@
-"""Finds the Redis server of a bundle: the only server, or the cluster's node of the bundle's hash slot.
+"""Finds the Redis server of a hash slot: the only server, or the cluster's node that owns the slot.
 
-All keys of a bundle have the same hash tag, so a bundle is in one slot, on one node. Its scripts and pipelines work as
-on a single server. Another bundle may be on another node.
+`serving.store.redis.spread` places the keys of a bundle in slots.
 """
 
 import re
@@ -13,24 +12,39 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 
 from features.errors import StoreError
+from serving.store.redis.spread import SHARES, SLOTS
 
 _CLUSTER = "+cluster"
 _TIMEOUT_S, _CONNECT_S, _TRIES = 5, 3, 5
 
 
 class Servers(Protocol):
-    """One or more Redis servers."""
+    """One or more Redis servers.
 
-    def of(self, key: bytes) -> redis.Redis:
-        """Returns the server of a key."""
+    Attributes:
+        shares: Number of shares of a new bundle, 1 for a single server.
+    """
+
+    shares: int
+
+    def of(self, slot: int) -> redis.Redis:
+        """Returns the server of a hash slot."""
+        ...
+
+    def at(self, host: str, port: int) -> redis.Redis:
+        """Returns the server at an address, which a redirection of a cluster names."""
         ...
 
     def every(self) -> list[redis.Redis]:
         """Returns all servers that have keys."""
         ...
 
+    def uncovered(self) -> str:
+        """Returns the hash slots that no server owns, such as "0-99, 200", or ""."""
+        ...
+
     def look_again(self) -> bool:
-        """Reads the assignment of keys to servers again. Returns False if the assignment cannot change."""
+        """Reads the assignment of slots to servers again. Returns False if the assignment cannot change."""
         ...
 
     def close(self) -> None:
@@ -41,6 +55,8 @@ class Servers(Protocol):
 class SingleServer:
     """The only server of an address."""
 
+    shares = 1
+
     def __init__(self, address: str) -> None:
         self._client = redis.Redis.from_url(
             address,
@@ -50,13 +66,21 @@ class SingleServer:
             retry=_retry(),
         )
 
-    def of(self, key: bytes) -> redis.Redis:
+    def of(self, slot: int) -> redis.Redis:
+        """See `Servers`."""
+        return self._client
+
+    def at(self, host: str, port: int) -> redis.Redis:
         """See `Servers`."""
         return self._client
 
     def every(self) -> list[redis.Redis]:
         """See `Servers`."""
         return [self._client]
+
+    def uncovered(self) -> str:
+        """See `Servers`."""
+        return ""
 
     def look_again(self) -> bool:
         """See `Servers`."""
@@ -70,22 +94,43 @@ class SingleServer:
 class ClusterServers:
     """The primaries of a cluster, found through any node. Replicas are not read, since they may lag."""
 
+    shares = SHARES
+
     def __init__(self, address: str) -> None:
         self._address = address
         self._cluster: RedisCluster | None = None
 
-    def of(self, key: bytes) -> redis.Redis:
+    def of(self, slot: int) -> redis.Redis:
         """See `Servers`."""
-        cluster = self._open()
-        return self._client(cluster.get_node_from_key(key))
+        return self._client(self._open().nodes_manager.get_node_from_slot(slot))
+
+    def at(self, host: str, port: int) -> redis.Redis:
+        """See `Servers`."""
+        node = self._open().get_node(host, port)
+        if node is None:
+            raise redis.ConnectionError(f"the cluster does not list the node {host}:{port} yet")
+        return self._client(node)
 
     def every(self) -> list[redis.Redis]:
         """See `Servers`."""
         return [self._client(node) for node in self._open().get_primaries()]
 
-    def look_again(self) -> bool:
+    def uncovered(self) -> str:
         """See `Servers`."""
-        self.close()
+        covered = self._open().nodes_manager.slots_cache
+        ranges: list[list[int]] = []
+        for slot in range(SLOTS):
+            if slot not in covered:
+                if ranges and ranges[-1][1] == slot - 1:
+                    ranges[-1][1] = slot
+                else:
+                    ranges.append([slot, slot])
+        return ", ".join(f"{low}-{high}" if low < high else str(low) for low, high in ranges)
+
+    def look_again(self) -> bool:
+        """See `Servers`. Connections stay open, since other threads may use them. Any known node is asked."""
+        if self._cluster is not None:
+            self._cluster.nodes_manager.initialize()
         return True
 
     def close(self) -> None:
@@ -135,6 +180,12 @@ def open_servers(address: str) -> Servers:
 def without_password(address: str) -> str:
     """Returns an address without user and password, for messages."""
     return re.sub(r"//[^@/]*@", "//", address)
+
+
+def name_of(client: redis.Redis) -> str:
+    """Returns the host and port of a server, or the path of its socket, for messages."""
+    options = client.connection_pool.connection_kwargs
+    return str(options["path"]) if "path" in options else f"{options.get('host')}:{options.get('port')}"
 
 
 def _retry() -> Retry:

@@ -1,6 +1,6 @@
 """The online store on Redis: pages of rows, compared and replaced inside the server.
 
-Keys of a bundle. The braces are part of the key and keep a bundle in one slot of a cluster:
+Keys of a share of a bundle. A bundle on one server has one share; `serving.store.redis.spread` has the keys of others:
 
     tessera:{bundle}:table           shape and layout of the table; every access compares this mark
     tessera:{bundle}:page:N          rows 64 N to 64 N + 63 in the layout of `serving.store.page`
@@ -8,16 +8,22 @@ Keys of a bundle. The braces are part of the key and keep a bundle in one slot o
     tessera:{bundle}:record:KIND     hash, id → seq and payload
     tessera:{bundle}:removed:KIND    hash, salted hash of an id → seq of the record's last removal, and the salt
     tessera:{bundle}:changes:KIND    stream of the last writes of a kind with followers: a mark, and the ids
+
+Keys of a bundle's home, which is the only share or lies beside the shares:
+
+    tessera:{bundle}:table           the mark of the table, which exists while the table does
     tessera:{bundle}:dropping        the table's mark while its pages are removed, so that a later call can finish
+    tessera:{bundle}:shares          number of shares, on a cluster
 
 A script is atomic and decides by sequence number, so writers need no lock. The scripts are in
-`serving/store/redis/lua/`. `serving.store.redis.servers` finds the server of a bundle.
+`serving/store/redis/lua/`. `serving.store.redis.servers` finds the server of a slot.
 """
 
 import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import redis
@@ -39,36 +45,45 @@ from serving.store.page import (
     chunks,
     decode_seqs,
     decode_vectors,
-    gather_call,
     key_of,
-    load_call,
     page_bytes,
     page_count,
-    page_keys,
     parse_mark,
     row_type,
     table_mark,
     unpack,
-    write_call,
 )
 from serving.store.protocol import Changes, Float32, Int64, StoredTable
+from serving.store.redis.calls import gather_call, load_calls, page_packets, range_packets, write_calls
 from serving.store.redis.commands import RedisCommands
+from serving.store.redis.layouts import Layouts
 from serving.store.redis.records import RedisRecords
 from serving.store.redis.scripts import Script
+from serving.store.redis.servers import name_of
+from serving.store.redis.spread import Spread
 
 _GATHER_ROWS = 4096  # rows of one script call, during which Redis answers no other client (about 5 ms)
-_WRITE_ROWS = 1000
-_LOAD_PAGES = 64
+_READ_ROWS = 65_536  # rows of one round trip
+_WRITE_ROWS = 16_000
 _TABLE_PAGES = 1024
-_CUT_BYTES = 2_000  # bytes over the network that cost as much time as cutting one row in the script
+_CUT_BYTES = 2_000  # bytes over the network that cost as much time as cutting one row
 _LEAST_LEFT_MS = 30_000
 
 
-class RedisStore:
-    """Online store on a Redis server, version 6.2 or later; see `OnlineStore`.
+class _Known(NamedTuple):
+    """Table of a bundle as this client knows it, with the mark that the servers compare."""
 
-    A read of rows is a script call that cuts the rows out of their pages. If whole pages move faster than the script
-    cuts, the read is an MGET of the pages. A round trip reads up to 65,536 rows or 8,000 records.
+    table: StoredTable
+    mark: bytes
+    spread: Spread
+
+
+class RedisStore:
+    """Online store on a Redis server, version 6.2 or later, or on a cluster; see `OnlineStore`.
+
+    A read of rows is a script call that cuts the rows out of their pages. On a cluster, whose scripts see one slot, a
+    read is a command for each row, sent to all nodes at once. If whole pages move faster than rows are cut, the read is
+    an MGET of the pages. A round trip reads up to 65,536 rows.
 
     Connections are opened on first use, and opened again when they are lost. A call is tried a few times, which is safe
     since every write may be repeated. If the server has lost a script, the script is loaded again.
@@ -79,8 +94,9 @@ class RedisStore:
 
     def __init__(self, address: str) -> None:
         self._redis = RedisCommands(address)
-        self._records = RedisRecords(self._redis)
-        self._tables: dict[str, tuple[StoredTable, bytes]] = {}
+        self._layouts = Layouts(self._redis)
+        self._records = RedisRecords(self._redis, self._layouts)
+        self._tables: dict[str, _Known] = {}
         self._leave: weakref.finalize[..., RedisStore] | None = None
 
     def create_table(self, bundle: str, *, rows: int, dim: int, storage: str = "float32") -> None:
@@ -89,68 +105,79 @@ class RedisStore:
         table = StoredTable(rows=rows, dim=dim, storage=storage)
         if self._redis.ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
             self.drop(bundle)
-        self._redis.ask(bundle, lambda client: client.setnx(key_of(bundle, "table"), table_mark(table)))
+        spread = self._layouts.state(bundle)
+        own, home = table_mark(table, spread.shares), key_of(bundle, "table")
+        shares = spread.keys("table")
+        # The home's mark is last, so that each share of a table has a mark unless its node has lost it.
+        self._redis.all([(key, ("SET", key, own, "NX")) for key in shares])
+        self._redis.ask(bundle, lambda client: client.setnx(home, own))
         self._tables.pop(bundle, None)
-        stored, _ = self._table(bundle)
-        if stored != table:
-            raise StoreError(f"bundle {bundle!r} has a table of {stored}, not {table}; drop it, or name another bundle")
+        stored = self._table(bundle)
+        if stored.spread.shares > 1 and stored.table != table:
+            self._redis.all([(key, ("SET", key, stored.mark)) for key in shares])
+        if stored.table != table:
+            raise StoreError(
+                f"bundle {bundle!r} has a table of {stored.table}, not {table}; drop it, or name another bundle"
+            )
 
     def table(self, bundle: str) -> StoredTable:
         """See `OnlineStore.table`."""
-        return self._table(bundle)[0]
+        return self._table(bundle).table
 
     def write_rows(self, bundle: str, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool = False) -> int:
         """See `OnlineStore.write_rows`. A script call writes 1,000 rows, since Redis runs nothing else meanwhile."""
-        table, _ = self._table(bundle)
-        check_write(table, rows, seqs, vectors)
-        kept = newest_rows(rows, seqs)
-        calls = (
-            write_call(bundle, table, rows[chunk], seqs[chunk], vectors[chunk], again=again)
-            for chunk in chunks(kept, _WRITE_ROWS)
-        )
-        replies = self._redis.run(bundle, _WRITE, calls)
-        if None in replies:
-            return self._forget(bundle).write_rows(bundle, rows, seqs, vectors, again=again)
-        return sum(replies)
+        known = self._table(bundle)
+        check_write(known.table, rows, seqs, vectors)
+        written = 0
+        for part in chunks(newest_rows(rows, seqs), _WRITE_ROWS):
+            calls = write_calls(known.spread, known.table, rows[part], seqs[part], vectors[part], again=again)
+            replies = self._redis.run(_WRITE, calls)
+            if None in replies:
+                return self._changed(bundle, known).write_rows(bundle, rows, seqs, vectors, again=again)
+            written += sum(replies)
+        return written
 
     def load_rows(self, bundle: str, vectors: Float32, *, seq: int) -> None:
         """See `OnlineStore.load_rows`. Absent pages are written whole, and existing pages row by row."""
-        table, _ = self._table(bundle)
+        known = self._table(bundle)
+        table = known.table
         check_seq("seq", seq)
         check_vectors(vectors, rows=table.rows, dim=table.dim)
-        pages = list(chunks(np.arange(page_count(table)), _LOAD_PAGES))
-        replies = self._redis.run(bundle, _LOAD, (load_call(bundle, table, chunk, vectors, seq) for chunk in pages))
-        if None in replies:
-            self._forget(bundle).load_rows(bundle, vectors, seq=seq)
-            return
-        for chunk, present in zip(pages, replies, strict=True):
-            if not present:
-                continue
-            rows = (chunk[present][:, None] * PAGE_ROWS + np.arange(PAGE_ROWS)).reshape(-1)
+        for part in chunks(np.arange(page_count(table)), _TABLE_PAGES):
+            pages, calls = zip(*load_calls(known.spread, table, part, vectors, seq), strict=True)
+            replies = self._redis.run(_LOAD, calls)
+            if None in replies:
+                self._changed(bundle, known).load_rows(bundle, vectors, seq=seq)
+                return
+            present = np.concatenate(
+                [own[found] for own, found in zip(pages, replies, strict=True) if found] or [part[:0]]
+            )
+            rows = (present[:, None] * PAGE_ROWS + np.arange(PAGE_ROWS)).reshape(-1)
             rows = rows[rows < table.rows]
-            self.write_rows(bundle, rows, np.full(len(rows), seq), vectors[rows])
+            if len(rows):
+                self.write_rows(bundle, rows, np.full(len(rows), seq), vectors[rows])
 
     def read_rows(self, bundle: str, rows: Int64) -> Float32:
         """See `OnlineStore.read_rows`."""
-        table, _ = self._table(bundle)
+        table = self._table(bundle).table
         check_rows(table, rows)
         pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
         if len(pages) * page_bytes(table) < len(rows) * _CUT_BYTES:
             stored = self._pages(bundle, pages)
-            if self._table(bundle)[0] != table:  # the table was recreated meanwhile, in another shape
+            if self._table(bundle).table != table:  # the table was recreated meanwhile, in another shape
                 return self.read_rows(bundle, rows)
             return unpack(stored["vector"][index * PAGE_ROWS + rows % PAGE_ROWS])
-        table, data = self._gather(bundle, rows, seqs=False)
+        table, data = self._cut(bundle, rows, seqs=False)
         return decode_vectors(table, data)
 
     def read_seqs(self, bundle: str, rows: Int64) -> Int64:
         """See `OnlineStore.read_seqs`."""
-        _, data = self._gather(bundle, rows, seqs=True)
+        _, data = self._cut(bundle, rows, seqs=True)
         return decode_seqs(np.frombuffer(data, dtype=np.uint8).reshape(-1, SEQ_BYTES))
 
     def read_table(self, bundle: str) -> tuple[Float32, Int64]:
         """See `OnlineStore.read_table`. A round trip reads 1,024 pages."""
-        table, _ = self._table(bundle)
+        table = self._table(bundle).table
         vectors = np.empty((table.rows, table.dim), dtype=np.float32)
         seqs = np.empty(table.rows, dtype=np.int64)
         for chunk in chunks(np.arange(page_count(table)), _TABLE_PAGES):
@@ -202,34 +229,34 @@ class RedisStore:
         """See `OnlineStore.drop`. The table's mark is removed first, so that no client reads or writes a page."""
         check_name("bundle", bundle)
         self._tables.pop(bundle, None)
-        table, dropping, kinds = (key_of(bundle, name) for name in ("table", "dropping", "kinds"))
+        table, dropping, shares = (key_of(bundle, name) for name in ("table", "dropping", "shares"))
         self._redis.ask(bundle, lambda client: _renamed(client, table, dropping))
+        self._layouts.forget(bundle)
+        if (spread := self._layouts.find(bundle)) is None:
+            return
         mark = self._redis.command(bundle, "GET", dropping)
-        pages = page_count(parse_mark(mark)) if mark else 0
-        for chunk in chunks(np.arange(pages), _TABLE_PAGES):
-            self._redis.command(bundle, "UNLINK", *page_keys(bundle, chunk))
-        self._redis.command(bundle, "UNLINK", *self._records.keys(bundle))
-        self._redis.command(bundle, "UNLINK", dropping, kinds)
+        self._layouts.remove(spread, parse_mark(mark, spread.shares) if mark else None)
+        self._redis.command(bundle, "UNLINK", dropping, shares)
+        self._layouts.forget(bundle)
 
     def expire(self, bundle: str, *, after_s: float) -> None:
-        """See `OnlineStore.expire`. The server deletes the keys, even if no client runs."""
+        """See `OnlineStore.expire`. The servers delete the keys, even if no client runs."""
         at_ms = int((time.time() + after_s) * 1_000)
         for keys in self._keys(bundle):
-            self._redis.each(bundle, [("PEXPIREAT", key, at_ms) for key in keys])
+            self._redis.all([(key, ("PEXPIREAT", key, at_ms)) for key in keys])
 
     def keep(self, bundle: str) -> bool:
-        """See `OnlineStore.keep`."""
+        """See `OnlineStore.keep`. A bundle of which a node has lost its shares is dropped too."""
         left_ms = int(self._redis.command(bundle, "PTTL", key_of(bundle, "table")))
         if left_ms == -2:  # Redis has no such key
             return False
-        if left_ms == -1:  # the key does not expire
-            return True
-        if left_ms < _LEAST_LEFT_MS:
+        if 0 <= left_ms < _LEAST_LEFT_MS or self._lost(self._table(bundle)):
             # Keys might expire while this method keeps the bundle.
             self.drop(bundle)
             return False
-        for keys in self._keys(bundle):
-            self._redis.each(bundle, [("PERSIST", key) for key in keys])
+        if left_ms != -1:  # the key expires
+            for keys in reversed(list(self._keys(bundle))):  # the mark last, so that an interrupted call is repeated
+                self._redis.all([(key, ("PERSIST", key)) for key in keys])
         return True
 
     def renew(self, bundle: str, *, least_s: float) -> None:
@@ -239,18 +266,19 @@ class RedisStore:
 
     def bytes_per_row(self, bundle: str) -> float:
         """Estimates the server's memory per row, bytes, with keys and overhead, from a sample of full pages."""
-        table, _ = self._table(bundle)
-        full = max(1, table.rows // PAGE_ROWS)
-        keys = page_keys(bundle, np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
-        sizes = [int(self._redis.command(bundle, "MEMORY USAGE", key, "SAMPLES", 0) or 0) for key in keys]
-        return float(np.mean(sizes)) / min(PAGE_ROWS, table.rows)
+        known = self._table(bundle)
+        full = max(1, known.table.rows // PAGE_ROWS)
+        keys = known.spread.page_keys(np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
+        sizes = self._redis.all([(key, ("MEMORY USAGE", key, "SAMPLES", 0)) for key in keys])
+        return float(np.mean([size or 0 for size in sizes])) / min(PAGE_ROWS, known.table.rows)
 
     def facts(self) -> list[dict[str, str]]:
-        """Returns the version, the eviction policy, the memory and the persistence of every server."""
+        """Returns the address, version, eviction policy, memory and persistence of every server."""
 
         def facts(client: redis.Redis) -> dict[str, str]:
             info = client.info()
             return {
+                "server": name_of(client),
                 "version": str(info["redis_version"]),
                 "maxmemory_policy": str(info.get("maxmemory_policy", "")),
                 "used_memory_human": str(info["used_memory_human"]),
@@ -266,8 +294,9 @@ class RedisStore:
         return " ".join(sorted(ids))
 
     def ping(self) -> None:
-        """See `OnlineStore.ping`."""
+        """See `OnlineStore.ping`. A cluster must have a node for each hash slot."""
         self._redis.every(lambda client: client.ping())
+        self._redis.require_coverage()
 
     def close(self) -> None:
         """See `OnlineStore.close`. The last store that closes stops an embedded server, which saves its data."""
@@ -283,46 +312,91 @@ class RedisStore:
         """
         self._leave = weakref.finalize(self, leave)
 
-    def _table(self, bundle: str) -> tuple[StoredTable, bytes]:
+    def _table(self, bundle: str) -> _Known:
         """Returns the table and its mark, which are read once. Every script and read compares the mark again."""
         known = self._tables.get(bundle)
         if known is None:
             check_name("bundle", bundle)
             mark = self._redis.command(bundle, "GET", key_of(bundle, "table"))
-            if mark is None:
+            self._layouts.forget(bundle)
+            spread = self._layouts.find(bundle)
+            if mark is None or spread is None:
                 raise not_loaded(bundle)
-            known = self._tables[bundle] = (parse_mark(mark), mark)
+            known = self._tables[bundle] = _Known(parse_mark(mark, spread.shares), mark, spread)
         return known
 
-    def _forget(self, bundle: str) -> "RedisStore":
-        """Forgets an old mark. The table was dropped, and perhaps recreated in another shape."""
+    def _changed(self, bundle: str, known: _Known) -> "RedisStore":
+        """Forgets an old mark. The table was dropped, and perhaps recreated in another shape.
+
+        Raises:
+            StoreError: The table is the same, but a node of a cluster has lost its shares.
+        """
         self._tables.pop(bundle, None)
+        if self._table(bundle).mark == known.mark and (lost := self._lost(known)):
+            raise StoreError(
+                f"bundle {bundle!r} is not loaded in the online store on {lost}: the node came back without its data; "
+                "`tessera replay` or a running `tessera stream` fills the bundle again"
+            )
         return self
+
+    def _lost(self, known: _Known) -> str:
+        """Returns the names of nodes that have lost shares of a table, or ""."""
+        if known.spread.shares == 1:
+            return ""
+        marks = known.spread.keys("table")
+        found = self._redis.all([(key, ("EXISTS", key)) for key in marks])
+        slots = [known.spread.slot(share) for share, exists in enumerate(found) if not exists]
+        return ", ".join(sorted({name_of(self._redis.servers.of(slot)) for slot in slots}))
 
     def _pages(self, bundle: str, pages: Int64) -> NDArray[np.void]:
         """Reads whole pages (N,) as rows (64 N,) of `row_type`."""
-        table, mark = self._table(bundle)
-        stored_mark, *data = self._redis.command(bundle, "MGET", key_of(bundle, "table"), *page_keys(bundle, pages))
-        if stored_mark != mark:
-            return self._forget(bundle)._pages(bundle, pages)
-        size = page_bytes(table)
-        return np.frombuffer(b"".join(page or bytes(size) for page in data), dtype=row_type(table))
+        known = self._table(bundle)
+        order, packets = page_packets(known.spread, pages)
+        size, data = page_bytes(known.table), []
+        for ((mark, *stored),) in self._redis.trip(packets):
+            if mark != known.mark:
+                return self._changed(bundle, known)._pages(bundle, pages)
+            data += stored
+        cut = np.frombuffer(b"".join(page or bytes(size) for page in data), dtype=row_type(known.table))
+        rows = np.empty_like(cut).reshape(-1, PAGE_ROWS)
+        rows[order] = cut.reshape(-1, PAGE_ROWS)
+        return rows.reshape(-1)
 
-    def _gather(self, bundle: str, rows: Int64, *, seqs: bool) -> tuple[StoredTable, bytes]:
-        table, _ = self._table(bundle)
-        check_rows(table, rows)
-        calls = (gather_call(bundle, table, chunk, seqs=seqs) for chunk in chunks(rows, _GATHER_ROWS))
-        replies = self._redis.run(bundle, _GATHER, calls)
-        if None in replies:
-            return self._forget(bundle)._gather(bundle, rows, seqs=seqs)
-        return table, b"".join(replies)
+    def _cut(self, bundle: str, rows: Int64, *, seqs: bool) -> tuple[StoredTable, bytes]:
+        """Reads the headers of rows (N,) if `seqs` is True, or else the vectors."""
+        known = self._table(bundle)
+        check_rows(known.table, rows)
+        read = self._gather if known.spread.shares == 1 else self._ranges
+        parts = [read(known, part, seqs) for part in chunks(rows, _READ_ROWS)]
+        if None in parts:
+            return self._changed(bundle, known)._cut(bundle, rows, seqs=seqs)
+        return known.table, b"".join(part for part in parts if part is not None)
+
+    def _gather(self, known: _Known, rows: Int64, seqs: bool) -> bytes | None:
+        """Reads rows of a bundle of one share. Returns None if the table has changed."""
+        calls = (gather_call(known.spread, known.table, part, seqs=seqs) for part in chunks(rows, _GATHER_ROWS))
+        replies = self._redis.run(_GATHER, calls)
+        return None if None in replies else b"".join(replies)
+
+    def _ranges(self, known: _Known, rows: Int64, seqs: bool) -> bytes | None:
+        """Reads rows of a bundle of many shares. Returns None if the table has changed."""
+        size = SEQ_BYTES if seqs else row_type(known.table).itemsize - SEQ_BYTES
+        order, packets = range_packets(known.spread, known.table, rows, seqs=seqs)
+        never, data = bytes(size), []
+        for first, *cuts, last in self._redis.trip(packets):
+            if first != known.mark or last != known.mark:
+                return None
+            data += cuts
+        cut = np.frombuffer(b"".join(part or never for part in data), dtype=f"V{size}")
+        parts = np.empty_like(cut)
+        parts[order] = cut
+        return parts.tobytes()
 
     def _keys(self, bundle: str) -> Iterable[list[bytes]]:
         """Yields all keys of a bundle in lists. The first list has the table's mark."""
-        table, _ = self._table(bundle)
-        yield [key_of(bundle, "table"), key_of(bundle, "kinds"), *self._records.keys(bundle)]
-        for chunk in chunks(np.arange(page_count(table)), _TABLE_PAGES):
-            yield page_keys(bundle, chunk)
+        known = self._table(bundle)
+        yield [key_of(bundle, "table"), key_of(bundle, "shares")]
+        yield from self._layouts.keys(known.spread, known.table)
 
 
 def _renamed(client: redis.Redis, source: bytes, target: bytes) -> None:
