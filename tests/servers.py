@@ -40,7 +40,12 @@ def until(ready: Callable[[], object], seconds: float = 20) -> None:
 
 
 class RedisCluster:
-    """Three primaries without replicas, each with a third of the slots."""
+    """Three primaries without replicas, each with a third of the slots.
+
+    Attributes:
+        ports: Ports of the nodes.
+        clients: A client of each node.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -51,14 +56,13 @@ class RedisCluster:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         for node in range(3):
             self.start_node(node)
-        clients = [redis.Redis(port=port) for port in self.ports]
-        for node, client in enumerate(clients):
+        self.clients = [redis.Redis(port=port) for port in self.ports]
+        for node, client in enumerate(self.clients):
             own = range(node * SLOTS // 3, (node + 1) * SLOTS // 3)
             client.execute_command("CLUSTER", "ADDSLOTS", *own)
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[0])
-        for client in clients:
+        for client in self.clients:
             until(lambda client=client: self._whole(client))
-            client.close()
 
     @property
     def address(self) -> str:
@@ -89,6 +93,8 @@ class RedisCluster:
         self._processes[node].wait(20)
 
     def close(self) -> None:
+        for client in self.clients:
+            client.close()
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():

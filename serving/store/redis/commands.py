@@ -3,16 +3,16 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import redis
-from redis.connection import Connection
 from redis.crc import key_slot
 
 from features.errors import StoreError
 from serving.store.page import key_of
+from serving.store.redis.round_trip import RoundTrip, Sent, Words, named
 from serving.store.redis.scripts import Call, Script
-from serving.store.redis.servers import name_of, open_servers, without_password
+from serving.store.redis.servers import open_servers, without_password
 
 _TRIES = 4  # of a server that fails
 _GIVE_UP_S = 15.0  # tries of a server that hangs, or of a slot that moves
@@ -20,11 +20,12 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 _NAMED = 3
 _T = TypeVar("_T")
 
-Words: TypeAlias = Sequence[Any]
-"""A command and its arguments."""
-
 _MOVING = (redis.exceptions.AskError, redis.exceptions.TryAgainError)  # a MovedError is an AskError
-_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ClusterError, redis.exceptions.ClusterDownError)
+_AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.ClusterDownError,
+)
 
 
 class Packet(NamedTuple):
@@ -63,36 +64,36 @@ class RedisCommands:
     def trip(self, packets: Sequence[Packet]) -> list[list[Any]]:
         """Returns the replies to each packet, in one round trip.
 
-        The packets are sent to all servers before the first reply is read, so servers work at the same time. A packet
+        The packets are sent to all servers before the first reply is read, so servers work at the same time. A command
         is sent again if a connection is lost or its slot has moved, so each command must be repeatable. An error of a
         script that the server does not know is a reply.
 
         Args:
             packets: Commands by hash slot.
         """
-        replies: list[list[Any]] = [[] for _ in packets]
-        left: dict[int, Packet] = dict(enumerate(packets))
-        redirected: dict[int, redis.exceptions.AskError] = {}
-        began = time.monotonic()
+        sent = [Sent(packet.slot, words) for packet in packets for words in packet.commands]
+        self._answer(sent)
+        replies = (command.reply for command in sent)
+        return [list(itertools.islice(replies, len(packet.commands))) for packet in packets]
+
+    def _answer(self, commands: Sequence[Sent]) -> None:
+        """Sends commands until each has a reply."""
+        began, left = time.monotonic(), commands
         for number in itertools.count(1):
-            failures = self._send(left, redirected, replies)
-            if not failures:
-                return replies
-            moving = all(isinstance(error, _MOVING) for error in failures.values())
-            away = all(isinstance(error, (*_MOVING, *_AWAY)) for error in failures.values())
+            self._send(left)
+            left = [command for command in left if command.failure is not None]
+            if not left:
+                return
+            failures = [command.failure for command in left if command.failure is not None]
+            moving = all(isinstance(error, _MOVING) for error in failures)
+            away = all(isinstance(error, (*_MOVING, *_AWAY)) for error in failures)
             late = time.monotonic() - began > _GIVE_UP_S
             if late or not away or (number == _TRIES and not moving):
-                raise self._failed(failures.values())
-            left = {position: packets[position] for position in failures}
-            redirected = {
-                position: error
-                for position, error in failures.items()
-                if isinstance(error, redis.exceptions.AskError) and not isinstance(error, redis.exceptions.MovedError)
-            }
-            if len(redirected) < len(left):
+                raise self._failed(failures)
+            if not all(command.asked for command in left):
                 self._look_again()
-            time.sleep(min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S) if number > 1 else 0)
-        raise AssertionError("unreachable")
+            if number > 1:
+                time.sleep(min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S))
 
     def run(self, script: Script, calls: Iterable[Call]) -> list[Any]:
         """Returns the replies to calls of a script, in one round trip. Loads the script where a server has lost it.
@@ -151,54 +152,43 @@ class RedisCommands:
                     answers.append(call(client))
                 except redis.RedisError as error:
                     self._look_again()
-                    raise self._failed([_named(client, error)]) from error
+                    raise self._failed([named(client, error)]) from error
             return answers
         except redis.RedisError as error:
             raise self._failed([error]) from error
 
     def require_coverage(self) -> None:
         """Raises StoreError if no server owns some hash slots."""
-        try:
-            uncovered = self.servers.uncovered()
-        except redis.RedisError as error:
-            raise self._failed([error]) from error
-        if uncovered:
-            self._look_again()
+        self._look_again()
+        if self.servers.uncovered():
             raise self._failed([])
 
-    def _send(
-        self,
-        packets: dict[int, Packet],
-        redirected: dict[int, redis.exceptions.AskError],
-        replies: list[list[Any]],
-    ) -> dict[int, redis.RedisError]:
-        """Sends packets and sets their replies. Returns the error of each packet that failed."""
-        failures: dict[int, redis.RedisError] = {}
+    def _send(self, commands: Sequence[Sent]) -> None:
+        """Sends commands and sets the reply or the failure of each."""
         servers: dict[int, redis.Redis] = {}
-        positions: dict[redis.Redis, list[int]] = {}
-        for position, packet in packets.items():
+        parts: dict[redis.Redis, list[Sent]] = {}
+        for command in commands:
             try:
-                if (to := redirected.get(position)) is not None:
+                if (to := command.asked) is not None:
                     client = self.servers.at(to.host, to.port)
                 else:
-                    client = servers.get(packet.slot) or self.servers.of(packet.slot)
-                    servers[packet.slot] = client
+                    client = servers.get(command.slot) or self.servers.of(command.slot)
+                    servers[command.slot] = client
             except redis.RedisError as error:
-                failures[position] = error
+                command.failure = error
             else:
-                positions.setdefault(client, []).append(position)
+                parts.setdefault(client, []).append(command)
         trips = []
         try:
-            for client, own in positions.items():
-                trip = _Trip(client, [(position, packets[position], position in redirected) for position in own])
+            for client, part in parts.items():
+                trip = RoundTrip(client, part)
                 trips.append(trip)
                 trip.send()
             for trip in trips:
-                failures |= trip.receive(replies)
+                trip.receive()
         finally:
             for trip in trips:
                 trip.end()
-        return failures
 
     def _look_again(self) -> None:
         try:
@@ -221,83 +211,3 @@ class RedisCommands:
             f"the online store at {self.address} failed: {', '.join(texts)}; see that the server runs and has memory, "
             "and that TESSERA_REDIS names it"
         )
-
-
-class _Trip:
-    """Packets on their way to one server and back, over one connection.
-
-    Args:
-        client: The server.
-        packets: Position and packet, and whether the cluster has redirected the packet to this server.
-    """
-
-    def __init__(self, client: redis.Redis, packets: list[tuple[int, Packet, bool]]) -> None:
-        self._client = client
-        self._packets = packets
-        self._connection: Connection | None = None
-        self._failure: redis.RedisError | None = None
-        self._unread = True
-
-    def send(self) -> None:
-        """Sends all packets. A failure is returned by `receive`."""
-        words: list[Words] = []
-        for _, packet, redirected in self._packets:
-            for command in packet.commands:
-                if redirected:
-                    words.append(("ASKING",))
-                words.append(command)
-        try:
-            self._connection = self._client.connection_pool.get_connection()
-            self._connection.send_packed_command(self._connection.pack_commands(words))
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            self._failure = _named(self._client, error)
-
-    def receive(self, replies: list[list[Any]]) -> dict[int, redis.RedisError]:
-        """Sets the replies of packets. Returns the error of each packet that failed."""
-        failures: dict[int, redis.RedisError] = {}
-        for position, packet, redirected in self._packets:
-            own: list[Any] = []
-            for _ in packet.commands:
-                if redirected:
-                    self._read()
-                own.append(self._read())
-            errors = [reply for reply in own if isinstance(reply, redis.RedisError)]
-            serious = [error for error in errors if not isinstance(error, redis.exceptions.NoScriptError)]
-            if serious:
-                failures[position] = serious[0]
-            else:
-                replies[position] = own
-        self._unread = self._failure is not None
-        return failures
-
-    def end(self) -> None:
-        """Returns the connection to its pool. A connection with unread replies is closed."""
-        if self._connection is not None:
-            if self._unread:
-                self._connection.disconnect()
-            self._client.connection_pool.release(self._connection)
-
-    def _read(self) -> Any:
-        """Returns the next reply, or its error. The error of a lost connection is the reply to every later command."""
-        if self._failure is not None:
-            return self._failure
-        assert self._connection is not None
-        try:
-            return self._connection.read_response()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            self._failure = _named(self._client, error)
-            return self._failure
-        except redis.ResponseError as error:
-            return _named(self._client, error)
-
-
-def _named(client: redis.Redis, error: redis.RedisError) -> redis.RedisError:
-    """Returns an error of the same kind whose text names the server."""
-    name, text = name_of(client), str(error)
-    if name in text or isinstance(error, redis.exceptions.AskError):
-        return error
-    if not isinstance(error, redis.ResponseError):
-        kind = redis.TimeoutError if isinstance(error, redis.TimeoutError) else redis.ConnectionError
-        return kind(f"node {name}: {text}")
-    error.args = (f"node {name}: {text}",)
-    return error

@@ -3,7 +3,9 @@
 `serving.store.redis.spread` places the keys of a bundle in slots.
 """
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Protocol
 
 import redis
@@ -102,7 +104,8 @@ class ClusterServers:
 
     def of(self, slot: int) -> redis.Redis:
         """See `Servers`."""
-        return self._client(self._open().nodes_manager.get_node_from_slot(slot))
+        with _as_connection_error():
+            return self._client(self._open().nodes_manager.get_node_from_slot(slot))
 
     def at(self, host: str, port: int) -> redis.Redis:
         """See `Servers`."""
@@ -130,7 +133,8 @@ class ClusterServers:
     def look_again(self) -> bool:
         """See `Servers`. Connections stay open, since other threads may use them. Any known node is asked."""
         if self._cluster is not None:
-            self._cluster.nodes_manager.initialize()
+            with _as_connection_error():
+                self._cluster.nodes_manager.initialize()
         return True
 
     def close(self) -> None:
@@ -141,9 +145,14 @@ class ClusterServers:
 
     def _open(self) -> RedisCluster:
         if self._cluster is None:
-            self._cluster = RedisCluster.from_url(
-                self._address, decode_responses=False, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_CONNECT_S
-            )
+            with _as_connection_error():
+                self._cluster = RedisCluster.from_url(
+                    self._address,
+                    decode_responses=False,
+                    socket_timeout=_TIMEOUT_S,
+                    socket_connect_timeout=_CONNECT_S,
+                    require_full_coverage=False,  # a bundle may need none of the slots that no node owns
+                )
         return self._cluster
 
     def _client(self, node: ClusterNode) -> redis.Redis:
@@ -186,6 +195,15 @@ def name_of(client: redis.Redis) -> str:
     """Returns the host and port of a server, or the path of its socket, for messages."""
     options = client.connection_pool.connection_kwargs
     return str(options["path"]) if "path" in options else f"{options.get('host')}:{options.get('port')}"
+
+
+@contextlib.contextmanager
+def _as_connection_error() -> Iterator[None]:
+    """Raises errors of the cluster as a whole as ConnectionError. The client's own type is no RedisError."""
+    try:
+        yield
+    except redis.exceptions.RedisClusterException as error:
+        raise redis.ConnectionError(str(error)) from error
 
 
 def _retry() -> Retry:

@@ -343,9 +343,8 @@ class RedisStore:
         """Returns the names of nodes that have lost shares of a table, or ""."""
         if known.spread.shares == 1:
             return ""
-        marks = known.spread.keys("table")
-        found = self._redis.all([(key, ("EXISTS", key)) for key in marks])
-        slots = [known.spread.slot(share) for share, exists in enumerate(found) if not exists]
+        marks = self._redis.all([(key, ("GET", key)) for key in known.spread.keys("table")])
+        slots = [known.spread.slot(share) for share, mark in enumerate(marks) if mark != known.mark]
         return ", ".join(sorted({name_of(self._redis.servers.of(slot)) for slot in slots}))
 
     def _pages(self, bundle: str, pages: Int64) -> NDArray[np.void]:
