@@ -698,7 +698,7 @@ def test_a_bundle_that_somebody_still_answers_from_is_put_off_and_one_that_stays
     if isinstance(store, RedisStore):
         store.expire(staying, after_s=60)
         for client in store._redis.servers.every():
-            left = [client.pttl(key) for key in client.scan_iter(f"tessera:{{{staying}}}:*")]
+            left = [client.pttl(key) for key in client.scan_iter(f"tessera:*{staying}*")]
             assert all(0 < one <= 60_000 for one in left)
 
 
@@ -713,30 +713,6 @@ def test_a_bundle_whose_time_has_nearly_come_is_not_kept_but_dropped(
         store.table(bundle)
     with pytest.raises(StoreError, match="not loaded"):
         store.expire(bundle, after_s=5)
-
-
-def test_bundles_lie_on_all_nodes_of_a_cluster_and_a_lost_node_is_an_error_until_it_is_back(tmp_path: Path) -> None:
-    with contextlib.closing(RedisCluster(tmp_path)) as cluster:
-        with contextlib.closing(RedisStore(cluster.address)) as store:
-            for number in range(12):
-                store.create_table(f"b{number}", rows=ROWS, dim=DIM)
-                store.write_rows(f"b{number}", ints(number), ints(1), np.ones((1, DIM), dtype=np.float32))
-            sizes = [server.dbsize() for server in store._redis.servers.every()]
-            assert len(sizes) == 3
-            assert all(sizes)
-            assert sum(sizes) == 24
-            store.ping()
-            before = store.incarnation()
-            cluster.stop_node(1)
-            found = 0
-            for number in range(12):
-                with contextlib.suppress(StoreError):
-                    assert store.read_rows(f"b{number}", ints(number))[0, 0] == 1
-                    found += 1
-            assert found < 12
-            cluster.start_node(1)
-            assert [store.read_rows(f"b{number}", ints(number))[0, 0] for number in range(12)] == [1.0] * 12
-            assert store.incarnation() != before
 
 
 def test_tls_and_a_user_with_a_password_are_asked_for_and_taken(tmp_path: Path) -> None:

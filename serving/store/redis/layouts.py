@@ -1,7 +1,7 @@
 """Finds and states the number of shares of each bundle, and lists and removes the keys of shares.
 
 On a cluster, the key `shares` of a bundle's home states the number. It is set before the first key of the bundle. A
-bundle that a release before 0.5 has loaded has no such key and one share, and stays so until it is dropped.
+bundle that a release before shares has loaded has no such key and one share, and stays so until it is dropped.
 """
 
 import time
@@ -42,7 +42,7 @@ class Layouts:
         spread, until = self._known.get(bundle, (None, 0.0))
         if spread is not None and time.monotonic() < until:
             return spread
-        shares, _ = self._ask(bundle, 0)
+        shares = self._ask(bundle, 0)
         return self._keep(bundle, shares) if shares else None
 
     def state(self, bundle: str) -> Spread:
@@ -56,8 +56,7 @@ class Layouts:
             marks = leftover.keys("table") + leftover.keys("kinds")
             if any(self._redis.all([(key, ("EXISTS", key)) for key in marks])):
                 self.remove(leftover)
-            shares, _ = self._ask(bundle, leftover.shares)
-            spread = self._keep(bundle, shares)
+            spread = self._keep(bundle, self._ask(bundle, leftover.shares))
         return spread
 
     def forget(self, bundle: str) -> None:
@@ -99,11 +98,12 @@ class Layouts:
             for part in ("record", "changes", "order", "removed")
         ]
 
-    def _ask(self, bundle: str, shares: int) -> tuple[int, bool]:
+    def _ask(self, bundle: str, shares: int) -> int:
+        """Returns the number of shares of a bundle, 0 if it is unknown. Sets the number if `shares` is not 0."""
         home = Spread(bundle)
         keys = [home.key(0, name) for name in ("shares", "table", "dropping", "kinds")]
-        ((found, stated),) = self._redis.run(_SHARES, [(keys, [shares])])
-        return int(found), bool(stated)
+        (found,) = self._redis.run(_SHARES, [(keys, [shares])])
+        return int(found)
 
     def _keep(self, bundle: str, shares: int) -> Spread:
         spread = Spread(bundle, shares)

@@ -105,6 +105,7 @@ class RedisStore:
         table = StoredTable(rows=rows, dim=dim, storage=storage)
         if self._redis.ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
             self.drop(bundle)
+        self._layouts.forget(bundle)  # the node of the home may have lost its data
         spread = self._layouts.state(bundle)
         own, home = table_mark(table, spread.shares), key_of(bundle, "table")
         shares = spread.keys("table")

@@ -26,12 +26,15 @@ from serving.metrics import Metrics
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
+from serving.store.protocol import OnlineStore
 from serving.store.redis.embedded import open_embedded
+from serving.store.redis.store import RedisStore
 from serving.traffic.follow import RegistryFollower, ServiceOpener
 from serving.traffic.router import Router
 from tessera.settings import Settings
 from tests.integration.served import Served
 from tests.integration.world import World, make_world
+from tests.servers import RedisCluster
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 
@@ -81,12 +84,17 @@ class Server:
 
 
 @pytest.fixture
-def server(published: Settings, world: World) -> Iterator[Server]:
+def server(published: Settings, world: World, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     registry = published.open_registry()
     registry.promote(registry.release(None, world.bundle.id))
-    found = Server(published, MemoryStore(), world.bundle)
-    with found.client:
-        yield found
+    with contextlib.ExitStack() as stack:
+        store: OnlineStore = MemoryStore()
+        if getattr(request, "param", "memory") == "cluster":
+            store = RedisStore(stack.enter_context(contextlib.closing(RedisCluster(tmp_path))).address)
+            stack.callback(store.close)
+        found = Server(published, store, world.bundle)
+        with found.client:
+            yield found
 
 
 def offline(bundle: Bundle, users: list[str], items: list[str]) -> dict[str, dict[str, float]]:
@@ -97,6 +105,7 @@ def offline(bundle: Bundle, users: list[str], items: list[str]) -> dict[str, dic
     return {user: dict(service.rank(user, items, len(items)).items) for user in users}
 
 
+@pytest.mark.parametrize("server", ["memory", "cluster"], indirect=True)
 def test_a_hundred_swaps_under_load_fail_and_mix_nothing(server: Server, world: World, other: World) -> None:
     users, items = world.bundle.users["user_id"].to_list()[:20], world.bundle.items["item_id"].to_list()[:50]
     expected = {one.bundle.id: offline(one.bundle, users, items) for one in (world, other)}
@@ -125,7 +134,10 @@ def test_a_hundred_swaps_under_load_fail_and_mix_nothing(server: Server, world: 
     opener = ServiceOpener(server.store)
     made = {one.bundle.id: opener(one.bundle)[0] for one in (world, other)}
     for number in range(100):
-        server.current.swap(made[(world, other)[number % 2 == 0].bundle.id])
+        taking, leaving = (world.bundle, other.bundle) if number % 2 else (other.bundle, world.bundle)
+        assert not fill_store(server.store, taking)  # cancels its expiry
+        server.current.swap(made[taking.id])
+        server.store.expire(leaving.id, after_s=600)
         time.sleep(0.01)
     stop.set()
     for thread in threads:

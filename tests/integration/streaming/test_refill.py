@@ -157,6 +157,43 @@ def test_a_store_that_a_server_put_back_is_filled_by_the_writer(place: Place) ->
     place.is_equal()
 
 
+@pytest.mark.parametrize("store", ["cluster"], indirect=True)
+@pytest.mark.parametrize("node", range(3))
+def test_a_node_of_a_cluster_that_lost_its_data_is_filled_by_the_writer(place: Place, node: int) -> None:
+    """One of the three nodes has the bundle's home, and each has rows, records and copies of the position."""
+    place.log.append(place.topics.events, [(None, event(n)) for n in range(40)])
+    for number in range(20):
+        place.item(f"a{number}")
+    place.pump()
+    place.is_equal()
+    place.store._redis.servers.every()[node].flushall()
+    place.item("late")
+    place.pump()
+    place.is_equal()
+    place.service.refresh()
+    assert place.candidates(place.service, "a0", "a19", "late") == {"a0", "a19", "late"}
+
+
+@pytest.mark.parametrize("store", ["cluster"], indirect=True)
+def test_a_node_of_a_cluster_that_lost_its_last_writes_gets_them_from_the_log(place: Place) -> None:
+    """The other nodes have the newest position. The node's own copies say what it has."""
+    place.log.append(place.topics.events, [(None, event(n)) for n in range(8)])
+    place.pump()
+    node = place.store._redis.servers.every()[1]
+    state = {key: (node.dump(key), node.pttl(key)) for key in node.scan_iter()}
+    place.log.append(place.topics.events, [(None, event(n)) for n in range(8, 40)])
+    place.item("late")
+    place.pump()
+    place.is_equal()
+    node.flushall()
+    for key, (data, _) in state.items():
+        node.restore(key, 0, data)
+    # What a start of the node does: the writer follows from the position that the store has.
+    place.writer._life = ("before", place.writer._life[1])
+    place.pump()
+    place.is_equal()
+
+
 def event(number: int) -> bytes:
     row = {"user_id": f"u{number % 3}", "item_id": f"i{number}", "time": 10_000 + number, "label": 1}
     return json.dumps(row).encode()
