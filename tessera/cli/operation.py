@@ -206,9 +206,11 @@ def _store(settings: Settings) -> list[Finding]:
     with contextlib.closing(settings.open_store()) as store:
         store.ping()
         assert isinstance(store, RedisStore)
-        for facts in store.facts():
+        servers = store.facts()
+        for facts in servers:
             policy, saved = facts["maxmemory_policy"], facts["last_save"]
             state = f"Redis {facts['version']}, {facts['used_memory_human']}, {policy}, {facts['persistence']}"
+            state = f"{facts['server']}: {state}" if len(servers) > 1 else state
             if tuple(map(int, facts["version"].split(".")[:2])) < (6, 2):
                 findings.append(Finding("store", _FAIL, state, "use Redis 6.2 or later"))
             elif policy not in ("noeviction", ""):
