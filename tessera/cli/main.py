@@ -19,6 +19,7 @@ from tessera.cli.ids import ids
 from tessera.cli.migrate import migrate
 from tessera.cli.operation import doctor, status
 from tessera.cli.propensities import propensities
+from tessera.cli.retrain import retrain
 from tessera.cli.rollout import rollout
 from tessera.cli.run import RunCommand, run, run_until
 from tessera.cli.serve import keys, serve
@@ -93,6 +94,7 @@ for _name, _last, _help in (
 
 
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
+app.command()(retrain)
 app.add_typer(tables, name="table")
 app.add_typer(ids, name="ids")
 app.add_typer(encoder, name="encoder")

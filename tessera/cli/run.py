@@ -171,7 +171,16 @@ def run(
         document = {"bundle": bundle, "release": release, "executed": result.executed, "again": result.again}
         print_json(document | {"metrics": result.metrics, "gates": gates, "engine": result.engine})
     else:
-        _print_result(result)
+        print_result(result)
+    status_of(result)
+
+
+def status_of(result: Any) -> None:
+    """Ends the command with the status of the gates, unless they passed.
+
+    Raises:
+        typer.Exit: The gates refused the bundle, or cannot tell.
+    """
     if result.verdict and not result.verdict.passed:
         raise typer.Exit(_STATUS[result.verdict.answer])
 
@@ -197,7 +206,8 @@ def run_until(last: str, help_text: str) -> Callable[..., None]:
     return command
 
 
-def _print_result(result: Any) -> None:
+def print_result(result: Any) -> None:
+    """Prints quality, bundle, release and verdict of a run."""
     from tessera.pipeline.compare import render
 
     if result.metrics:

@@ -43,6 +43,7 @@ ARGUMENTS = {
     "replay": "",
     "verify": "",
     "skew": "",
+    "retrain": "{base}/base.toml --out {out}",
     "backfill": "{base}/base.toml",
     "demo": "--small --out {out}",
     "table report": "{out}",
@@ -84,7 +85,7 @@ ARGUMENTS = {
     "topics positions": "",
 }
 # What needs nothing of the place works.
-WORK = {"check", "doctor", "migrate", "ids show", "ids compare", "keys list"}
+WORK = {"advise capacity", "check", "doctor", "migrate", "ids show", "ids compare", "keys list"}
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
