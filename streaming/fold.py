@@ -2,9 +2,13 @@
 
     table at offset n = snapshot ⊕ deltas[..n]
 
+Each row range has a partition of the deltas, and n is one offset for each partition. Rows of different ranges are
+different rows, so the order between partitions changes nothing.
+
 `tessera verify` compares a store with the fold. `tessera replay` fills a store from the fold.
 """
 
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +20,7 @@ from features.value.forgotten import hashed
 from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ, Delta, Record
-from streaming.log.protocol import EventLog, Message
+from streaming.log.protocol import EventLog, Message, Offsets, ends_of, offset_in
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -29,9 +33,9 @@ class Fold:
         records: Sequence number and payload of the newest record, by kind and id. Without the records of forgotten
             users, but with one record of each forgotten user.
         removed: Sequence number of the last removal of a record, by kind and id.
-        position: Offset of the next message to read in the deltas' topic.
-        behind: Offset after the bundle's last delta. `position` may be larger, since marks of transactions have offsets
-            too.
+        position: Offset of the next message to read in each partition of the deltas' topic.
+        behind: Offset after the bundle's last delta in each partition. `position` may be larger, since marks of
+            transactions have offsets too.
         seq: Sequence number of the last micro-batch.
 
     Args:
@@ -50,7 +54,9 @@ class Fold:
         self.seqs: NDArray[np.int64] = np.full(len(self._weight), SNAPSHOT_SEQ, dtype=np.int64)
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.removed: dict[tuple[str, str], int] = {}
-        self.position, self.behind, self.seq = 0, 0, SNAPSHOT_SEQ
+        self.position: Offsets = ()
+        self.behind: Offsets = ()
+        self.seq = SNAPSHOT_SEQ
         for name, history in record.published_histories(bundle):
             self.records[record.HISTORY, name] = (SNAPSHOT_SEQ, record.encode(history))
         for published in aggregate_record.state_records(bundle.aggregates()):
@@ -88,7 +94,7 @@ class Fold:
         Raises:
             LogError: As in `advance`.
         """
-        stop = self._log.end_offsets(self._topic)[0]
+        stop = ends_of(self._log, self._topic)
         for message, change in self._deltas(stop):
             yield message, change
             delta.fold(change, self._weight, self._accumulator, self.seqs)
@@ -100,7 +106,7 @@ class Fold:
                 elif change.seq >= self.records.get((changed.kind, changed.id), (SNAPSHOT_SEQ, b""))[0]:
                     self.records[changed.kind, changed.id] = (change.seq, changed.payload)
             self.seq = max(self.seq, change.seq)
-        self.position = max(self.position, stop)
+        self.position = stop
 
     def forgotten(self) -> dict[tuple[str, str], int]:
         """Returns the sequence number of each user's removal, by hash and salt of the user's id."""
@@ -129,14 +135,23 @@ class Fold:
         if self.records.get((kind, name), (seq, b""))[0] < seq:
             del self.records[kind, name]
 
-    def _deltas(self, stop: int) -> Iterator[tuple[Message, Delta]]:
-        if stop < self.position:
-            raise LogError(
-                f"{self._topic}: ends at {stop}, before the snapshot's position {self.position}; "
-                "the topic was deleted or replaced"
-            )
-        for message in self._log.read(self._topic, 0, self.position, stop):
+    def _deltas(self, stop: Offsets) -> Iterator[tuple[Message, Delta]]:
+        """Yields the bundle's deltas up to offsets, in the order of their micro-batches."""
+        for number, end in enumerate(stop):
+            if end < offset_in(self.position, number):
+                raise LogError(
+                    f"{self._topic} partition {number}: ends at {end}, before the snapshot's position "
+                    f"{self.position[number]}; the topic was deleted or replaced"
+                )
+        partitions = [self._partition(number, offset_in(self.position, number), end) for number, end in enumerate(stop)]
+        behind = {number: offset_in(self.behind, number) for number in range(len(stop))}
+        for message, change in heapq.merge(*partitions, key=lambda found: found[1].seq):
+            behind[message.partition] = message.offset + 1
+            self.behind = tuple(behind.values())
+            yield message, change
+
+    def _partition(self, number: int, start: int, stop: int) -> Iterator[tuple[Message, Delta]]:
+        for message in self._log.read(self._topic, number, start, stop):
             change = delta.decode(message.value)
             if change.bundle == self._bundle:
-                self.behind = message.offset + 1
                 yield message, change

@@ -4,6 +4,7 @@ The table is folded with the deltas. Histories, items, admission and ids are com
 step applies them without training, in the batches that the deltas name.
 """
 
+import heapq
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from features.errors import LogError
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
-from models.bundle.delta import Source
+from models.bundle.delta import Delta, Source
 from streaming.fresh_events import LATENESS_S
-from streaming.log.protocol import EventLog, Message, Positions
+from streaming.log.protocol import EventLog, Message, Offsets, Positions, ends_of, offset_in
 from streaming.log.topics import Topics
+from streaming.ranks.pins import Marks, await_step
 from streaming.snapshot import Snapshot
 from streaming.step import Step
 
@@ -82,9 +84,16 @@ def start_of(log: EventLog, bundle: Bundle, topics: Topics) -> Start:
 
 
 def restored(
-    log: EventLog, topics: Topics, snapshot: Snapshot | None, step: Step, start: Positions
+    log: EventLog,
+    topics: Topics,
+    snapshot: Snapshot | None,
+    step: Step,
+    start: Positions,
+    marks: Marks | None = None,
 ) -> tuple[Step, Positions]:
     """Advances a step from a snapshot, or from its bundle, to the last committed batch.
+
+    Rows come from the partitions of the step's own row ranges. Inputs and records come from partition 0.
 
     The positions in the snapshot and the deltas decide, since each was committed together with its results. The
     positions of the consumer group only confirm these positions, since a log forgets a group that is idle for long.
@@ -95,6 +104,7 @@ def restored(
         snapshot: Snapshot whose state the step has. None if the step has the state of its bundle.
         step: The step, which is changed.
         start: Offset of the first message to apply without a snapshot, for every partition of the inputs.
+        marks: Last step that every row range has. None: the step has all row ranges.
 
     Returns:
         The step, and the offset after the last applied message of every partition of the inputs.
@@ -105,17 +115,21 @@ def restored(
     """
     bundle = step.bundle
     inputs = _Inputs(log, topics, start | (snapshot.inputs if snapshot is not None else {}))
-    begin = snapshot.deltas if snapshot is not None else 0
-    end = log.end_offsets(topics.deltas)[0]
-    if end < begin:
-        raise _shrunk(topics.deltas, 0, end, begin)
+    begin = snapshot.deltas if snapshot is not None else ()
+    own = step.seat.deal.own
+    if marks is not None and (snapshot is None or snapshot.seq < marks.seq):
+        await_step(log, topics.deltas, bundle.id, sorted({0, *own}), marks.seq)
     table, weight_seqs = step.ranker.table, step.seqs.copy()
     admitted: dict[int, list[NDArray[np.uint64]]] = {}
-    for message in log.read(topics.deltas, 0, begin, end):
-        change = delta.decode(message.value)
-        if change.bundle != bundle.id or change.seq <= (snapshot.seq if snapshot is not None else 0):
+    for number, change in _changes(log, topics.deltas, begin, sorted({0, *own}), bundle.id):
+        if change.seq <= (snapshot.seq if snapshot is not None else 0):
             continue
-        delta.fold(change, table.weight, table.accumulator, weight_seqs)
+        if marks is not None and change.seq > marks.seq:
+            break
+        if number in own:
+            delta.fold(change, table.weight, table.accumulator, weight_seqs, low=step.rows.low)
+        if number > 0:
+            continue
         for changed in change.records:
             # The log decides, since an earlier release may have admitted values by a different count.
             if changed.kind == record.ADMITTED:
@@ -129,9 +143,30 @@ def restored(
                 admitted=np.concatenate([np.zeros(0, dtype=np.uint64), *admitted.pop(change.seq, [])]),
             )
     step.seqs = weight_seqs
-    for topic in input_topics(topics):
-        inputs.compare(log.committed([topic], group=group_of(bundle, topic)))
+    # If partition 0 has a step that some range lacks, the group's positions are after that step.
+    if marks is None or marks.done[0] == marks.seq:
+        for topic in input_topics(topics):
+            inputs.compare(log.committed([topic], group=group_of(bundle, topic)))
     return step, inputs.positions
+
+
+def _changes(
+    log: EventLog, topic: str, begin: Offsets, partitions: list[int], bundle: str
+) -> Iterator[tuple[int, Delta]]:
+    """Yields the deltas of a bundle in some partitions, each with its partition, in the order of the steps."""
+
+    def changes(partition: int, start: int, end: int) -> Iterator[tuple[int, Delta]]:
+        for message in log.read(topic, partition, start, end):
+            change = delta.decode(message.value)
+            if change.bundle == bundle:
+                yield partition, change
+
+    ends = ends_of(log, topic)
+    for number in partitions:
+        if ends[number] < offset_in(begin, number):
+            raise _shrunk(topic, number, ends[number], begin[number])
+    streams = [changes(number, offset_in(begin, number), ends[number]) for number in partitions]
+    yield from heapq.merge(*streams, key=lambda found: (found[1].seq, found[0]))
 
 
 class _Inputs:

@@ -30,14 +30,14 @@ from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, file_hashes
 from models.bundle.delta import Record
 from models.encoder.meaning.neighbours import LABELLED
-from streaming.log.protocol import Positions
+from streaming.log.protocol import Offsets, Positions
 
-FORMAT = 5
+FORMAT = 6
 """Format 2 keeps the sightings of values in two generations; format 1 adds them to the published sketch.
 
 Format 3 names forgotten users, and format 4 has labelled items. Format 5 has owners of the pairs of distinct counts,
-and the past values of items. A snapshot is written in the lowest format that has its state, 2 at least. All formats
-are read.
+and the past values of items. Format 6 has positions in several partitions of the deltas. A snapshot is written in the
+lowest format that has its state, 2 at least. All formats are read.
 """
 PAST = "past."
 """Opening of the names of arrays of past values of items."""
@@ -49,7 +49,7 @@ class _Manifest(msgspec.Struct, frozen=True):
     format: int
     bundle: str
     seq: int
-    deltas: int
+    deltas: int | Offsets
     inputs: list[tuple[str, int, int]]
     files: dict[str, str]
 
@@ -99,7 +99,7 @@ class Snapshot:
     Attributes:
         bundle: Id of the bundle.
         seq: Sequence number of the batch.
-        deltas: Position in the deltas' topic. The state contains all deltas before this position.
+        deltas: Positions in the deltas' topic. The state contains all deltas before these positions.
         inputs: Positions in the inputs. The state contains all messages before these positions.
         arrays: Arrays by name. `weight` (R, D) float32, `accumulator` (R,) float32 and `seqs` (R,) int64 are the table.
             `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
@@ -113,7 +113,7 @@ class Snapshot:
 
     bundle: str
     seq: int
-    deltas: int
+    deltas: Offsets
     inputs: Positions
     arrays: dict[str, NDArray[Any]]
     memory: Memory
@@ -177,11 +177,13 @@ def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
 
 def _format(snapshot: Snapshot) -> int:
     """Returns the lowest format that has the snapshot's state."""
-    if any(name.startswith((OWNERS, PAST)) for name in snapshot.arrays):
+    if len(snapshot.deltas) > 1:
         return FORMAT
-    if "labelled_users" in snapshot.arrays:
+    if any(name.startswith((OWNERS, PAST)) for name in snapshot.arrays):
         return FORMAT - 1
-    return FORMAT - 2 if snapshot.memory.forgotten else FORMAT - 3
+    if "labelled_users" in snapshot.arrays:
+        return FORMAT - 2
+    return FORMAT - 3 if snapshot.memory.forgotten else FORMAT - 4
 
 
 class Snapshots:
@@ -218,7 +220,7 @@ class Snapshots:
                 format=_format(snapshot),
                 bundle=snapshot.bundle,
                 seq=snapshot.seq,
-                deltas=snapshot.deltas,
+                deltas=snapshot.deltas if len(snapshot.deltas) > 1 else snapshot.deltas[0],
                 inputs=[(*partition, position) for partition, position in snapshot.inputs.items()],
                 files=file_hashes(directory),
             )
@@ -263,8 +265,8 @@ class Snapshots:
             shutil.rmtree(directory, ignore_errors=True)
         return len(older)
 
-    def oldest_position(self, bundle: Bundle) -> int | None:
-        """Returns the position of the oldest kept snapshot in the deltas' topic. Earlier deltas may expire."""
+    def oldest_position(self, bundle: Bundle) -> Offsets | None:
+        """Returns the positions of the oldest kept snapshot in the deltas' topic. Earlier deltas may expire."""
         directories = self._directories(bundle.id)
         return self._load(directories[-1], bundle.id).deltas if directories else None
 
@@ -289,4 +291,5 @@ class Snapshots:
         except (OSError, msgspec.DecodeError, SafetensorError) as error:
             raise BundleError(f"{directory}: {error}; the snapshot is skipped") from error
         inputs = {(topic, partition): position for topic, partition, position in manifest.inputs}
-        return Snapshot(bundle, manifest.seq, manifest.deltas, inputs, arrays, memory)
+        deltas = (manifest.deltas,) if isinstance(manifest.deltas, int) else manifest.deltas
+        return Snapshot(bundle, manifest.seq, deltas, inputs, arrays, memory)

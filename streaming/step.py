@@ -30,8 +30,9 @@ from features.wire.schemas import Schemas
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
-from models.bundle.delta import SNAPSHOT_SEQ, Record, Source
+from models.bundle.delta import SNAPSHOT_SEQ, Delta, Record
 from models.encoder.meaning.neighbours import LABELLED, coded_labels
+from models.ranker.network import Ranker
 from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
 from streaming.forget.message import decode_tombstone
@@ -41,6 +42,10 @@ from streaming.inbox import Inbox
 from streaming.item_updates import ItemUpdates
 from streaming.log.protocol import BLANK, Message
 from streaming.log.topics import Topics
+from streaming.ranks.peers import together
+from streaming.ranks.pins import sources_of
+from streaming.ranks.seat import Seat
+from streaming.ranks.table import RangedTable, Shares
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
 
 # Number of table rows that can be marked and searched in the time in which one row of a batch is sorted.
@@ -60,6 +65,7 @@ class Step:
         trained_until: Event time in microseconds up to which the bundle was trained. If an event is not newer and was
             not appended after this time, it was in the bundle's files. Such an event is skipped like a repeat.
         schemas: Schemas of messages in Avro and Protobuf.
+        seat: Share of this process in a stream of several partitions. Default: one partition and one process.
     """
 
     def __init__(
@@ -72,11 +78,19 @@ class Step:
         limit_bytes: int = delta.DELTA_BYTES,
         trained_until: int | None = None,
         schemas: Schemas | None = None,
+        seat: Seat = Seat(),  # noqa: B008 - frozen
     ) -> None:
         self.bundle = bundle
         self.seq = SNAPSHOT_SEQ
-        self.ranker = bundle.ranker(learning_rate=learning_rate)
-        self.seqs = np.full(bundle.schema.rows, SNAPSHOT_SEQ, dtype=np.int64)
+        self.seat = seat
+        deal = seat.deal
+        self.ranker = (
+            bundle.ranker(learning_rate=learning_rate)
+            if deal.partitions == 1
+            else Ranker(RangedTable(bundle, deal, seat.peers, learning_rate=learning_rate), bundle.network())
+        )
+        self.rows = deal.own_rows(bundle.schema.rows)
+        self.seqs = np.full(len(self.rows), SNAPSHOT_SEQ, dtype=np.int64)
         self.catalogue = Catalogue(bundle)
         lag = bundle.dataset.events.lag
         self.history = History(bundle.schema.history_length, lag=lag)
@@ -132,6 +146,30 @@ class Step:
             OversizedError: A record that a message caused does not fit into a delta of `limit_bytes`.
         """
         outcome = StepResult()
+        if not train:
+            self._plan(messages, outcome, train, poison, admitted)
+            return outcome
+        # A fault in one process must occur in all, before any of them writes.
+        peers = self.seat.peers
+        shares, records, trailer = together(peers, lambda: self._plan(messages, outcome, train, poison, admitted))
+        touched = self._train(shares, outcome)
+        self.seqs[touched - self.rows.low] = self.seq
+        together(peers, lambda: self._write(outcome, touched, records, trailer))
+        return outcome
+
+    def _plan(
+        self,
+        messages: Sequence[Message],
+        outcome: StepResult,
+        train: bool,
+        poison: AbstractSet[Address],
+        admitted: NDArray[np.uint64] | None,
+    ) -> tuple[Shares, list[Record], delta.Trailer]:
+        """Advances everything but the table.
+
+        Returns:
+            The batches to train on, the changed records, and the inputs of the batch.
+        """
         unusable = set(poison)
         ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
         inbox = {self._topics.items: Inbox(), self._topics.events: Inbox(by_column=True)}
@@ -166,29 +204,40 @@ class Step:
         )
         self.visitors -= self.removals.dead
         records += forgotten
-        touched, changes = self._events(inbox[self._topics.events], outcome, train, admitted)
-        self.seqs[touched] = self.seq
-        if train:
-            table = self.ranker.table
-            outcome.deltas = list(
-                delta.changed_rows(
-                    self.bundle.id,
-                    self.seq,
-                    touched,
-                    table.weight,
-                    table.accumulator,
-                    records=[*records, *changes],
-                    trailer=delta.Trailer(
-                        times_ms=[message.timestamp_ms for message in ordered],
-                        sources=_sources(ordered),
-                        poison=sorted(unusable),
-                    ),
-                    limit=self._limit_bytes,
-                )
-            )
-            # Encodes before the commit, so that a value that no delta can hold counts as a fault of its message.
-            outcome.payloads = [delta.encode(change) for change in outcome.deltas]
-        return outcome
+        shares, changes = self._events(inbox[self._topics.events], outcome, train, admitted)
+        trailer = delta.Trailer(
+            times_ms=[message.timestamp_ms for message in ordered], sources=sources_of(ordered), poison=sorted(unusable)
+        )
+        return shares, [*records, *changes], trailer
+
+    def _write(
+        self, outcome: StepResult, touched: NDArray[np.int64], records: Sequence[Record], trailer: delta.Trailer
+    ) -> None:
+        """Encodes the deltas of this process's row ranges. The first range has the records.
+
+        Encodes before the commit, so that a value that no delta can hold counts as a fault of its message.
+        """
+        ranges = self.seat.deal.ranges(self.bundle.schema.rows)
+        for number in self.seat.deal.own:
+            low, high = np.searchsorted(touched, (ranges[number].low, ranges[number].high))
+            deltas = self._deltas(touched[low:high], records if number == 0 else (), trailer)
+            outcome.deltas += deltas
+            outcome.ranges += [number] * len(deltas)
+        outcome.payloads = [delta.encode(change) for change in outcome.deltas]
+
+    def _deltas(self, touched: NDArray[np.int64], records: Sequence[Record], trailer: delta.Trailer) -> list[Delta]:
+        table, low = self.ranker.table, self.rows.low
+        changes = delta.changed_rows(
+            self.bundle.id,
+            self.seq,
+            touched - low,
+            table.weight,
+            table.accumulator,
+            records=records,
+            trailer=trailer,
+            limit=self._limit_bytes,
+        )
+        return [delta.shifted(change, low) for change in changes]
 
     def _oversized(self, message: Message, decoded: Decoded | DecodedBatch) -> bool:
         """Returns whether a message carries an id that is too long for the records of a delta."""
@@ -236,11 +285,10 @@ class Step:
 
     def _events(
         self, inbox: Inbox, outcome: StepResult, train: bool, admitted: NDArray[np.uint64] | None
-    ) -> tuple[NDArray[np.int64], list[Record]]:
-        nothing = np.zeros(0, dtype=np.int64)
+    ) -> tuple[Shares, list[Record]]:
         frame = self.fresh.select(inbox, outcome)
         if not frame.height:
-            return nothing, []
+            return [], []
         outcome.events += frame.height
         known_items = len(self.catalogue.item_ids)
         examples, changed = self._examples(frame, outcome)
@@ -252,14 +300,30 @@ class Step:
             examples, enters = self._with_negatives(examples)
         columns, aggregates = self.aggregates.apply(frame, examples, enters)
         examples = replace(examples, aggregates=columns)
+        partitions = self._partitions(frame, inbox)[examples.context]
         if self._dataset.events.crossed and len(examples) > frame.height:
             # A drawn negative has features of its own with its item.
             assembler = self._assembler(frame[examples.context], examples)
             examples = replace(examples, context=np.arange(len(examples), dtype=np.int64))
-        touched = self._train(assembler.batch(examples), outcome) if train else nothing
+        shares = self._shares(assembler, examples, partitions) if train else []
         records = self._history_records(changed) + aggregates
         records += self.items.add_bare(catalogue.item_ids[known_items:])
-        return touched, records + self._admission_records(admitted)
+        return shares, records + self._admission_records(admitted)
+
+    def _partitions(self, frame: pl.DataFrame, inbox: Inbox) -> NDArray[np.int64]:
+        """Returns the partition of each event (E,): that of its message, by the deal."""
+        if self.seat.deal.partitions == 1:
+            return np.zeros(frame.height, dtype=np.int64)
+        numbers = [inbox.messages[number].partition for number in frame["event"].to_list()]
+        return self.seat.deal.parts_of(np.array(numbers, dtype=np.int64))
+
+    def _shares(self, assembler: Assembler, examples: Examples, partitions: NDArray[np.int64]) -> Shares:
+        """Returns the batches of this process's partitions that have examples."""
+        deal = self.seat.deal
+        if deal.partitions == 1:
+            return [(0, assembler.batch(examples))]
+        chosen = {part: np.flatnonzero(partitions == part) for part in deal.own}
+        return [(part, assembler.batch(examples.take(index))) for part, index in chosen.items() if len(index)]
 
     def _assembler(self, events: pl.DataFrame, examples: Examples) -> Assembler:
         """Returns an assembler of events, one for each example, with their features of several tables."""
@@ -315,7 +379,18 @@ class Step:
         )
         return drawn_examples, ~negative
 
-    def _train(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
+    def _train(self, shares: Shares, outcome: StepResult) -> NDArray[np.int64]:
+        """Does one step of the table. Returns the changed rows of this process, ascending."""
+        if isinstance(self.ranker.table, RangedTable):
+            done = self.ranker.table.learn(self.ranker.network, shares)
+            outcome.labels, outcome.logits = done.labels, done.logits
+            return done.rows
+        touched = np.zeros(0, dtype=np.int64)
+        for _, batch in shares:
+            touched = self._train_whole(batch, outcome)
+        return touched
+
+    def _train_whole(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
         logits = self.ranker(batch)
         loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
         (loss / self.bundle.manifest.training.batch).backward()
@@ -371,11 +446,3 @@ def _distinct(rows: NDArray[np.int64], table_rows: int) -> NDArray[np.int64]:
     touched = np.zeros(table_rows, dtype=np.bool_)
     touched[rows] = True
     return np.flatnonzero(touched)
-
-
-def _sources(messages: Sequence[Message]) -> list[Source]:
-    """Returns the ranges of messages of a batch whose messages are in order."""
-    offsets: dict[tuple[str, int], list[int]] = {}
-    for message in messages:
-        offsets.setdefault((message.topic, message.partition), []).append(message.offset)
-    return [Source(*partition, numbers[0], numbers[-1]) for partition, numbers in offsets.items()]

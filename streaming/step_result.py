@@ -47,6 +47,7 @@ class StepResult:
     Attributes:
         deltas: Deltas of the batch, in order. A step that trains writes at least one delta.
         payloads: Deltas as bytes for the log. Empty if the step did not train.
+        ranges: Number of the row range of each delta.
         bad: Rejected messages, which the trainer appends to the dead letters. `rejected` counts their rows.
         events: Number of applied events.
         neutral: Number of valid events that are neither positive nor negative by the dataset's label rule.
@@ -64,6 +65,7 @@ class StepResult:
 
     deltas: list[Delta] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
+    ranges: list[int] = field(default_factory=list)
     bad: list[Rejected] = field(default_factory=list)
     events: int = 0
     neutral: int = 0

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from features.aggregate.stored import aggregate_arrays, restore_aggregates
 from features.history import EventColumns, History
 from models.bundle import record
-from streaming.log.protocol import Positions
+from streaming.log.protocol import Offsets, Positions
+from streaming.ranks.seat import Seat
 from streaming.snapshot import ForgottenUser, Memory, Snapshot
 from streaming.step import Step
 
 
-def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
-    """Returns a copy of a step's state.
+def snapshot_of(step: Step, *, deltas: Offsets, inputs: Positions) -> Snapshot:
+    """Returns a copy of a step's state. The table has the rows of the step's process alone.
 
     Args:
         step: The step, between two batches.
-        deltas: Position in the deltas' topic. The state contains all deltas before this position.
+        deltas: Positions in the deltas' topic. The state contains all deltas before these positions.
         inputs: Positions in the inputs. The state contains all messages before these positions.
     """
     table, catalogue, visits = step.ranker.table, step.catalogue, step.history.state()
@@ -54,18 +55,37 @@ def snapshot_of(step: Step, *, deltas: int, inputs: Positions) -> Snapshot:
     return Snapshot(step.bundle.id, step.seq, deltas, dict(inputs), arrays, memory)
 
 
+def gathered(arrays: Mapping[str, NDArray[Any]], seat: Seat) -> dict[str, NDArray[Any]]:
+    """Returns the rows of the table of all processes in the leader, and no rows in the others.
+
+    Args:
+        arrays: Arrays of a snapshot of this process.
+        seat: Place of this process. Every process calls this function.
+    """
+    if seat.deal.processes == 1:
+        return {}
+    found = {}
+    for name in ("weight", "accumulator", "seqs"):
+        own = arrays[name]
+        parts = [own if rank == 0 else own[:0] for rank in range(seat.deal.processes)]
+        found[name] = np.concatenate(seat.peers.swap(parts))
+    return found
+
+
 def restore_step(step: Step, snapshot: Snapshot) -> None:
     """Changes the state of a step to the state of a snapshot.
 
     Args:
         step: A new step, which has applied no batch.
-        snapshot: Snapshot of the same bundle.
+        snapshot: Snapshot of the same bundle, with all rows of the table or with those of the step's process.
     """
     arrays, memory, catalogue = snapshot.arrays, snapshot.memory, step.catalogue
-    table = step.ranker.table
-    table.weight.copy_(torch.from_numpy(arrays["weight"]))
-    table.accumulator.copy_(torch.from_numpy(arrays["accumulator"]))
-    step.seqs = arrays["seqs"].copy()
+    table, own = step.ranker.table, slice(None)
+    if len(arrays["seqs"]) > len(step.rows):
+        own = slice(step.rows.low, step.rows.high)
+    table.weight.copy_(torch.from_numpy(arrays["weight"][own]))
+    table.accumulator.copy_(torch.from_numpy(arrays["accumulator"][own]))
+    step.seqs = arrays["seqs"][own].copy()
     catalogue.admission.restore(arrays)
     # The published id of a removed user may be the id of a new user.
     catalogue.forget_users([catalogue.user_ids[number] for number in memory.dead if number < step.published_users])

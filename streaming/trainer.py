@@ -11,6 +11,11 @@ A crash before the commit of (3) leaves no trace. After the commit, nothing is m
 restores the state from the newest snapshot and the log after it.
 
 One trainer owns a bundle's table. When a second trainer starts, the first trainer is fenced at its next commit.
+
+With several partitions the table has a row range for each, and N processes share the partitions; see
+`streaming.ranks`. Process 0 leads: it polls, pins the inputs of the step in the topic `steps`, and then all processes
+do the step. Each row range commits its deltas alone. A step that some ranges have at a start is done again from its
+pin, and the ranges that lack it commit it.
 """
 
 import logging
@@ -31,13 +36,19 @@ from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
 from streaming.forget.message import encode_line
 from streaming.forget.removal import SHARED
 from streaming.fresh_events import LATENESS_S
-from streaming.log.protocol import EventLog, Message, Positions, Reader, Transaction
+from streaming.log.protocol import EventLog, Message, Positions, Reader, Transaction, ends_of
 from streaming.log.topics import Topics
+from streaming.ranks.command import Command, decode_command, encode_command, step_command
+from streaming.ranks.deal import Deal
+from streaming.ranks.peers import NoPeers, StreamPeers, together
+from streaming.ranks.pins import Marks, marks, messages_of, sources_of
+from streaming.ranks.seat import Seat
+from streaming.ranks.writer import RangeWriter
 from streaming.restore import group_of, input_topics, restored, start_of
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import Step
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
-from streaming.step_state import restore_step, snapshot_of
+from streaming.step_state import gathered, restore_step, snapshot_of
 
 # A late event is no sign of a wrong topic.
 _HARMLESS = frozenset({"late"})
@@ -98,6 +109,7 @@ class TrainerOptions:
         learning_rate: Learning rate of the table, as in `Step`.
         most_bad: Largest share of faulty messages among the last thousand. A larger share stops the stream.
         snapshot_every_s: Time between snapshots, seconds.
+        peers: Connections to the other processes of the stream. Default: this process is alone.
     """
 
     batch: int = 256
@@ -106,10 +118,11 @@ class TrainerOptions:
     learning_rate: float | None = None
     most_bad: float = 0.5
     snapshot_every_s: float = 300.0
+    peers: StreamPeers = field(default_factory=NoPeers)
 
 
 class Trainer:
-    """Trains one bundle's table from the log.
+    """Trains one bundle's table from the log. Among several processes, it trains this process's share.
 
     Args:
         log: Log of the inputs and the deltas. Absent topics are created.
@@ -118,8 +131,9 @@ class Trainer:
         snapshots: Directory for regular copies of the state. Without snapshots, a start reads the whole log.
         schemas: Schemas of messages in Avro and Protobuf.
         watch: Called with the messages and the result of every committed batch.
-        failpoint: Called with a name at two points of a batch's transaction. A test that raises or exits there shows
-            the state that a crash leaves.
+        failpoint: Called with a name at points of a batch: `before pin`, `after pin`, `after step`, `after produce`,
+            `after offsets`, `after commit` and `after batch`. A test that raises or exits there shows the state that a
+            crash leaves.
     """
 
     def __init__(
@@ -149,23 +163,98 @@ class Trainer:
         self._group_due = time.monotonic() + _GROUP_EVERY_S
         self.totals = Totals()
         log.create_topics(topics.partitions())
+        self._seat = self._seat_of(options.peers)
         self._start = start_of(log, bundle, topics)
         self._open()
         self._snapshot_due = time.monotonic() + options.snapshot_every_s
 
+    def _seat_of(self, peers: StreamPeers) -> Seat:
+        """Returns the place of this process. The log decides the number of partitions."""
+        topics = self._topics
+        partitions = len(self._log.end_offsets(topics.deltas))
+        if topics.parts not in (1, partitions):
+            raise StreamError(
+                f"TESSERA_PARTITIONS={topics.parts}, but {topics.deltas} has {partitions} partitions, which stay for "
+                f"the topic's life; set TESSERA_PARTITIONS={partitions}, or another TESSERA_TOPIC_PREFIX"
+            )
+        deal = Deal(partitions, peers.processes, peers.rank)
+        if partitions > 1:
+            self._log.create_topics({topics.steps: 1})
+        return Seat(deal, peers)
+
     def _open(self) -> None:
         # Fences the trainer before first, so that the state restored below is final.
-        self._transactor = self._log.transactor(f"trainer-{self._topics.prefix}{self._bundle.id}")
+        self._writer = RangeWriter(self._log, self._topics, self._bundle.id, self._seat.deal, self._failpoint)
+        self._readers: list[Reader] = []
         try:
+            self._marks = self._shared_marks()
             self.step, positions = self._restored()
-            # Each topic has its own reader, so that a flood of events does not delay items.
-            self._readers = [
-                self._log.reader([topic], group=group_of(self._bundle, topic), sole=True, start=positions)
-                for topic in input_topics(self._topics)
-            ]
+            ahead = self._marks.sources if self._marks is not None else []
+            positions |= {(source.topic, source.partition): source.last + 1 for source in ahead}
+            if self._seat.leads:
+                # Each topic has its own reader, so that a flood of events does not delay items.
+                self._readers = [
+                    self._log.reader([topic], group=group_of(self._bundle, topic), sole=True, start=positions)
+                    for topic in input_topics(self._topics)
+                ]
+            if self._marks is not None and ahead:
+                self._do_again(self._marks)
         except BaseException:
-            self._transactor.close()
+            self._writer.close()
             raise
+
+    def _shared_marks(self) -> Marks | None:
+        """Returns the state of the log as the leader reads it after all processes have fenced theirs."""
+        deal, peers = self._seat.deal, self._seat.peers
+        if deal.partitions == 1:
+            return None
+        peers.gather(b"")
+        found = b""
+        if self._seat.leads:
+            state = marks(self._log, self._topics, self._bundle.id, deal.partitions, floor=self._snapshot_seq)
+            found = encode_command(Command("start", marks=state))
+        shared = decode_command(peers.share(found)).marks
+        assert shared is not None
+        self._writer.done = list(shared.done)
+        return shared
+
+    def _snapshot_seq(self) -> int:
+        """Returns the number of the newest snapshot's step, 0 without a snapshot."""
+        snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
+        return 0 if snapshot is None else snapshot.seq
+
+    def _do_again(self, state: Marks) -> None:
+        """Does the pinned step that some row range lacks. The ranges that have the step do not write it again."""
+        command = Command("idle")
+        if self._seat.leads:
+            messages = messages_of(self._log, state.sources)
+            command = step_command(messages, poison=state.poison, snapshot=False)
+        self._do(self._tell(command))
+
+    def _tell(self, command: Command) -> Command:
+        """Returns the leader's command in every process."""
+        if self._seat.deal.processes == 1:
+            return command
+        return decode_command(self._seat.peers.share(encode_command(command)))
+
+    def follow(self) -> bool:
+        """Does the leader's next command. Every process but the leader calls it until it returns False.
+
+        Raises:
+            FencedError: Another stream has taken over.
+            StreamError: A process went away, or the stream cannot go on.
+            LogError: The log does not answer.
+        """
+        command = self._tell(Command("idle"))
+        self._do(command)
+        return command.kind != "end"
+
+    def _do(self, command: Command) -> None:
+        if command.kind == "step":
+            poison = None if command.poison is None else frozenset(command.poison)
+            self._batch(command.batch(), poison=poison, snapshot=command.snapshot)
+        elif command.kind == "snapshot":
+            self._snapshot()
 
     def run_once(self, *, wait_s: float | None = None) -> int:
         """Processes one micro-batch.
@@ -186,36 +275,58 @@ class Trainer:
         read = [self._poll(*each) for each in zip(topics, self._readers, waits, strict=True)]
         messages = [message for part in read for message in part]
         if not messages:
+            self._tell(Command("idle"))
             return 0
+        snapshot = self._snapshots is not None and time.monotonic() >= self._snapshot_due
+        if self._seat.deal.partitions > 1:
+            self._writer.pin(self.step.seq + 1, sources_of(messages))
+        if self._seat.deal.processes > 1:
+            self._tell(step_command(messages, poison=None, snapshot=snapshot))
+        try:
+            self._batch(messages, snapshot=snapshot)
+        except OversizedError as error:
+            if self._seat.deal.partitions > 1:
+                raise self._refused(error) from error
+            self._cut_smaller(error)
+            return self.run_once(wait_s=wait_s)
+        return len(messages)
+
+    def _batch(self, messages: list[Message], *, poison: frozenset[Address] | None = None, snapshot: bool) -> None:
+        """Does a step on messages, and commits it."""
         with trace.batch(self._bundle.id, self._topics.deltas, self.step.seq + 1) as span:
             with trace.span("step"):
-                outcome = self._step(messages)
+                outcome = self._step(messages, poison)
+            self._failpoint("after step")
             sources = outcome.deltas[-1].sources
             inputs = [f"{source.topic}-{source.partition} {source.first}..{source.last}" for source in sources]
             span.note(messages=len(messages), bad=len(outcome.bad), inputs=inputs)
             self._judge(messages, outcome.bad)
             began = time.perf_counter()
-            try:
-                with trace.span("commit", deltas=len(outcome.deltas)), self._transactor.begin() as transaction:
-                    self._write(transaction, outcome)
-                    # Commits idle topics too at times, since the log forgets the position of a group that is idle.
-                    every = time.monotonic() >= self._group_due
-                    for reader, part in zip(self._readers, read, strict=True):
-                        if part or every:
-                            transaction.commit_offsets(reader)
-                    self._failpoint("after offsets")
-            except OversizedError as error:
-                self._cut_smaller(error)
-                return self.run_once(wait_s=wait_s)
+            payloads = list(zip(outcome.ranges, outcome.payloads, strict=True))
+            # Commits idle topics too at times, since the log forgets the position of a group that is idle.
+            every = time.monotonic() >= self._group_due
+            topics = {message.topic for message in messages}
+
+            def beside(transaction: Transaction) -> None:
+                self._write(transaction, outcome)
+                for topic, reader in zip(input_topics(self._topics), self._readers, strict=True):
+                    if topic in topics or every:
+                        transaction.commit_offsets(reader)
+                self._failpoint("after offsets")
+
+            with trace.span("commit", deltas=len(outcome.deltas)):
+                together(self._seat.peers, lambda: self._writer.commit(self.step.seq, payloads, beside))
             outcome.transaction_s = time.perf_counter() - began
         if every:
             self._group_due = time.monotonic() + _GROUP_EVERY_S
+        if self._marks is not None:
+            self._marks = Marks(self.step.seq, [self.step.seq] * self._seat.deal.partitions)
         self.totals.add(outcome)
         self._watch(messages, outcome)
-        if self._snapshots is not None and time.monotonic() >= self._snapshot_due:
+        self._failpoint("after batch")
+        if snapshot:
             self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
             self._keep(self._snapshot())
-        return len(messages)
 
     def _poll(self, topic: str, reader: Reader, wait_s: float) -> list[Message]:
         """Returns the next messages of a topic, up to `batch` rows. Messages beyond go back to the reader."""
@@ -237,16 +348,18 @@ class Trainer:
         if self._snapshots is None:
             return
         self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
+        self._tell(Command("snapshot"))
         self._snapshots.write(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
+        """Returns the state of all processes in the leader, and the state of this process in the others."""
         # The last batch wrote the newest delta of this bundle, so every later end of the topic is a valid position.
-        end = self._log.end_offsets(self._topics.deltas)[0]
-        return snapshot_of(self.step, deltas=end, inputs=self._position())
+        snapshot = snapshot_of(self.step, deltas=ends_of(self._log, self._topics.deltas), inputs=self._position())
+        return replace(snapshot, arrays=snapshot.arrays | gathered(snapshot.arrays, self._seat))
 
     def _keep(self, snapshot: Snapshot) -> None:
         """Writes a snapshot, or logs a warning. Without the snapshot a start only takes longer."""
-        if self._snapshots is None:
+        if self._snapshots is None or not self._seat.leads:
             return
         try:
             self._snapshots.write(snapshot)
@@ -267,18 +380,20 @@ class Trainer:
             for number, end in self._log.end_offsets(topic).items()
         }
 
+    def end(self) -> None:
+        """Tells the other processes that the stream ends. Only the leader calls it, between two batches."""
+        self._tell(Command("end"))
+
     def close(self) -> None:
-        """Closes the readers and the transactor. Committed batches stay."""
+        """Closes the readers and the transactors. Committed batches stay."""
         for reader in self._readers:
             reader.close()
-        self._transactor.close()
+        self._writer.close()
 
     def _position(self) -> Positions:
         return {partition: offset for reader in self._readers for partition, offset in reader.position().items()}
 
     def _write(self, transaction: Transaction, outcome: StepResult) -> None:
-        for payload in outcome.payloads:
-            transaction.append(self._topics.deltas, payload)
         kept = min(KEPT_BYTES, self._limit_bytes // 4)
         for bad in outcome.bad:
             letter = encode_dead_letter(bad.message, bad.cause, bad.reason, kept_bytes=kept)
@@ -294,6 +409,13 @@ class Trainer:
             )
             transaction.append(self._topics.forgotten, line)
         self._failpoint("after produce")
+
+    def _refused(self, error: OversizedError) -> LogError:
+        """Returns the error of a delta that a topic refuses. A pinned step cannot be cut in another way."""
+        return LogError(
+            f"{self._topics.deltas} or {self._topics.dead_letters}: {error}; set max.message.bytes of these topics to "
+            f"{2 * self._limit_bytes} or more, and start the stream again"
+        )
 
     def _cut_smaller(self, error: OversizedError) -> None:
         """Restores the state of the last commit and halves the size limit of deltas.
@@ -329,9 +451,10 @@ class Trainer:
 
     # Poison: a message at which the step raises.
 
-    def _step(self, messages: list[Message]) -> StepResult:
+    def _step(self, messages: list[Message], poison: frozenset[Address] | None = None) -> StepResult:
+        """Does a step. Given poison was found before, by a run that committed the step in some row range."""
         try:
-            return self.step.apply(messages)
+            return self.step.apply(messages, poison=poison or frozenset())
         except (RegistryError, StreamError):
             # No message is at fault: the registry does not answer, or a schema must stop the stream.
             raise
@@ -343,8 +466,9 @@ class Trainer:
     def _without_poison(self, messages: list[Message], error: BaseException) -> StepResult:
         before, positions = self._restored()
         # Writes a snapshot, so that the search for the next poison reads only the log after it.
-        pristine = snapshot_of(before, deltas=self._log.end_offsets(self._topics.deltas)[0], inputs=positions)
-        self._keep(pristine)
+        pristine = snapshot_of(before, deltas=ends_of(self._log, self._topics.deltas), inputs=positions)
+        if self._seat.deal.partitions == 1:
+            self._keep(pristine)
         reasons = self._poisonous(messages, pristine)
         self.step = self._new_step(pristine)
         try:
@@ -387,6 +511,7 @@ class Trainer:
             limit_bytes=self._limit_bytes,
             trained_until=self._start.trained_until,
             schemas=self._schemas,
+            seat=self._seat,
         )
         if snapshot is not None:
             restore_step(step, snapshot)
@@ -396,4 +521,5 @@ class Trainer:
 
     def _restored(self) -> tuple[Step, Positions]:
         snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
-        return restored(self._log, self._topics, snapshot, self._new_step(snapshot), self._start.positions)
+        step = self._new_step(snapshot)
+        return restored(self._log, self._topics, snapshot, step, self._start.positions, self._marks)

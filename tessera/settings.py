@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DATABASE = "mlflow.db"
 _MIGRATION_S = 120.0
 _LAST_PORT = 65_535
+_MOST_PARTITIONS = 256
 _KAFKA_OPTION = "TESSERA_KAFKA_"
 _INFRA = Path(__file__).parents[1] / "infra"
 
@@ -42,7 +43,8 @@ class Settings:
         kafka: `host:port` (TESSERA_KAFKA).
         redis: `redis://…` (TESSERA_REDIS).
         mlflow: tracking address (MLFLOW_TRACKING_URI).
-        topics: names of the topics, with a prefix of your own (TESSERA_TOPIC_PREFIX).
+        topics: names of the topics, with a prefix of your own (TESSERA_TOPIC_PREFIX), and the number of partitions that
+            they get when they are created (TESSERA_PARTITIONS).
         storage: how the store keeps rows: float32, float16 or int8 (TESSERA_STORAGE).
         index: how a server keeps the vectors of its search indexes: float32 or int8 (TESSERA_INDEX).
         kafka_options: connection options of the Kafka client, from TESSERA_KAFKA_SECURITY_PROTOCOL and the like.
@@ -94,7 +96,7 @@ class Settings:
             kafka=environment.get("TESSERA_KAFKA", ""),
             redis=environment.get("TESSERA_REDIS", ""),
             mlflow=environment.get("MLFLOW_TRACKING_URI", ""),
-            topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", "")),
+            topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", ""), _partitions(environment)),
             storage=environment.get("TESSERA_STORAGE", "float32"),
             index=environment.get("TESSERA_INDEX", "float32"),
             kafka_options={
@@ -302,3 +304,15 @@ def _traces(environment: Mapping[str, str]) -> dict[str, Any]:
         names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
         found["otlp_protocol"] = next((environment[name] for name in names if environment.get(name)), "")
     return found
+
+
+def _partitions(environment: Mapping[str, str]) -> int:
+    """Returns the number of partitions of new topics.
+
+    Raises:
+        TesseraError: TESSERA_PARTITIONS is no such number.
+    """
+    text = environment.get("TESSERA_PARTITIONS", "1")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_PARTITIONS):
+        raise TesseraError(f"TESSERA_PARTITIONS={text}: expected a number from 1 to {_MOST_PARTITIONS}")
+    return int(text)

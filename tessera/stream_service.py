@@ -170,6 +170,10 @@ class StreamService:
             except FencedError as error:
                 self._end(error, stop)
             except (LogError, StoreError) as error:
+                if role == "trainer" and self._options.peers.processes > 1:
+                    # All processes begin again together, and their parent starts them.
+                    self._end(error, stop)
+                    return
                 # An outage. Messages that were not committed are read from the log again.
                 self.metrics.outage(role, error)
                 _LOGGER.warning("the %s waits: %s", role, error)
@@ -297,6 +301,7 @@ class StreamService:
             )
             with closing(trainer):
                 yield trainer
+                trainer.end()
 
     @contextlib.contextmanager
     def _opened_writer(self) -> Iterator[StoreWriter]:

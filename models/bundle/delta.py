@@ -188,6 +188,11 @@ def changed_rows(
         )
 
 
+def shifted(delta: Delta, low: int) -> Delta:
+    """Returns a delta whose row numbers are higher by `low`, for a table that begins with row `low`."""
+    return delta if not low else msgspec.structs.replace(delta, rows=(delta.row_numbers + low).astype("<u4").tobytes())
+
+
 def encoded_bytes(record: Record) -> int:
     """Returns the size of a record in a delta, bytes. The result is at most a few bytes too large."""
     return len(record.kind) + len(record.id.encode()) + len(record.payload) + _RECORD_HEADS
@@ -211,9 +216,15 @@ def _groups(records: Sequence[Record], limit: int) -> list[list[Record]]:
     return groups
 
 
-def fold(delta: Delta, weight: Tensor, accumulator: Tensor, seqs: NDArray[np.int64]) -> None:
-    """Applies a delta in place to a table (R, D), its optimizer state (R,) and the rows' sequence numbers (R,)."""
-    rows = delta.row_numbers
+def fold(delta: Delta, weight: Tensor, accumulator: Tensor, seqs: NDArray[np.int64], *, low: int = 0) -> None:
+    """Applies a delta in place to a table (R, D), its optimizer state (R,) and the rows' sequence numbers (R,).
+
+    Args:
+        delta: The delta. All its rows are in the table.
+        weight, accumulator, seqs: The table, or its rows from `low` on.
+        low: Number of the first row of `weight`.
+    """
+    rows = delta.row_numbers - low
     newer = seqs[rows] < delta.seq
     index = from_numpy(rows[newer])
     weight.index_copy_(0, index, from_numpy(delta.vectors[newer]))

@@ -7,9 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.store.protocol import Float32, Int64, OnlineStore
-
-Offsets = tuple[int, ...]
-"""Offset of each partition of a topic, by number."""
+from streaming.log.protocol import Offsets
 
 
 class HeldRows(Protocol):

@@ -26,6 +26,7 @@ from serving.retrieval.words import WordIndex
 from serving.store.feed import Feed
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
+from streaming.log.protocol import offset_in
 
 # Number of items that are applied under the lock at a time, while requests wait.
 _AT_ONCE = 64
@@ -118,7 +119,7 @@ class LiveCatalogue:
             count += len(chunk)
             for start in range(0, len(chunk), _AT_ONCE):
                 self._apply(dict(chunk[start : start + _AT_ONCE]))
-        self.position = position or 0
+        self.position = offset_in(position or (), 0)
         return count
 
     def number(self, item: str) -> int:

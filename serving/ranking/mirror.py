@@ -19,6 +19,7 @@ from serving.ranking.held_rows import HeldRows, OwnRows
 from serving.store.check import check_rows
 from serving.store.page import pack, unpack
 from serving.store.protocol import Float32, Int64, OnlineStore
+from streaming.log.protocol import Offsets, offset_in
 
 # Keys that the trainer has forgotten take memory until they are this many, and a quarter of all keys.
 _LEAST_FORGOTTEN, _SHARE = 1_024, 4
@@ -29,7 +30,7 @@ class Mirror:
 
     Attributes:
         bundle: Id of the bundle.
-        position: First offset of the deltas' topic that the mirror may lack.
+        position: First offset of partition 0 of the deltas' topic that the mirror may lack.
 
     Args:
         store: Store that has the bundle. The table is read once.
@@ -49,10 +50,10 @@ class Mirror:
         self._lock = threading.Lock()
         self._caught_up = time.monotonic()
 
-    def moved(self, position: int) -> None:
+    def moved(self, position: Offsets) -> None:
         """Records that the mirror has all deltas before a position. The feed calls this method after each fold."""
-        self.position = position
-        self._rows.moved((position,))
+        self.position = offset_in(position, 0)
+        self._rows.moved(position)
 
     def caught_up(self) -> None:
         """Records that the mirror has all deltas of the log at this moment."""

@@ -14,7 +14,7 @@ from serving.ranking.rows import MirrorRows, StoreRows
 from serving.ranking.shared_rows import SharedRows
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import EventLog, Offsets, advanced, ends_of, offset_in
 from streaming.log.topics import Topics
 
 _BATCH = 256
@@ -49,14 +49,14 @@ def mirrored(
     with contextlib.closing(open_log()) as log:
         log.create_topics(topics.partitions())
         # The mirror folds from this position, since later deltas may be missing in the store.
-        position = position_of(store, bundle.id, topics.deltas) or 0
-        position = min(position, log.end_offsets(topics.deltas)[0])
+        stored = position_of(store, bundle.id, topics.deltas) or ()
+        position = tuple(min(offset_in(stored, n), end) for n, end in enumerate(ends_of(log, topics.deltas)))
     with contextlib.ExitStack() as stack:
         held = None
         if shared is not None:
-            held = stack.enter_context(contextlib.closing(SharedRows(shared, store, bundle.id, (position,))))
+            held = stack.enter_context(contextlib.closing(SharedRows(shared, store, bundle.id, position)))
             # The process that read the table may be gone before it folded the deltas from its position on.
-            position = min(position, *held.position)
+            position = tuple(min(offset, offset_in(held.position, n)) for n, offset in enumerate(position))
         mirror = Mirror(store, bundle.id, bundle.schema.aggregates, held)
         rounds = Rounds("mirror", "mirror", metrics or Metrics())
         stack.enter_context(mirror_feed(open_log, topics.deltas, mirror, position, rounds))
@@ -65,7 +65,7 @@ def mirrored(
 
 @contextlib.contextmanager
 def mirror_feed(
-    open_log: Callable[[], EventLog], topic: str, mirror: Mirror, position: int, rounds: Rounds
+    open_log: Callable[[], EventLog], topic: str, mirror: Mirror, position: Offsets, rounds: Rounds
 ) -> Iterator[None]:
     """Folds deltas into a mirror while the body runs.
 
@@ -73,21 +73,21 @@ def mirror_feed(
         open_log: Opens the event log.
         topic: Name of the deltas' topic.
         mirror: Receives the deltas.
-        position: First offset to read. The mirror's rows must contain all deltas before this offset.
+        position: First offset to read of each partition. The mirror's rows must contain all deltas before it.
         rounds: Records failures. While the feed fails, the mirror lags and rows come from the store.
     """
-    offset = position
-    mirror.moved(position)
+    offsets = position
+    mirror.moved(offsets)
 
     def follow(stop: threading.Event) -> None:
-        nonlocal offset
-        with contextlib.closing(open_log()) as log, contextlib.closing(log.follow(topic, offset)) as follower:
+        nonlocal offsets
+        with contextlib.closing(open_log()) as log, contextlib.closing(log.follow(topic, offsets)) as follower:
             while not stop.is_set():
                 messages = follower.poll(_BATCH, _WAIT_S)
                 for message in messages:
                     mirror.fold(delta.decode(message.value))
-                    offset = message.offset + 1
-                    mirror.moved(offset)
+                    offsets = advanced(offsets, [message])
+                    mirror.moved(offsets)
                 if len(messages) < _BATCH:
                     mirror.caught_up()
                     rounds.well()

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import StoreError
-from serving.ranking.held_rows import Offsets
 from serving.store.protocol import Float32, Int64, OnlineStore
+from streaming.log.protocol import Offsets
 
 _HEADER_BYTES: Final = 4096
 _FILLED, _SEQ, _FIRST, _PARTITIONS, _POSITION = range(5)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import EventError
+from features.errors import EventError, LogError
 from models.bundle import delta
 from models.bundle.bundle import Bundle
 from serving.skew.compare import ServedComparison, WrongRow
@@ -85,6 +85,11 @@ def prove(
     Raises:
         LogError: The log does not answer, or deltas are no longer kept; give a snapshot.
     """
+    if (count := len(log.end_offsets(topics.deltas))) > 1:
+        raise LogError(
+            f"{topics.deltas}: has {count} partitions, and a record names an offset of one; a proof needs a stream of "
+            "one partition (TESSERA_PARTITIONS=1)"
+        )
     report = SkewReport(bundle.id)
     state = SkewState(log, bundle, topics, snapshot)
     walk = _Walk(state, report, limits)

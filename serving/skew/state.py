@@ -25,7 +25,7 @@ from serving.skew.record import SkewRecord
 from serving.store.page import pack, unpack
 from serving.store.protocol import StoredTable
 from streaming.fold import Fold
-from streaming.log.protocol import EventLog, Message
+from streaming.log.protocol import EventLog, Message, offset_in
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -81,7 +81,7 @@ class SkewState:
     @property
     def start(self) -> int:
         """First offset at which the state can be."""
-        return self._fold.position
+        return offset_in(self._fold.position, 0)
 
     def steps(self) -> Iterator[tuple[Message, Delta]]:
         """Yields each delta with its message; see `streaming.fold.Fold.steps`."""

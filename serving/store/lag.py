@@ -6,7 +6,7 @@ from itertools import chain
 from models.bundle.bundle import Bundle
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
-from streaming.log.protocol import EventLog, Message
+from streaming.log.protocol import EventLog, Message, offset_in
 from streaming.log.topics import Topics
 from streaming.restore import group_of
 
@@ -42,8 +42,17 @@ def deltas_behind(
     start = position_of(store, bundle.id, topics.deltas)
     if start is None:
         return None, None
-    end = log.end_offsets(topics.deltas)[0]
-    missing: Iterator[Message] = iter(log.read(topics.deltas, 0, start, end)) if end > start else iter(())
+    found = [
+        _missing(log, topics.deltas, number, offset_in(start, number), end)
+        for number, end in log.end_offsets(topics.deltas).items()
+    ]
+    oldest = min((first for _, first in found if first is not None), key=lambda one: one.timestamp_ms, default=None)
+    return sum(count for count, _ in found), oldest
+
+
+def _missing(log: EventLog, topic: str, partition: int, start: int, end: int) -> tuple[int, Message | None]:
+    """Returns the number of messages from a position to the end of a partition, and the first of these messages."""
+    missing: Iterator[Message] = iter(log.read(topic, partition, start, end)) if end > start else iter(())
     oldest = next(missing, None)
     if oldest is None:
         return 0, None

@@ -16,7 +16,7 @@ from serving.store.page import pack, unpack
 from serving.store.protocol import OnlineStore
 from serving.store.writer import filling_of, note_position, position_of
 from streaming.fold import Fold
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import EventLog, Offsets, offset_in
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -134,18 +134,21 @@ def verify(
     return Verified(fold.seq, len(rows), compared, difference)
 
 
-def _await(store: OnlineStore, bundle: str, topics: Topics, position: int) -> None:
+def _await(store: OnlineStore, bundle: str, topics: Topics, position: Offsets) -> None:
     deadline = time.monotonic() + _CATCH_UP_S
-    stored = -1
-    while stored < position:
-        stored = position_of(store, bundle, topics.deltas) or 0
-        if stored < position:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"the store has the deltas up to {stored}, the log up to {position}: no writer runs, or it is "
-                    "stuck; run `tessera stream --once`, or `tessera replay`"
-                )
-            time.sleep(0.05)
+    while True:
+        stored = position_of(store, bundle, topics.deltas) or ()
+        behind = [number for number, end in enumerate(position) if offset_in(stored, number) < end]
+        if not behind:
+            return
+        if time.monotonic() > deadline:
+            place = f" of partition {behind[0]}" if len(position) > 1 else ""
+            raise StoreError(
+                f"the store has the deltas{place} up to {offset_in(stored, behind[0])}, the log up to "
+                f"{position[behind[0]]}: no writer runs, or it is stuck; run `tessera stream --once`, or "
+                "`tessera replay`"
+            )
+        time.sleep(0.05)
 
 
 def _compare(

@@ -15,7 +15,7 @@ from models.bundle.delta import Delta
 from serving.store.admitted import Admitted
 from serving.store.forget import forget_users
 from serving.store.protocol import POSITION, OnlineStore
-from streaming.log.protocol import EventLog, Follower, Message
+from streaming.log.protocol import EventLog, Follower, Message, Offsets, advanced
 from streaming.log.topics import Topics
 
 _OLD_FILLING = "1"
@@ -30,19 +30,23 @@ def filling_of(store: OnlineStore, bundle: str) -> str | None:
     return None if payload is None else payload.decode()
 
 
-def position_of(store: OnlineStore, bundle: str, topic: str) -> int | None:
-    """Returns the first offset of the deltas' topic that is not in the store, or None if no writer has run.
+def position_of(store: OnlineStore, bundle: str, topic: str) -> Offsets | None:
+    """Returns the first offset that is not in the store, by partition of the deltas' topic. None: no writer has run.
 
     A position is valid for the current filling of the store alone. A new filling has no position at first.
     """
     (payload,) = store.read_records(bundle, POSITION, [_position_id(topic, filling_of(store, bundle))])
-    return None if payload is None else int(payload)
+    return None if payload is None else tuple(int(offset) for offset in payload.split(b","))
 
 
-def note_position(store: OnlineStore, bundle: str, topic: str, filling: str | None, position: int) -> None:
-    """Records that all deltas before a position are in a filling of the store. The highest position wins."""
-    payload = str(position).encode()
-    store.write_records(bundle, POSITION, [_position_id(topic, filling)], [position], [payload])
+def note_position(store: OnlineStore, bundle: str, topic: str, filling: str | None, position: Offsets) -> None:
+    """Records that all deltas before a position are in a filling of the store.
+
+    Of the positions of several writers the one with the highest sum wins. In some partition it may be before another
+    writer's position. A writer then writes the deltas in between again, which changes nothing.
+    """
+    payload = ",".join(map(str, position)).encode()
+    store.write_records(bundle, POSITION, [_position_id(topic, filling)], [sum(position)], [payload])
 
 
 def _position_id(topic: str, filling: str | None) -> str:
@@ -92,6 +96,7 @@ class StoreWriter:
         self._topic = topics.deltas
         # Messages that were read and are not yet before the recorded position.
         self._pending: list[Message] = []
+        self._position: Offsets = ()
         self._life, self._reader = self._follow()
 
     def run_once(self, *, max_messages: int = 256, wait_s: float = 0.0) -> int:
@@ -124,7 +129,8 @@ class StoreWriter:
             if self._alive() != self._life:
                 # The store may have lost these writes, so the next call follows the store's position again.
                 return len(messages)
-            self._advance(messages[-1].offset + 1)
+            self._position = advanced(self._position, messages)
+            note_position(self._store, self._bundle, self._topic, self._life[1], self._position)
             now = time.time() * 1_000
             self._watch([now - appended for change in own for appended in change.times_ms])
         self._pending = []
@@ -141,13 +147,9 @@ class StoreWriter:
     def _follow(self) -> tuple[tuple[str, str | None], Follower]:
         """Returns the start and filling of the store, and a reader of the deltas from the store's position."""
         life = self._alive()
-        position = position_of(self._store, self._bundle, self._topic)
+        self._position = position_of(self._store, self._bundle, self._topic) or ()
         self._admitted = Admitted(self._store, self._bundle)
-        return life, self._log.follow(self._topic, position or 0)
-
-    def _advance(self, position: int) -> None:
-        """Records the next offset to read."""
-        note_position(self._store, self._bundle, self._topic, self._life[1], position)
+        return life, self._log.follow(self._topic, self._position)
 
     def _span(self, changes: Sequence[Delta]) -> trace.Span:
         """Opens a span in the trace of each micro-batch whose deltas are written."""

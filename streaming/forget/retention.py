@@ -9,7 +9,7 @@ from models.bundle.bundle import Bundle
 from streaming.dead_letter import move_waiting
 from streaming.forget.message import encode_line
 from streaming.forget.rewrite import Owner, Rewrite, planned
-from streaming.log.protocol import EventLog, Message, Positions
+from streaming.log.protocol import EventLog, Message, Offsets, Positions, offset_in
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
@@ -21,7 +21,7 @@ def rewrite(
     topics: Topics,
     snapshot: Snapshot,
     *,
-    stored: int,
+    stored: Offsets,
     delete_records: bool = False,
     schemas: Schemas | None = None,
     owners: Mapping[str, Owner] | None = None,
@@ -33,7 +33,7 @@ def rewrite(
         bundle: Bundle that streams.
         topics: Names of the topics.
         snapshot: Newest snapshot of the bundle.
-        stored: Position up to which the store has the deltas.
+        stored: Position up to which the store has the deltas, by partition.
         schemas: Schemas of messages in Avro and Protobuf.
         delete_records: True allows Kafka to delete all events and deltas before the snapshot, of all users. In a topic
             of `owners` it deletes all messages up to the last message of a forgotten user, and so it does with dead
@@ -48,12 +48,13 @@ def rewrite(
         LogError: The log does not answer.
     """
     # Marks of transactions have offsets too, so a store that has everything may be before the snapshot's position.
-    if next(iter(log.read(topics.deltas, 0, stored, snapshot.deltas)), None) is not None:
-        raise StreamError(
-            f"the store has the deltas up to {stored}, the snapshot up to {snapshot.deltas}; "
-            "run `tessera stream --once`"
-        )
-    covered = {**snapshot.inputs, (topics.deltas, 0): snapshot.deltas}
+    for number, end in enumerate(snapshot.deltas):
+        if next(iter(log.read(topics.deltas, number, offset_in(stored, number), end)), None) is not None:
+            raise StreamError(
+                f"the store has the deltas of partition {number} up to {offset_in(stored, number)}, the snapshot up to "
+                f"{end}; run `tessera stream --once`"
+            )
+    covered = {**snapshot.inputs} | {(topics.deltas, number): end for number, end in enumerate(snapshot.deltas)}
     found = planned(
         log,
         topics,
@@ -76,7 +77,8 @@ def rewrite(
         assert isinstance(log, KafkaLog)
         before: Positions = {place: at for place, at in covered.items() if place[0] == topics.events}
         # The writer starts at its position, which must stay readable.
-        before[topics.deltas, 0] = min(stored, snapshot.deltas)
+        for number, end in enumerate(snapshot.deltas):
+            before[topics.deltas, number] = min(offset_in(stored, number), end)
         before |= _ends(found.messages, {*(owners or {}), topics.dead_letters})
         if (last := before.get((topics.dead_letters, 0), 0)) > 0:
             changed = {one.offset: one.value for one in found.messages if one.topic == topics.dead_letters}

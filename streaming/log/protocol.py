@@ -25,6 +25,9 @@ from features.errors import LogError, OversizedError
 Positions = dict[tuple[str, int], int]
 """Next offset to read per (topic, partition)."""
 
+Offsets = tuple[int, ...]
+"""Next offset to read of each partition of one topic, by number. Partitions beyond its length have offset 0."""
+
 MESSAGE_BYTES = 8 * 1024 * 1024
 """Largest size of a message with its key, bytes. A topic on Kafka may have a smaller limit."""
 
@@ -110,7 +113,7 @@ class Reader(Protocol):
 
 
 class Follower(Protocol):
-    """Reader of partition 0 of a topic from a position on. A follower commits nothing and shares no partition.
+    """Reader of all partitions of a topic from positions on. A follower commits nothing and shares no partition.
 
     One thread uses a follower at a time.
     """
@@ -131,11 +134,17 @@ class Follower(Protocol):
 class Transaction(Protocol):
     """Messages and positions that become visible together or not at all. Valid only inside `Transactor.begin()`."""
 
-    def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
+    def append(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int | None = None) -> None:
         """Adds a message. The message gets its offset, and can be read, after the commit of the transaction.
 
+        Args:
+            topic: Name of the topic.
+            value: Payload.
+            key: Chooses the partition, as in `EventLog.append`.
+            partition: Number of the partition. None: the key chooses.
+
         Raises:
-            LogError: The topic does not exist.
+            LogError: The topic or the partition does not exist.
             OversizedError: The message is larger than the log accepts.
             FencedError: A newer transactor has the same id.
         """
@@ -235,8 +244,8 @@ class EventLog(Protocol):
         """
         ...
 
-    def follow(self, topic: str, start: int) -> Follower:
-        """Returns a follower of a topic's partition 0 from offset `start` on.
+    def follow(self, topic: str, start: Offsets) -> Follower:
+        """Returns a follower of a topic from the offset `start` of each partition on.
 
         Raises:
             LogError: The topic does not exist, or messages from `start` on are no longer kept.
@@ -299,6 +308,24 @@ def first_offsets(messages: Iterable[Message]) -> Positions:
         place = (message.topic, message.partition)
         found[place] = min(found.get(place, message.offset), message.offset)
     return found
+
+
+def ends_of(log: EventLog, topic: str) -> Offsets:
+    """Returns the position after the last committed message of each partition of a topic, by number."""
+    return tuple(end for _, end in sorted(log.end_offsets(topic).items()))
+
+
+def offset_in(offsets: Offsets, partition: int) -> int:
+    """Returns the offset of a partition, 0 beyond the length of the offsets."""
+    return offsets[partition] if partition < len(offsets) else 0
+
+
+def advanced(offsets: Offsets, messages: Iterable[Message]) -> Offsets:
+    """Returns the offsets after messages of one topic."""
+    found = dict(enumerate(offsets))
+    for message in messages:
+        found[message.partition] = message.offset + 1
+    return tuple(found.get(number, 0) for number in range(max(found, default=-1) + 1))
 
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")

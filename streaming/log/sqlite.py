@@ -21,12 +21,14 @@ from features.errors import FencedError, LogError
 from streaming.log.protocol import (
     Kept,
     Message,
+    Offsets,
     Positions,
     Reader,
     check_partitions,
     check_poll,
     check_size,
     first_offsets,
+    offset_in,
     unknown_partition,
 )
 from streaming.log.sqlite_file import LogFile, row_id
@@ -34,7 +36,7 @@ from streaming.log.sqlite_file import LogFile, row_id
 _READ_CHUNK = 1000
 _SLEEP_S, _LONGEST_SLEEP_S = 0.002, 0.02
 
-_Pending = tuple[str, bytes | None, bytes]
+_Pending = tuple[str, bytes | None, bytes, int | None]
 
 
 class LocalReader:
@@ -95,26 +97,35 @@ class LocalReader:
 
 
 class LocalFollower:
-    """Follower of one partition; see `Follower` for the contract."""
+    """Follower of one topic; see `Follower` for the contract."""
 
-    def __init__(self, file: LogFile, topic: str, start: int) -> None:
+    def __init__(self, file: LogFile, topic: str, start: Offsets) -> None:
         self._file = file
         self._topic = topic
-        self._id, _ = file.partitions(topic)[0]
-        self._at = start
+        self._at = {number: offset_in(start, number) for number in file.partitions(topic)}
+        self._turn = 0
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
         deadline = time.monotonic() + timeout_s
         while True:
-            _, end = self._file.partitions(self._topic)[0]
-            messages = self._file.messages(self._topic, 0, self._id, start=self._at, stop=end, limit=max_messages)
-            if messages:
-                self._at = messages[-1].offset + 1
+            if messages := self._take(max_messages):
                 return messages
             if time.monotonic() >= deadline:
                 return []
             time.sleep(_SLEEP_S)
+
+    def _take(self, limit: int) -> list[Message]:
+        self._turn += 1
+        messages: list[Message] = []
+        partitions = list(self._file.partitions(self._topic).items())
+        pivot = self._turn % len(partitions)
+        for number, (id_, end) in partitions[pivot:] + partitions[:pivot]:
+            start, room = self._at[number], limit - len(messages)
+            if start < end and room > 0:
+                messages += self._file.messages(self._topic, number, id_, start=start, stop=end, limit=room)
+                self._at[number] = messages[-1].offset + 1
+        return messages
 
     def close(self) -> None:
         """Does nothing: the file belongs to the log."""
@@ -125,16 +136,17 @@ class LocalTransaction:
 
     def __init__(self, file: LogFile) -> None:
         self._file = file
-        self._known: set[str] = set()
+        self._known: dict[str, int] = {}
         self.messages: list[_Pending] = []
         self.positions: dict[str, Positions] = {}
 
-    def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
+    def append(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int | None = None) -> None:
         if topic not in self._known:
-            self._file.partitions(topic)
-            self._known.add(topic)
+            self._known[topic] = len(self._file.partitions(topic))
+        if partition is not None and not 0 <= partition < self._known[topic]:
+            raise unknown_partition(topic, partition, self._known[topic])
         check_size(topic, key, value)
-        self.messages.append((topic, key, value))
+        self.messages.append((topic, key, value, partition))
 
     def commit_offsets(self, reader: Reader) -> None:
         if not isinstance(reader, LocalReader):
@@ -213,16 +225,18 @@ class LocalLog:
         for key, value in messages:
             check_size(topic, key, value)
         with self._file.write() as connection:
-            self.write_messages(connection, [(topic, key, value) for key, value in messages])
+            self.write_messages(connection, [(topic, key, value, None) for key, value in messages])
 
     def write_messages(self, connection: sqlite3.Connection, messages: Sequence[_Pending]) -> None:
         """Gives each message its partition and offset, inside the caller's `LogFile.write()`."""
         at_ms = time.time_ns() // 1_000_000
-        tables = {topic: self._file.partitions(topic) for topic in {topic for topic, _, _ in messages}}
+        tables = {topic: self._file.partitions(topic) for topic in {topic for topic, *_ in messages}}
         ends = {id_: end for table in tables.values() for id_, end in table.values()}
         rows = []
-        for topic, key, value in messages:
-            turn = next(self._turn) if key is None else zlib.crc32(key)
+        for topic, key, value, partition in messages:
+            turn = partition
+            if turn is None:
+                turn = next(self._turn) if key is None else zlib.crc32(key)
             id_, _ = tables[topic][turn % len(tables[topic])]
             rows.append((row_id(id_, ends[id_]), key, value, at_ms))
             ends[id_] += 1
@@ -235,7 +249,7 @@ class LocalLog:
     ) -> LocalReader:
         return LocalReader(self._file, topics, group, start)
 
-    def follow(self, topic: str, start: int) -> LocalFollower:
+    def follow(self, topic: str, start: Offsets) -> LocalFollower:
         return LocalFollower(self._file, topic, start)
 
     def transactor(self, transactional_id: str) -> LocalTransactor:

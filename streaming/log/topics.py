@@ -9,9 +9,11 @@ class Topics:
 
     Attributes:
         prefix: Text put before each name, unchanged.
+        parts: Number of partitions of the inputs and of row ranges of the table. It counts when the topics are created.
     """
 
     prefix: str = ""
+    parts: int = 1
 
     @property
     def items(self) -> str:
@@ -27,6 +29,11 @@ class Topics:
     def deltas(self) -> str:
         """Changes by the trainer, encoded by `models.bundle.delta`."""
         return f"{self.prefix}deltas"
+
+    @property
+    def steps(self) -> str:
+        """Inputs of each step of a stream of several partitions; see `streaming.ranks.pins`. One partition."""
+        return f"{self.prefix}steps"
 
     @property
     def dead_letters(self) -> str:
@@ -59,11 +66,16 @@ class Topics:
         return f"{self.prefix}forgotten"
 
     def partitions(self, inputs: int = 1) -> dict[str, int]:
-        """Returns the number of partitions of each topic; deltas have one, since their order is the table's history."""
-        return {
+        """Returns the number of partitions of each topic.
+
+        Deltas have one partition for each row range, since the order of a range's deltas is the range's history.
+        """
+        inputs = max(inputs, self.parts)
+        pins = {self.steps: 1} if self.parts > 1 else {}
+        return pins | {
             self.items: inputs,
             self.events: inputs,
-            self.deltas: 1,
+            self.deltas: self.parts,
             self.dead_letters: 1,
             self.forgotten: 1,
             self.impressions: inputs,

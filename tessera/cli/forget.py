@@ -104,7 +104,7 @@ def topics_rewrite(
         snapshot = snapshots.newest(opened)
         if snapshot is None:
             raise TesseraError(f"{opened.id}: no snapshot; run `tessera stream --once`, which writes one")
-        stored = position_of(store, opened.id, settings.topics.deltas) or 0
+        stored = position_of(store, opened.id, settings.topics.deltas) or ()
         done = rewrite(
             log,
             opened,

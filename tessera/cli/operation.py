@@ -179,10 +179,16 @@ def _log(settings: Settings) -> list[Finding]:
                 log.end_offsets(topic)
             except TesseraError:
                 missing.append(topic)
+        partitions = 1 if topics.deltas in missing else len(log.end_offsets(topics.deltas))
     where = settings.kafka or str(settings.home / "log.db")
     if missing:
         return [Finding("log", _WARN, f"{where}: no topics {', '.join(missing)}", "`tessera topics create` makes them")]
-    return [Finding("log", _OK, where)]
+    if topics.parts not in (1, partitions):
+        found = f"{where}: {topics.deltas} has {partitions} partitions, TESSERA_PARTITIONS is {topics.parts}"
+        remedy = f"set TESSERA_PARTITIONS={partitions}, or begin with another TESSERA_TOPIC_PREFIX"
+        return [Finding("log", _FAIL, found, remedy)]
+    several = f"{where}: {partitions} partitions, for up to {partitions} processes of `tessera stream`"
+    return [Finding("log", _OK, several if partitions > 1 else where)]
 
 
 def _schema_registry(settings: Settings) -> list[Finding]:
@@ -274,7 +280,7 @@ def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
 def _has_deltas(settings: Settings) -> bool:
     """Returns True if the stream has changed a table; False if the log does not answer, which is another finding."""
     with contextlib.suppress(TesseraError), contextlib.closing(settings.open_log()) as log:
-        return log.end_offsets(settings.topics.deltas)[0] > 0
+        return any(log.end_offsets(settings.topics.deltas).values())
     return False
 
 

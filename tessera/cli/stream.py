@@ -1,6 +1,7 @@
 """Commands of the stream: run it, feed it, verify it, and put dead letters back."""
 
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,13 @@ def stream(
         list[int] | None, typer.Option(help="Id of a schema whose messages become dead letters; may be repeated.")
     ] = None,
     metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port; 0: do not.")] = 0,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Train in N processes; at most TESSERA_PARTITIONS.")
+    ] = 1,
+    rank: Annotated[int | None, typer.Option(min=0, help="Start this one of the N processes alone; 0 leads.")] = None,
+    meet: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="With --rank: where process 0 awaits the others.")
+    ] = "127.0.0.1:29400",
     json: JsonOption = False,
 ) -> None:
     """Train the champion's table from the topics `items` and `events`, and keep the store fresh."""
@@ -62,6 +70,8 @@ def stream(
 
     if role not in (*ROLES, "both"):
         raise TesseraError(f"--role {role}: expected trainer, writer or both")
+    if role == "writer" and (processes > 1 or rank is not None):
+        raise TesseraError("--role writer: one process writes to the store; leave out --processes and --rank")
     settings = Settings.from_environment()
     opened = bundle_at(settings, model, bundle)
     if bundle is None:
@@ -69,6 +79,20 @@ def stream(
     stop = until_stopped()
     one_thread()
     options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
+    if processes > 1 or rank is not None:
+        from tessera.stream_processes import arguments, follow_leader, peers_of, run_processes
+
+        if rank is None:
+            given: dict[str, Any] = {"model": model, "bundle": opened.directory, "once": once, "watch": watch}
+            given["role"] = role
+            given |= {"batch": batch, "wait_ms": wait_ms, "lateness_s": lateness_s, "learning_rate": learning_rate}
+            given |= {"most_bad": most_bad, "snapshot_s": snapshot_s, "refuse_schema": refuse_schema}
+            run_processes(settings, processes, arguments(given | {"metrics_port": metrics_port, "json": json}))
+            return
+        options = replace(options, peers=peers_of(settings, opened, options, (rank, processes, meet)))
+        if rank > 0:
+            follow_leader(opened, StreamConnections.of(settings, refuse_schema or ()), options)
+            return
     err_console.print(f"stream of bundle {opened.id} from {settings.kafka or settings.home / 'log.db'}")
     gauges = StreamMetrics()
     roles = ROLES if role == "both" else (role,)

@@ -177,7 +177,7 @@ def test_a_hundred_users_are_forgotten_under_load_and_kills(bundle: Bundle, tmp_
             until(lambda: batches() > 5 and load.sent > 400, seconds=300, doing="first batches")
             until(lambda: position_of(store, bundle.id, topics.deltas) is not None, seconds=300, doing="filled store")
             mirror = Mirror(store, bundle.id, bundle.schema.aggregates)
-            start = position_of(store, bundle.id, topics.deltas) or 0
+            start = position_of(store, bundle.id, topics.deltas) or ()
             rounds = Rounds("mirror", "mirror", Metrics())
             stack.enter_context(mirror_feed(settings.open_log, topics.deltas, mirror, start, rounds))
             # A broken event has no time, so a later one would be of a new life.
@@ -229,8 +229,8 @@ def drained(
     workers["trainer"].signal(15)
     assert workers["trainer"].running is not None
     workers["trainer"].running.wait(120)
-    stored = lambda: position_of(store, bundle.id, topics.deltas) or 0  # noqa: E731
-    until(lambda: not unread(log, topics.deltas, {0: stored()}), seconds=300, doing="drain of the writer")
+    stored = lambda: position_of(store, bundle.id, topics.deltas) or ()  # noqa: E731
+    until(lambda: not unread(log, topics.deltas, dict(enumerate(stored()))), seconds=300, doing="drain of the writer")
     workers["writer"].kill()
     snapshot = Snapshots(settings.snapshots).newest(bundle)
     assert snapshot is not None
@@ -258,7 +258,7 @@ def rewritten(log: EventLog, store: OnlineStore, bundle: Bundle, settings: Setti
         bundle,
         topics,
         snapshot,
-        stored=position_of(store, bundle.id, topics.deltas) or 0,
+        stored=position_of(store, bundle.id, topics.deltas) or (),
         delete_records=bool(settings.kafka),
         owners=owners(topics),
     )

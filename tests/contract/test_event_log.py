@@ -19,7 +19,7 @@ import pytest
 
 from features.errors import FencedError, LogError, OversizedError
 from streaming.log.kafka import KafkaLog
-from streaming.log.protocol import MESSAGE_BYTES, EventLog, Kept, Message, Reader
+from streaming.log.protocol import MESSAGE_BYTES, EventLog, Kept, Message, Reader, advanced, ends_of
 from streaming.log.sqlite import LocalLog
 
 OPEN: dict[str, Callable[[pytest.FixtureRequest], EventLog]] = {
@@ -408,7 +408,7 @@ def test_a_follower_reads_from_its_position_on_and_shares_nothing(open_log: Open
     log, writer = open_log(), open_log()
     topic = new_topic(log)
     log.append(topic, [(None, str(n).encode()) for n in range(5)])
-    with closing(log.follow(topic, 2)) as one, closing(log.follow(topic, 0)) as other:
+    with closing(log.follow(topic, (2,))) as one, closing(log.follow(topic, (0,))) as other:
         assert values(one.poll(10, 5)) == [b"2", b"3", b"4"]
         assert one.poll(10, 0.05) == []
         with closing(writer.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
@@ -417,6 +417,33 @@ def test_a_follower_reads_from_its_position_on_and_shares_nothing(open_log: Open
         assert values(other.poll(3, 5)) == [b"0", b"1", b"2"]
     with pytest.raises(LogError, match="max_messages"):
         one.poll(0, 0)
+
+
+def test_a_follower_reads_every_partition_from_its_own_position_on(open_log: Opener) -> None:
+    log = open_log()
+    topic = new_topic(log, 3)
+    with closing(log.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
+        for number in (0, 1, 2, 2, 0, 2):
+            transaction.append(topic, str(number).encode(), key=b"same", partition=number)
+    assert ends_of(log, topic)[1] <= 2
+    for number, count in enumerate((2, 1, 3)):
+        assert values(list(log.read(topic, number, 0, 10))) == [str(number).encode()] * count
+    with closing(log.follow(topic, (0, 1))) as follower:
+        found: list[Message] = []
+        while len(found) < 5 and (read := follower.poll(10, 5)):
+            found += read
+        assert sorted(values(found)) == [b"0", b"0", b"2", b"2", b"2"]
+        assert follower.poll(10, 0.05) == []
+        assert [one.offset for one in found if one.partition == 2] == [0, 1, 2]
+        assert advanced((0, 1), found) == (2, 1, 3)
+
+
+def test_a_partition_that_does_not_exist_is_refused(open_log: Opener) -> None:
+    log = open_log()
+    topic = new_topic(log, 2)
+    with closing(log.transactor(name("txn"))) as transactor:
+        with pytest.raises(LogError, match="has partitions 0 to 1, got 2"), transactor.begin() as transaction:
+            transaction.append(topic, b"x", partition=2)
 
 
 def test_sole_readers_wait_for_nobody_and_read_all_from_the_committed_positions(open_log: Opener) -> None:
@@ -496,7 +523,7 @@ def test_an_unknown_topic_is_named_with_those_that_exist(log: EventLog) -> None:
         lambda: log.committed([unknown], group="g"),
         lambda: log.end_offsets(unknown),
         lambda: log.read(unknown, 0, 0, 1),
-        lambda: log.follow(unknown, 0),
+        lambda: log.follow(unknown, (0,)),
         append_in_transaction,
     ]
     for call in calls:

@@ -121,7 +121,7 @@ def stepped(bundle: Bundle, log: list[Message], cuts: list[int], *, again_at: in
     step = Step(bundle, TOPICS, learning_rate=0.01)
     for number, batch in enumerate(batches(log, cuts)):
         if number == again_at:
-            kept, step = snapshot_of(step, deltas=0, inputs={}), Step(bundle, TOPICS, learning_rate=0.01)
+            kept, step = snapshot_of(step, deltas=(0,), inputs={}), Step(bundle, TOPICS, learning_rate=0.01)
             restore_step(step, kept)
         step.apply(batch, train=False)
     return step
@@ -202,7 +202,7 @@ def test_the_state_is_that_of_the_log_without_the_user_s_older_events(
     assert own_state(step, USERS) == own_state(twin, USERS)
     assert len(step.removals.users) == 1
     assert all(step.history.visits(number) == [] for number in step.removals.dead)
-    snapshot = snapshot_of(step, deltas=0, inputs={})
+    snapshot = snapshot_of(step, deltas=(0,), inputs={})
     if not any(one.user == user for place, one in enumerate(whole) if place > at and place not in older):
         assert user not in step.catalogue.user_numbers
         assert user not in snapshot.memory.users

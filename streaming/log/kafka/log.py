@@ -32,9 +32,11 @@ from streaming.log.kafka.transaction import KafkaTransactor
 from streaming.log.protocol import (
     Kept,
     Message,
+    Offsets,
     Positions,
     check_partitions,
     check_size,
+    offset_in,
     unknown_partition,
     unknown_topic,
 )
@@ -128,15 +130,20 @@ class KafkaLog:
         if self._address:
             check_address(self._address)
 
-    def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any:
+    def send(
+        self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes, partition: int | None = None
+    ) -> Any:
         """Sends one message to a producer; returns its future.
 
-        A key's partition is the one that Java clients choose.
+        A key's partition is the one that Java clients choose. A given partition wins over the key.
         """
         check_size(topic, key, value)
         if topic not in self._counts:
             self._counts[topic] = self._partition_count(topic)
-        partition = next(self._turn) % self._counts[topic] if key is None else None
+        if partition is None and key is None:
+            partition = next(self._turn) % self._counts[topic]
+        elif partition is not None and not 0 <= partition < self._counts[topic]:
+            raise unknown_partition(topic, partition, self._counts[topic])
         return producer.send(topic, value, key=key, partition=partition)
 
     def _partition_count(self, topic: str) -> int:
@@ -166,24 +173,24 @@ class KafkaLog:
                 consumer.partitions_for_topic(topic)
         return KafkaReader(consumer, group)
 
-    def follow(self, topic: str, start: int) -> KafkaFollower:
-        self._partition_count(topic)
-        topic_partition = TopicPartition(topic, 0)
+    def follow(self, topic: str, start: Offsets) -> KafkaFollower:
+        starts = {TopicPartition(topic, n): offset_in(start, n) for n in range(self._partition_count(topic))}
         with errors_named(f"follow {topic!r}"):
             consumer = self._consumer()
-            self._seek(consumer, topic_partition, start)
-        return KafkaFollower(consumer, topic_partition)
+            self._seek(consumer, starts)
+        return KafkaFollower(consumer, list(starts))
 
     @staticmethod
-    def _seek(consumer: KafkaConsumer, topic_partition: TopicPartition, start: int) -> None:
-        consumer.assign([topic_partition])
-        kept = consumer.beginning_offsets([topic_partition], timeout_ms=REQUEST_MS)[topic_partition]
-        if start < kept:
-            raise LogError(
-                f"start: topic {topic_partition.topic!r} partition {topic_partition.partition} keeps messages from "
-                f"{kept} on, got {start}; start there, from a snapshot that is new enough"
-            )
-        consumer.seek(topic_partition, start)
+    def _seek(consumer: KafkaConsumer, starts: Mapping[TopicPartition, int]) -> None:
+        consumer.assign(list(starts))
+        kept = consumer.beginning_offsets(list(starts), timeout_ms=REQUEST_MS)
+        for topic_partition, start in starts.items():
+            if start < kept[topic_partition]:
+                raise LogError(
+                    f"start: topic {topic_partition.topic!r} partition {topic_partition.partition} keeps messages from "
+                    f"{kept[topic_partition]} on, got {start}; start there, from a snapshot that is new enough"
+                )
+            consumer.seek(topic_partition, start)
 
     def _consumer(self, **options: Any) -> KafkaConsumer:
         return KafkaConsumer(**{**CONSUMER, **self._options, **options})
@@ -266,7 +273,7 @@ class KafkaLog:
         with errors_named(f"read {topic_partition.topic!r} partition {topic_partition.partition}"):
             consumer = self._idle.pop() if self._idle else self._consumer()
             try:
-                self._seek(consumer, topic_partition, start)
+                self._seek(consumer, {topic_partition: start})
                 yield from self._until(consumer, topic_partition, stop)
             finally:
                 self._idle.append(consumer)

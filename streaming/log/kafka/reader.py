@@ -174,18 +174,19 @@ class KafkaSoleReader(KafkaReader):
 class KafkaFollower:
     """Consumer without a group; see `Follower` for the contract."""
 
-    def __init__(self, consumer: KafkaConsumer, partition: TopicPartition) -> None:
+    def __init__(self, consumer: KafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
         self._consumer = consumer
-        self._partition = partition
+        self._partitions = list(partitions)
         self._heard = time.monotonic()
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
         deadline = time.monotonic() + timeout_s
-        with errors_named(f"follow {self._partition.topic!r}"):
+        with errors_named(f"follow {self._partitions[0].topic!r}"):
             while True:
                 left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
-                records = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages).get(self._partition, ())
+                found = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages)
+                records = [record for part in found.values() for record in part]
                 if records:
                     self._heard = time.monotonic()
                 # A fetch of transaction markers alone returns early and empty.
@@ -196,7 +197,7 @@ class KafkaFollower:
     def _make_sure(self) -> None:
         """Raises if the broker is unavailable: the client's own poll then returns nothing, as from an idle topic."""
         if time.monotonic() - self._heard > _ASK_EVERY_S:
-            self._consumer.end_offsets([self._partition], timeout_ms=1_000 * _ANSWER_S)
+            self._consumer.end_offsets(self._partitions, timeout_ms=1_000 * _ANSWER_S)
             self._heard = time.monotonic()
 
     def close(self) -> None:

@@ -16,7 +16,9 @@ from streaming.log.protocol import Reader
 class Sender(Protocol):
     """Part of the log that a transaction needs."""
 
-    def send(self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes) -> Any: ...
+    def send(
+        self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes, partition: int | None = None
+    ) -> Any: ...
 
 
 class KafkaTransaction:
@@ -29,9 +31,9 @@ class KafkaTransaction:
         self._sent: list[Any] = []
         self._read: list[tuple[KafkaReader, int]] = []
 
-    def append(self, topic: str, value: bytes, *, key: bytes | None = None) -> None:
+    def append(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int | None = None) -> None:
         with errors_named(self._doing):
-            self._sent.append(self._log.send(self._producer, topic, key, value))
+            self._sent.append(self._log.send(self._producer, topic, key, value, partition))
 
     def commit_offsets(self, reader: Reader) -> None:
         if not isinstance(reader, KafkaReader):

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from redis import Redis
 
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import EventLog, ends_of
 
 _ROUNDS, _WARM = 200, 20
 
@@ -104,7 +104,7 @@ def round_trip_ms(log: EventLog, topic: str) -> float:
         topic: A topic of one partition that nothing else uses.
     """
     log.create_topics({topic: 1})
-    with contextlib.closing(log.follow(topic, log.end_offsets(topic)[0])) as follower:
+    with contextlib.closing(log.follow(topic, ends_of(log, topic))) as follower:
 
         def there_and_back() -> None:
             log.append(topic, [(None, b"{}")])

@@ -24,7 +24,7 @@ from models.bundle import delta
 from serving.ranking.mirror import Mirror
 from serving.ranking.service import RankService
 from serving.store.fill import fill_store
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import EventLog, ends_of
 from tessera.bench.harness.floor import round_trip_ms
 from tessera.bench.harness.live_data import NEVER_LATE_S, LiveData, await_deltas, live_data, servers, streaming
 from tessera.bench.harness.result import BenchResult, at_most
@@ -109,7 +109,7 @@ def _run(settings: Settings, data: LiveData, dataset: Dataset, out: Path, seed: 
 
 def _follow(settings: Settings, mirror: Mirror, ages: list[float], stop: threading.Event) -> None:
     with contextlib.closing(settings.open_log()) as log:
-        follower = log.follow(settings.topics.deltas, log.end_offsets(settings.topics.deltas)[0])
+        follower = log.follow(settings.topics.deltas, ends_of(log, settings.topics.deltas))
         with contextlib.closing(follower):
             while not stop.is_set():
                 for message in follower.poll(256, 0.1):

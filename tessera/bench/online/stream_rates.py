@@ -108,9 +108,9 @@ class _Recorded(Step):
         super().__init__(*args, **options)
         self.batches: list[Batch] = []
 
-    def _train(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
+    def _train_whole(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
         self.batches.append(batch)
-        return super()._train(batch, outcome)
+        return super()._train_whole(batch, outcome)
 
     def gradient_s(self) -> float:
         """Returns the seconds of the forward and backward pass of all batches; the floor of the loop."""

@@ -44,6 +44,15 @@ def test_too_little_memory_for_shared_mirrors_is_said(tmp_path: Path, monkeypatc
     assert (finding.level, "--shm-size" in finding.remedy) == ("warning", True)
 
 
+def test_the_partitions_of_a_stream_are_named(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, topics=Topics("", 4))
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+    assert "4 partitions, for up to 4 processes" in found(settings)["log"].found
+    other = found(replace(settings, topics=Topics("", 2)))["log"]
+    assert (other.level, other.remedy[:24]) == ("fault", "set TESSERA_PARTITIONS=4")
+
+
 def test_the_device_is_named_with_its_versions_or_with_the_part_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

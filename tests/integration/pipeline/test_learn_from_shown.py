@@ -119,7 +119,7 @@ def assert_a_restart_keeps_the_lag(bundle: Bundle, topics: Topics) -> None:
     """A history of impressions sees a label only once its window has closed, after a restart too."""
     before, after = Step(bundle, topics), Step(bundle, topics)
     assert before.history.lag == bundle.dataset.events.lag > 0
-    restore_step(after, snapshot_of(before, deltas=0, inputs={}))
+    restore_step(after, snapshot_of(before, deltas=(0,), inputs={}))
     assert after.history.lag == before.history.lag
 
 

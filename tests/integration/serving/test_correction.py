@@ -185,13 +185,13 @@ def test_a_restart_a_replay_and_the_fold_have_the_same_labels(site: Site) -> Non
     for user in ("u0", "guest", "u9"):
         site.send(user, {f"i{number}": number % 2 for number in range(20)})
     whole = site.drain()
-    arrays = snapshot_of(whole.step, deltas=0, inputs={}).arrays
+    arrays = snapshot_of(whole.step, deltas=(0,), inputs={}).arrays
     whole.write_snapshot()
     whole.close()
     site.send("guest", {f"i{number}": 0 for number in range(20, 40)})
     again = site.drain()
     assert site.snapshots.newest(site.bundle) is not None
-    now = snapshot_of(again.step, deltas=0, inputs={}).arrays
+    now = snapshot_of(again.step, deltas=(0,), inputs={}).arrays
     assert len(now["labelled_users"]) > len(arrays["labelled_users"])
     again.close()
     for snapshot in (None, site.snapshots.newest(site.bundle)):
@@ -200,7 +200,7 @@ def test_a_restart_a_replay_and_the_fold_have_the_same_labels(site: Site) -> Non
         replay(site.log, site.bundle, other, site.topics, snapshot)
         assert verify(site.log, site.bundle, other, site.topics).difference == ""
     fresh = Trainer(site.log, site.bundle, topics=site.topics, options=TrainerOptions(batch=16, wait_s=0))
-    folded = snapshot_of(fresh.step, deltas=0, inputs={}).arrays
+    folded = snapshot_of(fresh.step, deltas=(0,), inputs={}).arrays
     fresh.close()
     assert {name: array.tobytes() for name, array in folded.items() if name.startswith("labelled")} == {
         name: array.tobytes() for name, array in now.items() if name.startswith("labelled")
@@ -224,7 +224,7 @@ def test_a_forgotten_user_has_no_label_anywhere_and_is_ranked_as_a_stranger(site
     assert site.labels_of("u1")
     forget(site.log, site.topics, ["u1", "secret"], by="test")
     trainer = site.drain()
-    arrays = snapshot_of(trainer.step, deltas=0, inputs={}).arrays
+    arrays = snapshot_of(trainer.step, deltas=(0,), inputs={}).arrays
     assert not np.isin(arrays["labelled_users"], gone).any()
     trainer.write_snapshot()
     trainer.close()
@@ -244,7 +244,7 @@ def test_a_forgotten_user_has_no_label_anywhere_and_is_ranked_as_a_stranger(site
     restarted = Trainer(
         site.log, site.bundle, topics=site.topics, options=TrainerOptions(wait_s=0), snapshots=site.snapshots
     )
-    assert not np.isin(snapshot_of(restarted.step, deltas=0, inputs={}).arrays["labelled_users"], gone).any()
+    assert not np.isin(snapshot_of(restarted.step, deltas=(0,), inputs={}).arrays["labelled_users"], gone).any()
     restarted.close()
 
 

@@ -120,7 +120,7 @@ class Stage:
             while log.end_offsets(topic)[0] < count:
                 assert time.monotonic() < give_up, f"{log.end_offsets(topic)[0]} of {count} impressions came"
                 time.sleep(0.05)
-            with contextlib.closing(log.follow(topic, 0)) as follower:
+            with contextlib.closing(log.follow(topic, ())) as follower:
                 return [decode_impression(message.value) for message in follower.poll(count, 5)]
 
 

@@ -236,7 +236,7 @@ def test_traces_change_no_byte_of_the_deltas(world: World, tmp_path: Path, spans
                 log.append(topics.events, [(None, message) for message in world.messages(80)])
                 while trainer.run_once(wait_s=0.1):
                     pass
-            with contextlib.closing(log.follow(topics.deltas, 0)) as follower:
+            with contextlib.closing(log.follow(topics.deltas, ())) as follower:
                 written.append([_untimed(message.value) for message in follower.poll(100, 0.1)])
     assert [span.name for span in spans.get_finished_spans()] == ["step", "commit", "batch"] * 2
     assert len(written[0]) == 2

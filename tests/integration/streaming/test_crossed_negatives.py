@@ -44,9 +44,9 @@ def test_a_drawn_negative_of_the_step_has_features_of_its_own_item(
     monkeypatch.setattr(Catalogue, "crossed", capture)
     topics = Topics()
     step = Step(bundle, topics, lateness_s=NEVER_LATE_S, trained_until=-(2**62))
-    train = step._train
+    train = step._train_whole
     monkeypatch.setattr(
-        step, "_train", lambda batch, outcome: assembled.append(batch.numeric.numpy()) or train(batch, outcome)
+        step, "_train_whole", lambda batch, outcome: assembled.append(batch.numeric.numpy()) or train(batch, outcome)
     )
     raw = message_columns(load_events(dataset), dataset.events).filter(pl.col("clicked") == 1).head(50)
     lines = enumerate(encode_rows(raw))

@@ -67,7 +67,7 @@ def drained(trainer: Trainer) -> Trainer:
 
 def bits(step: Step) -> dict[str, Any]:
     """The whole state, comparable."""
-    snapshot = snapshot_of(step, deltas=0, inputs={})
+    snapshot = snapshot_of(step, deltas=(0,), inputs={})
     arrays = {name: array.tobytes() for name, array in snapshot.arrays.items() if not name.startswith("visit")}
     users = step.history.users().tolist()
     return arrays | {
@@ -193,7 +193,7 @@ def test_deltas_before_the_oldest_snapshot_may_expire(
         oldest = snapshots.oldest_position(world.bundle)
         assert oldest is not None
         admin = KafkaAdminClient(bootstrap_servers=kafka_address)
-        admin.delete_records({TopicPartition(topics.deltas, 0): oldest})
+        admin.delete_records({TopicPartition(topics.deltas, 0): oldest[0]})
         admin.close()
         with contextlib.closing(Trainer(log, world.bundle, **arguments, snapshots=snapshots)) as again:
             assert bits(again.step) == expected

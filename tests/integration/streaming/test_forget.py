@@ -219,7 +219,7 @@ def test_the_rewritten_log_holds_no_id_and_restarts_and_verifies(bundle: Bundle,
     forget(log, site.topics, SECRETS[:5], by="test")
     snapshot = site.snapshots.newest(bundle)
     assert snapshot is not None
-    stored = position_of(site.store, bundle.id, "deltas") or 0
+    stored = position_of(site.store, bundle.id, "deltas") or ()
     # The requests are newer than the snapshot.
     assert (early := rewrite(log, bundle, site.topics, snapshot, stored=stored)).counts == {}
     assert early.newer == 5
@@ -228,7 +228,7 @@ def test_the_rewritten_log_holds_no_id_and_restarts_and_verifies(bundle: Bundle,
     snapshot = site.snapshots.newest(bundle)
     assert snapshot is not None
     with pytest.raises(StreamError, match="stream --once"):
-        rewrite(log, bundle, site.topics, snapshot, stored=snapshot.deltas - 1)
+        rewrite(log, bundle, site.topics, snapshot, stored=(snapshot.deltas[0] - 1,))
     before = {message.offset: message for message in log.read("events", 0, 0, 10**6)}
     done = rewrite(log, bundle, site.topics, snapshot, stored=snapshot.deltas)
     assert done.counts["events"] > 40
@@ -275,9 +275,9 @@ def test_kafka_deletes_only_when_told_to(kafka_log: EventLog, topics: Topics, bu
     site.drain()
     snapshot = site.snapshots.newest(bundle)
     assert snapshot is not None
-    stored = position_of(site.store, bundle.id, topics.deltas) or 0
+    stored = position_of(site.store, bundle.id, topics.deltas) or ()
     with pytest.raises(StreamError, match="stream --once"):
-        rewrite(kafka_log, bundle, topics, snapshot, stored=0, delete_records=True)
+        rewrite(kafka_log, bundle, topics, snapshot, stored=(), delete_records=True)
     with pytest.raises(StreamError, match="delete-records"):
         rewrite(kafka_log, bundle, topics, snapshot, stored=stored)
     done = rewrite(kafka_log, bundle, topics, snapshot, stored=stored, delete_records=True)
