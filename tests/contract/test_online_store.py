@@ -758,7 +758,7 @@ def test_a_store_keeps_no_id_of_a_removed_record(
     redis_store.create_table(bundle, rows=ROWS, dim=DIM)
     redis_store.write_records(bundle, "history", ["somebody"], [3], [b"x"])
     redis_store.forget_records(bundle, "history", ["somebody"], [4])
-    fields = redis_store._redis.command(bundle, "HGETALL", f"tessera:{{{bundle}}}:removed:history")
+    fields = only_server(redis_store).hgetall(f"tessera:{{{bundle}}}:removed:history")
     assert len(fields) == 2
     assert not any(b"somebody" in part for pair in fields.items() for part in pair)
-    assert redis_store._redis.command(bundle, "HKEYS", f"tessera:{{{bundle}}}:record:history") == []
+    assert only_server(redis_store).hkeys(f"tessera:{{{bundle}}}:record:history") == []

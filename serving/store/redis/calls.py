@@ -7,8 +7,10 @@ Shape letters: N rows of one request, R rows of the table.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serving.store.page import (
     PAGE_ROWS,
@@ -23,45 +25,46 @@ from serving.store.redis.scripts import Call
 from serving.store.redis.spread import Spread
 
 _WRITE_ROWS = 1_000  # rows of one script call, during which Redis answers no other client
+_GATHER_ROWS = 4_096  # likewise, about 5 ms
 
 
-def gather_call(spread: Spread, table: StoredTable, rows: Int64, *, seqs: bool) -> Call:
-    """Returns the call of `gather.lua` that reads the headers of rows (N,) if `seqs` is True, or else the vectors.
+class _Part(NamedTuple):
+    """Rows of one call.
 
-    The bundle has one share.
+    Attributes:
+        rows: Positions of the rows in the order of all calls.
+        keys: The table's mark in the share, then each page once.
+    """
+
+    rows: slice
+    keys: list[bytes]
+
+
+def gather_calls(spread: Spread, table: StoredTable, rows: Int64, *, seqs: bool) -> tuple[Int64, list[Call]]:
+    """Returns the calls of `gather.lua` that read the headers of rows (N,) if `seqs` is True, or else the vectors.
+
+    Also returns the order (N,) in which the calls read the rows.
     """
     row_size = row_type(table).itemsize
     skip, size = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, row_size - SEQ_BYTES)
-    pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-    # Lua counts from 1, and the first key is the key of the mark.
-    offsets = np.stack([index + 2, rows % PAGE_ROWS * row_size + skip], axis=1).astype("<u4").tobytes()
-    return [spread.key(0, "table"), *spread.page_keys(pages)], [table_mark(table), size, offsets]
+    order, parts, places = _parts(spread, rows, row_size, most=_GATHER_ROWS)
+    places[:, 1] += skip
+    mark = table_mark(table, spread.shares)
+    return order, [(part.keys, [mark, size, places[part.rows].tobytes()]) for part in parts]
 
 
 def write_calls(
     spread: Spread, table: StoredTable, rows: Int64, seqs: Int64, vectors: Float32, *, again: bool
-) -> Iterator[Call]:
-    """Yields calls of `write_rows.lua` for distinct rows (N,), ascending."""
-    if not len(rows):
-        return
-    order, bounds = _by_share(spread, rows // PAGE_ROWS)
-    starts = np.concatenate([np.arange(low, high, _WRITE_ROWS) for low, high in bounds])
-    rows = rows[order]
-    pages = rows // PAGE_ROWS
+) -> list[Call]:
+    """Returns the calls of `write_rows.lua` for distinct rows (N,)."""
+    row_size = row_type(table).itemsize
+    order, parts, places = _parts(spread, rows, row_size, most=_WRITE_ROWS)
     data = encode_rows(table, seqs[order], vectors[order])
-    first = np.diff(pages, prepend=-1) != 0  # of its page in its call
-    first[starts] = True
-    key = np.cumsum(first) - 1
-    ends = np.append(starts[1:], len(rows))
-    index = key - np.repeat(key[starts], ends - starts)
-    # Lua counts from 1, and the first key is the key of the mark.
-    places = np.stack([index + 2, rows % PAGE_ROWS * data.itemsize], axis=1).astype("<u4")
-    keys, mark = spread.page_keys(pages[first]), table_mark(table, spread.shares)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        table_key = spread.key(int(pages[start]) % spread.shares, "table")
-        own = keys[int(key[start]) : int(key[end - 1]) + 1]
-        sizes = (PAGE_ROWS * data.itemsize, data.itemsize)
-        yield [table_key, *own], [mark, *sizes, places[start:end].tobytes(), data[start:end].tobytes(), int(again)]
+    mark, sizes = table_mark(table, spread.shares), (PAGE_ROWS * row_size, row_size)
+    return [
+        (part.keys, [mark, *sizes, places[part.rows].tobytes(), data[part.rows].tobytes(), int(again)])
+        for part in parts
+    ]
 
 
 def load_calls(
@@ -88,30 +91,6 @@ def load_calls(
         yield own, ([key, *spread.page_keys(own)], [table_mark(table, spread.shares), *cuts])
 
 
-def range_packets(spread: Spread, table: StoredTable, rows: Int64, *, seqs: bool) -> tuple[Int64, list[Packet]]:
-    """Returns packets that cut rows (N,) out of their pages, one for each share, and the order (N,) of their replies.
-
-    A packet's first and last reply is the share's mark. Its pages were of this table if both are the table's mark.
-    """
-    size = row_type(table).itemsize
-    skip, wanted = (0, SEQ_BYTES) if seqs else (SEQ_BYTES, size - SEQ_BYTES)
-    order, bounds = _by_share(spread, rows // PAGE_ROWS)
-    rows = rows[order]
-    pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-    keys = spread.page_keys(pages)
-    offsets = rows % PAGE_ROWS * size + skip
-    cuts = [
-        ("GETRANGE", keys[page], low, low + wanted - 1)
-        for page, low in zip(index.tolist(), offsets.tolist(), strict=True)
-    ]
-    packets = []
-    for low, high in bounds:
-        share = int(rows[low]) // PAGE_ROWS % spread.shares
-        mark = ("GET", spread.key(share, "table"))
-        packets.append(Packet(spread.slot(share), [mark, *cuts[low:high], mark]))
-    return order, packets
-
-
 def page_packets(spread: Spread, pages: Int64) -> tuple[Int64, list[Packet]]:
     """Returns packets that read whole pages (P,), one for each share, and the order (P,) of their replies.
 
@@ -133,3 +112,40 @@ def _by_share(spread: Spread, pages: Int64) -> tuple[Int64, list[tuple[int, int]
     order = np.argsort(shares, kind="stable")
     starts = np.flatnonzero(np.diff(shares[order], prepend=-1)).tolist()
     return order, list(zip(starts, [*starts[1:], len(pages)], strict=True))
+
+
+def _parts(spread: Spread, rows: Int64, row_size: int, *, most: int) -> tuple[Int64, list[_Part], NDArray[np.uint32]]:
+    """Returns the order (N,) of rows by share and page, the rows of each call, and the places of all rows in it.
+
+    The place of a row is the index of its page in the call's keys and its offset in the page, (N, 2). Lua counts from
+    1, and the first key is the key of the mark.
+
+    Args:
+        spread: Shares of the bundle.
+        rows: (N,) rows.
+        row_size: Size of a row, bytes.
+        most: Largest number of rows of a call.
+    """
+    pages = rows // PAGE_ROWS
+    order = np.lexsort((pages, pages % spread.shares))
+    rows, pages = rows[order], pages[order]
+    shares = pages % spread.shares
+    starts = np.flatnonzero(np.diff(shares, prepend=-1))
+    ends = np.append(starts[1:], len(rows))
+    if len(rows) > most:
+        starts = np.concatenate([np.arange(low, high, most) for low, high in zip(starts, ends, strict=True)])
+        ends = np.append(starts[1:], len(rows))
+    first = np.diff(pages, prepend=-1) != 0  # of its page in its call
+    first[starts] = True
+    key = np.cumsum(first) - 1
+    places = np.empty((len(rows), 2), dtype="<u4")
+    places[:, 0] = key - np.repeat(key[starts], ends - starts) + 2
+    places[:, 1] = rows % PAGE_ROWS * row_size
+    keys = spread.page_keys(pages[first])
+    bounds = zip(starts.tolist(), ends.tolist(), key[starts].tolist(), shares[starts].tolist(), strict=True)
+    last = [*key[starts[1:]].tolist(), len(keys)]
+    parts = [
+        _Part(slice(start, end), [spread.key(share, "table"), *keys[low:high]])
+        for (start, end, low, share), high in zip(bounds, last, strict=True)
+    ]
+    return order, parts, places

@@ -1,5 +1,6 @@
 """Sends commands and scripts to the Redis servers of a store, and raises their failures as StoreError."""
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -65,8 +66,8 @@ class RedisCommands:
         """Returns the replies to each packet, in one round trip.
 
         The packets are sent to all servers before the first reply is read, so servers work at the same time. A command
-        is sent again if a connection is lost or its slot has moved, so each command must be repeatable. An error of a
-        script that the server does not know is a reply.
+        is sent again if a connection is lost or its slot has moved, so each command must be repeatable. Errors of an
+        unknown script and of a missing key are replies.
 
         Args:
             packets: Commands by hash slot.
@@ -102,46 +103,36 @@ class RedisCommands:
             script: The script.
             calls: Keys and arguments of each call. The keys of a call are in one slot.
         """
-        packets = [
-            Packet(key_slot(keys[0]), [("EVALSHA", script.sha, len(keys), *keys, *arguments)])
-            for keys, arguments in calls
+        sent = [
+            Sent(_slot(keys[0]), (b"EVALSHA", script.sha, len(keys), *keys, *arguments)) for keys, arguments in calls
         ]
-        replies = [reply for (reply,) in self.trip(packets)]
+        self._answer(sent)
+        replies = [command.reply for command in sent]
         for _ in range(3):  # another client may flush the scripts before each try
             lost = [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
             if not lost:
                 return replies
             load = ("SCRIPT LOAD", script.text)
-            again = [Packet(packets[i].slot, [load, *packets[i].commands]) for i in lost]
+            again = [Packet(sent[i].slot, [load, sent[i].words]) for i in lost]
             for i, (_, reply) in zip(lost, self.trip(again), strict=True):
                 replies[i] = reply
         raise self._failed(reply for reply in replies if isinstance(reply, redis.exceptions.NoScriptError))
 
     def all(self, commands: Sequence[tuple[bytes, Words]]) -> list[Any]:
         """Returns the replies to many commands, each with a key of its slot, in one round trip."""
-        return [reply for (reply,) in self.trip([Packet(key_slot(key), [words]) for key, words in commands])]
+        sent = [Sent(_slot(key), words) for key, words in commands]
+        self._answer(sent)
+        return [command.reply for command in sent]
 
     def command(self, bundle: str, *words: Any) -> Any:
-        """Returns the reply to one command at the home of a bundle, parsed by the client."""
-        return self.ask(bundle, lambda client: client.execute_command(*words))
+        """Returns the reply to one command at the home of a bundle."""
+        (reply,) = self.each(bundle, [words])
+        return reply
 
     def each(self, bundle: str, commands: Sequence[Words]) -> list[Any]:
         """Returns the replies to many commands at the home of a bundle, in one round trip."""
-        (replies,) = self.trip([Packet(key_slot(key_of(bundle, "table")), commands)]) if commands else ([],)
+        (replies,) = self.trip([Packet(_slot(key_of(bundle, "table")), commands)]) if commands else ([],)
         return replies
-
-    def ask(self, bundle: str, call: Callable[[redis.Redis], _T]) -> _T:
-        """Returns the answer of the server of a bundle's home. Asks again if a cluster has moved the home."""
-        slot = key_slot(key_of(bundle, "table"))
-        try:
-            try:
-                return call(self.servers.of(slot))
-            except (redis.exceptions.MovedError, redis.ConnectionError, redis.TimeoutError):
-                if not self.servers.look_again():
-                    raise
-                return call(self.servers.of(slot))
-        except redis.RedisError as error:
-            raise self._failed([error]) from error
 
     def every(self, call: Callable[[redis.Redis], _T]) -> list[_T]:
         """Returns the answer of each server."""
@@ -211,3 +202,12 @@ class RedisCommands:
             f"the online store at {self.address} failed: {', '.join(texts)}; see that the server runs and has memory, "
             "and that TESSERA_REDIS names it"
         )
+
+
+def _slot(key: bytes) -> int:
+    """Returns the hash slot of a key."""
+    start = key.find(b"{")
+    return _slot_of_tag(key[start + 1 : key.find(b"}", start)])
+
+
+_slot_of_tag = functools.lru_cache(4_096)(key_slot)  # the tags of shares, and the ids of bundles

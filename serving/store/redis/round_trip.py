@@ -66,7 +66,8 @@ class RoundTrip:
             words.append(command.words)
         try:
             self._connection = self._client.connection_pool.get_connection()
-            self._connection.send_packed_command(self._connection.pack_commands(words))
+            packed = self._connection.pack_commands(words)
+            self._connection.send_packed_command([b"".join(packed)])  # one packet where it can
         except _LOST as error:
             self._lost = named(self._client, error)
 
@@ -76,8 +77,7 @@ class RoundTrip:
             if redirected:
                 self._read()
             reply = self._read()
-            failed = isinstance(reply, redis.RedisError) and not isinstance(reply, redis.exceptions.NoScriptError)
-            command.failure = reply if failed else None
+            command.failure = reply if isinstance(reply, redis.RedisError) and not _expected(reply) else None
             command.reply = reply
         self._unread = self._lost is not None
 
@@ -101,6 +101,11 @@ class RoundTrip:
             return self._lost
         except redis.ResponseError as error:
             return named(self._client, error)
+
+
+def _expected(error: redis.RedisError) -> bool:
+    """Returns True for an error that the caller of a command handles as its reply."""
+    return isinstance(error, redis.exceptions.NoScriptError) or "no such key" in str(error)
 
 
 def named(client: redis.Redis, error: redis.RedisError) -> redis.RedisError:

@@ -101,11 +101,15 @@ class ClusterServers:
     def __init__(self, address: str) -> None:
         self._address = address
         self._cluster: RedisCluster | None = None
+        self._owners: dict[int, redis.Redis] = {}
 
     def of(self, slot: int) -> redis.Redis:
         """See `Servers`."""
-        with _as_connection_error():
-            return self._client(self._open().nodes_manager.get_node_from_slot(slot))
+        owners = self._owners  # another thread may replace it
+        if (client := owners.get(slot)) is None:
+            with _as_connection_error():
+                client = owners[slot] = self._client(self._open().nodes_manager.get_node_from_slot(slot))
+        return client
 
     def at(self, host: str, port: int) -> redis.Redis:
         """See `Servers`."""
@@ -135,11 +139,13 @@ class ClusterServers:
         if self._cluster is not None:
             with _as_connection_error():
                 self._cluster.nodes_manager.initialize()
+            self._owners = {}
         return True
 
     def close(self) -> None:
         """See `Servers`."""
         cluster, self._cluster = self._cluster, None
+        self._owners = {}
         if cluster is not None:
             cluster.close()
 

@@ -19,7 +19,6 @@ A script is atomic and decides by sequence number, so writers need no lock. The 
 `serving/store/redis/lua/`. `serving.store.redis.servers` finds the server of a slot.
 """
 
-import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,7 +53,7 @@ from serving.store.page import (
     unpack,
 )
 from serving.store.protocol import Changes, Float32, Int64, StoredTable
-from serving.store.redis.calls import gather_call, load_calls, page_packets, range_packets, write_calls
+from serving.store.redis.calls import gather_calls, load_calls, page_packets, write_calls
 from serving.store.redis.commands import RedisCommands
 from serving.store.redis.layouts import Layouts
 from serving.store.redis.records import RedisRecords
@@ -62,11 +61,10 @@ from serving.store.redis.scripts import Script
 from serving.store.redis.servers import name_of
 from serving.store.redis.spread import Spread
 
-_GATHER_ROWS = 4096  # rows of one script call, during which Redis answers no other client (about 5 ms)
 _READ_ROWS = 65_536  # rows of one round trip
 _WRITE_ROWS = 16_000
 _TABLE_PAGES = 1024
-_CUT_BYTES = 2_000  # bytes over the network that cost as much time as cutting one row
+_CUT_BYTES = 2_000  # bytes over the network that cost as much time as cutting one row in the script
 _LEAST_LEFT_MS = 30_000
 
 
@@ -81,9 +79,9 @@ class _Known(NamedTuple):
 class RedisStore:
     """Online store on a Redis server, version 6.2 or later, or on a cluster; see `OnlineStore`.
 
-    A read of rows is a script call that cuts the rows out of their pages. On a cluster, whose scripts see one slot, a
-    read is a command for each row, sent to all nodes at once. If whole pages move faster than rows are cut, the read is
-    an MGET of the pages. A round trip reads up to 65,536 rows.
+    A read of rows is a script call for each share, which cuts the rows out of their pages. The calls are sent to all
+    nodes at once. If whole pages move faster than the script cuts, the read is an MGET of the pages. A round trip reads
+    up to 65,536 rows.
 
     Connections are opened on first use, and opened again when they are lost. A call is tried a few times, which is safe
     since every write may be repeated. If the server has lost a script, the script is loaded again.
@@ -103,7 +101,7 @@ class RedisStore:
         """See `OnlineStore.create_table`."""
         check_name("bundle", bundle)
         table = StoredTable(rows=rows, dim=dim, storage=storage)
-        if self._redis.ask(bundle, lambda client: client.exists(key_of(bundle, "dropping"))):
+        if self._redis.command(bundle, "EXISTS", key_of(bundle, "dropping")):
             self.drop(bundle)
         self._layouts.forget(bundle)  # the node of the home may have lost its data
         spread = self._layouts.state(bundle)
@@ -111,7 +109,7 @@ class RedisStore:
         shares = spread.keys("table")
         # The home's mark is last, so that each share of a table has a mark unless its node has lost it.
         self._redis.all([(key, ("SET", key, own, "NX")) for key in shares])
-        self._redis.ask(bundle, lambda client: client.setnx(home, own))
+        self._redis.command(bundle, "SET", home, own, "NX")
         self._tables.pop(bundle, None)
         stored = self._table(bundle)
         if stored.spread.shares > 1 and stored.table != table:
@@ -231,7 +229,7 @@ class RedisStore:
         check_name("bundle", bundle)
         self._tables.pop(bundle, None)
         table, dropping, shares = (key_of(bundle, name) for name in ("table", "dropping", "shares"))
-        self._redis.ask(bundle, lambda client: _renamed(client, table, dropping))
+        self._redis.command(bundle, "RENAME", table, dropping)  # an error if there is no table, which is a reply
         self._layouts.forget(bundle)
         if (spread := self._layouts.find(bundle)) is None:
             return
@@ -366,42 +364,21 @@ class RedisStore:
         """Reads the headers of rows (N,) if `seqs` is True, or else the vectors."""
         known = self._table(bundle)
         check_rows(known.table, rows)
-        read = self._gather if known.spread.shares == 1 else self._ranges
-        parts = [read(known, part, seqs) for part in chunks(rows, _READ_ROWS)]
-        if None in parts:
-            return self._changed(bundle, known)._cut(bundle, rows, seqs=seqs)
-        return known.table, b"".join(part for part in parts if part is not None)
-
-    def _gather(self, known: _Known, rows: Int64, seqs: bool) -> bytes | None:
-        """Reads rows of a bundle of one share. Returns None if the table has changed."""
-        calls = (gather_call(known.spread, known.table, part, seqs=seqs) for part in chunks(rows, _GATHER_ROWS))
-        replies = self._redis.run(_GATHER, calls)
-        return None if None in replies else b"".join(replies)
-
-    def _ranges(self, known: _Known, rows: Int64, seqs: bool) -> bytes | None:
-        """Reads rows of a bundle of many shares. Returns None if the table has changed."""
         size = SEQ_BYTES if seqs else row_type(known.table).itemsize - SEQ_BYTES
-        order, packets = range_packets(known.spread, known.table, rows, seqs=seqs)
-        never, data = bytes(size), []
-        for first, *cuts, last in self._redis.trip(packets):
-            if first != known.mark or last != known.mark:
-                return None
-            data += cuts
-        cut = np.frombuffer(b"".join(part or never for part in data), dtype=f"V{size}")
-        parts = np.empty_like(cut)
-        parts[order] = cut
-        return parts.tobytes()
+        cut = np.empty(len(rows), dtype=f"V{size}")
+        for start in range(0, len(rows), _READ_ROWS):
+            order, calls = gather_calls(known.spread, known.table, rows[start : start + _READ_ROWS], seqs=seqs)
+            replies = self._redis.run(_GATHER, calls)
+            if None in replies:
+                return self._changed(bundle, known)._cut(bundle, rows, seqs=seqs)
+            cut[start + order] = np.frombuffer(b"".join(replies), dtype=cut.dtype)
+        return known.table, cut.tobytes()
 
     def _keys(self, bundle: str) -> Iterable[list[bytes]]:
         """Yields all keys of a bundle in lists. The first list has the table's mark."""
         known = self._table(bundle)
         yield [key_of(bundle, "table"), key_of(bundle, "shares")]
         yield from self._layouts.keys(known.spread, known.table)
-
-
-def _renamed(client: redis.Redis, source: bytes, target: bytes) -> None:
-    with contextlib.suppress(redis.ResponseError):  # the source does not exist
-        client.rename(source, target)
 
 
 _GATHER, _WRITE, _LOAD = Script("gather"), Script("write_rows"), Script("load_pages")

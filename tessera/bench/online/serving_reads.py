@@ -38,6 +38,7 @@ from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
+from tessera.bench.online import cluster_reads
 from tessera.bench.online.serving_workers import worker_rows
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.compare import storage_cost
@@ -51,7 +52,7 @@ _WIDE, _NARROW, _MILLION = (10_000, 64, 500), (200_000, 16, 4_000), 1_000_000
 _CANDIDATES, _VALUES, _SERVERS = 500, 1_000, 3
 
 
-PARTS = ("reads", "ranking", "sampling", "workers", "storage")
+PARTS = ("reads", "cluster", "ranking", "sampling", "workers", "storage")
 """Parts of the benchmark, by the name that `--part` takes."""
 
 
@@ -85,6 +86,9 @@ def serving(
                     if (python := peers.python(FEAST)) is not None:
                         rows.append({"part": "reads: Feast", "seed": seed, **_feast(settings, out, python)})
                     rows.append(_bootstrap(store, settings.redis, seed))
+            if "cluster" in chosen:
+                with console.status(f"seed {seed}: cluster"):
+                    rows += cluster_reads.cluster_rows(seed, out / "cluster", rounds=_ROUNDS, warm=_WARM)
             if "ranking" in chosen:
                 with console.status(f"seed {seed}: ranking"):
                     rows.append(_in_process(store, result.bundle, seed))
@@ -127,6 +131,8 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
             at_most("4,000 x 16 from the mirror over numpy's copy, p50", *over_floor("mirror", 4_000)),
             at_most("mirror of 1,000,000 rows over reading as many bytes", bootstrap, 4.0),
         ]
+    if "cluster: pages" in measured:
+        judged += cluster_reads.claims(rows)
     if "storage" in measured:
         judged += [
             at_most("float16, bytes a row", median("storage", "bytes_per_row", storage="float16"), 42.0),
