@@ -145,7 +145,7 @@ def _parts(spread: Spread, rows: Int64, row_size: int, *, most: int) -> tuple[In
     bounds = zip(starts.tolist(), ends.tolist(), key[starts].tolist(), shares[starts].tolist(), strict=True)
     last = [*key[starts[1:]].tolist(), len(keys)]
     parts = [
-        _Part(slice(start, end), [spread.key(share, "table"), *keys[low:high]])
+        _Part(slice(start, end), [spread.table_keys[share], *keys[low:high]])
         for (start, end, low, share), high in zip(bounds, last, strict=True)
     ]
     return order, parts, places

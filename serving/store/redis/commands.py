@@ -112,7 +112,7 @@ class RedisCommands:
             lost = [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
             if not lost:
                 return replies
-            load = ("SCRIPT LOAD", script.text)
+            load = ("SCRIPT", "LOAD", script.text)
             again = [Packet(sent[i].slot, [load, sent[i].words]) for i in lost]
             for i, (_, reply) in zip(lost, self.trip(again), strict=True):
                 replies[i] = reply
@@ -160,7 +160,7 @@ class RedisCommands:
         parts: dict[redis.Redis, list[Sent]] = {}
         for command in commands:
             try:
-                if (to := command.asked) is not None:
+                if command.failure is not None and (to := command.asked) is not None:
                     client = self.servers.at(to.host, to.port)
                 else:
                     client = servers.get(command.slot) or self.servers.of(command.slot)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import hiredis
 import redis
 from redis.connection import Connection
 
 from serving.store.redis.servers import name_of
 
 Words: TypeAlias = Sequence[Any]
-"""A command and its arguments."""
+"""A command and its arguments: text, bytes and numbers."""
 
 _LOST = (redis.ConnectionError, redis.TimeoutError)
 
@@ -52,22 +53,21 @@ class RoundTrip:
     def __init__(self, client: redis.Redis, commands: Sequence[Sent]) -> None:
         self._client = client
         self._commands = commands
-        self._redirected = [command.asked is not None for command in commands]
+        self._redirected = [command.failure is not None and command.asked is not None for command in commands]
         self._connection: Connection | None = None
         self._unread = True
         self._lost: redis.RedisError | None = None
 
     def send(self) -> None:
         """Sends the commands. A failure is the failure of each command."""
-        words: list[Words] = []
+        packed: list[bytes] = []
         for command, redirected in zip(self._commands, self._redirected, strict=True):
             if redirected:
-                words.append(("ASKING",))
-            words.append(command.words)
+                packed.append(hiredis.pack_command(("ASKING",)))
+            packed.append(hiredis.pack_command(tuple(command.words)))
         try:
             self._connection = self._client.connection_pool.get_connection()
-            packed = self._connection.pack_commands(words)
-            self._connection.send_packed_command([b"".join(packed)])  # one packet where it can
+            self._connection.send_packed_command([b"".join(packed)])
         except _LOST as error:
             self._lost = named(self._client, error)
 

@@ -82,6 +82,11 @@ class Spread:
         return range(self.shares) if kind not in _TOGETHER else self.shares_of(kind, [b""])
 
     @functools.cached_property
+    def table_keys(self) -> list[bytes]:
+        """Keys of the table's mark, one for each share."""
+        return self.keys("table")
+
+    @functools.cached_property
     def _page_prefixes(self) -> list[bytes]:
         return self.keys("page:")
 

@@ -160,8 +160,8 @@ class RedisStore:
         """See `OnlineStore.read_rows`."""
         table = self._table(bundle).table
         check_rows(table, rows)
-        pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
-        if len(pages) * page_bytes(table) < len(rows) * _CUT_BYTES:
+        if len(np.unique(rows // PAGE_ROWS)) * page_bytes(table) < len(rows) * _CUT_BYTES:
+            pages, index = np.unique(rows // PAGE_ROWS, return_inverse=True)
             stored = self._pages(bundle, pages)
             if self._table(bundle).table != table:  # the table was recreated meanwhile, in another shape
                 return self.read_rows(bundle, rows)
@@ -268,7 +268,7 @@ class RedisStore:
         known = self._table(bundle)
         full = max(1, known.table.rows // PAGE_ROWS)
         keys = known.spread.page_keys(np.unique(np.linspace(0, full - 1, 100).astype(np.int64)))
-        sizes = self._redis.all([(key, ("MEMORY USAGE", key, "SAMPLES", 0)) for key in keys])
+        sizes = self._redis.all([(key, ("MEMORY", "USAGE", key, "SAMPLES", 0)) for key in keys])
         return float(np.mean([size or 0 for size in sizes])) / min(PAGE_ROWS, known.table.rows)
 
     def facts(self) -> list[dict[str, str]]:

@@ -173,14 +173,16 @@ def test_a_slot_that_moves_is_followed_and_nothing_is_lost(moving: RedisCluster)
 def _move_a_slot(cluster: RedisCluster, store: RedisStore, bundle: str) -> None:
     loaded = load(store, bundle)
     spread = store._layouts.state(bundle)
+    name = next(f"u{n}" for n in range(1_000) if spread.shares_of("history", [b"u%d" % n]) == [5])
+    store.write_records(bundle, "history", [name], [1], [b"x"])
     slot = spread.slot(5)
     source, target = cluster.clients[slot * 3 // SLOTS], cluster.clients[(slot * 3 // SLOTS + 1) % 3]
     names = [node.execute_command("CLUSTER MYID").decode() for node in (source, target)]
     target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
     source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
     pages = sorted(keys_of(source, bundle, "{" + spread.key(5, "").decode().split("{")[1].split("}")[0] + "}"))
-    mark = [key for key in pages if key.endswith(b":table")]
-    rest = [key for key in pages if key not in mark]
+    moved = [key for key in pages if key.endswith(b"record:history")] + [key for key in pages if b":page:" in key][:4]
+    rest = [key for key in pages if key not in moved]
     port = target.connection_pool.connection_kwargs["port"]
 
     def move(keys: list[bytes]) -> None:
@@ -188,16 +190,17 @@ def _move_a_slot(cluster: RedisCluster, store: RedisStore, bundle: str) -> None:
 
     def finish() -> None:
         time.sleep(1.0)
-        move(mark + rest[4:])
+        move(rest)
         for node in (target, source):
             node.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
 
     rows = np.arange(ROWS)[::61]
-    move(rest[:4])
-    np.testing.assert_array_equal(store.read_rows(bundle, rows), loaded[rows])  # one by one, half of them redirected
+    move(moved)
+    assert store.read_records(bundle, "history", [name]) == [b"x"]  # redirected to the node that imports the slot
     mover = threading.Thread(target=finish)
     mover.start()
     # A script whose keys are on two nodes waits until they are on one.
+    np.testing.assert_array_equal(store.read_rows(bundle, rows), loaded[rows])
     assert store.write_rows(bundle, rows, np.full(len(rows), 3), -loaded[rows]) == len(rows)
     mover.join()
     loaded[rows] *= -1
