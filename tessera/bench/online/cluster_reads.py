@@ -66,8 +66,8 @@ def cluster_rows(seed: int, out: Path, *, rounds: int, warm: int) -> list[dict[s
                 readers: dict[str, _Read] = {name: partial(store.read_rows, _BUNDLE) for name, store in stores.items()}
                 readers["one MGET"] = plain.read
                 times = _alternate(readers, rng, (size, asked), rounds=rounds, warm=warm)
-            for name, took in times.items():
-                p50, p99 = np.percentile(took, [50, 99])
+            for name, times_ms in times.items():
+                p50, p99 = np.percentile(times_ms, [50, 99])
                 row = {"part": f"cluster reads: {name}", "seed": seed, "rows": asked, "dim": dim, "of": size}
                 rows.append(row | {"p50_ms": float(p50), "p99_ms": float(p99)})
             for store in stores.values():
