@@ -5,6 +5,8 @@ missing, or that was started for another stream, is named before anything is wri
 """
 
 import json
+import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -128,8 +130,7 @@ def meet(card: Card, host: str, port: int, *, meeting_s: float = MEETING_S) -> T
     me, where = f"process {card.rank} of {card.processes}", f"{host}:{port}"
     leads = card.rank == 0
     try:
-        wait = timedelta(seconds=meeting_s)
-        store = TCPStore(host, port, is_master=leads, timeout=wait, wait_for_workers=False)
+        store = _store(host, port, leads, timedelta(seconds=meeting_s))
         if store.add(f"came {card.rank}", 1) > 1:
             raise StreamError(
                 f"{me}: another process {card.rank} is at {where} already; end it, or give another --meet"
@@ -142,13 +143,24 @@ def meet(card: Card, host: str, port: int, *, meeting_s: float = MEETING_S) -> T
                 # The store ends with the leader, and the others shall read why.
                 time.sleep(_LINGER_S)
             raise
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         fault = "the port is taken" if leads else "process 0 did not come, or went away"
         raise StreamError(
             f"{me}: no meeting at {where}, waited for at most {meeting_s:.0f} s: {fault}; start process 0 first, or "
             "give another port with --meet"
         ) from error
     return store
+
+
+def _store(host: str, port: int, leads: bool, wait: timedelta) -> TCPStore:
+    """Opens the store of the meeting. The leader's listens at the host's address, and at no other of the machine."""
+    if not leads:
+        return TCPStore(host, port, is_master=False, timeout=wait, wait_for_workers=False)
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.create_server(address, family=family) as listening:
+        # The store closes the file that it is given.
+        own = os.dup(listening.fileno())
+    return TCPStore(host, port, is_master=True, timeout=wait, wait_for_workers=False, master_listen_fd=own)
 
 
 def _compare(store: TCPStore, card: Card, me: str, where: str, meeting_s: float) -> None:

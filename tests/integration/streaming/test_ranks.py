@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -46,6 +47,7 @@ from streaming.trainer import Trainer, TrainerOptions
 from tessera.stream_service import StreamConnections, StreamService
 from tessera.terminal import one_thread
 from tests.integration.world import World
+from tests.servers import free_port
 
 P = 4
 TOPICS = Topics("ranks-")
@@ -335,6 +337,14 @@ def card(rank: int, processes: int, **other: str) -> Card:
 
 def test_processes_of_one_stream_meet() -> None:
     assert refusals(card(0, 3), card(1, 3), card(2, 3), meeting_s=20) == ["", "", ""]
+
+
+def test_the_leader_listens_at_the_address_of_the_meeting_alone() -> None:
+    port = free_port()
+    store = meet(card(0, 1), "127.0.0.1", port, meeting_s=20)
+    found = [one.laddr for one in psutil.Process().net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    assert [host for host, own in found if own == port] == ["127.0.0.1"]
+    del store
 
 
 def test_a_process_that_does_not_come_is_named() -> None:
