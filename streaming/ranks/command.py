@@ -11,7 +11,7 @@ _Address = tuple[str, int, int]
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What all processes do next.
+    """Order of the leader to all processes.
 
     Attributes:
         kind: `idle`, `start`, `step`, `snapshot` or `end`.

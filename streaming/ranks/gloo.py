@@ -30,7 +30,7 @@ _REFUSED, _LINGER_S = "refused", 1.0
 
 @dataclass(frozen=True)
 class Card:
-    """What a process tells the others at the meeting. All but `rank` must be equal.
+    """Description of a process that the others compare with their own. All but `rank` must be equal.
 
     Attributes:
         rank: Number of the process.

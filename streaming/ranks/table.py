@@ -157,8 +157,8 @@ class RangedTable(nn.Module):
         return touched + self.low
 
     def forward(self, batch: Batch) -> Tensor:
-        """Raises: rows of other processes are not here. `learn` asks their owners."""
-        raise NotImplementedError("a table of one process among several only trains")
+        """Refuses to look rows up, since rows of other processes are not here. `learn` asks their owners."""
+        raise TypeError("a table of one process among several only trains; call learn")
 
     def step(self) -> None:
         """Does nothing: `learn` has updated the rows."""
