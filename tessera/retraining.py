@@ -80,7 +80,6 @@ def retrain(
     registry: Registry,
     keep: int = 3,
     engines: Engines = Engine,
-    train_port: int = 0,
 ) -> Retrained:
     """Trains on the dataset unless a run of the same data and choices was published, and publishes through the gates.
 
@@ -92,7 +91,6 @@ def retrain(
         registry: Receives the bundle.
         keep: Finished runs that stay beside those of bundles with an alias.
         engines: Makes the engine of the batch jobs.
-        train_port: Port at which the processes of a training meet. 0 for a free port.
 
     Raises:
         TesseraError: Another retraining uses `runs`, or a stage cannot run.
@@ -100,7 +98,7 @@ def retrain(
     runs = runs.absolute()
     with locked(runs / "retrain", wait_s=0):
         cold = replace(options, warm_start=None)
-        job = Job(dataset, runs, cold, console, code_version(__name__), engines, train_port)
+        job = Job(dataset, runs, cold, console, code_version(__name__), engines)
         directory = runs / key_of(job.data_key, job.split.model_dump(mode="json"), cold.choices())[:_KEY_LETTERS]
         state = _read(directory) or _State(warm_start=_warm_start(runs, options.warm_start, dataset, registry))
         before = runs / state.warm_start if state.warm_start else None
@@ -110,7 +108,7 @@ def retrain(
         write_file(directory / _STATE, msgspec.json.encode(state))
         result = run(
             dataset, directory, replace(options, warm_start=before), console=console, registry=registry,
-            until="publish", engines=engines, train_port=train_port,
+            until="publish", engines=engines,
         )  # fmt: skip
         assert result.bundle is not None
         assert result.release is not None

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _DATABASE = "mlflow.db"
 _MIGRATION_S = 120.0
-_LAST_PORT = 65_535
 _MOST_PARTITIONS = 256
 _KAFKA_OPTION = "TESSERA_KAFKA_"
 _INFRA = Path(__file__).parents[1] / "infra"
@@ -63,8 +62,6 @@ class Settings:
             TESSERA_SCHEMA_REGISTRY_PASSWORD).
         exchange: address at an object store through which a batch job's files go to workers that share no disk with
             this machine (TESSERA_EXCHANGE).
-        train_port: port of this machine at which the processes of a training meet, as text; any free one where it is
-            empty (TESSERA_TRAIN_PORT).
     """
 
     home: Path
@@ -85,7 +82,6 @@ class Settings:
     schema_registry: str = ""
     schema_registry_user: str = ""
     schema_registry_password: str = field(default="", repr=False)
-    train_port: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -115,7 +111,6 @@ class Settings:
             schema_registry=environment.get("TESSERA_SCHEMA_REGISTRY", ""),
             schema_registry_user=environment.get("TESSERA_SCHEMA_REGISTRY_USER", ""),
             schema_registry_password=environment.get("TESSERA_SCHEMA_REGISTRY_PASSWORD", ""),
-            train_port=environment.get("TESSERA_TRAIN_PORT", ""),
             **_traces(environment),
         )
 
@@ -131,18 +126,6 @@ class Settings:
             if kind == self.index:
                 return kind
         raise TesseraError(f"TESSERA_INDEX={self.index}: expected one of {', '.join(ROW_KINDS)}")
-
-    def port_of_training(self) -> int:
-        """Returns the port at which the processes of a training meet. 0 for a free one.
-
-        Raises:
-            TesseraError: TESSERA_TRAIN_PORT is no port.
-        """
-        if not self.train_port:
-            return 0
-        if not self.train_port.isdecimal() or not 1 <= int(self.train_port) <= _LAST_PORT:
-            raise TesseraError(f"TESSERA_TRAIN_PORT={self.train_port}: expected a port from 1 to {_LAST_PORT}")
-        return int(self.train_port)
 
     def engine(self, runner: str, endpoint: str | None = None, options: Sequence[str] = ()) -> "Engine":
         """Returns the engine of a batch job; see `features.jobs.engine.Engine` for the arguments.

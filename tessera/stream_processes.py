@@ -16,6 +16,7 @@ from typing import Any
 
 from features.errors import StreamError
 from models.bundle.bundle import Bundle
+from models.sharded.loopback import INTERFACE, loopback
 from streaming.ranks.deal import Deal
 from streaming.ranks.gloo import Card, GlooPeers
 from streaming.trainer import Trainer, TrainerOptions
@@ -45,7 +46,7 @@ def run_processes(settings: Settings, count: int, options: Sequence[str]) -> Non
     meet = f"{_HOST}:{_free_port()}"
     processes: list[subprocess.Popen[bytes]] = []
     # A lost peer is an error of ours in one line, and not also one of torch in forty.
-    environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR", INTERFACE: loopback()}
     with _ended(processes), _passed_on(processes):
         for rank in range(count):
             command = [sys.executable, "-m", "tessera", "stream", *options]

@@ -1,6 +1,9 @@
-"""Trains a ranker in several processes of this machine, started and watched by torch's elastic launcher (torchrun).
+"""Trains a ranker in several processes of this machine, started and watched by the layer of torchrun that holds them.
 
-If one process dies, the launcher ends the others and the training stops with an error that names the process. The same
+torchrun's own meeting listens at every address of the machine. The processes here meet in a file, and talk over the
+loopback interface alone.
+
+If one process dies, the others are ended and the training stops with an error that names the process. The same
 command goes on from the last checkpoint, to the bits of a training that was not stopped.
 """
 
@@ -9,7 +12,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import threading
 import warnings
@@ -19,9 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std, start_processes
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from features import errors
 from features.device import DeviceError
@@ -33,13 +34,13 @@ from models.ranker.loading import sighted
 from models.ranker.network import Ranker
 from models.ranker.stored import save_ranker, save_sketch
 from models.ranker.train import TRAIN, VALIDATION, Checkpointing, TrainConfig, Trained, positives_of
+from models.sharded.loopback import INTERFACE, loopback
 from models.sharded.messages import ERROR, PROGRESS, SPEC, RankError, RankSpec
 from models.table.admission import Sketch
 from models.table.engine import fused
 from models.table.row_files import row_ranges
 from models.table.schema import Schema
 
-_HOST = "127.0.0.1"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _POLL_S = 0.5
 _END_S = 5
@@ -53,14 +54,12 @@ class Launch:
         frame: Directory of the stored frame.
         model: Directory to make for the trained ranker; see `models.ranker.stored.load_ranker`.
         checkpointing: Directory and interval of checkpoints. Files of the processes are beside it.
-        port: Port of this machine at which the processes meet. 0 for a free port.
         watch: True writes the loss of every step; see `RankSpec`.
     """
 
     frame: Path
     model: Path
     checkpointing: Checkpointing
-    port: int = 0
     watch: bool = False
 
     @property
@@ -90,8 +89,8 @@ def train_in_processes(
 
     Raises:
         DatasetError: A part is empty, a label is neither 0 nor 1, or a block has fewer examples than processes.
-        TrainingError: A process died, the loss is no longer a number, the port is taken, or the checkpoint is of
-            another number of processes.
+        TrainingError: A process died, the loss is no longer a number, or the checkpoint is of another number of
+            processes.
         DeviceError: The configuration asks for a GPU.
     """
     checkpoint.check_processes(launch.checkpointing.path, config.processes)
@@ -122,7 +121,7 @@ def train_in_processes(
         )
         (work / SPEC).write_bytes(msgspec.json.encode(spec))
         with _shown(work / PROGRESS, progress):
-            _run(config.processes, work, launch.port)
+            _run(config.processes, work)
 
     write_directory(launch.model, fill)
     shutil.rmtree(launch.checkpointing.path, ignore_errors=True)
@@ -151,48 +150,40 @@ def _checked(schema: Schema, config: TrainConfig, launch: Launch) -> TrainConfig
     empty = [number for number, own in enumerate(row_ranges(schema.rows, count)) if not len(own)]
     if empty:
         raise TrainingError(f"{problem}: the table's {schema.rows:,} rows leave process {empty[0]} without a row")
-    if launch.port:
-        with socket.socket() as free:
-            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                free.bind((_HOST, launch.port))
-            except OSError as error:
-                raise TrainingError(
-                    f"TESSERA_TRAIN_PORT={launch.port}: the port is taken ({error.strerror}); set another, or none "
-                    "for a free one"
-                ) from error
     return replace(config, device="cpu", precision="float32")
 
 
-def _run(count: int, work: Path, port: int) -> None:
+def _run(count: int, work: Path) -> None:
     """Runs the processes to their end. Raises TrainingError, or the error of a process."""
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id="training",
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{_HOST}:{port}",
-        local_addr=_HOST,
-        max_restarts=0,
-        monitor_interval=_POLL_S,
-        logs_specs=DefaultLogsSpecs(log_dir=str(work / "logs"), redirects=Std.ALL),
-        shutdown_timeout=_END_S,
-    )
-    failures: dict[int, ProcessFailure] = {}
     with _quiet(), _handlers_kept():
         try:
-            elastic_launch(config, sys.executable)("-m", "models.sharded.rank", str(work / SPEC), str(os.getpid()))
-        except ChildFailedError as failed:
-            failures = dict(failed.failures)
+            failures = _failures(count, work)
         except SignalException as stopped:
             if stopped.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from stopped
             raise SystemExit(128 + int(stopped.sigval)) from stopped
-        # The launcher leaves the logs of ended processes open.
-        gc.collect()
+        finally:
+            # The launcher leaves the logs of ended processes open.
+            gc.collect()
     if failures:
         raise _named(failures, count, work)
+
+
+def _failures(count: int, work: Path) -> dict[int, ProcessFailure]:
+    """Returns how the processes failed that did, by their number, after all have ended."""
+    command = ("-m", "models.sharded.rank", str(work / SPEC), str(os.getpid()))
+    processes = start_processes(
+        "training",
+        sys.executable,
+        args={rank: (*command, str(rank), str(count)) for rank in range(count)},
+        envs={rank: {INTERFACE: loopback()} for rank in range(count)},
+        logs_specs=DefaultLogsSpecs(log_dir=str(work / "logs"), redirects=Std.ALL),
+    )
+    try:
+        ended = processes.wait(period=_POLL_S)
+    finally:
+        processes.close(timeout=_END_S)
+    return dict(ended.failures) if ended else {}
 
 
 def _named(failures: Mapping[int, ProcessFailure], count: int, work: Path) -> TesseraError:

@@ -8,6 +8,8 @@ from models.ranker.train import TrainConfig
 
 SPEC, PROGRESS, ERROR, LOSSES = "spec.json", "progress.json", "error-{:05d}.json", "losses.json"
 """Names of the files: the description, the progress, the error of a process, the loss of every step."""
+MEETING = "meeting"
+"""Name of the file in which the processes meet."""
 
 
 class RankSpec(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from models.ranker.loading import LoadedBlocks, dimensions
 from models.ranker.network import DensePart, Ranker
 from models.ranker.stored import load_network, load_sketch, save_without_rows
 from models.ranker.train import TRAIN, VALIDATION, Checkpointing, Trained, cells_of
-from models.sharded.messages import ERROR, LOSSES, PROGRESS, RankError, RankSpec
+from models.sharded.messages import ERROR, LOSSES, MEETING, PROGRESS, RankError, RankSpec
 from models.sharded.table import divided, own_range
 from models.sharded.training import ShardedTraining
 from models.table.admission import Admission
@@ -30,11 +30,21 @@ _PATIENCE = timedelta(minutes=10)
 _SHOWN_EVERY_S = 0.5
 
 
-def work(path: Path) -> int:
-    """Trains this process's share of the training that a file describes. Returns the exit code."""
+def work(path: Path, rank: int, processes: int) -> int:
+    """Trains this process's share of the training that a file describes.
+
+    Args:
+        path: File of the description. The processes meet in a file beside it.
+        rank: Number of this process.
+        processes: Number of processes.
+
+    Returns:
+        The exit code.
+    """
     spec = msgspec.json.decode(path.read_bytes(), type=RankSpec)
     directory = path.parent
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    meeting = (directory / MEETING).absolute().as_uri()
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes, timeout=_PATIENCE)
     try:
         _train(spec, directory)
     except TesseraError as error:

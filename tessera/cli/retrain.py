@@ -43,7 +43,6 @@ def retrain(
         registry=settings.open_registry(),
         keep=keep,
         engines=settings.engine,
-        train_port=settings.port_of_training(),
     )
     if json:
         print_json(

@@ -160,7 +160,6 @@ def run(
         registry=registry,
         until=until,
         engines=settings.engine,
-        train_port=settings.port_of_training(),
     )
     if json:
         import msgspec

@@ -41,7 +41,6 @@ class Job:
         console: Prints progress bars and warnings.
         code: Version of the code, a part of every stage's key.
         engines: Makes the engine of the batch jobs.
-        train_port: Port at which the processes of a training meet. 0 for a free port.
 
     Attributes:
         tables: The dataset's tables, read once.
@@ -58,7 +57,6 @@ class Job:
         console: Console,
         code: str,
         engines: Engines = Engine,
-        train_port: int = 0,
     ) -> None:
         for directory in filter(None, (out, options.warm_start)):
             refuse_address(
@@ -67,7 +65,6 @@ class Job:
                 "address, and write features there by `tessera export --out`",
             )
         self._engines = engines
-        self.train_port = train_port
         options = for_dataset(options, dataset)
         self.dataset, self.out, self.options, self.console, self.code = dataset, out, options, console, code
         if options.warm_start and options.warm_start.resolve() == out.resolve():

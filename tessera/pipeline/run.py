@@ -63,7 +63,6 @@ def run(
     registry: Registry | None,
     until: str,
     engines: Engines = Engine,
-    train_port: int = 0,
 ) -> RunResult:
     """Runs the stages up to and including `until`; finished stages are kept.
 
@@ -75,13 +74,12 @@ def run(
         registry: Receives the bundle; None leaves the bundle in `out` alone.
         until: One of `STAGES`.
         engines: Makes the engine of the batch jobs; `Settings.engine` knows the addresses of the environment.
-        train_port: Port at which the processes of a training meet. 0 for a free port.
 
     Raises:
         TesseraError: Another run uses `out`, or a stage cannot run.
     """
     chosen = load_options(dataset) if options is None else options
-    job = Job(dataset, out, chosen, console, code_version(__name__), engines, train_port)
+    job = Job(dataset, out, chosen, console, code_version(__name__), engines)
     with job.stages.held():
         return _stages(job, registry, STAGES[: STAGES.index(until) + 1])
 

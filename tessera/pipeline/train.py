@@ -135,7 +135,7 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
 
             halfway = Checkpointing(directory / f"{name}{_CHECKPOINT}")
             if several:
-                launch = Launch(framed.directory, model, halfway, job.train_port)
+                launch = Launch(framed.directory, model, halfway)
                 train_in_processes(shape, config, launch, progress=both, start=begin)
                 continue
             trained = train_ranker(shape, frame, config, progress=both, checkpointing=halfway, start=begin)

@@ -99,20 +99,3 @@ def test_a_stopped_training_of_another_number_of_processes_is_kept_and_named(wor
         with pytest.raises(TrainingError, match=rf"has 2 processes, this command {count}.*--processes 2"):
             run(world.dataset, out, other, console=quiet(), registry=None, until="train")
     assert kept.is_dir()
-
-
-def test_a_port_that_is_none_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
-    environment = os.environ | {"TESSERA_TRAIN_PORT": "many", "TESSERA_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "tessera", "train", str(world.dataset.directory / world.dataset.source.name)]
-    ended = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode != 0
-    assert "TESSERA_TRAIN_PORT=many: expected a port from 1 to 65535" in ended.stderr.replace("\n", " ")
-    assert "Traceback" not in ended.stderr
-    assert ended.stdout == ""

@@ -1,16 +1,15 @@
 """Training in several processes: the batches of one process, its losses, its rows, and no trace of a killed process."""
 
+import contextlib
 import os
-import signal
-import socket
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -91,8 +90,8 @@ def test_the_shares_of_a_stored_block_are_the_block(directory: Path) -> None:
     assert sum(share.height for share in shares) == whole.height
 
 
-def launch(directory: Path, out: Path, *, watch: bool = False, port: int = 0) -> Launch:
-    return Launch(directory, out / "ranker", Checkpointing(out / "checkpoint", 0), port=port, watch=watch)
+def launch(directory: Path, out: Path, *, watch: bool = False) -> Launch:
+    return Launch(directory, out / "ranker", Checkpointing(out / "checkpoint", 0), watch=watch)
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +129,39 @@ def test_rows_in_files_score_as_rows_in_memory(two: Path) -> None:
     torch.testing.assert_close(in_files, in_memory, rtol=0, atol=1e-6)
 
 
-def process_ids() -> dict[int, int]:
-    """Returns the ids of this process's children that train, by their number."""
+def processes() -> dict[int, psutil.Process]:
+    """Returns this process's children that train, by their number."""
     found = {}
-    for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            found |= {int(one.removeprefix(b"RANK=")): int(child) for one in environment if one.startswith(b"RANK=")}
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            command = child.cmdline()
+            if "models.sharded.rank" in command:
+                found[int(command[-2])] = child
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes by /proc")
+def test_the_processes_listen_at_the_loopback_address_alone(directory: Path, tmp_path: Path) -> None:
+    listening, ended = set(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            for process in (psutil.Process(), *processes().values()):
+                with contextlib.suppress(psutil.Error):
+                    for one in process.net_connections("inet"):
+                        if one.status == psutil.CONN_LISTEN:
+                            listening.add((process.pid, one.laddr[0]))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        train_in_processes(SCHEMA, replace(CONFIG, processes=2), launch(directory, tmp_path))
+    finally:
+        ended.set()
+        watcher.join()
+    assert len({pid for pid, _ in listening} - {os.getpid()}) == 2
+    assert {host for _, host in listening} <= {"127.0.0.1", "::1"}
+
+
 def test_a_killed_process_is_named_and_the_training_goes_on_to_the_same_bits(
     directory: Path, two: Path, tmp_path: Path
 ) -> None:
@@ -149,7 +170,7 @@ def test_a_killed_process_is_named_and_the_training_goes_on_to_the_same_bits(
     def kill() -> None:
         while not ended.wait(0.002):
             if places.checkpointing.path.is_dir():
-                os.kill(process_ids()[1], signal.SIGKILL)
+                processes()[1].kill()
                 return
 
     killer = threading.Thread(target=kill)
@@ -162,7 +183,7 @@ def test_a_killed_process_is_named_and_the_training_goes_on_to_the_same_bits(
         ended.set()
         killer.join()
     assert not places.model.exists()
-    assert process_ids() == {}
+    assert processes() == {}
     with pytest.raises(TrainingError, match=r"has 2 processes, this command 3.*--processes 2"):
         train_in_processes(SCHEMA, replace(CONFIG, processes=3), places)
     with pytest.raises(TrainingError, match=r"has 2 processes, this command 1"):
@@ -188,12 +209,4 @@ def test_what_several_processes_cannot_do_is_refused_by_name(directory: Path, tm
         train_in_processes(SCHEMA, replace(CONFIG, processes=2, device="cuda"), places)
     with pytest.raises(TrainingError, match=r"training\.precision"):
         train_in_processes(SCHEMA, replace(CONFIG, processes=2, precision="bfloat16"), places)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        began = time.monotonic()
-        with pytest.raises(TrainingError, match=f"TESSERA_TRAIN_PORT={port}: the port is taken"):
-            train_in_processes(SCHEMA, replace(CONFIG, processes=2), launch(directory, tmp_path, port=port))
-        assert time.monotonic() - began < 60
     assert list(tmp_path.iterdir()) == []
