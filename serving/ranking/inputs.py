@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.bundle.request_features import SentValues
 from models.bundle.scorer import Lookups
+from streaming.log.protocol import Offsets
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RankingInputs:
         lookups: Rows of the features, numbers and content vectors of the candidates.
         vectors: (M, D) float32 vectors of `lookups.rows`.
         scores: (n,) float32 probabilities.
-        position: First offset of the deltas' topic that the server may lack. The inputs hold all earlier deltas.
+        position: First offset in each partition of the deltas' topic that the server may lack. The inputs hold all
+            earlier deltas.
         source: `mirror` or `store`.
         storage: Format of the rows in the store.
         labelled: Ids of the user's labelled items, oldest first, and their labels; empty without a correction.
@@ -43,7 +45,7 @@ class RankingInputs:
     lookups: Lookups
     vectors: NDArray[np.float32]
     scores: NDArray[np.float32]
-    position: int
+    position: Offsets
     source: str
     storage: str
     labelled: tuple[Sequence[str], bytes] = ((), b"")

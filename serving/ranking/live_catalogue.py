@@ -26,7 +26,7 @@ from serving.retrieval.words import WordIndex
 from serving.store.feed import Feed
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
-from streaming.log.protocol import offset_in
+from streaming.log.protocol import Offsets
 
 # Number of items that are applied under the lock at a time, while requests wait.
 _AT_ONCE = 64
@@ -44,15 +44,15 @@ class LiveCatalogue:
         default_item: Number of the item without values, for unknown and deleted items.
         lock: Guards catalogue and indexes: requests read, the stream's changes write.
         unreadable: Ids of the items whose record cannot be applied.
-        position: First offset of the deltas' topic that the store lacked before the last refresh. Items, rows and
-            histories that are read later hold all earlier deltas.
+        position: First offset in each partition of the deltas' topic that the store lacked before the last refresh.
+            Items, rows and histories that are read later hold all earlier deltas.
 
     Args:
         bundle: The bundle.
         store: Store with the stream's changes.
         histories: Says whether the store is unavailable.
         outlasts: True if reads continue while the store is unavailable.
-        deltas: Name of the deltas' topic. None: `position` stays 0.
+        deltas: Name of the deltas' topic. None: `position` stays empty.
         index: Format of the rows of the search indexes.
     """
 
@@ -91,7 +91,8 @@ class LiveCatalogue:
         self._forgotten = Feed(store, bundle.id, record.FORGOTTEN)
         self.lock = ReadWriteLock()
         self.unreadable: set[str] = set()
-        self._deltas, self.position = deltas, 0
+        self._deltas = deltas
+        self.position: Offsets = ()
 
     @property
     def size(self) -> int:
@@ -119,7 +120,7 @@ class LiveCatalogue:
             count += len(chunk)
             for start in range(0, len(chunk), _AT_ONCE):
                 self._apply(dict(chunk[start : start + _AT_ONCE]))
-        self.position = offset_in(position or (), 0)
+        self.position = position or ()
         return count
 
     def number(self, item: str) -> int:

@@ -19,7 +19,7 @@ from serving.ranking.held_rows import HeldRows, OwnRows
 from serving.store.check import check_rows
 from serving.store.page import pack, unpack
 from serving.store.protocol import Float32, Int64, OnlineStore
-from streaming.log.protocol import Offsets, offset_in
+from streaming.log.protocol import Offsets
 
 # Keys that the trainer has forgotten take memory until they are this many, and a quarter of all keys.
 _LEAST_FORGOTTEN, _SHARE = 1_024, 4
@@ -30,7 +30,7 @@ class Mirror:
 
     Attributes:
         bundle: Id of the bundle.
-        position: First offset of partition 0 of the deltas' topic that the mirror may lack.
+        position: First offset in each partition of the deltas' topic that the mirror may lack.
 
     Args:
         store: Store that has the bundle. The table is read once.
@@ -41,7 +41,7 @@ class Mirror:
 
     def __init__(self, store: OnlineStore, bundle: str, plan: AggregatePlan, rows: HeldRows | None = None) -> None:
         self.bundle = bundle
-        self.position = 0
+        self.position: Offsets = ()
         self._table = store.table(bundle)
         self._rows = OwnRows(store, bundle) if rows is None else rows
         held = store.scan_records(bundle, aggregate_record.AGGREGATE) if plan.columns else iter(())
@@ -52,7 +52,7 @@ class Mirror:
 
     def moved(self, position: Offsets) -> None:
         """Records that the mirror has all deltas before a position. The feed calls this method after each fold."""
-        self.position = offset_in(position, 0)
+        self.position = position
         self._rows.moved(position)
 
     def caught_up(self) -> None:

@@ -35,6 +35,7 @@ from serving.retrieval.meaning import NOTHING, Meant, SharedConcept
 from serving.retrieval.rows import RowKind
 from serving.store.fill import require_loaded
 from serving.store.protocol import OnlineStore
+from streaming.log.protocol import lesser
 
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 # Shortest time that a bundle which another server released stays in the store while this server answers from it.
@@ -55,7 +56,7 @@ class RankService:
         bundle: The bundle.
         store: Store that has the bundle.
         rows: Source of the rows. Default: the store.
-        deltas: Name of the deltas' topic, whose position in the store the answers name. None: the position is 0.
+        deltas: Name of the deltas' topic, whose position in the store the answers name. None: the position is empty.
         index: Format of the rows of the search indexes.
 
     Raises:
@@ -197,7 +198,7 @@ class RankService:
         live = self._live
         # Read before all other reads, so that these hold all deltas before the position.
         mirror = self.rows.mirrored(away=False)
-        position = live.position if mirror is None else min(live.position, mirror.position)
+        position = live.position if mirror is None else lesser(live.position, mirror.position)
         if candidates is not None:
             names, items, asked, stored = self._given(user, ids)
         else:

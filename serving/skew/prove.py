@@ -1,19 +1,20 @@
 """Proves a sample of answers: walks the log once and compares each record with the states of its window."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import EventError, LogError
+from features.errors import EventError
 from models.bundle import delta
 from models.bundle.bundle import Bundle
 from serving.skew.compare import ServedComparison, WrongRow
 from serving.skew.record import SkewRecord, decode, digests
 from serving.skew.report import SkewReport
 from serving.skew.state import SkewState, as_stored
-from streaming.log.protocol import BLANK, EventLog
+from streaming.log.protocol import BLANK, EventLog, Offsets, ends_of, offset_in
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -85,47 +86,53 @@ def prove(
     Raises:
         LogError: The log does not answer, or deltas are no longer kept; give a snapshot.
     """
-    if (count := len(log.end_offsets(topics.deltas))) > 1:
-        raise LogError(
-            f"{topics.deltas}: has {count} partitions, and a record names an offset of one; a proof needs a stream of "
-            "one partition (TESSERA_PARTITIONS=1)"
-        )
     report = SkewReport(bundle.id)
-    state = SkewState(log, bundle, topics, snapshot)
-    walk = _Walk(state, report, limits)
+    state, ends = SkewState(log, bundle, topics, snapshot), ends_of(log, topics.deltas)
+    walk = _Walk(state, report, limits, len(ends))
     walk.wait(records)
     for message, _ in state.steps():
         walk.look()
-        walk.start(message.offset, message.timestamp_ms)
-        walk.close(message.timestamp_ms - limits.clock_ms)
+        walk.start(message.partition, message.offset, message.timestamp_ms)
+        # A step's deltas come in the order of partitions. None of a later step was appended before the last of them.
+        if message.partition == len(ends) - 1:
+            walk.close(message.timestamp_ms - limits.clock_ms)
     walk.look()
-    walk.start(log.end_offsets(topics.deltas)[0], None)
+    for partition, end in enumerate(ends):
+        walk.start(partition, end, None)
     walk.close(None)
     if walk.wrong:
-        _name_rows(log, bundle, topics, walk.wrong, report, published=state.stored)
+        _name_rows(log, bundle, topics, walk.wrong, report, ends=ends, published=state.stored)
     report.differences.sort(key=lambda difference: -difference.count)
     return report
 
 
 class _Walk:
-    """Comparisons of a walk through the log: records that wait for their first state, and records in their window."""
+    """Comparisons of a walk through the log: records that wait for their first state, and records in their window.
 
-    def __init__(self, state: SkewState, report: SkewReport, limits: SkewLimits) -> None:
+    A record's window begins where the first of the partitions is at the record's position, since the server may have
+    lacked that partition's next delta.
+    """
+
+    def __init__(self, state: SkewState, report: SkewReport, limits: SkewLimits, partitions: int) -> None:
         self._state, self._report, self._limits = state, report, limits
-        self._waiting: list[SkewRecord] = []
+        self._waiting: dict[int, SkewRecord] = {}
+        self._orders: list[list[int]] = [[] for _ in range(partitions)]
         self._active: list[ServedComparison] = []
         self.wrong: list[WrongRow] = []
 
     def wait(self, records: Iterable[SkewRecord]) -> None:
         """Queues the records that can be compared, and counts the others."""
-        for record in records:
+        for number, record in enumerate(records):
             reason = self._reason(record)
             if reason:
                 self._report.skipped[reason] += 1
             else:
-                self._waiting.append(record)
-        # The first record to compare is the last of the list.
-        self._waiting.sort(key=lambda record: -record.position)
+                self._waiting[number] = record
+        # The first record to compare is the last of its partition's list.
+        for partition, order in enumerate(self._orders):
+            order += sorted(
+                self._waiting, key=lambda number: offset_in(self._waiting[number].positions, partition), reverse=True
+            )
 
     def look(self) -> None:
         """Compares the open records with the present state."""
@@ -133,23 +140,33 @@ class _Walk:
             if not comparison.done:
                 comparison.look(self._state)
 
-    def start(self, offset: int, appended_ms: int | None) -> None:
-        """Opens the records whose position is at most an offset.
+    def start(self, partition: int, offset: int, appended_ms: int | None) -> None:
+        """Opens the records whose position in a partition is at most an offset.
 
         Args:
-            offset: Offset of the next delta.
+            partition: The partition.
+            offset: Offset of the partition's next delta.
             appended_ms: Time at which that delta was appended, milliseconds since 1970. None at the end of the log.
         """
-        while self._waiting and self._waiting[-1].position <= offset:
-            record = self._waiting.pop()
-            bundle = self._state.bundle
-            comparison = ServedComparison(record, bundle.schema, bundle.dataset.events.varying)
-            comparison.look(self._state)
-            self._active.append(comparison)
-            behind_s = 0.0 if appended_ms is None else (record.time_ms - appended_ms) / 1_000
-            if behind_s > self._limits.late_s:
-                shown = {"request": record.id, "item": "", "served": record.position, "expected": offset + 1}
-                self._report.difference("log offset", "late").add(1, [shown | {"behind_s": round(behind_s, 1)}])
+        order = self._orders[partition]
+        while order:
+            waiting = self._waiting.get(order[-1])
+            if waiting is not None and offset_in(waiting.positions, partition) > offset:
+                return
+            number = order.pop()
+            if waiting is not None:
+                self._open(self._waiting.pop(number), partition, offset, appended_ms)
+
+    def _open(self, record: SkewRecord, partition: int, offset: int, appended_ms: int | None) -> None:
+        bundle = self._state.bundle
+        comparison = ServedComparison(record, bundle.schema, bundle.dataset.events.varying)
+        comparison.look(self._state)
+        self._active.append(comparison)
+        behind_s = 0.0 if appended_ms is None else (record.time_ms - appended_ms) / 1_000
+        if behind_s > self._limits.late_s:
+            position = offset_in(record.positions, partition)
+            shown = {"request": record.id, "item": "", "served": position, "expected": offset + 1}
+            self._report.difference("log offset", "late").add(1, [shown | {"behind_s": round(behind_s, 1)}])
 
     def close(self, before_ms: int | None) -> None:
         """Closes the records that match, or that were answered before a time.
@@ -166,7 +183,7 @@ class _Walk:
         self._active = left
         if before_ms is None:
             self._report.skipped[_BEYOND] += len(self._waiting)
-            self._waiting = []
+            self._waiting = {}
             self._report.skipped = +self._report.skipped
 
     def _reason(self, record: SkewRecord) -> str:
@@ -174,7 +191,8 @@ class _Walk:
             return _OTHER
         if record.stale:
             return _STALE
-        return _BEFORE if record.position < self._state.start else ""
+        before = any(offset_in(record.positions, number) < start for number, start in enumerate(self._state.start))
+        return _BEFORE if before else ""
 
 
 def _name_rows(
@@ -184,6 +202,7 @@ def _name_rows(
     wrong: list[WrongRow],
     report: SkewReport,
     *,
+    ends: Offsets,
     published: Callable[..., NDArray[np.float32]],
 ) -> None:
     """Adds rows that no state of their window has: an earlier or later version of the row, or of no version."""
@@ -193,8 +212,9 @@ def _name_rows(
     for storage in storages:
         found = digests(published(storage, rows, published=True))
         versions |= dict.fromkeys(zip(rows.tolist(), found.tolist(), strict=True), 0)
-    start, stop = log.offsets_at(topics.deltas, 0)[0], log.end_offsets(topics.deltas)[0]
-    for message in log.read(topics.deltas, 0, start, stop):
+    starts = log.offsets_at(topics.deltas, 0)
+    parts = (log.read(topics.deltas, number, starts[number], end) for number, end in enumerate(ends))
+    for message in itertools.chain.from_iterable(parts):
         change = delta.decode(message.value)
         chosen = np.isin(change.row_numbers, rows) if change.bundle == bundle.id else np.zeros(0, dtype=np.bool_)
         if not chosen.any():

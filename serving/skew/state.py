@@ -25,7 +25,7 @@ from serving.skew.record import SkewRecord
 from serving.store.page import pack, unpack
 from serving.store.protocol import StoredTable
 from streaming.fold import Fold
-from streaming.log.protocol import EventLog, Message, offset_in
+from streaming.log.protocol import EventLog, Message, Offsets
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
 
@@ -79,9 +79,9 @@ class SkewState:
             self._forget(ForgottenUsers(user.request for user in snapshot.memory.forgotten))
 
     @property
-    def start(self) -> int:
-        """First offset at which the state can be."""
-        return offset_in(self._fold.position, 0)
+    def start(self) -> Offsets:
+        """First offset in each partition at which the state can be."""
+        return self._fold.position
 
     def steps(self) -> Iterator[tuple[Message, Delta]]:
         """Yields each delta with its message; see `streaming.fold.Fold.steps`."""

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 from features.errors import LogError, OversizedError
@@ -318,6 +319,11 @@ def ends_of(log: EventLog, topic: str) -> Offsets:
 def offset_in(offsets: Offsets, partition: int) -> int:
     """Returns the offset of a partition, 0 beyond the length of the offsets."""
     return offsets[partition] if partition < len(offsets) else 0
+
+
+def lesser(one: Offsets, other: Offsets) -> Offsets:
+    """Returns the smaller offset of each partition."""
+    return tuple(map(min, zip_longest(one, other, fillvalue=0)))
 
 
 def advanced(offsets: Offsets, messages: Iterable[Message]) -> Offsets:

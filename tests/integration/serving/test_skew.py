@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -44,7 +45,7 @@ from serving.store.writer import StoreWriter
 from serving.traffic.router import Router
 from streaming.forget.request import forget
 from streaming.log.kafka import KafkaLog
-from streaming.log.protocol import EventLog
+from streaming.log.protocol import EventLog, ends_of
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
@@ -182,13 +183,15 @@ class Shop:
 
 
 @pytest.fixture
-def shop(made: World, tmp_path: Path) -> Iterator[Shop]:
-    found = Shop(made, tmp_path)
+def shop(made: World, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
+    """The shop, with as many partitions of its topics as a parameter says."""
+    found = Shop(made, tmp_path, topics=Topics("", getattr(request, "param", 1)))
     with contextlib.closing(found.log), contextlib.closing(found.sink):
         yield found
         found.trainer.close()
 
 
+@pytest.mark.parametrize("shop", [1, 3], indirect=True)
 def test_no_served_value_differs_while_the_stream_runs(shop: Shop) -> None:
     service = shop.service()
     shop.answer(service)
@@ -219,19 +222,39 @@ def test_an_answer_for_a_forgotten_user_is_proved_without_the_users_features(sho
     assert report.to_json()["differences"] == []
 
 
-def test_no_value_of_a_mirror_or_of_a_small_format_differs(made: World, tmp_path: Path) -> None:
-    shop = Shop(made, tmp_path, storage="int8")
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_no_value_of_a_mirror_or_of_a_small_format_differs(made: World, tmp_path: Path, partitions: int) -> None:
+    shop = Shop(made, tmp_path, storage="int8", topics=Topics("", partitions))
     opened = mirrored(lambda: LocalLog(tmp_path / "log.db"), shop.topics, shop.store, shop.bundle)
     with contextlib.closing(shop.log), contextlib.closing(shop.sink), opened as rows:
         shop.answer(RankService(shop.bundle, shop.store, rows, deltas=shop.topics.deltas))
         records, _ = read_records(shop.log, shop.topics)
         assert {(one.source, one.storage) for one in records} == {("mirror", "int8")}
-        assert records[0].position == shop.log.end_offsets(shop.topics.deltas)[0]
+        assert records[0].positions == ends_of(shop.log, shop.topics.deltas)
         report = shop.proved()
         assert (report.different, report.undecided) == (0, 0)
         shop.trainer.close()
 
 
+@pytest.mark.parametrize("shop", [3], indirect=True)
+def test_the_window_of_an_answer_begins_with_the_partition_that_was_behind(shop: Shop) -> None:
+    shop.answer(shop.service(), requests=3)
+    records, _ = read_records(shop.log, shop.topics)
+    shop.send_events(120, 150)
+    ends = ends_of(shop.log, shop.topics.deltas)
+    assert all(before < after for one in records for before, after in zip(one.positions, ends, strict=True))
+    different = []
+    for ahead in (0, 1, 3):
+        later = []
+        for one in records:
+            first, *others = (*one.positions[: 3 - ahead], *ends[3 - ahead :])
+            later.append(msgspec.structs.replace(one, position=first, later_positions=others))
+        different.append(prove(shop.log, shop.bundle, shop.topics, later).different)
+    assert different[:2] == [0, 0]
+    assert different[2] > 0
+
+
+@pytest.mark.parametrize("shop", [1, 3], indirect=True)
 def test_a_snapshot_proves_later_answers_and_counts_earlier_ones(shop: Shop) -> None:
     service = shop.service()
     shop.answer(service, requests=2)
@@ -363,7 +386,7 @@ FAULTS: dict[str, tuple[Callable[[Shop, pytest.MonkeyPatch], RankService], str, 
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "shop"), [*((name, 1) for name in FAULTS), ("stale row", 3)], indirect=["shop"])
 def test_a_planted_fault_is_named_by_its_feature(shop: Shop, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     plant, feature, kind = FAULTS[fault]
     shop.answer(plant(shop, monkeypatch))

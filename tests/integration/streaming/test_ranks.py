@@ -25,7 +25,6 @@ from serving.background import Rounds
 from serving.metrics import Metrics
 from serving.ranking.mirror import Mirror
 from serving.ranking.mirror_feed import mirror_feed
-from serving.skew.prove import prove
 from serving.store.fill import fill_store
 from serving.store.lag import deltas_behind
 from serving.store.memory import MemoryStore
@@ -437,5 +436,3 @@ def test_store_mirror_and_replay_follow_every_partition(world: World, tmp_path: 
             while not np.array_equal(mirror.read_rows(rows), store.read_rows(bundle.id, rows)):
                 assert time.monotonic() < until
                 time.sleep(0.05)
-        with pytest.raises(LogError, match="a proof needs a stream of one partition"):
-            prove(log, bundle, TOPICS, [])
