@@ -2,14 +2,17 @@
 
 The parent starts the processes and watches them. Process 0 leads and gets the signals. If a process dies, the parent
 ends the others and names it. Nothing is lost: the same command goes on from the log, with any number of processes.
+While the log does not answer, the parent starts all processes again and again.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +29,11 @@ from tessera.stream_service import StreamConnections
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
 _END_S = 20.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 5.0
+_LOGGER = logging.getLogger(__name__)
+
+OUTAGE = 75
+"""Exit status of a process whose log does not answer: EX_TEMPFAIL of sysexits.h."""
 
 
 def run_processes(settings: Settings, count: int, options: Sequence[str]) -> None:
@@ -38,16 +46,39 @@ def run_processes(settings: Settings, count: int, options: Sequence[str]) -> Non
 
     Raises:
         StreamError: There are more processes than partitions, or a process died.
-        LogError: The log does not answer.
+        LogError: The log does not answer at the start.
     """
     with contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
         Deal(len(log.end_offsets(settings.topics.deltas)), count)
-    meet = f"{_HOST}:{_free_port()}"
     processes: list[subprocess.Popen[bytes]] = []
+    pause = _FIRST_PAUSE_S
+    with _passed_on(processes) as ended:
+        while not ended.is_set():
+            began = time.monotonic()
+            if not _outage(processes, count, options):
+                return
+            pause = _FIRST_PAUSE_S if time.monotonic() - began > _END_S else min(2 * pause, _LONGEST_PAUSE_S)
+            _LOGGER.warning("the %d processes wait: %s does not answer", count, settings.kafka or settings.home)
+            ended.wait(pause)
+
+
+def _outage(processes: list["subprocess.Popen[bytes]"], count: int, options: Sequence[str]) -> bool:
+    """Runs the processes to their end. Returns True if they ended since the log does not answer.
+
+    Args:
+        processes: Gets the processes.
+        count: Number of processes.
+        options: Options of `tessera stream` for every process.
+
+    Raises:
+        StreamError: A process died.
+    """
+    processes.clear()
+    meet = f"{_HOST}:{_free_port()}"
     # A lost peer is an error of ours in one line, and not also one of torch in forty.
     environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR", INTERFACE: loopback()}
-    with _ended(processes), _passed_on(processes):
+    with _ended(processes):
         for rank in range(count):
             command = [sys.executable, "-m", "tessera", "stream", *options]
             command += ["--processes", str(count), "--rank", str(rank), "--meet", meet]
@@ -58,7 +89,7 @@ def run_processes(settings: Settings, count: int, options: Sequence[str]) -> Non
                     command, stdin=subprocess.DEVNULL, stdout=output, start_new_session=True, env=environment
                 )
             )
-        _watch(processes)
+        return _watch(processes)
 
 
 def arguments(values: Mapping[str, Any]) -> list[str]:
@@ -114,8 +145,8 @@ def follow_leader(bundle: Bundle, connections: StreamConnections, options: Train
                 pass
 
 
-def _watch(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Waits until all processes have ended well. Raises StreamError if one ends otherwise."""
+def _watch(processes: Sequence["subprocess.Popen[bytes]"]) -> bool:
+    """Waits until all processes have ended. Returns True if the log did not answer. Raises StreamError if one died."""
     while any(process.poll() is None for process in processes):
         if any(process.poll() for process in processes):
             break
@@ -129,7 +160,10 @@ def _watch(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
     killed = [rank for rank, process in enumerate(processes) if (process.returncode or 0) < 0]
     failed = [rank for rank, process in enumerate(processes) if (process.returncode or 0) > 0]
     if not killed and not failed:
-        return
+        return False
+    # The peers of a process that lost the log lose that process.
+    if not killed and any(processes[rank].returncode == OUTAGE for rank in failed):
+        return True
     rank = (killed or failed)[0]
     code = processes[rank].returncode
     ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
@@ -153,16 +187,18 @@ def _ended(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _passed_on(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on to the leader as SIGTERM while the body runs."""
+def _passed_on(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[threading.Event]:
+    """Passes SIGINT and SIGTERM on to the leader as SIGTERM while the body runs. Yields what the signals set."""
+    ended = threading.Event()
 
     def tell(*_: object) -> None:
+        ended.set()
         if processes and processes[0].poll() is None:
             processes[0].send_signal(signal.SIGTERM)
 
     before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield ended
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

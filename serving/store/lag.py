@@ -6,7 +6,7 @@ from itertools import chain
 from models.bundle.bundle import Bundle
 from serving.store.protocol import OnlineStore
 from serving.store.writer import position_of
-from streaming.log.protocol import EventLog, Message, offset_in
+from streaming.log.protocol import EventLog, Message, Offsets, offset_in
 from streaming.log.topics import Topics
 from streaming.restore import group_of
 
@@ -42,12 +42,23 @@ def deltas_behind(
     start = position_of(store, bundle.id, topics.deltas)
     if start is None:
         return None, None
-    found = [
+    found = ranges_behind(log, start, topics)
+    oldest = min((first for _, first in found if first is not None), key=lambda one: one.timestamp_ms, default=None)
+    return sum(count for count, _ in found), oldest
+
+
+def ranges_behind(log: EventLog, start: Offsets, topics: Topics) -> list[tuple[int, Message | None]]:
+    """Returns the number of deltas of each row range that a reader lacks, and the oldest of these deltas.
+
+    Args:
+        log: Log with the deltas.
+        start: Position of the reader, as `position_of` gives that of a store.
+        topics: Names of the topics.
+    """
+    return [
         _missing(log, topics.deltas, number, offset_in(start, number), end)
         for number, end in log.end_offsets(topics.deltas).items()
     ]
-    oldest = min((first for _, first in found if first is not None), key=lambda one: one.timestamp_ms, default=None)
-    return sum(count for count, _ in found), oldest
 
 
 def _missing(log: EventLog, topic: str, partition: int, start: int, end: int) -> tuple[int, Message | None]:

@@ -38,6 +38,7 @@ NEEDS = {
     "drift": Needs(),
     "stream": Needs(servers=True, peers=(FEAST,)),
     "freshness": Needs(servers=True),
+    "stream-processes": Needs(servers=True),
     "online-learning": Needs(),
     "soak": Needs(servers=True),
     "filtered": Needs(content=True),
@@ -321,11 +322,13 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.online.soak import soak
     from tessera.bench.online.stream_rates import stream
     from tessera.bench.online.swaps import swaps
+    from tessera.bench.several.stream_processes import stream_processes
 
     out.mkdir(parents=True, exist_ok=True)
     benches: dict[str, Callable[..., BenchResult]] = {
         "stream": stream,
         "freshness": freshness,
+        "stream-processes": stream_processes,
         "online-learning": online_learning,
         "soak": soak,
         "filtered": filtered,

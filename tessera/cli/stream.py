@@ -1,6 +1,7 @@
 """Commands of the stream: run it, feed it, verify it, and put dead letters back."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from features.errors import TesseraError
+from features.errors import FencedError, LogError, TesseraError
+from tessera.cli.edge import tell
 from tessera.terminal import (
     BundleOption,
     DatasetArgument,
@@ -87,28 +89,32 @@ def stream(
             given["role"] = role
             given |= {"batch": batch, "wait_ms": wait_ms, "lateness_s": lateness_s, "learning_rate": learning_rate}
             given |= {"most_bad": most_bad, "snapshot_s": snapshot_s, "refuse_schema": refuse_schema}
+            log_lines(requests=False)
             run_processes(settings, processes, arguments(given | {"metrics_port": metrics_port, "json": json}))
             return
-        options = replace(options, peers=peers_of(settings, opened, options, (rank, processes, meet)))
-        if rank > 0:
-            follow_leader(opened, StreamConnections.of(settings, refuse_schema or ()), options)
-            return
+        with _outages(told=not once):
+            options = replace(options, peers=peers_of(settings, opened, options, (rank, processes, meet)))
+            connections = StreamConnections.of(settings, refuse_schema or ())
+            if rank > 0:
+                follow_leader(opened, connections, options)
+                return
     err_console.print(f"stream of bundle {opened.id} from {settings.kafka or settings.home / 'log.db'}")
     gauges = StreamMetrics()
     roles = ROLES if role == "both" else (role,)
     service = StreamService(
         opened, StreamConnections.of(settings, refuse_schema or ()), options, roles=roles, metrics=gauges
     )
-    if once:
-        with settings.traced("tessera-stream"):
+    with _outages(told=rank is not None and not once), settings.traced("tessera-stream"):
+        if once:
             totals: Any = service.once()
+        else:
+            log_lines(requests=False)
+            if metrics_port:
+                gauges.serve(metrics_port)
+            _run(service, gauges, stop, watch=watch)
+    if once:
         counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}
     else:
-        log_lines(requests=False)
-        if metrics_port:
-            gauges.serve(metrics_port)
-        with settings.traced("tessera-stream"):
-            _run(service, gauges, stop, watch=watch)
         counts = {"messages": sum(gauges.counts.values()) - gauges.counts["batches"] - gauges.counts["outages"]}
         counts |= gauges.counts
         totals = counts | {"causes": gauges.causes, "freshness_ms": gauges.freshness_ms()}
@@ -119,6 +125,26 @@ def stream(
             f"{counts['messages']:,} messages: {counts['events']:,} events, {counts['items']:,} items, "
             f"{counts['neutral']:,} neutral, {counts['bad']:,} dead letters; {counts['batches']:,} batches"
         )
+
+
+@contextlib.contextmanager
+def _outages(*, told: bool) -> Iterator[None]:
+    """Ends this process with a status of its own if the log does not answer.
+
+    Args:
+        told: False leaves the error as it is.
+    """
+    try:
+        yield
+    except FencedError:
+        raise
+    except LogError as error:
+        if not told:
+            raise
+        from tessera.stream_processes import OUTAGE
+
+        tell(error, verbose=False)
+        raise typer.Exit(OUTAGE) from error
 
 
 def _run(service: Any, gauges: Any, stop: Any, *, watch: bool) -> None:

@@ -22,12 +22,14 @@ from serving.rollout.judge import familiar_items, judging
 from serving.rollout.lifecycle import start, stop
 from serving.rollout.look_log import LookLog
 from streaming.forget.request import forget
+from streaming.log.topics import Topics
 from streaming.trainer import TrainerOptions
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World, make_world
 from tests.servers import free_port
 
+PARTITIONS = 2
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "out" / "browser"
 _CHROMIUM = (
@@ -76,7 +78,12 @@ def serving(home: Path, log: Path) -> Iterator[str]:
     """`tessera serve` over a home."""
     port = free_port()
     command = [sys.executable, "-m", "tessera", "serve", "--port", str(port), "--follow-s", "0.3", "--drain-s", "0"]
-    environment = os.environ | {"TESSERA_HOME": str(home), "TESSERA_KAFKA": "", "TESSERA_REDIS": ""}
+    environment = os.environ | {
+        "TESSERA_HOME": str(home),
+        "TESSERA_PARTITIONS": str(PARTITIONS),
+        "TESSERA_KAFKA": "",
+        "TESSERA_REDIS": "",
+    }
     with log.open("wb") as out, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as process:
         try:
             give_up = time.monotonic() + 120
@@ -99,7 +106,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     world = make_world(tmp_path_factory.mktemp("world"))
     other = make_world(tmp_path_factory.mktemp("other"), seed=1)
     home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home)
+    settings = Settings(home=home, topics=Topics("", PARTITIONS))
     registry = settings.open_registry()
     for one, parent in ((world, None), (other, world.bundle.id)):
         measured = one.bundle.manifest.metrics["quality"]["ranker"]["all"]
@@ -149,7 +156,7 @@ def _visited(url: str, settings: Settings, world: World, challenger: str) -> Non
                         outcomes.append({"impression": answer["impression"], "item": answer["items"][0]["item"]})
                 assert client.post("/v1/outcomes", json={"outcomes": outcomes}).status_code == 202
                 give_up = time.monotonic() + 20
-                while log.end_offsets(settings.topics.impressions)[0] < 80 * (part + 1):
+                while sum(log.end_offsets(settings.topics.impressions).values()) < 80 * (part + 1):
                     assert time.monotonic() < give_up
                     time.sleep(0.05)
                 for standing, experiment in zip(judge.look(), judge.experiments, strict=True):

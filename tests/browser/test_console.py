@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from serving.api.keys import KeyFile
-from tests.browser.conftest import SHOTS, Site, serving
+from tests.browser.conftest import PARTITIONS, SHOTS, Site, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 PAGES = ("", "/models", "/rollouts", "/rollouts/friday", "/ids", "/ids?item=", "/encoder", "/upgrades", "/concepts",
@@ -159,6 +159,9 @@ def test_every_code_of_the_tree_leads_to_items_that_have_it(page: Page, site: Si
 def test_live_figures_renew_themselves(page: Page, site: Site) -> None:
     page.goto(f"{site.url}/console")
     page.evaluate("window.stays = true")
+    ranges = page.get_by_role("region", name="Row ranges of the stream").locator("tbody tr")
+    assert ranges.count() == PARTITIONS
+    assert [row.split()[-1] for row in ranges.all_inner_texts()] == ["0"] * PARTITIONS
     before = page.locator("[data-live]").inner_text()
     for number in range(200):
         body = {"user": f"late-{number}", "candidates": [site.item], "k": 1}

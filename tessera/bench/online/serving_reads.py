@@ -38,8 +38,8 @@ from tessera.bench.harness.peer import PEER_FOLDER
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most
 from tessera.bench.harness.rows import measured_rows
 from tessera.bench.harness.served import Caller, server
-from tessera.bench.online import cluster_reads
-from tessera.bench.online.serving_workers import worker_rows
+from tessera.bench.several import cluster_reads
+from tessera.bench.several.serving_workers import worker_rows
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.compare import storage_cost
 from tessera.pipeline.options import load_options

@@ -21,11 +21,14 @@ from serving.metrics import Metrics
 from serving.rollout.experiment import Experiment
 from serving.rollout.lifecycle import PastExperiment, past, running
 from serving.rollout.look_log import looks_of
-from serving.store.lag import deltas_behind, inputs_behind
+from serving.store.lag import inputs_behind, ranges_behind
+from serving.store.redis.store import RedisStore
+from serving.store.writer import position_of
 from serving.traffic.router import Router
 from streaming.dead_letter import Filing, Letters
 from streaming.forget.message import Line
 from streaming.forget.request import ForgottenFeed
+from streaming.log.protocol import ends_of
 from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class Sample:
         ends: Messages appended so far, by topic.
         lag: Messages that the trainer has not consumed, and deltas that are not in the store; None without a reader.
         fresh_s: Age of the oldest change that is not in the store yet; 0 if all are, None if unknown.
+        ranges: End of each row range's deltas, and the number of them that are not in the store; None without a writer.
     """
 
     at: float
@@ -53,6 +57,7 @@ class Sample:
     ends: dict[str, int] = field(default_factory=dict)
     lag: dict[str, int | None] = field(default_factory=dict)
     fresh_s: float | None = None
+    ranges: tuple[tuple[int, int | None], ...] = ()
 
 
 @dataclass
@@ -70,6 +75,7 @@ class Seen:
     encoder_report: dict[str, Any] | None = None
     upgrades: dict[str, dict[str, Any]] = field(default_factory=dict)
     skew: dict[str, Any] | None = None
+    servers: list[dict[str, str]] = field(default_factory=list)
 
     def rates(self, value: Callable[[Sample], float]) -> list[float]:
         """Returns the growth of a count per second, between each sample and the next."""
@@ -100,7 +106,7 @@ class Sampler:
         self._store: Any = None
         self._registry: Any = None
         self._pulse: Any = None
-        self._versions_due = 0.0
+        self._versions_due = self._servers_due = 0.0
         self._registry_due = time.monotonic() + _FIRST_REGISTRY_S
         self._looking = threading.Lock()
         rounds = Rounds("console", "the console cannot be brought up to date", metrics)
@@ -148,6 +154,9 @@ class Sampler:
             self.seen.letters = self._filing.read_on(self.log, self._settings.topics)
         with self._watched("store"):
             sample = self._with_store(sample)
+            if time.monotonic() >= self._servers_due:
+                self.seen.servers = self._store.facts() if isinstance(self._store, RedisStore) else []
+                self._servers_due = time.monotonic() + _REGISTRY_EVERY_S
         self.seen.samples.append(sample)
 
     def _with_forgotten(self) -> None:
@@ -169,11 +178,16 @@ class Sampler:
         if self._store is None:
             self._store = self._settings.open_store()
         topics = self._settings.topics
-        behind, oldest = deltas_behind(self.log, self._store, self._current.service.bundle, topics)
-        fresh = None if behind is None else 0.0
-        if oldest is not None:
-            fresh = max(sample.at - oldest.timestamp_ms / 1_000, 0.0)
-        return replace(sample, lag=sample.lag | {topics.deltas: behind}, fresh_s=fresh)
+        start = position_of(self._store, self._current.service.bundle.id, topics.deltas)
+        ends = ends_of(self.log, topics.deltas)
+        if start is None:
+            return replace(sample, lag=sample.lag | {topics.deltas: None}, ranges=tuple((end, None) for end in ends))
+        found = ranges_behind(self.log, start, topics)
+        oldest = min((first.timestamp_ms for _, first in found if first is not None), default=None)
+        fresh = 0.0 if oldest is None else max(sample.at - oldest / 1_000, 0.0)
+        behind = [count for count, _ in found]
+        lag = sample.lag | {topics.deltas: sum(behind)}
+        return replace(sample, lag=lag, fresh_s=fresh, ranges=tuple(zip(ends, behind, strict=True)))
 
     def _follow_registry(self) -> None:
         with self._watched("registry"):

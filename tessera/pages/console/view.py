@@ -81,6 +81,8 @@ def overview(seen: Seen, topics: Topics, current: Router) -> dict[str, Any]:
         "champion": next((one for one in seen.versions if "champion" in one.aliases), None),
         "running": [_experiment(seen, one) for one in seen.running],
         "letters": seen.letters.waiting,
+        "ranges": last.ranges if last and len(last.ranges) > 1 else (),
+        "servers": seen.servers if len(seen.servers) > 1 else [],
         "span_s": seen.samples[-1].at - seen.samples[0].at if len(seen.samples) > 1 else 0.0,
     }
 

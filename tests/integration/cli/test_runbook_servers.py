@@ -6,10 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import redis
 
@@ -194,3 +196,53 @@ def test_a_store_that_a_server_put_back_without_the_stream_s_work_is_found_and_m
     assert "nothing of the log's deltas" in found.found
     assert "tessera replay" in found.remedy
     assert "equal" in site.operator.mends("redis-lost")
+
+
+def test_a_process_of_several_that_dies_is_named_and_an_outage_ends_none(site: Site, tmp_path: Path) -> None:
+    # A store of its own, since the other stream trains the same bundle.
+    store = site.cluster.redis_address.removesuffix("0") + "1"
+    more = {"TESSERA_TOPIC_PREFIX": "two-", "TESSERA_PARTITIONS": "2", "TESSERA_REDIS": store}
+    environment, settings = site.operator.environment | more, replace(site.settings, topics=Topics("two-", 2))
+    command = [sys.executable, "-m", "tessera", "stream", "--bundle", str(site.world.bundle.directory)]
+    stream = Process("several", [*command, "--processes", "2"], tmp_path / "stream.log", environment)
+    operator = Operator(environment, tmp_path)
+
+    def sent(first: int, last: int) -> None:
+        with contextlib.closing(settings.open_log()) as log:
+            log.append(settings.topics.events, [(b"%d" % number, line) for number, line in numbered(first, last)])
+
+    def numbered(first: int, last: int) -> list[tuple[int, bytes]]:
+        return list(enumerate(site.world.messages(last)))[first:last]
+
+    def settled() -> bool:
+        lag = json.loads(operator.run("tessera status --json --no-experiments"))["lag"]
+        return lag == {"two-items": 0, "two-events": 0, "two-deltas": 0}
+
+    with contextlib.closing(settings.open_log()) as log:
+        log.create_topics(settings.topics.partitions())
+    sent(0, 40)
+    stream.start()
+    try:
+        until(settled, seconds=90, doing="the first step")
+        site.cluster.broker.kill()
+        until(lambda: site.said(stream, "the 2 processes wait: "), seconds=120, doing="the processes' noticing")
+        site.cluster.start_broker()
+        sent(40, 80)
+        until(settled, seconds=90, doing="the processes' return")
+        assert stream.running is not None
+        (dying,) = [
+            one for one in psutil.Process(stream.running.pid).children() if " --rank 1 " in " ".join(one.cmdline())
+        ]
+        dying.kill()
+        until(lambda: not stream.alive(), seconds=60, doing="the end of the others")
+        assert site.said(stream, f"process 1 of 2 (pid {dying.pid}) was killed by SIGKILL")
+        sent(80, 120)
+        stream.start()
+        until(settled, seconds=90, doing="the stream's going on")
+        assert "equal" in operator.mends("stream-process")
+        log_found = {one.what: one.found for one in diagnose(settings)}["log"]
+        assert log_found.endswith("2 partitions, for up to 2 processes of `tessera stream`")
+    finally:
+        if stream.running is not None:
+            stream.running.terminate()
+            assert stream.running.wait(60) == 0
