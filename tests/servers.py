@@ -40,29 +40,33 @@ def until(ready: Callable[[], object], seconds: float = 20) -> None:
 
 
 class RedisCluster:
-    """Three primaries without replicas, each with a third of the slots.
+    """Three primaries, each with a third of the slots, and on request a replica of the first.
 
     Attributes:
-        ports: Ports of the nodes.
+        ports: Ports of the nodes, the replica last.
         clients: A client of each node.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, *, replica: bool = False) -> None:
+        self._directory, self._nodes = directory, 4 if replica else 3
         # The bus listens 10,000 above, which must be a port too.
-        self.ports = [port for port in (free_port() for _ in range(60)) if port < 55_000][:3]
-        if len(self.ports) < 3:
-            self.ports = [21_000 + port % 30_000 for port in (free_port(), free_port(), free_port())]
+        self.ports = [port for port in (free_port() for _ in range(60)) if port < 55_000][: self._nodes]
+        if len(self.ports) < self._nodes:
+            self.ports = [21_000 + free_port() % 30_000 for _ in range(self._nodes)]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        for node in range(3):
+        for node in range(self._nodes):
             self.start_node(node)
         self.clients = [redis.Redis(port=port) for port in self.ports]
         for node, client in enumerate(self.clients):
-            own = range(node * SLOTS // 3, (node + 1) * SLOTS // 3)
-            client.execute_command("CLUSTER", "ADDSLOTS", *own)
+            if node < 3:
+                own = range(node * SLOTS // 3, (node + 1) * SLOTS // 3)
+                client.execute_command("CLUSTER", "ADDSLOTS", *own)
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.ports[0])
         for client in self.clients:
             until(lambda client=client: self._whole(client))
+        if replica:
+            self.clients[3].execute_command("CLUSTER", "REPLICATE", self.clients[0].execute_command("CLUSTER MYID"))
+            until(lambda: self.clients[3].info("replication").get("master_link_status") == "up")
 
     @property
     def address(self) -> str:
@@ -100,10 +104,9 @@ class RedisCluster:
         for process in self._processes.values():
             process.wait(20)
 
-    @staticmethod
-    def _whole(client: "redis.Redis") -> bool:
+    def _whole(self, client: "redis.Redis") -> bool:
         found = client.execute_command("CLUSTER INFO")
-        wanted = {"cluster_state": "ok", "cluster_known_nodes": "3", "cluster_slots_ok": str(SLOTS)}
+        wanted = {"cluster_state": "ok", "cluster_known_nodes": str(self._nodes), "cluster_slots_ok": str(SLOTS)}
         return all(str(found.get(name)) == value for name, value in wanted.items())
 
 

@@ -19,7 +19,7 @@ from features.errors import StoreError
 from models.bundle import record
 from serving.store.protocol import POSITION
 from serving.store.redis.store import RedisStore
-from tests.servers import SLOTS, RedisCluster
+from tests.servers import SLOTS, RedisCluster, until
 
 ROWS, DIM = 64 * 640, 32  # ten pages a share
 
@@ -109,6 +109,25 @@ def test_a_node_that_stops_is_named_and_comes_back_equal(cluster: RedisCluster, 
     found, seqs = store.read_table(bundle)
     np.testing.assert_array_equal(found, loaded)
     np.testing.assert_array_equal(seqs, np.where(np.isin(np.arange(ROWS), rows), 9, 0))
+
+
+def test_a_replica_that_takes_over_is_followed(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(contextlib.closing(RedisCluster(tmp_path, replica=True)))
+        store = stack.enter_context(contextlib.closing(RedisStore(cluster.address)))
+        bundle, rows = "taken-over", np.arange(0, ROWS, 61)
+        loaded = load(store, bundle)
+        store.write_rows(bundle, rows, np.full(len(rows), 5), -loaded[rows])
+        loaded[rows] *= -1
+        assert cluster.clients[0].wait(1, 5_000) == 1
+        cluster.stop_node(0)
+        until(lambda: cluster.clients[3].info("replication")["role"] == "master", seconds=60)
+        np.testing.assert_array_equal(store.read_rows(bundle, rows), loaded[rows])
+        assert len(keys_of(cluster.clients[3], bundle)) > 1
+        store.write_rows(bundle, rows, np.full(len(rows), 9), loaded[rows])
+        found, seqs = store.read_table(bundle)
+        np.testing.assert_array_equal(found, loaded)
+        assert set(seqs[rows].tolist()) == {9}
 
 
 def test_a_node_that_comes_back_empty_is_named_and_the_bundle_is_loaded_again(
