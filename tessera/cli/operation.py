@@ -257,6 +257,7 @@ def _registry(settings: Settings) -> list[Finding]:
 
 def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
     from serving.store.fill import require_loaded
+    from serving.store.redis.store import RedisStore
     from serving.store.writer import position_of
 
     what = "store of the champion"
@@ -271,6 +272,10 @@ def _loaded(settings: Settings, bundle: "Bundle") -> Finding:
             remedy = "`tessera replay`, `tessera serve` or `tessera stream` loads it"
             return Finding(what, _WARN, f"{bundle.id} is not loaded", remedy)
         streamed = position_of(store, bundle.id, settings.topics.deltas) is not None
+        alone = isinstance(store, RedisStore) and store.in_one_slot(bundle.id)
+    if alone:
+        remedy = "publish a new version: the next bundle that is loaded is spread over the nodes"
+        return Finding(what, _WARN, f"{bundle.id} is loaded, on one node of the cluster", remedy)
     if not streamed and _has_deltas(settings):
         remedy = "`tessera replay` writes them; start `tessera stream` for this bundle if none runs"
         return Finding(what, _WARN, f"{bundle.id} is loaded, and nothing of the log's deltas is in it", remedy)

@@ -287,6 +287,10 @@ class RedisStore:
 
         return self._redis.every(facts)
 
+    def in_one_slot(self, bundle: str) -> bool:
+        """Returns True if a bundle lies on one node of a cluster that has more, as releases before shares loaded it."""
+        return self._redis.servers.shares > 1 and self._table(bundle).spread.shares == 1
+
     def incarnation(self) -> str:
         """See `OnlineStore.incarnation`."""
         ids = self._redis.every(lambda client: str(client.info("server")["run_id"]))

@@ -259,6 +259,7 @@ def test_a_bundle_of_one_share_goes_on_and_the_next_is_spread(
         loaded = load(older, bundle)
         older.write_records(bundle, "item", ["a"], [1], [b"x"])
     assert sorted(len(keys_of(node, bundle, ":page:")) for node in cluster.clients) == [0, 0, ROWS // 64]
+    assert store.in_one_slot(bundle)
     cursor = store.changes(bundle, "item", "").cursor
     np.testing.assert_array_equal(store.read_table(bundle)[0], loaded)
     rows = np.arange(ROWS)[::61]
@@ -273,6 +274,7 @@ def test_a_bundle_of_one_share_goes_on_and_the_next_is_spread(
     assert sum(len(keys_of(node, bundle)) for node in cluster.clients) == 0
     load(store, bundle)
     assert all(keys_of(node, bundle, ":page:") for node in cluster.clients)
+    assert not store.in_one_slot(bundle)
 
 
 def test_a_drop_leaves_no_key_and_an_expiry_reaches_every_key(
