@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from streaming.log.protocol import Message
+from streaming.log.protocol import Message, Positions
 from streaming.step_result import StepResult
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 30, 300)
@@ -29,6 +29,7 @@ class StreamMetrics:
         lag: Offsets not yet read, by topic and partition.
         shown: Impressions, outcomes and rows of the joiner, by what became of them. Empty without a joiner.
         last_error: Description of the last outage, or "".
+        seq, positions: Number of the last micro-batch, and next offset of each partition of the inputs.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,8 @@ class StreamMetrics:
         self.causes: dict[str, int] = {}
         self.lag: dict[tuple[str, int], int] = {}
         self.last_error = ""
+        self.seq = 0
+        self.positions: Positions = {}
 
     def serve(self, port: int) -> None:
         """Serves `GET /metrics` on a port of this machine, in a thread."""
@@ -114,6 +117,15 @@ class StreamMetrics:
         loss, auc = self.progressive()
         self._loss.set(loss)
         self._auc.set(auc)
+
+    def reached(self, seq: int, positions: Positions) -> None:
+        """Records how far the trainer is.
+
+        Args:
+            seq: Number of the last micro-batch.
+            positions: Next offset of each partition of the inputs.
+        """
+        self.seq, self.positions = seq, positions
 
     def outage(self, part: str, error: Exception) -> None:
         """Counts a restart of a part."""

@@ -21,7 +21,7 @@ pin, and the ranges that lack it commit it.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,7 +36,7 @@ from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
 from streaming.forget.message import encode_line
 from streaming.forget.removal import SHARED
 from streaming.fresh_events import LATENESS_S
-from streaming.log.protocol import EventLog, Message, Positions, Reader, Transaction, ends_of
+from streaming.log.protocol import EventLog, InputReader, Message, Positions, Transaction, ends_of
 from streaming.log.topics import Topics
 from streaming.ranks.command import Command, decode_command, encode_command, step_command
 from streaming.ranks.deal import Deal
@@ -45,6 +45,7 @@ from streaming.ranks.pins import Marks, marks, messages_of, sources_of
 from streaming.ranks.seat import Seat
 from streaming.ranks.writer import RangeWriter
 from streaming.restore import group_of, input_topics, restored, start_of
+from streaming.shared.reads import SharedReads
 from streaming.snapshot import Snapshot, Snapshots
 from streaming.step import Step
 from streaming.step_result import POISON, Address, Rejected, StepResult, address
@@ -110,6 +111,7 @@ class TrainerOptions:
         most_bad: Largest share of faulty messages among the last thousand. A larger share stops the stream.
         snapshot_every_s: Time between snapshots, seconds.
         peers: Connections to the other processes of the stream. Default: this process is alone.
+        reads: Reads the inputs once for several trainers of this process. Default: the trainer has its own readers.
     """
 
     batch: int = 256
@@ -119,6 +121,7 @@ class TrainerOptions:
     most_bad: float = 0.5
     snapshot_every_s: float = 300.0
     peers: StreamPeers = field(default_factory=NoPeers)
+    reads: SharedReads | None = None
 
 
 class Trainer:
@@ -185,7 +188,7 @@ class Trainer:
     def _open(self) -> None:
         # Fences the trainer before first, so that the state restored below is final.
         self._writer = RangeWriter(self._log, self._topics, self._bundle.id, self._seat.deal, self._failpoint)
-        self._readers: list[Reader] = []
+        self._readers: list[InputReader] = []
         try:
             self._marks = self._shared_marks()
             self.step, positions = self._restored()
@@ -193,15 +196,17 @@ class Trainer:
             positions |= {(source.topic, source.partition): source.last + 1 for source in ahead}
             if self._seat.leads:
                 # Each topic has its own reader, so that a flood of events does not delay items.
-                self._readers = [
-                    self._log.reader([topic], group=group_of(self._bundle, topic), sole=True, start=positions)
-                    for topic in input_topics(self._topics)
-                ]
+                self._readers = [self._reader(topic, positions) for topic in input_topics(self._topics)]
             if self._marks is not None and ahead:
                 self._do_again(self._marks)
         except BaseException:
             self._writer.close()
             raise
+
+    def _reader(self, topic: str, start: Positions) -> InputReader:
+        if self._options.reads is not None:
+            return self._options.reads.reader(self._log, topic, start)
+        return self._log.reader([topic], group=group_of(self._bundle, topic), sole=True, start=start)
 
     def _shared_marks(self) -> Marks | None:
         """Returns the state of the log as the leader reads it after all processes have fenced theirs."""
@@ -309,9 +314,7 @@ class Trainer:
 
             def beside(transaction: Transaction) -> None:
                 self._write(transaction, outcome)
-                for topic, reader in zip(input_topics(self._topics), self._readers, strict=True):
-                    if topic in topics or every:
-                        transaction.commit_offsets(reader)
+                self._commit_positions(transaction, input_topics(self._topics) if every else topics)
                 self._failpoint("after offsets")
 
             with trace.span("commit", deltas=len(outcome.deltas)):
@@ -328,7 +331,7 @@ class Trainer:
             self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
             self._keep(self._snapshot())
 
-    def _poll(self, topic: str, reader: Reader, wait_s: float) -> list[Message]:
+    def _poll(self, topic: str, reader: InputReader, wait_s: float) -> list[Message]:
         """Returns the next messages of a topic, up to `batch` rows. Messages beyond go back to the reader."""
         most = self._options.batch
         messages = reader.poll(max(1, most // self._rows_each.get(topic, 1)), wait_s)
@@ -338,6 +341,23 @@ class Trainer:
         if messages[count:]:
             reader.unread(messages[count:])
         return messages[:count]
+
+    def _commit_positions(self, transaction: Transaction, topics: Collection[str]) -> None:
+        for topic, reader in zip(input_topics(self._topics), self._readers, strict=True):
+            if topic in topics:
+                transaction.commit_positions(group_of(self._bundle, topic), reader.position())
+
+    def confirm(self) -> None:
+        """Commits the positions without a step, between two batches. Only the leader calls it.
+
+        An idle trainer thereby learns that another trainer has taken over, and the log keeps its positions.
+
+        Raises:
+            FencedError: Another trainer has taken over this bundle's table.
+            LogError: The log does not answer.
+        """
+        topics = input_topics(self._topics)
+        self._writer.confirm(lambda transaction: self._commit_positions(transaction, topics))
 
     def write_snapshot(self) -> None:
         """Writes a snapshot of the state after the last batch.
@@ -354,7 +374,7 @@ class Trainer:
     def _snapshot(self) -> Snapshot:
         """Returns the state of all processes in the leader, and the state of this process in the others."""
         # The last batch wrote the newest delta of this bundle, so every later end of the topic is a valid position.
-        snapshot = snapshot_of(self.step, deltas=ends_of(self._log, self._topics.deltas), inputs=self._position())
+        snapshot = snapshot_of(self.step, deltas=ends_of(self._log, self._topics.deltas), inputs=self.positions())
         return replace(snapshot, arrays=snapshot.arrays | gathered(snapshot.arrays, self._seat))
 
     def _keep(self, snapshot: Snapshot) -> None:
@@ -373,7 +393,7 @@ class Trainer:
 
     def lag(self) -> dict[tuple[str, int], int]:
         """Returns the number of offsets that are not read yet, by topic and partition."""
-        position = self._position()
+        position = self.positions()
         return {
             (topic, number): max(0, end - position.get((topic, number), 0))
             for topic in input_topics(self._topics)
@@ -390,7 +410,8 @@ class Trainer:
             reader.close()
         self._writer.close()
 
-    def _position(self) -> Positions:
+    def positions(self) -> Positions:
+        """Returns the next offset to read of every partition of the inputs."""
         return {partition: offset for reader in self._readers for partition, offset in reader.position().items()}
 
     def _write(self, transaction: Transaction, outcome: StepResult) -> None:

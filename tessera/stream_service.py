@@ -37,6 +37,8 @@ _LAG_EVERY_S = 1.0
 _TICK_S = 0.25
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _WRITER_WAIT_S = 0.1
+# An idle trainer learns after this time, seconds, that another trainer has taken over.
+_CONFIRM_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class StreamService:
         options: Options of the trainer.
         roles: Roles that run here, of `ROLES`. The other role may run in another process.
         metrics: Receives the figures of the stream.
+        joins: True runs a joiner here. Default: with the trainer, if the events come from impressions.
         failpoint: See `Trainer`.
     """
 
@@ -122,9 +125,12 @@ class StreamService:
         *,
         roles: tuple[str, ...] = ROLES,
         metrics: StreamMetrics | None = None,
+        joins: bool | None = None,
         failpoint: Callable[[str], None] = lambda place: None,
     ) -> None:
         self.metrics = metrics or StreamMetrics()
+        shown = bundle.dataset.events.origin == "impressions"
+        self._joins = "trainer" in roles and shown if joins is None else joins
         self._bundle = bundle
         self._connections = connections
         self._options = options
@@ -190,14 +196,20 @@ class StreamService:
     def _train(self, stop: threading.Event) -> None:
         self.metrics.prepare()
         with self._opened_trainer() as trainer:
-            due = 0.0
+            due = confirm = 0.0
             while not stop.is_set():
-                trainer.run_once()
+                if trainer.run_once():
+                    confirm = time.monotonic() + _CONFIRM_S
+                elif time.monotonic() >= confirm:
+                    trainer.confirm()
+                    confirm = time.monotonic() + _CONFIRM_S
                 if time.monotonic() >= due:
                     self.metrics.behind(trainer.lag())
+                    self.metrics.reached(trainer.step.seq, trainer.positions())
                     due = time.monotonic() + _LAG_EVERY_S
             with contextlib.suppress(TesseraError):
                 trainer.write_snapshot()
+            self.metrics.reached(trainer.step.seq, trainer.positions())
 
     def _join(self, stop: threading.Event) -> None:
         with self._opened_joiner() as joiner:
@@ -272,10 +284,6 @@ class StreamService:
             self.run_once(wait_s=_DRAIN_WAIT_S)
         while "writer" in self._roles and self.writer.run_once(wait_s=_DRAIN_WAIT_S):
             pass
-
-    @property
-    def _joins(self) -> bool:
-        return "trainer" in self._roles and self._bundle.dataset.events.origin == "impressions"
 
     @contextlib.contextmanager
     def _opened_joiner(self) -> Iterator[Joiner]:

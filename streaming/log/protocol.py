@@ -57,11 +57,8 @@ class Message:
     timestamp_ms: int
 
 
-class Reader(Protocol):
-    """Reader of some topics on behalf of a group, from the group's committed positions on.
-
-    One thread uses a reader at a time.
-    """
+class InputReader(Protocol):
+    """Reader of messages from positions on. One thread uses a reader at a time."""
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         """Returns the next messages, at most `max_messages`.
@@ -93,6 +90,14 @@ class Reader(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Closes the reader without committing. A second call does nothing."""
+        ...
+
+
+class Reader(InputReader, Protocol):
+    """Reader of some topics on behalf of a group, from the group's committed positions on."""
+
     def rewind(self) -> None:
         """Goes back to the group's committed positions, so that messages of an aborted transaction are read again.
 
@@ -106,10 +111,6 @@ class Reader(Protocol):
         Raises:
             LogError: Partitions have moved to another reader since the last poll. Call `rewind()` and read again.
         """
-        ...
-
-    def close(self) -> None:
-        """Leaves the group without committing. A second call does nothing."""
         ...
 
 
@@ -157,6 +158,16 @@ class Transaction(Protocol):
         Raises:
             LogError: Partitions have moved to another reader since the last poll. Let the transaction abort, call
                 `rewind()` and read again.
+            FencedError: A newer transactor has the same id.
+        """
+        ...
+
+    def commit_positions(self, group: str, positions: Positions) -> None:
+        """Sets committed positions of a group without members when the transaction commits.
+
+        For a caller that reads all partitions, as a sole reader does, and that the transactor fences.
+
+        Raises:
             FencedError: A newer transactor has the same id.
         """
         ...

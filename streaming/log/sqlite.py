@@ -151,7 +151,10 @@ class LocalTransaction:
     def commit_offsets(self, reader: Reader) -> None:
         if not isinstance(reader, LocalReader):
             raise LogError(f"reader: expected one that this log made, got {type(reader).__name__}")
-        self.positions.setdefault(reader.group, {}).update(reader.position())
+        self.commit_positions(reader.group, reader.position())
+
+    def commit_positions(self, group: str, positions: Positions) -> None:
+        self.positions.setdefault(group, {}).update(positions)
 
 
 class LocalTransactor:

@@ -61,6 +61,11 @@ class Topics:
         return f"{self.prefix}joins"
 
     @property
+    def followed(self) -> str:
+        """What a stream that follows the releases trains: see `streaming.shared.ledger`. One partition, made by it."""
+        return f"{self.prefix}followed"
+
+    @property
     def forgotten(self) -> str:
         """Requests to forget users, and the audit of removals, as JSON; see `streaming.forget.message`."""
         return f"{self.prefix}forgotten"

@@ -81,6 +81,19 @@ class RangeWriter:
             self.done[number] = seq
             self._failpoint("after commit")
 
+    def confirm(self, beside: Callable[[Transaction], None]) -> None:
+        """Commits a transaction without a step under the id of row range 0, if this process has it.
+
+        Args:
+            beside: Adds the contents of the transaction, at least one.
+
+        Raises:
+            FencedError: Another process has taken over row range 0.
+        """
+        if 0 in self._transactors:
+            with self._transactors[0].begin() as transaction:
+                beside(transaction)
+
     def close(self) -> None:
         """Closes the transactors. Committed steps stay."""
         for transactor in [*self._transactors.values(), *([self._pins] if self._pins is not None else [])]:

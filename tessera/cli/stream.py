@@ -32,6 +32,9 @@ _DAY_S = 86_400.0
 def stream(
     model: ModelNameOption = None,
     bundle: BundleOption = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Train champion, challenger and previous, as the registry names them.")
+    ] = False,
     once: Annotated[bool, typer.Option("--once", help="Drain the topics and stop.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show a live view.")] = False,
     role: Annotated[str, typer.Option(help="trainer, writer or both; each may run in a process of its own.")] = "both",
@@ -74,13 +77,29 @@ def stream(
         raise TesseraError(f"--role {role}: expected trainer, writer or both")
     if role == "writer" and (processes > 1 or rank is not None):
         raise TesseraError("--role writer: one process writes to the store; leave out --processes and --rank")
+    if follow and bundle is not None:
+        raise TesseraError("--follow: the registry names the bundles; leave out --bundle, or --follow")
+    if follow and (processes > 1 or rank is not None):
+        raise TesseraError(
+            "--follow: one process trains all bundles; leave out --processes and --rank, or start `tessera stream "
+            "--bundle DIR --processes N` for each bundle"
+        )
     settings = Settings.from_environment()
+    options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
+    if follow:
+        from tessera.cli.follow import follow_releases
+
+        refuse_shared_topics(settings)
+        connections = StreamConnections.of(settings, refuse_schema or ())
+        roles = ROLES if role == "both" else (role,)
+        shown = {"once": once, "watch": watch, "json": json}
+        follow_releases(settings, model, connections, options, roles=roles, metrics_port=metrics_port, **shown)
+        return
     opened = bundle_at(settings, model, bundle)
     if bundle is None:
         refuse_shared_topics(settings)
     stop = until_stopped()
     one_thread()
-    options = TrainerOptions(batch, wait_ms / 1_000, lateness_s, learning_rate, most_bad, snapshot_s)
     if processes > 1 or rank is not None:
         from tessera.stream_processes import arguments, follow_leader, peers_of, run_processes
 

@@ -446,6 +446,26 @@ def test_a_partition_that_does_not_exist_is_refused(open_log: Opener) -> None:
             transaction.append(topic, b"x", partition=2)
 
 
+def test_a_transaction_sets_the_positions_of_a_group_that_nobody_has_joined(log: EventLog) -> None:
+    source, sink, group = new_topic(log, 2), new_topic(log), name("group")
+    log.append(source, [(str(n).encode(), str(n).encode()) for n in range(20)])
+    identity = name("txn")
+    with closing(log.transactor(identity)) as transactor:
+        with transactor.begin() as transaction:
+            transaction.append(sink, b"1")
+            transaction.commit_positions(group, {(source, 0): 3})
+        with transactor.begin() as transaction:
+            transaction.commit_positions(group, {(source, 1): 2})
+        assert log.committed([source], group=group) == {(source, 0): 3, (source, 1): 2}
+        with pytest.raises(BodyError), transactor.begin() as transaction:
+            transaction.commit_positions(group, {(source, 0): 4})
+            raise BodyError
+        assert log.committed([source], group=group) == {(source, 0): 3, (source, 1): 2}
+        with closing(log.transactor(identity)), pytest.raises(FencedError), transactor.begin() as transaction:
+            transaction.commit_positions(group, {(source, 0): 5})
+    assert log.committed([source], group=group) == {(source, 0): 3, (source, 1): 2}
+
+
 def test_sole_readers_wait_for_nobody_and_read_all_from_the_committed_positions(open_log: Opener) -> None:
     log, group = open_log(), name("group")
     topic = new_topic(log, 2)

@@ -12,7 +12,7 @@ CHAIN = ("features", "models", "streaming", "serving", "tessera")
 MOST_MODULES = 15
 WIDE = ("tessera/cli", "tessera/bench/methods")
 """Folders that may hold more than `MOST_MODULES` modules."""
-MOST_PARAMETERS, MOST_OPTIONS = 8, 17
+MOST_PARAMETERS, MOST_OPTIONS = 8, 18
 FACE_SHARE = 1 / 3
 """Largest share of the lines that `tessera` may hold."""
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from kafka import KafkaProducer
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
 from features.errors import FencedError, LogError
 from streaming.log.kafka.client import REQUEST_MS, client_error, errors_named
 from streaming.log.kafka.reader import KafkaReader
-from streaming.log.protocol import Reader
+from streaming.log.protocol import Positions, Reader
 
 
 class Sender(Protocol):
@@ -43,6 +43,11 @@ class KafkaTransaction:
             # this check and let a reader that lost its partitions commit.
             self._producer.send_offsets_to_transaction(reader.offsets(), reader.membership())
         self._read.append((reader, reader.returned()))
+
+    def commit_positions(self, group: str, positions: Positions) -> None:
+        offsets = {TopicPartition(*place): OffsetAndMetadata(at, "", -1) for place, at in positions.items()}
+        with errors_named(self._doing):
+            self._producer.send_offsets_to_transaction(offsets, group)
 
     def commit(self) -> None:
         # Each message's result is checked before the commit: the client would commit a transaction whose producer was

@@ -1,0 +1,209 @@
+"""A release under load: bundles to publish, a sender of events, and a check of every followed table."""
+
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.bundle import delta
+from models.bundle.bundle import Bundle, BundleParts, write_bundle
+from models.bundle.delta import Delta
+from models.registry.release import CHALLENGER, CHAMPION, PREVIOUS
+from serving.rollout.lifecycle import promoted
+from serving.store.verify import verify
+from streaming.fold import Fold
+from streaming.log.protocol import EventLog, Message
+from streaming.restore import start_of
+from streaming.step import Step
+from streaming.trainer import TrainerOptions
+from tessera.settings import Settings
+from tests.build import coloured_parts
+from tests.servers import until
+
+MODEL = "coloured"
+OPTIONS = TrainerOptions(batch=64, wait_s=0.02, lateness_s=1e9, snapshot_every_s=2.0)
+
+
+class ReleaseUnderLoad:
+    """A home with a registry, and events that keep coming.
+
+    Attributes:
+        settings: Settings of the home.
+        bundles: Published bundles, oldest first.
+        sent: Number of sent events.
+    """
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        self.settings = settings
+        self.registry = settings.open_registry()
+        self.bundles: list[Bundle] = []
+        self.sent = 0
+        self._directory = directory
+        self._parts: BundleParts = coloured_parts(directory / "parts", name=MODEL, epochs=0, events=200)
+        self._stop = threading.Event()
+        self.log: EventLog = settings.open_log()
+        self.log.create_topics(settings.topics.partitions())
+
+    def make(self) -> Bundle:
+        """Returns a new bundle with a table of its own."""
+        number = len(self.bundles)
+        generator = torch.Generator().manual_seed(number)
+        table = self._parts.ranker.table
+        table.weight.copy_(torch.randn(table.weight.shape, generator=generator) / 10)
+        bundle = write_bundle(
+            replace(self._parts, metrics={"number": number}), self._directory / f"bundle-{number}" / "bundle"
+        )
+        self.bundles.append(bundle)
+        return bundle
+
+    def publish(self) -> Bundle:
+        """Publishes a new bundle as the challenger; the first one as the champion."""
+        bundle = self.make()
+        release = self.registry.publish(bundle, params={}, metrics={})
+        if CHAMPION not in release.aliases:
+            self.registry.challenge(release, verdict={})
+        return bundle
+
+    def promote(self) -> None:
+        promoted(self.registry, self.registry.resolve(MODEL, CHALLENGER))
+
+    def roll_back(self) -> None:
+        promoted(self.registry, self.registry.resolve(MODEL, PREVIOUS))
+
+    def retire_challenger(self) -> None:
+        self.registry.end_challenge(self.registry.resolve(MODEL, CHALLENGER), why="the test")
+
+    def aliased(self) -> list[str]:
+        """Returns the ids of the bundles that an alias names."""
+        return [one.bundle for one in self.registry.releases(MODEL) if one.aliases]
+
+    def send(self, count: int) -> None:
+        """Sends events, one second of event time apart."""
+        messages: list[tuple[bytes | None, bytes]] = []
+        for number in range(self.sent, self.sent + count):
+            user, item = f"u{number % 20}", f"i{number * 7 % 40}"
+            event = {"user_id": user, "item_id": item, "time": 10_000 + number, "label": number % 3 == 0}
+            messages.append((user.encode(), json.dumps(event | {"_event_id": number}).encode()))
+        self.log.append(self.settings.topics.events, messages)
+        self.sent += count
+
+    @contextlib.contextmanager
+    def load(self, *, every_s: float = 0.02, count: int = 10) -> Iterator[None]:
+        """Sends events from a thread while the body runs."""
+
+        def send() -> None:
+            while not self._stop.wait(every_s):
+                self.send(count)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            sender.join()
+            self._stop.clear()
+
+    def deltas(self) -> dict[str, list[Delta]]:
+        """Returns all deltas by bundle, in order."""
+        found: dict[str, list[Delta]] = {}
+        for number, end in self.log.end_offsets(self.settings.topics.deltas).items():
+            for message in self.log.read(self.settings.topics.deltas, number, 0, end):
+                change = delta.decode(message.value)
+                found.setdefault(change.bundle, []).append(change)
+        return found
+
+    def await_delta(self, bundle: Bundle, after: int = 0) -> None:
+        """Waits until the log has a delta of a bundle at an offset or later."""
+        at = {number: max(after, 0) for number in self.log.end_offsets(self.settings.topics.deltas)}
+
+        def arrived() -> bool:
+            for number, end in self.log.end_offsets(self.settings.topics.deltas).items():
+                for message in self.log.read(self.settings.topics.deltas, number, at[number], end):
+                    at[number] = message.offset + 1
+                    if delta.decode(message.value).bundle == bundle.id:
+                        return True
+            return False
+
+        until(arrived, 60)
+
+    def settle(self, *, seconds: float = 120) -> None:
+        """Waits until every bundle with an alias has a delta for the last event."""
+        ends = self.log.end_offsets(self.settings.topics.events)
+        last = {
+            number: max(
+                (one.offset for one in self.log.read(self.settings.topics.events, number, max(0, end - 20), end)),
+                default=-1,
+            )
+            for number, end in ends.items()
+        }
+
+        def done() -> bool:
+            changes = self.deltas()
+            return all(self._reached(changes.get(bundle, []), last) for bundle in self.aliased())
+
+        until(done, seconds)
+
+    @staticmethod
+    def _reached(changes: list[Delta], last: dict[int, int]) -> bool:
+        at: dict[int, int] = {}
+        for source in (source for change in changes for source in change.sources if source.topic.endswith("events")):
+            at[source.partition] = max(at.get(source.partition, -1), source.last)
+        return all(at.get(number, -1) >= offset for number, offset in last.items())
+
+    def check(self) -> dict[str, int]:
+        """Checks every table that was ever followed. Returns the number of applied events by bundle.
+
+        Of each bundle: every message from its start on is in one batch, up to the end or, for a retired bundle, up to
+        its last batch; the batches done again without any fault give the same bits; the store equals the fold.
+        """
+        log, topics = self.log, self.settings.topics
+        inputs = {
+            (topic, number, message.offset): message
+            for topic in (topics.items, topics.events)
+            for number, end in log.end_offsets(topic).items()
+            for message in log.read(topic, number, 0, end)
+        }
+        aliased, changes, applied = self.aliased(), self.deltas(), {}
+        for bundle in (one for one in self.bundles if one.id in changes):
+            applied[bundle.id] = self._check_table(bundle, changes[bundle.id], inputs, whole=bundle.id in aliased)
+        with contextlib.closing(self.settings.open_store()) as store:
+            for bundle in (one for one in self.bundles if one.id in aliased):
+                assert verify(log, bundle, store, topics).difference == "", bundle.id
+        return applied
+
+    def _check_table(
+        self, bundle: Bundle, changes: list[Delta], inputs: dict[tuple[str, int, int], Message], *, whole: bool
+    ) -> int:
+        start = start_of(self.log, bundle, self.settings.topics)
+        batches = [[(s.topic, s.partition, n) for s in c.sources for n in range(s.first, s.last + 1)] for c in changes]
+        taken = Counter(place for batch in batches for place in batch if place in inputs)
+        assert set(taken.values()) <= {1}, f"{bundle.id}: a message is in two batches"
+        last = {place[:2]: place[2] for place in sorted(taken)}
+        expected = {
+            place
+            for place in inputs
+            if place[2] >= start.positions[place[:2]] and (whole or place[2] <= last.get(place[:2], -1))
+        }
+        assert taken.keys() == expected, f"{bundle.id}: a message is in no batch"
+        assert [c.seq for c in changes if c.sources] == list(range(1, changes[-1].seq + 1)), "a batch is missing"
+        calm = Step(bundle, self.settings.topics, lateness_s=1e9, trained_until=start.trained_until)
+        count = 0
+        for change, batch in zip(changes, batches, strict=True):
+            if change.sources:
+                messages = [inputs[place] for place in batch if place in inputs]
+                count += calm.apply(messages, poison=frozenset(change.poison)).events
+        fold = Fold(self.log, bundle, self.settings.topics)
+        fold.advance()
+        same = np.array_equal(calm.ranker.table.weight.numpy(), fold.weight)
+        assert same, f"{bundle.id}: the table is not that of an undisturbed run"
+        return count
+
+    def close(self) -> None:
+        self.log.close()
