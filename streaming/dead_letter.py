@@ -8,6 +8,7 @@ import base64
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -39,6 +40,7 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter", tag_field="kind"):
         value_base64: Message, or its first bytes, as base64.
         key_base64: Key, or its first bytes, as base64. None without a key.
         key_size_bytes: Size of the key, bytes. At most `KEPT_BYTES` of the key are kept.
+        bundle: Id of the bundle whose stream could not use the message. "" in letters of earlier releases.
     """
 
     topic: str
@@ -51,6 +53,7 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter", tag_field="kind"):
     value_base64: str
     key_base64: str | None = None
     key_size_bytes: int = 0
+    bundle: str = ""
 
     @property
     def value(self) -> bytes:
@@ -73,9 +76,11 @@ class PutBack(msgspec.Struct, frozen=True, tag="put-back", tag_field="kind"):
 
     Attributes:
         letter: Offset of the letter in the topic of dead letters.
+        moved: True if the letter was appended again instead.
     """
 
     letter: int
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ class Filed:
         return not self.put_back and self.letter.cause != UNREADABLE
 
 
-def encode_dead_letter(message: Message, cause: str, reason: str, *, kept_bytes: int = KEPT_BYTES) -> bytes:
+def encode_dead_letter(
+    message: Message, cause: str, reason: str, *, kept_bytes: int = KEPT_BYTES, bundle: str = ""
+) -> bytes:
     """Encodes the dead letter of a message.
 
     Args:
@@ -106,6 +113,7 @@ def encode_dead_letter(message: Message, cause: str, reason: str, *, kept_bytes:
         cause: Kind of the fault, in one word.
         reason: Description of the fault.
         kept_bytes: Largest number of kept bytes of the message, and of its key.
+        bundle: Id of the bundle whose stream could not use the message.
 
     Returns:
         The letter, at most four times `kept_bytes` bytes.
@@ -121,6 +129,7 @@ def encode_dead_letter(message: Message, cause: str, reason: str, *, kept_bytes:
         value_base64=_base64(message.value[:kept_bytes]),
         key_base64=None if message.key is None else _base64(message.key[:kept_bytes]),
         key_size_bytes=len(message.key or b""),
+        bundle=bundle,
     )
     return msgspec.json.encode(letter)
 
@@ -251,6 +260,7 @@ def _base64(data: bytes) -> str:
 def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Mapping[int, bytes]) -> list[int]:
     """Appends the messages of letters to their original topics, each once.
 
+    A message that several bundles could not use has a letter of each, and is put back once for all of them.
     An item's message gets the version of its first arrival, so that it does not undo later changes. An event is marked
     as a backfill, so that it is not quarantined as late.
 
@@ -273,16 +283,20 @@ def put_back(log: EventLog, topics: Topics, numbers: Collection[int], mended: Ma
         # The topic is read after the fence, so that letters which another caller has put back are seen.
         end = log.end_offsets(topics.dead_letters)[0]
         _check(log, topics, chosen, mended, end)
-        done = {entry.letter for _, entry in _scan(log, topics, 0, end) if isinstance(entry, PutBack)}
-        left = sorted(chosen - done)
+        marks = [entry for _, entry in _scan(log, topics, 0, end) if isinstance(entry, PutBack)]
+        done, put = {mark.letter for mark in marks}, {mark.letter for mark in marks if not mark.moved}
+        twins = _twins(log, topics, chosen - done, end)
+        groups = [group & chosen for group in twins.values() if not group & put]
+        once = {min(group - done, key=lambda one: (one not in mended, one)) for group in groups}
+        left = sorted(once)
         pending: list[tuple[int, DeadLetter]] = []
         for number, entry in _scan(log, topics, left[0], left[-1] + 1) if left else ():
-            if number in chosen - done and isinstance(entry, DeadLetter):
+            if number in once and isinstance(entry, DeadLetter):
                 pending.append((number, entry))
                 if len(pending) == _CHUNK or sum(letter.size_bytes for _, letter in pending) > _CHUNK_BYTES:
-                    _append(transactor, topics, pending, mended)
+                    _append(transactor, topics, pending, mended, twins)
                     pending = []
-        _append(transactor, topics, pending, mended)
+        _append(transactor, topics, pending, mended, twins)
         return left
     finally:
         transactor.close()
@@ -309,7 +323,7 @@ def move_waiting(log: EventLog, topics: Topics, before: int, *, changed: Mapping
                 for filed in moved[start : start + _CHUNK]:
                     value = changed.get(filed.number) or msgspec.json.encode(filed.letter)
                     transaction.append(topics.dead_letters, value)
-                    transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(filed.number)))
+                    transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(filed.number, moved=True)))
     finally:
         transactor.close()
 
@@ -328,8 +342,33 @@ def _check(log: EventLog, topics: Topics, chosen: set[int], mended: Mapping[int,
         raise LogError(f"letter {min(missing)}: no such letter; `tessera deadletters list` shows all")
 
 
+def _twins(log: EventLog, topics: Topics, chosen: set[int], end: int) -> dict[int, set[int]]:
+    """Returns the numbers of the letters of all bundles for the same message, by the number of each chosen letter."""
+
+    def identity(number: int, letter: DeadLetter) -> tuple[Any, ...]:
+        # A letter of an earlier release is the only one of its message.
+        own = letter.topic, letter.partition, letter.offset, letter.value_base64
+        return own if letter.bundle else (number,)
+
+    groups: dict[tuple[Any, ...], set[int]] = {}
+    for number, entry in _scan(log, topics, 0, end):
+        if number in chosen and isinstance(entry, DeadLetter):
+            groups[identity(number, entry)] = set()
+    found: dict[int, set[int]] = {}
+    for number, entry in _scan(log, topics, 0, end):
+        if isinstance(entry, DeadLetter) and (group := groups.get(identity(number, entry))) is not None:
+            group.add(number)
+            if number in chosen:
+                found[number] = group
+    return found
+
+
 def _append(
-    transactor: Transactor, topics: Topics, letters: list[tuple[int, DeadLetter]], mended: Mapping[int, bytes]
+    transactor: Transactor,
+    topics: Topics,
+    letters: list[tuple[int, DeadLetter]],
+    mended: Mapping[int, bytes],
+    twins: Mapping[int, set[int]],
 ) -> None:
     if not letters:
         return
@@ -340,4 +379,5 @@ def _append(
             )
             value = marked(mended.get(number, letter.value), fields)
             transaction.append(letter.topic, value, key=letter.key)
-            transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(number)))
+            for twin in sorted(twins[number]):
+                transaction.append(topics.dead_letters, msgspec.json.encode(PutBack(twin)))

@@ -417,7 +417,7 @@ class Trainer:
     def _write(self, transaction: Transaction, outcome: StepResult) -> None:
         kept = min(KEPT_BYTES, self._limit_bytes // 4)
         for bad in outcome.bad:
-            letter = encode_dead_letter(bad.message, bad.cause, bad.reason, kept_bytes=kept)
+            letter = encode_dead_letter(bad.message, bad.cause, bad.reason, kept_bytes=kept, bundle=self._bundle.id)
             transaction.append(self._topics.dead_letters, letter)
         for removed in outcome.removed:
             line = encode_line(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from features.dataset.label import Label
 from models.bundle import delta
 from models.bundle.bundle import Bundle, BundleParts, write_bundle
 from models.bundle.delta import Delta
@@ -50,21 +51,27 @@ class ReleaseUnderLoad:
         self.log: EventLog = settings.open_log()
         self.log.create_topics(settings.topics.partitions())
 
-    def make(self) -> Bundle:
-        """Returns a new bundle with a table of its own."""
+    def make(self, label: str = "") -> Bundle:
+        """Returns a new bundle with a table of its own.
+
+        Args:
+            label: Column of the label, if another than the events have.
+        """
         number = len(self.bundles)
         generator = torch.Generator().manual_seed(number)
         table = self._parts.ranker.table
         table.weight.copy_(torch.randn(table.weight.shape, generator=generator) / 10)
-        bundle = write_bundle(
-            replace(self._parts, metrics={"number": number}), self._directory / f"bundle-{number}" / "bundle"
-        )
+        parts = replace(self._parts, metrics={"number": number})
+        if label:
+            events = parts.dataset.events.model_copy(update={"label": Label(column=label)})
+            parts = replace(parts, dataset=parts.dataset.model_copy(update={"events": events}))
+        bundle = write_bundle(parts, self._directory / f"bundle-{number}" / "bundle")
         self.bundles.append(bundle)
         return bundle
 
-    def publish(self) -> Bundle:
+    def publish(self, label: str = "") -> Bundle:
         """Publishes a new bundle as the challenger; the first one as the champion."""
-        bundle = self.make()
+        bundle = self.make(label)
         release = self.registry.publish(bundle, params={}, metrics={})
         if CHAMPION not in release.aliases:
             self.registry.challenge(release, verdict={})

@@ -3,6 +3,10 @@
 import contextlib
 import logging
 import os
+import random
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,19 +14,25 @@ from pathlib import Path
 
 import pytest
 
+from features.errors import FencedError
+from serving.rollout.lifecycle import parse_ramp, start, stop
+from streaming.dead_letter import move_waiting, put_back, read_dead_letters, waiting
 from streaming.log.topics import Topics
 from streaming.shared.ledger import newest_entry
+from tessera import stream_service
+from tessera.follow import lease, service
 from tessera.follow.release import ReleaseWatch
 from tessera.follow.service import FollowService
 from tessera.settings import Settings
-from tessera.stream_service import StreamConnections
+from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.streaming.following import MODEL, OPTIONS, ReleaseUnderLoad
 from tests.servers import until
 
 ROUNDS = int(os.environ.get("FOLLOW_ROUNDS", "3"))
+KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.timeout(120 + 20 * ROUNDS),
+    pytest.mark.timeout(180 + 20 * (ROUNDS + KILLS)),
 ]
 
 
@@ -110,3 +120,211 @@ def test_releases_under_load_lose_no_event_and_double_none(
     assert entry is not None
     assert entry.ended
     assert {one.bundle for one in entry.bundles if one.roles} == set(stage.aliased())
+
+
+class Worker:
+    """`tests.chaos.follow_worker` over a stage."""
+
+    def __init__(self, stage: ReleaseUnderLoad) -> None:
+        settings = stage.settings
+        addresses = {"TESSERA_HOME": str(settings.home), "TESSERA_TOPIC_PREFIX": settings.topics.prefix}
+        self._environment = os.environ | addresses | {"TESSERA_KAFKA": settings.kafka, "MLFLOW_TRACKING_URI": ""}
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.chaos.follow_worker", *arguments]
+        self.process = subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def test_a_follower_killed_at_any_handover_resumes_as_if_undisturbed(stage: ReleaseUnderLoad) -> None:
+    first, worker, chance = stage.publish(), Worker(stage), random.Random(KILLS)
+    worker.start()
+    try:
+        with stage.load(every_s=0.1):
+            stage.await_delta(first)
+            for number in range(KILLS):
+                stage.publish()
+                time.sleep(chance.uniform(0, 0.6))
+                (stage.promote, stage.retire_challenger, stage.promote)[number % 3]()
+                if number % 3 == 2:
+                    stage.roll_back()
+                time.sleep(chance.uniform(0, 0.6))
+                worker.kill()
+                worker.start(*([f"die={0.02}", f"seed={number}"] if number < KILLS - 1 else []))
+                if not worker.alive():
+                    worker.start()
+        if not worker.alive():
+            worker.start()
+        stage.send(50)
+        stage.settle()
+        time.sleep(1)
+    finally:
+        worker.kill()
+    applied = stage.check()
+    assert all(applied[bundle] == stage.sent for bundle in stage.aliased())
+
+
+def test_of_two_followers_the_newer_one_goes_on_and_the_older_one_says_why(
+    stage: ReleaseUnderLoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EVERY_S", 0.5)
+    first = stage.publish()
+    stage.send(50)
+    older = Follower(stage.settings).start()
+    stage.await_delta(first)
+    with following(stage.settings) as newer:
+        # No event comes, so the ledger alone tells the older one.
+        until(lambda: older.error is not None, 20)
+        assert isinstance(older.error, FencedError)
+        assert "another `tessera stream --follow` follows coloured" in str(older.error)
+        assert not newer.error
+        older.end()
+        stage.send(50)
+        stage.settle()
+        time.sleep(0.5)
+    assert stage.check() == {first.id: 100}
+
+
+def test_a_plain_stream_of_a_followed_bundle_ends_the_follower_by_name(
+    stage: ReleaseUnderLoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_service, "_CONFIRM_S", 0.5)
+    stage.publish()
+    challenger = stage.publish()
+    stage.send(50)
+    follower = Follower(stage.settings).start()
+    stage.await_delta(challenger)
+    with StreamService(challenger, StreamConnections.of(stage.settings), OPTIONS) as plain:
+        plain.drain()
+        # The follower is idle, and learns it when it confirms its positions.
+        until(lambda: follower.error is not None, 20)
+        assert isinstance(follower.error, FencedError)
+        assert f"bundle {challenger.id}: another stream trains it now" in str(follower.error)
+        follower.end()
+        stage.send(50)
+        plain.drain()
+    with following(stage.settings):
+        stage.settle()
+        time.sleep(0.5)
+    assert set(stage.check().values()) == {100}
+
+
+def test_a_bundle_that_vanishes_is_named_and_its_stream_goes_on(
+    stage: ReleaseUnderLoad, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "_CHECK_S", 0.2)
+    monkeypatch.setattr(lease, "EVERY_S", 0.2)
+    champion = stage.publish()
+    challenger = stage.publish()
+    stage.send(50)
+    cache, artifacts = stage.settings.bundles / challenger.id, stage.settings.home / "mlflow"
+    with following(stage.settings):
+        stage.await_delta(challenger)
+        shutil.rmtree(cache)
+        until((cache / "manifest.json").is_file, 20)
+        assert f"bundle {challenger.id}: its files vanished and were fetched again" in caplog.text
+        artifacts.rename(artifacts.with_name("aside"))
+        shutil.rmtree(cache)
+        until(lambda: challenger.id in _warned(stage, "its files vanished, and cannot be fetched"), 20)
+        stage.send(50)
+        stage.settle()
+    # A start without the files: the other bundle is trained, and the vanished one waits by name.
+    stage.send(50)
+    with following(stage.settings) as follower:
+        until(lambda: challenger.id in _warned(stage, ""), 20)
+        until(lambda: follower.service.metrics.states[champion.id].counts["events"] >= 50, 30)
+        state = follower.service.metrics.states[challenger.id]
+        assert (state.state, state.roles) == ("paused", ("challenger",))
+    artifacts.with_name("aside").rename(artifacts)
+    with following(stage.settings):
+        stage.settle()
+        time.sleep(0.5)
+    assert stage.check() == {champion.id: 150, challenger.id: 150}
+
+
+def _warned(stage: ReleaseUnderLoad, why: str) -> set[str]:
+    """Returns the bundles that the ledger says something about."""
+    entry = newest_entry(stage.log, stage.settings.topics)
+    assert entry is not None
+    return {one.bundle for one in entry.bundles if one.why and why in one.why}
+
+
+def test_a_challenger_that_the_events_do_not_fit_ends_alone(stage: ReleaseUnderLoad) -> None:
+    champion, challenger = stage.publish(), stage.publish(label="other")
+    stage.send(300)
+    with following(stage.settings) as follower:
+        stage.await_delta(champion)
+        until(lambda: challenger.id in _warned(stage, "Is this the right topic"), 60)
+        stage.send(50)
+        until(lambda: follower.service.metrics.states[champion.id].counts["events"] >= 350, 30)
+        stage.retire_challenger()
+        until(lambda: set(follower.service.streams) == {champion.id}, 20)
+    assert stage.check()[champion.id] == 350
+
+
+def test_bundles_that_experiments_name_are_followed_too(stage: ReleaseUnderLoad) -> None:
+    champion, challenger = stage.publish(), stage.publish()
+    stage.retire_challenger()
+    start(stage.registry, MODEL, "2", parse_ramp(None, 0.1), name="test")
+    watch = ReleaseWatch(stage.registry, stage.settings.bundles, MODEL)
+    wanted = watch.changed()
+    assert wanted is not None
+    assert {bundle: one.roles for bundle, one in wanted.items()} == {
+        champion.id: ("champion", "experiment"),
+        challenger.id: ("experiment",),
+    }
+    assert watch.changed() is None
+    stop(stage.registry, MODEL, "test", why="the test")
+    assert list(watch.changed() or {}) == [champion.id]
+
+
+def test_once_drains_the_topics_for_each_bundle(stage: ReleaseUnderLoad) -> None:
+    first, second = stage.publish(), stage.publish()
+    stage.send(70)
+    watch = ReleaseWatch(stage.registry, stage.settings.bundles, MODEL)
+    totals = FollowService(watch, StreamConnections.of(stage.settings), OPTIONS).once()
+    assert {bundle: one.events for bundle, one in totals.items()} == {first.id: 70, second.id: 70}
+    assert stage.check() == {first.id: 70, second.id: 70}
+
+
+def test_a_message_that_two_bundles_cannot_use_is_put_back_once(stage: ReleaseUnderLoad) -> None:
+    stage.publish()
+    stage.publish()
+    topics, connections = stage.settings.topics, StreamConnections.of(stage.settings)
+    watch = ReleaseWatch(stage.registry, stage.settings.bundles, MODEL)
+    stage.send(30)
+    stage.log.append(topics.events, [(b"u1", b'{"user_id": "u1"}'), (b"u2", b'{"user_id": "u2"}')])
+    FollowService(watch, connections, OPTIONS).once()
+    letters = read_dead_letters(stage.log, topics)
+    assert len(letters) == 4
+    assert len({one.letter.bundle for one in letters}) == 2
+    fixed = {one.number: b'{"user_id": "u1", "item_id": "i1", "time": 1, "label": 1}' for one in letters[:1]}
+    numbers = [one.number for one in letters]
+    assert put_back(stage.log, topics, numbers, fixed) == [
+        numbers[0],
+        next(one.number for one in letters if one.letter.offset != letters[0].letter.offset),
+    ]
+    assert put_back(stage.log, topics, numbers, {}) == []
+    assert [one.waits for one in read_dead_letters(stage.log, topics)] == [False] * 4
+    assert waiting(stage.log, topics, "invalid") == set()
+    # Letters that were moved to the end of their topic can still be put back.
+    watch = ReleaseWatch(stage.registry, stage.settings.bundles, MODEL)
+    FollowService(watch, connections, OPTIONS).once()
+    late = sorted(waiting(stage.log, topics, "invalid"))
+    assert len(late) == 2
+    move_waiting(stage.log, topics, late[-1] + 1, changed={})
+    moved = waiting(stage.log, topics, "invalid")
+    assert len(moved) == 2
+    assert len(put_back(stage.log, topics, moved, {})) == 1
