@@ -6,6 +6,7 @@ second follower of the same topics fences the first, which learns it at its next
 
 import msgspec
 
+from features.errors import LogError
 from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 
@@ -107,8 +108,13 @@ def newest_entry(log: EventLog, topics: Topics) -> FollowEntry | None:
     Raises:
         LogError: The log does not answer.
     """
-    log.create_topics({topics.followed: 1})
-    end, oldest = log.end_offsets(topics.followed)[0], log.offsets_at(topics.followed, 0)[0]
+    try:
+        end = log.end_offsets(topics.followed)[0]
+    except LogError:
+        # The first follower makes the topic. A log that does not answer raises here again.
+        log.end_offsets(topics.deltas)
+        return None
+    oldest = log.offsets_at(topics.followed, 0)[0]
     span, start = 8, end
     while start > oldest:
         start = max(oldest, end - span)

@@ -71,6 +71,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         "home": _home,
         "workers": _workers,
         "log": _log,
+        "followed": _followed,
         "store": _store,
         "registry": _registry,
         "schema registry": _schema_registry,
@@ -92,6 +93,7 @@ _REMEDIES = {
     "home": "point TESSERA_HOME at a directory that can be written",
     "workers": "point TMPDIR at a directory that can be written",
     "log": "see that the broker runs and that TESSERA_KAFKA names it; see TESSERA_KAFKA_… for TLS and SASL",
+    "followed": "see the log and the registry",
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
     "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
     "schema registry": "see that TESSERA_SCHEMA_REGISTRY names a server that answers, and its user and password",
@@ -189,6 +191,12 @@ def _log(settings: Settings) -> list[Finding]:
         return [Finding("log", _FAIL, found, remedy)]
     several = f"{where}: {partitions} partitions, for up to {partitions} processes of `tessera stream`"
     return [Finding("log", _OK, several if partitions > 1 else where)]
+
+
+def _followed(settings: Settings) -> list[Finding]:
+    from tessera.follow.report import what_is_followed
+
+    return [Finding("followed", level, found, remedy) for level, found, remedy in what_is_followed(settings)]
 
 
 def _schema_registry(settings: Settings) -> list[Finding]:
@@ -320,6 +328,9 @@ def status(
             table.add_row(", ".join(release["aliases"]), f"version {release['version']}, {release['bundle']}")
     for topic, lag in state["lag"].items():
         table.add_row(f"lag of {topic}", "–" if lag is None else f"{lag:,} messages")
+    for one in state["followed"]:
+        place = f"{one['state']}{': ' + one['why'] if one['why'] else ''}, batch {one['seq']:,}, lag {one['lag']:,}"
+        table.add_row(f"followed {one['bundle']}", f"{', '.join(one['roles']) or 'no role'}: {place}")
     age = state["newest_delta_s"]
     table.add_row("newest change of the table", "none yet" if age is None else f"{age:,.0f} s ago")
     for experiment in state["experiments"]:
@@ -333,9 +344,12 @@ def status(
 
 def standing(settings: Settings, model: str | None, *, experiments: bool) -> dict[str, Any]:
     """Returns the content of `status`."""
+    import msgspec
+
     from serving.rollout.guardrails import Guardrails
     from serving.rollout.judge import judging, ledger_path
     from serving.store.lag import deltas_behind, inputs_behind
+    from streaming.shared.ledger import newest_entry
 
     registry = settings.open_registry(create=False)
     champion = registry.resolve(model)
@@ -348,6 +362,7 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
         log.create_topics(topics.partitions())
         lag |= inputs_behind(log, bundle, topics)
         lag[topics.deltas], _ = deltas_behind(log, store, bundle, topics)
+        entry = newest_entry(log, topics)
         end = log.end_offsets(topics.deltas)[0]
         for back in (_MARKS, 8, 2):
             # If this many messages are no longer kept, fewer may be.
@@ -365,6 +380,7 @@ def standing(settings: Settings, model: str | None, *, experiments: bool) -> dic
         "model": champion.model,
         "releases": [asdict(release) for release in registry.releases(champion.model)],
         "lag": lag,
+        "followed": [msgspec.to_builtins(one) for one in entry.bundles] if entry is not None else [],
         "newest_delta_s": newest,
         "experiments": judged,
     }

@@ -29,6 +29,7 @@ from streaming.dead_letter import Filing, Letters
 from streaming.forget.message import Line
 from streaming.forget.request import ForgottenFeed
 from streaming.log.protocol import ends_of
+from streaming.shared.ledger import FollowEntry, newest_entry
 from tessera.settings import Settings
 
 _LOGGER = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Seen:
     upgrades: dict[str, dict[str, Any]] = field(default_factory=dict)
     skew: dict[str, Any] | None = None
     servers: list[dict[str, str]] = field(default_factory=list)
+    followed: FollowEntry | None = None
 
     def rates(self, value: Callable[[Sample], float]) -> list[float]:
         """Returns the growth of a count per second, between each sample and the next."""
@@ -152,6 +154,7 @@ class Sampler:
             sample = self._with_log(sample)
             self._with_forgotten()
             self.seen.letters = self._filing.read_on(self.log, self._settings.topics)
+            self.seen.followed = newest_entry(self.log, self._settings.topics)
         with self._watched("store"):
             sample = self._with_store(sample)
             if time.monotonic() >= self._servers_due:

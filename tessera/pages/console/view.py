@@ -20,6 +20,7 @@ from serving.traffic.router import Router
 from streaming.dead_letter import Filed
 from streaming.log.topics import Topics
 from tessera.pages import svg as plot
+from tessera.pages.console.followed import followed
 from tessera.pages.console.sampler import Sample, Seen
 
 _SHOWN_BYTES = 2_000
@@ -76,6 +77,7 @@ def overview(seen: Seen, topics: Topics, current: Router) -> dict[str, Any]:
     return {
         "rates": rates,
         "lag": _lag(last, topics),
+        "followed": followed(seen.followed, last.at if last else 0.0),
         "fresh_s": last.fresh_s if last else None,
         "items": current.service.items,
         "champion": next((one for one in seen.versions if "champion" in one.aliases), None),

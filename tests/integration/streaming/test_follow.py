@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,15 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
+from typer.testing import CliRunner
 
 from features.errors import FencedError
 from serving.rollout.lifecycle import parse_ramp, start, stop
 from streaming.dead_letter import move_waiting, put_back, read_dead_letters, waiting
 from streaming.log.topics import Topics
-from streaming.shared.ledger import newest_entry
+from streaming.shared.ledger import FollowedBundle, FollowEntry, FollowLedger, newest_entry
 from tessera import stream_service
+from tessera.cli.main import app
+from tessera.cli.operation import standing
 from tessera.follow import lease, service
 from tessera.follow.release import ReleaseWatch
+from tessera.follow.report import what_is_followed
 from tessera.follow.service import FollowService
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
@@ -29,6 +35,7 @@ from tests.integration.streaming.following import MODEL, OPTIONS, ReleaseUnderLo
 from tests.servers import until
 
 ROUNDS = int(os.environ.get("FOLLOW_ROUNDS", "3"))
+NONE = FollowedBundle("")
 KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
@@ -328,3 +335,52 @@ def test_a_message_that_two_bundles_cannot_use_is_put_back_once(stage: ReleaseUn
     moved = waiting(stage.log, topics, "invalid")
     assert len(moved) == 2
     assert len(put_back(stage.log, topics, moved, {})) == 1
+
+
+def test_doctor_and_status_name_what_is_followed_and_what_is_not(stage: ReleaseUnderLoad) -> None:
+    settings = stage.settings
+    champion = stage.publish()
+    assert what_is_followed(settings) == []
+    stage.send(60)
+    with following(settings) as follower:
+        until(lambda: follower.service.metrics.states.get(champion.id, NONE).counts.get("events") == 60, 30)
+        until(lambda: newest_entry(stage.log, settings.topics) is not None, 20)
+        follower.service._note(due=True)
+        [(level, found, _)] = what_is_followed(settings)
+        assert level == "ok"
+        assert re.fullmatch(rf"{champion.id} \(champion\): training, batch \d+, lag \d+", found)
+        text = generate_latest(follower.service.metrics.registry).decode()
+        assert f'tessera_messages_total{{bundle="{champion.id}",kind="events"}} 60.0' in text
+        assert f'tessera_followed{{bundle="{champion.id}",role="champion",state="training"}} 1.0' in text
+    [state] = standing(settings, MODEL, experiments=False)["followed"]
+    assert state["bundle"] == champion.id
+    assert state["seq"] >= 1
+    assert {tuple(one) for one in state["positions"]} >= {(settings.topics.events, 0, 60)}
+    [(level, found, remedy)] = what_is_followed(settings)
+    assert level == "warning"
+    assert "has ended" in found
+    assert "tessera stream --follow" in remedy
+    challenger = stage.publish()
+    with contextlib.closing(FollowLedger(stage.log, settings.topics)) as ledger:
+        paused = FollowedBundle(champion.id, ("champion",), "paused", "no file")
+        ledger.write(FollowEntry(time.time(), "host:1", MODEL, (paused,), registry="no answer"))
+        levels = [(level, found.partition(":")[0]) for level, found, _ in what_is_followed(settings)]
+        assert levels == [
+            ("fault", f"{champion.id} (champion)"),
+            ("warning", "the follower cannot read the registry"),
+            ("warning", f"{challenger.id} (challenger) is not trained yet"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--processes", "2"], "one process trains all bundles; leave out --processes"),
+        (["--rank", "0"], "leave out --processes and --rank"),
+        (["--bundle", "out"], "the registry names the bundles; leave out --bundle"),
+    ],
+)
+def test_what_does_not_go_with_follow_is_refused_by_name(options: list[str], named: str) -> None:
+    result = CliRunner().invoke(app, ["stream", "--follow", *options])
+    assert result.exit_code != 0
+    assert named in str(result.exception)
