@@ -18,6 +18,7 @@ from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from features.errors import FencedError
+from models.bundle.bundle import Bundle
 from serving.rollout.lifecycle import parse_ramp, start, stop
 from streaming.dead_letter import move_waiting, put_back, read_dead_letters, waiting
 from streaming.log.topics import Topics
@@ -35,7 +36,6 @@ from tests.integration.streaming.following import MODEL, OPTIONS, ReleaseUnderLo
 from tests.servers import until
 
 ROUNDS = int(os.environ.get("FOLLOW_ROUNDS", "3"))
-NONE = FollowedBundle("")
 KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
@@ -71,6 +71,9 @@ class Follower:
     def start(self) -> "Follower":
         self.thread.start()
         return self
+
+    def state(self, bundle: Bundle) -> FollowedBundle:
+        return self.service.metrics.states.get(bundle.id, FollowedBundle(""))
 
     def end(self) -> None:
         self.stop.set()
@@ -240,8 +243,8 @@ def test_a_bundle_that_vanishes_is_named_and_its_stream_goes_on(
     with following(stage.settings):
         stage.await_delta(challenger)
         shutil.rmtree(cache)
-        until((cache / "manifest.json").is_file, 20)
-        assert f"bundle {challenger.id}: its files vanished and were fetched again" in caplog.text
+        until(lambda: f"{challenger.id}: its files vanished and were fetched again" in caplog.text, 20)
+        assert (cache / "manifest.json").is_file()
         artifacts.rename(artifacts.with_name("aside"))
         shutil.rmtree(cache)
         until(lambda: challenger.id in _warned(stage, "its files vanished, and cannot be fetched"), 20)
@@ -250,10 +253,10 @@ def test_a_bundle_that_vanishes_is_named_and_its_stream_goes_on(
     # A start without the files: the other bundle is trained, and the vanished one waits by name.
     stage.send(50)
     with following(stage.settings) as follower:
+        until(lambda: follower.state(challenger).state == "paused", 20)
+        assert follower.state(challenger).roles == ("challenger",)
+        until(lambda: follower.state(champion).counts.get("events", 0) >= 50, 30)
         until(lambda: challenger.id in _warned(stage, ""), 20)
-        until(lambda: follower.service.metrics.states[champion.id].counts["events"] >= 50, 30)
-        state = follower.service.metrics.states[challenger.id]
-        assert (state.state, state.roles) == ("paused", ("challenger",))
     artifacts.with_name("aside").rename(artifacts)
     with following(stage.settings):
         stage.settle()
@@ -275,7 +278,7 @@ def test_a_challenger_that_the_events_do_not_fit_ends_alone(stage: ReleaseUnderL
         stage.await_delta(champion)
         until(lambda: challenger.id in _warned(stage, "Is this the right topic"), 60)
         stage.send(50)
-        until(lambda: follower.service.metrics.states[champion.id].counts["events"] >= 350, 30)
+        until(lambda: follower.state(champion).counts.get("events", 0) >= 350, 30)
         stage.retire_challenger()
         until(lambda: set(follower.service.streams) == {champion.id}, 20)
     assert stage.check()[champion.id] == 350
@@ -343,7 +346,7 @@ def test_doctor_and_status_name_what_is_followed_and_what_is_not(stage: ReleaseU
     assert what_is_followed(settings) == []
     stage.send(60)
     with following(settings) as follower:
-        until(lambda: follower.service.metrics.states.get(champion.id, NONE).counts.get("events") == 60, 30)
+        until(lambda: follower.state(champion).counts.get("events") == 60, 30)
         until(lambda: newest_entry(stage.log, settings.topics) is not None, 20)
         follower.service._note(due=True)
         [(level, found, _)] = what_is_followed(settings)

@@ -1,5 +1,7 @@
 """The console shows what is followed, how far, and says whether the follower runs."""
 
+from typing import Any
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from streaming.shared.ledger import FollowedBundle, FollowEntry
@@ -23,7 +25,8 @@ PAUSED = FollowedBundle("b-2", ("challenger",), "paused", "<b>no such file</b>")
 def page(entry: FollowEntry | None, now: float) -> str:
     pages = Environment(loader=PackageLoader("tessera.pages.console"), autoescape=True, undefined=StrictUndefined)
     pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio, "ago": view.ago}
-    content = {"champion": None, "items": 0, "fresh_s": None, "lag": [], "span_s": 0.0, "rates": [], "running": []}
+    content: dict[str, Any] = {"ranges": (), "servers": []}
+    content |= {"champion": None, "items": 0, "fresh_s": None, "lag": [], "span_s": 0.0, "rates": [], "running": []}
     return str(
         pages.get_template("live.html").render(bundle="b-1", letters={}, followed=followed(entry, now), **content)
     )
