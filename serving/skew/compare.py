@@ -23,6 +23,7 @@ from models.table.schema import Feature, Schema
 from serving.skew.record import SkewRecord, digests
 from serving.skew.report import SkewReport
 from serving.skew.state import SkewState
+from streaming.log.protocol import Offsets
 
 SCORE_TOLERANCE = 1e-5
 """Largest difference of a probability that counts as equal, since processors add in different orders."""
@@ -38,7 +39,7 @@ class WrongRow:
         digest: Digest of the vector that the server read.
         storage: Format of the rows in the server's store.
         request: Id of the request.
-        position: Position that the server named.
+        position: Position that the server named, an offset for each partition of the deltas.
         features: Names of the features that read the row.
     """
 
@@ -46,7 +47,7 @@ class WrongRow:
     digest: int
     storage: str
     request: str
-    position: int
+    position: Offsets
     features: tuple[str, ...]
 
 
@@ -229,7 +230,7 @@ class ServedComparison:
                 digest=int(served.row_digests[position]),
                 storage=served.storage,
                 request=served.id,
-                position=served.position,
+                position=served.positions,
                 features=tuple(self._readers(position)),
             )
             for position in np.flatnonzero(self._parts["rows"].wrong).tolist()

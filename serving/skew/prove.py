@@ -229,5 +229,5 @@ def _name_rows(
         served = "no version" if version is None else f"batch {version}"
         for feature in row.features:
             shown = {"request": row.request, "item": "", "row": row.row, "served": served}
-            shown["expected"] = f"the version at log offset {row.position}"
+            shown["expected"] = f"the version at log offset {', '.join(map(str, row.position))}"
             report.difference(feature, kind).add(1, [shown])

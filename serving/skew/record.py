@@ -59,7 +59,8 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         stale: True if the store did not answer, so that rows or history may be old.
         source: Source of the rows, `mirror` or `store`.
         storage: Format of the rows in the store.
-        position: First offset in partition 0 of the deltas' topic that the server may have lacked.
+        position: First offset of the deltas' topic that the server may have lacked; a list with the offset of each
+            partition if there are several.
         history: Ids of the visited items that the ranking read, oldest first.
         rows: (M,) little-endian uint32 rows of the table.
         digests: (M,) little-endian uint64 digests of the rows' vectors.
@@ -74,7 +75,6 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         shared_unread: (features,) uint8 number of values without a row, at most 255, by feature that all candidates
             share. Empty if every value has a row. None in records of version 1, which do not say.
         own_unread: (n, features) uint8, the same by candidate.
-        later_positions: The same as `position` for each partition from 1 on. Empty if the stream has one partition.
     """
 
     version: int
@@ -91,7 +91,7 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
     stale: bool
     source: str
     storage: str
-    position: int
+    position: int | list[int]
     history: list[str]
     rows: bytes
     digests: bytes
@@ -105,12 +105,11 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
     labels: bytes = b""
     shared_unread: bytes | None = None
     own_unread: bytes | None = None
-    later_positions: list[int] = []
 
     @property
     def positions(self) -> Offsets:
         """First offset in each partition of the deltas' topic that the server may have lacked."""
-        return (self.position, *self.later_positions)
+        return tuple(self.position) if isinstance(self.position, list) else (self.position,)
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -197,8 +196,7 @@ def record_of(
         stale=stale,
         source=inputs.source,
         storage=inputs.storage,
-        position=offset_in(inputs.position, 0),
-        later_positions=list(inputs.position[1:]),
+        position=list(inputs.position) if len(inputs.position) > 1 else offset_in(inputs.position, 0),
         history=[inputs.item_ids[number] for number in inputs.history.tolist()],
         rows=lookups.rows.astype("<u4").tobytes(),
         digests=digests(inputs.vectors).astype("<u8").tobytes(),

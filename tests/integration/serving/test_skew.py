@@ -247,8 +247,8 @@ def test_the_window_of_an_answer_begins_with_the_partition_that_was_behind(shop:
     for ahead in (0, 1, 3):
         later = []
         for one in records:
-            first, *others = (*one.positions[: 3 - ahead], *ends[3 - ahead :])
-            later.append(msgspec.structs.replace(one, position=first, later_positions=others))
+            position = [*one.positions[: 3 - ahead], *ends[3 - ahead :]]
+            later.append(msgspec.structs.replace(one, position=position))
         different.append(prove(shop.log, shop.bundle, shop.topics, later).different)
     assert different[:2] == [0, 0]
     assert different[2] > 0
