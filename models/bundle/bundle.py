@@ -62,6 +62,7 @@ from models.bundle.local import LocalRanker
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import ConceptHead, load_concepts
 from models.encoder.meaning.neighbours import load_correction
+from models.networks.kinds import DEFAULT
 from models.profile import profile
 from models.profile.profile import TrainingProfile, write_profile
 from models.ranker.network import Ranker
@@ -84,10 +85,11 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT, OLDEST_FORMAT = 6, 3
-"""Format 6 has the table in ranges of rows, and format 5 a correction. A bundle is written in the lowest format that
-holds its parts, which is 4 for a bundle without either. Formats 3 to 6 are read."""
-_CORRECTION_FORMAT, _PLAIN_FORMAT = 5, 4
+FORMAT, OLDEST_FORMAT = 7, 3
+"""Format 7 has a network of another kind than the default, format 6 the table in ranges of rows, and format 5 a
+correction. A bundle is written in the lowest format that holds its parts, which is 4 for a bundle without any of these.
+Formats 3 to 7 are read."""
+_RANGES_FORMAT, _CORRECTION_FORMAT, _PLAIN_FORMAT = 6, 5, 4
 _MANIFEST = "manifest.json"
 
 
@@ -303,7 +305,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             dataset=_portable(parts.dataset, parts.encoder),
             schema=parts.schema.to_json(),
             hash=asdict(parts.schema.hash_spec),
-            network=asdict(parts.ranker.network.config),
+            network=parts.ranker.network.config.to_json(),
             training=parts.training,
             encoder=encoder,
             codebook=codebook,
@@ -329,8 +331,10 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
 
 def _format(directory: Path, parts: BundleParts) -> int:
     """Returns the lowest format that holds the parts of a bundle whose rows are written."""
-    if len(row_files(directory)) > 1:
+    if parts.ranker.network.config.kind != DEFAULT:
         return FORMAT
+    if len(row_files(directory)) > 1:
+        return _RANGES_FORMAT
     return _PLAIN_FORMAT if parts.correction is None else _CORRECTION_FORMAT
 
 

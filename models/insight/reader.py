@@ -44,10 +44,14 @@ class Angles:
 def readers(schema: Schema, network: DensePart, *, head: bool = False) -> dict[str, NDArray[np.float64]]:
     """Maps `feature#chunk` to its reader: (h, D) of the MLP's first layer, or (1, D) of the linear head's first order.
 
-    Under attention, one reader reads all slots of the history, behind their weighted sum.
+    Empty for a network of another kind without such a layer. Under attention, one reader reads all slots of the
+    history, behind their weighted sum.
     """
     name = "network.head.weight" if head else "network.mlp._mlp.0._linear.weight"
-    weight = network.state_dict()[name].numpy().astype(np.float64)
+    layer = network.state_dict().get(name)
+    if layer is None:
+        return {}
+    weight = layer.numpy().astype(np.float64)
     plain = [feature for feature in schema.features if feature.pooling != "attention"]
     attended = [feature for feature in schema.features if feature.pooling == "attention"]
     found: dict[str, NDArray[np.float64]] = {}

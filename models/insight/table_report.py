@@ -34,7 +34,8 @@ class FeatureInsight:
     Attributes:
         lookups: Readers it has: its chunks, times the history's slots under attention.
         values: Distinct values that users, items and the vocabulary have under its salt; reading: those that read rows.
-        norm: Mean ‖e‖ of the rows they read; reader: ‖A‖ of its readers together, in the MLP's first layer.
+        norm: Mean ‖e‖ of the rows they read; reader: ‖A‖ of its readers together, in the MLP's first layer;
+            None for a network without such a layer.
     """
 
     name: str
@@ -46,7 +47,7 @@ class FeatureInsight:
     values: int | None
     reading: int | None
     norm: float | None
-    reader: float
+    reader: float | None
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ def _salts(bundle: Bundle, admission: Admission) -> dict[str, _Salt]:
 def _feature(
     schema: Schema, feature: Feature, salt: _Salt | None, norms: NDArray[np.float64], of_mlp: Readers
 ) -> FeatureInsight:
-    read = [of_mlp[f"{feature.name}#{chunk}"] for chunk in range(feature.chunks)]
+    names = [f"{feature.name}#{chunk}" for chunk in range(feature.chunks)]
+    read = [of_mlp[name] for name in names if name in of_mlp]
     used = salt is not None and len(salt.rows) > 0
     return FeatureInsight(
         name=feature.name,
@@ -236,7 +238,7 @@ def _feature(
         values=salt.values if salt else None,
         reading=len(salt.rows) if salt else None,
         norm=float(norms[salt.rows[:, : feature.chunks]].mean()) if salt and used else None,
-        reader=float(np.sqrt(sum((one**2).sum() for one in read))),
+        reader=float(np.sqrt(sum((one**2).sum() for one in read))) if read else None,
     )
 
 
@@ -265,7 +267,10 @@ def _hot(
 
 def _widening(salts: Sequence[_Salt], features: Sequence[FeatureInsight]) -> tuple[Widening, ...]:
     size = {
-        one.salt: sum(f.reader**2 * (f.norm or 0.0) ** 2 for f in features if f.salt == one.salt) ** 0.5
+        one.salt: sum(
+            (1.0 if f.reader is None else f.reader) ** 2 * (f.norm or 0.0) ** 2 for f in features if f.salt == one.salt
+        )
+        ** 0.5
         for one in salts
     }
     whole = sum(size.values()) or 1.0

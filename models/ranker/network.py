@@ -1,21 +1,24 @@
-"""The ranker: DCN-V2 over what the unified table returns (Wang et al., WWW 2021).
+"""The ranker: a network over what the unified table returns. The default is DCN-V2 (Wang et al., WWW 2021).
 
     x = [pooled lookups, attended history, numeric (B, n), projected content]      logit = w · [cross(x), MLP(x)]
 
-Crosses are low-rank (eq. 3 of the paper); cross nets and MLP are TorchRec's (see `models.ranker.dcn`).
+Other kinds are in `models.networks`. Crosses are low-rank (eq. 3 of the paper); cross nets and MLP are TorchRec's (see
+`models.ranker.dcn`).
 
 Shape letters: B batch, K lookups, D dim, L history length, W width of the attended features together.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.networks.inputs import NetworkInputs, NetworkReads
+from models.networks.kinds import DEFAULT, check_logits, network_class, new_network, source_of, wants_sequence
 from models.ranker.dcn import cross_net, mlp
 from models.ranker.placement import PlacementPath
 from models.table.batch import Batch
@@ -25,9 +28,13 @@ from models.table.schema import Schema
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Shape of the dense part.
+    """Kind and shape of the dense part.
 
     Attributes:
+        kind: Kind of the network, or `package.module:Class` of a network of one's own. The attributes `cross_layers`,
+            `cross_rank` and `hidden` are the default kind's.
+        options: Options of another kind than the default.
+        source: sha256 of the file of a network of one's own. Training sets it.
         cross_layers, cross_rank: Layers and rank of the cross net.
         hidden: Widths of the MLP's layers.
         attention: Width of the keys and queries with which a history is weighed.
@@ -39,6 +46,17 @@ class NetworkConfig:
     hidden: tuple[int, ...] = (128, 64)
     attention: int = 32
     content: int = 32
+    kind: str = DEFAULT
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the configuration as a bundle holds it. What only other kinds have is left out for the default."""
+        found = asdict(self)
+        return found if self.kind != DEFAULT else {name: found[name] for name in found if name not in _OF_OTHERS}
+
+
+_OF_OTHERS = ("kind", "options", "source")
 
 
 class Network(nn.Module):
@@ -107,6 +125,8 @@ class DensePart(nn.Module):
 
     def __init__(self, schema: Schema, config: NetworkConfig, *, seed: int = 0, plain: bool = False) -> None:
         super().__init__()
+        if config.kind != DEFAULT and not config.source:
+            config = replace(config, source=source_of(config.kind))
         self.config = config
         self._schema = schema
         self._columns: dict[str, Tensor] = {}
@@ -122,36 +142,75 @@ class DensePart(nn.Module):
             if self._attended:
                 candidate = torch.cat([columns[candidates[feature.column]] for feature in self._attended])
                 self._keep_columns(candidate=candidate)
-                self.attention = TargetAttention(len(candidate), config.attention)
+                if config.kind == DEFAULT:
+                    self.attention = TargetAttention(len(candidate), config.attention)
                 width += len(candidate)
             if schema.content:
                 self.content = nn.Linear(schema.content, config.content)
                 width += config.content
-        self.network = Network(width, config, seed=seed, plain=plain)
+        if config.kind == DEFAULT:
+            self.network: nn.Module = Network(width, config, seed=seed, plain=plain)
+        else:
+            self.network = self._other(len(unattended), seed)
         if schema.placement:
             self.placement = PlacementPath(schema.placement)
+
+    def _other(self, plain: int, seed: int) -> nn.Module:
+        """Returns the network of another kind, and makes the attention for a kind that reads no sequence."""
+        schema, config = self._schema, self.config
+        numbers = len(schema.numeric) + (config.content if schema.content else 0)
+        past = len(self._columns["candidate"]) if self._attended else 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fields = plain // schema.dim
+            sequence = NetworkReads(fields, schema.dim, numbers, past, schema.history_length if past else 0)
+            pooled = NetworkReads(fields + past // schema.dim, schema.dim, numbers)
+            made = network_class(config.kind)
+            reads = sequence if wants_sequence(made) else pooled
+            network = new_network(config.kind, reads, config.options, source=config.source)
+            if past and not wants_sequence(made):
+                self.attention = TargetAttention(past, config.attention)
+        return network
 
     def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
         """Returns logits (B,) of the table's output (B, K · D) and the batch it came from.
 
         Without cells of the placement, the constant of the position path takes their place.
         """
-        dtype = self.network.head.weight.dtype
+        dtype = self._dtype
         pooled = pooled.to(dtype)
-        inputs = [pooled[:, self._columns["plain"]] if self._attended else pooled]
-        if self._attended:
-            slots = self._schema.history_length
-            past = [self._columns[f"items_{one.name}"] for one in self._attended]
-            items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in past], dim=2)
-            assert batch.visits is not None
-            inputs.append(self.attention(pooled[:, self._columns["candidate"]], items, batch.visits))
-        if batch.content is not None:
-            inputs.append(self.content(batch.content.to(dtype)))
-        logits: Tensor = self.network(*inputs, batch.numeric.to(dtype))
+        fields = pooled[:, self._columns["plain"]] if self._attended else pooled
+        candidate, items = self._history(pooled)
+        content = [] if batch.content is None else [self.content(batch.content.to(dtype))]
+        numeric = batch.numeric.to(dtype)
+        attended = []
+        if candidate is not None and hasattr(self, "attention"):
+            attended = [self.attention(candidate, items, batch.visits)]
+        if self.config.kind == DEFAULT:
+            logits: Tensor = self.network(fields, *attended, *content, numeric)
+        else:
+            vectors = torch.cat([fields, *attended], dim=1).view(len(fields), -1, self._schema.dim)
+            inputs = NetworkInputs(vectors, torch.cat([*content, numeric], dim=1))
+            if candidate is not None and not attended:
+                inputs = inputs._replace(candidate=candidate, history=items, visits=batch.visits)
+            logits = check_logits(self.config.kind, self.network(inputs), len(fields))
         if self._schema.placement:
             path = self.placement
             logits = logits + (path.reference if batch.placement is None else path(batch.placement))
         return logits
+
+    def _history(self, pooled: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the candidate (B, W) and the history (B, L, W), None without attention."""
+        if not self._attended:
+            return None, None
+        slots = self._schema.history_length
+        past = [self._columns[f"items_{one.name}"] for one in self._attended]
+        items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in past], dim=2)
+        return pooled[:, self._columns["candidate"]], items
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
 
     def _keep_columns(self, **columns: Tensor) -> None:
         self._columns |= columns
@@ -160,7 +219,7 @@ class DensePart(nn.Module):
         """Moves the numbers of columns with the parameters. They are no buffers: the schema decides them, so no bundle
         stores them, and no change of precision may touch them."""
         super()._apply(move, recurse)
-        device = self.network.head.weight.device
+        device = next(self.network.parameters()).device
         self._columns = {name: own.to(device) for name, own in self._columns.items()}
         return self
 

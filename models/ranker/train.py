@@ -230,7 +230,8 @@ class TrainingRun:
         schema = blocks.source.schema
         self._hidden = ValueDropout(schema, config.dropout, users_per_value(blocks.source))
         several = [self._heights] if len(self._heights) > 1 else []
-        decided_by = (schema.to_json(), asdict(config), sum(self._heights), positives, *several)
+        own = [self.ranker.network.config.source] if self.ranker.network.config.source else []
+        decided_by = (schema.to_json(), asdict(config), sum(self._heights), positives, *several, *own)
         self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
         self.precision = self._chosen_precision()
 

@@ -22,6 +22,7 @@ from features.device import DeviceChoice
 from features.errors import DatasetError, TesseraError
 from features.history import DEFAULT_LENGTH
 from models.bundle.bundle import LogPosition
+from models.networks import kinds as networks
 from models.ranker.train import TrainConfig
 from models.registry.gate import Gates
 from models.semantic_id.codebook import kinds as codebooks
@@ -37,7 +38,7 @@ _OF_ENCODERS = "encoder_options"
 # Given with the command, since they change from run to run.
 _NOT_IN_FILE = ("warm_start", "vectors", "positions")
 # The network is a part of the training's configuration, the seed and the device are one for the whole run.
-_ELSEWHERE = {"training.network": "ranker", "training.seed": "", "training.device": ""}
+_ELSEWHERE = {"training.network": "ranker", "training.seed": "", "training.device": "", "training.network.source": ""}
 _ANY = 2**62
 _RANGES = {
     "seed": (0, 2**31),
@@ -143,6 +144,7 @@ class RunOptions:
             except ValueError as error:
                 raise TesseraError(f"{name}: {error}") from error
         codebooks.check(self.quantizer, self.quantizer_options)
+        networks.check(self.training.network.kind, self.training.network.options)
         try:
             encoders.check_options(self.encoder, self.encoder_options, self.vectors)
         except DatasetError as error:
@@ -283,7 +285,7 @@ def _choose(
     if name in known_choices():
         chosen[name] = _checked(name, value, is_text=is_text, vectors=vectors)
         return
-    for table in ("table.chunks", "quantizer_options", "gates.encoder", "gates.skew"):
+    for table in ("table.chunks", "quantizer_options", "ranker.options", "gates.encoder", "gates.skew"):
         if name.startswith(f"{table}."):
             own = {name.removeprefix(f"{table}."): _toml(value) if is_text else value}
             chosen[table] = {**chosen.get(table, {}), **_checked(table, own)}

@@ -18,6 +18,7 @@ from features.device import resolve
 from features.durable import write_directory
 from features.errors import DatasetError
 from features.frame import Frame
+from models.networks.kinds import source_of
 from models.ranker.checkpoint import check_processes
 from models.ranker.correct import CorrectionReport, fit_correction
 from models.ranker.reads import LEAST_EVENTS, ItemReads, PathChoice, choose_path, choose_reads
@@ -147,6 +148,8 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
     before = job.previous.after("frame", "train") if job.previous else {}
     choices = {name: one for name, one in (("choose", chosen), ("place", placed)) if one is not None}
     after: dict[str, Finished | str] = {"frame": framed, **before, **choices}
+    if source := source_of(config.network.kind):
+        after["the ranker's file"] = source
     return job.do("train", work, reads=READS, after=after, unit="samples")
 
 

@@ -112,7 +112,14 @@ class Previous:
         Raises:
             DatasetError: The new run has other features.
         """
-        old, trained = load_ranker(self._directory / "train" / "ranker", config)
+        try:
+            old, trained = load_ranker(self._directory / "train" / "ranker", config)
+        except RuntimeError as error:
+            # torch names the parameters that differ, and no other fault.
+            raise DatasetError(
+                f"{self._directory}: its ranker has another network than this run's [run.ranker]; give the same, or "
+                "train without --warm-start"
+            ) from error
         schema = as_chosen(schema, old)
         wanted = replace(schema, numeric=old.numeric)
         if replace(old, rows=schema.rows) != wanted or [n.name for n in old.numeric] != [

@@ -27,7 +27,7 @@ from tests.integration.world import World
 
 def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    own = {"own_encoder", "own_model", "own_quantizer", "own_vectors"}
+    own = {"own_encoder", "own_model", "own_quantizer", "own_ranker", "own_vectors"}
     shown = {"embeddings", "exported", "forgotten", "placement", "request_fields", "semantic_ids", "served"}
     assert names == {"arrow_batches", "client"} | shown | own
 
@@ -100,6 +100,12 @@ def test_own_encoder_and_own_quantizer_serve_a_run(world: World, tmp_path: Path)
     assert load_encoder(run / "encode" / "encoder").id.startswith("random-words-")
     run = quantizer.main(str(world.dataset.source), str(tmp_path / "b"), until="assign")
     assert codebooks.load(run / "assign" / "codebook").id.startswith("random-directions-")
+
+
+def test_own_ranker_serves_a_run(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = importlib.import_module("own_ranker").main(str(world.dataset.source), str(tmp_path))
+    assert bundle.manifest.network["kind"] == "own_ranker:GatedProducts"
+    assert ": test AUC 0." in capsys.readouterr().out
 
 
 def test_own_vectors_serve_a_run(world: World, tmp_path: Path) -> None:

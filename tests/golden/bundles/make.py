@@ -3,8 +3,8 @@
     python tests/golden/bundles/make.py NAME ...
 
 `placed` (format 4) has a position path and fields of the request and of the candidates. `corrected` (format 5) has a
-correction of new items. `ranges` (format 6) is `corrected` with its rows in two files. The data are drawn, so no data
-set stands in the repository.
+correction of new items. `ranges` (format 6) is `corrected` with its rows in two files. `kind` (format 7) has a network
+of another kind than the default. The data are drawn, so no data set stands in the repository.
 """
 
 import io
@@ -90,6 +90,12 @@ item = "sku"
 time = { column = "at" }
 label = { column = "clicked" }
 """ + RUN.format(reads='"id", "content"')
+KIND = (
+    CORRECTED.replace('name = "corrected"', 'name = "kind"')
+    + """kind = "self-attention"
+options = { inner = 4, hidden = [8] }
+"""
+)
 USERS = ("u0", "u1", "u13", "nobody")
 ITEMS = [f"S-{number:02}" for number in range(0, 24, 3)] + ["unknown"]
 
@@ -154,11 +160,11 @@ def made(name: str, place: Path) -> Bundle:
             archive.extractall(place / "corrected", filter="data")
         return in_ranges(load_bundle(place / "corrected"), place / name)
     write_data(place)
-    (place / f"{name}.toml").write_text({"placed": PLACED, "corrected": CORRECTED}[name])
+    (place / f"{name}.toml").write_text({"placed": PLACED, "corrected": CORRECTED, "kind": KIND}[name])
     dataset = load_dataset(place / f"{name}.toml")
     found = run(dataset, place / name, load_options(dataset), console=Console(), registry=None, until="publish")
     assert found.bundle is not None
-    return found.bundle if name == "placed" else corrected_bundle(found.bundle, place / "bundle")
+    return corrected_bundle(found.bundle, place / "bundle") if name == "corrected" else found.bundle
 
 
 def main(names: list[str]) -> None:

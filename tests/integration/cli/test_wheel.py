@@ -157,6 +157,7 @@ def answers(address: str) -> bool:
     ("client.py", ["URL"], "refused: 422"),
     ("own_encoder.py", ["shop.toml", "own-encoder"], "random-words: encode"),
     ("own_quantizer.py", ["shop.toml", "own-quantizer"], "random-directions: encode"),
+    ("own_ranker.py", ["shop.toml", "own-ranker"], "test AUC "),
     ("own_model.py", [], "accuracy on new rows"),
     ("own_vectors.py", ["shop.toml", "own-vectors"], "a red bicycle is "),
     ("placement.py", ["placement"], "placed: the even items lead by"),

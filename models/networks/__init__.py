@@ -1,0 +1,1 @@
+"""Networks over what the unified table returns, each a kind of ranker."""
