@@ -9,7 +9,6 @@ The log continues a snapshot from the snapshot's positions: table at offset n = 
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,11 @@ from safetensors.numpy import load_file, save_file
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import OWNERS, restore_aggregates
 from features.durable import write_directory
-from features.errors import BundleError, StreamError
+from features.errors import BundleError, StorageError, StreamError
+from features.storage.copy import files_below
+from features.storage.folders import Folders
+from features.storage.location import Remote
+from features.storage.sender import BackgroundSender
 from features.value.forgotten import Forgotten
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle, file_hashes
@@ -187,23 +190,28 @@ def _format(snapshot: Snapshot) -> int:
 
 
 class Snapshots:
-    """Snapshots in a directory.
+    """Snapshots in a directory, with copies at an object store if an address is given.
+
+    A snapshot is written on this machine first. A thread sends it to the store, so that a slow store does not delay the
+    stream. If several snapshots wait, the newest is sent. A machine without the directory fetches from the store.
 
     Args:
         directory: Directory of the snapshots. The first `write` creates it.
         keep: Number of newest snapshots to keep of each bundle, ≥ 1.
+        address: Folder at an object store for the copies. None: the snapshots are on this machine alone.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+    def __init__(self, directory: Path, *, keep: int = 2, address: Remote | None = None) -> None:
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep}")
-        self._directory = directory
+        self._directory, self._address = directory, address
         self._keep = keep
+        self._sender = BackgroundSender(self._send)
 
     def write(self, snapshot: Snapshot) -> Path:
         """Writes a snapshot, then removes the oldest snapshots beyond `keep`.
 
-        If the snapshot cannot be written, no snapshot is removed.
+        If the snapshot cannot be written, no snapshot is removed. The copy is sent later; see `await_sent`.
 
         Returns:
             Directory of the snapshot.
@@ -211,7 +219,7 @@ class Snapshots:
         Raises:
             StreamError: The disk refused the files, or the state cannot be encoded.
         """
-        destination = self._directory / snapshot.bundle / f"{snapshot.seq:015d}"
+        destination = self._directory / snapshot.bundle / _name(snapshot.seq)
 
         def fill(directory: Path) -> None:
             save_file({name: np.ascontiguousarray(a) for name, a in snapshot.arrays.items()}, directory / _ARRAYS)
@@ -233,63 +241,120 @@ class Snapshots:
                 raise StreamError(f"{destination}: the snapshot was not written: {error}; make room") from error
             except (OverflowError, TypeError, ValueError) as error:
                 raise StreamError(f"{destination}: the state cannot be encoded: {error}; report this") from error
-        for directory in self._directories(snapshot.bundle)[self._keep :]:
-            shutil.rmtree(directory, ignore_errors=True)
+        here = Folders(self._directory / snapshot.bundle, record=_MANIFEST)
+        for name in _numbered(here.here())[: -self._keep]:
+            here.remove(name)
+        if self._address is not None:
+            self._sender.ask((snapshot.bundle, destination.name))
         return destination
+
+    def await_sent(self) -> None:
+        """Waits until the newest snapshot is at the store. Does nothing without an address.
+
+        Raises:
+            StreamError: The store did not take it. The snapshot is on this machine.
+        """
+        error = self._sender.wait()
+        if error is not None:
+            raise StreamError(str(error)) from error
+
+    def _send(self, asked: tuple[str, str]) -> None:
+        """Sends a snapshot of a bundle, then removes older copies beyond `keep` and unfinished older copies."""
+        bundle, name = asked
+        folders = self._folders(bundle)
+        try:
+            folders.send(name)
+            older = _numbered(folders.complete())[: -self._keep]
+            for one in older + [each for each in folders.unfinished() if each < name]:
+                folders.remove_copy(one)
+        except OSError as error:
+            raise StorageError(f"snapshot {bundle}/{name} was not sent ({error}); the next one is tried too") from error
 
     def newest(self, bundle: Bundle) -> Snapshot | None:
         """Returns the newest intact snapshot, or None.
 
         A damaged snapshot is skipped with a warning, since the log has everything that a snapshot holds.
+
+        Raises:
+            StorageError: The store does not answer, and no snapshot is on this machine.
         """
-        for directory in self._directories(bundle.id):
+        folders = self._folders(bundle.id)
+        for name in reversed(_numbered(folders.names())):
             try:
-                return self._load(directory, bundle.id)
+                return self._load(folders, name, bundle.id)
             except BundleError as error:
                 _LOGGER.warning("%s", error)
         return None
 
-    def memories(self) -> Iterator[tuple[Path, Memory | None]]:
-        """Yields the directory and the memory of each snapshot of all bundles, None for a damaged memory."""
-        for directory in sorted(self._directory.glob("*/[0-9]*")):
-            try:
-                yield directory, msgspec.msgpack.decode((directory / _MEMORY).read_bytes(), type=Memory)
-            except (OSError, msgspec.DecodeError) as error:
-                _LOGGER.warning("%s: %s", directory, error)
-                yield directory, None
+    def memories(self) -> Iterator[tuple[Path | Remote, Memory | None]]:
+        """Yields the place and the memory of each snapshot of all bundles, None for a damaged memory."""
+        bundles = {path.name for path in self._directory.glob("*") if path.is_dir()}
+        if self._address is not None:
+            bundles |= {
+                file.address.removeprefix(f"{self._address}/").partition("/")[0] for file in files_below(self._address)
+            }
+        for bundle in sorted(bundles):
+            here = Folders(self._directory / bundle, record=_MANIFEST)
+            for name in _numbered(here.here()):
+                yield here.directory / name, _memory(here.directory / name)
+            if self._address is not None:
+                for name in _numbered(Folders(here.directory, self._address / bundle, record=_MANIFEST).complete()):
+                    place = self._address / bundle / name
+                    yield place, _memory(place)
 
     def prune(self, bundle: Bundle, seq: int) -> int:
-        """Removes the snapshots of a bundle that are older than a micro-batch. Returns their number."""
-        older = [directory for directory in self._directories(bundle.id) if int(directory.name) < seq]
-        for directory in older:
-            shutil.rmtree(directory, ignore_errors=True)
+        """Removes the snapshots of a bundle that are older than a micro-batch, and their copies.
+
+        Returns:
+            Number of removed snapshots.
+        """
+        folders = self._folders(bundle.id)
+        older = [name for name in _numbered(folders.names()) if int(name) < seq]
+        for name in older:
+            folders.remove(name)
         return len(older)
 
     def oldest_position(self, bundle: Bundle) -> Offsets | None:
         """Returns the positions of the oldest kept snapshot in the deltas' topic. Earlier deltas may expire."""
-        directories = self._directories(bundle.id)
-        return self._load(directories[-1], bundle.id).deltas if directories else None
+        folders = self._folders(bundle.id)
+        names = _numbered(folders.names())
+        return self._load(folders, names[0], bundle.id).deltas if names else None
 
-    def _directories(self, bundle: str) -> list[Path]:
-        """Returns the directories of a bundle's snapshots, newest first."""
-        directory = self._directory / bundle
-        return sorted((path for path in directory.glob("[0-9]*") if path.is_dir()), reverse=True)
+    def _folders(self, bundle: str) -> Folders:
+        address = self._address / bundle if self._address is not None else None
+        return Folders(self._directory / bundle, address, record=_MANIFEST)
 
     @staticmethod
-    def _load(directory: Path, bundle: str) -> Snapshot:
+    def _load(folders: Folders, name: str, bundle: str) -> Snapshot:
         try:
+            directory = folders.fetch(name)
             manifest = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Manifest)
             if not 1 <= manifest.format <= FORMAT or manifest.bundle != bundle:
                 raise BundleError(
                     f"{directory}: expected a snapshot of {bundle} in format 1 to {FORMAT}, "
                     f"got {manifest.bundle} in format {manifest.format}; the snapshot is skipped"
                 )
-            if file_hashes(directory) != manifest.files:
-                raise BundleError(f"{directory}: a file was altered (sha256 differs); the snapshot is skipped")
             memory = msgspec.msgpack.decode((directory / _MEMORY).read_bytes(), type=Memory)
             arrays = load_file(directory / _ARRAYS)
         except (OSError, msgspec.DecodeError, SafetensorError) as error:
-            raise BundleError(f"{directory}: {error}; the snapshot is skipped") from error
+            raise BundleError(f"{folders.directory / name}: {error}; the snapshot is skipped") from error
         inputs = {(topic, partition): position for topic, partition, position in manifest.inputs}
         deltas = (manifest.deltas,) if isinstance(manifest.deltas, int) else manifest.deltas
         return Snapshot(bundle, manifest.seq, deltas, inputs, arrays, memory)
+
+
+def _name(seq: int) -> str:
+    return f"{seq:015d}"
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Returns the names of snapshots among the names of folders, oldest first."""
+    return sorted(name for name in names if name.isdigit())
+
+
+def _memory(place: Path | Remote) -> Memory | None:
+    try:
+        return msgspec.msgpack.decode((place / _MEMORY).read_bytes(), type=Memory)
+    except (OSError, msgspec.DecodeError) as error:
+        _LOGGER.warning("%s: %s", place, error)
+        return None

@@ -363,13 +363,14 @@ class Trainer:
         """Writes a snapshot of the state after the last batch.
 
         Raises:
-            StreamError: The snapshot could not be written. The stream may continue.
+            StreamError: The snapshot could not be written, or not sent to an object store. The stream may continue.
         """
         if self._snapshots is None:
             return
         self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
         self._tell(Command("snapshot"))
         self._snapshots.write(self._snapshot())
+        self._snapshots.await_sent()
 
     def _snapshot(self) -> Snapshot:
         """Returns the state of all processes in the leader, and the state of this process in the others."""

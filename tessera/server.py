@@ -40,7 +40,7 @@ class ServeOptions:
 
     model: str | None
     alias: str
-    bundle: Path | None
+    bundle: str | None
     host: str
     port: int
     mirror: bool = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from features.durable import make_directory
 from features.errors import BundleError, TesseraError
 from features.lock import locked
-from features.storage.location import refuse_address
+from features.storage.location import Remote, locate, refuse_address
 from streaming.log.topics import Topics
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from serving.retrieval.rows import RowKind
     from serving.store.protocol import OnlineStore
     from streaming.log.protocol import EventLog
+    from streaming.snapshot import Snapshots
 
 
 _DATABASE = "mlflow.db"
@@ -62,6 +63,8 @@ class Settings:
             TESSERA_SCHEMA_REGISTRY_PASSWORD).
         exchange: address at an object store through which a batch job's files go to workers that share no disk with
             this machine (TESSERA_EXCHANGE).
+        snapshots_at: directory of the trainer's snapshots, or address at an object store for copies of them
+            (TESSERA_SNAPSHOTS); by default `home` has them.
     """
 
     home: Path
@@ -82,6 +85,7 @@ class Settings:
     schema_registry: str = ""
     schema_registry_user: str = ""
     schema_registry_password: str = field(default="", repr=False)
+    snapshots_at: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -111,6 +115,7 @@ class Settings:
             schema_registry=environment.get("TESSERA_SCHEMA_REGISTRY", ""),
             schema_registry_user=environment.get("TESSERA_SCHEMA_REGISTRY_USER", ""),
             schema_registry_password=environment.get("TESSERA_SCHEMA_REGISTRY_PASSWORD", ""),
+            snapshots_at=environment.get("TESSERA_SNAPSHOTS", ""),
             **_traces(environment),
         )
 
@@ -191,10 +196,22 @@ class Settings:
         """Directory of bundles that were fetched from the registry."""
         return self.home / "bundles"
 
-    @property
-    def snapshots(self) -> Path:
-        """Directory of the trainer's snapshots."""
-        return self.home / "snapshots"
+    def open_snapshots(self) -> "Snapshots":
+        """The trainer's snapshots: in `home`, with copies at an address if one is set.
+
+        Streams with other topics may share a directory or an address, since each has a folder of its own there.
+
+        Raises:
+            TesseraError: The address cannot be used.
+        """
+        from streaming.snapshot import Snapshots
+
+        own = self.home / "snapshots"
+        if not self.snapshots_at:
+            return Snapshots(own)
+        place = locate(self.snapshots_at)
+        place = place / self.topics.prefix if self.topics.prefix else place
+        return Snapshots(own, address=place) if isinstance(place, Remote) else Snapshots(place.absolute())
 
     @property
     def has_registry(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from features.errors import FencedError, LogError, StoreError, TesseraError
+from features.storage.location import locate
 from features.wire.schemas import Schemas
 from models.bundle.bundle import Bundle
 from models.registry.release import CHAMPION
@@ -73,7 +74,7 @@ class StreamConnections:
             log=lambda: closing(settings.open_log()),
             store=lambda: closing(settings.open_store()),
             topics=settings.topics,
-            snapshots=Snapshots(settings.snapshots),
+            snapshots=settings.open_snapshots(),
             storage=settings.storage,
             schemas=settings.schemas(refused_schemas),
         )
@@ -374,8 +375,17 @@ def refuse_shared_topics(settings: Settings) -> None:
         )
 
 
-def bundle_at(settings: Settings, model: str | None, directory: Path | None) -> Bundle:
-    """Returns the bundle of a directory, or the champion if no directory is given."""
-    from models.bundle import bundle as bundles
+def bundle_at(settings: Settings, model: str | None, place: str | None) -> Bundle:
+    """Returns the bundle of a directory or an address, or the champion if neither is given.
 
-    return bundles.load_bundle(directory) if directory else champion(settings, model)
+    Raises:
+        BundleError: There is no intact bundle.
+        StorageError: The object store does not answer.
+    """
+    from models.bundle.bundle import load_bundle
+    from models.registry.fetch import fetch_bundle
+
+    if not place:
+        return champion(settings, model)
+    location = locate(place)
+    return load_bundle(location) if isinstance(location, Path) else fetch_bundle(location, settings.bundles)

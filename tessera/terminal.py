@@ -16,7 +16,9 @@ DatasetArgument = Annotated[Path, typer.Argument(help="The dataset descriptor, a
 OutOption = Annotated[Path, typer.Option("--out", help="One directory per stage; a later run continues there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on standard output.")]
 ModelNameOption = Annotated[str | None, typer.Option("--model", help="Registered model; by default the only one.")]
-BundleOption = Annotated[Path | None, typer.Option("--bundle", help="A bundle's directory instead of the champion.")]
+BundleOption = Annotated[
+    str | None, typer.Option("--bundle", help="A bundle instead of the champion: its directory, or an address.")
+]
 
 
 def load_with_split(path: Path, by: str | None) -> Any:

@@ -16,6 +16,12 @@ from typing import Any
 from features.errors import StorageError, TesseraError
 
 _LOCAL = ("file", "local")
+# Clients of stores wait for minutes by default. With these options and tries they give up within a minute.
+_PATIENCE: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 1}}},
+    "gs": {"requests_timeout": 10},
+}
+_TRIES = 3
 
 
 @dataclass(frozen=True, order=True)
@@ -71,17 +77,23 @@ class Remote:
         from fsspec.core import url_to_fs
 
         try:
-            store, path = url_to_fs(self.address)
+            store, path = url_to_fs(self.address, **_patience(self.protocol))
+            if hasattr(store, "retries"):
+                store.retries = min(store.retries, _TRIES)
             # Another process may have written since this process listed a folder.
             store.invalidate_cache()
             yield store, path
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if bucket := _missing_bucket(error):
+                raise StorageError(
+                    f"{self.address}: the store has no bucket {bucket!r}; make it, or fix the address"
+                ) from error
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address) from None
+        except TesseraError:
+            raise
         except Exception as error:
             words = (str(error) or type(error).__name__).splitlines()[0]
-            raise StorageError(
-                f"{self.address}: the store failed ({words}); check the address, and the credentials in the environment"
-            ) from error
+            raise StorageError(f"{self.address}: the store failed ({words}); {_remedy(error)}") from error
 
     def below(self, store: Any, path: str) -> "Remote":
         """Returns the address of a path that the store names below this folder."""
@@ -153,6 +165,30 @@ def refuse_address(path: Path, remedy: str) -> None:
     protocol, mark, rest = str(path).partition(":/")
     if mark and protocol.isalnum() and len(protocol) > 1:
         raise TesseraError(f"{protocol}://{rest.lstrip('/')}: expected a directory of a file system; {remedy}")
+
+
+def _patience(protocol: str) -> dict[str, Any]:
+    """Returns the options of a protocol's client that the user's configuration of fsspec does not set."""
+    from fsspec.config import conf
+
+    given = conf.get(protocol, {})
+    return {name: value for name, value in _PATIENCE.get(protocol, {}).items() if name not in given}
+
+
+def _missing_bucket(error: BaseException) -> str:
+    """Returns the name of the bucket that a store does not have, or an empty text for a missing file."""
+    response = getattr(error.__cause__, "response", None) or {}
+    described = response.get("Error", {})
+    return str(described.get("BucketName", "?")) if described.get("Code") == "NoSuchBucket" else ""
+
+
+def _remedy(error: BaseException) -> str:
+    words = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, TimeoutError) or "timeout" in words or "timed out" in words:
+        return "it answers too slowly; check the network and the store, or allow more time by FSSPEC_S3 and the like"
+    if "connect" in words:
+        return "check the address, the network, and AWS_ENDPOINT_URL if it is set"
+    return "check the address, and the credentials in the environment"
 
 
 def _check_package(protocol: str, address: str) -> None:

@@ -47,7 +47,6 @@ def forgotten(
     from dataclasses import asdict
 
     from serving.leftover import leftovers
-    from streaming.snapshot import Snapshots
     from tessera.settings import Settings
     from tessera.stream_service import bundle_at
 
@@ -60,7 +59,7 @@ def forgotten(
             opened,
             settings.topics,
             settings.home,
-            Snapshots(settings.snapshots),
+            settings.open_snapshots(),
             schemas=settings.schemas(),
         )
     if json:
@@ -90,7 +89,6 @@ def topics_rewrite(
     from serving.rollout.ledger_users import hide_in_ledgers
     from streaming.forget.request import ForgottenFeed
     from streaming.forget.retention import rewrite
-    from streaming.snapshot import Snapshots
     from tessera.settings import Settings
     from tessera.stream_service import bundle_at
 
@@ -100,7 +98,7 @@ def topics_rewrite(
         from serving.store.writer import position_of
 
         log.create_topics(settings.topics.partitions())
-        snapshots = Snapshots(settings.snapshots)
+        snapshots = settings.open_snapshots()
         snapshot = snapshots.newest(opened)
         if snapshot is None:
             raise TesseraError(f"{opened.id}: no snapshot; run `tessera stream --once`, which writes one")

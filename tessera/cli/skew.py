@@ -165,13 +165,12 @@ class _Rounds:
         """Returns the report of the records that were appended in a time, milliseconds since 1970."""
         from serving.skew.drift import DriftReport
         from serving.skew.prove import prove, read_records
-        from streaming.snapshot import Snapshots
 
         topics = self._settings.topics
         with contextlib.closing(self._settings.open_log()) as log:
             log.create_topics(topics.partitions())
             records, unreadable = read_records(log, topics, since_ms=since_ms, until_ms=until_ms)
-            snapshot = Snapshots(self._settings.snapshots).newest(self._bundle) if self._from_snapshot else None
+            snapshot = self._settings.open_snapshots().newest(self._bundle) if self._from_snapshot else None
             report = prove(log, self._bundle, topics, records, snapshot=snapshot, limits=self._limits)
         if unreadable:
             report.skipped["unreadable"] += unreadable

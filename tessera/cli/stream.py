@@ -316,7 +316,6 @@ def _moment(text: str | None, option: str, *, clock: bool) -> int | None:
 def replay(model: ModelNameOption = None, bundle: BundleOption = None, json: JsonOption = False) -> None:
     """Rebuild the store from snapshot and log, while it is being read."""
     from serving.store.verify import replay as rebuild
-    from streaming.snapshot import Snapshots
     from tessera.settings import Settings
     from tessera.stream_service import bundle_at
 
@@ -324,7 +323,7 @@ def replay(model: ModelNameOption = None, bundle: BundleOption = None, json: Jso
     loaded = bundle_at(settings, model, bundle)
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        snapshot = Snapshots(settings.snapshots).newest(loaded)
+        snapshot = settings.open_snapshots().newest(loaded)
         done = rebuild(log, loaded, store, settings.topics, snapshot, storage=settings.storage)
     if json:
         print_json(done)
@@ -343,7 +342,6 @@ def verify(
 ) -> None:
     """Verify that the store is the fold of the log. Otherwise print the first difference and exit with 1."""
     from serving.store.verify import verify as compare
-    from streaming.snapshot import Snapshots
     from tessera.settings import Settings
     from tessera.stream_service import bundle_at
 
@@ -351,7 +349,7 @@ def verify(
     loaded = bundle_at(settings, model, bundle)
     with contextlib.closing(settings.open_store()) as store, contextlib.closing(settings.open_log()) as log:
         log.create_topics(settings.topics.partitions())
-        snapshot = Snapshots(settings.snapshots).newest(loaded) if from_snapshot else None
+        snapshot = settings.open_snapshots().newest(loaded) if from_snapshot else None
         done = compare(log, loaded, store, settings.topics, snapshot=snapshot, sample=sample)
     if json:
         print_json(done)

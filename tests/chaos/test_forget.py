@@ -43,7 +43,7 @@ from streaming.forget.request import audit, forget
 from streaming.forget.retention import rewrite
 from streaming.log.protocol import BLANK, EventLog, Kept, offset_in
 from streaming.log.topics import Topics
-from streaming.snapshot import Snapshot, Snapshots
+from streaming.snapshot import Snapshot
 from tessera.pages.console.app import Console, add_console
 from tessera.settings import Settings
 from tests.build import coloured_parts
@@ -236,7 +236,7 @@ def drained(
     stored = lambda: position_of(store, bundle.id, topics.deltas) or ()  # noqa: E731
     until(lambda: not unread(log, topics.deltas, dict(enumerate(stored()))), seconds=300, doing="drain of the writer")
     workers["writer"].kill()
-    snapshot = Snapshots(settings.snapshots).newest(bundle)
+    snapshot = settings.open_snapshots().newest(bundle)
     assert snapshot is not None
     return snapshot
 
@@ -251,7 +251,7 @@ def agrees(mirror: Mirror, fresh: Mirror) -> None:
 
 def rewritten(log: EventLog, store: OnlineStore, bundle: Bundle, settings: Settings, snapshot: Snapshot) -> None:
     """The log loses the users; what it keeps is named with a date."""
-    topics, snapshots = settings.topics, Snapshots(settings.snapshots)
+    topics, snapshots = settings.topics, settings.open_snapshots()
     before = {place.name: place for place in leftovers(log, bundle, topics, settings.home, snapshots)}
     assert before.keys() >= {topics.events, topics.deltas, topics.impressions, topics.dead_letters, topics.skew}
     waiting = {
