@@ -4,6 +4,7 @@ A client library is imported when its system is opened, so that a command loads 
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,12 @@ class Settings:
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Reads the addresses from environment variables."""
+        """Reads the addresses from environment variables.
+
+        Raises:
+            TesseraError: A variable that TESSERA_REQUIRE names is missing or empty, or a variable is invalid.
+        """
+        _require(environment)
         refuse_address(Path(environment.get("TESSERA_HOME", "")), "set TESSERA_HOME to a directory of this machine")
         return Settings(
             home=Path(environment.get("TESSERA_HOME", ".tessera")).absolute(),
@@ -213,6 +219,16 @@ class Settings:
         place = place / self.topics.prefix if self.topics.prefix else place
         return Snapshots(own, address=place) if isinstance(place, Remote) else Snapshots(place.absolute())
 
+    def stages_of(self, out: str) -> tuple[Path, Remote | None]:
+        """Returns the directory of a run's stages, and the address of their copies if `out` is an address.
+
+        The directory of an address is in `home`, one for each address.
+        """
+        place = locate(out)
+        if isinstance(place, Path):
+            return place, None
+        return self.home / "runs" / hashlib.sha256(place.address.encode()).hexdigest()[:16], place
+
     @property
     def has_registry(self) -> bool:
         """True if there is a registry to open: an address, or a database in `home`."""
@@ -304,6 +320,16 @@ def _traces(environment: Mapping[str, str]) -> dict[str, Any]:
         names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
         found["otlp_protocol"] = next((environment[name] for name in names if environment.get(name)), "")
     return found
+
+
+def _require(environment: Mapping[str, str]) -> None:
+    """Raises TesseraError if variables that TESSERA_REQUIRE names are missing: no embedded system may replace them."""
+    missing = [name for name in environment.get("TESSERA_REQUIRE", "").split() if not environment.get(name)]
+    if missing:
+        raise TesseraError(
+            f"{', '.join(missing)}: not set, but TESSERA_REQUIRE names it; set it in the config map or the secret "
+            "of this process, or take it out of TESSERA_REQUIRE"
+        )
 
 
 def _partitions(environment: Mapping[str, str]) -> int:

@@ -16,13 +16,15 @@ from features.errors import TesseraError
 from tessera.terminal import (
     DatasetArgument,
     JsonOption,
-    OutOption,
     err_console,
     load_with_split,
     out_console,
     print_json,
 )
 
+StagesOption = Annotated[
+    str, typer.Option("--out", help="One directory per stage; a later run continues there. A path or an address.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -125,7 +127,7 @@ def read_positions(path: Path | None) -> tuple[Any, ...]:
 
 def run(
     dataset: DatasetArgument,
-    out: OutOption = Path("out"),
+    out: StagesOption = "out",
     set_: SetOption = None,
     runner: RunnerOption = None,
     endpoint: EndpointOption = None,
@@ -152,14 +154,16 @@ def run(
     options = replace(chosen, warm_start=warm_start, positions=read_positions(positions))
     settings = Settings.from_environment()
     registry = settings.registry_on_use() if until == "publish" else None
+    directory, copies = settings.stages_of(out)
     result = run_stages(
         loaded,
-        out,
+        directory,
         options,
         console=err_console,
         registry=registry,
         until=until,
         engines=settings.engine,
+        copies=copies,
     )
     if json:
         import msgspec
@@ -171,6 +175,8 @@ def run(
         print_json(document | {"metrics": result.metrics, "gates": gates, "engine": result.engine})
     else:
         print_result(result)
+        if copies is not None:
+            out_console.print(f"stages   {copies}", soft_wrap=True, highlight=False)
     status_of(result)
 
 
@@ -189,7 +195,7 @@ def run_until(last: str, help_text: str) -> Callable[..., None]:
 
     def command(
         dataset: DatasetArgument,
-        out: OutOption = Path("out"),
+        out: StagesOption = "out",
         set_: SetOption = None,
         runner: RunnerOption = None,
         endpoint: EndpointOption = None,

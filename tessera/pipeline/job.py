@@ -13,7 +13,7 @@ from features.dataset.input_files import InputFiles
 from features.dataset.tables import DatasetTables
 from features.errors import DatasetError
 from features.jobs.engine import Engine
-from features.storage.location import refuse_address
+from features.storage.location import Remote, refuse_address
 from tessera.pipeline.made_of import MadeOf, differences, key_of
 from tessera.pipeline.options import RunOptions, for_dataset
 from tessera.pipeline.stage import Advance, Stages
@@ -41,6 +41,7 @@ class Job:
         console: Prints progress bars and warnings.
         code: Version of the code, a part of every stage's key.
         engines: Makes the engine of the batch jobs.
+        copies: Folder at an object store for copies of the stages, or None.
 
     Attributes:
         tables: The dataset's tables, read once.
@@ -57,12 +58,13 @@ class Job:
         console: Console,
         code: str,
         engines: Engines = Engine,
+        copies: Remote | None = None,
     ) -> None:
         for directory in filter(None, (out, options.warm_start)):
             refuse_address(
                 directory,
-                "a run locks and renames its directories. For workers that share no disk set TESSERA_EXCHANGE to the "
-                "address, and write features there by `tessera export --out`",
+                "the library's runs and a warm start are on this disk. `tessera run --out` takes an address, and for "
+                "workers that share no disk TESSERA_EXCHANGE is one",
             )
         self._engines = engines
         options = for_dataset(options, dataset)
@@ -70,7 +72,7 @@ class Job:
         if options.warm_start and options.warm_start.resolve() == out.resolve():
             raise DatasetError(f"--warm-start {out} is this run's own --out; give the new run another directory")
         self.previous = Previous(options.warm_start) if options.warm_start else None
-        self.stages = Stages(out, console)
+        self.stages = Stages(out, console, copies)
         self.split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
         self.tables = DatasetTables(dataset)
         self.read: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from features.dataset.descriptor import Dataset
 from features.jobs.engine import Engine
+from features.storage.location import Remote
 from models.bundle.bundle import Bundle
 from models.registry.gate import Verdict
 from models.registry.registry import Registry
@@ -63,6 +64,7 @@ def run(
     registry: Registry | None,
     until: str,
     engines: Engines = Engine,
+    copies: Remote | None = None,
 ) -> RunResult:
     """Runs the stages up to and including `until`; finished stages are kept.
 
@@ -74,12 +76,14 @@ def run(
         registry: Receives the bundle; None leaves the bundle in `out` alone.
         until: One of `STAGES`.
         engines: Makes the engine of the batch jobs; `Settings.engine` knows the addresses of the environment.
+        copies: Folder at an object store that gets a copy of each finished stage. A stage that `out` lacks and that has
+            a copy with the same key is fetched instead of done.
 
     Raises:
         TesseraError: Another run uses `out`, or a stage cannot run.
     """
     chosen = load_options(dataset) if options is None else options
-    job = Job(dataset, out, chosen, console, code_version(__name__), engines)
+    job = Job(dataset, out, chosen, console, code_version(__name__), engines, copies)
     with job.stages.held():
         return _stages(job, registry, STAGES[: STAGES.index(until) + 1])
 

@@ -3,6 +3,8 @@
 A stage's output is a directory that appears by a rename when it is complete. Its key is a hash of everything that
 decides it, the keys of the stages before it included: the same key is not done again, another key replaces it.
 The sha256 of each of its files is kept with the key, so a stage that was damaged since is done again.
+
+Finished stages may have copies at an object store. A machine that lacks a stage takes the copy with the same key.
 """
 
 import hashlib
@@ -31,6 +33,8 @@ from rich.text import Text
 from features.durable import make_directory, recover_directory, replace_directory, write_file
 from features.errors import DatasetError, TesseraError
 from features.lock import locked
+from features.storage.folders import fetch_folder, send_folder
+from features.storage.location import Remote
 from tessera.pipeline.made_of import MadeOf, key_of
 
 Advance = Callable[[int, int], None]
@@ -80,11 +84,13 @@ class Stages:
     Args:
         directory: holds one directory for each finished stage, and `.NAME.partial` of one that was stopped.
         console: where progress bars go.
+        copies: folder at an object store that has a copy of each finished stage; None for the directory alone.
     """
 
-    def __init__(self, directory: Path, console: Console) -> None:
+    def __init__(self, directory: Path, console: Console, copies: Remote | None = None) -> None:
         self._directory = directory
         self._console = console
+        self._copies = copies
         self.executed: dict[str, float] = {}
         """Stages done by this object, with the seconds each took."""
         self.again: dict[str, list[str]] = {}
@@ -131,15 +137,19 @@ class Stages:
 
         Raises:
             TesseraError: another run uses the directory, or an input changed while the stage was made.
+            StorageError: the store of the copies does not answer, or refuses a copy; the stage is kept here.
         """
         with self.held():
             stage = self._directory / name
             recover_directory(stage)
+            if self._copies is not None:
+                self._fetch(self._copies / name, stage, key)
             finished = _record(stage)
             if finished.key == key:
                 damage = _damage(stage)
                 if damage is None:
                     self._console.print(Text(f"{name}: in place", "dim"))
+                    self._send(name)
                     return stage
                 self._again(name, [damage])
             elif finished.key:
@@ -147,7 +157,24 @@ class Stages:
             start = time.perf_counter()
             self._do(name, _Record(key, made_of=made_of), work, unit, inputs)
             self.executed[name] = time.perf_counter() - start
+            self._send(name)
             return stage
+
+    def _fetch(self, copy: Remote, stage: Path, key: str) -> None:
+        """Replaces a stage that is not in place by the copy at the store, if the copy has the key."""
+        if _record(stage).key == key and _damage(stage) is None:
+            return
+        if _record(copy).key == key:
+            self._console.print(Text(f"{stage.name}: fetched from {copy}", "dim"), soft_wrap=True)
+            try:
+                fetch_folder(copy, stage, _KEY)
+            except FileNotFoundError:
+                # Another machine is replacing the copy.
+                return
+
+    def _send(self, name: str) -> None:
+        if self._copies is not None:
+            send_folder(self._directory / name, self._copies / name, _KEY)
 
     def partial(self, name: str) -> Path:
         """Returns the directory of a stage that is not finished, and that may not exist."""
@@ -244,7 +271,7 @@ def _damage(directory: Path) -> str | None:
     return None
 
 
-def _record(directory: Path) -> _Record:
+def _record(directory: Path | Remote) -> _Record:
     """Reads the record of a directory; its key is empty if there is no readable record."""
     try:
         return msgspec.json.decode((directory / _KEY).read_bytes(), type=_Record)

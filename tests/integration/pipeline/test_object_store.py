@@ -14,13 +14,14 @@ from features.dataset.files import file_slices, load
 from features.dataset.input_files import InputFiles
 from features.dataset.source import TableSource
 from features.durable import write_directory
-from features.errors import DatasetError, TesseraError
+from features.errors import DatasetError, StorageError, TesseraError
 from features.framing.choices import is_large
 from features.jobs.beam import map_shards
 from features.jobs.encode import encode_catalogue
 from features.jobs.engine import Engine
 from features.jobs.messages import event_messages
 from features.jobs.shard import Sifted, read_shards, write_shards
+from features.storage import folders
 from features.storage.copy import files_below, local_directory, upload
 from features.storage.file import names, remove, size_bytes, stamp, write
 from features.storage.location import Remote
@@ -235,10 +236,73 @@ def test_an_export_at_a_store_has_the_bytes_of_one_on_disk(
         CliRunner().invoke(app, [*command, "--feast", str(tmp_path / "feast")], catch_exceptions=False)
 
 
+def test_a_run_at_an_address_goes_on_on_another_machine(
+    shops: dict[str, Path], store: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["quantizer=residual-kmeans", "encoder_dim=4", "levels=2", "codes=4"]
+    given = [word for option in options for word in ("--set", option)]
+
+    def run_at(home: str, last: str, *more: str) -> str:
+        monkeypatch.setenv("TESSERA_HOME", str(tmp_path / home))
+        command = ["run", str(shops["disk"]), "--out", f"{store}/run", "--until", last, *given, *more]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert f"stages   {store}/run" in run_at("one", "assign")
+    assert [file.name for file in files_below(store / "run") if file.name == "stage.json"] == ["stage.json"] * 2
+    said = run_at("two", "frame")
+    assert f"assign: fetched from {store}/run/assign" in said
+    (first,), (second,) = ((tmp_path / name / "runs").glob("[!.]*") for name in ("one", "two"))
+    for stage in ("encode", "assign"):
+        assert contents(first / stage) == contents(second / stage)
+        assert (first / stage / "stage.json").read_bytes() == (second / stage / "stage.json").read_bytes()
+    # The first machine lacks the frame alone, and takes it.
+    said = run_at("one", "frame")
+    assert "fetched" in said
+    assert "encode: in place" in said
+    assert "encode: fetched" not in said
+    assert contents(first / "frame") == contents(second / "frame")
+    # Another choice replaces the copies of the stages that it decides, and no machine takes a stage of the other key.
+    said = run_at("two", "frame", "--set", "seed=1")
+    assert "fetched" not in said
+    assert "fetched" in run_at("one", "frame", "--set", "seed=1")
+    assert contents(first / "frame") == contents(second / "frame")
+
+
+def test_a_stage_that_the_store_does_not_take_is_kept_and_sent_later(
+    shops: dict[str, Path], store: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RunOptions(quantizer="residual-kmeans", encoder_dim=4, levels=2, codes=4)
+
+    def run_it() -> list[str]:
+        done = run(load_dataset(shops["disk"]), tmp_path, options, console=quiet(), registry=None, until="encode",
+                   copies=store / "later")  # fmt: skip
+        return list(done.executed)
+
+    def refused(*_: object) -> None:
+        raise StorageError("s3://shop/later/encode/a: the store failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "transfer", refused)
+        with pytest.raises(StorageError, match="the store failed"):
+            run_it()
+    assert names(store / "later/encode") == []
+    assert run_it() == []
+    assert contents(local_directory(store / "later/encode")) == contents(tmp_path / "encode")
+    # A copy that was altered is named, and is not taken.
+    file = next(one for one in files_below(store / "later/encode") if one.name.endswith(".parquet"))
+    write(file, b"other")
+    shutil.rmtree(tmp_path / "encode")
+    with pytest.raises(StorageError, match=f"{file}: sha256 differs from stage.json; remove {store}/later/encode"):
+        run_it()
+    remove(store / "later/encode")
+    assert run_it() == ["encode"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "{disk}", "--out", "s3://shop/out"], "s3://shop/out: expected a directory .* TESSERA_EXCHANGE"),
         (["run", "{disk}", "--out", "x", "--warm-start", "s3://shop/out"], "s3://shop/out: expected a directory"),
         (["check", "s3://shop/data/store.toml"], "copy the descriptor to this disk; the path of a table"),
         (["export", "s3://shop/out"], "s3://shop/out: .* copy the run or the bundle to this disk"),
