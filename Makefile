@@ -43,12 +43,15 @@ up: setup ## Start a real Kafka broker and a Redis server on this machine, witho
 down: ## Stop what `make up` started.
 	@infra/kafka/kafka.sh stop; infra/redis.sh stop
 
-lock: ## Compile both locks again from pyproject.toml.
+lock: ## Compile the locks again from pyproject.toml: of all, of a GPU machine, of the image.
 	@uv pip compile pyproject.toml --extra all --extra dev --quiet --generate-hashes --no-emit-index-url --no-header \
 	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -o requirements.txt
 	@uv pip compile pyproject.toml --no-config --extra cuda --extra serve --extra dev --constraint requirements.txt --quiet \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -o requirements-cuda.txt
+	@uv pip compile pyproject.toml --extra all --extra objects --extra traces --constraint requirements.txt --quiet \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -o requirements-image.txt
 
 clean: ## Remove what was built and run; keeps .venv.
 	@rm -rf out .tessera .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

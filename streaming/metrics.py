@@ -8,6 +8,7 @@ from threading import Lock
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from features.errors import StreamError
 from streaming.log.protocol import Message, Positions
 from streaming.step_result import StepResult
 
@@ -67,9 +68,20 @@ class StreamMetrics:
         self.seq = 0
         self.positions: Positions = {}
 
-    def serve(self, port: int) -> None:
-        """Serves `GET /metrics` on a port of this machine, in a thread."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
+    def serve(self, port: int, host: str = "127.0.0.1") -> None:
+        """Serves `GET /metrics` on a port, in a thread.
+
+        Args:
+            port: Port to listen on.
+            host: Address to listen on. By default this machine alone can read the metrics.
+
+        Raises:
+            StreamError: The port is taken, or the address is not one of this machine.
+        """
+        try:
+            start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise StreamError(f"metrics at {host}:{port}: {error}; choose another port or host") from error
 
     def joined(self, counts: Mapping[str, int]) -> None:
         """Sets the counts of a joiner: `streaming.shown.joiner.Joiner.counts`."""

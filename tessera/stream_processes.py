@@ -82,6 +82,8 @@ def _outage(processes: list["subprocess.Popen[bytes]"], count: int, options: Seq
         for rank in range(count):
             command = [sys.executable, "-m", "tessera", "stream", *options]
             command += ["--processes", str(count), "--rank", str(rank), "--meet", meet]
+            # The processes of one machine have one port for metrics, which is the leader's.
+            command += [] if rank == 0 else ["--metrics-port", "0"]
             output = None if rank == 0 else subprocess.DEVNULL
             # A session of its own: Ctrl-C goes to the parent alone, which tells the leader.
             processes.append(

@@ -75,6 +75,7 @@ def diagnose(settings: Settings) -> list[Finding]:
         "store": _store,
         "registry": _registry,
         "schema registry": _schema_registry,
+        "object store": _object_store,
         "keys": _keys,
     }
     findings: list[Finding] = []
@@ -97,6 +98,7 @@ _REMEDIES = {
     "store": "see that the server runs and that TESSERA_REDIS names it, with user, password and ssl_ca_certs if asked",
     "registry": "see that MLFLOW_TRACKING_URI names a server that answers",
     "schema registry": "see that TESSERA_SCHEMA_REGISTRY names a server that answers, and its user and password",
+    "object store": "see that the bucket exists, that the store answers, and that the credentials may write and delete",
     "keys": "fix the file, or remove it and make new keys",
 }
 
@@ -197,6 +199,30 @@ def _followed(settings: Settings) -> list[Finding]:
     from tessera.follow.report import what_is_followed
 
     return [Finding("followed", level, found, remedy) for level, found, remedy in what_is_followed(settings)]
+
+
+def _object_store(settings: Settings) -> list[Finding]:
+    """Writes, reads and removes a file at each address of an object store."""
+    from features.storage.file import remove, write
+    from features.storage.location import Remote, locate
+
+    named = {"TESSERA_SNAPSHOTS": settings.snapshots_at, "TESSERA_EXCHANGE": settings.exchange}
+    findings = []
+    for name, text in named.items():
+        try:
+            place = locate(text) if text else None
+            if isinstance(place, Remote):
+                probe = place / f".doctor-{os.getpid()}"
+                began = time.monotonic()
+                write(probe, bytes(_PROBE_BYTES))
+                if probe.read_bytes() != bytes(_PROBE_BYTES):
+                    raise TesseraError(f"{probe}: other bytes came back than were written; use another store")
+                remove(probe)
+                took = 1_000 * (time.monotonic() - began)
+                findings.append(Finding(f"object store: {name}", _OK, f"{place}: written and read in {took:,.0f} ms"))
+        except TesseraError as error:
+            findings.append(Finding(f"object store: {name}", _FAIL, str(error), _REMEDIES["object store"]))
+    return findings
 
 
 def _schema_registry(settings: Settings) -> list[Finding]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from features import device
+from features.storage.copy import files_below
 from models.registry.release import CHAMPION
 from serving.store.fill import fill_store
 from streaming.log.topics import Topics
@@ -18,6 +19,7 @@ from tessera.cli.operation import Finding, diagnose, standing
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.world import World
+from tests.object_store import object_store
 from tests.servers import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -51,6 +53,20 @@ def test_the_partitions_of_a_stream_are_named(tmp_path: Path) -> None:
     assert "4 partitions, for up to 4 processes" in found(settings)["log"].found
     other = found(replace(settings, topics=Topics("", 2)))["log"]
     assert (other.level, other.remedy[:24]) == ("fault", "set TESSERA_PARTITIONS=4")
+
+
+def test_an_object_store_is_written_and_a_missing_bucket_is_a_fault(tmp_path: Path) -> None:
+    with object_store(f"b{uuid.uuid4().hex}") as store:
+        sound = found(Settings(home=tmp_path, snapshots_at=f"{store}/snapshots"))["object store: TESSERA_SNAPSHOTS"]
+        assert (sound.level, sound.found.startswith(f"{store}/snapshots: written and read in ")) == ("ok", True)
+        assert files_below(store) == []
+        wrong = found(Settings(home=tmp_path, snapshots_at="s3://none/x", exchange=f"{store}/exchange"))
+        assert wrong["object store: TESSERA_EXCHANGE"].level == "ok"
+        missing = wrong["object store: TESSERA_SNAPSHOTS"]
+        assert (missing.level, "the store has no bucket 'none'; make it" in missing.found) == ("fault", True)
+        assert "credentials may write" in missing.remedy
+    # A directory is no object store, and is made by the first snapshot.
+    assert not [name for name in found(Settings(home=tmp_path, snapshots_at=str(tmp_path))) if "object" in name]
 
 
 def test_the_device_is_named_with_its_versions_or_with_the_part_that_is_missing(

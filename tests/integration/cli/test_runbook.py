@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import yaml
 from features.dataset.descriptor import load_dataset
 from features.dataset.tables import read_events
 from features.errors import BundleError, FencedError, LogError
+from features.storage.folders import Folders
+from features.storage.location import Remote
 from models.ranker.train import TrainConfig
 from models.registry.release import CHALLENGER
 from serving.api.keys import KeyFile
@@ -40,6 +43,7 @@ from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.embedded_site import RANK, site
 from tests.integration.world import World, make_world, quiet
 from tests.mlflow_server import MlflowServer, Way
+from tests.object_store import object_store
 from tests.runbook import PAGE, blocks, sections
 from tests.schema_registry import schema_registry
 
@@ -253,6 +257,23 @@ def _fill(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
+
+
+def test_an_object_store_that_is_away_costs_nothing_when_it_is_back(world: World, tmp_path: Path) -> None:
+    with object_store("other") as store, site(tmp_path / "home", world) as place:
+        address = Remote("s3://away/snapshots")
+        place.operator.environment["TESSERA_SNAPSHOTS"] = str(address)
+        place.send(world.messages(40))
+        line = "tessera stream --once --lateness-s 1000000000"
+        assert "s3://away/snapshots" in place.operator.run(line, status=2)
+        place.settings = replace(place.settings, snapshots_at=str(address))
+        assert "no bucket 'away'" in place.faults()["object store: TESSERA_SNAPSHOTS"]
+        with store.opened() as (client, _):
+            client.mkdir("away")
+        place.operator.mends("object-store")
+        assert place.faults() == {}
+        copies = Folders(tmp_path / "none", address / world.bundle.id, record="manifest.json")
+        assert len(copies.complete()) == 1
 
 
 def test_of_two_streams_the_older_ends_and_every_event_counts_once(world: World, tmp_path: Path) -> None:
