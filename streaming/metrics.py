@@ -16,6 +16,28 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 30, 300)
 _RECENT = 20_000
 _KINDS = ("events", "neutral", "duplicates", "items", "deleted", "stale", "forgotten")
 _TINY = 1e-7
+_LAST_PORT = 65_535
+
+
+def serve_metrics(registry: CollectorRegistry, place: str) -> None:
+    """Serves `GET /metrics` in a thread.
+
+    Args:
+        registry: Metrics to serve.
+        place: PORT of this machine alone, or HOST:PORT with the address to listen on. "0" serves none.
+
+    Raises:
+        StreamError: The place is no port, the port is taken, or the address is not one of this machine.
+    """
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal() or int(port) > _LAST_PORT:
+        raise StreamError(f"--metrics-port {place}: expected PORT or HOST:PORT, such as 9100 or 0.0.0.0:9100")
+    if port == "0":
+        return
+    try:
+        start_http_server(int(port), addr=host or "127.0.0.1", registry=registry)
+    except OSError as error:
+        raise StreamError(f"--metrics-port {place}: {error}; choose another port or host") from error
 
 
 class StreamMetrics:
@@ -68,20 +90,9 @@ class StreamMetrics:
         self.seq = 0
         self.positions: Positions = {}
 
-    def serve(self, port: int, host: str = "127.0.0.1") -> None:
-        """Serves `GET /metrics` on a port, in a thread.
-
-        Args:
-            port: Port to listen on.
-            host: Address to listen on. By default this machine alone can read the metrics.
-
-        Raises:
-            StreamError: The port is taken, or the address is not one of this machine.
-        """
-        try:
-            start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise StreamError(f"metrics at {host}:{port}: {error}; choose another port or host") from error
+    def serve(self, place: str) -> None:
+        """Serves `GET /metrics` of this stream; see `serve_metrics`."""
+        serve_metrics(self.registry, place)
 
     def joined(self, counts: Mapping[str, int]) -> None:
         """Sets the counts of a joiner: `streaming.shown.joiner.Joiner.counts`."""

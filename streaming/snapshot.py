@@ -245,22 +245,21 @@ class Snapshots:
         for name in _numbered(here.here())[: -self._keep]:
             here.remove(name)
         if self._address is not None:
-            self._sender.ask((snapshot.bundle, destination.name))
+            self._sender.ask(snapshot.bundle, destination.name)
         return destination
 
-    def await_sent(self) -> None:
-        """Waits until the newest snapshot is at the store. Does nothing without an address.
+    def await_sent(self, bundle: str) -> None:
+        """Waits until the newest snapshot of a bundle is at the store. Does nothing without an address.
 
         Raises:
             StreamError: The store did not take it. The snapshot is on this machine.
         """
-        error = self._sender.wait()
+        error = self._sender.wait(bundle)
         if error is not None:
             raise StreamError(str(error)) from error
 
-    def _send(self, asked: tuple[str, str]) -> None:
+    def _send(self, bundle: str, name: str) -> None:
         """Sends a snapshot of a bundle, then removes older copies beyond `keep` and unfinished older copies."""
-        bundle, name = asked
         folders = self._folders(bundle)
         try:
             folders.send(name)

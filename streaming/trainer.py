@@ -370,7 +370,7 @@ class Trainer:
         self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
         self._tell(Command("snapshot"))
         self._snapshots.write(self._snapshot())
-        self._snapshots.await_sent()
+        self._snapshots.await_sent(self._bundle.id)
 
     def _snapshot(self) -> Snapshot:
         """Returns the state of all processes in the leader, and the state of this process in the others."""

@@ -7,6 +7,7 @@ complete. A fetched folder is checked against its record, and appears on disk by
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -182,9 +183,19 @@ class Folders:
         return (self.address / name / file).read_bytes()
 
     def send(self, name: str) -> None:
-        """Copies a folder of this machine to the store, unless the store has it. See `send_folder`."""
-        if self.address is not None:
-            send_folder(self.directory / name, self.address / name, self._record)
+        """Copies a folder of this machine to the store, unless the store has it. See `send_folder`.
+
+        The folder may be removed meanwhile: links to its files are sent.
+        """
+        if self.address is None:
+            return
+        links = self.directory / f".{name}.sent"
+        shutil.rmtree(links, ignore_errors=True)
+        try:
+            shutil.copytree(self.directory / name, links, copy_function=os.link)
+            send_folder(links, self.address / name, self._record)
+        finally:
+            shutil.rmtree(links, ignore_errors=True)
 
     def remove(self, name: str) -> None:
         """Removes a folder here and at the store."""

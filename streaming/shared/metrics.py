@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from threading import Lock
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from streaming.metrics import StreamMetrics
+from streaming.metrics import StreamMetrics, serve_metrics
 from streaming.shared.ledger import FollowedBundle
 
 
@@ -26,9 +26,9 @@ class FollowMetrics(Collector):
         self._lock = Lock()
         self.registry.register(self)
 
-    def serve(self, port: int) -> None:
-        """Serves `GET /metrics` on a port of this machine, in a thread."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
+    def serve(self, place: str) -> None:
+        """Serves `GET /metrics` of all bundles; see `serve_metrics`."""
+        serve_metrics(self.registry, place)
 
     def add(self, bundle: str) -> StreamMetrics:
         """Returns new metrics of a bundle."""

@@ -21,7 +21,7 @@ def follow_releases(
     options: "TrainerOptions",
     *,
     roles: tuple[str, ...],
-    metrics_port: int,
+    metrics_port: str,
     once: bool,
     watch: bool,
     json: bool,
@@ -34,7 +34,7 @@ def follow_releases(
         connections: Opens log and store.
         options: Options of each trainer.
         roles: Roles that run here.
-        metrics_port: Port of the metrics; 0 for none.
+        metrics_port: PORT or HOST:PORT of the metrics; "0" for none.
         once: True drains the topics and ends.
         watch: True shows a live view.
         json: True prints the totals as JSON.
@@ -54,8 +54,7 @@ def follow_releases(
             found: dict[str, Any] = {bundle: _counts(totals) for bundle, totals in service.once().items()}
         else:
             log_lines(requests=False)
-            if metrics_port:
-                service.metrics.serve(metrics_port)
+            service.metrics.serve(metrics_port)
             _run(service, stop, watch=watch)
             found = {name: state.counts for name, state in service.metrics.states.items()}
     if json:

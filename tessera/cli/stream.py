@@ -49,8 +49,9 @@ def stream(
     refuse_schema: Annotated[
         list[int] | None, typer.Option(help="Id of a schema whose messages become dead letters; may be repeated.")
     ] = None,
-    metrics_port: Annotated[int, typer.Option(help="Serve Prometheus metrics on this port; 0: do not.")] = 0,
-    metrics_host: Annotated[str, typer.Option(help="Address on which the metrics are served.")] = "127.0.0.1",
+    metrics_port: Annotated[
+        str, typer.Option(metavar="[HOST:]PORT", help="Serve Prometheus metrics on this port; 0: do not.")
+    ] = "0",
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Train in N processes; at most TESSERA_PARTITIONS.")
     ] = 1,
@@ -109,13 +110,12 @@ def stream(
             given["role"] = role
             given |= {"batch": batch, "wait_ms": wait_ms, "lateness_s": lateness_s, "learning_rate": learning_rate}
             given |= {"most_bad": most_bad, "snapshot_s": snapshot_s, "refuse_schema": refuse_schema}
-            given |= {"metrics_host": metrics_host}
             log_lines(requests=False)
             run_processes(settings, processes, arguments(given | {"metrics_port": metrics_port, "json": json}))
             return
-        if rank > 0 and metrics_port:
+        if rank > 0:
             # A probe finds each process of a cluster at its port. The figures are the leader's.
-            StreamMetrics().serve(metrics_port, metrics_host)
+            StreamMetrics().serve(metrics_port)
         with _outages(told=not once):
             options = replace(options, peers=peers_of(settings, opened, options, (rank, processes, meet)))
             connections = StreamConnections.of(settings, refuse_schema or ())
@@ -133,8 +133,7 @@ def stream(
             totals: Any = service.once()
         else:
             log_lines(requests=False)
-            if metrics_port:
-                gauges.serve(metrics_port, metrics_host)
+            gauges.serve(metrics_port)
             _run(service, gauges, stop, watch=watch)
     if once:
         counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}

@@ -106,8 +106,9 @@ def test_probes_ask_a_port_at_which_the_container_listens(name: str) -> None:
     one = CONTAINERS[name]
     ports = {port["name"]: str(port["containerPort"]) for port in one.spec["ports"]}
     words = one.arguments(one.environment({}))
-    listening = [word.partition("=")[2] for word in words if word.startswith(("--port=", "--metrics-port="))]
-    assert any(word in ("--host=0.0.0.0", "--metrics-host=0.0.0.0") for word in words)
+    given = [word.partition("=")[2] for word in words if word.startswith(("--port=", "--metrics-port="))]
+    listening = [word.rpartition(":")[2] for word in given]
+    assert "--host=0.0.0.0" in words or all(word.startswith("0.0.0.0:") for word in given)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         if probe in one.spec:
             assert ports[one.spec[probe]["httpGet"]["port"]] in listening
