@@ -77,7 +77,7 @@ def local_directory(location: Location) -> Path:
 
 def files_below(folder: Remote) -> list[Remote]:
     """Returns all files below a folder, sorted."""
-    with folder.opened() as (store, path):
+    with folder.opened(bucket=True) as (store, path):
         found = {folder.below(store, name) for name in store.find(path)}
         # Some tools mark a folder by an empty object of its name.
         return sorted(found - {folder})

@@ -80,7 +80,7 @@ def write(location: Location, content: bytes | Callable[[Path], None]) -> None:
             made = Path(directory, location.name)
             content(made)
             content = made.read_bytes()
-    with location.opened() as (store, path):
+    with location.opened(bucket=True) as (store, path):
         if location.protocol in _WHOLE:
             store.pipe_file(path, content)
             return

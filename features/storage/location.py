@@ -16,12 +16,9 @@ from typing import Any
 from features.errors import StorageError, TesseraError
 
 _LOCAL = ("file", "local")
-# Clients of stores wait for minutes by default. With these options and tries they give up within a minute.
-_PATIENCE: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 1}}},
-    "gs": {"requests_timeout": 10},
-}
-_TRIES = 3
+# Clients of stores wait for many minutes by default. With these times and tries s3fs gives up within a minute. gcsfs
+# has six tries of its own, and gives up within two minutes.
+_CONNECT_S, _ANSWER_S, _TRIES = 5, 10, 3
 
 
 @dataclass(frozen=True, order=True)
@@ -67,8 +64,11 @@ class Remote:
         return Remote(self.address.rpartition("/")[0])
 
     @contextmanager
-    def opened(self) -> Iterator[tuple[Any, str]]:
+    def opened(self, *, bucket: bool = False) -> Iterator[tuple[Any, str]]:
         """Yields fsspec's file system and the path in it.
+
+        Args:
+            bucket: True for work that needs no file at the address, so that only the bucket can be missing.
 
         Raises:
             StorageError: The store failed; names the address, whatever class of error the store's package raised.
@@ -84,9 +84,10 @@ class Remote:
             store.invalidate_cache()
             yield store, path
         except FileNotFoundError as error:
-            if bucket := _missing_bucket(error):
+            if bucket or _lacks_bucket(error):
+                name = self.address.partition("://")[2].partition("/")[0]
                 raise StorageError(
-                    f"{self.address}: the store has no bucket {bucket!r}; make it, or fix the address"
+                    f"{self.address}: the store has no bucket {name!r}; make it, or fix the address"
                 ) from error
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address) from None
         except TesseraError:
@@ -171,15 +172,23 @@ def _patience(protocol: str) -> dict[str, Any]:
     """Returns the options of a protocol's client that the user's configuration of fsspec does not set."""
     from fsspec.config import conf
 
+    found: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        limits = {"connect_timeout": _CONNECT_S, "read_timeout": _ANSWER_S, "retries": {"total_max_attempts": 1}}
+        found = {"config_kwargs": limits}
+    elif protocol in ("gs", "gcs"):
+        from aiohttp import ClientTimeout
+
+        # A number would limit the whole request, and so the bytes of an upload.
+        found = {"requests_timeout": ClientTimeout(sock_connect=_CONNECT_S, sock_read=_ANSWER_S)}
     given = conf.get(protocol, {})
-    return {name: value for name, value in _PATIENCE.get(protocol, {}).items() if name not in given}
+    return {name: value for name, value in found.items() if name not in given}
 
 
-def _missing_bucket(error: BaseException) -> str:
-    """Returns the name of the bucket that a store does not have, or an empty text for a missing file."""
+def _lacks_bucket(error: BaseException) -> bool:
+    """Returns whether a store says that the bucket is missing, and not a file in it."""
     response = getattr(error.__cause__, "response", None) or {}
-    described = response.get("Error", {})
-    return str(described.get("BucketName", "?")) if described.get("Code") == "NoSuchBucket" else ""
+    return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
 
 
 def _remedy(error: BaseException) -> str:

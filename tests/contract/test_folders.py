@@ -17,7 +17,7 @@ from features.storage.copy import files_below
 from features.storage.file import remove, stamps, write
 from features.storage.folders import Folders, damage, fetch_folder, send_folder
 from features.storage.location import Location, Remote, locate
-from tests.object_store import object_store
+from tests.object_store import google_store, object_store
 
 RECORD = "manifest.json"
 FILES = {"a": b"first", "inner/b": bytes(range(256)) * 40, "inner/deep/c": b""}
@@ -29,11 +29,17 @@ def s3() -> Iterator[Remote]:
         yield address
 
 
-@pytest.fixture(params=["disk", "file", "memory", "renaming memory", "s3"])
+@pytest.fixture(scope="module")
+def gs() -> Iterator[Remote]:
+    with google_store("folders") as address:
+        yield address
+
+
+@pytest.fixture(params=["disk", "file", "memory", "renaming memory", "s3", "gs"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
     """A shared folder of each kind: a directory by its path and its address, and addresses of stores."""
-    if request.param == "s3":
-        found: Location = request.getfixturevalue("s3") / tmp_path.name
+    if request.param in ("s3", "gs"):
+        found: Location = request.getfixturevalue(request.param) / tmp_path.name
         return found
     if request.param in ("disk", "file"):
         return locate(f"{'file://' if request.param == 'file' else ''}{tmp_path}/shared")
@@ -189,6 +195,20 @@ def test_a_record_names_no_file_outside_its_folder(store: Remote, tmp_path: Path
     write(store / "x" / RECORD, json.dumps({"files": {name: "0" * 64}}).encode())
     with pytest.raises(StorageError, match=f"{store}/x/{RECORD}: names '{name}', which is outside its folder"):
         fetch_folder(store / "x", tmp_path / "copy", RECORD)
+
+
+@pytest.mark.parametrize("protocol", ["s3", "gs"])
+def test_a_missing_bucket_is_named(protocol: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(protocol)
+    address = Remote(f"{protocol}://none/x")
+    write_directory(tmp_path / "y", filled(FILES))
+    for work in (
+        lambda: Folders(tmp_path / "one", address, record=RECORD).names(),
+        lambda: send_folder(tmp_path / "y", address / "y", RECORD),
+        lambda: write(address / "y", b""),
+    ):
+        with pytest.raises(StorageError, match=f"{protocol}://none/.*: the store has no bucket 'none'; make it"):
+            work()
 
 
 def test_without_the_store_the_folders_of_this_machine_are_named(
