@@ -1,16 +1,28 @@
 """Decoded rows of one topic in a micro-batch, each with its message."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import polars as pl
 
 from features.message import Rows
 from features.wire.arrow import DecodedBatch
-from features.wire.decoder import Decoded, kept_rows
+from features.wire.decoder import ENVELOPE, Decoded, kept_rows
 from streaming.log.protocol import Message
+from streaming.log.topics import Topics
 from streaming.step_result import Address, Rejected, address
+
+_PLACE = attrgetter("topic", "partition", "offset")
+
+
+def in_order(messages: Sequence[Message], topics: Topics) -> list[Message]:
+    """Returns messages in the order of a step: items first, then events, each by (partition, offset)."""
+    items_topic = topics.items
+    items = [message for message in messages if message.topic == items_topic]
+    events = [message for message in messages if message.topic != items_topic] if items else messages
+    return sorted(items, key=_PLACE) + sorted(events, key=_PLACE)
 
 
 @dataclass
@@ -60,6 +72,22 @@ class Inbox:
         self.deleted += decoded.deleted
         self.backfill += decoded.backfill
         return self._of_batch(message, "invalid", decoded.refused)
+
+    def extend(self, messages: Sequence[Message], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Adds messages of one row each, all at once: the fast twin of `add`.
+
+        Args:
+            messages: R messages.
+            rows: (R,) values and envelopes of `Decoder.rows`.
+        """
+        *_, event_ids, versions, deleted, backfill = zip(*rows, strict=True)
+        self.messages += messages
+        self.places += [0] * len(rows)
+        self._values += [row[:-ENVELOPE] for row in rows]
+        self.event_ids += event_ids
+        self.versions += versions
+        self.deleted += deleted
+        self.backfill += backfill
 
     def rows(self, columns: tuple[str, ...]) -> Rows:
         """Returns the rows for `features.message`."""

@@ -13,9 +13,12 @@ Guarantees:
 Order in a batch: items, then tombstones of users, then events, each by (partition, offset).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,6 +27,7 @@ from torch.nn import functional
 
 from features.errors import EventError, LogError
 from features.history import EventColumns, History, Jagged, reach_of
+from features.value.forgotten import Forgotten
 from features.wire.arrow import DecodedBatch
 from features.wire.decoder import Decoded, Decoder, event_decoder, is_registered, item_decoder
 from features.wire.schemas import Schemas
@@ -35,10 +39,10 @@ from models.encoder.meaning.neighbours import LABELLED, coded_labels
 from models.ranker.network import Ranker
 from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
-from streaming.forget.message import decode_tombstone
+from streaming.forget.message import decode_tombstone, may_forget
 from streaming.forget.removal import Removals
 from streaming.fresh_events import LATENESS_S, FreshEvents
-from streaming.inbox import Inbox
+from streaming.inbox import Inbox, in_order
 from streaming.item_updates import ItemUpdates
 from streaming.log.protocol import BLANK, Message
 from streaming.log.topics import Topics
@@ -171,28 +175,19 @@ class Step:
             The batches to train on, the changed records, and the inputs of the batch.
         """
         unusable = set(poison)
-        ordered = sorted(messages, key=lambda message: (message.topic != self._topics.items, *address(message)))
+        ordered = in_order(messages, self._topics)
         inbox = {self._topics.items: Inbox(), self._topics.events: Inbox(by_column=True)}
-        tombstones = []
-        for message in ordered:
-            try:
-                if address(message) in poison:
-                    raise EventError("the step failed at this message; its changes were undone", cause=POISON)
-                if message.topic == self._topics.events and message.value == BLANK:
-                    outcome.forgotten += 1
-                    continue
-                if message.topic == self._topics.events and (request := decode_tombstone(message.value)) is not None:
-                    outcome.forgotten += 1
-                    tombstones.append((message, request))
-                    continue
-                decoded = self._decode(message, unusable, again=not train)
-                if self._oversized(message, decoded):
-                    # The delta names the message like poison, since a repeat of the batch may have another limit.
-                    unusable.add(address(message))
-                    raise EventError(f"an id has more than {self._most_id_bytes} bytes", cause="oversized")
-                outcome.bad += inbox[message.topic].add(message, decoded)
-            except EventError as error:
-                outcome.bad.append(Rejected(message, error.cause, str(error)))
+        tombstones: list[tuple[Message, Forgotten]] = []
+        for part, rows in self._rows_at_once(ordered, poison):
+            if rows:
+                inbox[part[0].topic].extend(part, rows)
+                continue
+            for message in part:
+                try:
+                    if (request := self._receive(message, inbox, outcome, unusable, again=not train)) is not None:
+                        tombstones.append((message, request))
+                except EventError as error:
+                    outcome.bad.append(Rejected(message, error.cause, str(error)))
         self.seq += 1
         records = self.items.apply(inbox[self._topics.items], outcome)
         forgotten, outcome.removed = self.removals.apply(
@@ -209,6 +204,59 @@ class Step:
             times_ms=[message.timestamp_ms for message in ordered], sources=sources_of(ordered), poison=sorted(unusable)
         )
         return shares, [*records, *changes], trailer
+
+    def _rows_at_once(
+        self, ordered: Sequence[Message], poison: AbstractSet[Address]
+    ) -> Iterator[tuple[Sequence[Message], Sequence[tuple[Any, ...]]]]:
+        """Cuts a batch into runs of messages with their decoded rows, and runs that `_receive` must read one by one.
+
+        Yields:
+            Messages of one topic and their rows; or messages and no rows.
+        """
+        for topic, group in groupby(ordered, key=attrgetter("topic")):
+            messages = list(group)
+            decoder = self._decoders.get(topic)
+            if decoder is None:
+                yield messages, ()
+                continue
+            values = [message.value for message in messages]
+            rows = decoder.rows(values, most_bytes=self._most_id_bytes)
+            odd = {place for place, row in enumerate(rows) if row is None} if None in rows else set()
+            if topic == self._topics.events and may_forget(b"".join(values)):
+                odd |= {place for place, value in enumerate(values) if may_forget(value)}
+            if poison:
+                odd |= {place for place, message in enumerate(messages) if address(message) in poison}
+            start = 0
+            for place in sorted(odd):
+                if start < place:
+                    yield messages[start:place], rows[start:place]  # type: ignore[misc]
+                yield messages[place : place + 1], ()
+                start = place + 1
+            if start < len(messages):
+                yield messages[start:], rows[start:]  # type: ignore[misc]
+
+    def _receive(
+        self, message: Message, inbox: dict[str, Inbox], outcome: StepResult, unusable: set[Address], *, again: bool
+    ) -> Forgotten | None:
+        """Adds a message to its topic's inbox. Returns the request if the message is a tombstone.
+
+        Raises:
+            EventError: The message is rejected.
+        """
+        if address(message) in unusable:
+            raise EventError("the step failed at this message; its changes were undone", cause=POISON)
+        if message.topic == self._topics.events:
+            request = decode_tombstone(message.value)
+            if request is not None or message.value == BLANK:
+                outcome.forgotten += 1
+                return request
+        decoded = self._decode(message, unusable, again=again)
+        if self._oversized(message, decoded):
+            # The delta names the message like poison, since a repeat of the batch may have another limit.
+            unusable.add(address(message))
+            raise EventError(f"an id has more than {self._most_id_bytes} bytes", cause="oversized")
+        outcome.bad += inbox[message.topic].add(message, decoded)
+        return None
 
     def _write(
         self, outcome: StepResult, touched: NDArray[np.int64], records: Sequence[Record], trailer: delta.Trailer

@@ -37,6 +37,8 @@ _ENVELOPE: tuple[tuple[str, Any, Any], ...] = (
     ("_deleted", bool, False),
     ("_backfill", bool, False),
 )
+ENVELOPE = len(_ENVELOPE)
+"""Number of fields of a message about itself."""
 _WRAPPED = b'{"_message":'
 
 
@@ -133,6 +135,40 @@ class Decoder:
             return decode_batch(data, self._fields, wire_version=WIRE_VERSION)
         return self._registered(data) if data and data[0] == MAGIC else self(data)
 
+    def rows(self, values: Sequence[bytes], *, most_bytes: int = MAX_BYTES) -> list[tuple[Any, ...] | None]:
+        """Decodes messages that are one row in JSON each, all at once: the fast twin of `read`.
+
+        Args:
+            values: R messages in any format.
+            most_bytes: Size in bytes of the largest message to decode here.
+
+        Returns:
+            (R,) values of each row in the order of `columns`, then those of the envelope's fields. None for a message
+            that `read` must judge.
+        """
+        most = min(most_bytes, MAX_BYTES)
+        if max(map(len, values), default=0) <= most and _WRAPPED not in b"".join(values):
+            return self._json_rows(values)
+        plain = [len(value) <= most and not value.startswith(_WRAPPED) for value in values]
+        found = iter(self._json_rows([value for value, own in zip(values, plain, strict=True) if own]))
+        return [next(found) if own else None for own in plain]
+
+    def _json_rows(self, values: Sequence[bytes]) -> list[tuple[Any, ...] | None]:
+        decoded: list[Any] = []
+        # The list keeps the rows before a fault, and the iterator continues after the fault.
+        remaining = map(self._decoder.decode, values)
+        while len(decoded) < len(values):
+            try:
+                decoded.extend(remaining)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                decoded.append(None)
+        if None not in decoded:
+            rows: list[tuple[Any, ...] | None] = list(map(msgspec.structs.astuple, decoded))
+            *_, schemas, event_ids, _, _, _ = zip(*rows, strict=True) if rows else 5 * ((),)  # type: ignore[arg-type]
+            if set(schemas) <= {WIRE_VERSION} and int not in map(type, event_ids):
+                return rows
+        return [None if one is None else _usable(msgspec.structs.astuple(one)) for one in decoded]
+
     def _registered(self, data: bytes) -> Decoded:
         self._check_size(data)
         try:
@@ -185,6 +221,12 @@ class Decoder:
             raise EventError(
                 f"{self._name} message: {len(data)} bytes, at most {MAX_BYTES} are read", cause="oversized"
             )
+
+
+def _usable(row: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Returns a row with its envelope, or None if `Decoder.read` refuses the envelope."""
+    schema, event_id = row[-ENVELOPE], row[1 - ENVELOPE]
+    return row if schema == WIRE_VERSION and (not isinstance(event_id, int) or event_id in _EVENT_IDS) else None
 
 
 def event_decoder(events: Events, schemas: Schemas | None = None) -> Decoder:

@@ -11,6 +11,7 @@ import msgspec
 
 from features.errors import EventError
 from features.value.forgotten import Forgotten, decode_forgotten
+from streaming.log.protocol import BLANK
 
 _FIELD = "_forget"
 _MARK = b'"%s"' % _FIELD.encode()
@@ -49,6 +50,11 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
 def encode_tombstone(request: Forgotten) -> bytes:
     """Encodes a request as a tombstone."""
     return msgspec.json.encode({_FIELD: request})
+
+
+def may_forget(data: bytes) -> bool:
+    """Returns whether messages, one or several after each other, may be tombstones or blank."""
+    return _MARK in data or BLANK in data
 
 
 def decode_tombstone(value: bytes) -> Forgotten | None:
