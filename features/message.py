@@ -212,7 +212,9 @@ class _Form(NamedTuple):
         """Reads values of one type in that type."""
         if isinstance(values, pl.Series):
             return cells(values) if self.of_csv and values.dtype == pl.String else values
-        return column_of(name, [cell(value) if self.of_csv and type(value) is str else value for value in values])
+        if self.of_csv:
+            values = [cell(value) if type(value) is str else value for value in values]
+        return column_of(name, values)
 
     def vectors(self, name: str, values: list[Any] | pl.Series) -> pl.Series:
         """Reads vectors, (R,) List(Float64)."""
@@ -232,7 +234,8 @@ class _Form(NamedTuple):
             batch = rows.batches[start][places.start - start : places.stop - start]
             columns: Iterable[tuple[str, Any]] = [(values.name, values) for values in batch]
         else:
-            taken = [row for place in places if (row := rows.values[place]) is not None]
+            whole = len(places) == len(rows.values)
+            taken = rows.values if whole else [rows.values[place] for place in places]
             columns = zip(rows.columns, map(list, zip(*taken, strict=True)), strict=True)
         frame = pl.DataFrame([readers[column](column, values) for column, values in columns if column in readers])
         return SourceTable(name, frame, tuple(frame.columns), (_MESSAGE,), (frame.height,), version=self.version)
@@ -254,6 +257,8 @@ def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str]
     kinds = {type(None): str}
     chosen = [rows.columns.index(name) for name in exact if name is not None]
     listed_in = [rows.columns.index(name) for name in lists]
+    if rows.values and not rows.batches and _share(rows.values, chosen, listed_in):
+        return [list(range(len(rows.values)))]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows.values):
         if row is None:
@@ -265,6 +270,16 @@ def _alike(rows: Rows, *, exact: Sequence[str | None] = (), lists: Iterable[str]
         groups.setdefault(key, []).append(place)
     batches = [range(start, start + batch.height) for start, batch in rows.batches.items()]
     return [*groups.values(), *batches]
+
+
+def _share(rows: Sequence[Any], exact: Sequence[int], lists: Sequence[int]) -> bool:
+    """Returns whether all rows can share columns, from the types of whole columns."""
+    columns = list(zip(*rows, strict=True))
+    types = {number: set(map(type, columns[number])) for number in {*exact, *lists}}
+    scalars = (types[number] | {str} if type(None) in types[number] else types[number] for number in exact)
+    return all(len(held - {type(None)}) <= 1 for held in scalars) and all(
+        list not in types[number] or len(types[number]) == 1 for number in lists
+    )
 
 
 def _shape(

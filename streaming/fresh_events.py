@@ -1,16 +1,14 @@
 """Selects the events of a batch that count: valid events that are on time, not seen before and not trained on."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from features.dataset.descriptor import Events
 from features.message import event_rows
+from streaming.forget.removal import Removals
 from streaming.inbox import Inbox
 from streaming.lateness import EventWindow, id_key
-from streaming.log.protocol import Message
 from streaming.step_result import StepResult
 
 LATENESS_S = 3_600
@@ -22,8 +20,6 @@ _AHEAD_US = 24 * 3_600 * 1_000_000
 _CLOCK_SLACK_US = 5 * 60 * 1_000_000
 _LATE = "the event is older than the newest event of its partition by more than the bound"
 _FUTURE = "the event's time is more than a day after the time of its message in the log"
-# Largest time that is read from a message, Unix milliseconds.
-_LAST_MS = 2**52
 
 
 class FreshEvents:
@@ -40,7 +36,7 @@ class FreshEvents:
         canonical: Version of the canonical form of values.
         lateness_s: Largest age of an event, as in `LATENESS_S`. Event ids are remembered for the same time.
         trained_until: See `Step`.
-        left_out: Marks the events of forgotten users, from the users, times and messages of events.
+        removals: Forgotten users, whose events do not count.
     """
 
     def __init__(
@@ -52,14 +48,14 @@ class FreshEvents:
         canonical: int,
         lateness_s: float,
         trained_until: int | None,
-        left_out: Callable[[Sequence[str], NDArray[np.int64], Sequence[Message]], NDArray[np.bool_]] | None = None,
+        removals: Removals | None = None,
     ) -> None:
         self._events = events
         self._columns = columns
         self._topic = topic
         self._canonical = canonical
         self._trained_until = trained_until
-        self._left_out = left_out
+        self._removals = removals
         self._clock = events.time is not None
         self.recent = EventWindow(int(lateness_s * 1_000_000), timed=self._clock)
         self.arrivals = 0
@@ -81,49 +77,78 @@ class FreshEvents:
         frame = self._without_forgotten(frame, inbox, outcome)
         if not frame.height:
             return frame
-        frame = frame.with_columns(pl.Series("time", self._times(frame)))
+        frame.replace_column(frame.columns.index("time"), pl.Series("time", self._times(frame)))
         numbers, times = frame["event"].to_numpy(), frame["time"].to_numpy()
-        kept = np.zeros(frame.height, dtype=np.bool_)
-        messages = [inbox.messages[number] for number in numbers]
-        appended = _appended_us(messages)
+        appended = inbox.appended_us()[numbers]
         ahead: NDArray[np.bool_] = (times - appended > _AHEAD_US) & self._clock
-        outcome.bad += inbox.rejected("future", dict.fromkeys(numbers[ahead].tolist(), _FUTURE))
+        if ahead.any():
+            outcome.bad += inbox.rejected("future", dict.fromkeys(numbers[ahead].tolist(), _FUTURE))
         trained = self._trained(times, appended)
         outcome.duplicates += int(trained.sum())
+        kept = self._kept(inbox, numbers, times, appended, ~(ahead | trained), outcome)
+        if self._clock:
+            times = np.minimum(times, appended + _CLOCK_SLACK_US)
+            frame.replace_column(frame.columns.index("time"), pl.Series("time", times))
+        return frame if kept.all() else frame[np.flatnonzero(kept)]
+
+    def _kept(
+        self,
+        inbox: Inbox,
+        numbers: NDArray[np.uint32],
+        times: NDArray[np.int64],
+        appended: NDArray[np.int64],
+        left: NDArray[np.bool_],
+        outcome: StepResult,
+    ) -> NDArray[np.bool_]:
+        """Marks the events (E,) that are neither late nor repeated. The windows of the partitions then hold them.
+
+        Args:
+            inbox: Decoded rows.
+            numbers: (E,) position of each event in the inbox.
+            times, appended: (E,) times of the events and of their messages, microseconds since 1970.
+            left: (E,) True for each event to judge.
+            outcome: Receives the late events and the count of repeated events.
+        """
+        kept = np.zeros(len(numbers), dtype=np.bool_)
         backfilled = np.array(inbox.backfill, dtype=np.bool_)[numbers]
-        event_ids = [inbox.event_ids[number] for number in numbers]
-        ids = [None if event_id is None else id_key(event_id) for event_id in event_ids]
-        partitions = np.array([message.partition for message in messages])
-        for partition in np.unique(partitions):
+        event_ids = inbox.event_ids if any(one is not None for one in inbox.event_ids) else None
+        partitions = inbox.partitions()[numbers]
+        for partition in np.unique(partitions).tolist():
             for backfill in (False, True):
-                index = np.flatnonzero((partitions == partition) & ~ahead & ~trained & (backfilled == backfill))
+                index = np.flatnonzero((partitions == partition) & left & (backfilled == backfill))
                 # Backfilled events have their own event time, so they make no other event late.
-                key = (self._topic + " backfill" * backfill, int(partition))
+                key = (self._topic + " backfill" * backfill, partition)
                 at_most = appended[index] + _CLOCK_SLACK_US if self._clock and not backfill else None
-                late = self.recent.late(key, times[index], at_most=at_most) & ~backfilled[index]
-                outcome.bad += inbox.rejected("late", dict.fromkeys(numbers[index[late]].tolist(), _LATE))
-                index = index[~late]
-                repeated = self.recent.repeated(key, [ids[row] for row in index], times[index])
+                late = self.recent.late(key, times[index], at_most=at_most)
+                if not backfill and late.any():
+                    outcome.bad += inbox.rejected("late", dict.fromkeys(numbers[index[late]].tolist(), _LATE))
+                    index = index[~late]
+                if event_ids is None:
+                    repeated = self.recent.repeated(key, [], times[:0])
+                    kept[index] = True
+                    continue
+                found = [event_ids[number] for number in numbers[index].tolist()]
+                ids = [None if event_id is None else id_key(event_id) for event_id in found]
+                repeated = self.recent.repeated(key, ids, times[index])
                 outcome.duplicates += int(repeated.sum())
                 kept[index[~repeated]] = True
-        if self._clock:
-            frame = frame.with_columns(pl.Series("time", np.minimum(times, appended + _CLOCK_SLACK_US)))
-        return frame if kept.all() else frame.filter(pl.Series(kept))
+        return kept
 
     def _without_forgotten(self, frame: pl.DataFrame, inbox: Inbox, outcome: StepResult) -> pl.DataFrame:
         """Returns the events that are not of forgotten users. All other events are counted in the outcome.
 
         An event counts in a new life of its user only if its time and the time of its append are after the request.
         """
-        if self._left_out is None or not frame.height or "user_id" not in frame.columns:
+        if self._removals is None or not len(self._removals.users) or "user_id" not in frame.columns:
             return frame
-        messages = [inbox.messages[number] for number in frame["event"].to_numpy()]
-        times = _appended_us(messages)
+        numbers = frame["event"].to_numpy()
+        times = inbox.appended_us()[numbers]
         if self._clock:
             times = np.minimum(times, frame["time"].to_numpy())
-        gone = self._left_out(frame["user_id"].to_list(), times, messages)
+        messages = [inbox.messages[number] for number in numbers.tolist()]
+        gone = self._removals.left_out(frame["user_id"].to_list(), times, messages)
         outcome.forgotten += int(gone.sum())
-        return frame.filter(pl.Series(~gone)) if gone.any() else frame
+        return frame[np.flatnonzero(~gone)] if gone.any() else frame
 
     def _trained(self, times: NDArray[np.int64], appended: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Marks the events (E,) that the bundle was trained on."""
@@ -142,11 +167,3 @@ class FreshEvents:
             times = (1 << 40) + self.arrivals + np.arange(frame.height, dtype=np.int64)
         self.arrivals += frame.height
         return times
-
-
-def _appended_us(messages: Sequence[Message]) -> NDArray[np.int64]:
-    """Returns the append times of messages (E,), Unix microseconds.
-
-    A producer may write any number as the time, so the times are limited to a range without overflow.
-    """
-    return np.array([min(max(message.timestamp_ms, 0), _LAST_MS) * 1_000 for message in messages], dtype=np.int64)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from features.message import Rows
 from features.wire.arrow import DecodedBatch
@@ -15,6 +17,9 @@ from streaming.log.topics import Topics
 from streaming.step_result import Address, Rejected, address
 
 _PLACE = attrgetter("topic", "partition", "offset")
+_PARTITION, _TIME = attrgetter("partition"), attrgetter("timestamp_ms")
+# Largest time that is read from a message, Unix milliseconds.
+_LAST_MS = 2**52
 
 
 def in_order(messages: Sequence[Message], topics: Topics) -> list[Message]:
@@ -92,6 +97,18 @@ class Inbox:
     def rows(self, columns: tuple[str, ...]) -> Rows:
         """Returns the rows for `features.message`."""
         return Rows(columns, self._values, self._batches)
+
+    def partitions(self) -> NDArray[np.int64]:
+        """Returns the partition of each row's message, (R,)."""
+        return np.fromiter(map(_PARTITION, self.messages), dtype=np.int64, count=len(self.messages))
+
+    def appended_us(self) -> NDArray[np.int64]:
+        """Returns the append time of each row's message (R,), Unix microseconds.
+
+        A producer may write any number as the time, so the times are limited to a range without overflow.
+        """
+        times = np.fromiter(map(_TIME, self.messages), dtype=np.int64, count=len(self.messages))
+        return np.clip(times, 0, _LAST_MS) * 1_000
 
     def rejected(self, cause: str, reasons: Mapping[int, str]) -> list[Rejected]:
         """Returns rejected rows as messages. The rows of a batch that one cause rejects are one message.

@@ -127,7 +127,7 @@ class Step:
             canonical=bundle.canonical,
             lateness_s=lateness_s,
             trained_until=trained_until,
-            left_out=self.removals.left_out,
+            removals=self.removals,
         )
 
     def apply(

@@ -8,6 +8,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -52,6 +53,7 @@ class LabelRule:
         return self.raw.lower() if not self.quoted and self.raw.lower() in ("true", "false") else None
 
 
+@cache
 def parse_rule(text: str) -> LabelRule:
     """Parses OP VALUE. In quotes, a value is a string that would else be a number: == '1'.
 

@@ -243,7 +243,7 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
     frame = pl.DataFrame([*columns, *_placed(table, events)])
     if not frame["label"].null_count():
         return frame, 0
-    kept = frame.filter(pl.col("label").is_not_null())
+    kept = frame[np.flatnonzero(frame["label"].is_not_null().to_numpy())]
     return kept, frame.height - kept.height
 
 

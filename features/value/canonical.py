@@ -156,11 +156,19 @@ def canonical_values(name: str, values: Sequence[Any], *, version: int = VERSION
         found = pl.Series(name, values, dtype=pl.String)
         return canonical(cells(found) if of_csv else found, version=version)
     if types == {int}:
-        return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+        return _whole_numbers(name, values)
     if version == canonical_v1.VERSION:
         return canonical_v1.canonical_values(name, values)
     texts_of = [cell(value) if of_csv and type(value) is str else scalar(value) for value in values]
     return pl.Series(name, texts_of, dtype=pl.String)
+
+
+def _whole_numbers(name: str, values: Sequence[int | None]) -> pl.Series:
+    try:
+        return pl.Series(name, values, dtype=pl.Int64).cast(pl.String)
+    except (OverflowError, TypeError):
+        # A number of more than 64 bits.
+        return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
 
 
 def _single(text: str | None) -> list[str] | None:
