@@ -12,6 +12,7 @@ Shape letters: E events, L history length.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +74,18 @@ class _Spans(NamedTuple):
         place += np.arange(len(place))
         found: NDArray[np.int64] = self.ordered[place]
         return found
+
+    def after(self, count: int) -> "_Spans":
+        """Returns the histories of the events after the first `count`."""
+        return _Spans(self.ordered, self.start[count:], self.lengths[count:])
+
+
+def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Marks the values (N,) that are among others, which are sorted."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    found: NDArray[np.bool_] = ordered[np.searchsorted(ordered[:-1], values)] == values
+    return found
 
 
 def reach_of(length: int, lag: int) -> int:
@@ -168,9 +181,10 @@ class History:
         """
         kept = self._kept(np.unique(events.user))
         both = EventColumns(*(np.concatenate(pair) for pair in zip(kept.arrays(), events.arrays(), strict=True)))
-        before = history_frame(both, length=self.length, lag=self.lag).take(np.arange(len(kept.user), len(both.user)))
+        spans = _spans(both, self.length, self.lag).after(len(kept.user))
+        before = Jagged(both.item[spans.positions()], np.concatenate([[0], np.cumsum(spans.lengths)]))
         changed = np.unique(events.user[events.positive])
-        entering = both.positive & np.isin(both.user, changed)
+        entering = both.positive & _among(both.user, changed)
         self._keep(both.user[entering], both.item[entering], both.time[entering])
         return before, changed
 
@@ -202,6 +216,15 @@ class History:
         """Returns all visits that are kept of a user, as (item, time), oldest first."""
         items, times = self._of(user)
         return list(zip(items.tolist(), times.tolist(), strict=True))
+
+    def visits_of(self, users: NDArray[np.int64]) -> list[tuple[list[int], list[int]]]:
+        """Returns for each of some users with a visit (N,) the items and the times of all visits, oldest first."""
+        places = self._place[users]
+        counts = self._count[places]
+        slots = np.arange(2 * self._reach) < counts[:, None]
+        items, times = self._items[places][slots].tolist(), self._times[places][slots].tolist()
+        ends = np.cumsum(counts).tolist()
+        return [(items[a:b], times[a:b]) for a, b in pairwise([0, *ends])]
 
     def users(self) -> NDArray[np.int64]:
         """Returns the users with at least one visit, (U,), in order of their first."""

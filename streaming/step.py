@@ -342,7 +342,7 @@ class Step:
         examples, changed = self._examples(frame, outcome)
         catalogue = self.catalogue
         assembler = self._assembler(frame, examples)
-        admitted = catalogue.admission.sight(*assembler.sightings(examples), admitted=admitted)
+        admitted = catalogue.admission.sight(*assembler.waiting(examples), admitted=admitted)
         enters = np.ones(len(examples), dtype=np.bool_)
         if train:
             examples, enters = self._with_negatives(examples)
@@ -456,9 +456,16 @@ class Step:
         ]
 
     def _history_records(self, users: NDArray[np.int64]) -> list[Record]:
-        ids = self.catalogue.user_ids
-        self.visitors.update(users.tolist())
-        return [Record(record.HISTORY, ids[user], record.encode(self.history_record(user))) for user in users.tolist()]
+        ids, items = self.catalogue.user_ids, self.catalogue.item_ids.__getitem__
+        numbers = users.tolist()
+        self.visitors.update(numbers)
+        if self.labelled is not None:
+            return [Record(record.HISTORY, ids[user], record.encode(self.history_record(user))) for user in numbers]
+        found = zip(numbers, self.history.visits_of(users), strict=True)
+        return [
+            Record(record.HISTORY, ids[user], record.encode(record.HistoryRecord(list(map(items, seen)), times)))
+            for user, (seen, times) in found
+        ]
 
     def history_record(self, user: int) -> record.HistoryRecord:
         """Returns the store's record of a user's history.

@@ -4,6 +4,7 @@ The stream and the server apply the same records to equal catalogues, so the sam
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -104,12 +105,14 @@ class Catalogue:
 
     def number_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Returns the numbers (N,) of users. Adds new users with their id alone."""
+        with suppress(KeyError):
+            return _numbers(self.user_numbers, ids)
         new = [name for name in dict.fromkeys(ids) if name not in self.user_numbers]
         if new:
             self._append("user", self.user_frame(new))
             self.user_ids.extend(new)
             self.user_numbers.update({name: len(self.user_numbers) + index for index, name in enumerate(new)})
-        return np.array([self.user_numbers[name] for name in ids], dtype=np.int64)
+        return _numbers(self.user_numbers, ids)
 
     def forget_users(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Removes users with all their values. Returns their numbers (N,), which no user has from now on.
@@ -128,10 +131,12 @@ class Catalogue:
 
     def number_items(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Returns the numbers (N,) of items. Adds new items with their id alone."""
+        with suppress(KeyError):
+            return _numbers(self.item_numbers, ids)
         new = [name for name in dict.fromkeys(ids) if name not in self.item_numbers]
         if new:
             self._add_items(new, [{} for _ in new], np.zeros((len(new), self.vectors.shape[1]), dtype=np.float32))
-        return np.array([self.item_numbers[name] for name in ids], dtype=np.int64)
+        return _numbers(self.item_numbers, ids)
 
     def add_default_item(self) -> int:
         """Adds an item without an id and without values, which reads no row. Returns its number."""
@@ -220,3 +225,8 @@ class Catalogue:
     def _content(self, records: Sequence[ItemRecord]) -> NDArray[np.float32]:
         width = self.vectors.shape[1]
         return np.array([record.content() for record in records], dtype=np.float32).reshape(len(records), width)
+
+
+def _numbers(known: Mapping[str, int], ids: Sequence[str]) -> NDArray[np.int64]:
+    """Returns the numbers (N,) of ids. Raises KeyError at an unknown id."""
+    return np.fromiter(map(known.__getitem__, ids), dtype=np.int64, count=len(ids))

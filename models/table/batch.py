@@ -87,6 +87,10 @@ class Entities:
         """Returns the keys of the hashed values that entities (M,) hold in a column, and how often each is held."""
         return self._columns[column].sightings(index)
 
+    def waiting(self, column: str, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Returns the part of `sightings` whose values read no row yet."""
+        return self._columns[column].waiting(index)
+
     def keys(self, column: str, index: NDArray[np.int64]) -> Jagged:
         """Returns the keys of all values that entities (M,) hold in a column, as lists of uint64 viewed as int64."""
         keys, lengths = self._columns[column].keys(index)
@@ -306,6 +310,17 @@ class Assembler:
         A value in a history was sighted when its item was, so it is not counted again.
         """
         found = self.sightings_by_column(examples)
+        keys, times = (np.concatenate(arrays) for arrays in zip(*found, strict=True)) if found else _NO_SIGHTINGS
+        return keys, times
+
+    def waiting(self, examples: Examples) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Returns the part of `sightings` that an admission counts: of the values that read no row yet."""
+        found = [
+            entities.waiting(column, index)
+            for source, entities, index in self._sources(examples)
+            for column in dict.fromkeys(feature.column for feature in self.schema.of(source))
+        ]
+        found = [one for one in found if len(one[0])]
         keys, times = (np.concatenate(arrays) for arrays in zip(*found, strict=True)) if found else _NO_SIGHTINGS
         return keys, times
 

@@ -44,7 +44,8 @@ class Growable(Generic[Scalar]):
 def gather(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the positions (n,) of all elements of M lists that begin at `starts` (M,) and have `lengths` (M,)."""
     ends = np.cumsum(lengths)
-    found: NDArray[np.int64] = np.repeat(starts - ends + lengths, lengths) + np.arange(int(lengths.sum()))
+    found = np.arange(int(ends[-1]) if len(ends) else 0)
+    found += np.repeat(starts - ends + lengths, lengths)
     return found
 
 
@@ -124,13 +125,14 @@ class CodeLists:
     def take(self, index: NDArray[np.int64] | slice) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Returns the lists of entities (M,): their codes (n,), list after list, and their lengths (M,)."""
         if self._starts is None:
-            codes = self._codes.array[index]
+            array = self._codes.array
+            codes = array[index] if isinstance(index, slice) else array.take(index)
             held = codes != _NO_CODE
             if held.all():
                 return codes, np.ones(len(codes), dtype=np.int64)
             return codes[held], held.astype(np.int64)
         lengths = self._lengths.array[index]
-        return self._codes.array[gather(self._starts.array[index], lengths)], lengths
+        return self._codes.array.take(gather(self._starts.array[index], lengths)), lengths
 
     def renumber(self) -> NDArray[np.int64]:
         """Numbers the m codes in use 0..m-1 in their order; returns the previous numbers, (m,)."""
@@ -192,6 +194,7 @@ class ColumnValues:
             known = admission.admits(self._keys.array)
         self._rows = Growable(rows)
         self._known = Growable(known)
+        self._all_known: bool | None = None
         self._most_values = 2 * len(values) + _SPARE
 
     @property
@@ -206,25 +209,39 @@ class ColumnValues:
     def lookup(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Gathers entities (M,): as `rows`, and how many values each holds (M,), those without rows among them."""
         codes, held = self._lists.take(index)
-        known = self._known.array[codes]
-        if known.all():
-            return self._rows.array[codes], held, held
+        if self._knows_all() or (known := self._known.array.take(codes)).all():
+            return self._rows.array.take(codes, axis=0), held, held
         self._readmit(codes[~known])
-        known = self._known.array[codes]
-        return self._rows.array[codes[known]], kept(known, held), held
+        known = self._known.array.take(codes)
+        return self._rows.array.take(codes[known], axis=0), kept(known, held), held
 
     def keys(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Gathers entities (M,): the keys of all their values (n,), admitted or not, and how many each has (M,)."""
         codes, lengths = self._lists.take(index)
-        return self._keys.array[codes], lengths
+        return self._keys.array.take(codes), lengths
 
     def sightings(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Returns the keys of the distinct hashed values that entities (M,), repeated or not, hold, and counts."""
         if self._feature.exact:
             return self._keys.array[:0], np.zeros(0, dtype=np.int64)
+        return self._counted(self._lists.take(index)[0])
+
+    def waiting(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Returns the part of `sightings` whose values read no row yet. An admission ignores the others."""
+        if self._feature.exact or self._knows_all():
+            return self._keys.array[:0], np.zeros(0, dtype=np.int64)
         codes, _ = self._lists.take(index)
+        return self._counted(codes[~self._known.array.take(codes)])
+
+    def _counted(self, codes: NDArray[np.int32]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         distinct, times = np.unique(codes, return_counts=True) if len(codes) < len(self._keys.array) else _counts(codes)
         return self._keys.array[distinct], times
+
+    def _knows_all(self) -> bool:
+        """Returns whether every value reads rows. The answer holds until values or their admission change."""
+        if self._all_known is None:
+            self._all_known = bool(self._known.array.all())
+        return self._all_known
 
     def put(self, index: NDArray[np.int64], more: "ColumnValues") -> None:
         """Gives distinct entities `index` (M,), or new ones behind the last, the values of the M entities of `more`."""
@@ -233,6 +250,7 @@ class ColumnValues:
         self._keys.extend(more._keys.array)
         self._rows.extend(more._rows.array)
         self._known.extend(more._known.array)
+        self._all_known = None
         if self.values > self._most_values:
             self._drop_unused()
 
@@ -240,12 +258,12 @@ class ColumnValues:
         """Replaces the admission for every value, now and from now on."""
         self._admission = admission
         if not self._feature.exact:
-            self._known = Growable(self._admission.admits(self._keys.array))
+            self._known, self._all_known = Growable(self._admission.admits(self._keys.array)), None
 
     def _drop_unused(self) -> None:
         used = self._lists.renumber()
         self._keys, self._rows = Growable(self._keys.array[used]), Growable(self._rows.array[used])
-        self._known = Growable(self._known.array[used])
+        self._known, self._all_known = Growable(self._known.array[used]), None
         self._most_values = 2 * len(used) + _SPARE
 
     def _readmit(self, pending: NDArray[np.int32]) -> None:
@@ -253,6 +271,7 @@ class ColumnValues:
             return
         distinct = np.unique(pending)
         self._known.array[distinct] = self._admission.admitted_since(self._keys.array[distinct])
+        self._all_known = None
 
 
 def _exact_rows(

@@ -7,6 +7,8 @@ its pin with the same bits, and the other ranges write it.
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
@@ -173,7 +175,11 @@ def messages_of(log: EventLog, sources: Sequence[Source]) -> list[Message]:
 
 def sources_of(messages: Sequence[Message]) -> list[Source]:
     """Returns the ranges of messages, of each partition in order."""
-    offsets: dict[tuple[str, int], list[int]] = {}
-    for message in messages:
-        offsets.setdefault((message.topic, message.partition), []).append(message.offset)
-    return [Source(*partition, numbers[0], numbers[-1]) for partition, numbers in offsets.items()]
+    first: dict[tuple[str, int], Message] = {}
+    last: dict[tuple[str, int], Message] = {}
+    # In the order of a step, the messages of a partition follow each other.
+    for partition, group in groupby(messages, key=attrgetter("topic", "partition")):
+        run = list(group)
+        first.setdefault(partition, run[0])
+        last[partition] = run[-1]
+    return [Source(*partition, one.offset, last[partition].offset) for partition, one in first.items()]
