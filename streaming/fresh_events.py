@@ -111,7 +111,7 @@ class FreshEvents:
         """
         kept = np.zeros(len(numbers), dtype=np.bool_)
         backfilled = np.array(inbox.backfill, dtype=np.bool_)[numbers]
-        event_ids = inbox.event_ids if any(one is not None for one in inbox.event_ids) else None
+        event_ids = inbox.event_ids if inbox.event_ids.count(None) < len(inbox.event_ids) else None
         partitions = inbox.partitions()[numbers]
         for partition in np.unique(partitions).tolist():
             for backfill in (False, True):

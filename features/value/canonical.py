@@ -164,11 +164,18 @@ def canonical_values(name: str, values: Sequence[Any], *, version: int = VERSION
 
 
 def _whole_numbers(name: str, values: Sequence[int | None]) -> pl.Series:
+    found = whole_numbers(name, values)
+    if found is not None:
+        return found.cast(pl.String)
+    return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+
+
+def whole_numbers(name: str, values: Sequence[int | None]) -> pl.Series | None:
+    """Returns integers (R,) as Int64, or None if one of them does not fit."""
     try:
-        return pl.Series(name, values, dtype=pl.Int64).cast(pl.String)
+        return pl.Series(name, values, dtype=pl.Int64)
     except (OverflowError, TypeError):
-        # A number of more than 64 bits.
-        return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+        return None
 
 
 def _single(text: str | None) -> list[str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from features.value.canonical import canonical, canonical_values, scalar
+from features.value.canonical import canonical, canonical_values, scalar, whole_numbers
 
 _EXACT = 2**53  # up to it a float64 holds every integer
 
@@ -44,11 +44,12 @@ def column_of(name: str, values: Sequence[Any], *, split: str | None = None) -> 
         if all(type(value) is not int or -_EXACT <= value <= _EXACT for value in values):
             return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
     elif types == {int}:
-        for dtype in (pl.Int64, pl.UInt64):
-            try:
-                return pl.Series(name, values, dtype=dtype)
-            except (OverflowError, TypeError):
-                continue
+        if (found := whole_numbers(name, values)) is not None:
+            return found
+        try:
+            return pl.Series(name, values, dtype=pl.UInt64)
+        except (OverflowError, TypeError):
+            pass
     elif types in ({str}, {bool}):
         return pl.Series(name, values, dtype=pl.String if types == {str} else pl.Boolean)
     return canonical_values(name, values)
