@@ -164,7 +164,7 @@ class Decoder:
                 decoded.append(None)
         if None not in decoded:
             rows: list[tuple[Any, ...] | None] = list(map(msgspec.structs.astuple, decoded))
-            *_, schemas, event_ids, _, _, _ = zip(*rows, strict=True) if rows else 5 * ((),)  # type: ignore[arg-type]
+            *_, schemas, event_ids, _, _, _ = zip(*rows, strict=True) if rows else 5 * ((),)
             if set(schemas) <= {WIRE_VERSION} and int not in map(type, event_ids):
                 return rows
         return [None if one is None else _usable(msgspec.structs.astuple(one)) for one in decoded]
