@@ -39,6 +39,7 @@ NEEDS = {
     "stream": Needs(servers=True, peers=(FEAST,)),
     "freshness": Needs(servers=True),
     "stream-processes": Needs(servers=True),
+    "follow": Needs(servers=True),
     "online-learning": Needs(),
     "soak": Needs(servers=True),
     "filtered": Needs(content=True),
@@ -322,6 +323,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.online.soak import soak
     from tessera.bench.online.stream_rates import stream
     from tessera.bench.online.swaps import swaps
+    from tessera.bench.several.follow_cost import follow_cost
     from tessera.bench.several.stream_processes import stream_processes
 
     out.mkdir(parents=True, exist_ok=True)
@@ -329,6 +331,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "stream": stream,
         "freshness": freshness,
         "stream-processes": stream_processes,
+        "follow": follow_cost,
         "online-learning": online_learning,
         "soak": soak,
         "filtered": filtered,

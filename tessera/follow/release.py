@@ -70,7 +70,9 @@ class ReleaseWatch:
         versions = dict.fromkeys(str(aliases[name]) for name in sorted(aliases, key=lambda name: name != CHAMPION))
         for version in versions:
             release = self._registry.release(self.model, version)
-            found[release.bundle] = Wanted(release, release.aliases)
+            # The aliases of the pulse, since those of the registry may have changed meanwhile.
+            names = sorted(name for name, number in aliases.items() if str(number) == version)
+            found[release.bundle] = Wanted(release, tuple(names))
         for experiment in running(self._registry, self.model):
             for bundle in (experiment.control, experiment.challenger):
                 known = found.get(bundle) or Wanted(self._registry.release(self.model, bundle), ())

@@ -38,6 +38,8 @@ from streaming.snapshot import Snapshots
 from streaming.trainer import TrainerOptions
 from tessera.cli.main import app
 from tessera.demo.synthetic import write_synthetic
+from tessera.follow.release import ReleaseWatch
+from tessera.follow.service import FollowService
 from tessera.pipeline.run import RunOptions, run
 from tessera.stream_service import StreamConnections, StreamService
 from tests.integration.embedded_site import RANK, site
@@ -430,6 +432,34 @@ def test_a_challenger_that_hurts_is_stopped_by_hand_and_a_promoted_one_is_undone
         place.operator.mends("bad-challenger", 1)
         place.follower.look()
         assert served() == {champion.id}
+
+
+def test_a_challenger_that_cannot_be_opened_is_named_and_leaves_the_follower(
+    world: World, other: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tessera.follow.lease.EVERY_S", 0.3)
+    with site(tmp_path, world, other) as place:
+        champion, challenger = place.bundles
+        place.registry.challenge(place.releases[1], verdict={})
+        start(place.registry, None, CHALLENGER, [RampStep(0.0, 1.0)], name="friday")
+        lost = [path for path in place.settings.home.rglob("manifest.json") if challenger.id in path.read_text()]
+        for path in lost:
+            path.unlink()
+        stop = threading.Event()
+        watch = ReleaseWatch(place.settings.open_registry(create=False), place.settings.bundles, None)
+        service = FollowService(watch, StreamConnections.of(place.settings), TrainerOptions(lateness_s=1e9))
+        thread = threading.Thread(target=service.run, args=(stop,))
+        thread.start()
+        try:
+            _until(lambda: challenger.id in place.faults().get("followed", ""), 40)
+            place.send(world.messages(40))
+            place.operator.mends("bundle-not-followed", EXPERIMENT="friday")
+            _until(lambda: "followed" not in place.faults(), 40)
+            _until(lambda: service.metrics.streams()[champion.id].counts["events"] == 40)
+            assert list(service.streams) == [champion.id]
+        finally:
+            stop.set()
+            thread.join()
 
 
 def _until(true: Any, seconds: float = 20) -> None:
