@@ -6,12 +6,13 @@ Each arm drains the same events from a real broker, in a process of its own that
 - plain: a trainer with readers of its own, as `tessera stream` has. The control.
 - one, two: trainers of one and of two bundles over one shared read, as `tessera stream --follow` has.
 
-The cores are shared with other processes, so the measure is processor time. The cost of the second bundle is two less
+Each arm runs on one processor. It is shared with other processes, so the measure is processor time. The cost of the second bundle is two less
 one. Its own step is plain less read.
 """
 
 import contextlib
 import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -38,7 +39,7 @@ from tessera.bench.harness.rows import measured_rows
 from tessera.settings import Settings
 from tessera.terminal import one_thread
 
-_EVENTS, _WARM = 20_000, 2_048
+_EVENTS, _WARM = 20_000, 8_192
 _BATCHES = (256, 1_024)
 _ARMS = ("read", "plain", "one", "two")
 _PATIENCE_S = 300.0
@@ -140,8 +141,11 @@ def _measured(
 
 
 def _send(work: _FollowArm, pipe: Connection) -> None:
-    """Does the work of an arm, and sends what it cost."""
+    """Does the work of an arm on one processor, and sends what it cost."""
     one_thread()
+    if hasattr(os, "sched_setaffinity"):
+        # Threads of two trainers on two processors of one core would slow each other down.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     try:
         pipe.send(_read(work) if work.arm == "read" else _trained(work))
     except TesseraError as error:
