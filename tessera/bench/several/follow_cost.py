@@ -6,8 +6,8 @@ Each arm drains the same events from a real broker, in a process of its own that
 - plain: a trainer with readers of its own, as `tessera stream` has. The control.
 - one, two: trainers of one and of two bundles over one shared read, as `tessera stream --follow` has.
 
-Each arm runs on one processor. It is shared with other processes, so the measure is processor time. The cost of the second bundle is two less
-one. Its own step is plain less read.
+Each arm runs on one processor. It is shared with other processes, so the measure is processor time. The cost of the
+second bundle is two less one. Its own step is plain less read.
 """
 
 import contextlib
