@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _DATABASE = "mlflow.db"
 _MIGRATION_S = 120.0
 _MOST_PARTITIONS = 256
+_LONGEST_MEETING_S = 86_400.0
 _KAFKA_OPTION = "TESSERA_KAFKA_"
 _INFRA = Path(__file__).parents[1] / "infra"
 
@@ -66,6 +67,7 @@ class Settings:
             this machine (TESSERA_EXCHANGE).
         snapshots_at: directory of the trainer's snapshots, or address at an object store for copies of them
             (TESSERA_SNAPSHOTS); by default `home` has them.
+        meet_s: seconds that a process of a stream of several waits for the others, as text (TESSERA_MEET_S).
     """
 
     home: Path
@@ -87,6 +89,7 @@ class Settings:
     schema_registry_user: str = ""
     schema_registry_password: str = field(default="", repr=False)
     snapshots_at: str = ""
+    meet_s: str = ""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -122,6 +125,7 @@ class Settings:
             schema_registry_user=environment.get("TESSERA_SCHEMA_REGISTRY_USER", ""),
             schema_registry_password=environment.get("TESSERA_SCHEMA_REGISTRY_PASSWORD", ""),
             snapshots_at=environment.get("TESSERA_SNAPSHOTS", ""),
+            meet_s=environment.get("TESSERA_MEET_S", ""),
             **_traces(environment),
         )
 
@@ -201,6 +205,20 @@ class Settings:
     def bundles(self) -> Path:
         """Directory of bundles that were fetched from the registry."""
         return self.home / "bundles"
+
+    def seconds_to_meet(self, default: float) -> float:
+        """Returns the seconds that a process of a stream of several waits for the others.
+
+        Raises:
+            TesseraError: TESSERA_MEET_S is no number of seconds.
+        """
+        try:
+            seconds = float(self.meet_s or default)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= _LONGEST_MEETING_S:
+            raise TesseraError(f"TESSERA_MEET_S={self.meet_s}: expected seconds, more than 0 and a day at most")
+        return seconds
 
     def open_snapshots(self) -> "Snapshots":
         """The trainer's snapshots: in `home`, with copies at an address if one is set.

@@ -21,7 +21,7 @@ from features.errors import StreamError
 from models.bundle.bundle import Bundle
 from models.sharded.loopback import INTERFACE, loopback
 from streaming.ranks.deal import Deal
-from streaming.ranks.gloo import Card, GlooPeers
+from streaming.ranks.gloo import MEETING_S, Card, GlooPeers
 from streaming.trainer import Trainer, TrainerOptions
 from tessera.settings import Settings
 from tessera.stream_service import StreamConnections
@@ -119,6 +119,7 @@ def peers_of(settings: Settings, bundle: Bundle, options: TrainerOptions, place:
 
     Raises:
         StreamError: The address is none, or a process did not come or came for another stream.
+        TesseraError: TESSERA_MEET_S is no number of seconds.
     """
     rank, count, meet = place
     host, _, port = meet.rpartition(":")
@@ -126,7 +127,8 @@ def peers_of(settings: Settings, bundle: Bundle, options: TrainerOptions, place:
         raise StreamError(f"--meet {meet}: expected HOST:PORT, the address of process 0 for the others")
     # The leader alone decides how a batch is cut.
     decides = f"lateness {options.lateness_s}, rate {options.learning_rate}, most bad {options.most_bad}"
-    return GlooPeers(Card(rank, count, bundle.id, settings.topics.prefix, decides), host, int(port))
+    card = Card(rank, count, bundle.id, settings.topics.prefix, decides)
+    return GlooPeers(card, host, int(port), meeting_s=settings.seconds_to_meet(MEETING_S))
 
 
 def follow_leader(bundle: Bundle, connections: StreamConnections, options: TrainerOptions) -> None:

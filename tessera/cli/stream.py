@@ -102,6 +102,7 @@ def stream(
         refuse_shared_topics(settings)
     stop = until_stopped()
     one_thread()
+    gauges = StreamMetrics()
     if processes > 1 or rank is not None:
         from tessera.stream_processes import arguments, follow_leader, peers_of, run_processes
 
@@ -113,9 +114,8 @@ def stream(
             log_lines(requests=False)
             run_processes(settings, processes, arguments(given | {"metrics_port": metrics_port, "json": json}))
             return
-        if rank > 0:
-            # A probe finds each process of a cluster at its port. The figures are the leader's.
-            StreamMetrics().serve(metrics_port)
+        # A probe finds each process of a cluster at its port before the others come. The figures are the leader's.
+        gauges.serve(metrics_port)
         with _outages(told=not once):
             options = replace(options, peers=peers_of(settings, opened, options, (rank, processes, meet)))
             connections = StreamConnections.of(settings, refuse_schema or ())
@@ -123,7 +123,6 @@ def stream(
                 follow_leader(opened, connections, options)
                 return
     err_console.print(f"stream of bundle {opened.id} from {settings.kafka or settings.home / 'log.db'}")
-    gauges = StreamMetrics()
     roles = ROLES if role == "both" else (role,)
     service = StreamService(
         opened, StreamConnections.of(settings, refuse_schema or ()), options, roles=roles, metrics=gauges
@@ -133,7 +132,8 @@ def stream(
             totals: Any = service.once()
         else:
             log_lines(requests=False)
-            gauges.serve(metrics_port)
+            if rank is None:
+                gauges.serve(metrics_port)
             _run(service, gauges, stop, watch=watch)
     if once:
         counts = {name: getattr(totals, name) for name in ("messages", "events", "items", "neutral", "bad", "batches")}

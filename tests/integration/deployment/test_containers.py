@@ -139,10 +139,10 @@ def test_the_containers_train_serve_and_drain_together(given: dict[str, str], wo
     assert len(log.end_offsets(f"{prefix}deltas")) == 4
 
     metrics = [free_port(), free_port(), free_port()]
-    trainers = [
-        Pod(CONTAINERS["trainer"], tmp_path, given | {"METRICS_PORT": str(metrics[index])}, index=index)
-        for index in range(2)
-    ]
+    trainers = [Pod(CONTAINERS["trainer"], tmp_path, given | {"METRICS_PORT": str(metrics[0])})]
+    # A trainer answers its probe while it waits for the others.
+    until(lambda: trainers[0].runs() and metric(metrics[0], "tessera_batches_total") == 0, _START_S, "first trainer")
+    trainers.append(Pod(CONTAINERS["trainer"], tmp_path, given | {"METRICS_PORT": str(metrics[1])}, index=1))
     writer = Pod(CONTAINERS["writer"], tmp_path, given | {"METRICS_PORT": str(metrics[2])})
     (tmp_path / "server-0").mkdir()
     key = KeyFile(tmp_path / "server-0" / "keys.json").add("shop", ["read"])
