@@ -22,6 +22,7 @@ NEEDS = {
     "training-speed": Needs(peers=(CTR,)),
     "training-blocks": Needs(),
     "processes": Needs(),
+    "rankers": Needs(ranks=True),
     "resize": Needs(),
     "cold-start": Needs(content=True),
     "code-value": Needs(content=True),
@@ -214,6 +215,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)[:1]
         return partial(processes, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
+    if name == "rankers":
+        from tessera.bench.rankers.kinds import rankers
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(rankers, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "encoders":
         from tessera.bench.encoder.encoders import encoders
 

@@ -1,0 +1,1 @@
+"""Benchmarks of networks over the table."""
