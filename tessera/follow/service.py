@@ -187,6 +187,17 @@ class FollowService:
         if streams:
             self._note(due=True)
 
+    def _keep_rows(self) -> None:
+        """Keeps followed bundles in the store. A server lets the champion before leave the store after a while.
+
+        A rollback then finds rows that are as fresh as those of the champion.
+        """
+        if "writer" in self._roles:
+            with contextlib.suppress(TesseraError), self._connections.store() as store:
+                for stream in self.streams.values():
+                    if stream.bundle is not None and not stream.error:
+                        store.keep(stream.id)
+
     def _release_rows(self, bundle: str) -> None:
         """Lets the rows of a retired bundle leave the store."""
         if "writer" in self._roles:
@@ -248,6 +259,7 @@ class FollowService:
         if time.monotonic() - self._checked < _CHECK_S:
             return
         self._checked = time.monotonic()
+        self._keep_rows()
         for stream in self.streams.values():
             if stream.bundle is None or (stream.bundle.directory / "manifest.json").is_file():
                 stream.warning = ""

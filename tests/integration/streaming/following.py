@@ -13,7 +13,7 @@ import torch
 
 from features.dataset.label import Label
 from models.bundle import delta
-from models.bundle.bundle import Bundle, BundleParts, write_bundle
+from models.bundle.bundle import Bundle, BundleParts, LogPosition, write_bundle
 from models.bundle.delta import Delta
 from models.registry.release import CHALLENGER, CHAMPION, PREVIOUS
 from serving.rollout.lifecycle import promoted
@@ -38,6 +38,8 @@ class ReleaseUnderLoad:
         settings: Settings of the home.
         bundles: Published bundles, oldest first.
         sent: Number of sent events.
+        trained: True gives each new bundle the present ends of the topics, or a little less, as the positions it was
+            trained up to. False: its stream starts at the oldest message.
     """
 
     def __init__(self, settings: Settings, directory: Path) -> None:
@@ -45,6 +47,7 @@ class ReleaseUnderLoad:
         self.registry = settings.open_registry()
         self.bundles: list[Bundle] = []
         self.sent = 0
+        self.trained = False
         self._directory = directory
         self._parts: BundleParts = coloured_parts(directory / "parts", name=MODEL, epochs=0, events=200)
         self._stop = threading.Event()
@@ -61,13 +64,22 @@ class ReleaseUnderLoad:
         generator = torch.Generator().manual_seed(number)
         table = self._parts.ranker.table
         table.weight.copy_(torch.randn(table.weight.shape, generator=generator) / 10)
-        parts = replace(self._parts, metrics={"number": number})
+        parts = replace(self._parts, metrics={"number": number}, positions=self._positions(300 * (number % 3)))
         if label:
             events = parts.dataset.events.model_copy(update={"label": Label(column=label)})
             parts = replace(parts, dataset=parts.dataset.model_copy(update={"events": events}))
         bundle = write_bundle(parts, self._directory / f"bundle-{number}" / "bundle")
         self.bundles.append(bundle)
         return bundle
+
+    def _positions(self, before: int) -> list[LogPosition]:
+        topics = self.settings.topics
+        return [
+            LogPosition(topic, self.log.identity(topic), number, max(0, end - before))
+            for topic in (topics.items, topics.events)
+            for number, end in self.log.end_offsets(topic).items()
+            if self.trained
+        ]
 
     def publish(self, label: str = "") -> Bundle:
         """Publishes a new bundle as the challenger; the first one as the champion."""
