@@ -38,6 +38,7 @@ NEEDS = {
     "expressions": Needs(),
     "drift": Needs(),
     "stream": Needs(servers=True, peers=(FEAST,)),
+    "streaming": Needs(),
     "freshness": Needs(servers=True),
     "stream-processes": Needs(servers=True),
     "follow": Needs(servers=True),
@@ -55,7 +56,7 @@ NEEDS = {
 NAMES = tuple(NEEDS)
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
-_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered", "serving")
+_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered", "serving", "streaming")
 
 
 def bench(
@@ -98,7 +99,7 @@ def bench(
     if name not in NAMES:
         raise TesseraError(f"benchmark {name!r} is unknown; there are: {', '.join(NAMES)}")
     check_servers(name, NEEDS[name], Settings.from_environment())
-    if against is not None:
+    if against is not None and name != "streaming":
         from tessera.bench.harness.against import against as compare
 
         optional = {"dataset": dataset, "held-out": held_out, "model": model, "device": device, "seconds": seconds}
@@ -121,6 +122,8 @@ def bench(
         if name not in _IN_PARTS:
             raise TesseraError(f"--part is for {', '.join(_IN_PARTS)}, not for {name}")
         chosen = partial(chosen, parts=part)
+    if against is not None:
+        chosen = partial(chosen, commit=against)
     if model is not None:
         if name != "upgrade":
             raise TesseraError(f"--model is for upgrade, not for {name}")
@@ -178,6 +181,13 @@ def _chosen(
         from tessera.demo.synthetic import write_synthetic
 
         path = write_synthetic(out / "synthetic-100k", users=5_000, items=100_000, events=200_000)
+    if name == "streaming":
+        from tessera.bench.versions.ratios import streaming
+
+        if path is None:
+            raise TesseraError("bench streaming needs --dataset: a descriptor that both versions understand")
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(streaming, datasets[0], path, out / f"{name}-{datasets[0].name}"), datasets
     if name in _ONLINE:
         datasets = _datasets(path, ways or [None], out)[:1]
         return _online(name, datasets[0], out / name), datasets

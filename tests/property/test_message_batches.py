@@ -136,10 +136,11 @@ def test_order_and_sources_are_those_of_a_loop(messages: list[Message]) -> None:
 
     ordered = sorted(messages, key=key)
     assert in_order(messages, TOPICS) == ordered
-    offsets: dict[tuple[str, int], list[int]] = {}
-    for message in ordered:
-        offsets.setdefault((message.topic, message.partition), []).append(message.offset)
-    assert sources_of(ordered) == [Source(*place, own[0], own[-1]) for place, own in offsets.items()]
+    for polled in (ordered, messages):
+        offsets: dict[tuple[str, int], list[int]] = {}
+        for message in polled:
+            offsets.setdefault((message.topic, message.partition), []).append(message.offset)
+        assert sources_of(polled) == [Source(*place, own[0], own[-1]) for place, own in offsets.items()]
 
 
 @given(

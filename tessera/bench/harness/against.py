@@ -131,6 +131,15 @@ def _ratio(this: float, other: float) -> float | None:
     return this / other if other else None
 
 
+def other_python(commit: str) -> Path:
+    """Returns the Python of another commit, with the commit's code and requirements; makes it if it is not there.
+
+    Raises:
+        TesseraError: It cannot be prepared.
+    """
+    return Path(_prepared(commit)[0]).with_name("python")
+
+
 def _prepared(commit: str) -> list[str]:
     script = ROOT / "infra" / "baseline.sh"
     if not (ROOT / ".git").exists() or not script.is_file():

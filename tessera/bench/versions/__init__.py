@@ -1,0 +1,1 @@
+"""Benchmarks of two versions side by side."""
