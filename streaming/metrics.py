@@ -127,8 +127,9 @@ class StreamMetrics:
             at: Place where the messages can be read, a label of the metric.
         """
         with self._lock:
+            observe = self._fresh.labels(at).observe
             for age in ages_ms:
-                self._fresh.labels(at).observe(age / 1_000)
+                observe(age / 1_000)
             self.ages_ms.extend(ages_ms)
             self.made_visible += len(ages_ms)
 
