@@ -45,6 +45,18 @@ def until(ready: Callable[[], object], seconds: float, doing: str) -> None:
         time.sleep(0.2)
 
 
+_started: list["subprocess.Popen[bytes]"] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_pod_is_left() -> Iterator[None]:
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.wait()
+
+
 class Pod:
     """Container that runs as a process of this machine: its command and variables, and a home of its own."""
 
@@ -65,6 +77,7 @@ class Pod:
                 stdout=log,
                 stderr=log,
             )
+        _started.append(self.process)
 
     @property
     def said(self) -> str:
