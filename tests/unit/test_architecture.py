@@ -20,7 +20,7 @@ IMPORTERS = {
     "distributed": ("features/jobs/dask_cluster.py",),
     "torchrec": ("models/table/unified.py", "models/ranker/dcn.py", "models/sharded/table.py"),
     # The benchmark measures fbgemm's bare table as a floor.
-    "fbgemm_gpu": ("features/device.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
+    "fbgemm_gpu": ("features/device/card.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
     "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
     "fastavro": ("features/wire/avro.py",),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from features import device
 from features.device import CPU, DeviceError, label_of, missing_part, named_faults, resolve
+from features.device import card as device_card
 
 
 def raising(error: Exception) -> Callable[[], None]:
@@ -63,8 +63,8 @@ def test_a_card_is_named_with_its_driver_and_versions(monkeypatch: pytest.Monkey
     assert CPU.label == label_of({}) == "cpu"
     card: dict[str, Any] = {"device": "cuda", "card": "H100", "driver": "580.1", "cuda": "13.0", "torch": "2.11"}
     assert label_of(card) == "H100, driver 580.1, cuda 13.0, torch 2.11"
-    monkeypatch.setattr(device.shutil, "which", lambda name: None)
-    assert device._driver() == "unknown"
+    monkeypatch.setattr(device_card.shutil, "which", lambda name: None)
+    assert device_card._driver() == "unknown"
 
 
 def test_a_processor_stages_without_a_copy_and_runs_a_captured_step_at_once() -> None:

@@ -1,7 +1,4 @@
-"""Devices: the one module that knows CUDA, its streams and its graphs.
-
-All other code takes a `Device` and calls the same methods on a processor and on a GPU. On a processor a staged array is
-a tensor over the same memory, and a captured step runs eagerly.
+"""Devices: the choice of one, its memory, and the names of its faults.
 
 torch is imported on use, since a worker that encodes with LSA does not load it.
 """
@@ -19,21 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import TesseraError
+from features.device.fault import DeviceError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from torch import device as TorchDevice
 
+    from features.device.staging import Staging
+
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-# A step allocates its buffers and compiles its kernels in these runs, before it is captured.
-_WARM_UP = 5
 _SPARE_BYTES = 1 << 30
 _PINNED_BYTES = 1 << 24
-
-
-class DeviceError(TesseraError):
-    """Error of a device that is missing, too small or lost."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,12 @@ class Device:
             return tensor
         small = tensor.numel() * tensor.element_size() <= _PINNED_BYTES
         return tensor.pin_memory().to(self.torch, non_blocking=True) if small else tensor.to(self.torch)
+
+    def staging(self) -> "Staging":
+        """Returns a way for arrays to the device that does not stop its work."""
+        from features.device.staging import Staging
+
+        return Staging(self.torch)
 
     def generator(self, seed: int) -> "Generator":
         """Returns a seeded generator of random numbers on the device. The same device gives the same numbers twice."""
@@ -126,7 +125,11 @@ class Device:
         call replays the graph. The step must read its inputs from tensors that stay at their place, and must not wait
         for the device.
         """
-        return _Graph(step) if not self.is_cpu else lambda: _discard(step())
+        if self.is_cpu:
+            return lambda: _discard(step())
+        from features.device.graph import Graph
+
+        return Graph(step)
 
     def peak_bytes(self) -> int:
         """Returns the most bytes that tensors took on the card since `reset_peak`; 0 for the processor."""
@@ -146,39 +149,6 @@ class Device:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-class _Graph:
-    """Step that is captured as a CUDA graph after its warm-up. Each call does one step."""
-
-    def __init__(self, step: Callable[[], Any]) -> None:
-        import torch
-
-        self._step = step
-        self._stream = torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._calls = 0
-
-    def __call__(self) -> None:
-        import torch
-
-        self._calls += 1
-        if self._calls <= _WARM_UP:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self._step()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # Recording does not run the step: the replay below does.
-            try:
-                # A thread that loads the next block may use the card meanwhile.
-                with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                    self._step()
-            except RuntimeError as error:
-                raise DeviceError(f"device cuda: the step cannot be captured as a graph: {error}") from error
-        self._graph.replay()
 
 
 @contextmanager
