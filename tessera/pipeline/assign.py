@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.device import resolve
 from features.durable import write_directory
 from features.errors import DatasetError
 from features.framing.choices import is_large
@@ -56,26 +57,20 @@ def _fitted(job: Job, shards: Path, found: SampledVectors, held_out: NDArray[np.
     levels, codes = (start.levels, start.codes) if start else recommended_shape(found.items)
     vectors = found.vectors[~held_out]
     levels, codes = options.levels or levels, min(options.codes or codes, len(vectors))
+    shape = codebooks.CodebookShape(levels, codes, options.seed, resolve(options.device, fused=False))
     if options.code_likes:
         fitted = codebooks.fit_alike(
             options.quantizer,
             vectors,
-            codebooks.CodebookShape(levels, codes, options.seed),
+            shape,
             _alike(job, shards, found, held_out),
             options=options.quantizer_options,
             start=start,
             progress=advance,
         )
     else:
-        fitted = codebooks.fit(
-            options.quantizer,
-            vectors,
-            levels=levels,
-            codes=codes,
-            seed=options.seed,
-            options=options.quantizer_options,
-            start=start,
-            progress=advance,
+        fitted = codebooks.fit_shape(
+            options.quantizer, vectors, shape, options=options.quantizer_options, start=start, progress=advance
         )
     return job.previous.named(fitted, shards) if job.previous else fitted
 

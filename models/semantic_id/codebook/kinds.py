@@ -35,11 +35,13 @@ class CodebookShape:
         levels: Q, the number of codes in a Semantic ID.
         codes: K, the number of codes on each level.
         seed: decides everything random.
+        device: device that fits; a kind that knows no devices fits on the processor.
     """
 
     levels: int
     codes: int
     seed: int
+    device: Device = CPU
 
 
 class QuantizerKind(Protocol):
@@ -85,7 +87,7 @@ class _RqVae:
         if start is not None and not isinstance(start, rqvae.RqVae):
             raise DatasetError(f"codebook {start.id}: an rqvae cannot start from it; refit with the same quantizer")
         config = _configured(rqvae.RqVaeConfig, _fixed(shape), options)
-        return rqvae_fit.fit(vectors, config, start=start, progress=progress)
+        return rqvae_fit.fit(vectors, config, start=start, progress=progress, device=shape.device)
 
     def load(self, directory: Path) -> Quantizer:
         from models.semantic_id.codebook import rqvae
@@ -115,7 +117,8 @@ class _ResidualKMeans:
             )
         fixed = _fixed(shape) | {"balanced": self.balanced}
         config = _configured(residual_kmeans.ResidualKMeansConfig, fixed, options)
-        return residual_kmeans.fit(vectors, config, start=None if start is None else start.books, progress=progress)
+        begin = None if start is None else start.books
+        return residual_kmeans.fit(vectors, config, start=begin, progress=progress, device=shape.device)
 
     def load(self, directory: Path) -> Quantizer:
         from models.semantic_id.codebook import residual_kmeans
@@ -171,9 +174,22 @@ def fit(
         DatasetError: The kind or option is unknown, `start` has another kind or shape, there are too few vectors, or a
         value is NaN or infinite.
     """
+    shape = CodebookShape(levels, codes, seed)
+    return fit_shape(kind, vectors, shape, options=options, start=start, progress=progress)
+
+
+def fit_shape(
+    kind: str,
+    vectors: NDArray[np.float32],
+    shape: CodebookShape,
+    *,
+    options: Mapping[str, Any] | None = None,
+    start: Quantizer | None = None,
+    progress: Advance = lambda done, total: None,
+) -> Quantizer:
+    """Fits a codebook as `fit` does, on the device of `shape`."""
     if kind not in KINDS:
         raise DatasetError(f"quantizer: {kind!r} is unknown; there are: {', '.join(KINDS)}")
-    shape = CodebookShape(levels, codes, seed)
     return KINDS[kind].fit(vectors, shape, options=options or {}, start=_start(start, shape), progress=progress)
 
 
@@ -207,7 +223,7 @@ def fit_alike(
     if base is not None and not isinstance(base, rqvae.RqVae):
         raise DatasetError(f"codebook {base.id}: an rqvae cannot start from it; refit with the same quantizer")
     config = _configured(rqvae.RqVaeConfig, _fixed(shape), options or {})
-    return rqvae_fit.fit(vectors, config, start=base, alike=alike, progress=progress)
+    return rqvae_fit.fit(vectors, config, start=base, alike=alike, progress=progress, device=shape.device)
 
 
 def _start(start: Quantizer | None, shape: CodebookShape) -> Quantizer | None:

@@ -1,7 +1,8 @@
 """Residual k-means: k-means of the vectors, then of their residuals, level by level.
 
 This is the fast path for large catalogues: no network, and about the error of residual quantizers trained jointly
-(GRID, Ju et al., 2025; OneRec, Deng et al., 2025, balances the clusters). Clustering is faiss'.
+(GRID, Ju et al., 2025; OneRec, Deng et al., 2025, balances the clusters). Clustering is faiss' on a processor. A GPU
+clusters in torch; clusters are balanced on the processor.
 
 Shape letters: N vectors, D dim, Q levels, K codes a level.
 """
@@ -10,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +22,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from features.device import CPU, Device
 from features.errors import BundleError, DatasetError
-from models.semantic_id.codebook.clustering import centroids
+from models.semantic_id.codebook.clustering import centroids, centroids_on
 from models.semantic_id.codebook.nearest import nearest, residual_codes
 from models.semantic_id.codebook.quantizer import DESCRIPTION, TENSORS, refuse_not_finite, refuse_width
 
@@ -54,11 +57,15 @@ class ResidualKMeans:
     Args:
         books: (Q, K, D) float32.
         config: Configuration the codebook was fitted with.
+
+    Attributes:
+        device: Device that proposes codes in `encode`. The codes do not depend on it.
     """
 
     def __init__(self, books: NDArray[np.float32], config: ResidualKMeansConfig) -> None:
         self.books = np.ascontiguousarray(books, dtype=np.float32)
         self.config = config
+        self.device = CPU
 
     @property
     def kind(self) -> Kind:
@@ -89,7 +96,7 @@ class ResidualKMeans:
         """
         found = refuse_width(vectors, self.dim, self.id)
         refuse_not_finite(found)
-        return residual_codes(found, self.books)
+        return residual_codes(found, self.books, self.device)
 
     def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.float32]:
         """Maps codes (N, Q) to the sums of their centroids, (N, D) float32."""
@@ -129,12 +136,14 @@ def fit(
     *,
     start: NDArray[np.float32] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    device: Device = CPU,
 ) -> ResidualKMeans:
     """Fits a codebook to (N, D) float32 vectors.
 
     Args:
         start: (Q, K, D) centroids to start from, such as an older codebook's.
         progress: called with (levels done, levels).
+        device: Device that clusters. A GPU gives other bits than a processor, and the same bits twice.
 
     Raises:
         DatasetError: There are fewer vectors than codes per level, or NaN or infinite values.
@@ -145,22 +154,31 @@ def fit(
     residual = np.ascontiguousarray(vectors, dtype=np.float32)
     books = np.zeros((config.levels, config.codes, residual.shape[1]), dtype=np.float32)
     for level in range(config.levels):
-        books[level] = _level(residual, config, seed=config.seed + level, start=None if start is None else start[level])
-        residual = residual - books[level][nearest(residual, books[level])]
+        begin = None if start is None else start[level]
+        books[level] = _level(residual, config, seed=config.seed + level, start=begin, device=device)
+        residual = residual - books[level][nearest(residual, books[level], device)]
         progress(level + 1, config.levels)
-    return ResidualKMeans(books, config)
+    found = ResidualKMeans(books, config)
+    found.device = device
+    return found
 
 
 def _level(
-    vectors: NDArray[np.float32], config: ResidualKMeansConfig, *, seed: int, start: NDArray[np.float32] | None
+    vectors: NDArray[np.float32],
+    config: ResidualKMeansConfig,
+    *,
+    seed: int,
+    start: NDArray[np.float32] | None,
+    device: Device,
 ) -> NDArray[np.float32]:
+    means = centroids if device.is_cpu else partial(centroids_on, device)
     if start is None:
-        found = centroids(vectors, config.codes, iterations=config.iterations, seed=seed)
+        found = means(vectors, config.codes, iterations=config.iterations, seed=seed)
         return _balanced(vectors, found, _BALANCING) if config.balanced else found
     # Each round moves items to other codes; the first rounds gain the most.
     if config.balanced:
         return _balanced(vectors, start, 1)
-    return centroids(vectors, config.codes, iterations=_WARM_ITERATIONS, seed=seed, start=start)
+    return means(vectors, config.codes, iterations=_WARM_ITERATIONS, seed=seed, start=start)
 
 
 def _balanced(vectors: NDArray[np.float32], book: NDArray[np.float32], rounds: int) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from features.errors import BundleError
 from models.semantic_id.codebook.estimator import balanced_codes, rotated, straight_through
 from models.semantic_id.codebook.quantizer import DESCRIPTION, MAX_CODES, TENSORS, refuse_not_finite, refuse_width
 
-_ENCODE_ROWS, _ENCODE_ROWS_OF_A_CARD = 4_096, 1 << 17
+_ENCODE_ROWS, _ENCODE_ROWS_OF_A_CARD = 4_096, 1 << 15
 _DECODE_ROWS = 1 << 17
 
 
@@ -150,18 +150,20 @@ class RqVae(nn.Module):
         """
         vectors = refuse_width(vectors, self.dim, self.id)
         device = self.device
-        if device.is_cpu:
-            refuse_not_finite(vectors)
         wide = self._wide().to(device.torch)
         rows = _ENCODE_ROWS if device.is_cpu else _ENCODE_ROWS_OF_A_CARD
-        out = np.zeros((len(vectors), self.levels), dtype=np.uint16)
+        staging = device.staging()
+        found, finite = [], torch.ones((), dtype=torch.bool, device=device.torch)
+        # The processor sends a block while the device codes the one before, and waits for the codes once.
         for start in range(0, len(vectors), rows):
-            block = device.put(vectors[start : start + rows])
-            if not device.is_cpu and not bool(torch.isfinite(block).all()):
-                refuse_not_finite(vectors)
-            block = block.double()
-            latent = wide.encoder((block - wide.mean) / wide.scale)
-            out[start : start + len(block)] = wide.quantize(latent)[1].cpu().numpy()
+            block = staging.put_array(vectors[start : start + rows])
+            finite &= torch.isfinite(block).all()
+            latent = wide.encoder((block.double() - wide.mean) / wide.scale)
+            found.append(wide.quantize(latent)[1].to(torch.int32))
+        codes = torch.cat(found) if found else torch.zeros((0, self.levels), dtype=torch.int32)
+        out = codes.cpu().numpy().astype(np.uint16)
+        if not bool(finite):
+            refuse_not_finite(vectors)
         return out
 
     @torch.no_grad()

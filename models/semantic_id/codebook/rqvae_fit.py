@@ -10,18 +10,19 @@ Shape letters: N items, D dim, H latent dim, Q levels, K codes.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from features.device import CPU, Device
 from features.errors import DatasetError
 from features.threads import one_thread
 from models.semantic_id.codebook.alike import AlikeDraws, AlikePairs, alike_loss
+from models.semantic_id.codebook.clustering import lloyd
 from models.semantic_id.codebook.quantizer import refuse_not_finite
 from models.semantic_id.codebook.rqvae import RqVae, RqVaeConfig, distances, squared
 
@@ -163,7 +164,7 @@ def _start_codes(model: RqVae, inputs: Tensor, generator: torch.Generator, devic
     """Starts each level's codes from k-means on its residuals."""
     sample = inputs[device.put(torch.randperm(len(inputs), generator=generator)[:_KMEANS_SAMPLE])]
     residual = model.encoder(sample)
-    means = _means if device.is_cpu else lloyd
+    means = _means if device.is_cpu else partial(lloyd, rounds=_KMEANS_ROUNDS)
     for level in range(model.levels):
         book = means(residual, model.codes, model.config.seed)
         model.codebooks[level] = book
@@ -180,31 +181,6 @@ def _means(residual: Tensor, count: int, seed: int) -> Tensor:
         warnings.simplefilter("ignore", ConvergenceWarning)
         means = KMeans(count, n_init=1, max_iter=_KMEANS_ROUNDS, random_state=seed).fit(residual.numpy())
     return torch.from_numpy(means.cluster_centers_.astype(np.float32))
-
-
-def lloyd(residual: Tensor, count: int, seed: int) -> Tensor:
-    """Returns centroids (count, H) of residuals (N, H) on their device, by Lloyd's algorithm from k-means++ seeds.
-
-    Sums are products with a matrix of ones and zeros: sums by atomic additions would differ from run to run. An empty
-    cluster keeps its centroid.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(count, generator=generator, dtype=torch.float64).to(residual.device)
-    own = (residual**2).sum(dim=1)
-    nearest = torch.full_like(own, torch.inf)
-    picked = residual[(draws[0] * len(residual)).long()]
-    found = [picked]
-    for number in range(1, count):
-        nearest = torch.minimum(nearest, (own - 2 * residual @ picked + (picked**2).sum()).clamp(min=0))
-        chances = nearest.double().cumsum(0)
-        picked = residual[torch.searchsorted(chances, draws[number] * chances[-1]).clamp(max=len(residual) - 1)]
-        found.append(picked)
-    book = torch.stack(found)
-    for _ in range(_KMEANS_ROUNDS):
-        owner = functional.one_hot(distances(residual, book).argmin(dim=1), count).to(residual.dtype)
-        sizes = owner.sum(dim=0).unsqueeze(1)
-        book = torch.where(sizes > 0, owner.T @ residual / sizes.clamp(min=1), book)
-    return book
 
 
 @torch.no_grad()
