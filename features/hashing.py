@@ -46,6 +46,11 @@ def value_keys(salt: str, fingerprints: NDArray[np.uint64]) -> NDArray[np.uint64
         return splitmix64(fingerprints ^ fingerprint([salt])[0])
 
 
+def chunk_keys(salt: str, chunks: int) -> NDArray[np.uint64]:
+    """Returns the keys (c,) uint64 of a feature's chunks, k_sj above."""
+    return fingerprint([f"{salt}{_CHUNK_SEPARATOR}{chunk}" for chunk in range(chunks)])
+
+
 @dataclass(frozen=True)
 class HashSpec:
     """Parameters a table must be read with.
@@ -66,7 +71,7 @@ class HashSpec:
 
     def lookup(self, salt: str, chunks: int, fingerprints: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Returns the rows, (N, c) int64 in [0, R), of values given as fingerprints (N,) uint64."""
-        keys = fingerprint([f"{salt}{_CHUNK_SEPARATOR}{chunk}" for chunk in range(chunks)])
+        keys = chunk_keys(salt, chunks)
         with np.errstate(over="ignore"):
             mixed = splitmix64(fingerprints[:, None] ^ keys[None, :])
         return (((mixed >> np.uint64(32)) * np.uint64(self.rows)) >> np.uint64(32)).astype(np.int64)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from features.frame_blocks import Blocks
 from features.history import Jagged
 from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Entities, Examples
+from models.table.device.packed import pack
 from models.table.schema import Schema
 
 _AHEAD = 4
@@ -65,6 +67,12 @@ class LoadedBlocks:
             del block
             self._kept[part, number] = source, replace(rows, aggregates=self._aggregates(blocks, number))
         return self._kept[part, number]
+
+    def pack(self, part: str, number: int, path: Path) -> None:
+        """Writes a block as a file that a device reads. Safe beside a `load` in another thread."""
+        blocks = self.parts[part]
+        block = blocks.read(number, self._columns)
+        pack(self.source.schema, block, replace(examples(block), aggregates=self._aggregates(blocks, number)), path)
 
     def _aggregates(self, blocks: Blocks, number: int) -> NDArray[np.float32] | None:
         """Reads the columns of aggregates one by one, so that they are in memory once."""

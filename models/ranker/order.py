@@ -48,7 +48,7 @@ class EpochOrder:
     def draws(self, *, after: int = 0) -> Iterator[Draw]:
         """Yields the batches of the epoch in order, without the first `after`."""
         position = 0
-        for block in self._blocks():
+        for block in self.blocks():
             height = self._heights[block]
             count = -(-height // self._batch)
             if after < count:
@@ -58,7 +58,8 @@ class EpochOrder:
             after = max(0, after - count)
             position += height
 
-    def _blocks(self) -> list[int]:
+    def blocks(self) -> list[int]:
+        """Returns the numbers of the blocks in the order of the epoch."""
         if len(self._heights) == 1:
             return [0]
         order: list[int] = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._heights)).tolist()

@@ -5,10 +5,14 @@ Shape letters: E examples, B batch.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import msgspec
@@ -30,10 +34,12 @@ from models.ranker.dropout import DropoutConfig, ValueDropout, users_per_value
 from models.ranker.loading import LoadedBlocks, ahead, checked_labels, dimensions, sighted
 from models.ranker.network import DensePart, NetworkConfig, Ranker
 from models.ranker.order import Draw, EpochOrder
-from models.ranker.resident_steps import ResidentSteps
+from models.ranker.resident_steps import ResidentSteps, StreamedSteps
 from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Examples
-from models.table.device_block import MOST_PADDING, DeviceBlock
+from models.table.device.block import MOST_PADDING, of_examples
+from models.table.device.columns import Dimensions
+from models.table.device.stream import BlockStream
 from models.table.open import open_table
 from models.table.placement import placement_cells
 from models.table.reference import RowPrecision
@@ -225,6 +231,8 @@ class TrainingRun:
         )
         # Number of the block whose examples lie on the GPU, and their steps.
         self._held: tuple[int, ResidentSteps | None] | None = None
+        # Steps on a GPU of a part of several blocks.
+        self._streamed: StreamedSteps | None = None
         self._best: dict[str, Tensor] | None = None
         self._epoch = self._batches = 0
         schema = blocks.source.schema
@@ -237,6 +245,10 @@ class TrainingRun:
 
     def run(self, progress: Callable[[int, int], None], checkpointing: Checkpointing | None) -> None:
         """Trains to the end and restores the ranker of its best epoch."""
+        with self._streaming(checkpointing):
+            self._run(progress, checkpointing)
+
+    def _run(self, progress: Callable[[int, int], None], checkpointing: Checkpointing | None) -> None:
         count = sum(self._heights)
         total = self._config.max_epochs * count
         saved = time.monotonic()
@@ -288,19 +300,51 @@ class TrainingRun:
         """Yields the steps that the epoch still lacks, each with the number of the epoch's examples up to its end."""
         config, epoch = self._config, self._epoch
         order = EpochOrder(self._heights, config.batch, seed=config.seed, epoch=epoch)
+        following = dict(pairwise(order.blocks()))
 
         def make(draw: Draw) -> tuple[int, Callable[[], None]]:
             limits = self._hidden.limits(np.random.default_rng([config.seed, epoch, draw.start]), len(draw.rows))
+            if self._streamed is not None:
+                self._streamed.ask(draw.block)
+                self._streamed.ask(following.get(draw.block, draw.block))
             return draw.start + len(draw.rows), self._made(draw, limits)
 
         return ahead(make, order.draws(after=self._batches))
 
     def _made(self, draw: Draw, limits: NDArray[np.uint8] | None) -> Callable[[], None]:
         """Returns the step of a batch, ready to be called by the trainer's thread."""
+        if self._streamed is not None:
+            return partial(self._streamed_step, self._streamed, draw, limits)
         source, rows = self._blocks.load(TRAIN, draw.block)
         if steps := self._resident(draw.block, source, rows):
             return partial(steps, draw.rows, limits)
         return partial(self._step, source.batch(rows.take(draw.rows), limits=limits).to(self._device))
+
+    def _streamed_step(self, steps: StreamedSteps, draw: Draw, limits: NDArray[np.uint8] | None) -> None:
+        if not steps(draw.block, draw.rows, limits):
+            source, rows = self._blocks.load(TRAIN, draw.block)
+            self._step(source.batch(rows.take(draw.rows), limits=limits).to(self._device))
+
+    @contextmanager
+    def _streaming(self, checkpointing: Checkpointing | None) -> Iterator[None]:
+        """Lets blocks pass through a GPU inside the block, from files that a stopped training leaves for the next."""
+        if self._device.is_cpu or len(self._heights) == 1:
+            yield
+            return
+        source, config = self._blocks.source, self._config
+        with TemporaryDirectory() as aside:
+            path = Path(aside) if checkpointing is None else checkpointing.path.with_suffix(".blocks") / self._key[:16]
+            dimensions = Dimensions(source.schema, source.users, source.items, source.vectors, self._device)
+            stream = BlockStream(dimensions, source.admission, path, partial(self._blocks.pack, TRAIN), self._device)
+            self._streamed = StreamedSteps(
+                stream, self._step, config.batch, self._device, room=max(self._heights), hides=self._hidden.any
+            )
+            try:
+                yield
+            finally:
+                stream.close()
+            if checkpointing is not None:
+                rmtree(path.parent)
 
     def _resident(self, number: int, source: Assembler, rows: Examples) -> ResidentSteps | None:
         """Returns the steps of a block that lies on the GPU. None on a processor, or with too much padding."""
@@ -308,7 +352,7 @@ class TrainingRun:
             return None
         if self._held is None or self._held[0] != number:
             self._held = None
-            block = DeviceBlock(source, rows, self._device)
+            block = of_examples(source, rows, self._device)
             steps = None
             if block.padding <= MOST_PADDING:
                 steps = ResidentSteps(block, self._step, self._config.batch, self._device, hides=self._hidden.any)

@@ -17,7 +17,7 @@ from features.aggregate.plan import AggregatePlan, column_of
 from features.device import Device
 from features.history import Jagged
 from models.table.admission import Admission
-from models.table.column_rows import ColumnValues, Growable
+from models.table.column_rows import Coded, ColumnValues, Growable
 from models.table.placement import placement_cells
 from models.table.schema import Feature, Numeric, Schema, Source
 
@@ -78,6 +78,10 @@ class Entities:
     def lookup(self, column: str, index: NDArray[np.int64]) -> _Found:
         """Gathers a column of entities (M,): as `rows`, and the number of values that each holds, with rows or not."""
         return self._columns[column].lookup(index)
+
+    def coded(self, column: str) -> Coded:
+        """Returns a column of all entities as numbers of its distinct values, see `ColumnValues.coded`."""
+        return self._columns[column].coded()
 
     def values(self, column: str) -> int:
         """Returns the number of distinct values of a column that has not changed since it was made."""

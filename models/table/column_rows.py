@@ -15,6 +15,8 @@ from models.table.admission import Admission
 from models.table.schema import Feature, Schema
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+# Codes (n,), lengths (N,), rows (m, c), and True for each value (m,) with rows.
+Coded = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 _NO_CODE: Final = np.int32(-1)
 # Number of values or codes that may be unused before any is dropped, whatever the size.
 _SPARE: Final = 1_024
@@ -214,6 +216,14 @@ class ColumnValues:
         self._readmit(codes[~known])
         known = self._known.array.take(codes)
         return self._rows.array.take(codes[known], axis=0), kept(known, held), held
+
+    def coded(self) -> Coded:
+        """Returns all codes (n,), the lists' lengths (N,), and for each code its rows (m, c) and whether it has any."""
+        codes, lengths = self._lists.take(slice(None))
+        known = self._known.array
+        if not known.all():
+            self._readmit(np.flatnonzero(~known).astype(np.int32))
+        return codes, lengths, self._rows.array, self._known.array
 
     def keys(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Gathers entities (M,): the keys of all their values (n,), admitted or not, and how many each has (M,)."""

@@ -1,18 +1,25 @@
 """The table, the ranker and the codebook on a real card. Without a card these tests are skipped, and say so."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from features import frame_blocks
+from features.content.sentence import SentenceEncoder
 from features.device import CPU, Device, DeviceError, missing_part, resolve
+from features.hashing import HashSpec, fingerprint
 from models.ranker.network import NetworkConfig
 from models.ranker.resident_steps import ResidentSteps
-from models.ranker.train import new_ranker, snapshot, train
-from models.semantic_id.codebook import rqvae, rqvae_fit
-from models.table.device_block import DeviceBlock
+from models.ranker.train import Checkpointing, new_ranker, snapshot, train
+from models.semantic_id.codebook import residual_kmeans, rqvae, rqvae_fit
+from models.semantic_id.codebook.residual_kmeans import ResidualKMeansConfig
+from models.table.device import hashing
+from models.table.device.block import of_examples
 from models.table.unified import UnifiedTable
+from tessera.bench.device.encoders import texts_of, write_model
 from tests.build import SMALL_TRAIN, coloured_frame, coloured_schema
 from tests.unit.models.test_device_block import EVENTS, limits_of, schema_of, shop
 
@@ -32,10 +39,10 @@ def test_a_batch_on_the_card_reads_what_the_processor_reads(card: Device, histor
     source, examples = shop(schema, admitted=False)
     rows = np.random.default_rng(2).permutation(EVENTS)[:33]
     limits = limits_of(schema, len(rows)) if limited else None
-    expected = DeviceBlock(source, examples, CPU).batch(
+    expected = of_examples(source, examples, CPU).batch(
         torch.from_numpy(rows), None if limits is None else torch.from_numpy(limits)
     )
-    found = DeviceBlock(source, examples, card).batch(card.put(rows), None if limits is None else card.put(limits))
+    found = of_examples(source, examples, card).batch(card.put(rows), None if limits is None else card.put(limits))
     assert torch.equal(found.values.cpu(), expected.values)
     assert found.weights is not None
     assert expected.weights is not None
@@ -61,7 +68,7 @@ def trained_by(card: Device, *, graph: bool) -> dict[str, torch.Tensor]:
         loss.backward()
         optimizer.step()
 
-    steps = ResidentSteps(DeviceBlock(source, examples, card), step, 16, card, hides=True, graph=graph)  # type: ignore[arg-type]
+    steps = ResidentSteps(of_examples(source, examples, card), step, 16, card, hides=True, graph=graph)  # type: ignore[arg-type]
     rng = np.random.default_rng(3)
     for _ in range(12):
         rows = rng.permutation(EVENTS)[:16]
@@ -115,3 +122,66 @@ def test_a_codebook_codes_equally_on_both_devices_and_fits_twice_to_the_same_bit
     there = book.encode(vectors)
     book.device = CPU
     assert np.array_equal(there, book.encode(vectors))
+
+
+def test_a_k_means_codebook_codes_equally_on_both_devices(card: Device) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50_000, 64), dtype=np.float32)
+    config = ResidualKMeansConfig(codes=64)
+    book, again = (residual_kmeans.fit(vectors[:5_000], config, device=card) for _ in range(2))
+    assert book.id == again.id
+    there = book.encode(vectors)
+    book.device = CPU
+    assert np.array_equal(there, book.encode(vectors))
+
+
+def test_no_row_of_100_million_lookups_differs(card: Device) -> None:
+    rng = np.random.default_rng(1)
+    looked_up = 0
+    salts = ("user_id", "item_id", "item.tags", "event.place", "semantic_id", "event.device / item.format", "läufer")
+    while looked_up < 100_000_000:
+        for place, salt in enumerate(salts):
+            spec, chunks = HashSpec(int(rng.integers(1, 2**32))), 1 + place % 4
+            prints = rng.integers(0, 2**64, 1_000_000, dtype=np.uint64)
+            found = hashing.lookup(spec, salt, chunks, card.put(prints.view(np.int64)))
+            expected = spec.lookup(salt, chunks, prints)
+            looked_up += expected.size
+            assert torch.equal(found, card.put(expected)), salt
+    words = [f"value {number}" for number in range(50_000)]
+    vocabulary, prints = fingerprint(words[:1_000]), fingerprint(words)
+    exact = hashing.exact_lookup(vocabulary, card.put(prints.view(np.int64)), 7, 2, 2).cpu().numpy()
+    expected = np.where(np.arange(50_000)[:, None] < 1_000, 7 + 2 * np.arange(50_000)[:, None] + np.arange(2), -1)
+    assert np.array_equal(exact, expected)
+
+
+def test_blocks_that_pass_through_the_card_train_as_the_processor_does(
+    card: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(frame_blocks, "BLOCK_ROWS", 300)
+    frame = coloured_frame(events=1_500)
+    schema = coloured_schema(frame)
+    assert len(frame.blocks("train")) > 2
+    halfway = Checkpointing(tmp_path / "halfway")
+    found = train(schema, frame, replace(SMALL_TRAIN, device="cuda"), checkpointing=halfway)
+    expected = train(schema, frame, replace(SMALL_TRAIN, device="cpu"))
+    assert abs(min(found.epochs) - min(expected.epochs)) < 0.05
+    assert not halfway.path.with_suffix(".blocks").exists()
+    # Without a checkpoint the files lie aside.
+    assert train(schema, frame, replace(SMALL_TRAIN, device="cuda")).epochs == found.epochs
+
+
+def test_bytes_on_their_way_arrive_in_order(card: Device) -> None:
+    staging, rng = card.staging(), np.random.default_rng(0)
+    sent = [rng.standard_normal(int(size), dtype=np.float32) for size in rng.integers(1, 2_000_000, 20)]
+    for array, there in zip(sent, [staging.put_array(array) for array in sent], strict=True):
+        assert np.array_equal(there.cpu().numpy(), array)
+
+
+def test_an_encoder_in_half_precision_agrees_with_the_processor(card: Device, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    texts = [*texts_of(300, 12, 0), "", " "]
+    plain, encoder = (SentenceEncoder(str(tmp_path / "model")) for _ in range(2))
+    encoder.device = card
+    assert encoder.id == plain.id
+    found, expected = encoder.encode(texts), plain.encode(texts)
+    assert (found * expected).sum(axis=1)[:-2].min() > 0.999
+    assert not found[-2:].any()

@@ -18,7 +18,7 @@ from models.ranker.train import dense_logits, new_ranker, snapshot
 from models.semantic_id.codebook import rqvae
 from models.table.admission import Admission, Sketch
 from models.table.batch import Assembler, Batch, Entities, Examples
-from models.table.device_block import DeviceBlock
+from models.table.device.block import of_examples
 from models.table.reference import ReferenceTable
 from models.table.schema import Feature, Numeric, Schema
 from models.table.unified import UnifiedTable
@@ -93,7 +93,7 @@ def limits_of(schema: Schema, size: int) -> NDArray[np.uint8]:
 def test_a_batch_of_a_block_reads_what_the_assembler_reads(history: str, limited: bool, admitted: bool) -> None:
     schema = schema_of(history=history, content=3)
     source, examples = shop(schema, admitted=admitted)
-    block = DeviceBlock(source, examples, CPU)
+    block = of_examples(source, examples, CPU)
     rows = np.random.default_rng(2).permutation(EVENTS)[:33]
     limits = limits_of(schema, len(rows)) if limited else None
     expected = source.batch(examples.take(rows), limits=limits)
@@ -121,7 +121,7 @@ def test_single_values_take_no_weights_and_the_rows_of_the_contract() -> None:
     examples = Examples(
         zeros, zeros, Jagged(zeros[:0], np.zeros(21, dtype=np.int64)), zeros.astype("f4"), np.arange(20)
     )
-    found = DeviceBlock(source, examples, CPU).batch(torch.arange(20))
+    found = of_examples(source, examples, CPU).batch(torch.arange(20))
     assert found.weights is None
     expected = source.batch(examples)
     assert torch.equal(found.values.view(20, 4).T.reshape(-1), expected.values)
@@ -143,7 +143,7 @@ def test_resident_steps_train_as_steps_on_the_assemblers_batches() -> None:
         ranker.table.step()
 
     optimizers = [torch.optim.Adam(ranker.network.parameters(), lr=0.01) for ranker in rankers]
-    steps = ResidentSteps(DeviceBlock(source, examples, CPU), lambda batch: step(0, batch), 16, CPU, hides=True)
+    steps = ResidentSteps(of_examples(source, examples, CPU), lambda batch: step(0, batch), 16, CPU, hides=True)
     order = np.random.default_rng(3).permutation(EVENTS)
     for start in range(0, EVENTS, 16):
         rows = order[start : start + 16]
@@ -202,7 +202,7 @@ class NoWaiting(TorchDispatchMode):
 def test_a_step_never_waits_for_the_device(history: str, limited: bool) -> None:
     schema = schema_of(history=history, content=3)
     source, examples = shop(schema, admitted=False)
-    block = DeviceBlock(source, examples, CPU)
+    block = of_examples(source, examples, CPU)
     table = ReferenceTable(schema, learning_rate=0.1)
     dense = DensePart(schema, NetworkConfig(cross_layers=1, cross_rank=4, hidden=(8,)))
     ranker = Ranker(table, dense)

@@ -17,7 +17,7 @@ from models.ranker.placement import PlacementPath
 from models.ranker.train import Trained, predict, train
 from models.table.admission import Admission
 from models.table.batch import Assembler
-from models.table.device_block import DeviceBlock
+from models.table.device.block import of_examples
 from models.table.placement import PlacementColumn, placement_cells
 from models.table.schema import Schema
 from tests.build import SMALL_TRAIN, coloured_frame, coloured_schema
@@ -143,7 +143,7 @@ def test_batches_on_a_device_have_the_same_cells(trained: Trained) -> None:
     source, rows = source_of(trained, part), examples(part)
     index = np.array([5, 0, 5, 17], dtype=np.int64)
     expected = source.batch(rows.take(index)).placement
-    found = DeviceBlock(source, rows, CPU).batch(torch.from_numpy(index)).placement
+    found = of_examples(source, rows, CPU).batch(torch.from_numpy(index)).placement
     assert expected is not None
     assert found is not None
     assert torch.equal(found, expected)

@@ -8,8 +8,10 @@ nothing. The assembler is the readable twin: both give the table the same bags.
 Shape letters: B batch, N entities, M places of a source, K lookups, L history length, F features, E examples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.device import Device
-from models.table.batch import Assembler, Batch, Entities, Examples
-from models.table.schema import Feature
+from models.table.batch import Assembler, Batch, Examples
+from models.table.device.columns import Dimensions, looked_up
+from models.table.device.source import SourceRows
 
 # Most padded places for each value that there is: past it, one long list would cost all examples memory.
 MOST_PADDING = 8.0
@@ -26,63 +29,70 @@ _SOURCES = ("user", "item", "event")
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Places of one feature in the matrix of its source.
+class OnDevice:
+    """Columns of E examples on a device; `Examples` is their form on the host.
 
     Attributes:
-        feature: Number of the feature in the schema.
-        start: First place.
-        values: m, the most values of an entity.
-        chunks: c. The places are c runs of m.
+        user, item: (E,) int64 numbers of the entities.
+        visits: (E,) int64 items in each history; None if no feature reads histories.
+        history: (E, L) int64 items, 0 after the last visit; None likewise.
+        numeric: (E, n) float32 in the order of the schema.
+        labels: (E,) float32.
+        placement: (E, C) int64 cells of the position path, or None.
     """
 
-    feature: int
-    start: int
-    values: int
-    chunks: int
+    user: Tensor
+    item: Tensor
+    visits: Tensor | None
+    history: Tensor | None
+    numeric: Tensor
+    labels: Tensor
+    placement: Tensor | None
 
 
-class _Source:
-    """Table rows of all entities of one source.
+def of_examples(source: Assembler, examples: Examples, device: Device) -> "DeviceBlock":
+    """Returns examples and what they read, which the host has looked up."""
+    schema = source.schema
+    dimensions = Dimensions(schema, source.users, source.items, source.vectors, device)
+    own = [(number, one) for number, one in enumerate(schema.features) if one.of == "event"]
+    events = SourceRows(
+        source.events.size,
+        [(number, one, looked_up(source.events, one.column, device)) for number, one in own],
+        device.torch,
+    )
+    placement = source.events.placement
+    order = examples.context
+    visits, history = _histories(examples, schema.history_length) if dimensions.past else (None, None)
+    columns = OnDevice(
+        device.put(examples.user.astype(np.int64)),
+        device.put(examples.item.astype(np.int64)),
+        None if visits is None else device.put(visits),
+        None if history is None else device.put(history),
+        device.put(source.numeric(examples)),
+        device.put(examples.labels),
+        None if placement is None else device.put(placement[order]),
+    )
+    index = None if np.array_equal(order, np.arange(events.rows.shape[0])) else device.put(order.astype(np.int64))
+    return DeviceBlock(dimensions, events if index is None else events.taken(index), columns, device)
 
-    Attributes:
-        rows: (N, M) int64 on the device, 0 where there is no value.
-        counts: (N, features of the source) int64, the values of each feature; None if every feature has exactly one.
-        places: Places of each feature.
-    """
 
-    def __init__(self, entities: Entities, features: Sequence[tuple[int, Feature]], device: Device) -> None:
-        index = np.arange(entities.size, dtype=np.int64)
-        matrices: list[NDArray[np.int64]] = []
-        counts: list[NDArray[np.int64]] = []
-        self.places: list[_Places] = []
-        start, self.held, self.room = 0, 0, 0
-        for number, feature in features:
-            rows, lengths = entities.rows(feature.column, index)
-            most = max(int(lengths.max(initial=0)), 1)
-            matrix = np.zeros((entities.size, feature.chunks, most), dtype=np.int64)
-            place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            matrix[np.repeat(index, lengths), :, place] = rows[:, : feature.chunks]
-            matrices.append(matrix.reshape(entities.size, -1))
-            counts.append(lengths)
-            self.places.append(_Places(number, start, most, feature.chunks))
-            start += most * feature.chunks
-            self.held, self.room = self.held + len(rows), self.room + entities.size * most
-        stacked = np.concatenate(matrices, axis=1) if matrices else np.zeros((entities.size, 0), dtype=np.int64)
-        self.rows = device.put(stacked)
-        whole = all((length == 1).all() for length in counts)
-        self.counts = None if whole or not counts else device.put(np.stack(counts, axis=1))
-
-    def __len__(self) -> int:
-        return int(self.rows.shape[1])
+def _histories(examples: Examples, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the visits of each example, (E,) int64, and their items (E, L) int64, 0 after the last."""
+    offsets = examples.history.offsets
+    visits = np.diff(offsets)
+    items = np.zeros((len(examples), max(length, 1)), dtype=np.int64)
+    place = np.arange(offsets[-1] - offsets[0]) - np.repeat(offsets[:-1] - offsets[0], visits)
+    items[np.repeat(np.arange(len(examples)), visits), place] = examples.history.values[offsets[0] : offsets[-1]]
+    return visits.astype(np.int64), items
 
 
 class DeviceBlock:
     """Examples and what they read, on a device.
 
     Args:
-        source: Assembler of the examples' entities.
-        examples: E examples.
+        dimensions: Users and items.
+        events: Rows of the examples' own columns, example by example.
+        columns: Columns of the examples.
         device: Device of the tensors.
 
     Attributes:
@@ -91,40 +101,68 @@ class DeviceBlock:
         padding: Padded places for each value that there is.
     """
 
-    def __init__(self, source: Assembler, examples: Examples, device: Device) -> None:
-        schema = source.schema
-        self.size = len(examples)
-        self.features = len(schema.features)
-        self._schema = schema
+    def __init__(self, dimensions: Dimensions, events: SourceRows, columns: OnDevice, device: Device) -> None:
+        self._schema = dimensions.schema
         self._device = device
-        numbered = list(enumerate(schema.features))
-        entities = {"user": source.users, "item": source.items, "event": source.events}
-        self._sources = {
-            name: _Source(entities[name], [one for one in numbered if one[1].of == name], device) for name in _SOURCES
-        }
-        past = [(number, feature) for number, feature in numbered if feature.of == "history"]
-        self._past = _Source(source.items, past, device) if past else None
+        self.size = len(columns.labels)
+        self.features = len(self._schema.features)
+        self._sources = {**dimensions.sources, "event": events}
+        self._past = dimensions.past
         held = [one for one in (*self._sources.values(), self._past) if one is not None]
         self.padding = sum(one.room for one in held) / max(sum(one.held for one in held), 1)
-        self._index = {
-            name: device.put(column.astype(np.int64))
-            for name, column in (("user", examples.user), ("item", examples.item), ("event", examples.context))
-        }
-        self._visits: Tensor | None = None
-        self._history: Tensor | None = None
-        if self._past is not None:
-            self._visits, self._history = self._histories(examples)
-        self._numeric = device.put(source.numeric(examples))
-        self._labels = device.put(examples.labels)
-        self._content = device.put(source.vectors) if schema.content and source.vectors is not None else None
-        placement = source.events.placement
-        self._placement = None if placement is None else device.put(placement[examples.context])
+        self._columns = columns
+        self._content = dimensions.content
         self._layout()
+
+    def roomy(self, size: int) -> "DeviceBlock":
+        """Returns the block with memory for `size` examples at least, so that it can take over larger blocks."""
+        more = max(size - self.size, 0)
+
+        def grown(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor, tensor.new_zeros((more, *tensor.shape[1:]))])
+
+        found = copy(self)
+        columns: dict[str, Any] = {one.name: grown(getattr(self._columns, one.name)) for one in fields(OnDevice)}
+        found._columns = OnDevice(**columns)
+        events = copy(self._sources["event"])
+        events.rows, events.counts = (
+            torch.cat([events.rows, events.rows.new_zeros((more, len(events)))]),
+            grown(events.counts),
+        )
+        found._sources = {**self._sources, "event": events}
+        return found
+
+    def take_over(self, other: "DeviceBlock") -> bool:
+        """Replaces the examples by those of another block, at the place of the old ones.
+
+        A captured step keeps reading these places. The other block may be smaller, never larger: rows past its size
+        hold old examples.
+
+        Returns:
+            False, and nothing is changed, if the other block is larger or of another shape.
+        """
+        pairs = list(zip(self._own(), other._own(), strict=True))
+        fits = other.size <= len(self._columns.labels) and [one.places for one in self._sources.values()] == [
+            one.places for one in other._sources.values()
+        ]
+        if not fits or any((mine is None) != (theirs is None) for mine, theirs in pairs):
+            return False
+        for mine, theirs in pairs:
+            if mine is not None and theirs is not None:
+                mine[: len(theirs)].copy_(theirs)
+        self.size = other.size
+        return True
+
+    def _own(self) -> Iterator[Tensor | None]:
+        """Yields the tensors with a row for each example."""
+        yield from (getattr(self._columns, one.name) for one in fields(self._columns))
+        events = self._sources["event"]
+        yield from (events.rows, events.counts)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor]:
         """Numeric features (E, n) float32 and labels (E,) float32 of all examples, on the device."""
-        return self._numeric, self._labels
+        return self._columns.numeric, self._columns.labels
 
     def batch(self, index: Tensor, limits: Tensor | None = None) -> Batch:
         """Returns the batch of examples `index`, (B,) int64 on the device.
@@ -133,20 +171,20 @@ class DeviceBlock:
             index: Numbers of the examples.
             limits: (B, F) uint8 on the device, see `Assembler.batch`.
         """
-        size = len(index)
+        size, own = len(index), self._columns
         values, counts = self._gathered(index)
         weights = self._weights(values, counts, index, limits)
         return Batch(
             values=values.reshape(-1),
             lengths=self._lengths.repeat(size),
             scale=self._ones.expand(size, -1),
-            numeric=self._numeric[index],
-            labels=self._labels[index],
-            visits=self._visits[index] if self._schema.attends and self._visits is not None else None,
-            content=self._content[self._index["item"][index]] if self._content is not None else None,
+            numeric=own.numeric[index],
+            labels=own.labels[index],
+            visits=own.visits[index] if self._schema.attends and own.visits is not None else None,
+            content=self._content[own.item[index]] if self._content is not None else None,
             offsets=self.offsets(size),
             weights=None if weights is None else weights.reshape(-1),
-            placement=None if self._placement is None else self._placement[index],
+            placement=None if own.placement is None else own.placement[index],
         )
 
     def offsets(self, size: int) -> Tensor:
@@ -154,15 +192,6 @@ class DeviceBlock:
         width = self._width
         starts = torch.arange(size, device=self._starts.device).unsqueeze(1) * width + self._starts[:-1]
         return torch.cat([starts.reshape(-1), self._starts.new_full((1,), size * width)])
-
-    def _histories(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Returns the visits of each example, (E,) int64, and their items (E, L) int64, 0 after the last."""
-        offsets = examples.history.offsets
-        visits = np.diff(offsets)
-        items = np.zeros((len(examples), max(self._schema.history_length, 1)), dtype=np.int64)
-        place = np.arange(offsets[-1] - offsets[0]) - np.repeat(offsets[:-1] - offsets[0], visits)
-        items[np.repeat(np.arange(len(examples)), visits), place] = examples.history.values[offsets[0] : offsets[-1]]
-        return self._device.put(visits.astype(np.int64)), self._device.put(items)
 
     def _layout(self) -> None:
         """Orders the places of all sources as the lookups of the schema, each lookup's places side by side."""
@@ -208,13 +237,13 @@ class DeviceBlock:
         counts: dict[str, Tensor] = {}
         for name, one in self._sources.items():
             if len(one):
-                at = self._index[name][index]
+                at = index if name == "event" else getattr(self._columns, name)[index]
                 found.append(one.rows[at])
                 if one.counts is not None:
                     counts[name] = one.counts[at]
         if self._past is not None:
-            assert self._history is not None
-            items = self._history[index]
+            assert self._columns.history is not None
+            items = self._columns.history[index]
             found.append(self._past.rows[items].reshape(len(index), -1))
             if self._past.counts is not None:
                 counts["history"] = self._past.counts[items]
@@ -242,7 +271,7 @@ class DeviceBlock:
     def _several(self) -> bool:
         return any(own.values > 1 for one in self._sources.values() for own in one.places)
 
-    def _of_source(self, name: str, one: _Source, counts: Tensor | None, limits: Tensor | None, size: int) -> Tensor:
+    def _of_source(self, name: str, one: SourceRows, counts: Tensor | None, limits: Tensor | None, size: int) -> Tensor:
         """Returns the weights of a source's places, (B, M)."""
         found: list[Tensor] = []
         for number, own in enumerate(one.places):
@@ -259,9 +288,9 @@ class DeviceBlock:
     def _of_past(self, counts: Tensor | None, index: Tensor) -> Tensor:
         """Returns the weights of the histories' places, (B, L · M): means over all values, or over those of a slot."""
         assert self._past is not None
-        assert self._visits is not None
+        assert self._columns.visits is not None
         length = max(self._schema.history_length, 1)
-        visited = torch.arange(length, device=index.device) < self._visits[index].unsqueeze(1)
+        visited = torch.arange(length, device=index.device) < self._columns.visits[index].unsqueeze(1)
         found: list[Tensor] = []
         for number, own in enumerate(self._past.places):
             count = counts[:, :, number] if counts is not None else torch.ones_like(visited, dtype=torch.int64)
