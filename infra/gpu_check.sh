@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks and measures Tessera on a machine with an NVIDIA card. Ends within six minutes.
+# Checks and measures Tessera on a machine with an NVIDIA card. Ends within seven minutes.
 #
-#   infra/gpu_check.sh [PART…]     parts: versions tests training-speed semantic-ids; all by default
+#   infra/gpu_check.sh [PART…]     parts: versions tests training-speed semantic-ids encoders; all by default
 #   DEVICE=cpu                     runs the parts without a card, at small sizes
 #   OUT=folder                     folder of the JSON files and the log, out/gpu by default
 #   PYTHON=path                    interpreter, .venv/bin/python or python3 by default
@@ -52,7 +52,13 @@ semantic-ids() {
   "$python" -m tessera.bench.device.codebook "$out" --device "$device" "${size[@]}"
 }
 
-limit_s() { case $1 in versions) echo 40 ;; tests) echo 80 ;; training-speed) echo 150 ;; semantic-ids) echo 85 ;; esac; }
+encoders() {
+  local size=()
+  [ "$device" = cuda ] || size=(--texts 60)
+  "$python" -m tessera.bench.device.encoders "$out" --device "$device" "${size[@]}"
+}
+
+limit_s() { case $1 in versions) echo 40 ;; tests) echo 80 ;; training-speed) echo 150 ;; semantic-ids) echo 85 ;; encoders) echo 60 ;; esac; }
 
 # A part runs again as a child of its own, because `timeout` starts programs and no functions.
 if [ "${1:-}" = --part ]; then
@@ -60,11 +66,11 @@ if [ "${1:-}" = --part ]; then
   exit
 fi
 parts=("$@")
-[ $# -gt 0 ] || parts=(versions tests training-speed semantic-ids)
+[ $# -gt 0 ] || parts=(versions tests training-speed semantic-ids encoders)
 failed=()
 for part in "${parts[@]}"; do
   limit=$(limit_s "$part")
-  [ -n "$limit" ] || { echo "gpu_check: no part $part; expected versions, tests, training-speed, semantic-ids" >&2; exit 2; }
+  [ -n "$limit" ] || { echo "gpu_check: no part $part; expected versions, tests, training-speed, semantic-ids, encoders" >&2; exit 2; }
   began=$SECONDS
   timeout --kill-after=5 "${LIMIT_S:-$limit}" bash "infra/gpu_check.sh" --part "$part" 2>&1 | tee -a "$out/gpu_check.log"
   status=${PIPESTATUS[0]}

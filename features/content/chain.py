@@ -19,6 +19,7 @@ from features.content.content import fields_of
 from features.content.encoder import DESCRIPTION, Encoder, content_id, load_part, unit
 from features.content.given.encoder import GivenVectors, given_in
 from features.content.step import VectorStep, load_step, save_steps
+from features.device import CPU, Device
 from features.errors import BundleError, DatasetError
 
 BASE = "base"
@@ -46,6 +47,7 @@ class Chain:
         if not bases:
             raise DatasetError("a chain of encoders needs one base at least")
         self.bases, self.steps = tuple(bases), tuple(steps)
+        self._device = CPU
         check_steps(self.steps, sum(base.dim for base in bases), of=", ".join(base.id for base in bases))
 
     @cached_property
@@ -67,6 +69,18 @@ class Chain:
     @property
     def dim(self) -> int:
         return self.steps[-1].dim if self.steps else sum(base.dim for base in self.bases)
+
+    @property
+    def device(self) -> Device:
+        """Device of the bases that can compute on one; set it once."""
+        return self._device
+
+    @device.setter
+    def device(self, device: Device) -> None:
+        self._device = device
+        for base in self.bases:
+            if hasattr(base, "device"):
+                base.device = device
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         joined = np.concatenate([base.encode(texts) for base in self.bases], axis=1)

@@ -13,6 +13,7 @@ from features.content import content
 from features.content.encoder import DESCRIPTION, Encoder
 from features.content.given import encoder as given
 from features.content.transformer.reading import TransformerOptions
+from features.device import CPU, Device
 from features.errors import BundleError, DatasetError
 
 
@@ -286,9 +287,17 @@ def reads_vectors(directory: Path) -> bool:
     return bool(description["kind"] == given.KIND)
 
 
-def load_encoder(directory: Path) -> Encoder:
-    """Loads an encoder that `Encoder.save` wrote."""
+def load_encoder(directory: Path, device: Device = CPU) -> Encoder:
+    """Loads an encoder that `Encoder.save` wrote.
+
+    Args:
+        directory: Directory of the encoder.
+        device: Device on which an encoder with an attribute `device` computes; other kinds stay on the processor.
+    """
     path = directory / DESCRIPTION
     if not path.is_file():
         raise BundleError(f"{path} is missing: {directory} does not hold an encoder")
-    return kind(msgspec.json.decode(path.read_bytes())["kind"]).load(directory)
+    found = kind(msgspec.json.decode(path.read_bytes())["kind"]).load(directory)
+    if not device.is_cpu and hasattr(found, "device"):
+        found.device = device
+    return found

@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from features.content.encoder import DESCRIPTION, unit
 from features.content.passages import passages
 from features.content.transformer.reading import Pool, TransformerOptions, apply_reading
+from features.device import CPU, Device, named_faults
 from features.errors import BundleError, DatasetError
 
-_BATCH = 32
+_BATCH, _BATCH_OF_A_CARD = 32, 512
 
 
 class SentenceEncoder:
     """Encoder by one transformer. Texts are encoded in batches sorted by length.
 
-    A batch pads its texts, which changes the last bits: a text alone and in a batch agree to 1e-5, not bit for bit.
+    A batch pads its texts, which changes the last bits: a text alone and in a batch agree to 1e-5, not bit for bit. A
+    GPU reads in half precision: its vectors agree with those of a processor to a cosine of .999.
 
     Attributes:
         options: Choices of the reading.
@@ -53,6 +55,20 @@ class SentenceEncoder:
         apply_reading(self._model, self.options, model)
         self._id = f"st{self.options.name}-{_weights_hash(self._model)[:12]}"
         self._dim = int(self._model.get_embedding_dimension())
+        self._device = CPU
+
+    @property
+    def device(self) -> Device:
+        """Device that reads. Set it once, after the encoder is opened: half precision cannot be undone."""
+        return self._device
+
+    @device.setter
+    def device(self, device: Device) -> None:
+        self._device = device
+        if not device.is_cpu:
+            # The processor's cores tokenise for the device. On a processor they would only take its time.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+            self._model.half().to(device.torch)
 
     @property
     def model(self) -> Any:
@@ -77,13 +93,25 @@ class SentenceEncoder:
     def _encoded(self, texts: list[str]) -> NDArray[np.float32]:
         """Returns the vectors (N, D) of texts that are not empty."""
         if self.options.chunks is None:
-            return unit(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=False))
+            return self._read(texts)
         parts = [passages(text, self.options.chunks) or [text] for text in texts]
         of = np.repeat(np.arange(len(texts)), [len(own) for own in parts])
         read = [part for own in parts for part in own]
         sums = np.zeros((len(texts), self.dim))
-        np.add.at(sums, of, unit(self._model.encode(read, batch_size=_BATCH, show_progress_bar=False)))
+        np.add.at(sums, of, self._read(read))
         return unit(sums)
+
+    def _read(self, texts: list[str]) -> NDArray[np.float32]:
+        """Returns unit vectors (N, D) of texts, each read whole."""
+        if self._device.is_cpu:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            return unit(self._model.encode(texts, batch_size=_BATCH, show_progress_bar=False))
+        from features.content.transformer import batches
+
+        with named_faults():
+            if batches.reads_tokens(self._model):
+                return batches.read(self._model, texts, self._device)
+            return unit(self._model.encode(texts, batch_size=_BATCH_OF_A_CARD, show_progress_bar=False))
 
     def save(self, directory: Path, *, model: str | None = None) -> None:
         """Writes the description; `model` replaces the location, such as the name of a directory in `directory`."""
@@ -101,7 +129,6 @@ def open_model(model: str) -> Any:
     Raises:
         DatasetError: The model cannot be loaded.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sentence_transformers import SentenceTransformer
 
     try:

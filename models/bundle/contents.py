@@ -156,7 +156,7 @@ class BundleContents:
     Attributes:
         directory: Directory of the bundle.
         manifest: Content of `manifest.json`.
-        device: Device on which the codebook encodes. Codes do not depend on it.
+        device: Device on which the codebook and the items' encoder compute. Codes of a vector do not depend on it.
     """
 
     directory: Path
@@ -221,7 +221,7 @@ class BundleContents:
         """The encoder of the items' vectors. None if items have no content."""
         if self.manifest.encoder is None:
             return None
-        encoder = load_encoder(self.directory / "encoder")
+        encoder = load_encoder(self.directory / "encoder", self.device)
         _same("encoder", encoder.id, self.manifest.encoder)
         return encoder
 

@@ -82,7 +82,7 @@ def bench(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="training-speed, semantic-ids: measure this device, cuda or cpu, beside its controls."),
+        typer.Option(help="training-speed, semantic-ids, encoders: measure this device, cuda or cpu."),
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=10, help="soak, swaps: seconds to run; 60 by default.")] = None,
     against: Annotated[
@@ -266,13 +266,17 @@ def _on_device(name: str, device: str, out: Path) -> "Callable[..., BenchResult]
     """
     from features.device import resolve
 
-    if name not in ("training-speed", "semantic-ids"):
-        raise TesseraError(f"--device is for training-speed and semantic-ids, not for {name}")
+    if name not in ("training-speed", "semantic-ids", "encoders"):
+        raise TesseraError(f"--device is for training-speed, semantic-ids and encoders, not for {name}")
     found = resolve(device, fused=name == "training-speed").name  # type: ignore[arg-type]
     if name == "training-speed":
         from tessera.bench.device.training import training_device
 
         return partial(training_device, out, found)
+    if name == "encoders":
+        from tessera.bench.device.encoders import encoders_device
+
+        return partial(encoders_device, found)
     from tessera.bench.device.codebook import codebook_device
 
     return partial(codebook_device, found)

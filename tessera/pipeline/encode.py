@@ -44,7 +44,9 @@ def encode(job: Job) -> Finished | None:
         encoder = directory / "encoder"
         if not encoder.exists():
             write_directory(encoder, _encoder(job, sample).save)
-        encode_catalogue(shards, encoder, directory / "vectors", engine=job.engine, progress=advance)
+        encode_catalogue(
+            shards, encoder, directory / "vectors", engine=job.engine, device=job.options.device, progress=advance
+        )
 
     return job.do(
         "encode",

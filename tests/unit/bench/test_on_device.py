@@ -18,11 +18,11 @@ def failure(name: str, device: str, out: Path) -> BaseException | None:
 def test_a_benchmark_without_a_device_refuses_the_option(tmp_path: Path) -> None:
     found = failure("resize", "cpu", tmp_path)
     assert isinstance(found, TesseraError)
-    assert "--device is for training-speed and semantic-ids, not for resize" in str(found)
+    assert "--device is for training-speed, semantic-ids and encoders, not for resize" in str(found)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a card")
-@pytest.mark.parametrize("name", ["training-speed", "semantic-ids"])
+@pytest.mark.parametrize("name", ["training-speed", "semantic-ids", "encoders"])
 def test_a_missing_card_is_named_before_anything_is_measured(name: str, tmp_path: Path) -> None:
     found = failure(name, "cuda", tmp_path)
     assert isinstance(found, DeviceError)
