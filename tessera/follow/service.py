@@ -27,7 +27,7 @@ from tessera.stream_service import ROLES, StreamConnections, StreamService
 _LOGGER = logging.getLogger(__name__)
 POLL_S = 0.25
 """Time between two polls of the registry, seconds."""
-_CHECK_S = 10.0
+_CHECK_S, _KEEP_S = 10.0, 60.0
 _RETIRED = 5
 # Servers that still answer from a retired bundle have this time, seconds, to swap.
 _GRACE_S = 600.0
@@ -66,7 +66,7 @@ class FollowService:
         self._joiner: FollowedStream | None = None
         self._lease = FollowLease(connections.log, connections.topics, watch.model)
         self._registry_error = ""
-        self._checked = time.monotonic()
+        self._checked = self._kept = time.monotonic()
 
     def run(self, stop: threading.Event, *, on_tick: Callable[[], None] = lambda: None) -> None:
         """Follows until `stop` is set.
@@ -88,6 +88,7 @@ class FollowService:
                     self._join()
                     self._raise_faults()
                     self._check_bundles()
+                    self._keep_rows()
                     self._note()
                     on_tick()
                     stop.wait(POLL_S)
@@ -192,7 +193,8 @@ class FollowService:
 
         A rollback then finds rows that are as fresh as those of the champion.
         """
-        if "writer" in self._roles:
+        if "writer" in self._roles and time.monotonic() - self._kept >= _KEEP_S:
+            self._kept = time.monotonic()
             with contextlib.suppress(TesseraError), self._connections.store() as store:
                 for stream in self.streams.values():
                     if stream.bundle is not None and not stream.error:
@@ -259,7 +261,6 @@ class FollowService:
         if time.monotonic() - self._checked < _CHECK_S:
             return
         self._checked = time.monotonic()
-        self._keep_rows()
         for stream in self.streams.values():
             if stream.bundle is None or (stream.bundle.directory / "manifest.json").is_file():
                 stream.warning = ""

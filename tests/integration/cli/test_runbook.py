@@ -451,11 +451,11 @@ def test_a_challenger_that_cannot_be_opened_is_named_and_leaves_the_follower(
         thread = threading.Thread(target=service.run, args=(stop,))
         thread.start()
         try:
-            _until(lambda: challenger.id in place.faults().get("followed", ""), 40)
+            _until(lambda: challenger.id in place.faults().get("followed", ""), 120)
             place.send(world.messages(40))
             place.operator.mends("bundle-not-followed", EXPERIMENT="friday")
-            _until(lambda: "followed" not in place.faults(), 40)
-            _until(lambda: service.metrics.streams()[champion.id].counts["events"] == 40)
+            _until(lambda: "followed" not in place.faults(), 120)
+            _until(lambda: service.metrics.streams()[champion.id].counts["events"] == 40, 120)
             assert list(service.streams) == [champion.id]
         finally:
             stop.set()

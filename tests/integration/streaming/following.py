@@ -150,9 +150,9 @@ class ReleaseUnderLoad:
                         return True
             return False
 
-        until(arrived, 60)
+        until(arrived, 120)
 
-    def settle(self, *, seconds: float = 120) -> None:
+    def settle(self, *, seconds: float = 180) -> None:
         """Waits until every bundle with an alias has a delta for the last event."""
         ends = self.log.end_offsets(self.settings.topics.events)
         last = {

@@ -80,18 +80,18 @@ def test_a_promotion_hands_the_joiner_over_and_every_row_is_trained_once_by_each
         thread = threading.Thread(target=service.run, args=(stop,))
         thread.start()
         try:
-            until(lambda: len(service.metrics.streams()) == 2, 20)
+            until(lambda: len(service.metrics.streams()) == 2, 90)
             streams = service.metrics.streams()
-            until(lambda: all(one.counts["events"] > 0 for one in streams.values()), 60)
+            until(lambda: all(one.counts["events"] > 0 for one in streams.values()), 120)
             first = service._joiner
             assert first is not None
             assert first.id == champion.id
             promoted(registry, registry.resolve(None, CHALLENGER))
-            until(lambda: service._joiner is not None and service._joiner.id == challenger.id, 20)
+            until(lambda: service._joiner is not None and service._joiner.id == challenger.id, 90)
             _show(log, settings, now, FILED + 100, SHOWN)
             now[0] += 3_600_000
-            until(lambda: all(one.counts["events"] >= len(rows) for one in streams.values()), 60)
-            until(lambda: all(one.made_visible >= len(rows) for one in streams.values()), 60)
+            until(lambda: all(one.counts["events"] >= len(rows) for one in streams.values()), 120)
+            until(lambda: all(one.made_visible >= len(rows) for one in streams.values()), 120)
         finally:
             stop.set()
             thread.join()
