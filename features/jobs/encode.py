@@ -21,7 +21,11 @@ from features.threads import one_thread
 
 @lru_cache(maxsize=1)
 def _encoder(directory: str, stamp: Stamp, device: DeviceChoice) -> Encoder:
-    return load_encoder(local_directory(locate(directory)), resolve(device, fused=False))
+    found = load_encoder(local_directory(locate(directory)))
+    # Only an encoder that computes on devices is worth the load of torch, which the choice needs.
+    if device != "cpu" and hasattr(found, "device"):
+        found.device = resolve(device, fused=False)
+    return found
 
 
 def encode_shard(shard: pl.DataFrame, *, encoder: str, device: DeviceChoice = "cpu") -> pl.DataFrame:
