@@ -246,7 +246,7 @@ def test_a_bundle_that_vanishes_is_named_and_its_stream_goes_on(
     challenger = stage.publish()
     stage.send(50)
     cache, artifacts = stage.settings.bundles / challenger.id, stage.settings.home / "mlflow"
-    with following(stage.settings) as _f:
+    with following(stage.settings):
         stage.await_delta(challenger)
         shutil.rmtree(cache)
         until(lambda: f"{challenger.id}: its files vanished and were fetched again" in caplog.text, 90)
