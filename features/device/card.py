@@ -115,7 +115,8 @@ class Device:
         if free is not None and wanted + _SPARE_BYTES > free:
             raise DeviceError(
                 f"{what}: needs {wanted:,} bytes and the card has {free:,} free; use "
-                'training.row_precision = "float16", a smaller table.budget, or device = "cpu"'
+                'training.row_precision = "float16", a smaller table.budget, or device = "cpu", where --processes '
+                "divides the table"
             )
 
     def captured(self, step: Callable[[], Any]) -> Callable[[], None]:
