@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from features.errors import TesseraError
+from features.errors import LogError, TesseraError
 from tessera.settings import Settings
 from tessera.terminal import JsonOption, ModelNameOption, out_console, print_json
 
@@ -198,7 +198,10 @@ def _log(settings: Settings) -> list[Finding]:
 def _followed(settings: Settings) -> list[Finding]:
     from tessera.follow.report import what_is_followed
 
-    return [Finding("followed", level, found, remedy) for level, found, remedy in what_is_followed(settings)]
+    # A log that does not answer, or has no topics yet, is another finding.
+    with contextlib.suppress(LogError):
+        return [Finding("followed", level, found, remedy) for level, found, remedy in what_is_followed(settings)]
+    return []
 
 
 def _object_store(settings: Settings) -> list[Finding]:
