@@ -25,8 +25,10 @@ class MlflowServer:
             "--backend-store-uri", f"sqlite:///{directory / 'server.db'}",
             "--artifacts-destination", str(directory / "kept"),
         ]  # fmt: skip
+        # Its jobs, which nothing here uses, are half a dozen processes that ask for work without end.
+        quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (directory / "log").open("wb") as log:
-            self._running = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
+            self._running = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log, env=quiet)
 
     def answers(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
