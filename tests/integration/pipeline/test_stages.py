@@ -82,7 +82,11 @@ TABLE = {
     "levels": 2,
     "codes": 4,
     "training": {"max_epochs": 1},
-    "ranker": {name: list(value) if isinstance(value, tuple) else value for name, value in vars(SMALL_NETWORK).items()},
+    "ranker": {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(SMALL_NETWORK).items()
+        if name != "source"
+    },
 }
 
 

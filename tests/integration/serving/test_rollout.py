@@ -117,6 +117,8 @@ class Stage:
         give_up = time.monotonic() + 20
         with contextlib.closing(self.settings.open_log()) as log:
             topic = self.settings.topics.impressions
+            # The recorder's thread makes the topics with the first impression.
+            log.create_topics(self.settings.topics.partitions())
             while log.end_offsets(topic)[0] < count:
                 assert time.monotonic() < give_up, f"{log.end_offsets(topic)[0]} of {count} impressions came"
                 time.sleep(0.05)
