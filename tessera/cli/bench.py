@@ -343,7 +343,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.online.soak import soak
     from tessera.bench.online.stream_rates import stream
     from tessera.bench.online.swaps import swaps
-    from tessera.bench.several.follow_cost import follow_cost
+    from tessera.bench.several.follow_cost import follow
     from tessera.bench.several.stream_processes import stream_processes
 
     out.mkdir(parents=True, exist_ok=True)
@@ -351,7 +351,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "stream": stream,
         "freshness": freshness,
         "stream-processes": stream_processes,
-        "follow": follow_cost,
+        "follow": follow,
         "online-learning": online_learning,
         "soak": soak,
         "filtered": filtered,

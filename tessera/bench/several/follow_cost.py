@@ -55,7 +55,7 @@ class _FollowArm:
     arm: str
 
 
-def follow_cost(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
+def follow(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> BenchResult:
     """Measures each arm at each batch size `seeds` times, the arms in turn."""
     settings = servers("follow")
     one_thread()

@@ -47,7 +47,7 @@ def prepare(out: Path, descriptor: Path, overrides: list[str]) -> None:
 
     load = named("features.dataset.descriptor:load_dataset", "features.dataset:load_dataset")
     make = named("tessera.bench.harness.live_data:live_data", "tessera.bench.live_data:live_data")
-    data = make(load(descriptor), out, Console(stderr=True), *([overrides] if overrides else []))
+    data = make(load(descriptor), out, Console(quiet=True), *([overrides] if overrides else []))
     (out / "messages.jsonl").write_bytes(b"\n".join(data.messages))
     (out / "bundle.txt").write_text(str(Path(data.bundle.directory).absolute()))
 
