@@ -14,6 +14,7 @@ from features.shown.message import Outcome, encode
 from models.bundle.bundle import Bundle, load_bundle, write_manifest
 from models.registry.release import CHALLENGER
 from serving.rollout.lifecycle import promoted
+from serving.store.lag import deltas_behind
 from serving.store.verify import verify
 from streaming.log.protocol import EventLog
 from streaming.trainer import TrainerOptions
@@ -91,7 +92,8 @@ def test_a_promotion_hands_the_joiner_over_and_every_row_is_trained_once_by_each
             _show(log, settings, now, FILED + 100, SHOWN)
             now[0] += 3_600_000
             until(lambda: all(one.counts["events"] >= len(rows) for one in streams.values()), 120)
-            until(lambda: all(one.made_visible >= len(rows) for one in streams.values()), 120)
+            with contextlib.closing(settings.open_store()) as store:
+                until(lambda: [deltas_behind(log, store, one, settings.topics)[0] for one in bundles] == [0, 0], 120)
         finally:
             stop.set()
             thread.join()

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from features.errors import LogError, RegistryError, StreamError
 from features.wire.arrow import encode_batch
 from features.wire.decoder import DecodedBatch, event_decoder
 from models.bundle.bundle import Bundle, write_bundle
-from streaming.dead_letter import causes, put_back, read_dead_letters, waiting
+from streaming.dead_letter import Filed, causes, put_back, read_dead_letters, waiting
 from streaming.forget.request import forget
 from streaming.forget.retention import rewrite
 from streaming.log.protocol import BLANK, EventLog
@@ -72,6 +73,13 @@ class Site:
         options = more.pop("options", OPTIONS)
         given = {"options": options, "snapshots": self.snapshots, "schemas": schemas, **more}
         return contextlib.closing(Trainer(self.log, self.bundle, topics=self.topics, **given))
+
+    def letters(self) -> list[Filed]:
+        """The dead letters. A broker shows a committed transaction a moment after it has answered the commit."""
+        give_up = time.monotonic() + 20
+        while not (found := read_dead_letters(self.log, self.topics)) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        return found
 
     def drain(self, **more: Any) -> Trainer:
         with self.open(**more) as trainer:
@@ -231,7 +239,7 @@ def test_an_unknown_schema_is_a_dead_letter_that_is_put_back_once(site: Site, ki
     trainer = site.drain()
     assert trainer.totals.causes == {"unknown-schema": 1}
     before = state(trainer)
-    (letter,) = read_dead_letters(site.log, site.topics)
+    (letter,) = site.letters()
     assert "schema 1 is unknown to the registry" in letter.letter.reason
     # Now the registry knows the schema: a restart must not apply the message behind its letter's back.
     site.registry.schemas[1] = hidden
@@ -253,7 +261,7 @@ def test_late_rows_of_a_batch_are_one_letter_and_the_others_count(site: Site) ->
     site.send(site.topics.events, rows, "arrow")
     trainer = site.drain()
     assert (trainer.totals.events, trainer.totals.causes, trainer.totals.messages) == (4, {"late": 2}, 6)
-    (filed,) = read_dead_letters(site.log, site.topics)
+    (filed,) = site.letters()
     assert causes([filed]) == {"late": 1}
     assert filed.letter.reason.startswith("2 rows of a batch, such as row 3: the event is older")
     put_back(site.log, site.topics, {filed.number}, {})
@@ -268,7 +276,7 @@ def test_faulty_rows_of_items_are_letters_of_their_own(site: Site) -> None:
     site.send(site.topics.items, rows, "arrow")
     trainer = site.drain()
     assert (trainer.totals.items, trainer.totals.causes) == (3, {"invalid": 1})
-    (filed,) = read_dead_letters(site.log, site.topics)
+    (filed,) = site.letters()
     put_back(site.log, site.topics, set(), {filed.number: json.dumps(rows[1] | {"item_id": "fixed"}).encode()})
     assert site.drain().totals.items == 1
 
