@@ -1,4 +1,4 @@
-"""What a network reads: the table's output and the other inputs of a batch of examples.
+"""Inputs of a network: the table's output and the other inputs of a batch of examples.
 
 Shape letters: B batch, F fields, D dim of a row, N numbers, L history length, W width of an item of the history.
 """

@@ -62,7 +62,7 @@ class Topics:
 
     @property
     def followed(self) -> str:
-        """What a stream that follows the releases trains: see `streaming.shared.ledger`. One partition, made by it."""
+        """Entries of the stream that follows the releases; see `streaming.shared.ledger`. One partition."""
         return f"{self.prefix}followed"
 
     @property

@@ -47,7 +47,7 @@ _PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class _FollowArm:
-    """What one process of the benchmark does."""
+    """Work of one process of the benchmark."""
 
     settings: Settings
     bundles: tuple[Path, ...]

@@ -185,47 +185,46 @@ def moving(tmp_path: Path) -> Iterator[RedisCluster]:
 
 
 def test_a_slot_that_moves_is_followed_and_nothing_is_lost(moving: RedisCluster) -> None:
+    bundle = "b"
     with contextlib.closing(RedisStore(moving.address)) as store:
-        _move_a_slot(moving, store, "b")
+        loaded = load(store, bundle)
+        spread = store._layouts.state(bundle)
+        name = next(f"u{n}" for n in range(1_000) if spread.shares_of("history", [b"u%d" % n]) == [5])
+        store.write_records(bundle, "history", [name], [1], [b"x"])
+        slot = spread.slot(5)
+        source, target = moving.clients[slot * 3 // SLOTS], moving.clients[(slot * 3 // SLOTS + 1) % 3]
+        names = [node.execute_command("CLUSTER MYID").decode() for node in (source, target)]
+        target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
+        source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
+        pages = sorted(keys_of(source, bundle, "{" + spread.key(5, "").decode().split("{")[1].split("}")[0] + "}"))
+        moved = [key for key in pages if key.endswith(b"record:history")] + [key for key in pages if b":page:" in key][
+            :4
+        ]
+        rest = [key for key in pages if key not in moved]
+        port = target.connection_pool.connection_kwargs["port"]
 
+        def move(keys: list[bytes]) -> None:
+            source.execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5_000, "KEYS", *keys)
 
-def _move_a_slot(cluster: RedisCluster, store: RedisStore, bundle: str) -> None:
-    loaded = load(store, bundle)
-    spread = store._layouts.state(bundle)
-    name = next(f"u{n}" for n in range(1_000) if spread.shares_of("history", [b"u%d" % n]) == [5])
-    store.write_records(bundle, "history", [name], [1], [b"x"])
-    slot = spread.slot(5)
-    source, target = cluster.clients[slot * 3 // SLOTS], cluster.clients[(slot * 3 // SLOTS + 1) % 3]
-    names = [node.execute_command("CLUSTER MYID").decode() for node in (source, target)]
-    target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", names[0])
-    source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", names[1])
-    pages = sorted(keys_of(source, bundle, "{" + spread.key(5, "").decode().split("{")[1].split("}")[0] + "}"))
-    moved = [key for key in pages if key.endswith(b"record:history")] + [key for key in pages if b":page:" in key][:4]
-    rest = [key for key in pages if key not in moved]
-    port = target.connection_pool.connection_kwargs["port"]
+        def finish() -> None:
+            time.sleep(1.0)
+            move(rest)
+            for node in (target, source):
+                node.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
 
-    def move(keys: list[bytes]) -> None:
-        source.execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5_000, "KEYS", *keys)
-
-    def finish() -> None:
-        time.sleep(1.0)
-        move(rest)
-        for node in (target, source):
-            node.execute_command("CLUSTER SETSLOT", slot, "NODE", names[1])
-
-    rows = np.arange(ROWS)[::61]
-    move(moved)
-    assert store.read_records(bundle, "history", [name]) == [b"x"]  # redirected to the node that imports the slot
-    mover = threading.Thread(target=finish)
-    mover.start()
-    # A script whose keys are on two nodes waits until they are on one.
-    np.testing.assert_array_equal(store.read_rows(bundle, rows), loaded[rows])
-    assert store.write_rows(bundle, rows, np.full(len(rows), 3), -loaded[rows]) == len(rows)
-    mover.join()
-    loaded[rows] *= -1
-    np.testing.assert_array_equal(store.read_table(bundle)[0], loaded)
-    with contextlib.closing(RedisStore(cluster.address)) as other:
-        np.testing.assert_array_equal(other.read_rows(bundle, rows), loaded[rows])
+        rows = np.arange(ROWS)[::61]
+        move(moved)
+        assert store.read_records(bundle, "history", [name]) == [b"x"]  # redirected to the node that imports the slot
+        mover = threading.Thread(target=finish)
+        mover.start()
+        # A script whose keys are on two nodes waits until they are on one.
+        np.testing.assert_array_equal(store.read_rows(bundle, rows), loaded[rows])
+        assert store.write_rows(bundle, rows, np.full(len(rows), 3), -loaded[rows]) == len(rows)
+        mover.join()
+        loaded[rows] *= -1
+        np.testing.assert_array_equal(store.read_table(bundle)[0], loaded)
+        with contextlib.closing(RedisStore(moving.address)) as other:
+            np.testing.assert_array_equal(other.read_rows(bundle, rows), loaded[rows])
 
 
 def test_a_slot_without_a_node_is_an_error_that_names_it(tmp_path: Path) -> None:
