@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Generator
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from tests.scheduling import GroupScheduling
 
     return GroupScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, Any, Any]:
+    """Keeps from the next test what a command in this process did to the loggers."""
+    from tests.logs import levels_kept
+
+    with levels_kept():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,6 @@ A section of the page begins with `<!-- failure: NAME -->`; what its ```sh block
 page and tests cannot drift apart. A line of `tessera` runs in this process, since a new one loads for seconds.
 """
 
-import logging
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ from typer.testing import CliRunner
 
 from features.errors import TesseraError
 from tessera.cli.main import app
+from tests.logs import levels_kept
 
 PAGE = Path(__file__).parents[1] / "docs" / "runbook.md"
 _SECTION = re.compile(r"^<!-- failure: ([a-z-]+) -->\n(.*?)(?=^<!-- failure:|^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -91,13 +91,9 @@ class Operator:
 def _undisturbed() -> Iterator[None]:
     """Puts back what a command sets for its process: signals, levels of loggers, filters of warnings."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    names = (None, "apache_beam", "distributed", "torch", "alembic", "mlflow", "kafka")
-    levels = {name: logging.getLogger(name).level for name in names}
     try:
-        with warnings.catch_warnings():
+        with levels_kept(), warnings.catch_warnings():
             yield
     finally:
         for number, handler in signals.items():
             signal.signal(number, handler)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -64,8 +64,9 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
         os.environ.setdefault("TORCH_LOGS", "-torch.fx")
         for name in ("root", "distributed", "torch", "alembic", "mlflow"):
             logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
-        # The warning that an engine is missing is shown: training then takes many times as long.
-        logging.getLogger("models").setLevel(logging.WARNING)
+        # What the platform itself warns of is shown: an engine is missing, a store fails, a bundle is tried again.
+        for name in ("features", "models", "streaming", "serving", "tessera"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         # Errors of clients are mostly outages that the client outlasts, or are raised here with their remedy.
         for name in ("apache_beam", "kafka"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

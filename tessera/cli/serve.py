@@ -97,7 +97,7 @@ def log_lines(*, requests: bool) -> None:
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("tessera", "models", "streaming", "serving", "opentelemetry"):
+    for name in ("features", "models", "streaming", "serving", "tessera", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -278,8 +278,9 @@ def test_a_job_of_many_shards_starts_as_fast_as_a_job_of_few(tmp_path: Path) -> 
         command = [sys.executable, "-W", "ignore", "-c", _START, str(tmp_path), str(count)]
         return float(subprocess.check_output(command, stderr=subprocess.DEVNULL))
 
-    # Seconds of the processor, whose noise on a busy machine is allowed two more tries.
-    assert any(start_s(100_000) < 1.2 * start_s(100) for _ in range(3))
+    # Seconds of the processor in turns, least of three. What 100,000 shards add is their names in a list.
+    few, many = zip(*((start_s(100), start_s(100_000)) for _ in range(3)), strict=True)
+    assert min(many) < 1.3 * min(few)
 
 
 def test_a_worker_that_encodes_loads_no_torch_and_stays_small(shards: list[Path], encoder: Path) -> None:
