@@ -122,6 +122,11 @@ def wants_sequence(kind: type[nn.Module]) -> bool:
     return bool(getattr(kind, "sequence", False))
 
 
+def reads_sequence(kind: str) -> bool:
+    """Returns True if a kind reads the history as a sequence, which the table then returns item by item."""
+    return kind != DEFAULT and wants_sequence(network_class(kind))
+
+
 def check_logits(kind: str, logits: torch.Tensor, size: int) -> torch.Tensor:
     """Returns the logits of a network of one's own.
 

@@ -22,7 +22,7 @@ _EXACT_UP_TO = 8
 _MOST_CHUNKS = 16
 _MIN_ROWS = 1_024
 _FLAT = 1e-6
-Pooling = Literal["mean", "attention"]
+Pooling = Literal["auto", "mean", "attention"]
 _OWN_NAMES = ("user_id", "item_id", SEMANTIC_ID)
 
 
@@ -36,7 +36,8 @@ class TableOptions:
         chunks: Lookups by feature, instead of one, or two for a feature of many values.
         exact: Features whose values share no rows; None for features of at most eight values.
         admission: Sightings after which a hashed value reads rows; 0 admits every value.
-        history: Pooling of a user's history.
+        history: Pooling of a user's history. `auto` is the mean here; a run takes `attention` for a network that reads
+            the history as a sequence.
         content: True if the network reads the item's content vector; None: true if there is one.
     """
 
@@ -45,7 +46,7 @@ class TableOptions:
     chunks: Mapping[str, int] = field(default_factory=dict)
     exact: tuple[str, ...] | None = None
     admission: int = 2
-    history: Pooling = "mean"
+    history: Pooling = "auto"
     content: bool | None = None
 
 

@@ -23,6 +23,7 @@ from features.errors import DatasetError, TesseraError
 from features.history import DEFAULT_LENGTH
 from models.bundle.bundle import LogPosition
 from models.networks import kinds as networks
+from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
 from models.registry.gate import Gates
 from models.semantic_id.codebook import kinds as codebooks
@@ -144,16 +145,41 @@ class RunOptions:
             except ValueError as error:
                 raise TesseraError(f"{name}: {error}") from error
         codebooks.check(self.quantizer, self.quantizer_options)
-        networks.check(self.training.network.kind, self.training.network.options)
+        self._check_network()
         try:
             encoders.check_options(self.encoder, self.encoder_options, self.vectors)
         except DatasetError as error:
             raise TesseraError(f"encoder_options: {error}") from error
 
+    def _check_network(self) -> None:
+        chosen = self.training.network
+        networks.check(chosen.kind, chosen.options)
+        if self.table.history == "mean" and networks.reads_sequence(chosen.kind):
+            raise TesseraError(
+                f"table.history: the ranker {chosen.kind} reads a sequence, and 'mean' leaves none; set 'attention', "
+                "or leave it out"
+            )
+        if chosen.kind != networks.DEFAULT:
+            for name in ("cross_layers", "cross_rank", "hidden"):
+                if getattr(chosen, name) != getattr(NetworkConfig(), name):
+                    raise TesseraError(
+                        f"ranker.{name}: only {networks.DEFAULT} has it; the settings of {chosen.kind} stand in "
+                        "[run.ranker.options]"
+                    )
+
+    @property
+    def shape(self) -> TableOptions:
+        """Options of the table with the pooling of histories that the network needs."""
+        if self.table.history != "auto":
+            return self.table
+        sequence = networks.reads_sequence(self.training.network.kind)
+        return replace(self.table, history="attention" if sequence else "mean")
+
     def choices(self) -> dict[str, Any]:
-        """Returns every choice that may stand in `[run]`, by dotted name."""
+        """Returns every choice that may stand in `[run]`, by dotted name; instead of `auto` the pooling."""
+        shaped = replace(self, table=self.shape)
         return {
-            name: _checked(name, _at(self, path), vectors=self.vectors) for name, (path, _) in known_choices().items()
+            name: _checked(name, _at(shaped, path), vectors=self.vectors) for name, (path, _) in known_choices().items()
         }
 
     def train_config(self) -> TrainConfig:

@@ -47,7 +47,7 @@ def choose(job: Job, framed: Finished) -> Finished | None:
 
     def work(directory: Path, advance: Advance) -> None:
         frame, options = read_frame(framed.directory), job.options
-        schema = default_schema(job.dataset, frame, options.table, history_length=options.history_length)
+        schema = default_schema(job.dataset, frame, options.shape, history_length=options.history_length)
         chosen = choose_reads(schema, frame, options.train_config(), kept=directory / _TRIALS, progress=advance)
         write_json(directory / _CHOSEN, asdict(chosen))
         _say(job, chosen)
@@ -96,7 +96,7 @@ def read_path(placed: Finished) -> PathChoice:
 def _schema(job: Job, frame: Frame, chosen: Finished | None) -> Schema:
     """Returns the schema of the chosen parts of an item, with the placement."""
     options = job.options
-    schema = default_schema(job.dataset, frame, options.table, history_length=options.history_length)
+    schema = default_schema(job.dataset, frame, options.shape, history_length=options.history_length)
     parts = read_choice(chosen).parts if chosen else options.reads
     return schema if parts is None else reading(schema, parts)
 
@@ -114,7 +114,7 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
         options = job.options
-        schema = default_schema(job.dataset, frame, options.table, history_length=options.history_length)
+        schema = default_schema(job.dataset, frame, options.shape, history_length=options.history_length)
         baseline, start = hashed_id_schema(schema), None
         if job.previous:
             schema, start = job.previous.ranker(schema, frame, config)

@@ -147,7 +147,7 @@ def _trained(dataset: Dataset, frame: Frame, options: RunOptions, arm: AblationA
     own = aggregated_by(frame, of_kinds(frame.aggregates, arm.aggregates))
     if arm.trees:
         return measured(own, _of_trees(own, options.seed))
-    schema = default_schema(dataset, own, options.table, history_length=options.history_length)
+    schema = default_schema(dataset, own, options.shape, history_length=options.history_length)
     schema, test = read_by(schema, arm), own.part("test")
     model = train(schema, own, options.train_config())
     source = assembler(schema, own, test, Admission(model.sketch, schema.admission))

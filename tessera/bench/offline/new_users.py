@@ -102,7 +102,7 @@ def measured(frame: Frame, probabilities: NDArray[np.floating]) -> dict[str, Any
 
 
 def _trained(dataset: Dataset, frame: Frame, options: RunOptions, name: str) -> dict[str, Any]:
-    schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
+    schema = default_schema(dataset, frame, options.shape, history_length=options.history_length)
     config, share = options.train_config(), RANKERS[name]
     if share is not None:
         config = replace(config, dropout=replace(config.dropout, user=share))

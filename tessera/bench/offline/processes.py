@@ -59,7 +59,7 @@ def processes(
     run(dataset, out / "run", chosen, console=console, registry=None, until="frame")
     directory = out / "run" / "frame"
     frame = read_frame(directory)
-    schema = default_schema(dataset, frame, chosen.table, history_length=chosen.history_length)
+    schema = default_schema(dataset, frame, chosen.shape, history_length=chosen.history_length)
     decided_by = dataset.model_dump(mode="json", exclude={"source"}), chosen.choices()
     rows = measured_rows()
     for seed in range(seeds):

@@ -147,14 +147,14 @@ def train_once(descriptor: Path, directory: Path) -> dict[str, Any]:
     """Trains an epoch on the frame in a directory; returns its examples and blocks, and the peak memory in GB."""
     dataset, frame = load_dataset(descriptor), read_frame(directory)
     options = load_options(dataset)
-    schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
+    schema = default_schema(dataset, frame, options.shape, history_length=options.history_length)
     train(schema, frame, replace(options.train_config(), max_epochs=1))
     found = {"examples": frame.height("train"), "blocks": len(frame.blocks("train"))}
     return found | {"peak_gb": resident_gb("VmHWM")}
 
 
 def _trained(dataset: Dataset, frame: Frame, options: RunOptions, config: TrainConfig) -> dict[str, Any]:
-    schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
+    schema = default_schema(dataset, frame, options.shape, history_length=options.history_length)
     trained = train(schema, frame, config)
     test = frame.blocks("test")
     predicted = predict_part(trained.ranker, schema, frame, test, Admission(trained.sketch, schema.admission))

@@ -49,7 +49,7 @@ class World:
 def taught_world(dataset: Dataset, frame: Frame, options: RunOptions, *, users: int, items: int, seed: int) -> World:
     """Trains the teacher and returns its world of users and items, drawn by the seed."""
     rng = np.random.default_rng([seed, 1])
-    schema = default_schema(dataset, frame, options.table, history_length=options.history_length)
+    schema = default_schema(dataset, frame, options.shape, history_length=options.history_length)
     taught = train(schema, frame, options.train_config())
     chosen_users = np.sort(rng.choice(frame.users.height, min(users, frame.users.height), replace=False))
     seen = np.unique(frame.part("train")["item"].to_numpy())

@@ -78,7 +78,7 @@ def _rows(
         return frames[0]
 
     def work(name: str) -> dict[str, Any]:
-        made = arms(dataset, frame(), CURVES[curve], options.table, options.train_config())
+        made = arms(dataset, frame(), CURVES[curve], options.shape, options.train_config())
         return {"auc": _auc(frame(), made[name])}
 
     decided_by = (dataset.model_dump(mode="json", exclude={"source"}), options.choices(), seed, curve, impressions)

@@ -16,7 +16,7 @@ import pytest
 from features.dataset.descriptor import load_dataset
 from features.errors import BundleError, DatasetError, TesseraError
 from models.bundle.bundle import FORMAT, load_bundle
-from models.networks.kinds import DEFAULT, KINDS
+from models.networks.kinds import DEFAULT, KINDS, reads_sequence
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
 from models.table.default_schema import TableOptions
@@ -76,6 +76,7 @@ def test_a_bundle_of_the_kind_answers_as_the_ranker_that_was_trained(world: Worl
     assert bundle.manifest.format == FORMAT
     assert bundle.manifest.metrics["quality"]["ranker"]["all"]["auc"] > 0.5
     assert bool(bundle.manifest.network["source"]) == (kind == OWN)
+    assert bundle.schema.attends == reads_sequence(kind)
     items = bundle.items["item_id"].to_list()[:20]
     for user in (bundle.users["user_id"][0], "stranger"):
         scores = bundle.rank(user, items)

@@ -78,6 +78,16 @@ def test_the_same_values_given_to_set_mean_the_same() -> None:
     assert load_options(dataset(), given) == MEANT
 
 
+@pytest.mark.parametrize(
+    ("kind", "pooling"), [("dcn-v2", "mean"), ("deepfm", "mean"), ("din", "attention"), ("self-attention", "attention")]
+)
+def test_a_network_of_sequences_gets_the_history_item_by_item(kind: str, pooling: str) -> None:
+    found = load_options(dataset(), [f"ranker.kind={kind}"])
+    assert found.shape.history == found.choices()["table.history"] == pooling
+    chosen = load_options(dataset(), [f"ranker.kind={kind}", "table.history=attention"])
+    assert chosen.shape.history == "attention"
+
+
 def test_set_overrides_one_value_and_keeps_the_rest_of_its_table() -> None:
     found = load_options(dataset(WRITTEN), ["table.chunks.user_id=2", "table.budget=auto", "seed=4", "seed=5"])
     assert found.table == replace(MEANT.table, chunks={"item.brand": 4, "user_id": 2}, budget=None)
@@ -128,6 +138,14 @@ def test_every_choice_survives_being_written_and_read() -> None:
         ({"gates": {"encoder": {"recal_new": 0.1}}}, "gates.encoder.recal_new: no such measure; the nearest is"),
         ({"gates": {"encoder": {"recall_new": -0.1}}}, "gates.encoder.recall_new: expected the largest drop"),
         ({"gates": {"skew": {"alarm": 0}}}, "gates.skew.alarm: no such measure; the nearest is 'alarms'"),
+        (
+            {"table": {"history": "mean"}, "ranker": {"kind": "din"}},
+            "table.history: the ranker din reads a sequence, and 'mean' leaves none",
+        ),
+        (
+            {"ranker": {"kind": "dlrm", "hidden": [8]}},
+            "ranker.hidden: only dcn-v2 has it; the settings of dlrm stand in",
+        ),
         ({"gates": {"skew": {"psi": -1}}}, "gates.skew.psi: expected the largest value, 0 or more, got -1"),
     ],
 )
