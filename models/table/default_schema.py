@@ -65,7 +65,7 @@ def default_schema(
 
     def add(of: Source, column: str, tables: Iterable[pl.DataFrame]) -> None:
         name = column if column in _OWN_NAMES else f"{of}.{column}"
-        vocabularies[name] = _vocabulary(table[column] for table in tables)
+        vocabularies[name] = distinct_values(table[column] for table in tables)
         read.append(Feature(name, of, column, name, 1, "sum" if column == SEMANTIC_ID else "mean"))
 
     if dataset.events.user:
@@ -112,7 +112,7 @@ def placement_columns(dataset: Dataset, frame: Frame) -> tuple[PlacementColumn, 
             last = max((int(one) for one in most if one is not None), default=0)  # type: ignore[arg-type]
             found.append(PlacementColumn(name, positions=min(last + 1, MOST_POSITIONS)))
         else:
-            words = tuple(_vocabulary(block[name] for block in frame.all_blocks().frames(name)))
+            words = tuple(distinct_values(block[name] for block in frame.all_blocks().frames(name)))
             found.append(PlacementColumn(name, vocabulary=words))
     return tuple(found)
 
@@ -161,7 +161,7 @@ def _is_item_feature(feature: Feature) -> bool:
     return feature.of in ("item", "history")
 
 
-def _vocabulary(columns: Iterable[pl.Series]) -> list[str]:
+def distinct_values(columns: Iterable[pl.Series]) -> list[str]:
     """Returns the distinct values of a column, sorted, given block by block."""
     found = pl.Series([], dtype=pl.String)
     for column in columns:

@@ -22,7 +22,7 @@ NEEDS = {
     "training-speed": Needs(peers=(CTR,)),
     "training-blocks": Needs(),
     "processes": Needs(),
-    "rankers": Needs(ranks=True),
+    "rankers": Needs(ranks=True, peers=(CTR,)),
     "resize": Needs(),
     "cold-start": Needs(content=True),
     "code-value": Needs(content=True),
@@ -56,7 +56,7 @@ NEEDS = {
 NAMES = tuple(NEEDS)
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
-_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered", "serving", "streaming")
+_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered", "rankers", "serving", "streaming")
 
 
 def bench(
