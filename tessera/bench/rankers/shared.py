@@ -67,7 +67,7 @@ def store(schema: Schema, frame: Frame, directory: Path) -> None:
         for name in found[0]:
             whole = _joined([one[name] for one in found])
             several |= {name} if whole.ndim > 1 else set()
-            np.save(directory / part / f"{name}.npy", whole)
+            np.save(directory / part / f"{name}.npy", whole, allow_pickle=False)
     fields = [
         {
             "name": _plain(feature.name),
