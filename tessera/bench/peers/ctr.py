@@ -10,7 +10,7 @@ What measures here measures Tessera's worker too, so that the figures mean the s
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,6 +59,15 @@ class PeerRun:
     precision: str = "float32"
 
 
+def save(directory: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Writes each array as NAME.npy, which `numpy.load` reads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        kept = np.lib.format.open_memmap(directory / f"{name}.npy", "w+", array.dtype, array.shape)
+        kept[...] = array
+        kept.flush()
+
+
 @dataclass(frozen=True)
 class Arrays:
     """Part of the data: values (N, F) int32, numeric (N, n) float32, labels (N,) float32."""
@@ -74,12 +83,7 @@ class Arrays:
 
     def save(self, directory: Path) -> None:
         """Writes what `load` reads."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in ("values", "numeric", "labels"):
-            array = getattr(self, name)
-            kept = np.lib.format.open_memmap(directory / f"{name}.npy", "w+", array.dtype, array.shape)
-            kept[:] = array
-            kept.flush()
+        save(directory, {name: getattr(self, name) for name in ("values", "numeric", "labels")})
 
     def head(self, rows: int) -> "Arrays":
         """Returns the first `rows` rows."""

@@ -23,6 +23,7 @@ from models.table.admission import Admission
 from models.table.batch import Batch
 from models.table.default_schema import distinct_values
 from models.table.schema import Feature, Schema
+from tessera.bench.peers.ctr import save
 
 PARTS = ("train", "validation", "test")
 _ITEM, _PAST = "item_id", "history.item_id"
@@ -63,11 +64,9 @@ def store(schema: Schema, frame: Frame, directory: Path) -> None:
         for number in range(len(blocks[part])):
             source, examples = loaded.load(part, number)
             found.append(_arrays(numbered, source.batch(examples)))
-        (directory / part).mkdir(parents=True, exist_ok=True)
-        for name in found[0]:
-            whole = _joined([one[name] for one in found])
-            several |= {name} if whole.ndim > 1 else set()
-            np.save(directory / part / f"{name}.npy", whole, allow_pickle=False)
+        whole = {name: _joined([one[name] for one in found]) for name in found[0]}
+        several |= {name for name, array in whole.items() if array.ndim > 1}
+        save(directory / part, whole)
     fields = [
         {
             "name": _plain(feature.name),
