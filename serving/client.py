@@ -73,6 +73,7 @@ class Client:
         explain: bool = False,
         at: datetime | None = None,
         meaning: Mapping[str, Any] | None = None,
+        policy: str | None = None,
     ) -> Ranking:
         """Ranks the candidates for a user, or the items that retrieval finds.
 
@@ -88,6 +89,7 @@ class Client:
             at: Time as of which aggregates are answered, UTC if without an offset. None: right after the newest event
                 of the stream.
             meaning: Concepts for the retrieval of candidates: `avoid` and `without`, each a list of names.
+            policy: Policy of the dataset that arranges the items. None: their scores do.
 
         Returns:
             Items with their probabilities, best first, and the bundle that ranked them.
@@ -101,7 +103,7 @@ class Client:
             >>> client.rank("r00001", ["a00001", "a00002"], k=1).known_user
             True
         """
-        return self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning))
+        return self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning, policy))
 
     def retrieve(
         self,
@@ -113,6 +115,8 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         view: str | None = None,
         meaning: Mapping[str, Any] | None = None,
+        policy: str | None = None,
+        shown_to: str | None = None,
     ) -> Retrieval:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -125,6 +129,8 @@ class Client:
             meaning: Fields of the request about aspects, concepts and channels: `aspect`, a name; `avoid` and
                 `without`, lists of names; `explain`, True for the concepts that an item shares with the query;
                 `channels` of a text, a list of `content` and `lexical`.
+            policy: Policy of the dataset that arranges the items. None: their scores do.
+            shown_to: Id of the user whose consumed items the policy leaves out. Default: `user`.
 
         Returns:
             Items with their cosine similarity, nearest first.
@@ -137,7 +143,7 @@ class Client:
             >>> len(client.retrieve(item="a00001", k=4).items)
             4
         """
-        return self._do(retrieve_call(item, user, text, k, filter, view, meaning))
+        return self._do(retrieve_call(item, user, text, k, filter, view, meaning, policy, shown_to))
 
     def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """Returns the embeddings of a feature's values.
@@ -249,9 +255,10 @@ class AsyncClient:
         explain: bool = False,
         at: datetime | None = None,
         meaning: Mapping[str, Any] | None = None,
+        policy: str | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
-        return await self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning))
+        return await self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning, policy))
 
     async def retrieve(
         self,
@@ -263,9 +270,11 @@ class AsyncClient:
         filter: Mapping[str, Any] | None = None,
         view: str | None = None,
         meaning: Mapping[str, Any] | None = None,
+        policy: str | None = None,
+        shown_to: str | None = None,
     ) -> Retrieval:
         """See `Client.retrieve`."""
-        return await self._do(retrieve_call(item, user, text, k, filter, view, meaning))
+        return await self._do(retrieve_call(item, user, text, k, filter, view, meaning, policy, shown_to))
 
     async def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """See `Client.embeddings`."""

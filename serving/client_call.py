@@ -40,12 +40,15 @@ class RankedItem(msgspec.Struct, frozen=True):
         reasons: Contribution of each feature to the log-odds. None unless the request asked for reasons.
         concepts: Concepts shared most with the items that the user liked, each with `concept`, `share` and `predicted`;
             None unless the request asked for reasons.
+        moved: How the policy gave the item its place: `place` by relevance alone, `times` by boosts, `pinned`, `drawn`,
+            `propensity` and `similarity`; None without a policy, or unless the request asked for reasons.
     """
 
     item: str
     score: float
     reasons: dict[str, float] | None = None
     concepts: list[dict[str, Any]] | None = None
+    moved: dict[str, Any] | None = None
 
 
 class Ranking(msgspec.Struct, frozen=True):
@@ -62,6 +65,9 @@ class Ranking(msgspec.Struct, frozen=True):
         as_of: Time as of which aggregates were answered, as ISO 8601 text, or a position if the dataset has no clock.
             None without aggregates.
         as_of_source: `request` if the request gave the time, `stream` if the time is that of the newest event.
+        policy: Policy that arranged the items; None without one.
+        left_out: Candidates that the policy left out, by `consumed` and `cap`; None unless the request asked for
+            reasons.
     """
 
     bundle: str
@@ -73,6 +79,8 @@ class Ranking(msgspec.Struct, frozen=True):
     impression: str | None = None
     as_of: str | int | None = None
     as_of_source: str | None = None
+    policy: str | None = None
+    left_out: dict[str, list[str]] | None = None
 
 
 class RetrievedItem(msgspec.Struct, frozen=True):
@@ -83,12 +91,14 @@ class RetrievedItem(msgspec.Struct, frozen=True):
         score: Cosine similarity; BM25 of the words alone; the sum of reciprocal ranks of two channels.
         ranks: Rank in each channel that found the item, from 1; None unless a text asked.
         concepts: Concepts shared most with the query, each with `concept`, `share` and `predicted`; None unless asked.
+        moved: How the policy gave the item its place, as in `RankedItem`; None without a policy, or unless asked.
     """
 
     item: str
     score: float
     concepts: list[dict[str, Any]] | None = None
     ranks: dict[str, int] | None = None
+    moved: dict[str, Any] | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -118,6 +128,7 @@ class Retrieval(msgspec.Struct, frozen=True):
         aspect: Aspect in which they are nearest, if one was asked for.
         channels: Channels that were searched; None unless a text asked.
         space: Id of the space whose vectors were compared; None if none were.
+        policy: Policy that arranged the items; None without one.
     """
 
     bundle: str
@@ -127,6 +138,7 @@ class Retrieval(msgspec.Struct, frozen=True):
     aspect: str | None = None
     channels: list[str] | None = None
     space: str | None = None
+    policy: str | None = None
 
 
 class Embeddings(msgspec.Struct, frozen=True):
@@ -246,6 +258,7 @@ def rank_call(
     explain: bool,
     at: datetime | None,
     meaning: Mapping[str, Any] | None,
+    policy: str | None = None,
 ) -> Call[Ranking]:
     """Returns the call of `Client.rank`.
 
@@ -259,6 +272,8 @@ def rank_call(
     body = {"user": user, "candidates": candidates, "k": k, "context": context, "filter": filter, "explain": explain}
     if at is not None:
         body["at"] = at.isoformat()
+    if policy is not None:
+        body["policy"] = policy
     return Call(Ranking, "POST", "/v1/rank", body | dict(meaning or {}))
 
 
@@ -277,10 +292,14 @@ def retrieve_call(
     filter: Mapping[str, Any] | None,
     view: str | None,
     meaning: Mapping[str, Any] | None,
+    policy: str | None = None,
+    shown_to: str | None = None,
 ) -> Call[Retrieval]:
     """Returns the call of `Client.retrieve`."""
     body: dict[str, Any] = {"item": item, "user": user, "text": text, "k": k, "filter": filter} | dict(meaning or {})
-    return Call(Retrieval, "POST", "/v1/retrieve", body if view is None else body | {"view": view})
+    # A Call omits fields with None.
+    body |= {"view": view, "policy": policy, "shown_to": shown_to}
+    return Call(Retrieval, "POST", "/v1/retrieve", body)
 
 
 def embeddings_call(feature: str, values: Sequence[Any]) -> Call[Embeddings]:

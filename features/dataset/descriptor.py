@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from features.config import Config, refuse_repeats
@@ -24,6 +31,7 @@ from features.dataset.split import Split
 from features.errors import DatasetError
 from features.shown.declared import READ_US, SURFACE, check_shown, shown_defaults
 from features.shown.placement import POSITION, Placement, check_placement
+from features.shown.policy import Policy, check_policies
 from features.shown.rule import JoinRule
 from features.storage.location import refuse_address
 from features.value.expression import Derived, Expression, Input
@@ -325,6 +333,7 @@ class Dataset(Config):
         split: Division into train, validation and test.
         aggregates: Aggregates by name; see `features.dataset.aggregate`.
         features: Features that expressions make, by name; see `features.value.expression`.
+        policies: Policies of what a user is shown, by name; see `features.shown.policy`.
         run: Choices of a run, read by `tessera run`: see `[run]` below.
         source: Path of the descriptor itself; no key of the file.
     """
@@ -336,8 +345,15 @@ class Dataset(Config):
     split: Split
     aggregates: dict[str, Aggregate] = Field(default_factory=dict)
     features: dict[str, Derived] = Field(default_factory=dict)
+    policies: dict[str, Policy] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
     source: Path
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A bundle of a dataset without policies keeps the id that earlier releases gave it.
+        written: dict[str, Any] = write(self)
+        return written if self.policies else {name: one for name, one in written.items() if name != "policies"}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -360,6 +376,12 @@ class Dataset(Config):
             events.time is not None, events.label.implicit, events.row_numbers, events.row_categories
         )
         check_aggregates(self.aggregates, self.entity_columns, declared)
+        check_policies(
+            self.policies,
+            self.items,
+            has_content=self.has_content,
+            has_users=events.user is not None and events.item is not None,
+        )
         return self
 
     def _derive(self) -> None:
@@ -463,7 +485,7 @@ def _declared_features(document: dict[str, Any], path: Path) -> Any:
 def _explain(error: ErrorDetails) -> str:
     """Returns one pydantic error as "[events] label.positive: what is wrong"."""
     table, *keys = [str(part) for part in error["loc"]] or [""]
-    is_table = bool(keys) or table in {"items", "users", "events", "split", "aggregates", "features", "run"}
+    is_table = bool(keys) or table in {"items", "users", "events", "split", "aggregates", "features", "policies", "run"}
     where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)
     if error["type"] == "missing":
         message = "is missing; add it"

@@ -27,6 +27,9 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         context: Served values of the request's declared fields, by name.
         candidates: Served values of the candidates' declared fields, by name: a value for each of `items`.
         explored: Positions whose order chance decided, from 0, ascending.
+        policy: Policy that arranged the items; "" without one.
+        propensities: Probability with which chance chose each of `items`, 1 for an item that it did not choose; empty
+            if it chose none.
         read_us: Time that expressions over the events' clock read, microseconds since 1970. None if there are none, and
             from earlier releases.
     """
@@ -47,6 +50,8 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     read_us: int | None = None
     context: dict[str, Any] = {}
     candidates: dict[str, list[Any]] = {}
+    policy: str = ""
+    propensities: list[float] = []
 
     def values_at(self, position: int) -> dict[str, Any]:
         """Returns the values of the fields of the item at a position."""

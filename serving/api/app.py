@@ -6,6 +6,7 @@ Every request is pinned to one bundle. Wrong input gets an RFC 9457 problem docu
 import contextlib
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,7 @@ from serving.api.responses import item_response, rank_response, retrieve_respons
 from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.policy.policies import PolicyRequest
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
@@ -157,6 +159,8 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
     def rank(body: RankRequest, request: Request, after: BackgroundTasks) -> RankResponse:
         """Ranks the candidates, or the items that retrieval finds, by the probability of a positive event."""
 
+        drawn_by = uuid.uuid4().hex
+
         def ask(service: RankService) -> RankingAnswer:
             if body.filter is not None:
                 body.filter.check_size()
@@ -169,6 +173,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 explain=body.explain,
                 at=None if body.at is None else microseconds(body.at),
                 meant=Meant(avoid=tuple(body.avoid), without=tuple(body.without)),
+                policy=PolicyRequest(body.policy, drawn_by) if body.policy is not None else None,
             )
 
         with current.pinned_for(body.user) as pinned, blamed("context"):
@@ -180,6 +185,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 body.user,
                 parts.recorder,
                 ask,
+                request=drawn_by,
                 surface=surface if isinstance(surface, str) else "",
                 sample=parts.sampler.offer if parts.sampler is not None else None,
             )
@@ -205,9 +211,10 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 meant=Meant(
                     body.aspect, tuple(body.avoid), tuple(body.without), body.explain, tuple(body.channels or ())
                 ),
+                policy=PolicyRequest(body.policy, uuid.uuid4().hex, body.shown_to) if body.policy is not None else None,
             )
         metrics.plans.labels(answer.plan.method).inc()
-        return retrieve_response(answer)
+        return retrieve_response(answer, explain=body.explain)
 
     @router.post("/v1/embeddings")
     def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:

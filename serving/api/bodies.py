@@ -23,8 +23,8 @@ from pydantic import (
 
 from features.value.canonical import scalar
 from features.value.field import ITEM_ID, is_usual_text
+from features.value.filter import Filter
 from serving.ranking.service import MAX_CANDIDATES, MAX_EXPLAINED
-from serving.retrieval.filter import Filter
 
 MAX_ROWS = 1_000
 MOST_CONCEPTS = 32
@@ -60,6 +60,7 @@ Float = Annotated[FiniteFloat, Field(strict=True)]
 Moment = Annotated[datetime, BeforeValidator(_text)]
 Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
 Concepts = Annotated[list[Text], Field(max_length=MOST_CONCEPTS)]
+PolicyName = Annotated[Text, Field(min_length=1)]
 Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool | None] | None
 
 
@@ -137,6 +138,9 @@ class RankRequest(BaseModel):
     explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
     avoid: Concepts = Field(default=[], description="Concepts from which retrieval of candidates steers away.")
     without: Concepts = Field(default=[], description="Concepts that no retrieved candidate may carry.")
+    policy: PolicyName | None = Field(
+        default=None, description="Policy of the dataset that arranges the items; by default their scores do."
+    )
     at: Moment | None = Field(
         default=None,
         description="Time as of which aggregates are answered, ISO 8601 (UTC without an offset); by default right "
@@ -169,6 +173,27 @@ class RankedItemBody(BaseModel):
     correction: "CorrectionBody | None" = Field(
         default=None, description="Change of a new item's score by near labelled items, if asked to explain."
     )
+    moved: "MovedBody | None" = Field(
+        default=None, description="How the policy gave the item its place, if asked to explain."
+    )
+
+
+class MovedBody(BaseModel):
+    """Place of an item without the policy, and the rules that gave it its place."""
+
+    place: int = Field(description="Place by relevance alone, from 1, among the candidates that were not left out.")
+    times: float = Field(description="Factor by which boosts changed the odds, or the reciprocal rank; 1 without one.")
+    pinned: bool = Field(description="A pin gave the item its place.")
+    drawn: bool = Field(description="Chance gave the item a place of new items.")
+    propensity: float = Field(description="Probability with which chance chose the item; 1 if it did not.")
+    similarity: float = Field(description="Largest similarity with an item that was placed before; 0 if not compared.")
+
+
+class LeftOutBody(BaseModel):
+    """Candidates that a policy left out."""
+
+    consumed: list[str] = Field(description="Consumed by the user; of the candidates of the request.")
+    cap: list[str] = Field(description="Refused by the cap of a column, and more relevant than the last item shown.")
 
 
 class NeighbourBody(BaseModel):
@@ -201,6 +226,10 @@ class RankResponse(BaseModel):
     )
     as_of_source: str | None = Field(default=None, description="`request`, or `stream`; absent without aggregates.")
     stale: bool = Field(description="The store did not answer: rows and history are as they were last seen.")
+    policy: str | None = Field(default=None, description="Policy that arranged the items, if the request named one.")
+    left_out: LeftOutBody | None = Field(
+        default=None, description="Candidates that the policy left out, if asked to explain."
+    )
 
 
 def microseconds(moment: datetime) -> int:
@@ -234,6 +263,14 @@ class RetrieveRequest(BaseModel):
         default=[], description="Concepts that no item may carry, by its column or, where that is empty, predicted."
     )
     explain: bool = Field(default=False, description="Name the concepts that each item shares most with the query.")
+    policy: PolicyName | None = Field(
+        default=None, description="Policy of the dataset that arranges the items; by default their scores do."
+    )
+    shown_to: Id | None = Field(
+        default=None,
+        description="User to whom the items are shown, if the request asks by an item or a text: the policy leaves out "
+        "what this user has consumed.",
+    )
     channels: Annotated[list[Literal["content", "lexical"]], Field(min_length=1, max_length=2)] | None = Field(
         default=None,
         description="Channels of a text: content, the vectors; lexical, the words (BM25). Two channels are fused by "
@@ -256,6 +293,8 @@ class RetrieveRequest(BaseModel):
             raise ValueError("words have no concepts to avoid; use without, or the channel content alone")
         if self.view is not None and self.channels == ["lexical"]:
             raise ValueError("the channel lexical has no view; leave view out")
+        if self.shown_to is not None and self.policy is None:
+            raise ValueError("shown_to is read by a policy; name policy too, or leave shown_to out")
         return self
 
 
@@ -281,6 +320,9 @@ class RetrievedItemBody(BaseModel):
     concepts: list[SharedConceptBody] | None = Field(
         default=None, description="Concepts shared most with the query, if the request asked to explain."
     )
+    moved: MovedBody | None = Field(
+        default=None, description="How the policy gave the item its place, if asked to explain."
+    )
 
 
 class PlanView(BaseModel):
@@ -302,6 +344,7 @@ class RetrieveResponse(BaseModel):
     aspect: str | None = Field(default=None, description="Aspect in which they are, where one was asked for.")
     channels: list[str] | None = Field(default=None, description="Channels that were searched; for a text alone.")
     space: str | None = Field(default=None, description="Id of the space whose vectors were compared, if any were.")
+    policy: str | None = Field(default=None, description="Policy that arranged the items, if the request named one.")
 
 
 class EmbeddingsRequest(BaseModel):

@@ -11,6 +11,8 @@ from serving.api.bodies import (
     EPOCH,
     CorrectionBody,
     ItemResponse,
+    LeftOutBody,
+    MovedBody,
     NeighbourBody,
     PlanView,
     RankedItemBody,
@@ -19,6 +21,7 @@ from serving.api.bodies import (
     RetrieveResponse,
     SharedConceptBody,
 )
+from serving.policy.arrange import Arrangement
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.retrieval.meaning import SharedConcept
 
@@ -34,12 +37,16 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
     reasons: list[dict[str, float] | None] = [*answer.reasons] or [None] * len(answer.items)
     shared = _shared(answer.shared, len(answer.items))
     corrections = [_correction(one) for one in answer.corrections] or [None] * len(answer.items)
-    ranked = zip(answer.items, reasons, shared, corrections, strict=True)
+    moved = _moved(answer.arrangement, len(answer.items), explain=bool(answer.reasons))
+    left_out = LeftOutBody.model_validate(answer.left_out) if answer.left_out and answer.reasons else None
+    ranked = zip(answer.items, reasons, shared, corrections, moved, strict=True)
     return RankResponse(
         bundle=answer.bundle,
         items=[
-            RankedItemBody(item=item, score=score, reasons=contributions, concepts=concepts, correction=correction)
-            for (item, score), contributions, concepts, correction in ranked
+            RankedItemBody(
+                item=item, score=score, reasons=contributions, concepts=concepts, correction=correction, moved=own
+            )
+            for (item, score), contributions, concepts, correction, own in ranked
         ],
         known_user=answer.known_user,
         unknown_items=answer.unknown_items,
@@ -47,25 +54,34 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
         stale=answer.stale,
         **_as_of(answer.as_of, clock=clock),
         impression=shown.id if shown is not None else None,
+        policy=answer.policy or None,
+        left_out=left_out,
     )
 
 
-def retrieve_response(answer: RetrievalAnswer) -> RetrieveResponse:
-    """Converts the result of a retrieval."""
+def retrieve_response(answer: RetrievalAnswer, *, explain: bool = False) -> RetrieveResponse:
+    """Converts the result of a retrieval.
+
+    Args:
+        answer: Result of the retrieval.
+        explain: True if the request asked for an explanation.
+    """
     plan = answer.plan
     shared = _shared(answer.shared, len(answer.items))
     ranks = [dict(one) for one in answer.ranks] if answer.channels else [None] * len(answer.items)
+    moved = _moved(answer.arrangement, len(answer.items), explain=explain)
     return RetrieveResponse(
         bundle=answer.bundle,
         items=[
-            RetrievedItemBody(item=item, score=score, ranks=own, concepts=concepts)
-            for (item, score), own, concepts in zip(answer.items, ranks, shared, strict=True)
+            RetrievedItemBody(item=item, score=score, ranks=own, concepts=concepts, moved=places)
+            for (item, score), own, concepts, places in zip(answer.items, ranks, shared, moved, strict=True)
         ],
         plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
         view=answer.view,
         aspect=answer.aspect,
         channels=list(answer.channels) or None,
         space=answer.space or None,
+        policy=answer.policy or None,
     )
 
 
@@ -80,6 +96,23 @@ def item_response(view: ItemView) -> ItemResponse:
         vector=view.vector,
         attributes=view.attributes,
     )
+
+
+def _moved(arrangement: Arrangement | None, items: int, *, explain: bool) -> list[MovedBody | None]:
+    """Returns how a policy gave each item its place, None for each without a policy or an explanation."""
+    if arrangement is None or not explain:
+        return [None] * items
+    columns = (
+        arrangement.places,
+        arrangement.boosts,
+        arrangement.pinned,
+        arrangement.drawn,
+        arrangement.propensities,
+        arrangement.similarities,
+    )
+    names = ("place", "times", "pinned", "drawn", "propensity", "similarity")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [MovedBody(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def _correction(found: Correction | None) -> CorrectionBody | None:

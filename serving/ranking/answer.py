@@ -8,6 +8,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.corrector import Correction
 from models.bundle.record import ItemRecord
 from models.bundle.request_aggregates import AsOf
+from serving.policy.arrange import Arrangement
 from serving.ranking.inputs import RankingInputs
 from serving.retrieval.filter import attribute_json
 from serving.retrieval.meaning import SharedConcept
@@ -33,6 +34,9 @@ class RankingAnswer:
         sent: Served values of the declared fields: of the request, and of `items`, a list for each field.
         corrections: Correction of each item by its neighbours, None for an item whose score is the ranker's own. Empty
             unless the request asked for reasons.
+        policy: Name of the policy that arranged the items; "" without one.
+        arrangement: Places of the items, and the rules that gave them; None without a policy.
+        left_out: Candidates that the policy left out, by the rule, `consumed` or `cap`.
     """
 
     bundle: str
@@ -47,6 +51,9 @@ class RankingAnswer:
     inputs: RankingInputs | None = None
     sent: tuple[dict[str, Any], dict[str, list[Any]]] = field(default_factory=lambda: ({}, {}))
     corrections: Sequence[Correction | None] = ()
+    policy: str = ""
+    arrangement: Arrangement | None = None
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class RetrievalAnswer:
         channels: Channels of a text search. Empty for an item or a user.
         ranks: Rank of each item in each channel that found it, from 1. Empty without channels.
         space: Id of the space in which vectors were compared. Empty if none were.
+        policy: Name of the policy that arranged the items; "" without one.
+        arrangement: Places of the items, and the rules that gave them; None without a policy.
     """
 
     bundle: str
@@ -75,6 +84,8 @@ class RetrievalAnswer:
     channels: Sequence[str] = ()
     ranks: Sequence[Mapping[str, int]] = ()
     space: str = ""
+    policy: str = ""
+    arrangement: Arrangement | None = None
 
 
 @dataclass(frozen=True)

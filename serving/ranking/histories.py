@@ -4,11 +4,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from features.errors import StoreError
+from features.hashing import fingerprint
 from models.bundle import record
 from models.bundle.aggregate_record import AGGREGATE
 from models.bundle.bundle import Bundle
 from serving.breaker import Breaker
+from serving.policy.policies import NO_KEYS, Keys
 from serving.store.protocol import OnlineStore
 
 # Pause after a failure of the store, in which the store is not called.
@@ -84,6 +88,10 @@ class Histories:
                 return found
         return UserRecords(self._seen.get(user) or self._published(user), stale=True)
 
+    def consumed(self, user: str) -> Keys:
+        """Returns the keys of the items that a user has consumed, ascending."""
+        return consumed_of(self.read(user))
+
     def remembered(self) -> list[str]:
         """Returns the users whose last seen history is remembered."""
         with self._lock:
@@ -113,3 +121,10 @@ class Histories:
             return None
         found = next(record.published_histories(self._bundle, user), None)
         return None if found is None else record.encode(found[1])
+
+
+def consumed_of(records: UserRecords) -> Keys:
+    """Returns the keys of the items that a user has consumed, ascending."""
+    if not records.history:
+        return NO_KEYS
+    return np.sort(fingerprint(record.decode_history(records.history).items))

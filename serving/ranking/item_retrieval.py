@@ -9,15 +9,25 @@ from features import tracing as trace
 from features.content.chain import BASE, SIMILAR
 from features.content.given.encoder import given_in
 from features.errors import EventError
+from features.shown.policy import Policy
+from features.value.filter import Filter
 from models.bundle.bundle import Bundle
+from serving.policy.arrange import Arrangement
+from serving.policy.policies import (
+    CANDIDATES,
+    NO_KEYS,
+    Keys,
+    Policies,
+    PolicyRequest,
+    by_rank,
+    candidates_for,
+    taken,
+)
 from serving.ranking.answer import RetrievalAnswer
 from serving.ranking.histories import Histories
 from serving.ranking.live_catalogue import LiveCatalogue
-from serving.retrieval.filter import Filter
 from serving.retrieval.meaning import Meant, SharedConcept
 from serving.retrieval.text_search import CONTENT, LEXICAL, Hits
-
-_RETRIEVED = 200
 
 
 class ItemRetrieval:
@@ -27,10 +37,11 @@ class ItemRetrieval:
         bundle: The bundle.
         live: Items and indexes.
         histories: Histories of the users.
+        policies: Policies of the bundle.
     """
 
-    def __init__(self, bundle: Bundle, live: LiveCatalogue, histories: Histories) -> None:
-        self._bundle, self._live, self._histories = bundle, live, histories
+    def __init__(self, bundle: Bundle, live: LiveCatalogue, histories: Histories, policies: Policies) -> None:
+        self._bundle, self._live, self._histories, self._policies = bundle, live, histories, policies
 
     def retrieve(
         self,
@@ -42,17 +53,21 @@ class ItemRetrieval:
         wanted: Filter | None,
         view: str | None,
         meant: Meant,
+        policy: PolicyRequest | None,
     ) -> RetrievalAnswer:
         """Answers `RankService.retrieve`."""
         live = self._live
+        rules, viewer = self._rules(policy, user)
         chosen, channels = self._checked_view(view, meant.aspect, item), self._checked_channels(meant, text)
         if wanted is not None:
             wanted.check_size()
         allowed = live.meaning.excluding(meant.without, wanted)
-        stored = None
+        stored, consumed = None, NO_KEYS
         if user is not None:
             with trace.span("history"):
                 stored = self._histories.read(user).history
+        if viewer is not None:
+            consumed = self._histories.consumed(viewer)
         needs_vector = CONTENT in channels or meant.explain
         vector = self._encoded(text) if text is not None and needs_vector else None
         if item is not None:
@@ -65,13 +80,22 @@ class ItemRetrieval:
                 without = np.array([live.number(item)], dtype=np.int64)
             query = vector if text is not None else live.retriever.taste(without)
             steered = live.meaning.steered(query, meant.avoid)
-            if meant.aspect is not None:
-                asked = without if steered is None or text is None else steered
-                hits = Hits(*live.retriever.search_aspect(meant.aspect, asked, k, allowed, without=without))
-            elif text is not None:
-                hits = live.texts.search(text, steered, k, allowed, channels=channels, view=chosen)
+
+            def search(count: int, wanted: Filter | None) -> Hits:
+                if meant.aspect is not None:
+                    asked = without if steered is None or text is None else steered
+                    return Hits(*live.retriever.search_aspect(meant.aspect, asked, count, wanted, without=without))
+                if text is not None:
+                    return live.texts.search(text, steered, count, wanted, channels=channels, view=chosen)
+                return Hits(*live.retriever.search(steered, count, wanted, without=without, view=chosen))
+
+            arrangement = None
+            if rules is None or policy is None:
+                hits = search(k, allowed)
             else:
-                hits = Hits(*live.retriever.search(steered, k, allowed, without=without, view=chosen))
+                least = CANDIDATES if rules.chooses else k
+                hits = candidates_for(search, k, allowed, rules, consumed, live.names, least=least)
+                hits, arrangement = self._arranged(hits, rules, k, policy.draw)
             names = live.names(hits.numbers)
             vectors = live.catalogue.vectors[hits.numbers] if meant.explain else None
         shared = [] if vectors is None or query is None else self._shared(query, vectors, names, item)
@@ -86,9 +110,44 @@ class ItemRetrieval:
             channels if text is not None else (),
             hits.ranks,
             self._space(chosen, meant.aspect) if hits.plan.method not in ("popular", "words") else "",
+            policy.name if policy is not None else "",
+            arrangement,
         )
 
-    def candidates(self, stored: bytes | None, k: int, wanted: Filter | None, meant: Meant) -> NDArray[np.int64]:
+    def _rules(self, policy: PolicyRequest | None, user: str | None) -> tuple[Policy | None, str | None]:
+        """Returns the policy of a request, and the user whose consumed items it leaves out, if there is one."""
+        if policy is None:
+            return None, None
+        rules = self._policies.find(policy.name)
+        if user is not None and policy.shown_to not in (None, user):
+            raise EventError(f"shown_to: {policy.shown_to!r} is another user than {user!r}; leave shown_to out")
+        viewer = user or policy.shown_to
+        if rules.leave_out_consumed and viewer is None:
+            raise EventError(
+                f"shown_to: the policy {policy.name!r} leaves out what a user has consumed; name the user to whom the "
+                "items are shown"
+            )
+        return rules, viewer if rules.leave_out_consumed else None
+
+    def _arranged(self, hits: Hits, rules: Policy, k: int, draw: str) -> tuple[Hits, Arrangement]:
+        """Returns the items of an answer in the order of a policy. The caller holds the lock."""
+        numbers = hits.numbers.astype(np.int64)
+        # The candidates hold no consumed item.
+        arrangement = self._policies.arrange(
+            rules, self._live.names(numbers), numbers, by_rank(len(numbers)), NO_KEYS, k, draw=draw
+        )
+        return taken(hits, arrangement.order), arrangement
+
+    def candidates(
+        self,
+        stored: bytes | None,
+        k: int,
+        wanted: Filter | None,
+        meant: Meant,
+        *,
+        rules: Policy | None = None,
+        consumed: Keys = NO_KEYS,
+    ) -> NDArray[np.int64]:
         """Returns the numbers of the items nearest to what the user liked. The caller holds the lock.
 
         Args:
@@ -96,12 +155,20 @@ class ItemRetrieval:
             k: Items of the answer; at least 200 candidates are found for it.
             wanted: Condition that the items must meet.
             meant: Concepts to avoid and to exclude.
+            rules: Policy that chooses among the candidates.
+            consumed: Keys of the items that the policy leaves out.
         """
         live = self._live
         history = live.visited(stored)
         taste = live.meaning.steered(live.retriever.taste(history), meant.avoid)
         allowed = live.meaning.excluding(meant.without, wanted)
-        return live.retriever.search(taste, max(_RETRIEVED, k), allowed, without=history)[0]
+
+        def search(count: int, wanted: Filter | None) -> Hits:
+            return Hits(*live.retriever.search(taste, count, wanted, without=history))
+
+        if rules is None:
+            return search(max(CANDIDATES, k), allowed).numbers
+        return candidates_for(search, k, allowed, rules, consumed, live.names).numbers
 
     def shared_with(self, liked: NDArray[np.int64], items: NDArray[np.int64]) -> list[list[SharedConcept]]:
         """Returns the concepts that each item (N,) shares most with liked items; none without concepts or likes."""

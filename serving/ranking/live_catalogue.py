@@ -14,6 +14,8 @@ from models.bundle import record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.embedding import csv_sources
+from serving.policy.item_codes import ItemCodes
+from serving.policy.policies import POSITIVES
 from serving.ranking.answer import ItemView, published_view, stored_view
 from serving.ranking.histories import Histories
 from serving.ranking.read_write_lock import ReadWriteLock
@@ -42,6 +44,8 @@ class LiveCatalogue:
         retriever: Indexes of the items' vectors.
         texts: Search of the items by texts.
         default_item: Number of the item without values, for unknown and deleted items.
+        attributes: Filterable columns of the items.
+        codes: Semantic IDs of the items; None if no policy compares them.
         lock: Guards catalogue and indexes: requests read, the stream's changes write.
         unreadable: Ids of the items whose record cannot be applied.
         position: First offset in each partition of the deltas' topic that the store lacked before the last refresh.
@@ -78,13 +82,18 @@ class LiveCatalogue:
         self.meaning = Meaning(bundle.concepts, bundle.id)
         named = self.meaning.with_columns(bundle.items, self.catalogue.vectors[: bundle.items.height])
         of_csv = "item" in csv_sources(bundle.dataset)
-        attributes = Attributes(named, (*filterable, *self.meaning.filterable), of_csv=of_csv)
+        policies = bundle.dataset.policies.values()
+        self._counts_positives = any(policy.new is not None for policy in policies)
+        counted = (POSITIVES,) if self._counts_positives else ()
+        self.attributes = Attributes(named, (*filterable, *self.meaning.filterable, *counted), of_csv=of_csv)
+        compared = any(policy.diversity is not None and policy.diversity.by == "semantic-id" for policy in policies)
+        self.codes = ItemCodes(bundle.items["semantic_codes"]) if compared else None
         aspects = {
             name: (aspect, bundle.items.select(aspect.columns).to_dicts()) for name, aspect in bundle.aspects.items()
         }
-        self.retriever = Retriever(self.catalogue, attributes, bundle.views, aspects, kind=index)
+        self.retriever = Retriever(self.catalogue, self.attributes, bundle.views, aspects, kind=index)
         self._words = _published_words(bundle)
-        self.texts = TextSearch(self.retriever, self._words, attributes, by_vector=bundle.reads_text)
+        self.texts = TextSearch(self.retriever, self._words, self.attributes, by_vector=bundle.reads_text)
         # Cursors of `refresh`.
         self._items = Feed(store, bundle.id, record.ITEM)
         self._admissions = Feed(store, bundle.id, record.ADMITTED)
@@ -234,10 +243,22 @@ class LiveCatalogue:
             changed = np.array(numbers, dtype=np.int64)
             rows = [items[name].features if name in items else {} for name in payloads]
             meant = self.meaning.columns(self.catalogue.vectors[changed], rows)
-            self.retriever.update(numbers, [row | more for row, more in zip(rows, meant, strict=True)])
+            counted = [self._positives(name) if name in items else {} for name in payloads]
+            self.retriever.update(
+                numbers, [row | more | own for row, more, own in zip(rows, meant, counted, strict=True)]
+            )
+            if self.codes is not None:
+                self.codes.put(changed, [items[name].codes if name in items else [] for name in payloads])
             if self._words is not None:
                 terms = [unpack_terms(items[name].terms if name in items else b"") for name in payloads]
                 self._words.put(changed, terms)
+
+    def _positives(self, item: str) -> dict[str, int]:
+        """Returns the number of an item's positive events in training, as an attribute for a floor of new items."""
+        if not self._counts_positives:
+            return {}
+        number = self.catalogue.item_numbers[item]
+        return {POSITIVES: int(self.catalogue.popularity[number]) if number < self._published else 0}
 
 
 def _published_words(bundle: Bundle) -> WordIndex | None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from features import tracing as trace
 from features.aggregate.aggregator import Reading, readings
 from features.errors import EventError, StoreError
+from features.shown.policy import Policy
+from features.value.filter import Filter
 from models.bundle import record
 from models.bundle.bundle import Bundle
 from models.bundle.corrector import Correction, corrector_of, labelled_of
@@ -23,14 +25,15 @@ from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.request_aggregates import AsOf
 from models.bundle.request_features import request_events, sent_candidates, sent_values
 from models.bundle.scorer import Scorer
+from serving.policy.arrange import Arrangement
+from serving.policy.policies import NO_KEYS, Policies, PolicyRequest, log_odds
 from serving.ranking.aggregates import Asked, RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
-from serving.ranking.histories import Histories, UserRecords
+from serving.ranking.histories import Histories, UserRecords, consumed_of
 from serving.ranking.inputs import RankingInputs
 from serving.ranking.item_retrieval import ItemRetrieval
 from serving.ranking.live_catalogue import LiveCatalogue
 from serving.ranking.rows import RowReader, StoreRows
-from serving.retrieval.filter import Filter
 from serving.retrieval.meaning import NOTHING, Meant, SharedConcept
 from serving.retrieval.rows import RowKind
 from serving.store.fill import require_loaded
@@ -83,7 +86,8 @@ class RankService:
             bundle, store, self._histories, outlasts=self.rows.outlasts_store, deltas=deltas, index=index
         )
         self._catalogue = self._live.catalogue
-        self._retrieval = ItemRetrieval(bundle, self._live, self._histories)
+        self._policies = Policies(bundle, self._catalogue, self._live.attributes, self._live.codes)
+        self._retrieval = ItemRetrieval(bundle, self._live, self._histories, self._policies)
         self._scorer = Scorer(self._schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
         self._corrector = corrector_of(bundle, self._catalogue)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
@@ -170,6 +174,7 @@ class RankService:
         explain: bool = False,
         at: int | None = None,
         meant: Meant = NOTHING,
+        policy: PolicyRequest | None = None,
     ) -> RankingAnswer:
         """Ranks candidates for a user.
 
@@ -184,15 +189,18 @@ class RankService:
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
                 of the stream. Expressions over the events' clock read this time, by default the present time.
             meant: Concepts that retrieval avoids, and those that no retrieved candidate may carry.
+            policy: Policy that arranges the answer. None: the items are ordered by their scores.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
-            EventError: `context`, a candidate or `wanted` names an unknown column, or a value has a wrong type.
+            EventError: The bundle has no such policy, `context`, a candidate or `wanted` names an unknown column, or a
+                value has a wrong type.
         """
         if not self.ranks_items:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         if at is not None and not self.has_clock:
             raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
+        rules = self._policies.find(policy.name) if policy is not None else None
         now_us = time.time_ns() // 1_000 if at is None else at
         ids, sent = sent_candidates(self.bundle, context or {}, candidates or ())
         live = self._live
@@ -202,7 +210,7 @@ class RankService:
         if candidates is not None:
             names, items, asked, stored = self._given(user, ids)
         else:
-            names, items, asked, stored = self._retrieved(user, k, wanted, meant)
+            names, items, asked, stored = self._retrieved(user, k, wanted, meant, rules)
             sent = sent_values(self.bundle, context or {}, {}, len(items))
         columns, as_of = self._aggregates.answer(asked, stored, at)
         with live.lock.reading():
@@ -219,12 +227,20 @@ class RankService:
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
         corrections: list[Correction | None] = []
         shared: list[list[SharedConcept]] = []
-        inputs = None
+        inputs = arrangement = None
         if lookups is not None:
             vectors = self.rows.read_rows(lookups.rows)
             scores = self._scorer.score(lookups, vectors)
             scores = scores if new is None else new.apply(scores)
-            order = np.argsort(-scores, kind="stable")[:k]
+            if policy is None or rules is None:
+                order = np.argsort(-scores, kind="stable")[:k]
+            else:
+                consumed = consumed_of(stored) if rules.leave_out_consumed else NO_KEYS
+                with trace.span("policy"), live.lock.reading():
+                    arrangement = self._policies.arrange(
+                        rules, names, items, log_odds(scores), consumed, k, draw=policy.draw
+                    )
+                order = arrangement.order
             inputs = RankingInputs(
                 user=user,
                 names=names,
@@ -258,6 +274,9 @@ class RankService:
             inputs=inputs,
             sent=sent.of(self.bundle.dataset.events, order.tolist()),
             corrections=corrections,
+            policy=policy.name if policy is not None else "",
+            arrangement=arrangement,
+            left_out=_left_out(arrangement, names),
         )
 
     def _given(self, user: str, candidates: Sequence[str]) -> _Gathered:
@@ -271,13 +290,14 @@ class RankService:
         with trace.span("history"):
             return names, items, asked, self._histories.read(user, asked.ids)
 
-    def _retrieved(self, user: str, k: int, wanted: Filter | None, meant: Meant) -> _Gathered:
+    def _retrieved(self, user: str, k: int, wanted: Filter | None, meant: Meant, rules: Policy | None) -> _Gathered:
         """Returns the candidates that retrieval finds, with what the store has of user and candidates."""
         live = self._live
         with trace.span("history"):
             stored = self._histories.read(user, ())
         with live.lock.reading():
-            items = self._retrieval.candidates(stored.history, k, wanted, meant)
+            consumed = consumed_of(stored) if rules is not None and rules.leave_out_consumed else NO_KEYS
+            items = self._retrieval.candidates(stored.history, k, wanted, meant, rules=rules, consumed=consumed)
             names = live.names(items)
             asked = self._aggregates.of(user, items)
         return names, items, asked, self._histories.read(user, asked.ids) if asked.ids else stored
@@ -292,6 +312,7 @@ class RankService:
         wanted: Filter | None = None,
         view: str | None = None,
         meant: Meant = NOTHING,
+        policy: PolicyRequest | None = None,
     ) -> RetrievalAnswer:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -302,13 +323,16 @@ class RankService:
             view: One of `views`. Default: for an item `similar`, if the bundle has that view, otherwise `base`.
             meant: Aspect in which items are near, concepts to avoid or to exclude, channels of a text, and the wish for
                 an explanation.
+            policy: Policy that arranges the answer. None: the items are ordered by their scores.
 
         Raises:
-            EventError: The item, the view, the aspect, a channel or a concept is unknown, the bundle has no encoder for
-                the text, or the filter does not fit.
+            EventError: The policy, the item, the view, the aspect, a channel or a concept is unknown, the bundle has no
+                encoder for the text, or the filter does not fit.
             StoreError: The store does not answer.
         """
-        return self._retrieval.retrieve(item=item, user=user, text=text, k=k, wanted=wanted, view=view, meant=meant)
+        return self._retrieval.retrieve(
+            item=item, user=user, text=text, k=k, wanted=wanted, view=view, meant=meant, policy=policy
+        )
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -346,3 +370,11 @@ class RankService:
             count: Largest number of items to return.
         """
         return self._retrieval.similar(item, count)
+
+
+def _left_out(arrangement: Arrangement | None, names: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the ids of the candidates that a policy left out, by the rule."""
+    if arrangement is None:
+        return {}
+    numbers = {"consumed": arrangement.consumed, "cap": arrangement.capped}
+    return {rule: [names[number] for number in own.tolist()] for rule, own in numbers.items()}

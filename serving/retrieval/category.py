@@ -77,6 +77,11 @@ class Categories:
             return float((lengths == 0).mean()) if len(lengths) else 0.0
         return min(1.0, float(self._counts.array[self._chosen(leaf)].sum()) / size)
 
+    def values(self, items: Ints) -> tuple[Ints, Ints]:
+        """Returns the codes (n,) of the values of items (M,), and their counts (M,)."""
+        codes, lengths = self._lists.take(items)
+        return codes.astype(np.int64), lengths
+
     def _number(self, distinct: pl.Series) -> Ints:
         """Returns the codes of distinct values (m,); new values get the next codes."""
         new = [value for value in distinct.to_list() if value not in self._numbers]

@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 
 from features.errors import DatasetError, EventError
+from features.value.filter import Filter
 from models.encoder.meaning.aspects import parts
 from models.encoder.meaning.concepts import ConceptHead, steer
-from serving.retrieval.filter import Filter
 from serving.retrieval.rows import Floats
 
 PREDICTED, CARRIED = "predicted_concepts", "carried_concepts"

@@ -90,6 +90,15 @@ class Quantities:
         size = len(self._present.array)
         return float(self.test(leaf, slice(None, None, max(1, size // _SAMPLE))).mean()) if size else 0.0
 
+    def values(self, items: Ints) -> tuple[Ints, Ints]:
+        """Returns numbers (n,) of the values of items (M,), equal for equal values, and their counts (M,)."""
+        present = self._present.array[items]
+        columns = [self._values.array[items][present]]
+        if self._rest is not None:
+            columns.append(self._rest.array[items][present])
+        _, numbers = np.unique(np.stack(columns), axis=1, return_inverse=True)
+        return numbers.reshape(-1).astype(np.int64), present.astype(np.int64)
+
     def _matches(self, leaf: LeafCondition, values: Floats, rest: Floats | None) -> Bools:
         wanted = leaf.one_of if leaf.one_of is not None else [leaf.eq] if leaf.eq is not None else None
         if wanted is not None:

@@ -15,10 +15,11 @@ import numpy as np
 from features import tracing as trace
 from features.content.chain import BASE, View
 from features.content.encoder import unit
+from features.value.filter import Filter
 from models.bundle.catalogue import Catalogue
 from models.encoder.meaning.aspects import Aspect
 from models.table.column_rows import Growable
-from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.index import VectorIndex
 from serving.retrieval.matches import Matches
 from serving.retrieval.rows import Floats, Ints, RowKind

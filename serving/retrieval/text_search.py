@@ -15,7 +15,8 @@ import numpy as np
 from features import tracing as trace
 from features.content.chain import BASE
 from features.content.lexical import LEXICAL_WEIGHT, fuse_scores, term_ids
-from serving.retrieval.filter import Attributes, Filter
+from features.value.filter import Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.retriever import Retriever
 from serving.retrieval.rows import Floats, Ints
 from serving.retrieval.search_plan import SearchPlan

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from features.errors import EventError
 from features.shown.message import Impression
 from serving.metrics import Stopwatch
+from serving.policy.arrange import Arrangement
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.service import RankService
 from serving.traffic.explore import arranged
@@ -21,6 +22,7 @@ def accounted(
     recorder: Recorder | None,
     ask: Callable[[RankService], RankingAnswer],
     *,
+    request: str = "",
     surface: str = "",
     sample: Callable[[str, RankingAnswer], None] | None = None,
 ) -> tuple[RankingAnswer, Impression | None]:
@@ -36,13 +38,14 @@ def accounted(
         user: Id of the user.
         recorder: Receives the impression. None records no impression.
         ask: Ranks by a service.
+        request: Id of the request. Default: a new one.
         surface: Place where the answer is shown, from the request's context.
         sample: Receives the request's id and the answer. Decides by the id whether to log the answer's inputs.
 
     Returns:
         The ranking and its impression, or None if no impression is recorded.
     """
-    watch, request = Stopwatch(), uuid.uuid4().hex
+    watch, request = Stopwatch(), request or uuid.uuid4().hex
     try:
         ranking = pinned.run(lambda: ask(pinned.service))
     except BaseException as error:
@@ -111,4 +114,14 @@ def _impression(
         candidates=candidates,
         explored=list(explored),
         read_us=inputs.now_us if inputs is not None else None,
+        policy=ranking.policy if ranking is not None else "",
+        propensities=propensities_of(ranking.arrangement) if ranking is not None else [],
     )
+
+
+def propensities_of(arrangement: Arrangement | None) -> list[float]:
+    """Returns the probability with which chance chose each item of an answer; empty if chance chose none."""
+    if arrangement is None or not arrangement.drawn.any():
+        return []
+    found: list[float] = arrangement.propensities.tolist()
+    return found

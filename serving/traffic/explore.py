@@ -22,11 +22,13 @@ def arranged(request: str, answer: RankingAnswer, *, rate: float) -> tuple[Ranki
 
     Args:
         request: Id of the request.
-        answer: The ranking. If it has reasons, it is not explored, since a person reads it.
+        answer: The ranking. If it has reasons, it is not explored, since a person reads it. If a policy pinned or drew
+            an item, it is not explored either, since the item's place was promised or its propensity is logged.
         rate: Share of the answers to explore, 0 to 1. Half of these are swapped.
     """
     pairs = min(len(answer.items), _LAST + 1) - 1
-    if not rate or pairs < 1 or answer.reasons:
+    fixed = answer.arrangement is not None and answer.arrangement.is_fixed
+    if not rate or pairs < 1 or answer.reasons or fixed:
         return answer, []
     drawn = int(splitmix64(fingerprint([f"explore {request}"]))[0])
     if drawn >= rate * _SPACE:

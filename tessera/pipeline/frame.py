@@ -24,6 +24,7 @@ from features.jobs.shard import each_shard, read_shards, write_parquet
 from models.semantic_id.codebook import kinds as codebooks
 from models.semantic_id.tokens import Tokenizer, fit_tokenizer
 from models.table.schema import SEMANTIC_ID
+from serving.policy.policies import check_filters
 from tessera.pipeline.artifact import AGGREGATES, PROFILE, with_content, with_tokens, write_json
 from tessera.pipeline.job import Finished, Job
 from tessera.pipeline.stage import Advance
@@ -46,6 +47,7 @@ def frame(job: Job, assigned: Finished | None) -> Finished:
         job.tables.release_raw()
         advance(1, 4)
         frame = _joined(job, assigned)
+        check_filters(job.dataset, frame.items)
         job.tables.release()
         advance(2, 4)
         if assigned is not None:

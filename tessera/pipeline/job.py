@@ -86,8 +86,8 @@ class Job:
 
     @property
     def data_key(self) -> str:
-        """Hash of the descriptor, its split, aggregates and choices excluded, and of every file's bytes."""
-        described = self.dataset.model_dump(mode="json", exclude={"source", "split", "aggregates", "run"})
+        """Hash of the descriptor, its split, aggregates, policies and choices excluded, and of every file's bytes."""
+        described = self.dataset.model_dump(mode="json", exclude={"source", "split", "aggregates", "policies", "run"})
         return key_of(described, self._inputs.hashes)
 
     def do(

@@ -37,6 +37,7 @@ from models.semantic_id.tokens import load_tokenizer
 from models.table.admission import Admission
 from models.table.engine import engine
 from models.table.row_files import row_files
+from serving.policy.policies import check_filters
 from tessera.pipeline.artifact import AGGREGATES, PROFILE, read_frame
 from tessera.pipeline.compare import verdict
 from tessera.pipeline.encode import aspect_directories, concept_directories
@@ -102,6 +103,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
 
     def work(directory: Path, advance: Advance) -> None:
         frame = read_frame(framed.directory)
+        check_filters(job.dataset, frame.items)
         trained = ready.trained.directory / RANKER
         schema, model = load_ranker(trained, config, trains=False)
         before = [job.previous.trained()] if job.previous else []

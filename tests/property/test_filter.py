@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.errors import EventError
-from serving.retrieval.filter import MOST_DEPTH, Attributes, Filter
+from features.value.filter import MOST_DEPTH, Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.retriever import Searcher
 
 COLOURS, TAGS = ("red", "green", "blue"), ("new", "sale", "rare", "1")

@@ -25,7 +25,8 @@ from threadpoolctl import threadpool_limits
 
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
-from serving.retrieval.filter import Attributes, Filter
+from features.value.filter import Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.retriever import Searcher
 from tessera.bench.harness.parts import chosen_parts
 from tessera.bench.harness.result import BenchResult, Claim, at_least, at_most

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from features.content.bits import Int8Rows, asymmetric, rerank
 from features.content.encoder import unit
+from features.value.filter import Filter
 from models.encoder.bits import fit_itq, index_bits
-from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.retriever import Searcher
 from serving.retrieval.rows import ROW_KINDS
 from tessera.bench.harness.result import Claim, at_least, at_most

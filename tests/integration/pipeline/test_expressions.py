@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from features.dataset.descriptor import load_dataset
+from features.value.filter import Filter
 from models.bundle import record
 from models.bundle.bundle import Bundle, load_bundle
 from serving.ranking.service import RankService
-from serving.retrieval.filter import Filter
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
 from streaming.log.protocol import Message

@@ -10,9 +10,10 @@ from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError
 from features.message import Rows, event_rows, item_rows
+from features.value.filter import Filter
 from features.wire.decoder import event_decoder, item_decoder
 from models.bundle import record
-from serving.retrieval.filter import Attributes, Filter, attribute_json
+from serving.retrieval.filter import Attributes, attribute_json
 
 FILES = Path(__file__).parents[2] / "realfiles"
 

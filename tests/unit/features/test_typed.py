@@ -11,9 +11,10 @@ import pytest
 from features.dataset.descriptor import Items
 from features.message import Rows, item_rows
 from features.value.attribute import typed
+from features.value.filter import Filter
 from features.wire.decoder import item_decoder
 from models.bundle import record
-from serving.retrieval.filter import Attributes, Filter, attribute_json
+from serving.retrieval.filter import Attributes, attribute_json
 
 UTC = datetime.UTC
 ITEMS = Items(path="items.parquet", id="sku", filterable=("since", "seen", "stock", "shops", "price", "size"))

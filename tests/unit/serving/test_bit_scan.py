@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from features.content.bits import asymmetric
 from features.content.encoder import unit
 from features.errors import TesseraError
+from features.value.filter import Filter
 from models.encoder.advise import index_bytes
 from models.encoder.bits import fit_itq
 from serving.retrieval import index as planner
 from serving.retrieval.bit_scan import BitScan, PackedCodes
-from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.index import VectorIndex
 from serving.retrieval.matches import Matches
 from serving.retrieval.retriever import Searcher

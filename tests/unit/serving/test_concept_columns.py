@@ -6,9 +6,10 @@ import pytest
 
 from features.content.encoder import unit
 from features.errors import EventError
+from features.value.filter import Filter
 from models.encoder.meaning.concept_fit import fit_column, fit_examples
 from models.encoder.meaning.concepts import join
-from serving.retrieval.filter import Attributes, Filter
+from serving.retrieval.filter import Attributes
 from serving.retrieval.meaning import CARRIED, PREDICTED, Meaning
 
 D = 8

@@ -1,0 +1,1 @@
+"""Policies: the rules that decide which ranked items a user is shown, and where."""
