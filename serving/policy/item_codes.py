@@ -20,6 +20,7 @@ class ItemCodes:
     """
 
     def __init__(self, published: pl.Series) -> None:
+        published = published.cast(pl.List(pl.UInt16))
         lengths = published.list.len().fill_null(0)
         self._levels = int(lengths.max() or 0)  # type: ignore[arg-type]
         self._codes: Growable[np.int32] = Growable(np.zeros((0, self._levels), dtype=np.int32))
