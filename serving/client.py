@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -27,6 +27,7 @@ from serving.client_call import (
     Item,
     Ranking,
     Retrieval,
+    ShownBy,
     Version,
     embeddings_call,
     item_call,
@@ -73,7 +74,7 @@ class Client:
         explain: bool = False,
         at: datetime | None = None,
         meaning: Mapping[str, Any] | None = None,
-        policy: str | None = None,
+        **shown: Unpack[ShownBy],
     ) -> Ranking:
         """Ranks the candidates for a user, or the items that retrieval finds.
 
@@ -89,7 +90,7 @@ class Client:
             at: Time as of which aggregates are answered, UTC if without an offset. None: right after the newest event
                 of the stream.
             meaning: Concepts for the retrieval of candidates: `avoid` and `without`, each a list of names.
-            policy: Policy of the dataset that arranges the items. None: their scores do.
+            shown: `policy`, the policy of the dataset that arranges the items. By default their scores do.
 
         Returns:
             Items with their probabilities, best first, and the bundle that ranked them.
@@ -103,7 +104,7 @@ class Client:
             >>> client.rank("r00001", ["a00001", "a00002"], k=1).known_user
             True
         """
-        return self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning, policy))
+        return self._do(rank_call(user, candidates, k, context, filter, explain, at, {**(meaning or {}), **shown}))
 
     def retrieve(
         self,
@@ -115,8 +116,7 @@ class Client:
         filter: Mapping[str, Any] | None = None,
         view: str | None = None,
         meaning: Mapping[str, Any] | None = None,
-        policy: str | None = None,
-        shown_to: str | None = None,
+        **shown: Unpack[ShownBy],
     ) -> Retrieval:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -129,8 +129,8 @@ class Client:
             meaning: Fields of the request about aspects, concepts and channels: `aspect`, a name; `avoid` and
                 `without`, lists of names; `explain`, True for the concepts that an item shares with the query;
                 `channels` of a text, a list of `content` and `lexical`.
-            policy: Policy of the dataset that arranges the items. None: their scores do.
-            shown_to: Id of the user whose consumed items the policy leaves out. Default: `user`.
+            shown: `policy`, the policy of the dataset that arranges the items; `shown_to`, the id of the user whose
+                consumed items the policy leaves out, by default `user`.
 
         Returns:
             Items with their cosine similarity, nearest first.
@@ -143,7 +143,7 @@ class Client:
             >>> len(client.retrieve(item="a00001", k=4).items)
             4
         """
-        return self._do(retrieve_call(item, user, text, k, filter, view, meaning, policy, shown_to))
+        return self._do(retrieve_call(item, user, text, k, filter, view, {**(meaning or {}), **shown}))
 
     def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """Returns the embeddings of a feature's values.
@@ -255,10 +255,12 @@ class AsyncClient:
         explain: bool = False,
         at: datetime | None = None,
         meaning: Mapping[str, Any] | None = None,
-        policy: str | None = None,
+        **shown: Unpack[ShownBy],
     ) -> Ranking:
         """See `Client.rank`."""
-        return await self._do(rank_call(user, candidates, k, context, filter, explain, at, meaning, policy))
+        return await self._do(
+            rank_call(user, candidates, k, context, filter, explain, at, {**(meaning or {}), **shown})
+        )
 
     async def retrieve(
         self,
@@ -270,11 +272,10 @@ class AsyncClient:
         filter: Mapping[str, Any] | None = None,
         view: str | None = None,
         meaning: Mapping[str, Any] | None = None,
-        policy: str | None = None,
-        shown_to: str | None = None,
+        **shown: Unpack[ShownBy],
     ) -> Retrieval:
         """See `Client.retrieve`."""
-        return await self._do(retrieve_call(item, user, text, k, filter, view, meaning, policy, shown_to))
+        return await self._do(retrieve_call(item, user, text, k, filter, view, {**(meaning or {}), **shown}))
 
     async def embeddings(self, feature: str, values: Sequence[Any]) -> Embeddings:
         """See `Client.embeddings`."""

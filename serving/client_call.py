@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -29,6 +29,18 @@ class ApiError(Exception):
     def __init__(self, status: int, title: str, detail: str, field: str | None, request_id: str) -> None:
         super().__init__(f"{status} {title}: {detail}")
         self.status, self.title, self.detail, self.field, self.request_id = status, title, detail, field, request_id
+
+
+class ShownBy(TypedDict, total=False):
+    """Fields of a request about what is shown. A server refuses others by name.
+
+    Attributes:
+        policy: Policy of the dataset that arranges the items. None: their scores do.
+        shown_to: Id of the user to whom retrieved items are shown.
+    """
+
+    policy: str | None
+    shown_to: str | None
 
 
 class RankedItem(msgspec.Struct, frozen=True):
@@ -258,7 +270,6 @@ def rank_call(
     explain: bool,
     at: datetime | None,
     meaning: Mapping[str, Any] | None,
-    policy: str | None = None,
 ) -> Call[Ranking]:
     """Returns the call of `Client.rank`.
 
@@ -272,8 +283,6 @@ def rank_call(
     body = {"user": user, "candidates": candidates, "k": k, "context": context, "filter": filter, "explain": explain}
     if at is not None:
         body["at"] = at.isoformat()
-    if policy is not None:
-        body["policy"] = policy
     return Call(Ranking, "POST", "/v1/rank", body | dict(meaning or {}))
 
 
@@ -292,14 +301,10 @@ def retrieve_call(
     filter: Mapping[str, Any] | None,
     view: str | None,
     meaning: Mapping[str, Any] | None,
-    policy: str | None = None,
-    shown_to: str | None = None,
 ) -> Call[Retrieval]:
     """Returns the call of `Client.retrieve`."""
     body: dict[str, Any] = {"item": item, "user": user, "text": text, "k": k, "filter": filter} | dict(meaning or {})
-    # A Call omits fields with None.
-    body |= {"view": view, "policy": policy, "shown_to": shown_to}
-    return Call(Retrieval, "POST", "/v1/retrieve", body)
+    return Call(Retrieval, "POST", "/v1/retrieve", body if view is None else body | {"view": view})
 
 
 def embeddings_call(feature: str, values: Sequence[Any]) -> Call[Embeddings]:

@@ -37,16 +37,18 @@ class Boost(Moved):
     """Boost of the items that match.
 
     Attributes:
+        filter: Condition on the filterable columns, as in a request.
         times: Factor of the odds of a ranked item, or of the reciprocal rank of a retrieved item. Below 1 it demotes.
     """
 
     times: float = Field(gt=0, le=1e6, allow_inf_nan=False)
 
 
-class Pin(Moved):
+class PinnedPlace(Moved):
     """Place that the best item that matches takes.
 
     Attributes:
+        filter: Condition on the filterable columns, as in a request.
         position: Place in the answer, from 1.
     """
 
@@ -110,7 +112,7 @@ class Policy(Config):
     leave_out_consumed: bool = False
     diversity: Diversity | None = None
     boost: tuple[Boost, ...] = Field((), max_length=32)
-    pin: tuple[Pin, ...] = Field((), max_length=32)
+    pin: tuple[PinnedPlace, ...] = Field((), max_length=32)
     new: NewItems | None = None
 
     @model_validator(mode="after")

@@ -46,11 +46,10 @@ from serving.api.responses import item_response, rank_response, retrieve_respons
 from serving.background import Background, Rounds
 from serving.load_state import State
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.policy.policies import PolicyRequest
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
-from serving.retrieval.meaning import Meant
+from serving.retrieval.meaning import Meant, PolicyRequest
 from serving.skew.sample import SkewSampler
 from serving.traffic.accounting import accounted
 from serving.traffic.recorder import Recorder
@@ -172,8 +171,11 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 wanted=body.filter,
                 explain=body.explain,
                 at=None if body.at is None else microseconds(body.at),
-                meant=Meant(avoid=tuple(body.avoid), without=tuple(body.without)),
-                policy=PolicyRequest(body.policy, drawn_by) if body.policy is not None else None,
+                meant=Meant(
+                    avoid=tuple(body.avoid),
+                    without=tuple(body.without),
+                    policy=PolicyRequest(body.policy, drawn_by) if body.policy is not None else None,
+                ),
             )
 
         with current.pinned_for(body.user) as pinned, blamed("context"):
@@ -209,9 +211,13 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 wanted=body.filter,
                 view=body.view,
                 meant=Meant(
-                    body.aspect, tuple(body.avoid), tuple(body.without), body.explain, tuple(body.channels or ())
+                    body.aspect,
+                    tuple(body.avoid),
+                    tuple(body.without),
+                    body.explain,
+                    tuple(body.channels or ()),
+                    PolicyRequest(body.policy, uuid.uuid4().hex, body.shown_to) if body.policy is not None else None,
                 ),
-                policy=PolicyRequest(body.policy, uuid.uuid4().hex, body.shown_to) if body.policy is not None else None,
             )
         metrics.plans.labels(answer.plan.method).inc()
         return retrieve_response(answer, explain=body.explain)

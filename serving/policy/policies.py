@@ -1,7 +1,6 @@
 """Policies of one bundle: what they read of the candidates, and the candidates that they need."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -32,21 +31,6 @@ Keys = NDArray[np.uint64]
 Search = Callable[[int, Filter | None], Hits]
 """Returns the best items, at most a number, that match a filter."""
 NO_KEYS: Keys = np.zeros(0, dtype=np.uint64)
-
-
-@dataclass(frozen=True)
-class PolicyRequest:
-    """Part of a request that names its policy.
-
-    Attributes:
-        name: Name of the policy.
-        draw: Text that decides what chance draws, such as the id of the request.
-        shown_to: Id of the user to whom retrieved items are shown, if the request does not ask by a user.
-    """
-
-    name: str
-    draw: str
-    shown_to: str | None = None
 
 
 class Policies:

@@ -18,7 +18,6 @@ from serving.policy.policies import (
     NO_KEYS,
     Keys,
     Policies,
-    PolicyRequest,
     by_rank,
     candidates_for,
     taken,
@@ -26,7 +25,7 @@ from serving.policy.policies import (
 from serving.ranking.answer import RetrievalAnswer
 from serving.ranking.histories import Histories
 from serving.ranking.live_catalogue import LiveCatalogue
-from serving.retrieval.meaning import Meant, SharedConcept
+from serving.retrieval.meaning import Meant, PolicyRequest, SharedConcept
 from serving.retrieval.text_search import CONTENT, LEXICAL, Hits
 
 
@@ -53,10 +52,10 @@ class ItemRetrieval:
         wanted: Filter | None,
         view: str | None,
         meant: Meant,
-        policy: PolicyRequest | None,
     ) -> RetrievalAnswer:
         """Answers `RankService.retrieve`."""
         live = self._live
+        policy = meant.policy
         rules, viewer = self._rules(policy, user)
         chosen, channels = self._checked_view(view, meant.aspect, item), self._checked_channels(meant, text)
         if wanted is not None:

@@ -26,7 +26,7 @@ from models.bundle.request_aggregates import AsOf
 from models.bundle.request_features import request_events, sent_candidates, sent_values
 from models.bundle.scorer import Scorer
 from serving.policy.arrange import Arrangement
-from serving.policy.policies import NO_KEYS, Policies, PolicyRequest, log_odds
+from serving.policy.policies import NO_KEYS, Policies, log_odds
 from serving.ranking.aggregates import Asked, RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
 from serving.ranking.histories import Histories, UserRecords, consumed_of
@@ -174,7 +174,6 @@ class RankService:
         explain: bool = False,
         at: int | None = None,
         meant: Meant = NOTHING,
-        policy: PolicyRequest | None = None,
     ) -> RankingAnswer:
         """Ranks candidates for a user.
 
@@ -188,8 +187,8 @@ class RankService:
             explain: True returns reasons for the returned items.
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
                 of the stream. Expressions over the events' clock read this time, by default the present time.
-            meant: Concepts that retrieval avoids, and those that no retrieved candidate may carry.
-            policy: Policy that arranges the answer. None: the items are ordered by their scores.
+            meant: Concepts that retrieval avoids, those that no retrieved candidate may carry, and the policy that
+                arranges the answer. Without a policy the items are ordered by their scores.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
@@ -200,6 +199,7 @@ class RankService:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         if at is not None and not self.has_clock:
             raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
+        policy = meant.policy
         rules = self._policies.find(policy.name) if policy is not None else None
         now_us = time.time_ns() // 1_000 if at is None else at
         ids, sent = sent_candidates(self.bundle, context or {}, candidates or ())
@@ -312,7 +312,6 @@ class RankService:
         wanted: Filter | None = None,
         view: str | None = None,
         meant: Meant = NOTHING,
-        policy: PolicyRequest | None = None,
     ) -> RetrievalAnswer:
         """Finds the items nearest to an item, to a user's liked items, or to a text.
 
@@ -322,17 +321,14 @@ class RankService:
             wanted: Condition that the items must meet.
             view: One of `views`. Default: for an item `similar`, if the bundle has that view, otherwise `base`.
             meant: Aspect in which items are near, concepts to avoid or to exclude, channels of a text, and the wish for
-                an explanation.
-            policy: Policy that arranges the answer. None: the items are ordered by their scores.
+                an explanation, and the policy that arranges the answer.
 
         Raises:
             EventError: The policy, the item, the view, the aspect, a channel or a concept is unknown, the bundle has no
                 encoder for the text, or the filter does not fit.
             StoreError: The store does not answer.
         """
-        return self._retrieval.retrieve(
-            item=item, user=user, text=text, k=k, wanted=wanted, view=view, meant=meant, policy=policy
-        )
+        return self._retrieval.retrieve(item=item, user=user, text=text, k=k, wanted=wanted, view=view, meant=meant)
 
     @property
     def views(self) -> tuple[str, ...]:

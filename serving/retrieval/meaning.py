@@ -25,8 +25,23 @@ SHARED = 3
 
 
 @dataclass(frozen=True)
+class PolicyRequest:
+    """Part of a request that names its policy.
+
+    Attributes:
+        name: Name of the policy.
+        draw: Text that decides what chance draws, such as the id of the request.
+        shown_to: Id of the user to whom retrieved items are shown, if the request does not ask by a user.
+    """
+
+    name: str
+    draw: str
+    shown_to: str | None = None
+
+
+@dataclass(frozen=True)
 class Meant:
-    """Part of a request that speaks of aspects, concepts and channels.
+    """Part of a request that speaks of aspects, concepts, channels and the policy.
 
     Attributes:
         aspect: Aspect in which items must be near; None for a view.
@@ -34,6 +49,7 @@ class Meant:
         without: Concepts that no answer may carry.
         explain: True if each answer names the concepts that it shares most with the query.
         channels: Channels of a text search; empty for all that fit the request.
+        policy: Policy that arranges the answer; None if scores order the items.
     """
 
     aspect: str | None = None
@@ -41,6 +57,7 @@ class Meant:
     without: tuple[str, ...] = ()
     explain: bool = False
     channels: tuple[str, ...] = ()
+    policy: PolicyRequest | None = None
 
 
 NOTHING = Meant()

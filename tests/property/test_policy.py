@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.shown.policy import Boost, Diversity, NewItems, Pin, Policy
+from features.shown.policy import Boost, Diversity, NewItems, PinnedPlace, Policy
 from features.value.filter import Filter
 from serving.policy.arrange import (
     Arrangement,
@@ -55,7 +55,7 @@ def requests(draw: st.DrawFn) -> tuple[PolicyInputs, Policy, int]:
         )
     policy = Policy(
         diversity=diversity,
-        pin=tuple(Pin(filter=ANY, position=position) for position in pins),
+        pin=tuple(PinnedPlace(filter=ANY, position=position) for position in pins),
         new=NewItems(share=draw(st.sampled_from([0.1, 0.25, 1.0]))) if draw(st.booleans()) else None,
     )
     return inputs, policy, draw(st.integers(1, 16))

@@ -20,6 +20,7 @@ from features.dataset.label import Label
 from features.dataset.source import Categorical, TableSource
 from features.dataset.split import Split
 from features.shown.placement import Placement
+from features.shown.policy import Boost, Diversity, NewItems, PinnedPlace, Policy
 from features.value.expression import Derived
 from features.value.field import RequestField
 from features.value.vector import GivenSpace
@@ -44,6 +45,11 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`[split]`", Split, None),
     ("`[aggregates]`: `NAME = { … }`", Aggregate, None),
     ("`[features]`: `NAME = { … }`", Derived, None),
+    ("`[policies.NAME]`", Policy, None),
+    ("`[policies.NAME]`: `diversity = { … }`", Diversity, None),
+    ("`[policies.NAME]`: `boost = [{ … }]`", Boost, None),
+    ("`[policies.NAME]`: `pin = [{ … }]`", PinnedPlace, None),
+    ("`[policies.NAME]`: `new = { … }`", NewItems, None),
 )
 """Heading, class, and the class whose keys an earlier section has."""
 

@@ -56,6 +56,11 @@ def test_every_call_of_the_client(served: Served, world: World) -> None:
             client.rank("1", k=0)
         assert (wrong.value.status, wrong.value.field) == (422, "k")
         assert wrong.value.request_id
+        with pytest.raises(ApiError, match="has no policy 'home'; choose of none") as unknown:
+            client.rank(user, policy="home")
+        assert unknown.value.field == "policy"
+        with pytest.raises(ApiError, match="has no policy 'home'"):
+            client.retrieve(item=items[0], policy="home", shown_to=user)
     with Client(served.url, key=served.writer) as client:
         assert client.send_events([json.loads(message) for message in world.messages(3)]) == 3
         assert client.send_items([{"item_id": "new-1", "title": "A title"}]) == 1

@@ -18,8 +18,9 @@ from features.shown.message import Impression, decode_impression
 from models.bundle.bundle import Bundle
 from serving.api.app import AppParts, create_app
 from serving.metrics import Metrics
-from serving.policy.policies import PolicyRequest, check_filters
+from serving.policy.policies import check_filters
 from serving.ranking.service import RankService
+from serving.retrieval.meaning import Meant, PolicyRequest
 from serving.sink import Kind
 from serving.store.fill import fill_store
 from serving.store.memory import MemoryStore
@@ -208,7 +209,7 @@ def test_a_bundle_without_policies_says_so(world: World) -> None:
     store = MemoryStore()
     fill_store(store, world.bundle)
     with pytest.raises(EventError, match="has no policy 'home'; choose of none; declare"):
-        RankService(world.bundle, store).rank("1", None, 5, policy=PolicyRequest("home", ""))
+        RankService(world.bundle, store).rank("1", None, 5, meant=Meant(policy=PolicyRequest("home", "")))
 
 
 def test_a_filter_of_the_wrong_kind_is_refused_with_its_field(world: World, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from features.dataset.descriptor import Dataset
+from features.value.filter import Filter
 from infra.docs.reference import PARTS, command_line, configuration, library, markdown, metrics
 from serving.metrics import Metrics
 from serving.skew.metrics import SkewMetrics
@@ -88,7 +89,8 @@ def tables(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    # A filter is a value, with a language of its own, and holds filters.
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation is not Filter:
         yield annotation
     for inner in typing.get_args(annotation):
         yield from _classes(inner)
