@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from features.collector import frozen_heap
 from features.errors import StreamError
 from models.bundle.bundle import Bundle
 from models.sharded.loopback import INTERFACE, loopback
@@ -144,7 +145,7 @@ def follow_leader(bundle: Bundle, connections: StreamConnections, options: Train
             snapshots=connections.snapshots,
             schemas=connections.schemas,
         )
-        with contextlib.closing(trainer):
+        with contextlib.closing(trainer), frozen_heap():
             while trainer.follow():
                 pass
 

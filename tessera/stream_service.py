@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from features.collector import frozen_heap
 from features.errors import FencedError, LogError, StoreError, TesseraError
 from features.storage.location import locate
 from features.wire.schemas import Schemas
@@ -196,7 +197,7 @@ class StreamService:
 
     def _train(self, stop: threading.Event) -> None:
         self.metrics.prepare()
-        with self._opened_trainer() as trainer:
+        with self._opened_trainer() as trainer, frozen_heap():
             due = confirm = 0.0
             while not stop.is_set():
                 if trainer.run_once():
@@ -219,7 +220,9 @@ class StreamService:
                 self.metrics.joined(joiner.counts)
 
     def _write(self, stop: threading.Event) -> None:
-        with self._opened_writer() as writer:
+        # The trainer of this process freezes what the writer has loaded too.
+        frozen = nullcontext() if "trainer" in self._roles else frozen_heap()
+        with self._opened_writer() as writer, frozen:
             while not stop.is_set():
                 writer.run_once(wait_s=_WRITER_WAIT_S)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from features.collector import frozen_heap
 from features.errors import BundleError, TesseraError
 from models.bundle.bundle import Bundle
 from models.registry.registry import Registry
@@ -66,6 +67,7 @@ class ServiceOpener:
             rows = stack.enter_context(self._mirror(bundle)) if self._mirror is not None else None
             service = RankService(bundle, self._store, rows, deltas=self._deltas, index=self._index)
             _warm(service)
+            stack.enter_context(frozen_heap())
             return service, stack.pop_all().close
 
     def retire(self, bundle: str, *, after_s: float) -> None:
