@@ -112,3 +112,33 @@ def round_trip_ms(log: EventLog, topic: str) -> float:
                 pass
 
         return p50_p99_ms(there_and_back, rounds=100, warm=10)[0]
+
+
+def transaction_ms(
+    log: EventLog, topic: str, *, size_bytes: int, behind: Callable[[], object] = lambda: None
+) -> tuple[float, float]:
+    """Times bare transactions: one message is appended and committed, and a reader of committed messages gets it.
+
+    Args:
+        log: The event log.
+        topic: A topic of one partition that nothing else uses.
+        size_bytes: Size of the message.
+        behind: Called when the reader has the message. A round trip ends when it returns.
+
+    Returns:
+        The 50th and the 99th percentile in milliseconds.
+    """
+    log.create_topics({topic: 1})
+    value = os.urandom(size_bytes)
+    with contextlib.ExitStack() as stack:
+        transactor = stack.enter_context(contextlib.closing(log.transactor(topic)))
+        follower = stack.enter_context(contextlib.closing(log.follow(topic, ends_of(log, topic))))
+
+        def there_and_back() -> None:
+            with transactor.begin() as transaction:
+                transaction.append(topic, value)
+            while not follower.poll(1, 1.0):
+                pass
+            behind()
+
+        return p50_p99_ms(there_and_back, rounds=100, warm=10)

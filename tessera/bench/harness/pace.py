@@ -1,8 +1,8 @@
 """Sends messages at a steady rate: `python -m tessera.bench.harness.pace FILE RATE SECONDS [COLUMN N]`.
 
 FILE holds one message a line; they are sent again from the start when they are used up. With COLUMN each gets an id of
-its own, and the present as its time, in units of N microseconds. Prints how many were sent, and by how many
-milliseconds the latest of them was overdue.
+its own, and the present as its time, in units of N microseconds. Prints how many were sent, by how many milliseconds
+the latest of them was overdue, and the start as Unix milliseconds. Message n of 1, 2, … is due n / RATE s after it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import msgspec
 
 from tessera.settings import Settings
 
-_TICK_S = 0.01
+_TICK_S = 0.005
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         messages = _dated(path, sys.argv[4], int(sys.argv[5]))
     settings = Settings.from_environment()
     with contextlib.closing(settings.open_log()) as log:
-        start, sent, overdue = time.monotonic(), 0, 0.0
+        start, began_ms, sent, overdue = time.monotonic(), 1_000 * time.time(), 0, 0.0
         while (now := time.monotonic() - start) < seconds:
             due = int(now * rate) - sent
             if due > 0:
@@ -34,7 +34,7 @@ def main() -> None:
                 log.append(settings.topics.events, [(None, next(messages)) for _ in range(due)])
                 sent += due
             time.sleep(max(0.0, _TICK_S - (time.monotonic() - start - now)))
-    sys.stdout.write(f"{sent} {1_000 * overdue:.1f}\n")
+    sys.stdout.write(f"{sent} {1_000 * overdue:.1f} {began_ms:.3f}\n")
 
 
 def _dated(path: Path, column: str, microseconds: int) -> Iterator[bytes]:
