@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import StorageError, TesseraError
+from features.storage.patience import TRIES, patience
 
 _LOCAL = ("file", "local")
-# Clients of stores wait for many minutes by default. With these times and tries s3fs gives up within a minute. gcsfs
-# has six tries of its own, and gives up within two minutes.
-_CONNECT_S, _ANSWER_S, _TRIES = 5, 10, 3
 
 
 @dataclass(frozen=True, order=True)
@@ -74,12 +72,13 @@ class Remote:
             StorageError: The store failed; names the address, whatever class of error the store's package raised.
             FileNotFoundError: There is no such file.
         """
+        from fsspec.config import conf
         from fsspec.core import url_to_fs
 
         try:
-            store, path = url_to_fs(self.address, **_patience(self.protocol))
+            store, path = url_to_fs(self.address, **patience(self.protocol, conf.get(self.protocol, {})))
             if hasattr(store, "retries"):
-                store.retries = min(store.retries, _TRIES)
+                store.retries = min(store.retries, TRIES)
             # Another process may have written since this process listed a folder.
             store.invalidate_cache()
             yield store, path
@@ -166,23 +165,6 @@ def refuse_address(path: Path, remedy: str) -> None:
     protocol, mark, rest = str(path).partition(":/")
     if mark and protocol.isalnum() and len(protocol) > 1:
         raise TesseraError(f"{protocol}://{rest.lstrip('/')}: expected a directory of a file system; {remedy}")
-
-
-def _patience(protocol: str) -> dict[str, Any]:
-    """Returns the options of a protocol's client that the user's configuration of fsspec does not set."""
-    from fsspec.config import conf
-
-    found: dict[str, Any] = {}
-    if protocol in ("s3", "s3a"):
-        limits = {"connect_timeout": _CONNECT_S, "read_timeout": _ANSWER_S, "retries": {"total_max_attempts": 1}}
-        found = {"config_kwargs": limits}
-    elif protocol in ("gs", "gcs"):
-        from aiohttp import ClientTimeout
-
-        # A number would limit the whole request, and so the bytes of an upload.
-        found = {"requests_timeout": ClientTimeout(sock_connect=_CONNECT_S, sock_read=_ANSWER_S)}
-    given = conf.get(protocol, {})
-    return {name: value for name, value in found.items() if name not in given}
 
 
 def _lacks_bucket(error: BaseException) -> bool:
