@@ -24,7 +24,7 @@ from streaming.log.protocol import EventLog
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshots
 
-USERS, HISTORY, LABELLED = "users", "history", "labelled"
+USERS, HISTORY, LABELLED, CONSUMED = "users", "history", "labelled", "consumed"
 _RUN: Final = "a run without the users, then delete the bundle"
 _UNKNOWN: Final = "unknown, since the files cannot be read"
 _BACKFILL: Final = "delete the directory when the backfill is done"
@@ -81,7 +81,7 @@ def _bundles(home: Path, users: ForgottenUsers) -> Iterator[Remaining]:
     """Yields the bundles that name users whom their training did not leave out. Damaged bundles are read too."""
     for users_path in sorted(home.rglob(f"{USERS}.parquet")):
         directory = users_path.parent
-        files = [directory / f"{name}.parquet" for name in (USERS, HISTORY, LABELLED)]
+        files = [directory / f"{name}.parquet" for name in (USERS, HISTORY, LABELLED, CONSUMED)]
         yield from _named("bundle", directory, files, "user_id", _not_left_out(directory / FORGOTTEN, users), _RUN)
 
 

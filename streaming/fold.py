@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from features.consumed import HEAD
 from features.errors import LogError
 from features.value.forgotten import hashed
 from models.bundle import aggregate_record, delta, record
@@ -59,6 +60,9 @@ class Fold:
         self.seq = SNAPSHOT_SEQ
         for name, history in record.published_histories(bundle):
             self.records[record.HISTORY, name] = (SNAPSHOT_SEQ, record.encode(history))
+        consumed, users = record.published_consumed(bundle)
+        for kind, name, payload in consumed.all_records(users):
+            self.records[kind, name] = (SNAPSHOT_SEQ, payload)
         for published in aggregate_record.state_records(bundle.aggregates()):
             self.records[published.kind, published.id] = (SNAPSHOT_SEQ, published.payload)
         if snapshot is not None:
@@ -120,14 +124,22 @@ class Fold:
         forgotten = record.decode_forgotten_record(changed.payload)
         users = [forgotten.user] if forgotten.user else []
         if not users:
-            histories = [name for kind, name in self.records if kind == record.HISTORY]
-            users = [name for name in histories if hashed(name, forgotten.salt) == changed.id]
+            users = [name for name in self._users() if hashed(name, forgotten.salt) == changed.id]
+            for kind, name in [key for key in self.records if record.consumed_user(*key) in users]:
+                self._remove(kind, name, seq)
         for user in users:
             self._remove(record.HISTORY, user, seq)
+            for kind, names in forgotten.consumed(user).items():
+                for name in names:
+                    self._remove(kind, name, seq)
         for name in forgotten.aggregates:
             self._remove(aggregate_record.AGGREGATE, name, seq)
         if seq >= self.records.get((record.FORGOTTEN, changed.id), (SNAPSHOT_SEQ, b""))[0]:
             self.records[record.FORGOTTEN, changed.id] = (seq, forgotten.anonymous())
+
+    def _users(self) -> set[str]:
+        """Returns the users that records name."""
+        return {name for kind, name in self.records if kind in (record.HISTORY, HEAD)}
 
     def _remove(self, kind: str, name: str, seq: int) -> None:
         """Removes a record that is older than a sequence number."""

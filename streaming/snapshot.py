@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import OWNERS, restore_aggregates
+from features.consumed import ConsumedItems
 from features.durable import write_directory
 from features.errors import BundleError, StorageError, StreamError
 from features.storage.copy import files_below
@@ -35,12 +36,12 @@ from models.bundle.delta import Record
 from models.encoder.meaning.neighbours import LABELLED
 from streaming.log.protocol import Offsets, Positions
 
-FORMAT = 6
+FORMAT = 7
 """Format 2 keeps the sightings of values in two generations; format 1 adds them to the published sketch.
 
 Format 3 names forgotten users, and format 4 has labelled items. Format 5 has owners of the pairs of distinct counts,
-and the past values of items. Format 6 has positions in several partitions of the deltas. A snapshot is written in the
-lowest format that has its state, 2 at least. All formats are read.
+and the past values of items. Format 6 has positions in several partitions of the deltas. Format 7 has consumed items. A
+snapshot is written in the lowest format that has its state, 2 at least. All formats are read.
 """
 PAST = "past."
 """Opening of the names of arrays of past values of items."""
@@ -108,6 +109,8 @@ class Snapshot:
             `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
             `labelled_users`, `labelled_items` and `labelled_times` (W,) int64 are the users' labelled items, each item
             with its label by `coded_labels`; only if the bundle corrects new items.
+            `consumed_…` are the arrays of `features.consumed.ConsumedItems`; only if a policy leaves consumed items
+            out.
             `past.PART` (N,) int64 are the keys of the values of items that updates replaced.
             `visitors` (U,) int64 are the users whose history the stream has changed. `admitted` (K,) uint64 are the
             keys that the stream admitted, ascending.
@@ -132,6 +135,11 @@ class Snapshot:
         for item_id, payload in self.memory.item_records.items():
             yield Record(record.ITEM, item_id, payload)
         yield from self._histories(bundle)
+        if "consumed_users" in self.arrays:
+            users = [*numbered(bundle)[0], *self.memory.users]
+            visitors = np.sort(self.arrays["visitors"])
+            for row in ConsumedItems.restored(self.arrays).all_records(users, visitors):
+                yield Record(*row)
         for name, payload in record.admitted_records(self.arrays["admitted"]):
             yield Record(record.ADMITTED, name, payload)
         published = bundle.aggregates()
@@ -180,13 +188,15 @@ def numbered(bundle: Bundle) -> tuple[list[str], list[str]]:
 
 def _format(snapshot: Snapshot) -> int:
     """Returns the lowest format that has the snapshot's state."""
-    if len(snapshot.deltas) > 1:
+    if "consumed_users" in snapshot.arrays:
         return FORMAT
-    if any(name.startswith((OWNERS, PAST)) for name in snapshot.arrays):
+    if len(snapshot.deltas) > 1:
         return FORMAT - 1
-    if "labelled_users" in snapshot.arrays:
+    if any(name.startswith((OWNERS, PAST)) for name in snapshot.arrays):
         return FORMAT - 2
-    return FORMAT - 3 if snapshot.memory.forgotten else FORMAT - 4
+    if "labelled_users" in snapshot.arrays:
+        return FORMAT - 3
+    return FORMAT - 4 if snapshot.memory.forgotten else FORMAT - 5
 
 
 class Snapshots:

@@ -25,7 +25,9 @@ import polars as pl
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from features.consumed import ConsumedItems
 from features.errors import EventError, LogError
+from features.hashing import fingerprint
 from features.history import EventColumns, History, Jagged, reach_of
 from features.value.forgotten import Forgotten
 from features.wire.arrow import DecodedBatch
@@ -103,6 +105,7 @@ class Step:
         self.labelled = History(LABELLED, lag=lag) if bundle.correction is not None else None
         if self.labelled is not None:
             self._enter(bundle.labelled, self.labelled)
+        self.consumed = self._published_consumed() if bundle.dataset.keeps_consumed else None
         self.published_users, self.published_items = len(self.catalogue.user_numbers), len(self.catalogue.item_ids)
         self._candidates = bundle.items.height
         self._dataset = bundle.dataset
@@ -196,6 +199,7 @@ class Step:
             catalogue=self.catalogue,
             histories=[one for one in (self.history, self.labelled) if one is not None],
             forget_aggregates=self.aggregates.forget,
+            consumed=self.consumed,
         )
         self.visitors -= self.removals.dead
         records += forgotten
@@ -346,6 +350,7 @@ class Step:
         enters = np.ones(len(examples), dtype=np.bool_)
         if train:
             examples, enters = self._with_negatives(examples)
+        consumed = self._consume(frame, examples, enters)
         columns, aggregates = self.aggregates.apply(frame, examples, enters)
         examples = replace(examples, aggregates=columns)
         partitions = self._partitions(frame, inbox)[examples.context]
@@ -354,7 +359,7 @@ class Step:
             assembler = self._assembler(frame[examples.context], examples)
             examples = replace(examples, context=np.arange(len(examples), dtype=np.int64))
         shares = self._shares(assembler, examples, partitions) if train else []
-        records = self._history_records(changed) + aggregates
+        records = self._history_records(changed) + consumed + aggregates
         records += self.items.add_bare(catalogue.item_ids[known_items:])
         return shares, records + self._admission_records(admitted)
 
@@ -454,6 +459,22 @@ class Step:
             Record(record.ADMITTED, f"{self.seq}.{number}" if number else str(self.seq), record.encode_admitted(part))
             for number, part in enumerate(parts)
         ]
+
+    def _published_consumed(self) -> ConsumedItems:
+        """Returns the consumed items of the bundle, by the catalogue's numbers of the users."""
+        published, state = self.bundle.consumed, ConsumedItems()
+        state.advance(self.catalogue.number_users(published["user_id"].to_list()), published["key"].to_numpy())
+        return state
+
+    def _consume(self, frame: pl.DataFrame, examples: Examples, events: NDArray[np.bool_]) -> list[Record]:
+        """Adds the items of positive events to what their users have consumed. Returns the changed records."""
+        if self.consumed is None:
+            return []
+        own = np.flatnonzero(events)
+        positive = examples.labels[own] > 0
+        items = frame["item_id"].filter(pl.Series(positive)).to_list()
+        users, filled = self.consumed.advance(examples.user[own][positive], fingerprint(items))
+        return [Record(*one) for one in self.consumed.records(users, filled, self.catalogue.user_ids)]
 
     def _history_records(self, users: NDArray[np.int64]) -> list[Record]:
         ids, items = self.catalogue.user_ids, self.catalogue.item_ids.__getitem__

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.aggregate.stored import aggregate_arrays, restore_aggregates
+from features.consumed import ConsumedItems
 from features.history import EventColumns, History
 from models.bundle import record
 from streaming.log.protocol import Offsets, Positions
@@ -38,6 +39,8 @@ def snapshot_of(step: Step, *, deltas: Offsets, inputs: Positions) -> Snapshot:
     if step.labelled is not None:
         labelled = step.labelled.state()
         arrays |= {"labelled_users": labelled.user, "labelled_items": labelled.item, "labelled_times": labelled.time}
+    if step.consumed is not None:
+        arrays |= step.consumed.arrays()
     arrays |= catalogue.admission.state() | aggregate_arrays(step.aggregates.state) | step.aggregates.past.arrays()
     memory = Memory(
         users=catalogue.user_ids[step.published_users :],
@@ -98,6 +101,8 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     step.history = _history(step.history, arrays, "visit")
     if step.labelled is not None:
         step.labelled = _history(step.labelled, arrays, "labelled")
+    if step.consumed is not None and "consumed_users" in arrays:
+        step.consumed = ConsumedItems.restored(arrays)
     restore_aggregates(step.aggregates.state, arrays)
     step.aggregates.past.restore(arrays)
     removals = step.removals

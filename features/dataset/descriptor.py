@@ -417,6 +417,11 @@ class Dataset(Config):
         return {kind: table.categorical_features if table else () for kind, named, table in tables if named}
 
     @property
+    def keeps_consumed(self) -> bool:
+        """True if a policy leaves out consumed items, so that bundle and stream keep all of them."""
+        return any(policy.leave_out_consumed for policy in self.policies.values())
+
+    @property
     def directory(self) -> Path:
         """Directory to which the paths in the descriptor are relative."""
         return self.source.parent

@@ -12,6 +12,7 @@
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     map/                     map to the vectors that codebook and ranker read; only after a re-embedding
     correction/  labelled.parquet    correction of new items, and the users' labelled items; only if fitted
+    consumed.parquet                 users' consumed items; only if a policy leaves them out
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
 A bundle has no pickle. It is written to a temporary directory and renamed. Loading checks the sha256 of every file.
@@ -48,6 +49,7 @@ from models.bundle.contents import (
     AGGREGATES,
     ASPECTS,
     CONCEPTS,
+    CONSUMED,
     CORRECTION,
     FORGOTTEN,
     LABELLED_ITEMS,
@@ -116,6 +118,7 @@ class BundleParts:
             writes the ranker's table into one file.
         correction: Directory of the correction by neighbours to copy, on the encoder's vectors; None without one.
         labelled: Users' last labelled items, as `BundleContents.labelled`; only with a correction.
+        consumed: Users' consumed items, as `BundleContents.consumed`; only if a policy leaves them out.
         trained_until, positions, choices: As in `Manifest`.
         device: Description of the device that trained the ranker, see `features.device.Device.about`.
         profile: Distributions of features and score in training. None: the bundle has none.
@@ -141,6 +144,7 @@ class BundleParts:
     rows: Path | None = None
     correction: Path | None = None
     labelled: pl.DataFrame | None = None
+    consumed: pl.DataFrame | None = None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
     choices: Mapping[str, Any] = field(default_factory=dict)
@@ -283,6 +287,8 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             assert parts.labelled is not None
             shutil.copytree(parts.correction, directory / CORRECTION)
             write_parquet(parts.labelled, directory / LABELLED_ITEMS)
+        if parts.consumed is not None:
+            write_parquet(parts.consumed, directory / CONSUMED)
         if parts.forgotten:
             lines = b"".join(msgspec.json.encode(request) + b"\n" for request in parts.forgotten)
             (directory / FORGOTTEN).write_bytes(lines)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import load_aggregates
+from features.consumed import SCHEMA
 from features.content.chain import View, load_view
 from features.content.encoder import Encoder
 from features.content.kinds import load_encoder, reads_vectors
@@ -51,6 +52,8 @@ CONCEPTS, ASPECTS = "concepts", "aspects"
 """Names of the directories that hold a directory for each head of concepts, and for each aspect."""
 
 CORRECTION, LABELLED_ITEMS = "correction", "labelled.parquet"
+CONSUMED = "consumed.parquet"
+"""File of the items that users have consumed; only if a policy leaves them out."""
 FORGOTTEN = "forgotten.jsonl"
 """File of the requests whose users training left out; only if there are any."""
 """Names of the directory of the correction by neighbours, and of the file with the users' labelled items."""
@@ -200,6 +203,12 @@ class BundleContents:
         if self.manifest.correction:
             return pl.read_parquet(path)
         return pl.DataFrame(schema=LABELLED_SCHEMA)
+
+    @cached_property
+    def consumed(self) -> pl.DataFrame:
+        """Items that users had consumed before the test part, by `features.consumed.SCHEMA`; empty without a policy."""
+        path = self.directory / CONSUMED
+        return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
 
     @cached_property
     def correction(self) -> NeighbourCorrection | None:

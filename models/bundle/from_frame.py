@@ -7,9 +7,11 @@ import time
 
 import polars as pl
 
+from features.consumed import PAGE, PAGES, SCHEMA
 from features.dataset.descriptor import Dataset
 from features.frame import Frame
 from features.frame_blocks import shown_items
+from features.hashing import fingerprint
 from models.bundle.contents import LABELLED_SCHEMA
 
 _BY_TIME = ("user", "time", "event")
@@ -36,6 +38,26 @@ def kept_history(frame: Frame, length: int) -> pl.DataFrame:
 def kept_labels(frame: Frame, length: int) -> pl.DataFrame:
     """Returns the last labelled items of each user before the test part, as `kept_history` returns visits."""
     return _kept(frame, length, pl.lit(True))
+
+
+def kept_consumed(frame: Frame) -> pl.DataFrame:
+    """Returns the items that each user had a positive event with before the test part, in the order of the first one.
+
+    Of each user the newest items are kept, as many as a stream keeps.
+    """
+    if not frame.users.height or not frame.items.height:
+        return pl.DataFrame(schema=SCHEMA)
+    found: pl.DataFrame | None = None
+    for block in frame.all_blocks().frames(*_BY_TIME, "item", "label", "split"):
+        chosen = block.filter((pl.col("label") == 1) & (pl.col("split") != "test")).select(*_BY_TIME, "item")
+        both = chosen if found is None else pl.concat([found, chosen])
+        found = both.sort(_BY_TIME).unique(["user", "item"], keep="first", maintain_order=True)
+    assert found is not None
+    newest = found.filter(pl.int_range(pl.len()).reverse().over("user") < PAGE * PAGES)
+    keys = fingerprint(frame.items["item_id"].to_list())
+    return pl.DataFrame(
+        {"user_id": frame.users["user_id"][newest["user"]], "key": keys[newest["item"].to_numpy()]}, schema=SCHEMA
+    )
 
 
 def _kept(frame: Frame, length: int, chosen: pl.Expr) -> pl.DataFrame:

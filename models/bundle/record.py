@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.consumed import FULL, HEAD, ConsumedItems, page_ids, page_user
 from features.errors import EventError
 from features.value.attribute import typed
 from models.bundle.contents import BundleContents
@@ -84,16 +85,22 @@ class ForgottenRecord(msgspec.Struct, frozen=True, array_like=True):
         user: Id of the user whose history is removed. "" in a store, a snapshot and a rewritten log, where the salt and
             the hash find the id.
         aggregates: Ids of the records of aggregates that are removed. Empty in a store.
+        full_pages: Full pages of the user's consumed items that are removed with their head; None if there are none.
     """
 
     salt: str
     at_us: int
     user: str = ""
     aggregates: list[str] = []
+    full_pages: int | None = None
+
+    def consumed(self, user: str) -> dict[str, list[str]]:
+        """Returns the ids of the removed records of consumed items of the user, by kind."""
+        return {} if self.full_pages is None else {HEAD: [user], FULL: page_ids(user, self.full_pages)}
 
     def anonymous(self) -> bytes:
         """Returns the encoded record without ids, as stores keep it."""
-        return msgspec.msgpack.encode(ForgottenRecord(self.salt, self.at_us))
+        return encode(ForgottenRecord(self.salt, self.at_us))
 
 
 def decode_forgotten_record(data: bytes) -> ForgottenRecord:
@@ -111,6 +118,8 @@ def decode_forgotten_record(data: bytes) -> ForgottenRecord:
 def encode(record: ItemRecord | HistoryRecord | ForgottenRecord) -> bytes:
     """Encodes a record: a msgpack array in the order of the fields. Empty terms or labels have no field."""
     if isinstance(record, ItemRecord) and not record.terms:
+        return msgspec.msgpack.encode(msgspec.structs.astuple(record)[:-1])
+    if isinstance(record, ForgottenRecord) and record.full_pages is None:
         return msgspec.msgpack.encode(msgspec.structs.astuple(record)[:-1])
     if isinstance(record, HistoryRecord) and not record.labelled:
         return msgspec.msgpack.encode((record.items, record.times))
@@ -200,6 +209,22 @@ def published_histories(bundle: BundleContents, user: str | None = None) -> Iter
         yield name, _record(items, times, *labels.pop(name, ([], [])))
     for name, (items, own) in labels.items():
         yield name, _record([], [], items, own)
+
+
+def published_consumed(bundle: BundleContents) -> tuple[ConsumedItems, list[str]]:
+    """Returns the consumed items of a published bundle, and the users' ids by number."""
+    users = bundle.consumed["user_id"].unique(maintain_order=True)
+    state = ConsumedItems()
+    numbers = dict(zip(users.to_list(), range(len(users)), strict=True))
+    if numbers:
+        own = bundle.consumed["user_id"].replace_strict(numbers, return_dtype=pl.Int64).to_numpy()
+        state.advance(own, bundle.consumed["key"].to_numpy())
+    return state, users.to_list()
+
+
+def consumed_user(kind: str, name: str) -> str | None:
+    """Returns the user of a record of consumed items, by its kind and id; None for another kind."""
+    return name if kind == HEAD else page_user(name) if kind == FULL else None
 
 
 def labels_bytes(labels: list[int]) -> bytes:

@@ -7,6 +7,7 @@ the bundle.
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,10 @@ from models.bundle.request_aggregates import AsOf
 from models.bundle.request_features import request_events, sent_candidates, sent_values
 from models.bundle.scorer import Scorer
 from serving.policy.arrange import Arrangement
-from serving.policy.policies import NO_KEYS, Policies, log_odds
+from serving.policy.policies import Policies, log_odds
 from serving.ranking.aggregates import Asked, RequestAggregates
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
-from serving.ranking.histories import Histories, UserRecords, consumed_of
+from serving.ranking.histories import Histories, UserRecords
 from serving.ranking.inputs import RankingInputs
 from serving.ranking.item_retrieval import ItemRetrieval
 from serving.ranking.live_catalogue import LiveCatalogue
@@ -208,7 +209,7 @@ class RankService:
         mirror = self.rows.mirrored(away=False)
         position = live.position if mirror is None else lesser(live.position, mirror.position)
         if candidates is not None:
-            names, items, asked, stored = self._given(user, ids)
+            names, items, asked, stored = self._given(user, ids, rules)
         else:
             names, items, asked, stored = self._retrieved(user, k, wanted, meant, rules)
             sent = sent_values(self.bundle, context or {}, {}, len(items))
@@ -235,10 +236,9 @@ class RankService:
             if policy is None or rules is None:
                 order = np.argsort(-scores, kind="stable")[:k]
             else:
-                consumed = consumed_of(stored) if rules.leave_out_consumed else NO_KEYS
                 with trace.span("policy"), live.lock.reading():
                     arrangement = self._policies.arrange(
-                        rules, names, items, log_odds(scores), consumed, k, draw=policy.draw
+                        rules, names, items, log_odds(scores), stored.consumed, k, draw=policy.draw
                     )
                 order = arrangement.order
             inputs = RankingInputs(
@@ -279,7 +279,7 @@ class RankService:
             left_out=_left_out(arrangement, names),
         )
 
-    def _given(self, user: str, candidates: Sequence[str]) -> _Gathered:
+    def _given(self, user: str, candidates: Sequence[str], rules: Policy | None) -> _Gathered:
         """Returns the distinct candidates of a request, with what the store has of user and candidates."""
         live = self._live
         live.learn(candidates)
@@ -288,19 +288,20 @@ class RankService:
             items = live.numbers(names)
             asked = self._aggregates.of(user, items)
         with trace.span("history"):
-            return names, items, asked, self._histories.read(user, asked.ids)
+            return names, items, asked, self._histories.read(user, asked.ids, consumed=_leaves_out(rules))
 
     def _retrieved(self, user: str, k: int, wanted: Filter | None, meant: Meant, rules: Policy | None) -> _Gathered:
         """Returns the candidates that retrieval finds, with what the store has of user and candidates."""
         live = self._live
         with trace.span("history"):
-            stored = self._histories.read(user, ())
+            stored = self._histories.read(user, (), consumed=_leaves_out(rules))
         with live.lock.reading():
-            consumed = consumed_of(stored) if rules is not None and rules.leave_out_consumed else NO_KEYS
-            items = self._retrieval.candidates(stored.history, k, wanted, meant, rules=rules, consumed=consumed)
+            items = self._retrieval.candidates(stored.history, k, wanted, meant, rules=rules, consumed=stored.consumed)
             names = live.names(items)
             asked = self._aggregates.of(user, items)
-        return names, items, asked, self._histories.read(user, asked.ids) if asked.ids else stored
+        if asked.ids:
+            stored = replace(self._histories.read(user, asked.ids), consumed=stored.consumed)
+        return names, items, asked, stored
 
     def retrieve(
         self,
@@ -366,6 +367,10 @@ class RankService:
             count: Largest number of items to return.
         """
         return self._retrieval.similar(item, count)
+
+
+def _leaves_out(rules: Policy | None) -> bool:
+    return rules is not None and rules.leave_out_consumed
 
 
 def _left_out(arrangement: Arrangement | None, names: Sequence[str]) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 import itertools
 import uuid
 
+from features.consumed import FULL, HEAD
 from features.errors import StoreError
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
@@ -38,6 +39,14 @@ def fill_store(store: OnlineStore, bundle: Bundle, *, storage: str = "float32") 
     while published := list(itertools.islice(histories, _RECORDS)):
         users, payloads = [user for user, _ in published], [record.encode(history) for _, history in published]
         store.write_records(bundle.id, record.HISTORY, users, [SNAPSHOT_SEQ] * len(users), payloads)
+    consumed, names = record.published_consumed(bundle)
+    rows = consumed.all_records(names)
+    while part := list(itertools.islice(rows, _RECORDS)):
+        for kind in (FULL, HEAD):
+            own = [(name, payload) for of, name, payload in part if of == kind]
+            if own:
+                ids, pages = [name for name, _ in own], [payload for _, payload in own]
+                store.write_records(bundle.id, kind, ids, [SNAPSHOT_SEQ] * len(ids), pages)
     aggregates = aggregate_record.state_records(bundle.aggregates())
     while chunk := list(itertools.islice(aggregates, _RECORDS)):
         ids, seqs = [one.id for one in chunk], [SNAPSHOT_SEQ] * len(chunk)

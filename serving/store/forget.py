@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from features.consumed import FULL, HEAD
 from features.value.forgotten import hashed
 from models.bundle import aggregate_record, record
 from models.bundle.delta import Record
@@ -25,6 +26,7 @@ def forget_users(store: OnlineStore, bundle: str, changes: Sequence[tuple[int, R
     if not changes:
         return
     named: dict[str, int] = {}
+    consumed: dict[str, dict[str, int]] = {HEAD: {}, FULL: {}}
     aggregates: dict[str, int] = {}
     unnamed: dict[tuple[str, str], int] = {}
     anonymous = []
@@ -34,17 +36,21 @@ def forget_users(store: OnlineStore, bundle: str, changes: Sequence[tuple[int, R
         anonymous.append(forgotten.anonymous())
         if forgotten.user:
             named[forgotten.user] = max(seq, named.get(forgotten.user, seq))
+            for kind, names in forgotten.consumed(forgotten.user).items():
+                consumed[kind] |= {name: max(seq, consumed[kind].get(name, seq)) for name in names}
         else:
             unnamed[changed.id, forgotten.salt] = seq
     store.forget_records(bundle, record.HISTORY, list(named), list(named.values()))
     store.forget_records(bundle, aggregate_record.AGGREGATE, list(aggregates), list(aggregates.values()))
+    for kind, own in consumed.items():
+        store.forget_records(bundle, kind, list(own), list(own.values()))
     forget_histories(store, bundle, unnamed)
     ids, seqs = [changed.id for _, changed in changes], [seq for seq, _ in changes]
     store.write_records(bundle, record.FORGOTTEN, ids, seqs, anonymous)
 
 
 def forget_histories(store: OnlineStore, bundle: str, seqs: Seqs) -> None:
-    """Removes the histories of users that only a salted hash names. Every id in the store is hashed.
+    """Removes histories and consumed items of users that only a salted hash names. Every id in the store is hashed.
 
     Args:
         store: Store of the histories.
@@ -54,8 +60,13 @@ def forget_histories(store: OnlineStore, bundle: str, seqs: Seqs) -> None:
     if not seqs:
         return
     salts = {salt for _, salt in seqs}
-    for chunk in store.scan_records(bundle, record.HISTORY):
-        found = [
-            (name, seqs[key]) for name, _ in chunk for salt in salts if (key := (hashed(name, salt), salt)) in seqs
-        ]
-        store.forget_records(bundle, record.HISTORY, [name for name, _ in found], [seq for _, seq in found])
+    for kind in (record.HISTORY, HEAD, FULL):
+        for chunk in store.scan_records(bundle, kind):
+            users = [(name, record.consumed_user(kind, name) or name) for name, _ in chunk]
+            found = [
+                (name, seqs[key])
+                for name, user in users
+                for salt in salts
+                if (key := (hashed(user, salt), salt)) in seqs
+            ]
+            store.forget_records(bundle, kind, [name for name, _ in found], [seq for _, seq in found])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from features.consumed import FULL, HEAD
 from features.errors import StoreError
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
@@ -192,7 +193,7 @@ def _compare_records(store: OnlineStore, bundle: str, fold: Fold) -> tuple[int, 
                 return compared, f"{kind} {wrong[0]!r}: the store has no record, and the log's fold has one"
             return compared, f"{kind} {wrong[0]!r}: the store's record differs from the record of the log's fold"
         compared += len(ids)
-    for kind in (record.ITEM, record.HISTORY, aggregate_record.AGGREGATE):
+    for kind in (record.ITEM, record.HISTORY, HEAD, FULL, aggregate_record.AGGREGATE):
         for _ in range(_TRIES):
             stored_ids = (name for chunk in store.scan_records(bundle, kind) for name, _ in chunk)
             unknown = [name for name in stored_ids if (kind, name) not in fold.records]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from features.consumed import ConsumedItems
 from features.history import History
 from features.value.forgotten import Forgotten, ForgottenUsers, hashed
 from models.bundle import record
@@ -63,6 +64,7 @@ class Removals:
         catalogue: Catalogue,
         histories: Sequence[History],
         forget_aggregates: Callable[[NDArray[np.int64]], list[list[str]]],
+        consumed: ConsumedItems | None = None,
     ) -> tuple[list[Record], list[Removed]]:
         """Removes the users of a batch's tombstones.
 
@@ -73,6 +75,7 @@ class Removals:
             histories: Visits of the users, and if the bundle corrects new items their labelled items.
             forget_aggregates: Removes the aggregates of users by number, and returns the ids of each user's removed
                 records. It is asked once, since a removal rebuilds maps that are as large as the state.
+            consumed: Consumed items of the users, if the stream keeps them.
 
         Returns:
             A record of each user for the deltas, and the counts of removed parts.
@@ -92,10 +95,13 @@ class Removals:
             names = [user] if user in catalogue.user_numbers else []
             index = np.array([catalogue.user_numbers[name] for name in names], dtype=np.int64)
             aggregates = keys.pop(user, [])
+            full_pages = consumed.full_pages(int(index[0])) if consumed is not None and len(index) else None
+            if consumed is not None:
+                consumed.forget(index)
             visits, *_ = [history.forget(index) for history in histories]
             self.dead.update(catalogue.forget_users(names).tolist())
             self.aggregates.update(dict.fromkeys(aggregates, seq))
-            payload = record.ForgottenRecord(request.salt, request.at_us, user, aggregates)
+            payload = record.ForgottenRecord(request.salt, request.at_us, user, aggregates, full_pages)
             records.append(Record(record.FORGOTTEN, request.user, record.encode(payload)))
             counts = {"records": len(names), "visits": visits, "aggregates": len(aggregates)}
             removed.append(Removed(request, counts))

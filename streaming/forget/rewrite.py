@@ -317,6 +317,9 @@ def _without(
     if one.kind == record.HISTORY:
         if change.seq < users.get((change.bundle, one.id), 0):
             return
+    elif (user := record.consumed_user(one.kind, one.id)) is not None:
+        if change.seq < users.get((change.bundle, user), 0):
+            return
     elif one.kind == record.FORGOTTEN:
         forgotten = record.decode_forgotten_record(one.payload)
         one = Record(one.kind, one.id, record.encode(msgspec.structs.replace(forgotten, user="")))

@@ -21,7 +21,7 @@ from features.history import reach_of
 from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
-from models.bundle.from_frame import kept_history, kept_labels, trained_until, with_train_positives
+from models.bundle.from_frame import kept_consumed, kept_history, kept_labels, trained_until, with_train_positives
 from models.encoder.meaning.aspects import load_aspect
 from models.encoder.meaning.concepts import load_concepts
 from models.encoder.meaning.neighbours import LABELLED
@@ -130,6 +130,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             rows=trained if row_files(trained) else None,
             correction=correction,
             labelled=kept_labels(frame, reach_of(LABELLED, job.dataset.events.lag)) if correction else None,
+            consumed=kept_consumed(frame) if job.dataset.keeps_consumed else None,
             trained_until=trained_until(frame, job.dataset),
             positions=job.options.positions,
             choices=choices,

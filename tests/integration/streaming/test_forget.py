@@ -3,13 +3,18 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from features.consumed import FULL, HEAD, PAGE, SCHEMA, page_ids
 from features.errors import LogError, StreamError
+from features.hashing import fingerprint
+from features.shown.policy import Policy
 from features.value.forgotten import Forgotten, ForgottenUsers
 from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle, write_bundle
@@ -36,10 +41,21 @@ SECRETS = [f"secret-{number}" for number in range(6)]
 OPTIONS = TrainerOptions(batch=16, wait_s=0.2, most_bad=1.0)
 
 
+POLICIES = {"unseen": Policy(leave_out_consumed=True)}
+
+
+def consumed() -> pl.DataFrame:
+    """Returns consumed items of published users: a full page and more."""
+    keys = fingerprint([f"x{number}" for number in range(2 * (PAGE + 5))])
+    users = [f"u{number % 2}" for number in range(len(keys))]
+    return pl.DataFrame({"user_id": users, "key": keys}, schema=SCHEMA)
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     directory = tmp_path_factory.mktemp("forget")
     parts = coloured_parts(directory, events=200, aggregates=OF_DEVICES, every_us=HOUR_US, devices=DEVICES)
+    parts = replace(parts, dataset=parts.dataset.model_copy(update={"policies": POLICIES}), consumed=consumed())
     # The correction keeps labelled items of each user, which are forgotten too.
     return corrected_bundle(write_bundle(parts, directory / "bundle"), directory / "corrected")
 
@@ -134,7 +150,7 @@ class Site:
     def holds(self, user: str) -> list[str]:
         """Places that hold a user's id."""
         found = []
-        for kind in (record.HISTORY, record.FORGOTTEN, aggregate_record.AGGREGATE):
+        for kind in (record.HISTORY, record.FORGOTTEN, HEAD, FULL, aggregate_record.AGGREGATE):
             stored = [
                 name + repr(data) for chunk in self.store.scan_records(self.bundle.id, kind) for name, data in chunk
             ]
@@ -171,8 +187,11 @@ def test_users_are_forgotten_under_crashes_and_everything_agrees(site: Site) -> 
     site.agrees()
     for user in SECRETS[:4]:
         assert site.holds(user) == []
+    assert site.store.read_records(site.bundle.id, HEAD, ["u5"]) != [None]
     for user in ("u0", "u1"):
         assert site.store.read_records(site.bundle.id, record.HISTORY, [user]) == [None]
+        assert site.store.read_records(site.bundle.id, HEAD, [user]) == [None]
+        assert site.store.read_records(site.bundle.id, FULL, page_ids(user, 3)) == [None] * 3
         assert user not in site.service._catalogue.user_numbers
         answer = site.service.rank(user, ["i1", "i2"], 2)
         assert not answer.known_user
