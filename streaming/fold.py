@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.consumed import HEAD
 from features.errors import LogError
+from features.shown.consumed import HEAD
 from features.value.forgotten import hashed
 from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle

@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import OWNERS, restore_aggregates
-from features.consumed import ConsumedItems
 from features.durable import write_directory
 from features.errors import BundleError, StorageError, StreamError
+from features.shown.consumed import ConsumedItems
 from features.storage.copy import files_below
 from features.storage.folders import Folders
 from features.storage.location import Remote
@@ -109,8 +109,7 @@ class Snapshot:
             `visit_users`, `visit_items` and `visit_times` (V,) int64 are the kept visits, of each user oldest first.
             `labelled_users`, `labelled_items` and `labelled_times` (W,) int64 are the users' labelled items, each item
             with its label by `coded_labels`; only if the bundle corrects new items.
-            `consumed_…` are the arrays of `features.consumed.ConsumedItems`; only if a policy leaves consumed items
-            out.
+            `consumed_…` are the arrays of `ConsumedItems`; only if a policy leaves consumed items out.
             `past.PART` (N,) int64 are the keys of the values of items that updates replaced.
             `visitors` (U,) int64 are the users whose history the stream has changed. `admitted` (K,) uint64 are the
             keys that the stream admitted, ascending.

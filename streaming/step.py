@@ -25,10 +25,10 @@ import polars as pl
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from features.consumed import ConsumedItems
 from features.errors import EventError, LogError
 from features.hashing import fingerprint
 from features.history import EventColumns, History, Jagged, reach_of
+from features.shown.consumed import ConsumedItems
 from features.value.forgotten import Forgotten
 from features.wire.arrow import DecodedBatch
 from features.wire.decoder import Decoded, Decoder, event_decoder, is_registered, item_decoder

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from features.aggregate.stored import aggregate_arrays, restore_aggregates
-from features.consumed import ConsumedItems
 from features.history import EventColumns, History
+from features.shown.consumed import ConsumedItems
 from models.bundle import record
 from streaming.log.protocol import Offsets, Positions
 from streaming.ranks.seat import Seat

@@ -1,1 +1,1 @@
-"""Learning from what was shown: impressions and outcomes, and the join that makes training rows of them."""
+"""Policies of what is shown, impressions and outcomes, and the join that makes training rows of them."""

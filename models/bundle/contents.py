@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from features.aggregate.aggregator import Aggregator
 from features.aggregate.stored import load_aggregates
-from features.consumed import SCHEMA
 from features.content.chain import View, load_view
 from features.content.encoder import Encoder
 from features.content.kinds import load_encoder, reads_vectors
@@ -22,6 +21,7 @@ from features.content.space_map import SpaceMap, load_map
 from features.dataset.descriptor import Dataset
 from features.device import CPU, Device
 from features.errors import BundleError
+from features.shown.consumed import SCHEMA
 from models.encoder.meaning.aspects import Aspect, load_aspect
 from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
 from models.encoder.meaning.neighbours import NeighbourCorrection, load_correction
@@ -206,7 +206,7 @@ class BundleContents:
 
     @cached_property
     def consumed(self) -> pl.DataFrame:
-        """Items that users had consumed before the test part, by `features.consumed.SCHEMA`; empty without a policy."""
+        """Items that users had consumed before the test part, in their order; empty unless a policy leaves them out."""
         path = self.directory / CONSUMED
         return pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
 

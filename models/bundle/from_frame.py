@@ -7,11 +7,11 @@ import time
 
 import polars as pl
 
-from features.consumed import PAGE, PAGES, SCHEMA
 from features.dataset.descriptor import Dataset
 from features.frame import Frame
 from features.frame_blocks import shown_items
 from features.hashing import fingerprint
+from features.shown.consumed import PAGE, PAGES, SCHEMA
 from models.bundle.contents import LABELLED_SCHEMA
 
 _BY_TIME = ("user", "time", "event")

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.consumed import FULL, HEAD, ConsumedItems, page_ids, page_user
 from features.errors import EventError
+from features.shown.consumed import FULL, HEAD, ConsumedItems, page_ids, page_user
 from features.value.attribute import typed
 from models.bundle.contents import BundleContents
 from models.encoder.meaning.neighbours import LABELLED

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from features.consumed import FULL, PAGES, decode_head, decode_page, page_ids
+from features.shown.consumed import FULL, PAGES, decode_head, decode_page, page_ids
 from models.bundle.bundle import Bundle
 from serving.policy.policies import NO_KEYS, Keys
 from serving.store.protocol import OnlineStore

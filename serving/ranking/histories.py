@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from features.consumed import HEAD
 from features.errors import StoreError
 from features.hashing import fingerprint
+from features.shown.consumed import HEAD
 from models.bundle import record
 from models.bundle.aggregate_record import AGGREGATE
 from models.bundle.bundle import Bundle

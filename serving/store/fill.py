@@ -3,8 +3,8 @@
 import itertools
 import uuid
 
-from features.consumed import FULL, HEAD
 from features.errors import StoreError
+from features.shown.consumed import FULL, HEAD
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ

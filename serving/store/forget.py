@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from features.consumed import FULL, HEAD
+from features.shown.consumed import FULL, HEAD
 from features.value.forgotten import hashed
 from models.bundle import aggregate_record, record
 from models.bundle.delta import Record

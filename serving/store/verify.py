@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.consumed import FULL, HEAD
 from features.errors import StoreError
+from features.shown.consumed import FULL, HEAD
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from serving.store.fill import fill_store, require_loaded

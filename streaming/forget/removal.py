@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from features.consumed import ConsumedItems
 from features.history import History
+from features.shown.consumed import ConsumedItems
 from features.value.forgotten import Forgotten, ForgottenUsers, hashed
 from models.bundle import record
 from models.bundle.catalogue import Catalogue

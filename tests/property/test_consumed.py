@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.consumed import (
+from features.errors import EventError
+from features.shown.consumed import (
     FULL,
     HEAD,
     PAGE,
@@ -18,7 +19,6 @@ from features.consumed import (
     page_ids,
     page_user,
 )
-from features.errors import EventError
 
 Batch = list[tuple[int, int]]
 BATCHES = st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 99)), max_size=60), max_size=12)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.consumed import PAGE
+from features.shown.consumed import PAGE
 from models.bundle.bundle import Bundle, write_bundle
 from serving.ranking.service import RankService
 from serving.retrieval.meaning import Meant, PolicyRequest

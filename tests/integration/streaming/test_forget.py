@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.consumed import FULL, HEAD, PAGE, SCHEMA, page_ids
 from features.errors import LogError, StreamError
 from features.hashing import fingerprint
+from features.shown.consumed import FULL, HEAD, PAGE, SCHEMA, page_ids
 from features.shown.policy import Policy
 from features.value.forgotten import Forgotten, ForgottenUsers
 from models.bundle import aggregate_record, delta, record
