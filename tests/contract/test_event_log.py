@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -364,6 +364,32 @@ def test_messages_that_are_given_back_come_again_and_are_not_committed(log: Even
         assert values(take(reader, 4)) == [b"2", b"3", b"4", b"5"]
     with closing(log.reader([topic], group=group, sole=True)) as reader:
         assert values(take(reader, 4)) == [b"2", b"3", b"4", b"5"]
+
+
+def test_positions_are_those_of_returned_messages_whatever_is_read_ahead(log: EventLog) -> None:
+    topic, group, chance = new_topic(log, 3), name("group"), random.Random(5)
+    log.append(topic, [(b"%d" % (number % 7), b"%d" % number) for number in range(60)])
+    kept: list[Message] = []
+    for _ in range(20):
+        if len(kept) == 60:
+            break
+        with closing(log.reader([topic], group=group, sole=True)) as reader:
+            for _ in range(8):
+                messages = reader.poll(chance.randint(1, 9), chance.choice([0.0, 0.3]))
+                cut = chance.randint(0, len(messages))
+                reader.unread(messages[cut:])
+                read = kept + messages[:cut]
+                counts = Counter(message.partition for message in read)
+                assert reader.position() == {(topic, number): counts[number] for number in range(3)}
+                if chance.random() < 0.3:
+                    reader.rewind()
+                else:
+                    reader.commit()
+                    kept = read
+    assert sorted(int(value) for value in values(kept)) == list(range(60))
+    for number in range(3):
+        offsets = [message.offset for message in kept if message.partition == number]
+        assert offsets == list(range(len(offsets)))
 
 
 def test_poll_gathers_what_arrives_while_it_waits(open_log: Opener) -> None:

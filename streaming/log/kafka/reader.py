@@ -13,6 +13,12 @@ from streaming.log.protocol import Message, Positions, check_poll, first_offsets
 _JOIN_S = 60.0
 # Interval at which an idle follower checks that the broker answers, and its wait for that answer.
 _ASK_EVERY_S, _ANSWER_S = 1.0, 5.0
+# Number of messages that a sole reader takes from the client at once. Each call of the client waits several times for
+# the client's thread, and that is longer than to decode the messages of a small poll.
+_AHEAD = 2_048
+# A sole reader that found nothing does not ask again without a timeout before this time: the fetch in flight waits for
+# messages as long, see `fetch_max_wait_ms`.
+_QUIET_S = 0.02
 
 
 class KafkaReader:
@@ -22,11 +28,17 @@ class KafkaReader:
     returned and not committed may go to another reader: its next commit then raises LogError until `rewind()`.
     """
 
+    _most_at_once = 0
+    _quiet_s = 0.0
+
     def __init__(self, consumer: KafkaConsumer, group: str) -> None:
         self.group = group
         self._consumer = consumer
         self._member: tuple[int, str] | None = None
         self._position: Positions = {}
+        # Messages that are read and not returned yet, in the order of each partition.
+        self._ahead: list[Message] = []
+        self._quiet_until = 0.0
         # Number of messages returned since the reader was made, and how many of them were before the last commit.
         self._returned = 0
         self._settled = 0
@@ -34,30 +46,34 @@ class KafkaReader:
 
     def poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         check_poll(max_messages, timeout_s)
-        messages: list[Message] = []
         with errors_named(f"poll for group {self.group!r}"):
             self._join()
-            deadline = time.monotonic() + timeout_s
-            while True:
-                left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
-                records = self._consumer.poll(timeout_ms=left_ms, max_records=max_messages - len(messages))
-                if self._moved():
-                    # The group was rebalanced meanwhile: earlier messages may belong to another reader now.
-                    messages.clear()
-                    self._join()
-                else:
-                    messages += [as_message(record) for records in records.values() for record in records]
-                if len(messages) >= max_messages or time.monotonic() >= deadline:
-                    break
+            if timeout_s > 0 or len(self._ahead) >= max_messages or time.monotonic() >= self._quiet_until:
+                self._fill(max_messages, timeout_s)
+            messages, self._ahead = self._ahead[:max_messages], self._ahead[max_messages:]
             self._note_position()
         self._returned += len(messages)
         return messages
 
+    def _fill(self, max_messages: int, timeout_s: float) -> None:
+        """Reads until `max_messages` messages are there to return, or until the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while (wanted := max_messages - len(self._ahead)) > 0:
+            left_ms = max(0.0, 1000 * (deadline - time.monotonic()))
+            records = self._consumer.poll(timeout_ms=left_ms, max_records=max(wanted, self._most_at_once))
+            if self._moved():
+                # The group was rebalanced meanwhile: earlier messages may belong to another reader now.
+                self._join()
+            else:
+                self._ahead += [as_message(record) for records in records.values() for record in records]
+            if time.monotonic() >= deadline:
+                break
+        if not self._ahead:
+            self._quiet_until = time.monotonic() + self._quiet_s
+
     def unread(self, messages: Sequence[Message]) -> None:
-        with errors_named(f"unread for group {self.group!r}"):
-            for place, offset in first_offsets(messages).items():
-                self._consumer.seek(TopicPartition(*place), offset)
-                self._position[place] = offset
+        self._ahead = [*messages, *self._ahead]
+        self._position |= first_offsets(messages)
         self._returned -= len(messages)
 
     def _moved(self) -> bool:
@@ -82,6 +98,7 @@ class KafkaReader:
         self._seek_committed()
 
     def _seek_committed(self) -> None:
+        self._ahead = []
         assigned = sorted(self._consumer.assignment())
         start = self._consumer.beginning_offsets(assigned, timeout_ms=REQUEST_MS) if assigned else {}
         for partition in assigned:
@@ -98,6 +115,13 @@ class KafkaReader:
             (partition.topic, partition.partition): self._consumer.position(partition, timeout_ms=REQUEST_MS)
             for partition in self._consumer.assignment()
         }
+        left = set(self._position)
+        for message in self._ahead:
+            if not left:
+                break
+            if (place := (message.topic, message.partition)) in left:
+                self._position[place] = message.offset
+                left.remove(place)
 
     def position(self) -> Positions:
         if self._member is None:
@@ -145,6 +169,9 @@ class KafkaReader:
 
 class KafkaSoleReader(KafkaReader):
     """Reads all partitions in a group's name without joining it; see `EventLog.reader`."""
+
+    _most_at_once = _AHEAD
+    _quiet_s = _QUIET_S
 
     def __init__(self, consumer: KafkaConsumer, group: str, start: Positions | None = None) -> None:
         super().__init__(consumer, group)
