@@ -2,11 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from features.errors import StreamError
 from streaming.log.protocol import Message, Positions
@@ -40,6 +43,30 @@ def serve_metrics(registry: CollectorRegistry, place: str) -> None:
         raise StreamError(f"--metrics-port {place}: {error}; choose another port or host") from error
 
 
+class _Ages(Collector):
+    """Histogram of freshness that counts the ages of many messages at once. Its caller holds a lock."""
+
+    def __init__(self) -> None:
+        self._bounds = np.array(_SECONDS)
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe(self, ages_s: NDArray[np.float64], at: str) -> None:
+        """Counts ages (n,), seconds."""
+        each = np.bincount(np.searchsorted(self._bounds, ages_s), minlength=len(self._bounds) + 1)
+        self._counts[at] = self._counts.get(at, 0) + each
+        self._sums[at] = self._sums.get(at, 0.0) + float(ages_s.sum())
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yields the histogram; see `Collector`."""
+        about = "From a message's arrival until it can be read."
+        family = HistogramMetricFamily("tessera_freshness_seconds", about, labels=["at"])
+        for at, counts in list(self._counts.items()):
+            names = [*map(str, map(float, _SECONDS)), "+Inf"]
+            family.add_metric([at], list(zip(names, np.cumsum(counts).tolist(), strict=True)), self._sums[at])
+        yield family
+
+
 class StreamMetrics:
     """Metrics of trainer and writer. All methods may be called from several threads.
 
@@ -62,13 +89,8 @@ class StreamMetrics:
         self._letters = Counter("tessera_dead_letters", "Messages quarantined, by cause.", ["cause"], registry=registry)
         self._batches = Counter("tessera_batches", "Micro-batches committed.", registry=registry)
         self._outages = Counter("tessera_outages", "Restarts after an error, by part.", ["part"], registry=registry)
-        self._fresh = Histogram(
-            "tessera_freshness_seconds",
-            "From a message's arrival until it can be read.",
-            ["at"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self._fresh = _Ages()
+        registry.register(self._fresh)
         self._transactions = Histogram(
             "tessera_transaction_seconds", "Of one micro-batch.", buckets=_SECONDS, registry=registry
         )
@@ -127,9 +149,7 @@ class StreamMetrics:
             at: Place where the messages can be read, a label of the metric.
         """
         with self._lock:
-            observe = self._fresh.labels(at).observe
-            for age in ages_ms:
-                observe(age / 1_000)
+            self._fresh.observe(np.array(ages_ms, dtype=np.float64) / 1_000, at)
             self.ages_ms.extend(ages_ms)
             self.made_visible += len(ages_ms)
 
