@@ -10,6 +10,9 @@ Commit order of a micro-batch:
 A crash before the commit of (3) leaves no trace. After the commit, nothing is missing. On start, `streaming.restore`
 restores the state from the newest snapshot and the log after it.
 
+With `run_ahead`, (1) and (2) of a micro-batch overlap (3) of the micro-batch before it. Transactions still follow each
+other, so the log is the same. If a transaction fails, the step that was done meanwhile is lost with it.
+
 One trainer owns a bundle's table. When a second trainer starts, the first trainer is fenced at its next commit.
 
 With several partitions the table has a row range for each, and N processes share the partitions; see
@@ -21,7 +24,7 @@ pin, and the ranges that lack it commit it.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,6 +41,7 @@ from streaming.forget.removal import SHARED
 from streaming.fresh_events import LATENESS_S
 from streaming.log.protocol import EventLog, InputReader, Message, Positions, Transaction, ends_of
 from streaming.log.topics import Topics
+from streaming.ranks.background import BackgroundCommit
 from streaming.ranks.command import Command, decode_command, encode_command, step_command
 from streaming.ranks.deal import Deal
 from streaming.ranks.peers import NoPeers, StreamPeers, together
@@ -186,6 +190,7 @@ class Trainer:
         return Seat(deal, peers)
 
     def _open(self) -> None:
+        self._background = BackgroundCommit()
         # Fences the trainer before first, so that the state restored below is final.
         self._writer = RangeWriter(self._log, self._topics, self._bundle.id, self._seat.deal, self._failpoint)
         self._readers: list[InputReader] = []
@@ -261,11 +266,24 @@ class Trainer:
         elif command.kind == "snapshot":
             self._snapshot()
 
-    def run_once(self, *, wait_s: float | None = None) -> int:
+    def run_ahead(self) -> int:
+        """Processes one micro-batch like `run_once`, but may return before the batch is committed.
+
+        The next call does its step meanwhile. An error of the commit is raised there, or by `settle`. A stream of
+        several row ranges commits before the return.
+        """
+        return self.run_once(ahead=True)
+
+    def settle(self) -> None:
+        """Returns when all batches are committed; raises as `run_once`."""
+        self._background.wait()
+
+    def run_once(self, *, wait_s: float | None = None, ahead: bool = False) -> int:
         """Processes one micro-batch.
 
         Args:
             wait_s: Longest wait for events, seconds. Default: the option `wait_s`.
+            ahead: See `run_ahead`.
 
         Returns:
             Number of messages of the batch, 0 if no message arrived in time.
@@ -281,22 +299,31 @@ class Trainer:
         messages = [message for part in read for message in part]
         if not messages:
             self._tell(Command("idle"))
-            return 0
         snapshot = self._snapshots is not None and time.monotonic() >= self._snapshot_due
-        if self._seat.deal.partitions > 1:
+        if messages and self._seat.deal.partitions > 1:
             self._writer.pin(self.step.seq + 1, sources_of(messages))
-        if self._seat.deal.processes > 1:
+        if messages and self._seat.deal.processes > 1:
             self._tell(step_command(messages, poison=None, snapshot=snapshot))
         try:
-            self._batch(messages, snapshot=snapshot)
+            if messages:
+                self._batch(messages, snapshot=snapshot, ahead=ahead and self._seat.deal.partitions == 1)
+            else:
+                self.settle()
         except OversizedError as error:
             if self._seat.deal.partitions > 1:
                 raise self._refused(error) from error
             self._cut_smaller(error)
-            return self.run_once(wait_s=wait_s)
+            return self.run_once(wait_s=wait_s, ahead=ahead)
         return len(messages)
 
-    def _batch(self, messages: list[Message], *, poison: frozenset[Address] | None = None, snapshot: bool) -> None:
+    def _batch(
+        self,
+        messages: list[Message],
+        *,
+        poison: frozenset[Address] | None = None,
+        snapshot: bool,
+        ahead: bool = False,
+    ) -> None:
         """Does a step on messages, and commits it."""
         with trace.batch(self._bundle.id, self._topics.deltas, self.step.seq + 1) as span:
             with trace.span("step"):
@@ -306,30 +333,44 @@ class Trainer:
             inputs = [f"{source.topic}-{source.partition} {source.first}..{source.last}" for source in sources]
             span.note(messages=len(messages), bad=len(outcome.bad), inputs=inputs)
             self._judge(messages, outcome.bad)
-            began = time.perf_counter()
-            payloads = list(zip(outcome.ranges, outcome.payloads, strict=True))
-            # Commits idle topics too at times, since the log forgets the position of a group that is idle.
-            every = time.monotonic() >= self._group_due
-            topics = {message.topic for message in messages}
-
-            def beside(transaction: Transaction) -> None:
-                self._write(transaction, outcome)
-                self._commit_positions(transaction, input_topics(self._topics) if every else topics)
-                self._failpoint("after offsets")
-
-            with trace.span("commit", deltas=len(outcome.deltas)):
-                together(self._seat.peers, lambda: self._writer.commit(self.step.seq, payloads, beside))
-            outcome.transaction_s = time.perf_counter() - began
-        if every:
-            self._group_due = time.monotonic() + _GROUP_EVERY_S
-        if self._marks is not None:
-            self._marks = Marks(self.step.seq, [self.step.seq] * self._seat.deal.partitions)
-        self.totals.add(outcome)
-        self._watch(messages, outcome)
-        self._failpoint("after batch")
+            commit = self._commit_of(messages, outcome)
+            if ahead:
+                self._background.start(commit)
+            else:
+                self.settle()
+                commit()
         if snapshot:
+            self.settle()
             self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
             self._keep(self._snapshot())
+
+    def _commit_of(self, messages: list[Message], outcome: StepResult) -> Callable[[], None]:
+        """Returns the commit of the last step. The caller may do the next step before the commit, or meanwhile."""
+        seq, payloads = self.step.seq, list(zip(outcome.ranges, outcome.payloads, strict=True))
+        # Commits idle topics too at times, since the log forgets the position of a group that is idle.
+        every = time.monotonic() >= self._group_due
+        positions = self._read_positions(input_topics(self._topics) if every else {one.topic for one in messages})
+        span = trace.span("commit", deltas=len(outcome.deltas))
+
+        def beside(transaction: Transaction) -> None:
+            self._write(transaction, outcome, seq)
+            _commit_positions(transaction, positions)
+            self._failpoint("after offsets")
+
+        def commit() -> None:
+            began = time.perf_counter()
+            with span:
+                together(self._seat.peers, lambda: self._writer.commit(seq, payloads, beside))
+            outcome.transaction_s = time.perf_counter() - began
+            if every:
+                self._group_due = time.monotonic() + _GROUP_EVERY_S
+            if self._marks is not None:
+                self._marks = Marks(seq, [seq] * self._seat.deal.partitions)
+            self.totals.add(outcome)
+            self._watch(messages, outcome)
+            self._failpoint("after batch")
+
+        return commit
 
     def _poll(self, topic: str, reader: InputReader, wait_s: float) -> list[Message]:
         """Returns the next messages of a topic, up to `batch` rows. Messages beyond go back to the reader."""
@@ -342,10 +383,10 @@ class Trainer:
             reader.unread(messages[count:])
         return messages[:count]
 
-    def _commit_positions(self, transaction: Transaction, topics: Collection[str]) -> None:
-        for topic, reader in zip(input_topics(self._topics), self._readers, strict=True):
-            if topic in topics:
-                transaction.commit_positions(group_of(self._bundle, topic), reader.position())
+    def _read_positions(self, topics: Collection[str]) -> dict[str, Positions]:
+        """Returns the positions after the last poll, by group."""
+        readers = zip(input_topics(self._topics), self._readers, strict=True)
+        return {group_of(self._bundle, topic): reader.position() for topic, reader in readers if topic in topics}
 
     def confirm(self) -> None:
         """Commits the positions without a step, between two batches. Only the leader calls it.
@@ -356,8 +397,9 @@ class Trainer:
             FencedError: Another trainer has taken over this bundle's table.
             LogError: The log does not answer.
         """
-        topics = input_topics(self._topics)
-        self._writer.confirm(lambda transaction: self._commit_positions(transaction, topics))
+        self.settle()
+        positions = self._read_positions(input_topics(self._topics))
+        self._writer.confirm(lambda transaction: _commit_positions(transaction, positions))
 
     def write_snapshot(self) -> None:
         """Writes a snapshot of the state after the last batch.
@@ -367,6 +409,7 @@ class Trainer:
         """
         if self._snapshots is None:
             return
+        self.settle()
         self._snapshot_due = time.monotonic() + self._options.snapshot_every_s
         self._tell(Command("snapshot"))
         self._snapshots.write(self._snapshot())
@@ -389,7 +432,8 @@ class Trainer:
             _LOGGER.warning("%s", error)
 
     def drained(self) -> bool:
-        """Returns whether both input topics are read to their ends."""
+        """Returns whether both input topics are read to their ends, and all of it is committed."""
+        self.settle()
         return not any(self.lag().values())
 
     def lag(self) -> dict[tuple[str, int], int]:
@@ -406,7 +450,8 @@ class Trainer:
         self._tell(Command("end"))
 
     def close(self) -> None:
-        """Closes the readers and the transactors. Committed batches stay."""
+        """Closes the readers and the transactors. Committed batches stay. A commit under way ends before."""
+        self._background.close()
         for reader in self._readers:
             reader.close()
         self._writer.close()
@@ -415,7 +460,7 @@ class Trainer:
         """Returns the next offset to read of every partition of the inputs."""
         return {partition: offset for reader in self._readers for partition, offset in reader.position().items()}
 
-    def _write(self, transaction: Transaction, outcome: StepResult) -> None:
+    def _write(self, transaction: Transaction, outcome: StepResult, seq: int) -> None:
         kept = min(KEPT_BYTES, self._limit_bytes // 4)
         for bad in outcome.bad:
             letter = encode_dead_letter(bad.message, bad.cause, bad.reason, kept_bytes=kept, bundle=self._bundle.id)
@@ -425,7 +470,7 @@ class Trainer:
                 "removed",
                 removed.request,
                 bundle=self._bundle.id,
-                seq=self.step.seq,
+                seq=seq,
                 removed=removed.counts,
                 shared=list(SHARED),
             )
@@ -462,7 +507,7 @@ class Trainer:
         The batch is not committed then, so its messages do not end among the dead letters.
         """
         faulty = {address(rejected.message) for rejected in bad if rejected.cause not in _HARMLESS}
-        self._recent_faults += [address(message) in faulty for message in messages]
+        self._recent_faults += [bool(faulty) and address(message) in faulty for message in messages]
         count, of = sum(self._recent_faults), len(self._recent_faults)
         if of >= _ENOUGH and count > self._options.most_bad * of:
             example = next((rejected.reason for rejected in bad if address(rejected.message) in faulty), "")
@@ -486,6 +531,8 @@ class Trainer:
             return self._without_poison(messages, error)
 
     def _without_poison(self, messages: list[Message], error: BaseException) -> StepResult:
+        # The state is restored from the log.
+        self.settle()
         before, positions = self._restored()
         # Writes a snapshot, so that the search for the next poison reads only the log after it.
         pristine = snapshot_of(before, deltas=ends_of(self._log, self._topics.deltas), inputs=positions)
@@ -545,3 +592,8 @@ class Trainer:
         snapshot = self._snapshots.newest(self._bundle) if self._snapshots is not None else None
         step = self._new_step(snapshot)
         return restored(self._log, self._topics, snapshot, step, self._start.positions, self._marks)
+
+
+def _commit_positions(transaction: Transaction, positions: Mapping[str, Positions]) -> None:
+    for group, position in positions.items():
+        transaction.commit_positions(group, position)

@@ -200,15 +200,17 @@ class StreamService:
         with self._opened_trainer() as trainer, frozen_heap():
             due = confirm = 0.0
             while not stop.is_set():
-                if trainer.run_once():
+                if trainer.run_ahead():
                     confirm = time.monotonic() + _CONFIRM_S
                 elif time.monotonic() >= confirm:
                     trainer.confirm()
                     confirm = time.monotonic() + _CONFIRM_S
                 if time.monotonic() >= due:
+                    trainer.settle()
                     self.metrics.behind(trainer.lag())
                     self.metrics.reached(trainer.step.seq, trainer.positions())
                     due = time.monotonic() + _LAG_EVERY_S
+            trainer.settle()
             with contextlib.suppress(TesseraError):
                 trainer.write_snapshot()
             self.metrics.reached(trainer.step.seq, trainer.positions())

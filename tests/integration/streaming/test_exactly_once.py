@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -42,6 +43,7 @@ from tests.chaos.cluster import until
 from tests.integration.world import World
 
 BATCH = 32
+FENCED = "after produce"
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,11 @@ def send(log: EventLog, topics: Topics, messages: list[bytes], *, items: list[by
     log.append(topics.items, [(None, message) for message in items or []])
 
 
-def drained(trainer: Trainer) -> Trainer:
+def drained(trainer: Trainer, *, ahead: bool = False) -> Trainer:
+    """Runs to the end of the topics. With `ahead`, the transaction of a batch runs during the step of the next."""
     while not trainer.drained():
+        while ahead and trainer.run_ahead():
+            pass
         trainer.run_once(wait_s=0.5)
     return trainer
 
@@ -98,9 +103,12 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("place", ["after produce", "after offsets"])
+@pytest.mark.parametrize(
+    ("place", "ahead"),
+    [("after produce", False), ("after offsets", False), ("after produce", True), ("after commit", True)],
+)
 def test_a_crash_inside_the_transaction_leaves_nothing_and_the_run_goes_on_to_the_same_bits(
-    log: EventLog, topics: Topics, world: World, tmp_path: Path, place: str
+    log: EventLog, topics: Topics, world: World, tmp_path: Path, place: str, ahead: bool
 ) -> None:
     messages, items = traffic(world, 300), [json.dumps(new_item(1)).encode()]
     send(log, topics, messages, items=items)
@@ -117,7 +125,7 @@ def test_a_crash_inside_the_transaction_leaves_nothing_and_the_run_goes_on_to_th
     while whole is None:
         trainer = Trainer(log, world.bundle, topics=topics, options=OPTIONS, snapshots=snapshots, failpoint=failpoint)
         try:
-            drained(trainer)
+            drained(trainer, ahead=ahead)
             whole = bits(trainer.step)
         except _Killed:
             crashes += 1
@@ -261,6 +269,29 @@ def test_a_second_trainer_takes_over_and_the_first_is_fenced(log: EventLog, topi
     second.close()
     total = sum(1 for message in log.read(topics.deltas, 0, 0, log.end_offsets(topics.deltas)[0]) if message.value)
     assert total == second.step.seq
+
+
+def test_a_commit_under_way_is_fenced_at_the_next_call_and_the_step_beside_it_is_done_again(
+    log: EventLog, topics: Topics, world: World
+) -> None:
+    messages = world.messages(4 * BATCH)
+    send(log, topics, messages)
+    opened = threading.Event()
+    first = Trainer(
+        log, world.bundle, topics=topics, options=OPTIONS, failpoint=lambda at: opened.wait() if at == FENCED else None
+    )
+    assert first.run_ahead() == BATCH
+    second = Trainer(log, world.bundle, topics=topics, options=OPTIONS)
+    assert second.step.seq == 0
+    opened.set()
+    with pytest.raises(FencedError):
+        first.run_ahead()
+    assert first.totals.batches == 0
+    first.close()
+    assert drained(second, ahead=True).totals.events == len(messages)
+    second.close()
+    changes = [delta.decode(found.value) for found in log.read(topics.deltas, 0, 0, log.end_offsets(topics.deltas)[0])]
+    assert [change.seq for change in changes] == list(range(1, second.step.seq + 1))
 
 
 def test_trainers_of_one_bundle_on_other_topics_do_not_fence_each_other(
