@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.cli.run import PositionsOption, SetOption, print_result, read_positions, status_of
+from tessera.cli.run import PositionsOption, SetOption, earlier_run, print_result, read_positions, status_of
 from tessera.terminal import DatasetArgument, JsonOption, err_console, load_with_split, out_console, print_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def retrain(
     ),
     set_: SetOption = None,
     warm_start: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--warm-start", help="The --out of a run from which the first retraining begins."),
     ] = None,
     positions: PositionsOption = None,
@@ -33,8 +33,9 @@ def retrain(
     from tessera.settings import Settings
 
     loaded = load_with_split(dataset, None)
-    options = replace(load_options(loaded, set_ or ()), warm_start=warm_start, positions=read_positions(positions))
     settings = Settings.from_environment()
+    earlier = earlier_run(settings, warm_start, str(runs))
+    options = replace(load_options(loaded, set_ or ()), warm_start=earlier, positions=read_positions(positions))
     done = train_again(
         loaded,
         runs,

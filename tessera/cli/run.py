@@ -5,14 +5,14 @@ Choices about the model stand in the descriptor's `[run]` table; `--set` overrid
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from features.errors import TesseraError
+from features.errors import DatasetError, TesseraError
 from tessera.terminal import (
     DatasetArgument,
     JsonOption,
@@ -21,6 +21,12 @@ from tessera.terminal import (
     out_console,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from tessera.settings import Settings
+
+# Stages that a warm start reads.
+_EARLIER = ("encode", "assign", "frame", "train", "publish")
 
 StagesOption = Annotated[
     str, typer.Option("--out", help="One directory per stage; a later run continues there. A path or an address.")
@@ -38,10 +44,10 @@ SplitOption = Annotated[
     str | None, typer.Option("--split", help="Instead of the descriptor's: time, random, leave-one-out or order.")
 ]
 WarmStartOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--warm-start",
-        help="The --out of an earlier run: keep its encoder, its codes' names and its rows. "
+        help="The --out of an earlier run, a path or an address: keep its encoder, its codes' names and its rows. "
         "A map in it, OUT/maps/NAME: keep the names and rows under the map's encoder.",
     ),
 ]
@@ -125,6 +131,31 @@ def read_positions(path: Path | None) -> tuple[Any, ...]:
         raise TesseraError(f"{path}: expected what `tessera topics positions` prints ({error})") from error
 
 
+def earlier_run(settings: "Settings", warm_start: str | None, out: str) -> Path | None:
+    """Returns the directory of the run of a warm start, whose stages are fetched if they are at an address.
+
+    Args:
+        settings: Names the directory of the copies.
+        warm_start: Path or address of the earlier run, or None.
+        out: Path or address of the new run.
+
+    Raises:
+        DatasetError: The address has no run, or is that of the new run.
+        StorageError: The store does not answer.
+    """
+    if warm_start is None:
+        return None
+    directory, address = settings.stages_of(warm_start)
+    if address is None:
+        return directory
+    from tessera.pipeline.stage import fetch_stages
+
+    if address == settings.stages_of(out)[1]:
+        raise DatasetError(f"--warm-start {address} is this run's own --out; give the new run another address")
+    # A run of this machine at the same address has stages of its own, which a fetch must not replace.
+    return fetch_stages(address, directory.with_name(f"{directory.name}-earlier"), _EARLIER)
+
+
 def run(
     dataset: DatasetArgument,
     out: StagesOption = "out",
@@ -151,8 +182,8 @@ def run(
     loaded = load_with_split(dataset, split)
     given = {"runner": runner, "endpoint": endpoint, "training.processes": processes}
     chosen = load_options(loaded, [*(set_ or ()), *(f"{name}={value}" for name, value in given.items() if value)])
-    options = replace(chosen, warm_start=warm_start, positions=read_positions(positions))
     settings = Settings.from_environment()
+    options = replace(chosen, warm_start=earlier_run(settings, warm_start, out), positions=read_positions(positions))
     registry = settings.registry_on_use() if until == "publish" else None
     directory, copies = settings.stages_of(out)
     result = run_stages(

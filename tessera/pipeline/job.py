@@ -63,7 +63,7 @@ class Job:
         for directory in filter(None, (out, options.warm_start)):
             refuse_address(
                 directory,
-                "the library's runs and a warm start are on this disk. `tessera run --out` takes an address, and for "
+                "the library's runs and its warm starts are on this disk. `tessera run` takes addresses, and for "
                 "workers that share no disk TESSERA_EXCHANGE is one",
             )
         self._engines = engines

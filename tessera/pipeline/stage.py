@@ -243,6 +243,29 @@ def finished_key(directory: Path) -> str:
     return _record(directory).key
 
 
+def fetch_stages(address: Remote, directory: Path, names: Sequence[str]) -> Path:
+    """Fetches finished stages of a run from an object store. A stage that is the same here is not fetched again.
+
+    Args:
+        address: Address of the run, as `tessera run --out` took it.
+        directory: Directory of the copies.
+        names: Names of the stages. A stage that the run lacks is left out.
+
+    Returns:
+        The directory.
+
+    Raises:
+        DatasetError: The address has none of the stages.
+        StorageError: The store does not answer, or a stage at the store is damaged.
+    """
+    found = [name for name in names if _record(address / name).key]
+    if not found:
+        raise DatasetError(f"{address}: the store has no finished stage there; give the --out of a `tessera run`")
+    for name in found:
+        fetch_folder(address / name, directory / name, _KEY)
+    return directory
+
+
 def made_of(directory: Path) -> MadeOf:
     """Returns the inputs of a finished stage; all parts are empty if an earlier release of Tessera made the stage."""
     return _record(directory).made_of or MadeOf()

@@ -303,7 +303,6 @@ def test_a_stage_that_the_store_does_not_take_is_kept_and_sent_later(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "{disk}", "--out", "x", "--warm-start", "s3://shop/out"], "s3://shop/out: expected a directory"),
         (["check", "s3://shop/data/store.toml"], "copy the descriptor to this disk; the path of a table"),
         (["export", "s3://shop/out"], "s3://shop/out: .* copy the run or the bundle to this disk"),
     ],

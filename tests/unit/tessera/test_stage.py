@@ -11,8 +11,11 @@ from rich.console import Console
 
 from features.durable import recover_directory
 from features.errors import DatasetError, TesseraError
+from features.storage.location import Remote
+from tessera.cli.run import earlier_run
 from tessera.pipeline.made_of import key_of
 from tessera.pipeline.stage import Advance, Stages, finished_key
+from tessera.settings import Settings
 
 
 class Work:
@@ -236,3 +239,25 @@ def test_what_a_stopped_stage_made_of_an_input_put_back_since_is_no_use(tmp_path
     path.write_bytes(good.read_bytes())
     place = run.run("encode", "key", Work(), inputs=OneInput(path))
     assert (place / "0.txt").read_text() == "0"
+
+
+def test_stages_of_a_run_at_a_store_are_fetched_for_a_warm_start(tmp_path: Path) -> None:
+    address = Remote(f"memory://{tmp_path.name}/run")
+    done = Stages(tmp_path / "first", Console(quiet=True), address)
+    done.run("encode", "one", Work())
+    done.run("train", "two", Work(files=1))
+    settings = Settings(home=tmp_path / "home")
+    found = earlier_run(settings, str(address), "memory://other/run")
+    assert found is not None
+    assert (finished_key(found / "encode"), finished_key(found / "train")) == ("one", "two")
+    assert names(found / "encode") == {"0.txt", "1.txt", "2.txt", "stage.json"}
+    # A later run at the address is fetched again.
+    Stages(tmp_path / "second", Console(quiet=True), address).run("train", "three", Work())
+    assert earlier_run(settings, str(address), "out") == found
+    assert finished_key(found / "train") == "three"
+    assert earlier_run(settings, str(tmp_path), "out") == tmp_path
+    assert earlier_run(settings, None, "out") is None
+    with pytest.raises(DatasetError, match=f"^--warm-start {address} is this run's own --out"):
+        earlier_run(settings, str(address), str(address))
+    with pytest.raises(DatasetError, match=r"^memory://none: the store has no finished stage there"):
+        earlier_run(settings, "memory://none", "out")
