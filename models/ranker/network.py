@@ -3,7 +3,7 @@
     x = [pooled lookups, attended history, numeric (B, n), projected content]      logit = w · [cross(x), MLP(x)]
 
 Other kinds are in `models.networks`. Crosses are low-rank (eq. 3 of the paper); cross nets and MLP are TorchRec's (see
-`models.ranker.dcn`).
+`models.networks.dcn`).
 
 Shape letters: B batch, K lookups, D dim, L history length, W width of the attended features together.
 """
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.networks.dcn import cross_net, mlp
 from models.networks.inputs import NetworkInputs, NetworkReads
 from models.networks.kinds import DEFAULT, check_logits, network_class, new_network, source_of, wants_sequence
-from models.ranker.dcn import cross_net, mlp
 from models.ranker.placement import PlacementPath
 from models.table.batch import Batch
 from models.table.reference import EmbeddingTable

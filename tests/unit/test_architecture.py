@@ -18,7 +18,7 @@ IMPORTERS = {
     "s3fs": (),
     "dask": ("features/jobs/dask_cluster.py",),
     "distributed": ("features/jobs/dask_cluster.py",),
-    "torchrec": ("models/table/unified.py", "models/ranker/dcn.py", "models/sharded/table.py"),
+    "torchrec": ("models/table/unified.py", "models/networks/dcn.py", "models/sharded/table.py"),
     # The benchmark measures fbgemm's bare table as a floor.
     "fbgemm_gpu": ("features/device/card.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
     "mlflow": ("models/registry/mlflow_client.py",),

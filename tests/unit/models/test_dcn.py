@@ -12,14 +12,14 @@ from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.mlp import MLP
 
 from features.errors import TesseraError
-from models.ranker import dcn
+from models.networks import dcn
 from models.table import engine as fused
 
 WITHOUT = """
 import sys
 sys.modules["fbgemm_gpu"] = sys.modules["torchrec"] = None
 import models.bundle.bundle, models.ranker.train, serving.ranking.service, streaming.trainer
-from models.ranker import dcn
+from models.networks import dcn
 from models.table.open import open_table
 from models.table.reference import ReferenceTable
 from tests.build import pooled_schema
