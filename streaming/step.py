@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from features.errors import EventError, LogError
 from features.hashing import fingerprint
@@ -38,6 +37,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Delta, Record
 from models.encoder.meaning.neighbours import LABELLED, coded_labels
+from models.ranker.frozen import gradient_of
 from models.ranker.network import Ranker
 from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
@@ -95,6 +95,7 @@ class Step:
             if deal.partitions == 1
             else Ranker(RangedTable(bundle, deal, seat.peers, learning_rate=learning_rate), bundle.network())
         )
+        self._gradient = gradient_of(self.ranker.network)
         self.rows = deal.own_rows(bundle.schema.rows)
         self.seqs = np.full(len(self.rows), SNAPSHOT_SEQ, dtype=np.int64)
         self.catalogue = Catalogue(bundle)
@@ -444,11 +445,11 @@ class Step:
         return touched
 
     def _train_whole(self, batch: Batch, outcome: StepResult) -> NDArray[np.int64]:
-        logits = self.ranker(batch)
-        loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-        (loss / self.bundle.manifest.training.batch).backward()
+        pooled, mean_of = self.ranker.table(batch), self.bundle.manifest.training.batch
+        logits, gradient = self._gradient(pooled.detach(), batch, mean_of)
+        pooled.backward(gradient)
         self.ranker.table.step()
-        outcome.labels, outcome.logits = batch.labels.numpy(), logits.detach().numpy()
+        outcome.labels, outcome.logits = batch.labels.numpy(), logits.numpy()
         return _distinct(batch.values.numpy(), len(self.seqs))
 
     def _admission_records(self, keys: NDArray[np.uint64]) -> list[Record]:

@@ -181,23 +181,31 @@ class DensePart(nn.Module):
         pooled = pooled.to(dtype)
         fields = pooled[:, self._columns["plain"]] if self._attended else pooled
         candidate, items = self._history(pooled)
-        content = [] if batch.content is None else [self.content(batch.content.to(dtype))]
-        numeric = batch.numeric.to(dtype)
+        beside = self.beside(batch)
         attended = []
         if candidate is not None and hasattr(self, "attention"):
             attended = [self.attention(candidate, items, batch.visits)]
         if self.config.kind == DEFAULT:
-            logits: Tensor = self.network(fields, *attended, *content, numeric)
+            logits: Tensor = self.network(fields, *attended, *beside)
         else:
             vectors = torch.cat([fields, *attended], dim=1).view(len(fields), -1, self._schema.dim)
-            inputs = NetworkInputs(vectors, torch.cat([*content, numeric], dim=1))
+            inputs = NetworkInputs(vectors, torch.cat(beside, dim=1))
             if candidate is not None and not attended:
                 inputs = inputs._replace(candidate=candidate, history=items, visits=batch.visits)
             logits = check_logits(self.config.kind, self.network(inputs), len(fields))
-        if self._schema.placement:
-            path = self.placement
-            logits = logits + (path.reference if batch.placement is None else path(batch.placement))
-        return logits
+        return self.placed(logits, batch)
+
+    def beside(self, batch: Batch) -> list[Tensor]:
+        """Returns the inputs of a batch that are no lookups: the projected content, if any, and the numbers."""
+        content = [] if batch.content is None else [self.content(batch.content.to(self._dtype))]
+        return [*content, batch.numeric.to(self._dtype)]
+
+    def placed(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Adds the position path, if the schema has one, to logits (B,)."""
+        if not self._schema.placement:
+            return logits
+        path = self.placement
+        return logits + (path.reference if batch.placement is None else path(batch.placement))
 
     def _history(self, pooled: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Returns the candidate (B, W) and the history (B, L, W), None without attention."""

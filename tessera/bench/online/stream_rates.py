@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from torch.nn import functional
 
 from features.dataset.descriptor import Dataset
 from models.bundle import delta
@@ -116,8 +115,8 @@ class _Recorded(Step):
         """Returns the seconds of the forward and backward pass of all batches; the floor of the loop."""
         began = time.perf_counter()
         for batch in self.batches:
-            loss = functional.binary_cross_entropy_with_logits(self.ranker(batch), batch.labels, reduction="sum")
-            (loss / self.bundle.manifest.training.batch).backward()
+            pooled = self.ranker.table(batch)
+            pooled.backward(self._gradient(pooled.detach(), batch, self.bundle.manifest.training.batch)[1])
         return time.perf_counter() - began
 
 
