@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import polars as pl
 
-from features.content.content import FIELDS, contents, fields_of
+from features.content.content import FIELDS, contents, fields_of, text_key
 from features.content.lexical import pack_terms
 from features.message import item_rows
 from models.bundle import record
@@ -22,6 +23,7 @@ class ItemUpdates:
     Attributes:
         records: Record that the stream last wrote of each item, by item id. A deleted item has a tombstone.
         versions: Version of the last applied message about each item, by item id.
+        texts: `text_key` of the text behind the item's record, by item id. Items without a message have none.
 
     Args:
         bundle: Bundle whose encoder and codebook encode the items' texts.
@@ -43,6 +45,7 @@ class ItemUpdates:
         self._before = before
         self.records: dict[str, bytes] = {}
         self.versions: dict[str, int] = {}
+        self.texts: dict[str, bytes] = {}
 
     def apply(self, inbox: Inbox, outcome: StepResult) -> list[Record]:
         """Applies item messages and returns one record for each item that changed.
@@ -69,10 +72,12 @@ class ItemUpdates:
         newest = self._newest(frame, inbox, outcome)
         deleted = [item_id for item_id, row in newest.items() if row is None]
         kept = [row for row in newest.values() if row is not None]
-        changed = self._encoded(frame[kept]) if kept else {}
+        changed = self._changed(frame[kept]) if kept else {}
         self._before([*changed, *deleted])
         self._catalogue.put_items(changed)
         self._catalogue.remove_items(deleted)
+        for item_id in deleted:
+            self.texts.pop(item_id, None)
         payloads = {item_id: record.encode(item) for item_id, item in changed.items()}
         return self._written(payloads | dict.fromkeys(deleted, record.TOMBSTONE))
 
@@ -106,23 +111,42 @@ class ItemUpdates:
         self.versions[item_id] = version if version is not None else max(timestamp_ms, known or timestamp_ms)
         return True
 
-    def _encoded(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
-        encoder, codebook = self._bundle.encoder, self._bundle.codebook
-        texts = contents(frame)
-        vectors, codes, _ = self._bundle.encode_items(texts)
+    def _changed(self, frame: pl.DataFrame) -> dict[str, record.ItemRecord]:
+        """Returns the records of items, by id. Encodes all new texts at once, and no text that its item had before.
+
+        State alone decides which texts are encoded together. So a repeat after a restart gives the same bits, with an
+        encoder whose last bits depend on the batch too.
+        """
+        texts, ids = contents(frame), frame["item_id"].to_list()
+        keys = [text_key(text) for text in texts]
+        new = [row for row, item_id in enumerate(ids) if self.texts.get(item_id) != keys[row]]
+        found = dict(zip((ids[row] for row in new), self._encoded([texts[row] for row in new]), strict=True))
+        self.texts |= zip(ids, keys, strict=True)
         features = frame.drop("message_row", "text", FIELDS, "item_id", strict=False).to_dicts()
-        ids = frame["item_id"].to_list()
         return {
-            ids[row]: record.ItemRecord(
+            item_id: msgspec.structs.replace(
+                found[item_id] if item_id in found else record.decode_item(self.records[item_id]), features=own
+            )
+            for item_id, own in zip(ids, features, strict=True)
+        }
+
+    def _encoded(self, texts: Sequence[str]) -> list[record.ItemRecord]:
+        """Returns a record without features for each text."""
+        if not texts:
+            return []
+        encoder, codebook = self._bundle.encoder, self._bundle.codebook
+        vectors, codes, _ = self._bundle.encode_items(texts)
+        return [
+            record.ItemRecord(
                 encoder=encoder.id if encoder else "",
                 vector=vectors[row].astype("<f4").tobytes(),
                 codes=codes[row].tolist(),
-                features=features[row],
+                features={},
                 codebook=codebook.id if codebook else "",
-                terms=pack_terms(texts[row]) if encoder else b"",
+                terms=pack_terms(text) if encoder else b"",
             )
-            for row in range(frame.height)
-        }
+            for row, text in enumerate(texts)
+        ]
 
     def _written(self, payloads: dict[str, bytes]) -> list[Record]:
         self.records |= payloads

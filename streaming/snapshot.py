@@ -83,6 +83,8 @@ class Memory(msgspec.Struct, frozen=True):
         forgotten: Forgotten users.
         dead: Numbers of forgotten users, which have no id.
         removed: Number of the micro-batch that removed each record of aggregates, by the record's id.
+        item_texts: Hash of the text behind each record of `item_records` that a message gave, by item id. A snapshot of
+            a release before 0.2 has none, so the next message about an item encodes its text.
     """
 
     users: list[str]
@@ -94,6 +96,7 @@ class Memory(msgspec.Struct, frozen=True):
     forgotten: list[ForgottenUser] = []
     dead: list[int] = []
     removed: dict[str, int] = {}
+    item_texts: dict[str, bytes] = {}
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def snapshot_of(step: Step, *, deltas: Offsets, inputs: Positions) -> Snapshot:
         items=catalogue.item_ids[step.published_items :],
         item_records=dict(step.items.records),
         item_versions=dict(step.items.versions),
+        item_texts=dict(step.items.texts),
         arrivals=step.fresh.arrivals,
         recent=msgspec.to_builtins(step.fresh.recent.state()),
         forgotten=[
@@ -113,6 +114,7 @@ def restore_step(step: Step, snapshot: Snapshot) -> None:
     step.visitors = set(arrays["visitors"].tolist())
     step.fresh.recent.restore(memory.recent)
     step.items.records, step.items.versions = dict(memory.item_records), dict(memory.item_versions)
+    step.items.texts = dict(memory.item_texts)
     step.fresh.arrivals, step.seq = memory.arrivals, snapshot.seq
 
 

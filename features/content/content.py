@@ -4,6 +4,7 @@ An encoder takes texts. A content is a text that also carries its fields, so eve
 that reads certain fields finds them there. A text without fields, such as a query, is read whole.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,12 @@ def contents(frame: "pl.DataFrame") -> list[str]:
     if FIELDS not in frame.columns:
         return texts
     return [Content(text, fields) for text, fields in zip(texts, frame[FIELDS].to_list(), strict=True)]
+
+
+def text_key(text: str) -> bytes:
+    """Returns a hash, 16 bytes, of a text and its fields: all that an encoder reads of an item."""
+    fields = text.fields if isinstance(text, Content) else {}
+    return hashlib.blake2b(msgspec.msgpack.encode([str(text), dict(fields)]), digest_size=16).digest()
 
 
 def refuse_without_fields(encoder: Encoder, frame: "pl.DataFrame", *, source: str) -> None:
