@@ -4,7 +4,7 @@ Each version runs `worker.py` in an environment of its own, with one thread, on 
 The two versions take turns, and every second pair begins with the other one. A ratio is of two neighbours.
 
 - step: messages that become deltas in memory, events for a CPU second.
-- items: messages about items, without the seconds of encoder and codebook.
+- items: messages about items whose text did not change, so that no text needs its encoder again.
 - pipeline: Kafka → step → deltas → Redis, events for a second, on a real broker and a real Redis server.
 
 Aggregates are off: the other commit may have none.
@@ -35,7 +35,7 @@ _WORKER = Path(__file__).parent / "worker.py"
 # Batch sizes of each part, its figure that is claimed, and the least ratio of the two versions.
 _CLAIMED = {
     "step": ((256, 1_024), "events_per_cpu_s", 1.7),
-    "items": ((256,), "items_without_encoding_per_cpu_s", 20.0),
+    "items": ((256,), "items_per_cpu_s", 20.0),
     "pipeline": ((256,), "events_per_s", 2.0),
 }
 
