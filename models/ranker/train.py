@@ -124,6 +124,20 @@ class Checkpointing:
     seconds: float = 60.0
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Functions that follow a training. An exception of a function ends the training.
+
+    Attributes:
+        step: Called with the loss of each step; on processors alone. None: the losses are not read.
+        epoch: Called after each epoch with the validation losses of the epochs so far, before the epoch's checkpoint.
+            A training that goes on from a checkpoint repeats no earlier call.
+    """
+
+    step: Callable[[float], None] | None = None
+    epoch: Callable[[tuple[float, ...]], None] | None = None
+
+
 def train(
     schema: Schema,
     frame: Frame,
@@ -133,7 +147,7 @@ def train(
     checkpointing: Checkpointing | None = None,
     start: Ranker | None = None,
     objective: Objective | None = None,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch = Watch(),
 ) -> Trained:
     """Trains on the frame's train part and keeps the epoch with the lowest log loss on its validation part.
 
@@ -144,7 +158,7 @@ def train(
         checkpointing: Continues from an existing checkpoint, to the bits of a run that was not interrupted.
         start: Ranker of the same schema to start from instead of a fresh one; it is trained in place.
         objective: Loss to lower on the train part and to compare epochs by. By default the log loss.
-        watch: Called with the loss of each step; on processors alone.
+        watch: Functions that follow the training.
 
     Raises:
         DatasetError: A part is empty, or a label is neither 0 nor 1.
@@ -216,7 +230,7 @@ class TrainingRun:
         heights: Sequence[int],
         positives: float,
         objective: Objective | None = None,
-        watch: Callable[[float], None] | None = None,
+        watch: Watch = Watch(),
     ) -> None:
         self.ranker = ranker
         self.losses: tuple[float, ...] = ()
@@ -362,8 +376,8 @@ class TrainingRun:
     def _step(self, batch: Batch) -> None:
         loss = (self._objective or _mean_log_loss)(self._logits(batch), batch)
         self._descend(loss)
-        if self._watch is not None:
-            self._watch(float(loss.detach()))
+        if self._watch.step is not None:
+            self._watch.step(float(loss.detach()))
 
     def _descend(self, loss: Tensor) -> None:
         self._optimizer.zero_grad()
@@ -380,6 +394,8 @@ class TrainingRun:
         if self.losses[-1] == min(self.losses):
             # No later epoch can replace the last one, so the last needs no copy.
             self._best = None if self._epoch == self._config.max_epochs else snapshot(self.ranker)
+        if self._watch.epoch is not None:
+            self._watch.epoch(self.losses)
 
     def _held_out(self) -> float:
         """Returns the mean loss of the validation part."""

@@ -26,7 +26,16 @@ from models.ranker import checkpoint
 from models.ranker.loading import LoadedBlocks
 from models.ranker.network import Ranker
 from models.ranker.order import Draw
-from models.ranker.train import SCORE_ROWS, TRAIN, VALIDATION, Checkpointing, TrainConfig, TrainingRun, log_loss
+from models.ranker.train import (
+    SCORE_ROWS,
+    TRAIN,
+    VALIDATION,
+    Checkpointing,
+    TrainConfig,
+    TrainingRun,
+    Watch,
+    log_loss,
+)
 from models.sharded.share import own_examples
 from models.table.batch import Batch
 
@@ -64,7 +73,7 @@ class ShardedTraining(TrainingRun):
         self._share = share
         self._held_out_heights = whole[VALIDATION].heights
         heights = whole[TRAIN].heights
-        super().__init__(blocks, ranker, config, CPU, heights=heights, positives=positives, watch=watch)
+        super().__init__(blocks, ranker, config, CPU, heights=heights, positives=positives, watch=Watch(watch))
 
     def _made(self, draw: Draw, limits: NDArray[np.uint8] | None) -> Callable[[], None]:
         own = own_examples(self._share, self._heights[draw.block], draw.rows)
@@ -78,8 +87,8 @@ class ShardedTraining(TrainingRun):
         loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights, reduction="sum")
         loss = loss * factor
         self._descend(loss)
-        if self._watch is not None:
-            self._watch(_total(float(loss.detach())) / self._share.count)
+        if self._watch.step is not None:
+            self._watch.step(_total(float(loss.detach())) / self._share.count)
 
     def _held_out(self) -> float:
         total = sum(self._summed_log_loss(number) for number in range(len(self._held_out_heights)))

@@ -22,7 +22,7 @@ from features.frame import Frame
 from models.ranker.evaluate import quality
 from models.ranker.network import Ranker
 from models.ranker.stored import load_ranker
-from models.ranker.train import Checkpointing, TrainConfig, predict_part, train
+from models.ranker.train import Checkpointing, TrainConfig, Watch, predict_part, train
 from models.sharded.launch import Launch, train_in_processes
 from models.sharded.messages import LOSSES
 from models.table.admission import Admission, Sketch
@@ -105,7 +105,7 @@ def _apart(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], steps: int) -
 def _in_one(schema: Schema, trained_on: Frame, frame: Frame, config: TrainConfig) -> dict[str, Any]:
     losses: list[float] = []
     began = time.perf_counter()
-    trained = train(schema, trained_on, config, watch=losses.append)
+    trained = train(schema, trained_on, config, watch=Watch(losses.append))
     took = time.perf_counter() - began
     measured = _measured(schema, frame, trained.ranker, trained.sketch)
     return measured | {"epochs": len(trained.epochs), "seconds": took, "losses": losses[:_MORE]}

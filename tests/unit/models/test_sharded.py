@@ -22,7 +22,7 @@ from features.frame_blocks import BlockShare, held_blocks, stored_blocks, write_
 from models.ranker.checkpoint import check_processes
 from models.ranker.loading import examples, sighted
 from models.ranker.stored import load_ranker
-from models.ranker.train import Checkpointing, TrainConfig, snapshot, train
+from models.ranker.train import Checkpointing, TrainConfig, Watch, snapshot, train
 from models.sharded.launch import Launch, train_in_processes
 from models.sharded.messages import LOSSES
 from models.sharded.share import own_examples
@@ -103,7 +103,7 @@ def two(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_have_the_losses_and_rows_of_one(directory: Path, two: Path) -> None:
     losses: list[float] = []
-    one = train(SCHEMA, stored_frame(directory), CONFIG, watch=losses.append)
+    one = train(SCHEMA, stored_frame(directory), CONFIG, watch=Watch(losses.append))
     found = msgspec.json.decode((two / ".checkpoint.processes" / LOSSES).read_bytes(), type=list[float])
     assert len(found) == len(losses) > 100
     np.testing.assert_allclose(found[:10], losses[:10], rtol=0, atol=1e-6)

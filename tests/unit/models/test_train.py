@@ -47,6 +47,18 @@ def test_what_decides_the_label_is_learnt(trained: training.Trained) -> None:
     assert found.log_loss < 0.3
 
 
+def test_a_watch_sees_the_losses_after_each_epoch_and_may_end_the_training(trained: training.Trained) -> None:
+    seen: list[tuple[float, ...]] = []
+    train(SCHEMA, FRAME, SMALL_TRAIN, watch=training.Watch(epoch=seen.append))
+    assert seen == [trained.epochs[:count] for count in range(1, len(trained.epochs) + 1)]
+
+    def end(losses: tuple[float, ...]) -> None:
+        raise StopIteration(losses)
+
+    with pytest.raises(StopIteration):
+        train(SCHEMA, FRAME, SMALL_TRAIN, watch=training.Watch(epoch=end))
+
+
 def test_items_never_trained_on_are_ranked_by_their_attributes(trained: training.Trained) -> None:
     new = [{"item_id": f"new{number}", "colour": COLOURS[number % 4]} for number in range(40)]
     frame = Frame(FRAME.users, pl.DataFrame(new), FRAME.examples)
