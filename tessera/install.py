@@ -26,6 +26,7 @@ EXTRAS = {
     "mlflow": "train",
     "numpy": "train",
     "opentelemetry": "train",
+    "optuna": "sweep",
     "polars": "train",
     "prometheus_client": "stream",
     "pyarrow": "train",

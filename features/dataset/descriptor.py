@@ -322,6 +322,10 @@ class Events(TableSource):
         return clock | super().readable()
 
 
+CHOICES = frozenset({"run", "sweep"})
+"""Keys of a descriptor that say nothing about the data: choices of runs."""
+
+
 class Dataset(Config):
     """Dataset as its descriptor says.
 
@@ -335,6 +339,7 @@ class Dataset(Config):
         features: Features that expressions make, by name; see `features.value.expression`.
         policies: Policies of what a user is shown, by name; see `features.shown.policy`.
         run: Choices of a run, read by `tessera run`: see `[run]` below.
+        sweep: Values to try for choices of a run, read by `tessera sweep`.
         source: Path of the descriptor itself; no key of the file.
     """
 
@@ -347,6 +352,7 @@ class Dataset(Config):
     features: dict[str, Derived] = Field(default_factory=dict)
     policies: dict[str, Policy] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
+    sweep: dict[str, Any] = Field(default_factory=dict)
     source: Path
 
     @model_serializer(mode="wrap")
@@ -490,7 +496,8 @@ def _declared_features(document: dict[str, Any], path: Path) -> Any:
 def _explain(error: ErrorDetails) -> str:
     """Returns one pydantic error as "[events] label.positive: what is wrong"."""
     table, *keys = [str(part) for part in error["loc"]] or [""]
-    is_table = bool(keys) or table in {"items", "users", "events", "split", "aggregates", "features", "policies", "run"}
+    tables = {"items", "users", "events", "split", "aggregates", "features", "policies", *CHOICES}
+    is_table = bool(keys) or table in tables
     where = " ".join(part for part in (f"[{table}]" if is_table else table, ".".join(keys)) if part)
     if error["type"] == "missing":
         message = "is missing; add it"

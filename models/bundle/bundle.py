@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 from features.content.chain import load_view
 from features.content.given.encoder import given_in, with_vectors
 from features.content.kinds import load_encoder
-from features.dataset.descriptor import Dataset
+from features.dataset.descriptor import CHOICES, Dataset
 from features.device import DeviceChoice, resolve
 from features.durable import write_directory
 from features.errors import BundleError
@@ -442,7 +442,7 @@ def _portable(dataset: Dataset, encoder: Path | None) -> dict[str, Any]:
     if encoder is not None and dataset.items is not None and dataset.items.vectors:
         widths = {one.name: one.dim for one in given_in(load_encoder(encoder))}
         dataset = dataset.model_copy(update={"items": dataset.items.with_widths(widths)})
-    return dataset.model_dump(mode="json", exclude={"run"}) | {"source": dataset.source.name}
+    return dataset.model_dump(mode="json", exclude=set(CHOICES)) | {"source": dataset.source.name}
 
 
 def file_hashes(directory: Path) -> dict[str, str]:

@@ -3,10 +3,12 @@
 Shape letters: n candidates, M distinct rows, D dimension of a row, W pooled columns.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,8 +16,8 @@ from torch import Tensor
 from features import tracing as trace
 from features.errors import AnswerError
 from features.history import Jagged
-from models.bundle.catalogue import Catalogue
 from models.ranker.network import DensePart
+from models.table.admission import Admission
 from models.table.batch import Assembler, Batch, Entities, Examples, aggregate_keys
 from models.table.reference import pool
 from models.table.schema import Feature, Schema
@@ -39,6 +41,33 @@ class Lookups:
     own: Batch
 
 
+class ScoredEntities(Protocol):
+    """Users and items whose rows a scorer looks up. `models.bundle.catalogue.Catalogue` is a bundle's."""
+
+    @property
+    def users(self) -> Entities:
+        """Values of the users, by number."""
+
+    @property
+    def items(self) -> Entities:
+        """Values of the items, by number."""
+
+    @property
+    def user_numbers(self) -> Mapping[str, int]:
+        """Numbers of the users by id."""
+
+    @property
+    def admission(self) -> Admission:
+        """Admission of values."""
+
+    @property
+    def ranker_vectors(self) -> Floats:
+        """(N, E) content vectors by item number, as the ranker reads them."""
+
+    def user_frame(self, ids: Sequence[str]) -> pl.DataFrame:
+        """Returns a frame of users for whom only the id is known."""
+
+
 class Scorer:
     """Network of one bundle over one catalogue.
 
@@ -48,7 +77,9 @@ class Scorer:
         varying: Names of the events' features that differ between the candidates of a request.
     """
 
-    def __init__(self, schema: Schema, network: DensePart, catalogue: Catalogue, varying: Collection[str] = ()) -> None:
+    def __init__(
+        self, schema: Schema, network: DensePart, catalogue: ScoredEntities, varying: Collection[str] = ()
+    ) -> None:
         self._schema = schema
         self._network = network
         self._catalogue = catalogue

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,12 @@ class Tracking:
                 self._client.log_param(run_id, name, value)
             for name, metric in metrics.items():
                 self._client.log_metric(run_id, name, metric)
+
+    def log_series(self, run_id: str, name: str, values: Sequence[float]) -> None:
+        """Keeps the values of a metric with a run, by step from 0."""
+        with errors_named(self.uri):
+            for step, value in enumerate(values):
+                self._client.log_metric(run_id, name, value, step=step)
 
     def set_run_tag(self, run_id: str, tag: str, text: str) -> None:
         """Sets a tag of a run."""

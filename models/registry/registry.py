@@ -16,6 +16,7 @@ from models.registry.documents import PAST_TAG, ROLLOUTS_TAG, Documents
 from models.registry.lineage import Lineage, ModelVersion, history
 from models.registry.mlflow_client import Tracking, errors_named
 from models.registry.release import BUNDLE_TAG, CHALLENGER, CHAMPION, ENDED_TAG, PREVIOUS, Release
+from models.registry.trials import TrialLog
 
 _CODEBOOK_TAG, _CODEBOOK_SUFFIX = "tessera.codebook", ".codebook"
 _WAIT_S, _FETCH_S = 60.0, 600.0
@@ -27,6 +28,7 @@ class Registry:
 
     Attributes:
         documents: Documents of the releases, and experiments of the models.
+        trials: Trials of sweeps.
 
     Args:
         uri: MLflow tracking address, `sqlite:///…` for a file.
@@ -38,6 +40,7 @@ class Registry:
         self.documents = Documents(self._tracking)
         local = uri.startswith("sqlite:")
         self._artifacts = artifacts if local else None
+        self.trials = TrialLog(self._tracking, self._artifacts)
         self._lock = artifacts.with_name("registry")
         self._place = str(artifacts.parent) if local else uri
         self._database = Path(uri.removeprefix("sqlite:///")) if local else None

@@ -25,6 +25,7 @@ from tessera.cli.run import RunCommand, run, run_until
 from tessera.cli.serve import keys, serve
 from tessera.cli.skew import skew
 from tessera.cli.stream import backfill, letters, replay, send, stream, topics, verify
+from tessera.cli.sweep import sweep
 from tessera.terminal import (
     DatasetArgument,
     JsonOption,
@@ -96,6 +97,7 @@ for _name, _last, _help in (
 
 tables = typer.Typer(no_args_is_help=True, help="The unified table of a bundle.")
 app.command()(retrain)
+app.command(cls=RunCommand)(sweep)
 app.add_typer(tables, name="table")
 app.add_typer(ids, name="ids")
 app.add_typer(encoder, name="encoder")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from features.dataset.descriptor import Dataset
+from features.dataset.descriptor import CHOICES, Dataset
 from features.dataset.input_files import InputFiles
 from features.dataset.tables import DatasetTables
 from features.errors import DatasetError
@@ -42,6 +42,7 @@ class Job:
         code: Version of the code, a part of every stage's key.
         engines: Makes the engine of the batch jobs.
         copies: Folder at an object store for copies of the stages, or None.
+        by_key: True keeps one directory for each key of a stage.
 
     Attributes:
         tables: The dataset's tables, read once.
@@ -59,6 +60,8 @@ class Job:
         code: str,
         engines: Engines = Engine,
         copies: Remote | None = None,
+        *,
+        by_key: bool = False,
     ) -> None:
         for directory in filter(None, (out, options.warm_start)):
             refuse_address(
@@ -72,7 +75,7 @@ class Job:
         if options.warm_start and options.warm_start.resolve() == out.resolve():
             raise DatasetError(f"--warm-start {out} is this run's own --out; give the new run another directory")
         self.previous = Previous(options.warm_start) if options.warm_start else None
-        self.stages = Stages(out, console, copies)
+        self.stages = Stages(out, console, copies, by_key=by_key)
         self.split = dataset.split.model_copy(update={"seed": dataset.split.seed + options.seed})
         self.tables = DatasetTables(dataset)
         self.read: dict[str, Any] = {}
@@ -87,7 +90,8 @@ class Job:
     @property
     def data_key(self) -> str:
         """Hash of the descriptor, its split, aggregates, policies and choices excluded, and of every file's bytes."""
-        described = self.dataset.model_dump(mode="json", exclude={"source", "split", "aggregates", "policies", "run"})
+        excluded = {"source", "split", "aggregates", "policies", *CHOICES}
+        described = self.dataset.model_dump(mode="json", exclude=excluded)
         return key_of(described, self._inputs.hashes)
 
     def do(

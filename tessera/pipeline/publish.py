@@ -13,6 +13,7 @@ from rich.text import Text
 
 from features.content.chain import load_view
 from features.content.kinds import load_encoder
+from features.dataset.descriptor import CHOICES
 from features.dataset.tables import forgotten_users
 from features.device import label_of
 from features.errors import BundleError
@@ -140,7 +141,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
         )
         write_bundle(parts, directory / "bundle")
 
-    described = job.dataset.model_dump(mode="json", exclude={"source", "run"}) | {"source": job.dataset.source.name}
+    described = job.dataset.model_dump(mode="json", exclude={"source", *CHOICES}) | {"source": job.dataset.source.name}
     positions = [msgspec.to_builtins(position) for position in job.options.positions]
     finished = job.do(
         "publish",

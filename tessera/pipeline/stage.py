@@ -39,6 +39,7 @@ from tessera.pipeline.made_of import MadeOf, key_of
 
 Advance = Callable[[int, int], None]
 _KEY = "stage.json"
+_KEY_LETTERS = 16
 
 
 class Inputs(Protocol):
@@ -85,10 +86,14 @@ class Stages:
         directory: holds one directory for each finished stage, and `.NAME.partial` of one that was stopped.
         console: where progress bars go.
         copies: folder at an object store that has a copy of each finished stage; None for the directory alone.
+        by_key: True keeps one directory for each key of a stage, `NAME-KEY`, so that no stage replaces another.
     """
 
-    def __init__(self, directory: Path, console: Console, copies: Remote | None = None) -> None:
+    def __init__(
+        self, directory: Path, console: Console, copies: Remote | None = None, *, by_key: bool = False
+    ) -> None:
         self._directory = directory
+        self._by_key = by_key
         self._console = console
         self._copies = copies
         self.executed: dict[str, float] = {}
@@ -140,7 +145,7 @@ class Stages:
             StorageError: the store of the copies does not answer, or refuses a copy; the stage is kept here.
         """
         with self.held():
-            stage = self._directory / name
+            stage = self._directory / (f"{name}-{key[:_KEY_LETTERS]}" if self._by_key else name)
             recover_directory(stage)
             if self._copies is not None:
                 self._fetch(self._copies / name, stage, key)
@@ -155,7 +160,7 @@ class Stages:
             elif finished.key:
                 self._again(name, _reasons(finished, made_of))
             start = time.perf_counter()
-            self._do(name, _Record(key, made_of=made_of), work, unit, inputs)
+            self._do(name, stage, _Record(key, made_of=made_of), work, unit, inputs)
             self.executed[name] = time.perf_counter() - start
             self._send(name)
             return stage
@@ -185,7 +190,13 @@ class Stages:
         self._console.print(Text(f"{name}: done again, since {'; '.join(reasons)}", "yellow"), soft_wrap=True)
 
     def _do(
-        self, name: str, record: _Record, work: Callable[[Path, Advance], None], unit: str, inputs: Inputs | None
+        self,
+        name: str,
+        stage: Path,
+        record: _Record,
+        work: Callable[[Path, Advance], None],
+        unit: str,
+        inputs: Inputs | None,
     ) -> None:
         partial = self.partial(name)
         # A stopped stage may hold what it made of an input that was replaced and put back: its stamp differs.
@@ -196,7 +207,7 @@ class Stages:
             _write(partial, _Record(begun))
         if inputs is not None:
             inputs.check()
-        with self._bar(name, unit) as advance:
+        with stage_bar(self._console, name, unit) as advance:
             work(partial, advance)
         if inputs is not None:
             try:
@@ -205,28 +216,30 @@ class Stages:
                 shutil.rmtree(partial)
                 raise
         _write(partial, msgspec.structs.replace(record, files=_hashes(partial)))
-        replace_directory(partial, self._directory / name)
+        replace_directory(partial, stage)
 
-    @contextmanager
-    def _bar(self, name: str, unit: str) -> Iterator[Advance]:
-        columns = (
-            TextColumn(f"{name:<9}", style="bold", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            *((_SpeedColumn(unit),) if unit else ()),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(name, total=None)
 
-            def advance(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
+@contextmanager
+def stage_bar(console: Console, name: str, unit: str = "") -> Iterator[Advance]:
+    """Shows a bar of the work in the body, which advances it by (done, total)."""
+    columns = (
+        TextColumn(f"{name:<9}", style="bold", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        *((_SpeedColumn(unit),) if unit else ()),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(name, total=None)
 
-            yield advance
-            bar = progress.tasks[0]
-            progress.update(task, total=bar.total or 1, completed=bar.total or 1)
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield advance
+        bar = progress.tasks[0]
+        progress.update(task, total=bar.total or 1, completed=bar.total or 1)
 
 
 def finished_key(directory: Path) -> str:

@@ -21,6 +21,7 @@ IMPORTERS = {
     "torchrec": ("models/table/unified.py", "models/networks/dcn.py", "models/sharded/table.py"),
     # The benchmark measures fbgemm's bare table as a floor.
     "fbgemm_gpu": ("features/device/card.py", "models/table/unified.py", "tessera/bench/offline/ctr_worker.py"),
+    "optuna": ("tessera/sweep/study.py",),
     "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
     "fastavro": ("features/wire/avro.py",),

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from features.content import lsa
 from features.content.encoder import unit
-from features.dataset.descriptor import Dataset
+from features.dataset.descriptor import CHOICES, Dataset
 from features.dataset.tables import read_events, read_items
 from features.errors import DatasetError
 from models.encoder.meaning import concept_fit, erase, judge
@@ -47,7 +47,7 @@ def aspects(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Ben
     items = dataset.items
     if items is None or not items.aspects or items.concepts is None:
         raise DatasetError(f"{dataset.source}: aspects needs [items.aspects] and concepts in [items]; declare them")
-    described = dataset.model_dump(mode="json", exclude={"source", "run"})
+    described = dataset.model_dump(mode="json", exclude={"source", *CHOICES})
     measured: list[Row] = []
     with progress_bar(console) as progress:
         task = progress.add_task("aspects", total=seeds)

@@ -44,6 +44,7 @@ ARGUMENTS = {
     "verify": "",
     "skew": "",
     "retrain": "{base}/base.toml --out {out}",
+    "sweep": "{base}/base.toml --out {out}",
     "backfill": "{base}/base.toml",
     "demo": "--small --out {out}",
     "table report": "{out}",

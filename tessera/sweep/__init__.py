@@ -1,0 +1,1 @@
+"""Search over the choices of a run, judged on the validation part."""
