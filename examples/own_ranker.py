@@ -24,10 +24,10 @@ class GatedProducts(nn.Module):
         super().__init__()
         self.gate = nn.Linear(reads.flat, reads.fields)
         self.deep = nn.Sequential(nn.Linear(2 * reads.flat - reads.numbers, hidden[0]), nn.ReLU())
-        self.head = nn.Linear(hidden[0], 1)
+        self.head = nn.Linear(hidden[0], reads.tasks)
 
     def forward(self, inputs: NetworkInputs) -> Tensor:
-        """Returns a logit for each example, (B,)."""
+        """Returns a logit for each example, (B,), or for each example and task."""
         flat = torch.cat([inputs.fields.flatten(1), inputs.numbers], dim=1)
         gates = torch.sigmoid(self.gate(flat)).unsqueeze(2)
         products = gates * inputs.fields * inputs.fields.roll(1, dims=1)

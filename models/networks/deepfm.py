@@ -7,7 +7,7 @@ from models.networks.layers import flat, stack
 
 
 class DeepFm(nn.Module):
-    """Logit of first order, of pairs and of the MLP, added.
+    """Logit of first order, of pairs and of the MLP, added. Several tasks share the logit of pairs.
 
     The paper gives each value a weight of first order. Here a linear layer reads the value's vector, since the table
     has one vector a value.
@@ -19,14 +19,14 @@ class DeepFm(nn.Module):
 
     def __init__(self, reads: NetworkReads, *, hidden: tuple[int, ...] = (128, 64)) -> None:
         super().__init__()
-        self.first = nn.Linear(reads.flat, 1)
+        self.first = nn.Linear(reads.flat, reads.tasks)
         self.deep = stack(reads.flat, hidden)
-        self.head = nn.Linear(hidden[-1], 1, bias=False)
+        self.head = nn.Linear(hidden[-1], reads.tasks, bias=False)
 
     def forward(self, inputs: NetworkInputs) -> Tensor:
         """See `RankerNetwork`."""
         x, fields = flat(inputs), inputs.fields
         # Σ_{i<j} v_i · v_j = ½ Σ_d ((Σ_i v_id)² − Σ_i v_id²)
         pairs = 0.5 * (fields.sum(dim=1).square() - fields.square().sum(dim=1)).sum(dim=1)
-        logits: Tensor = self.first(x).squeeze(1) + pairs + self.head(self.deep(x)).squeeze(1)
-        return logits
+        logits: Tensor = self.first(x) + pairs.unsqueeze(1) + self.head(self.deep(x))
+        return logits.squeeze(1)

@@ -28,7 +28,7 @@ class Din(nn.Module):
             self.weigh = stack(4 * reads.width, attention, nn.PReLU)
             self.weight = nn.Linear(attention[-1], 1)
         self.deep = stack(reads.flat + reads.width, hidden, nn.PReLU)
-        self.head = nn.Linear(hidden[-1], 1)
+        self.head = nn.Linear(hidden[-1], reads.tasks)
 
     def forward(self, inputs: NetworkInputs) -> Tensor:
         """See `RankerNetwork`."""

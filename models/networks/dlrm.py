@@ -26,7 +26,7 @@ class Dlrm(nn.Module):
         self._pairs: Tensor
         self.register_buffer("_pairs", torch.tril_indices(fields, fields, -1), persistent=False)
         self.top = stack(own + fields * (fields - 1) // 2, top)
-        self.head = nn.Linear(top[-1], 1)
+        self.head = nn.Linear(top[-1], reads.tasks)
 
     def forward(self, inputs: NetworkInputs) -> Tensor:
         """See `RankerNetwork`."""

@@ -38,6 +38,7 @@ class NetworkReads:
         numbers: Number N of numbers. May be 0.
         width: Width W of an item of the history. 0 without a history.
         history: Length L of the history. 0 without a history.
+        tasks: Number T of tasks, each with an output.
     """
 
     fields: int
@@ -45,6 +46,7 @@ class NetworkReads:
     numbers: int
     width: int = 0
     history: int = 0
+    tasks: int = 1
 
     @property
     def flat(self) -> int:
@@ -61,5 +63,5 @@ class RankerNetwork(Protocol):
     """
 
     def __call__(self, inputs: NetworkInputs) -> Tensor:
-        """Returns logits (B,)."""
+        """Returns logits (B,), or (B, T) if `NetworkReads.tasks` is more than 1."""
         ...

@@ -21,6 +21,7 @@ from models.networks.deepfm import DeepFm
 from models.networks.din import Din
 from models.networks.dlrm import Dlrm
 from models.networks.inputs import NetworkReads
+from models.networks.mmoe import Mmoe
 from models.networks.self_attention import SelfAttention
 
 DEFAULT = "dcn-v2"
@@ -30,6 +31,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "dlrm": Dlrm,
     "deepfm": DeepFm,
     "din": Din,
+    "mmoe": Mmoe,
     "self-attention": SelfAttention,
 }
 
@@ -127,15 +129,17 @@ def reads_sequence(kind: str) -> bool:
     return kind != DEFAULT and wants_sequence(network_class(kind))
 
 
-def check_logits(kind: str, logits: torch.Tensor, size: int) -> torch.Tensor:
+def check_logits(kind: str, logits: torch.Tensor, size: int, tasks: int = 1) -> torch.Tensor:
     """Returns the logits of a network of one's own.
 
     Raises:
-        DatasetError: They are not one float an example.
+        DatasetError: They are not one float an example, or one an example and task.
     """
-    if logits.shape != (size,) or not logits.is_floating_point():
+    expected = (size,) if tasks == 1 else (size, tasks)
+    if logits.shape != expected or not logits.is_floating_point():
+        each = "a logit an example" if tasks == 1 else "a logit an example and task (NetworkReads.tasks)"
         raise DatasetError(
             f"ranker {kind}: its forward returned {logits.dtype} of shape {tuple(logits.shape)}, expected floats of "
-            f"shape ({size},), a logit an example"
+            f"shape {expected}, {each}"
         )
     return logits

@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
             self.blocks = nn.ModuleList(_Block(inner, heads) for _ in range(blocks))
             self.last = nn.LayerNorm(inner)
         self.deep = stack(reads.flat + (2 * inner if reads.width else 0), hidden)
-        self.head = nn.Linear(hidden[-1], 1)
+        self.head = nn.Linear(hidden[-1], reads.tasks)
 
     def forward(self, inputs: NetworkInputs) -> Tensor:
         """See `RankerNetwork`."""

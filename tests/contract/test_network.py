@@ -1,6 +1,7 @@
 """The contract of `RankerNetwork`, held against every kind. A kind joins by one entry in `OPTIONS`."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dlrm": {"bottom": [8], "top": [16]},
     "deepfm": {"hidden": [16]},
     "din": {"attention": [6], "hidden": [16]},
+    "mmoe": {"experts": 3, "expert": [16], "tower": [8]},
     "self-attention": {"inner": 8, "hidden": [16]},
 }
 BUILT_IN = set(KINDS)
@@ -72,6 +74,16 @@ def test_an_example_has_one_logit_that_depends_on_no_other_example(kind: str) ->
         assert network(NetworkInputs(*(None if one is None else one[:1] for one in inputs))).shape == (1,)
 
 
+def test_several_tasks_have_a_logit_each(kind: str) -> None:
+    for reads in (replace(one, tasks=3) for one in reads_of(kind)):
+        network, inputs = fresh(kind, reads).eval(), inputs_of(reads)
+        logits = kinds.check_logits(kind, network(inputs), B, 3)
+        assert all(len(own.unique()) == B for own in logits.T)
+        assert not torch.equal(logits[:, 0], logits[:, 1])
+        one = network(NetworkInputs(*(None if part is None else part[:1] for part in inputs)))
+        torch.testing.assert_close(one, logits[:1], rtol=1e-5, atol=1e-5)
+
+
 def test_slots_behind_the_newest_item_mean_nothing(kind: str) -> None:
     if PAST not in reads_of(kind):
         return
@@ -114,6 +126,20 @@ def test_it_learns_what_a_pair_of_fields_says(kind: str) -> None:
         optimizer.step()
     with torch.no_grad():
         assert loss_of(network(inputs), labels) < 0.5 < math.log(2)
+
+
+def test_it_learns_a_task_and_its_opposite(kind: str) -> None:
+    network, inputs = fresh(kind, replace(READS, tasks=2)), inputs_of(READS, size=256)
+    liked = (inputs.fields[:, 0, 0] > 0).float()
+    labels = torch.stack([liked, 1 - liked], dim=1)
+    loss_of = torch.nn.functional.binary_cross_entropy_with_logits
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss_of(network(inputs), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert loss_of(network(inputs), labels) < 0.3
 
 
 def test_an_unknown_kind_or_option_is_named(kind: str) -> None:
