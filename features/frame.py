@@ -36,7 +36,8 @@ class Frame:
         items: One row per item: `item_id`, features, `listed`, and, if there is content, `content_vector`,
             `semantic_codes` and `semantic_id` (the prefixes of its code).
         examples: `event`, `user` and `item` (row numbers), `time`, `label` (0 or 1), `split`, `history` (item row
-            numbers, oldest first), then the events' own columns, then those of the aggregates. Instead of a table, the
+            numbers, oldest first), then the events' own columns, then those of the aggregates. Of several tasks,
+            `label` is the judged task's and `label.TASK` each task's, null where unknown. Instead of a table, the
             blocks of each part.
         aggregates: Plan of the aggregates' columns.
     """
@@ -165,7 +166,8 @@ def build_frame(
         ),
         item=examples["item"].to_numpy().astype(np.int64),
         time=examples["time"].to_numpy(),
-        positive=examples["label"].to_numpy().astype(bool) & ({"user_id", "item_id"} <= set(events.columns)),
+        # A label that is unknown is no positive.
+        positive=(examples["label"] == 1).fill_null(False).to_numpy() & ({"user_id", "item_id"} <= set(events.columns)),
     )
     history = history_by_user(columns, length=history_length, lag=dataset.events.lag)
     examples = examples.with_columns(history=list_column(history)).drop("user_id", "item_id", strict=False)

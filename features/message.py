@@ -57,14 +57,14 @@ def event_rows(rows: Rows, events: Events, *, version: int = VERSION) -> tuple[p
     clock = events.time.column if events.time else events.order
     form = _Form(version, events.kind == "csv")
     readers = form.readers(events) | dict.fromkeys([events.user, events.item], form.text)
-    readers |= dict.fromkeys([clock, events.label.column], form.as_is)
+    readers |= dict.fromkeys([clock, *events.label_columns], form.as_is)
     many = dict.fromkeys(events.categorical, pl.List(pl.String))
 
     def shape(places: Sequence[int]) -> pl.DataFrame:
         return _conform(shape_events(form.table("events", rows, places, readers), events)[0], many)
 
     frame, bad = _shape(
-        _alike(rows, exact=(clock, events.label.column, *read_times(events)), lists=events.categorical), shape
+        _alike(rows, exact=(clock, *events.label_columns, *read_times(events)), lists=events.categorical), shape
     )
     if clock is None and frame.height:
         frame = frame.with_columns(time=pl.col("event").cast(pl.Int64))

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.dataset.label import TASK
 from features.frame import Frame
 from features.hashing import fingerprint
 
@@ -31,7 +32,11 @@ def _block_ids(frame: Frame, examples: pl.DataFrame) -> NDArray[np.uint32]:
     columns = [
         frame.users["user_id"].gather(examples["user"]) if frame.users.height else pl.Series([""] * examples.height),
         frame.items["item_id"].gather(examples["item"]) if frame.items.height else pl.Series([""] * examples.height),
-        *(examples[name] for name in sorted(examples.columns) if name not in _NOT_OF_THE_EVENT | derived),
+        *(
+            examples[name]
+            for name in sorted(examples.columns)
+            if name not in _NOT_OF_THE_EVENT | derived and not name.startswith(TASK)
+        ),
     ]
     table = pl.DataFrame([column.rename(str(number)) for number, column in enumerate(columns)])
     scalar = [name for name, dtype in table.schema.items() if not dtype.is_nested()]

@@ -48,12 +48,13 @@ class RankedItem(msgspec.Struct, frozen=True):
 
     Attributes:
         item: Id of the item.
-        score: Probability of a positive event.
+        score: Probability of a positive event; of several tasks, the value of the dataset's formula.
         reasons: Contribution of each feature to the log-odds. None unless the request asked for reasons.
         concepts: Concepts shared most with the items that the user liked, each with `concept`, `share` and `predicted`;
             None unless the request asked for reasons.
         moved: How the policy gave the item its place: `place` by relevance alone, `times` by boosts, `pinned`, `drawn`,
             `propensity` and `similarity`; None without a policy, or unless the request asked for reasons.
+        tasks: Probability of each task by its name. None for one label.
     """
 
     item: str
@@ -61,6 +62,7 @@ class RankedItem(msgspec.Struct, frozen=True):
     reasons: dict[str, float] | None = None
     concepts: list[dict[str, Any]] | None = None
     moved: dict[str, Any] | None = None
+    tasks: dict[str, float] | None = None
 
 
 class Ranking(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from features.aggregate.aggregator import Aggregator, Occasions
 from features.aggregate.plan import column_of
-from features.aggregate.reader import event_keys
+from features.aggregate.reader import counted, event_keys
 from models.bundle import aggregate_record, record
 from models.bundle.bundle import Bundle
 from models.bundle.catalogue import Catalogue
@@ -63,7 +63,7 @@ class AggregateUpdates:
             times=time[order],
             keys=aggregate_keys(plan, self._catalogue.users, self._catalogue.items, sorted_examples),
             labels=sorted_examples.labels,
-            enters=enters[order],
+            enters=counted(enters, examples.labels)[order],
             values={
                 name: events[name].cast(pl.Float64).fill_null(np.nan).to_numpy()[context] for name in plan.value_columns
             },

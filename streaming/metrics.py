@@ -138,7 +138,8 @@ class StreamMetrics:
             self.counts["bad"] += outcome.rejected
             self.transaction_ms.append(1_000 * outcome.transaction_s)
             self._transactions.observe(outcome.transaction_s)
-            self._seen.extend(zip(outcome.labels.tolist(), outcome.logits.tolist(), strict=True))
+            known = ~np.isnan(outcome.labels)
+            self._seen.extend(zip(outcome.labels[known].tolist(), outcome.logits[known].tolist(), strict=True))
             self._rate.append((time.monotonic(), outcome.rows))
 
     def visible(self, ages_ms: Sequence[float], at: str = "store") -> None:

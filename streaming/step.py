@@ -38,6 +38,7 @@ from models.bundle.catalogue import Catalogue
 from models.bundle.delta import SNAPSHOT_SEQ, Delta, Record
 from models.encoder.meaning.neighbours import LABELLED, coded_labels
 from models.ranker.frozen import gradient_of
+from models.ranker.loading import task_labels
 from models.ranker.network import Ranker
 from models.table.batch import Assembler, Batch, Entities, Examples
 from streaming.aggregate_updates import AggregateUpdates
@@ -406,7 +407,8 @@ class Step:
             if self.labelled is not None:
                 every = np.ones(count, dtype=np.bool_)
                 _, changed = self.labelled.advance(EventColumns(users, coded_labels(items, labels), times, every))
-        return Examples(users, items, past, labels, np.arange(count, dtype=np.int64)), changed
+        tasks = task_labels(frame)
+        return Examples(users, items, past, labels, np.arange(count, dtype=np.int64), tasks=tasks), changed
 
     def _with_negatives(self, examples: Examples) -> tuple[Examples, NDArray[np.bool_]]:
         """Adds negatives behind each event if every event is a positive. The batch's number seeds the draw.
@@ -449,7 +451,8 @@ class Step:
         logits, gradient = self._gradient(pooled.detach(), batch, mean_of)
         pooled.backward(gradient)
         self.ranker.table.step()
-        outcome.labels, outcome.logits = batch.labels.numpy(), logits.numpy()
+        judged = self.ranker.network.judged
+        outcome.labels, outcome.logits = judged(batch.labels.numpy()), judged(logits.numpy())
         return _distinct(batch.values.numpy(), len(self.seqs))
 
     def _admission_records(self, keys: NDArray[np.uint64]) -> list[Record]:

@@ -59,7 +59,8 @@ class StepResult:
         removed: Users that the batch removed.
         unknown_items: Number of applied events whose item was not in the catalogue.
         transaction_s: Duration of the transaction that committed the batch, seconds.
-        labels: (n,) labels of the examples that the step trained on.
+        labels: (n,) labels of the examples that the step trained on; of several tasks the judged task's, NaN where
+            unknown.
         logits: (n,) logits of these examples before the update.
     """
 

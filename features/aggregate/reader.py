@@ -58,8 +58,8 @@ class EventReader:
     ) -> None:
         self._width = len(plan.columns)
         self._times = examples["time"].to_numpy()
-        self._enters = enters
         self._labels = examples["label"].to_numpy().astype(np.float32)
+        self._enters = counted(enters, self._labels)
         self._rows = {kind: examples[kind].to_numpy().astype(np.int64) for kind in _ENTITIES}
         self._keys = keys.parts
         self._met = {
@@ -95,6 +95,11 @@ class EventReader:
                     "aggregate out, or allow more by aggregate_keys in [run], about 100 bytes each"
                 )
         return out
+
+
+def counted(enters: NDArray[np.bool_], labels: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Returns which examples (E,) count: those that enter and whose label is known, since a rate divides by them."""
+    return enters & ~np.isnan(labels)
 
 
 def event_keys(column: pl.Series) -> NDArray[np.uint64]:

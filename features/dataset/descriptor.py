@@ -24,7 +24,7 @@ from features.config import Config, refuse_repeats
 from features.dataset.aggregate import Aggregate, DeclaredEvents, check_aggregates, duration_us
 from features.dataset.clock import Time
 from features.dataset.files import read_lookup
-from features.dataset.label import Label
+from features.dataset.label import TASK, Label, TaskLabel, Tasks, with_judged
 from features.dataset.plain_text import read_text
 from features.dataset.source import TableSource
 from features.dataset.split import Split
@@ -191,7 +191,10 @@ class Events(TableSource):
         order: Column that orders the events where there is no clock.
         forgotten: List of forgotten users, JSON lines relative to the descriptor: `tessera topics export forgotten`.
         placement: Columns that say where an item was shown, such as its position. A path of their own reads them.
-        label: Rules of positive and negative events.
+        label: Rules of positive and negative events. With `labels` it is the label of the judged task.
+        labels: Label and weight of each task by its name, in place of `label`: `click = { column = "clicked" }`.
+        judge: Task that gates and rollouts judge, and whose positives are the history. Default: the first.
+        score: Serving formula over the tasks' probabilities, such as `click * purchase ** 0.5`. Default: `judge`.
         request: Fields of each request, columns of the events, by name: `device = { type = "category" }`.
         candidate: Fields of each candidate of a request, columns of the events, by name.
     """
@@ -220,13 +223,23 @@ class Events(TableSource):
     forgotten: str | None = Field(None, min_length=1)
     placement: Placement | None = None
     label: Label
+    labels: dict[str, TaskLabel] = Field(default_factory=dict)
+    judge: str | None = None
+    score: str | None = None
     request: dict[str, RequestField] = Field(default_factory=dict)
     candidate: dict[str, RequestField] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _shown(cls, data: Any) -> Any:
-        return declared_fields(shown_defaults(data)) if isinstance(data, Mapping) else data
+        return declared_fields(with_judged(shown_defaults(data))) if isinstance(data, Mapping) else data
+
+    @model_serializer(mode="wrap")
+    def _without_derived(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes either one label or several, so that a descriptor with one label is written as before."""
+        found: dict[str, Any] = written(self)
+        derived = ("label",) if self.labels else ("labels", "judge", "score")
+        return {name: value for name, value in found.items() if name not in derived}
 
     @field_validator("time", mode="before")
     @classmethod
@@ -243,7 +256,8 @@ class Events(TableSource):
             check_shown(self)
             self.join_rule()
         clock = self.time.column if self.time else self.order
-        declared = (*self.categorical, *self.numeric, *self.read, self.user, self.item, clock, self.label.column)
+        self._check_tasks()
+        declared = (*self.categorical, *self.numeric, *self.read, self.user, self.item, clock, *self.label_columns)
         check_placement(self, taken=declared, of_impressions=(POSITION, SURFACE))
         if self.forgotten is not None and self.user is None:
             raise ValueError('forgotten names users, so the events need user = "..."; add it, or remove forgotten')
@@ -258,6 +272,31 @@ class Events(TableSource):
         if self.label.implicit and self.item is None:
             raise ValueError('label.implicit draws negative items, so the events need item = "..."')
         return self
+
+    def _check_tasks(self) -> None:
+        if self.tasks is None:
+            return
+        self.tasks.formula()
+        if self.placement is not None:
+            raise ValueError("placement: the position path has one label; remove [events.placement], or write label")
+        for name in (*self.categorical, *self.numeric):
+            if name.startswith(TASK):
+                raise ValueError(f"column {name!r}: names that start with {TASK!r} are of tasks; rename the column")
+
+    @property
+    def tasks(self) -> Tasks | None:
+        """Tasks of the events. None if one label is learnt."""
+        if not self.labels:
+            return None
+        assert self.judge is not None
+        assert self.score is not None
+        return Tasks(self.labels, self.judge, self.score)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns that the labels read."""
+        labels = self.labels.values() or (self.label,)
+        return tuple(dict.fromkeys(one.column for one in labels if one.column is not None))
 
     @property
     def fields(self) -> dict[str, RequestField]:
@@ -407,7 +446,7 @@ class Dataset(Config):
     def _refuse_unknown_when_serving(self, expressions: Iterable[Expression]) -> None:
         """Refuses a feature of a column that exists only after a request was answered."""
         events = self.events
-        late = {events.label.column: "the label", events.order: "the order of the events"}
+        late = dict.fromkeys(events.label_columns, "the label") | {events.order: "the order of the events"}
         for one in expressions:
             for name in one.inputs.get("event", ()):
                 if name in late:

@@ -74,7 +74,7 @@ class ValueRange:
 
 @dataclass(frozen=True)
 class Labels:
-    """Events by label; `dropped` events match neither rule."""
+    """Events by label; `dropped` events match neither rule. Of several tasks, events by the judged task's label."""
 
     positives: int
     negatives: int
@@ -168,7 +168,7 @@ def profile(dataset: Dataset, read: DatasetTables | None = None) -> Profile:
         cardinalities={name: _cardinality(events[name]) for name in dataset.events.row_categories},
     )
     positives = int(events["label"].sum())
-    labels = Labels(positives, events.height - positives, dropped)
+    labels = Labels(positives, events.height - events["label"].null_count() - positives, dropped)
     refuse_one_sided(dataset, labels, str(raw.files[0]))
     parts = assign_split(events, dataset.split)
     return Profile(

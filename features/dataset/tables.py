@@ -19,6 +19,7 @@ from features.dataset import clock, column
 from features.dataset.clock import Time
 from features.dataset.descriptor import Dataset, Events, Items, Users
 from features.dataset.files import FileSlice, SourceTable, infer, load
+from features.dataset.label import TASK
 from features.dataset.logs.impressions import load_impressions
 from features.dataset.source import TableSource
 from features.dataset.vectors.column import vector_field, with_vector_files
@@ -90,7 +91,8 @@ def read_events(dataset: Dataset) -> tuple[pl.DataFrame, int]:
     Returns:
         (R, …): event UInt32, the row's 0-based position in the files; user_id and item_id String, each only where
         declared; time Int64, microseconds since 1970, or the order column's value, or without either the position;
-        label Int8, 1 or 0; then the categorical and the numeric columns of the context, as in `read_items`, and the
+        label Int8, 1 or 0; with several tasks the judged task's label, and `label.TASK` for each task, null where
+        unknown; then the categorical and the numeric columns of the context, as in `read_items`, and the
         columns of the placement.
         And the number of rows dropped, so `event` may skip. Older events of forgotten users are dropped too.
 
@@ -175,7 +177,7 @@ def load_events(dataset: Dataset, only: FileSlice | None = None) -> SourceTable:
     if events.origin == "impressions":
         return load_impressions(events, dataset.directory)
     clock = events.time.column if events.time else events.order
-    keys = {name for name in (events.user, events.item, clock, events.label.column) if name is not None}
+    keys = {name for name in (events.user, events.item, clock, *events.label_columns) if name is not None}
     wanted = keys | {*events.categorical, *events.numeric, *events.read, *events.placed, EVENT_ID}
     return load(events, dataset.directory, table="events", wanted=wanted, many=events.categorical, only=only)
 
@@ -239,12 +241,22 @@ def shape_events(table: SourceTable, events: Events) -> tuple[pl.DataFrame, int]
     else:
         time = event.cast(pl.Int64)
     made = features(table, events, _read_times(table, events, time))
-    columns += [time.alias("time"), column.labels(table, events.label).alias("label"), *made]
-    frame = pl.DataFrame([*columns, *_placed(table, events)])
+    labels = _labels(table, events)
+    frame = pl.DataFrame([*columns, time.alias("time"), *labels, *made, *_placed(table, events)])
     if not frame["label"].null_count():
         return frame, 0
-    kept = frame[np.flatnonzero(frame["label"].is_not_null().to_numpy())]
+    labelled = frame.select(pl.any_horizontal(pl.col(one.name).is_not_null() for one in labels)).to_series()
+    kept = frame[np.flatnonzero(labelled.to_numpy())]
     return kept, frame.height - kept.height
+
+
+def _labels(table: SourceTable, events: Events) -> list[pl.Series]:
+    """Returns the label, and with several tasks that of each task, null where it is unknown."""
+    if events.tasks is None:
+        return [column.labels(table, events.label).alias("label")]
+    found = [column.labels(table, label).alias(f"{TASK}{name}") for name, label in events.labels.items()]
+    judged = next(one for one in found if one.name == f"{TASK}{events.judge}")
+    return [judged.alias("label"), *found]
 
 
 def _read_times(table: SourceTable, events: Events, time: pl.Series) -> pl.Series:

@@ -211,10 +211,10 @@ class FrameJobs:
         directory = by_time[0].parent
         rate = self._choices.base_rate
         if rate is None:
-            examples, positives = (
-                sum(getattr(one, name)["train"] for one in built.parts) for name in ("examples", "positives")
+            labelled, positives = (
+                sum(getattr(one, name)["train"] for one in built.parts) for name in ("labelled", "positives")
             )
-            rate = positives / examples
+            rate = positives / labelled
         plan = with_base_rate(self._choices.plan, rate)
         dimensions = {"user": built.users, "item": built.items}
         task = AggregateGroup(plan, dimensions, directory, ranges, in_order(directory, ranges), self._choices.optional)

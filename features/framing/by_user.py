@@ -45,12 +45,14 @@ class PartCounts(msgspec.Struct, frozen=True):
     Attributes:
         examples: Examples by part.
         positives: Positive ones among them.
+        labelled: Examples with a known label among them.
         events: Events by part: examples without drawn negatives.
         files: Files by block, and by time, of the partition.
     """
 
     examples: dict[str, int]
     positives: dict[str, int]
+    labelled: dict[str, int]
     events: dict[str, int]
     files: int
 
@@ -157,23 +159,25 @@ class ByUser:
             user=events["user"].to_numpy().astype(np.int64) if "user" in self.named else np.arange(events.height),
             item=events["item"].to_numpy().astype(np.int64),
             time=events["time"].to_numpy(),
-            positive=events["label"].to_numpy().astype(bool) & ({"user", "item"} <= set(self.named)),
+            # A label that is unknown is no positive.
+            positive=(events["label"] == 1).fill_null(False).to_numpy() & ({"user", "item"} <= set(self.named)),
         )
         ranges = _ranges(columns.time, self.rows)
         lag = self.dataset.events.lag
         history = History(self.length, lag=lag)
-        total = np.zeros((3, len(PARTS)), dtype=np.int64)
+        total = np.zeros((4, len(PARTS)), dtype=np.int64)
         for number, index in enumerate(ranges):
             own = EventColumns(*(column[index] for column in columns.arrays())) if len(ranges) > 1 else columns
             lists = history.advance(own)[0] if len(ranges) > 1 else history_frame(own, length=self.length, lag=lag)
             examples = self._examples(events[index] if len(ranges) > 1 else events, own, lists, columns)
             self._write(examples, file_name(name, number))
             part = examples["part"].to_numpy()
-            labels, first = examples["label"].to_numpy() == 1, examples["ordinal"].to_numpy() == 0
-            for row, chosen in zip(total, (slice(None), labels, first), strict=True):
+            positive = (examples["label"] == 1).fill_null(False).to_numpy()
+            known, first = examples["label"].is_not_null().to_numpy(), examples["ordinal"].to_numpy() == 0
+            for row, chosen in zip(total, (slice(None), positive, known, first), strict=True):
                 row += np.bincount(part[chosen], minlength=len(PARTS))
-        examples_of, positives, events_of = (dict(zip(PARTS, row.tolist(), strict=True)) for row in total)
-        return PartCounts(examples_of, positives, events_of, len(ranges))
+        examples_of, positives, labelled, events_of = (dict(zip(PARTS, row.tolist(), strict=True)) for row in total)
+        return PartCounts(examples_of, positives, labelled, events_of, len(ranges))
 
     def _write(self, examples: pl.DataFrame, name: str) -> None:
         if self.borders is not None:

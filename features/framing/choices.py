@@ -102,5 +102,7 @@ def is_large(dataset: Dataset, partition_rows: int = PARTITION_ROWS) -> bool:
 
 def labels_of(counts: list[EventCounts]) -> Labels:
     """Returns the events by label."""
-    positives, kept, rows = (sum(getattr(one, name) for one in counts) for name in ("positives", "kept", "rows"))
-    return Labels(positives, kept - positives, rows - kept)
+    positives, kept, rows, labelled = (
+        sum(getattr(one, name) for one in counts) for name in ("positives", "kept", "rows", "labelled")
+    )
+    return Labels(positives, labelled - positives, rows - kept)

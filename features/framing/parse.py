@@ -43,6 +43,7 @@ class EventCounts(msgspec.Struct, frozen=True):
         rows: Rows of the files.
         kept: Rows with a label.
         positives: Rows with label 1.
+        labelled: Rows whose label is known; of several tasks, that of the judged task.
         times: Smallest and largest time of the kept rows; empty without rows.
         nulls: Missing values by declared feature.
         lists: Categorical columns that hold lists.
@@ -51,6 +52,7 @@ class EventCounts(msgspec.Struct, frozen=True):
     rows: int
     kept: int
     positives: int
+    labelled: int
     times: tuple[int, ...]
     nulls: dict[str, int]
     lists: tuple[str, ...]
@@ -104,6 +106,7 @@ class ParseEvents:
                 rows=table.frame.height,
                 kept=frame.height,
                 positives=int(frame["label"].sum()),
+                labelled=frame.height - frame["label"].null_count(),
                 times=(int(frame["time"].min()), int(frame["time"].max())) if frame.height else (),  # type: ignore[arg-type]
                 nulls={name: frame[name].null_count() for name in features},
                 lists=tuple(name for name in features if frame.schema[name] == pl.List),

@@ -28,6 +28,8 @@ class ShownEvents(Protocol):
     @property
     def label(self) -> Any: ...
     @property
+    def label_columns(self) -> tuple[str, ...]: ...
+    @property
     def user(self) -> str | None: ...
     @property
     def item(self) -> str | None: ...
@@ -52,8 +54,9 @@ def shown_defaults(data: Any) -> Any:
         return found
     outcomes = found.get("outcomes") or ["click"]
     first = outcomes[0] if isinstance(outcomes, (list, tuple)) else "click"
-    columns = {"user": "user", "item": "item", "time": {"column": "time", "unit": "ms"}, "label": {"column": first}}
-    return columns | found
+    columns = {"user": "user", "item": "item", "time": {"column": "time", "unit": "ms"}}
+    label = {} if found.get("labels") else {"label": {"column": first}}
+    return columns | label | found
 
 
 def check_shown(events: ShownEvents) -> None:
@@ -75,11 +78,12 @@ def check_shown(events: ShownEvents) -> None:
         raise ValueError('from = "impressions" has the columns user, item and time; remove these fields')
     if events.label.implicit:
         raise ValueError('from = "impressions" has shown negatives, so implicit = true does not apply; remove it')
-    if events.label.column not in events.outcomes:
-        raise ValueError(
-            f"label.column: {events.label.column!r} is no kind of outcome; the nearest is "
-            f"{nearest(str(events.label.column), events.outcomes)!r} (outcomes = {list(events.outcomes)})"
-        )
+    for column in events.label_columns:
+        if column not in events.outcomes:
+            raise ValueError(
+                f"label.column: {column!r} is no kind of outcome; the nearest is "
+                f"{nearest(column, events.outcomes)!r} (outcomes = {list(events.outcomes)})"
+            )
     taken_names = {*COLUMNS, *events.outcomes, READ_US, "_event_id"} - {*_FEATURES}
     for name in (*events.categorical, *events.numeric, *events.read):
         if name not in _FEATURES and (name not in events.fields or name in taken_names):

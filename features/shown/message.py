@@ -19,7 +19,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
         bundle: Bundle that ranked.
         arms: By an experiment's id, `control` or `challenger`; experiments with the user in no arm are absent.
         epochs: By an experiment's id, the start of its present arms, seconds since 1970.
-        items: Ids as shown, best first; scores: their probabilities.
+        items: Ids as shown, best first; scores: their probabilities, of several tasks those of the judged task.
         ms: Time to answer, milliseconds.
         failed: True if there was no answer.
         model: Model of the bundles.

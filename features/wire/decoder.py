@@ -231,9 +231,13 @@ def _usable(row: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 def event_decoder(events: Events, schemas: Schemas | None = None) -> Decoder:
     """Returns a decoder of the topic `events`: the columns that the events table needs."""
-    keys = (events.user, events.item, events.time.column if events.time else events.order, events.label.column)
-    required = tuple(dict.fromkeys(key for key in keys if key))
-    optional = dict.fromkeys((*events.categorical, *events.numeric, *events.read, *events.placed, *events.read_at))
+    labels = events.label_columns
+    # A message may know the labels of some tasks, if they are in columns of their own.
+    apart = labels if len(labels) > 1 else ()
+    keys = (events.user, events.item, events.time.column if events.time else events.order, *labels)
+    required = tuple(dict.fromkeys(key for key in keys if key and key not in apart))
+    features = (*events.categorical, *events.numeric, *events.read, *events.placed, *events.read_at)
+    optional = dict.fromkeys((*apart, *features))
     unit = events.time.unit if events.time is not None else None
     fields = DeclaredFields(
         "events",

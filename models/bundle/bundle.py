@@ -87,11 +87,11 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT, OLDEST_FORMAT = 7, 3
-"""Format 7 has a network of another kind than the default, format 6 the table in ranges of rows, and format 5 a
-correction. A bundle is written in the lowest format that holds its parts, which is 4 for a bundle without any of these.
-Formats 3 to 7 are read."""
-_RANGES_FORMAT, _CORRECTION_FORMAT, _PLAIN_FORMAT = 6, 5, 4
+FORMAT, OLDEST_FORMAT = 8, 3
+"""Format 8 has several tasks, format 7 a network of another kind than the default, format 6 the table in ranges of
+rows, and format 5 a correction. A bundle is written in the lowest format that holds its parts, which is 4 for a bundle
+without any of these. Formats 3 to 8 are read."""
+_KIND_FORMAT, _RANGES_FORMAT, _CORRECTION_FORMAT, _PLAIN_FORMAT = 7, 6, 5, 4
 _MANIFEST = "manifest.json"
 
 
@@ -232,7 +232,8 @@ class Bundle(BundleContents):
             context: Values of the events' own columns, by column. Absent columns have their default, or are null.
 
         Returns:
-            (N,) float32 probabilities of a positive event, in the order of `items`.
+            (N,) float32 probabilities of a positive event, in the order of `items`; of several tasks, the scores of
+            the descriptor's formula.
 
         Raises:
             EventError: `context` or a candidate names a column that the dataset does not have, or a value is of a
@@ -337,8 +338,10 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
 
 def _format(directory: Path, parts: BundleParts) -> int:
     """Returns the lowest format that holds the parts of a bundle whose rows are written."""
-    if parts.ranker.network.config.kind != DEFAULT:
+    if parts.ranker.network.tasks is not None:
         return FORMAT
+    if parts.ranker.network.config.kind != DEFAULT:
+        return _KIND_FORMAT
     if len(row_files(directory)) > 1:
         return _RANGES_FORMAT
     return _PLAIN_FORMAT if parts.correction is None else _CORRECTION_FORMAT

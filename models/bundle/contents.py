@@ -22,6 +22,7 @@ from features.dataset.descriptor import Dataset
 from features.device import CPU, Device
 from features.errors import BundleError
 from features.shown.consumed import SCHEMA
+from features.value.score import ScoreFormula
 from models.encoder.meaning.aspects import Aspect, load_aspect
 from models.encoder.meaning.concepts import ConceptHead, join, load_concepts
 from models.encoder.meaning.neighbours import NeighbourCorrection, load_correction
@@ -183,6 +184,12 @@ class BundleContents:
     def dataset(self) -> Dataset:
         """The descriptor. Its paths are valid only on the machine that trained the bundle."""
         return Dataset.model_validate(self.manifest.dataset)
+
+    @cached_property
+    def formula(self) -> ScoreFormula | None:
+        """Formula of the score over the tasks' probabilities. None if the ranker learns one label."""
+        tasks = self.dataset.events.tasks
+        return None if tasks is None else tasks.formula()
 
     @cached_property
     def users(self) -> pl.DataFrame:

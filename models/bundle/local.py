@@ -33,7 +33,9 @@ class LocalRanker:
         if not self._catalogue.item_ids:
             raise BundleError(f"bundle {bundle.id} was trained on events without items, so it ranks no items")
         self._unknown = self._catalogue.add_default_item()
-        self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self._scorer = Scorer(
+            bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying, bundle.formula
+        )
         self._rows = bundle.rows()
         self._aggregator = bundle.aggregates()
         self._corrector = corrector_of(bundle, self._catalogue)

@@ -16,6 +16,7 @@ from torch import Tensor
 from features import tracing as trace
 from features.errors import AnswerError
 from features.history import Jagged
+from features.value.score import ScoreFormula
 from models.ranker.network import DensePart
 from models.table.admission import Admission
 from models.table.batch import Assembler, Batch, Entities, Examples, aggregate_keys
@@ -75,14 +76,21 @@ class Scorer:
         schema, network: Schema and dense part of the bundle.
         catalogue: Users, items and their vectors.
         varying: Names of the events' features that differ between the candidates of a request.
+        formula: Score of several tasks; None for one label.
     """
 
     def __init__(
-        self, schema: Schema, network: DensePart, catalogue: ScoredEntities, varying: Collection[str] = ()
+        self,
+        schema: Schema,
+        network: DensePart,
+        catalogue: ScoredEntities,
+        varying: Collection[str] = (),
+        formula: ScoreFormula | None = None,
     ) -> None:
         self._schema = schema
         self._network = network
         self._catalogue = catalogue
+        self.formula = formula
         self._own, self._shared = divided(schema, varying)
         self._order = _column_order(schema, (*self._shared, *self._own))
 
@@ -130,7 +138,31 @@ class Scorer:
         return Entities(self._schema, "user", catalogue.user_frame([user]), catalogue.admission), 0
 
     def score(self, lookups: Lookups, vectors: Floats) -> Floats:
-        """Returns the probability of a positive event for each candidate, (n,).
+        """Returns the score of each candidate, (n,): the probability of a positive event, or the tasks' formula.
+
+        Args:
+            lookups: Lookups of the request.
+            vectors: (M, D) vectors of `lookups.rows`.
+
+        Raises:
+            AnswerError: A probability is not a number.
+        """
+        return self.combined(self.probabilities(lookups, vectors))
+
+    def combined(self, probabilities: Floats) -> Floats:
+        """Returns scores (n,) of probabilities (n,) of one label, or (n, T) of several tasks."""
+        return probabilities if self.formula is None else self.formula(probabilities)
+
+    def shares(self, scores: Floats) -> NDArray[np.float64]:
+        """Returns scores (n,) on the scale of probabilities, in the same order."""
+        return scores.astype(np.float64) if self.formula is None else self.formula.shares(scores)
+
+    def by_task(self, probabilities: Floats) -> dict[str, float]:
+        """Returns the probabilities (T,) of one candidate by the names of the tasks; empty for one label."""
+        return {} if self.formula is None else dict(zip(self.formula.tasks, probabilities.tolist(), strict=True))
+
+    def probabilities(self, lookups: Lookups, vectors: Floats) -> Floats:
+        """Returns the probability of a positive event for each candidate, (n,), or (n, T) of several tasks.
 
         Args:
             lookups: Lookups of the request.
@@ -141,16 +173,17 @@ class Scorer:
         """
         with torch.no_grad(), trace.span("network", candidates=lookups.own.size):
             logits = self._network(self._pooled(lookups, vectors), lookups.own)
-        scores: Floats = torch.sigmoid(logits).numpy()
-        _check_numbers(scores)
-        return scores
+        found: Floats = torch.sigmoid(logits).numpy()
+        _check_numbers(found)
+        return found
 
     def explain(self, lookups: Lookups, vectors: Floats, chosen: Ints) -> list[dict[str, float]]:
         """Returns each feature's contribution to candidates' scores, by ablation.
 
         A contribution is the log-odds with the feature minus the log-odds without the feature. Without a categorical
         feature, its lookups are zero, as for a value that is not admitted. Without a numeric feature, its value is the
-        mean. Contributions need not sum to the score, since features interact.
+        mean. Contributions need not sum to the score, since features interact. Of several tasks, a contribution is the
+        score with the feature minus the score without it, since a formula has no log-odds.
 
         Args:
             lookups: Lookups of the request.
@@ -179,6 +212,8 @@ class Scorer:
             batch = _stacked([batch for *_, batch in ablations])
             logits = self._network(torch.cat([rows for _, rows, _ in ablations]), batch)
         _check_numbers(logits.numpy())
+        if self.formula is not None:
+            logits = torch.from_numpy(self.formula(torch.sigmoid(logits).numpy()))
         by_feature = logits.view(len(ablations), len(chosen))
         differences = (by_feature[0] - by_feature[1:]).T.tolist()
         names = [name for name, *_ in ablations[1:]]

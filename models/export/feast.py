@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlparse
 
+from features.dataset.label import TASK
 from features.durable import make_directory, write_file
 from features.errors import TesseraError
 from models.export.schema import EVENT_TIMESTAMP, ExportColumn, ExportSchema, ExportTable
@@ -144,9 +145,9 @@ def _view(view: str, name: str, table: ExportTable, schema: ExportSchema) -> str
 
 
 def _features(name: str, table: ExportTable) -> list[ExportColumn]:
-    """Returns the columns of a view: the keys and the features."""
+    """Returns the columns of a view: the keys and the features. A label of a task is none."""
     hidden = (EVENT_TIMESTAMP, *_NO_FEATURES.get(name, ()))
-    return [column for column in table.columns if column.name not in hidden]
+    return [column for column in table.columns if column.name not in hidden and not column.name.startswith(TASK)]
 
 
 def _field(column: ExportColumn) -> str:

@@ -4,6 +4,7 @@ from typing import Final
 
 from features.aggregate.plan import AggregatePlan, Aggregation
 from features.dataset.descriptor import Dataset, Events, Items, Users
+from features.dataset.label import TASK
 
 _SINCE = "Time since which the row is valid, UTC: 1970, since this table has no clock."
 _FIXED: Final = {
@@ -58,6 +59,9 @@ def meaning_of(table: str, column: str, dataset: Dataset, aggregates: AggregateP
         for aggregation in aggregates.aggregations:
             if column in aggregation.columns:
                 return _aggregate(aggregation, column)
+        if column.startswith(TASK):
+            task = column.removeprefix(TASK)
+            return f"1 for a positive event of the task {task}, 0 for a negative one, null if unknown."
     if known := _FIXED[table].get(column):
         return known
     source = {"examples": dataset.events, "items": dataset.items, "users": dataset.users}.get(table)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from features.frame import Frame
 from features.frame_blocks import held_blocks
+from features.value.score import ScoreFormula
 from models.profile.profile import (
     BINS,
     LENGTH_EDGES,
@@ -27,7 +28,7 @@ from models.profile.profile import (
 )
 from models.ranker.loading import LoadedBlocks, dimensions
 from models.ranker.network import Ranker
-from models.ranker.train import predict
+from models.ranker.train import predict_tasks
 from models.table.admission import Admission
 from models.table.schema import Schema
 
@@ -64,7 +65,9 @@ class _Part:
         return [round(share, 9) for share in mean.tolist()], round(units, 3)
 
 
-def training_profile(frame: Frame, schema: Schema, ranker: Ranker, admission: Admission) -> TrainingProfile:
+def training_profile(
+    frame: Frame, schema: Schema, ranker: Ranker, admission: Admission, formula: ScoreFormula | None = None
+) -> TrainingProfile:
     """Returns the profile of at most 50,000 rows of the training part and of the test part each.
 
     Features are those of training rows. The score is that of test rows, since a ranker knows its training rows by
@@ -75,9 +78,10 @@ def training_profile(frame: Frame, schema: Schema, ranker: Ranker, admission: Ad
         schema: Schema of the ranker.
         ranker: The trained ranker.
         admission: Admission after training.
+        formula: Score of several tasks; None for one label.
     """
     # A server knows no position, so the scores have the constant of the position path, as served scores have.
-    train, test = (_read(frame, schema.served, ranker, admission, part) for part in ("train", "test"))
+    train, test = (_read(frame, schema.served, ranker, admission, part, formula) for part in ("train", "test"))
     measures: list[ProfileMeasure] = []
     for empty in (one for name, values in train.values.items() if name != SCORE for one in _measures(name, values)):
         shares, units = train.measured(empty)
@@ -92,7 +96,9 @@ def training_profile(frame: Frame, schema: Schema, ranker: Ranker, admission: Ad
     return TrainingProfile(VERSION, len(train.units), train.count, len(test.units), measures)
 
 
-def _read(frame: Frame, schema: Schema, ranker: Ranker, admission: Admission, part: str) -> _Part:
+def _read(
+    frame: Frame, schema: Schema, ranker: Ranker, admission: Admission, part: str, formula: ScoreFormula | None
+) -> _Part:
     # The blocks divide events by a hash, so the first block is a sample.
     block = frame.blocks(part).read(0)
     if block.height > SAMPLE:
@@ -107,7 +113,8 @@ def _read(frame: Frame, schema: Schema, ranker: Ranker, admission: Admission, pa
         values = dict(category_values(schema, batch, schema.features, unread=batch.unread.numpy()))
         numbers = batch.numeric.numpy()
         values |= {one.name: number_values(numbers[:, place]) for place, one in enumerate(schema.numeric)}
-        values[SCORE] = number_values(predict(ranker, assembler, rows))
+        found = predict_tasks(ranker, assembler, rows)
+        values[SCORE] = number_values(found if formula is None else formula(found))
     known = frame.users.height > 1
     distinct, units = np.unique(block["user"].to_numpy() if known else np.arange(block.height), return_inverse=True)
     return _Part(units.astype(np.int64), len(distinct), values)

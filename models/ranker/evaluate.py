@@ -4,7 +4,7 @@ Shape letter: N examples.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from features.frame import Frame
 
+Value = TypeVar("Value", bound=np.generic)
 RATE_BASELINES = ("popularity", "user-item", "user-item-running")
 _CLIP = 1e-7
 _BINS = 15
@@ -74,9 +75,10 @@ class Keys:
 
 
 def quality(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> Quality:
-    """Measures predictions (N,) against labels (N,) in {0, 1}."""
+    """Measures predictions (N,) against labels (N,) in {0, 1}. Examples whose label is unknown, NaN, are left out."""
     from sklearn.metrics import log_loss, roc_auc_score
 
+    labels, probabilities = with_label(labels, probabilities)
     if not len(labels):
         return Quality(0, 0.0, None, None, None, None)
     clipped = np.clip(probabilities.astype(np.float64), _CLIP, 1 - _CLIP)
@@ -87,6 +89,12 @@ def quality(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) ->
     base = float(-(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)))
     auc = float(roc_auc_score(labels, clipped))
     return Quality(len(labels), rate, auc, loss, calibration_error(labels, probabilities), loss / base)
+
+
+def with_label(labels: NDArray[np.float32], values: NDArray[Value]) -> tuple[NDArray[np.float32], NDArray[Value]]:
+    """Returns the labels that are known, and the values (N, …) of the same examples."""
+    known = ~np.isnan(labels)
+    return (labels, values) if known.all() else (labels[known], values[known])
 
 
 def calibration_error(labels: NDArray[np.float32], probabilities: NDArray[np.floating]) -> float:
@@ -133,6 +141,7 @@ def _part_quality(
     labels: NDArray[np.float32], probabilities: NDArray[np.floating], ids: NDArray[np.generic]
 ) -> Quality:
     found = replace(quality(labels, probabilities), distinct=len(np.unique(ids)))
+    labels, _ = with_label(labels, probabilities)
     positives = int(labels.sum())
     if min(positives, len(labels) - positives) < LEAST_OF_LABEL:
         return replace(found, auc=None, normalized_entropy=None)
@@ -242,10 +251,12 @@ def rate_baselines(frame: Frame) -> dict[str, NDArray[np.float64]]:
     `popularity` is the item's rate in training. `user-item` adds the user's rate in training to it.
     `user-item-running` adds the same two rates counted over every example strictly before the scored example, of any
     part. The example's history has the same knowledge; a ranker that is frozen after training does not.
+    An example whose label is unknown is not counted, and its prediction means nothing.
     """
     events = _events(frame)
     labels, times = events["label"].astype(np.float32), events["time"]
-    train, test = np.flatnonzero(events["train"]), np.flatnonzero(events["test"])
+    known = ~np.isnan(labels)
+    train, test = np.flatnonzero(events["train"] & known), np.flatnonzero(events["test"])
     if "event" in events:
         # The blocks of a part are in no order.
         test = test[np.argsort(events["event"][test], kind="stable")]
@@ -254,7 +265,9 @@ def rate_baselines(frame: Frame) -> dict[str, NDArray[np.float64]]:
     for name, size in (("user", frame.users.height), ("item", frame.items.height)):
         key = events[name]
         static[name] = Popularity(key[train], labels[train], size=max(size, 1))(key[test])
-        running[name] = running_rates(key, times, labels, rate=rate)[test]
+        rates = np.full(len(key), rate)
+        rates[known] = running_rates(key[known], times[known], labels[known], rate=rate)
+        running[name] = rates[test]
     found = static["item"], added(static["user"], static["item"], rate), added(running["user"], running["item"], rate)
     return dict(zip(RATE_BASELINES, found, strict=True))
 

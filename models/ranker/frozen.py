@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.networks.kinds import DEFAULT
+from models.networks.tasks import summed_loss
 from models.ranker.network import DensePart, Network
 from models.table.batch import Batch
 
 Gradient = Callable[[Tensor, Batch, int], tuple[Tensor, Tensor]]
 """Function of the table's output (B, P), its batch with labels, and the number of examples of an offline batch. Returns
-logits (B,), and the gradient (B, P) of their cross entropy, summed and divided by that number."""
+logits (B,), or (B, T) of several tasks, and the gradient (B, P) of their loss, summed and divided by that number."""
 
 
 def gradient_of(network: DensePart) -> Gradient:
@@ -38,7 +38,7 @@ def recorded_gradient(network: DensePart, pooled: Tensor, batch: Batch, mean_of:
     """Computes a `Gradient` of any network with autograd."""
     leaf = pooled.detach().requires_grad_()
     logits = network(leaf, batch)
-    loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum") / mean_of
+    loss = summed_loss(network.tasks, logits, batch.labels) / mean_of
     (gradient,) = torch.autograd.grad(loss, leaf)
     return logits.detach(), gradient
 
@@ -66,10 +66,10 @@ class FrozenNetwork:
 
     @staticmethod
     def fits(network: DensePart) -> bool:
-        """Returns whether a network is frozen, is of the default kind, and attends to no history."""
+        """Returns whether a network is frozen, of the default kind and of one label, and attends to no history."""
         default = network.config.kind == DEFAULT and network.config.cross_layers > 0 and bool(network.config.hidden)
         frozen = not any(parameter.requires_grad for parameter in network.parameters())
-        return default and frozen and not hasattr(network, "attention")
+        return default and frozen and network.tasks is None and not hasattr(network, "attention")
 
     @torch.no_grad()
     def gradient(self, pooled: Tensor, batch: Batch, mean_of: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Shape letters: E examples, B batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features import frame_blocks
 from features.dataset.aggregate import PREFIX
+from features.dataset.label import TASK
 from features.errors import DatasetError
 from features.frame import Frame
 from features.frame_blocks import Blocks
@@ -43,12 +44,14 @@ class LoadedBlocks:
     Args:
         source: Assembler of the users and items; its admission decides for the events, too.
         parts: Blocks of each part.
+        tasks: Names of several tasks, whose labels the blocks have; empty for one label, or if no label is read.
     """
 
-    def __init__(self, source: Assembler, parts: Mapping[str, Blocks]) -> None:
+    def __init__(self, source: Assembler, parts: Mapping[str, Blocks], tasks: Sequence[str] = ()) -> None:
         self.source = source
         self.parts = parts
-        self._columns = [*_KEYS, *event_columns(source.schema)]
+        labels = (f"{TASK}{name}" for name in tasks)
+        self._columns = [*_KEYS, *labels, *event_columns(source.schema)]
         self._kept: dict[tuple[str, int], tuple[Assembler, Examples]] = {}
 
     def load(self, part: str, number: int) -> tuple[Assembler, Examples]:
@@ -124,19 +127,26 @@ def examples(part: pl.DataFrame) -> Examples:
             np.concatenate([[0], np.cumsum(history.list.len().to_numpy())]).astype(np.int64),
         ),
         labels=checked_labels(part),
+        tasks=task_labels(part),
         context=np.arange(part.height, dtype=np.int64),
         aggregates=_aggregates(part),
     )
 
 
-def checked_labels(part: pl.DataFrame) -> NDArray[np.float32]:
-    """Returns the labels (E,) of examples.
+def task_labels(part: pl.DataFrame) -> NDArray[np.float32] | None:
+    """Returns the labels (E, T) of several tasks, NaN where unknown. None for one label."""
+    names = [name for name in part.columns if name.startswith(TASK)]
+    return np.stack([checked_labels(part, name) for name in names], axis=1) if names else None
+
+
+def checked_labels(part: pl.DataFrame, column: str = "label") -> NDArray[np.float32]:
+    """Returns the labels (E,) of examples, NaN where unknown.
 
     Raises:
         DatasetError: A label is neither 0 nor 1.
     """
-    labels: NDArray[np.float32] = part["label"].to_numpy().astype(np.float32)
-    wrong = np.flatnonzero((labels != 0) & (labels != 1))
+    labels: NDArray[np.float32] = part[column].to_numpy().astype(np.float32)
+    wrong = np.flatnonzero((labels != 0) & (labels != 1) & part[column].is_not_null().to_numpy())
     if len(wrong):
         raise DatasetError(
             f"frame: the example of event {part['event'][int(wrong[0])]} has the label {labels[wrong[0]]}; expected 0 "

@@ -20,6 +20,7 @@ from torch.nn import functional
 from models.networks.dcn import cross_net, mlp
 from models.networks.inputs import NetworkInputs, NetworkReads
 from models.networks.kinds import DEFAULT, check_logits, network_class, new_network, source_of, wants_sequence
+from models.networks.tasks import TaskLosses, Values
 from models.ranker.placement import PlacementPath
 from models.table.batch import Batch
 from models.table.reference import EmbeddingTable
@@ -39,6 +40,10 @@ class NetworkConfig:
         hidden: Widths of the MLP's layers.
         attention: Width of the keys and queries with which a history is weighed.
         content: Width to which an item's content vector is projected.
+        uncertainty: True learns a weight for each task beside the descriptor's; see `models.networks.tasks`.
+        tasks: Weight of each task's loss by its name, in the order of the outputs. Empty for one label. The descriptor
+            sets it.
+        judge: Task whose probability is judged. Empty for one label. The descriptor sets it.
     """
 
     cross_layers: int = 2
@@ -49,18 +54,24 @@ class NetworkConfig:
     kind: str = DEFAULT
     options: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    uncertainty: bool = False
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    judge: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the configuration as a bundle holds it. What only other kinds have is left out for the default."""
-        found = asdict(self)
-        return found if self.kind != DEFAULT else {name: found[name] for name in found if name not in _OF_OTHERS}
+        """Returns the configuration as a bundle holds it, without the parts that only other kinds or tasks have."""
+        left_out = (*(_OF_OTHERS if self.kind == DEFAULT else ()), *(() if self.tasks else _OF_TASKS))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 _OF_OTHERS = ("kind", "options", "source")
+_OF_TASKS = ("uncertainty", "tasks", "judge")
 
 
 class Network(nn.Module):
     """DCN-V2 in parallel form: inputs (B, ·) float32 that together are (B, width), logits (B,) out.
+
+    Several tasks share all layers but the head, which then has a row for each: logits (B, T).
 
     Args:
         width: Width of the input.
@@ -75,7 +86,7 @@ class Network(nn.Module):
             torch.manual_seed(seed)
             self.cross = cross_net(width, config.cross_layers, min(config.cross_rank, width), plain=plain)
             self.mlp = mlp(width, config.hidden, plain=plain)
-            self.head = nn.Linear(width + config.hidden[-1], 1)
+            self.head = nn.Linear(width + config.hidden[-1], max(len(config.tasks), 1))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x = torch.cat(inputs, dim=1)
@@ -128,6 +139,9 @@ class DensePart(nn.Module):
         if config.kind != DEFAULT and not config.source:
             config = replace(config, source=source_of(config.kind))
         self.config = config
+        self.tasks: TaskLosses | None = None
+        if config.tasks:
+            self.tasks = TaskLosses(config.tasks, config.judge, uncertainty=config.uncertainty)
         self._schema = schema
         self._columns: dict[str, Tensor] = {}
         columns = _columns(schema)
@@ -155,6 +169,10 @@ class DensePart(nn.Module):
         if schema.placement:
             self.placement = PlacementPath(schema.placement)
 
+    def judged(self, values: Values) -> Values:
+        """Returns the judged task's column of values (B, T) of several tasks, or values (B,) of one label."""
+        return values if self.tasks is None else self.tasks.judged(values)
+
     def _other(self, plain: int, seed: int) -> nn.Module:
         """Returns the network of another kind, and makes the attention for a kind that reads no sequence."""
         schema, config = self._schema, self.config
@@ -163,8 +181,10 @@ class DensePart(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fields = plain // schema.dim
-            sequence = NetworkReads(fields, schema.dim, numbers, past, schema.history_length if past else 0)
-            pooled = NetworkReads(fields + past // schema.dim, schema.dim, numbers)
+            tasks = self._outputs
+            length = schema.history_length if past else 0
+            sequence = NetworkReads(fields, schema.dim, numbers, past, length, tasks)
+            pooled = NetworkReads(fields + past // schema.dim, schema.dim, numbers, tasks=tasks)
             made = network_class(config.kind)
             reads = sequence if wants_sequence(made) else pooled
             network = new_network(config.kind, reads, config.options, source=config.source)
@@ -173,7 +193,7 @@ class DensePart(nn.Module):
         return network
 
     def forward(self, pooled: Tensor, batch: Batch) -> Tensor:
-        """Returns logits (B,) of the table's output (B, K · D) and the batch it came from.
+        """Returns logits (B,), or (B, T) of several tasks, of the table's output (B, K · D) and the batch it came from.
 
         Without cells of the placement, the constant of the position path takes their place.
         """
@@ -192,7 +212,7 @@ class DensePart(nn.Module):
             inputs = NetworkInputs(vectors, torch.cat(beside, dim=1))
             if candidate is not None and not attended:
                 inputs = inputs._replace(candidate=candidate, history=items, visits=batch.visits)
-            logits = check_logits(self.config.kind, self.network(inputs), len(fields))
+            logits = check_logits(self.config.kind, self.network(inputs), len(fields), self._outputs)
         return self.placed(logits, batch)
 
     def beside(self, batch: Batch) -> list[Tensor]:
@@ -201,7 +221,7 @@ class DensePart(nn.Module):
         return [*content, batch.numeric.to(self._dtype)]
 
     def placed(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Adds the position path, if the schema has one, to logits (B,)."""
+        """Adds the position path, if the schema has one, to logits (B,). Several tasks have none."""
         if not self._schema.placement:
             return logits
         path = self.placement
@@ -215,6 +235,10 @@ class DensePart(nn.Module):
         past = [self._columns[f"items_{one.name}"] for one in self._attended]
         items = torch.cat([pooled[:, own].view(len(pooled), slots, -1) for own in past], dim=2)
         return pooled[:, self._columns["candidate"]], items
+
+    @property
+    def _outputs(self) -> int:
+        return 1 if self.tasks is None else len(self.tasks.names)
 
     @property
     def _dtype(self) -> torch.dtype:

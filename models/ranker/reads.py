@@ -146,7 +146,8 @@ class _Trials:
         held_out = np.random.default_rng([config.seed, _HELD_OUT_STREAM]).random(frame.items.height) < HELD_OUT
         self._frame, self._new = without_items(frame, held_out)
         positives = int(self._new["label"].sum()) if self._new.height else 0
-        self.events = 2 * min(positives, self._new.height - positives)
+        known = self._new.height - self._new["label"].null_count() if self._new.height else 0
+        self.events = 2 * min(positives, known - positives)
         self._done: dict[str, Trial] = _read(kept)
 
     def of(self, parts: Sequence[str]) -> Trial:

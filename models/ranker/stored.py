@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from features.durable import write_file
+from features.errors import DatasetError
 from models.ranker.network import DensePart, Ranker
 from models.ranker.train import TrainConfig, Trained, new_ranker, restore, snapshot
 from models.table.admission import Sketch
@@ -54,7 +55,17 @@ def load_ranker(directory: Path, config: TrainConfig, *, trains: bool = True) ->
         directory: Directory of the ranker.
         config: Configuration of its training.
         trains: False leaves rows that are in files of their own there, and reads those that a batch asks for.
+
+    Raises:
+        DatasetError: The ranker has other tasks, or the same in another order.
     """
+    kept = msgspec.json.decode((directory / "epochs.json").read_bytes())
+    tasks, wanted = kept.get("tasks", []), list(config.network.tasks)
+    if tasks != wanted:
+        raise DatasetError(
+            f"{directory}: its ranker has the outputs {', '.join(tasks) or 'of one label'}, this run has "
+            f"{', '.join(wanted) or 'one label'}; declare the same [events.labels] in the same order, or train again"
+        )
     schema = Schema.from_json(msgspec.json.decode((directory / "schema.json").read_bytes()))
     if not row_files(directory):
         ranker = new_ranker(schema, config)
@@ -66,7 +77,6 @@ def load_ranker(directory: Path, config: TrainConfig, *, trains: bool = True) ->
     else:
         ranker = Ranker(FileTable(directory, schema), DensePart(schema, config.network, seed=config.seed))
         load_network(directory, ranker)
-    kept = msgspec.json.decode((directory / "epochs.json").read_bytes())
     epochs = tuple(kept["validation_log_loss"])
     # Earlier releases trained on processors alone, and did not write it.
     device = kept.get("device", {"device": "cpu"})
@@ -93,11 +103,13 @@ def load_sketch(directory: Path) -> Sketch:
 def _save_rest(directory: Path, schema: Schema, trained: Trained) -> None:
     save_sketch(directory, trained.sketch)
     _write_json(directory / "schema.json", schema.to_json())
-    epochs = {
+    epochs: dict[str, object] = {
         "validation_log_loss": list(trained.epochs),
         "precision": trained.precision,
         "device": dict(trained.device),
     }
+    if trained.ranker.network.tasks is not None:
+        epochs["tasks"] = list(trained.ranker.network.tasks.names)
     _write_json(directory / "epochs.json", epochs)
 
 

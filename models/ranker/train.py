@@ -21,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional
 
+from features.dataset.label import TASK
 from features.device import CPU, Device, DeviceChoice, named_faults, resolve
 from features.errors import DatasetError, TrainingError
 from features.frame import Frame
 from features.frame_blocks import Blocks
 from features.threads import fixed_threads, one_thread
+from models.networks.tasks import mean_loss, summed_log_loss
 from models.ranker import checkpoint
 from models.ranker.checkpoint import Position
 from models.ranker.dropout import DropoutConfig, ValueDropout, users_per_value
@@ -169,9 +170,10 @@ def train(
     device = resolve(config.device)
     with fixed_threads(config.threads), named_faults():
         parts = {name: frame.blocks(name) for name in (TRAIN, VALIDATION)}
-        positives = {name: positives_of(name, blocks) for name, blocks in parts.items()}
+        tasks = tuple(config.network.tasks)
+        positives = {name: positives_of(name, blocks, tasks) for name, blocks in parts.items()}
         source = sighted(schema, frame, parts[TRAIN])
-        blocks = LoadedBlocks(source, parts)
+        blocks = LoadedBlocks(source, parts, tasks)
         ranker = on_device(schema, start or new_ranker(schema, config, device), config, device)
         training = TrainingRun(
             blocks,
@@ -200,11 +202,28 @@ def cells_of(schema: Schema, blocks: Blocks) -> Iterator[NDArray[np.int64]]:
         yield cells
 
 
-def positives_of(name: str, blocks: Blocks) -> float:
-    """Returns the number of positives of a part, and checks its labels before training begins."""
+def positives_of(name: str, blocks: Blocks, tasks: Sequence[str] = ()) -> float:
+    """Returns the number of positives of a part, of all tasks together, and checks its labels before training begins.
+
+    Raises:
+        DatasetError: The part is empty, a label is neither 0 nor 1, or a task has no label in the part.
+    """
     if not blocks.height:
         raise DatasetError(f"frame: the part {name!r} is empty; change the fractions of [split], or by")
-    return sum(float(checked_labels(block).sum()) for block in blocks.frames("event", "label"))
+    if not tasks:
+        return sum(float(checked_labels(block).sum()) for block in blocks.frames("event", "label"))
+    positives, known = 0.0, dict.fromkeys(tasks, 0)
+    for block in blocks.frames("event", *(f"{TASK}{task}" for task in tasks)):
+        for task in tasks:
+            labels = checked_labels(block, f"{TASK}{task}")
+            known[task] += int(np.isfinite(labels).sum())
+            positives += float(np.nansum(labels))
+    if missing := [task for task, count in known.items() if not count]:
+        raise DatasetError(
+            f"frame: no event of the part {name!r} has a label of the task {missing[0]!r}; change its rule under "
+            "[events.labels], or the fractions of [split]"
+        )
+    return positives
 
 
 class TrainingRun:
@@ -374,7 +393,9 @@ class TrainingRun:
         return self._held[1]
 
     def _step(self, batch: Batch) -> None:
-        loss = (self._objective or _mean_log_loss)(self._logits(batch), batch)
+        logits = self._logits(batch)
+        tasks = self.ranker.network.tasks
+        loss = mean_loss(tasks, logits, batch.labels) if self._objective is None else self._objective(logits, batch)
         self._descend(loss)
         if self._watch.step is not None:
             self._watch.step(float(loss.detach()))
@@ -407,10 +428,10 @@ class TrainingRun:
         source, rows = self._blocks.load(VALIDATION, number)
         if self._objective is not None:
             return _summed(self._objective, self.ranker, source, rows, self._device)
-        found = predict(self.ranker, source, rows, self._device)
+        found = predict_tasks(self.ranker, source, rows, self._device)
         if not np.isfinite(found).all():
             raise self._diverged()
-        return log_loss(found, rows.labels)
+        return summed_log_loss(self.ranker.network.tasks, found, rows.targets)
 
     def _diverged(self) -> TrainingError:
         return TrainingError(
@@ -460,7 +481,7 @@ def faster_precision(ranker: Ranker, batch: Batch, device: Device = CPU) -> Prec
             pooled = start.clone().requires_grad_()
             began = time.perf_counter()
             logits = dense_logits(ranker, pooled, batch, precision)
-            functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            mean_loss(ranker.network.tasks, logits, batch.labels).backward()
             device.synchronize()
             if counted:
                 times[precision] = min(times[precision], time.perf_counter() - began)
@@ -498,10 +519,15 @@ def restore(ranker: Ranker, state: dict[str, Tensor]) -> None:
     ranker.table.accumulator.copy_(state["table.accumulator"])
 
 
+def predict(ranker: Ranker, source: Assembler, rows: Examples, device: Device = CPU) -> NDArray[np.float32]:
+    """Returns probabilities (E,) float32 of the examples, in order; of several tasks those of the judged task."""
+    return ranker.network.judged(predict_tasks(ranker, source, rows, device))
+
+
 @one_thread()
 @torch.no_grad()
-def predict(ranker: Ranker, source: Assembler, rows: Examples, device: Device = CPU) -> NDArray[np.float32]:
-    """Returns probabilities (E,) float32 of the examples, in order.
+def predict_tasks(ranker: Ranker, source: Assembler, rows: Examples, device: Device = CPU) -> NDArray[np.float32]:
+    """Returns probabilities (E,) float32 of the examples, in order, or (E, T) of several tasks.
 
     Args:
         ranker: Ranker on `device`.
@@ -509,7 +535,8 @@ def predict(ranker: Ranker, source: Assembler, rows: Examples, device: Device = 
         rows: E examples.
         device: Device of the ranker.
     """
-    out = np.zeros(len(rows), dtype=np.float32)
+    tasks = ranker.network.tasks
+    out = np.zeros((len(rows), *(() if tasks is None else (len(tasks.names),))), dtype=np.float32)
     for start in range(0, len(rows), SCORE_ROWS):
         index = np.arange(start, min(start + SCORE_ROWS, len(rows)))
         out[index] = torch.sigmoid(ranker(source.batch(rows.take(index)).to(device))).cpu().numpy()
@@ -519,13 +546,19 @@ def predict(ranker: Ranker, source: Assembler, rows: Examples, device: Device = 
 def predict_part(
     ranker: Ranker, schema: Schema, frame: Frame, blocks: Blocks, admission: Admission
 ) -> NDArray[np.float32]:
-    """Returns probabilities (E,) float32 of a part's examples, in the order of the part; reads block by block."""
+    """Returns probabilities (E,) float32 of a part's examples, in the order of the part; reads block by block.
+
+    Of several tasks they are the judged task's.
+    """
+    return ranker.network.judged(predict_part_tasks(ranker, schema, frame, blocks, admission))
+
+
+def predict_part_tasks(
+    ranker: Ranker, schema: Schema, frame: Frame, blocks: Blocks, admission: Admission
+) -> NDArray[np.float32]:
+    """Returns what `predict_part` returns for one label, and (E, T) of several tasks."""
     loaded = LoadedBlocks(dimensions(schema, frame, admission), {"": blocks})
-    return blocks.arranged([predict(ranker, *loaded.load("", number)) for number in range(len(blocks))])
-
-
-def _mean_log_loss(logits: Tensor, batch: Batch) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(logits, batch.labels)
+    return blocks.arranged([predict_tasks(ranker, *loaded.load("", number)) for number in range(len(blocks))])
 
 
 @torch.no_grad()
@@ -541,9 +574,3 @@ def _summed(objective: Objective, ranker: Ranker, source: Assembler, rows: Examp
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def log_loss(probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> float:
-    """Returns the log loss, summed over the examples."""
-    clipped = torch.from_numpy(probabilities).double().clamp(1e-7, 1 - 1e-7)
-    return float(functional.binary_cross_entropy(clipped, torch.from_numpy(labels).double(), reduction="sum"))

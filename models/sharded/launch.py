@@ -99,7 +99,9 @@ def train_in_processes(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     frame = stored_frame(launch.frame)
-    positives = {part: positives_of(part, frame.blocks(part)) for part in (TRAIN, VALIDATION)}
+    positives = {
+        part: positives_of(part, frame.blocks(part), tuple(config.network.tasks)) for part in (TRAIN, VALIDATION)
+    }
     save_sketch(work, sighted(schema, frame, frame.blocks(TRAIN)).admission.published)
     del frame
     begin = work / "start"

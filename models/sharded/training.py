@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from features.device import CPU
 from features.durable import recover_directory, replace_directory
 from features.frame_blocks import Blocks, BlockShare
+from models.networks.tasks import summed_log_loss, summed_loss
 from models.ranker import checkpoint
 from models.ranker.loading import LoadedBlocks
 from models.ranker.network import Ranker
@@ -34,7 +34,6 @@ from models.ranker.train import (
     TrainConfig,
     TrainingRun,
     Watch,
-    log_loss,
 )
 from models.sharded.share import own_examples
 from models.table.batch import Batch
@@ -84,8 +83,7 @@ class ShardedTraining(TrainingRun):
 
     def _step_own(self, batch: Batch, weights: Tensor, factor: float) -> None:
         logits = self._model(batch)
-        loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights, reduction="sum")
-        loss = loss * factor
+        loss = summed_loss(self.ranker.network.tasks, logits, batch.labels, weights) * factor
         self._descend(loss)
         if self._watch.step is not None:
             self._watch.step(_total(float(loss.detach())) / self._share.count)
@@ -107,7 +105,11 @@ class ShardedTraining(TrainingRun):
         parts = [place[start : start + SCORE_ROWS] for start in range(0, count, SCORE_ROWS)]
         logits = torch.cat([self.ranker(source.batch(rows.take(part))) for part in parts])
         found = torch.sigmoid(logits[: len(rows)]).numpy()
-        return log_loss(found, rows.labels) if np.isfinite(found).all() else float("nan")
+        return (
+            summed_log_loss(self.ranker.network.tasks, found, rows.targets)
+            if np.isfinite(found).all()
+            else float("nan")
+        )
 
     def _due(self, saved: float, seconds: float) -> bool:
         """Returns the first process's answer, since all processes must write a checkpoint of the same step."""

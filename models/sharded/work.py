@@ -69,7 +69,7 @@ def _train(spec: RankSpec, files: Path) -> None:
         )
         _fill(ranker, schema, spec)
         training = ShardedTraining(
-            LoadedBlocks(source, {part: own[part] for part in (TRAIN, VALIDATION)}),
+            LoadedBlocks(source, {part: own[part] for part in (TRAIN, VALIDATION)}, tuple(config.network.tasks)),
             model,
             ranker,
             config,

@@ -148,7 +148,7 @@ class Batch:
         lengths: (K · B,) int64 values per lookup and example, in the same order.
         scale: (B, K) float32, 1 / count where a feature is pooled by its mean.
         numeric: (B, numeric features) float32.
-        labels: (B,) float32 in {0, 1}, or empty when unknown.
+        labels: (B,) float32 in {0, 1}, or empty when unknown. Of several tasks (B, T), NaN where unknown.
         visits: (B,) int64 items in each history, for attention; None if the schema has no attention.
         content: (B, width) float32 content vectors of the items; None if the network reads none.
         offsets: (B · K + 1,) int64 first place of each bag among `values`, if the bags are example by example and not
@@ -190,9 +190,10 @@ class Examples:
     Attributes:
         user: int64 index into users; item: int64 index into items. Examples that wait to be taken may hold uint32.
         history: item indices per example, int64 or uint32 alike.
-        labels: (B,) float32, may be empty.
+        labels: (B,) float32, may be empty. Of several tasks the judged task's, NaN where unknown.
         context: index (B,) into the events' entities.
         aggregates: (B, A) float32 columns of the schema's plan of aggregates; None where it has none.
+        tasks: (B, T) float32 labels of several tasks, NaN where unknown; None for one label.
     """
 
     user: NDArray[np.int64]
@@ -201,16 +202,23 @@ class Examples:
     labels: NDArray[np.float32]
     context: NDArray[np.int64]
     aggregates: NDArray[np.float32] | None = None
+    tasks: NDArray[np.float32] | None = None
+
+    @property
+    def targets(self) -> NDArray[np.float32]:
+        """Labels (B,) that a ranker learns, or (B, T) of several tasks."""
+        return self.labels if self.tasks is None else self.tasks
 
     def take(self, index: NDArray[np.int64]) -> "Examples":
         """Returns the examples at `index`, in that order, with indices of int64."""
         labels = self.labels[index] if self.labels.size else self.labels
         aggregates = None if self.aggregates is None else self.aggregates[index]
+        tasks = None if self.tasks is None else self.tasks[index]
         visits, offsets = self.history.take(index)
         user, item, visits = (
             found.astype(np.int64, copy=False) for found in (self.user[index], self.item[index], visits)
         )
-        return Examples(user, item, Jagged(visits, offsets), labels, self.context[index], aggregates)
+        return Examples(user, item, Jagged(visits, offsets), labels, self.context[index], aggregates, tasks)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -301,7 +309,7 @@ class Assembler:
             lengths=torch.from_numpy(np.concatenate(lengths) if lengths else np.zeros(0, dtype=np.int64)),
             scale=torch.from_numpy(np.stack(scales, axis=1, dtype=np.float32) if scales else np.zeros((size, 0), "f4")),
             numeric=torch.from_numpy(self.numeric(examples)),
-            labels=torch.from_numpy(examples.labels),
+            labels=torch.from_numpy(examples.targets),
             visits=torch.from_numpy(np.diff(examples.history.offsets)) if self.schema.attends else None,
             content=torch.from_numpy(self._content(examples)) if self.schema.content else None,
             placement=None if placement is None else torch.from_numpy(placement[examples.context]),

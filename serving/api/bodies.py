@@ -162,10 +162,16 @@ class RankedItemBody(BaseModel):
     """Ranked item of an answer."""
 
     item: str
-    score: float = Field(description="Probability of a positive event.")
+    score: float = Field(
+        description="Probability of a positive event; of several tasks, the value of the dataset's formula."
+    )
+    tasks: dict[str, float] | None = Field(
+        default=None, description="Probability of each task by its name, if the bundle has several tasks."
+    )
     reasons: dict[str, float] | None = Field(
         default=None,
-        description="Contribution of each feature to the log-odds: with it less without it, largest first.",
+        description="Contribution of each feature to the log-odds: with it less without it, largest first. Of several "
+        "tasks, the contribution to the score.",
     )
     concepts: "list[SharedConceptBody] | None" = Field(
         default=None, description="Concepts shared most with the items that the user liked, if asked to explain."

@@ -39,14 +39,21 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
     corrections = [_correction(one) for one in answer.corrections] or [None] * len(answer.items)
     moved = _moved(answer.arrangement, len(answer.items), explain=bool(answer.reasons))
     left_out = LeftOutBody.model_validate(answer.left_out) if answer.left_out and answer.reasons else None
-    ranked = zip(answer.items, reasons, shared, corrections, moved, strict=True)
+    tasks = [dict(answer.tasks[item]) if answer.tasks else None for item, _ in answer.items]
+    ranked = zip(answer.items, tasks, reasons, shared, corrections, moved, strict=True)
     return RankResponse(
         bundle=answer.bundle,
         items=[
             RankedItemBody(
-                item=item, score=score, reasons=contributions, concepts=concepts, correction=correction, moved=own
+                item=item,
+                score=score,
+                tasks=by_task,
+                reasons=contributions,
+                concepts=concepts,
+                correction=correction,
+                moved=own,
             )
-            for (item, score), contributions, concepts, correction, own in ranked
+            for (item, score), by_task, contributions, concepts, correction, own in ranked
         ],
         known_user=answer.known_user,
         unknown_items=answer.unknown_items,

@@ -122,7 +122,7 @@ def is_new(policy: Policy) -> Filter:
     return Filter(column=POSITIVES, lte=policy.new.positives if policy.new is not None else 0)
 
 
-def log_odds(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_odds(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Returns the log-odds (n,) of probabilities (n,), in the same order, finite for 0 and 1 too."""
     exact = scores.astype(np.float64)
     found: NDArray[np.float64] = np.log(np.maximum(exact, np.finfo(np.float32).smallest_subnormal))

@@ -37,6 +37,8 @@ class RankingAnswer:
         policy: Name of the policy that arranged the items; "" without one.
         arrangement: Places of the items, and the rules that gave them; None without a policy.
         left_out: Candidates that the policy left out, by the rule, `consumed` or `cap`.
+        tasks: Probability of each task by its name, for each item by its id. Empty for one label.
+        judge: Name of the judged task. Empty for one label.
     """
 
     bundle: str
@@ -54,6 +56,13 @@ class RankingAnswer:
     policy: str = ""
     arrangement: Arrangement | None = None
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    judge: str = ""
+
+    @property
+    def judged(self) -> list[float]:
+        """Probability of each item that a rollout judges: that of the judged task, or the score of one label."""
+        return [self.tasks[item][self.judge] if self.tasks else score for item, score in self.items]
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ class RankService:
         self._catalogue = self._live.catalogue
         self._policies = Policies(bundle, self._catalogue, self._live.attributes, self._live.codes)
         self._retrieval = ItemRetrieval(bundle, self._live, self._histories, self._policies)
-        self._scorer = Scorer(self._schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self._scorer = Scorer(
+            self._schema, bundle.network(), self._catalogue, bundle.dataset.events.varying, bundle.formula
+        )
         self._corrector = corrector_of(bundle, self._catalogue)
         self._aggregates = RequestAggregates(self._schema.aggregates, self._scorer, self.rows)
         self.embeddings = EmbeddingClient(
@@ -226,21 +228,31 @@ class RankService:
                 if self._corrector is not None:
                     new = self._corrector.gather(items, lookups, *labelled_of(visits))
         scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
+        tasks: dict[str, dict[str, float]] = {}
         corrections: list[Correction | None] = []
         shared: list[list[SharedConcept]] = []
         inputs = arrangement = None
         if lookups is not None:
             vectors = self.rows.read_rows(lookups.rows)
-            scores = self._scorer.score(lookups, vectors)
+            probabilities = self._scorer.probabilities(lookups, vectors)
+            scores = self._scorer.combined(probabilities)
             scores = scores if new is None else new.apply(scores)
             if policy is None or rules is None:
                 order = np.argsort(-scores, kind="stable")[:k]
             else:
                 with trace.span("policy"), live.lock.reading():
                     arrangement = self._policies.arrange(
-                        rules, names, items, log_odds(scores), stored.consumed, k, draw=policy.draw
+                        rules,
+                        names,
+                        items,
+                        log_odds(self._scorer.shares(scores)),
+                        stored.consumed,
+                        k,
+                        draw=policy.draw,
                     )
                 order = arrangement.order
+            if self._scorer.formula is not None:
+                tasks = {names[at]: self._scorer.by_task(probabilities[at]) for at in order}
             inputs = RankingInputs(
                 user=user,
                 names=names,
@@ -277,6 +289,8 @@ class RankService:
             policy=policy.name if policy is not None else "",
             arrangement=arrangement,
             left_out=_left_out(arrangement, names),
+            tasks=tasks,
+            judge=self.bundle.dataset.events.judge or "",
         )
 
     def _given(self, user: str, candidates: Sequence[str], rules: Policy | None) -> _Gathered:

@@ -69,7 +69,9 @@ class SkewState:
         self._catalogue = Catalogue(bundle)
         self._default_item = self._catalogue.add_default_item()
         self._aggregates = bundle.aggregates()
-        self.scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self.scorer = Scorer(
+            bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying, bundle.formula
+        )
         self._corrector = corrector_of(bundle, self._catalogue)
         self._published = bundle.rows()
         if snapshot is not None:

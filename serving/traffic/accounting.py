@@ -106,7 +106,7 @@ def _impression(
         arms=pinned.arms,
         epochs=pinned.epochs,
         items=[item for item, _ in items],
-        scores=[round(score, 6) for _, score in items],
+        scores=[round(score, 6) for score in (ranking.judged if ranking is not None else ())],
         ms=round(1_000 * watch.seconds(), 3),
         failed=ranking is None,
         surface=surface,

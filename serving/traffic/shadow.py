@@ -122,7 +122,7 @@ def _compared(job: _Job, shown: Impression, sample: Callable[[str, RankingAnswer
     asked = [{ITEM_ID: item, **own} for item, own in zip(shown.items, known, strict=True)] if known else shown.items
     answer = job.service.rank(shown.user, asked, len(shown.items), context)
     ms = 1_000 * (time.perf_counter() - began)
-    scores = dict(answer.items)
+    scores = dict(zip((item for item, _ in answer.items), answer.judged, strict=True))
     if sample is not None:
         sample(shown.id, answer)
     champion, challenger = np.array(shown.scores), np.array([scores[item] for item in shown.items])

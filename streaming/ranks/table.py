@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.bundle.bundle import Bundle
+from models.networks.tasks import summed_loss
 from models.ranker.network import DensePart
 from models.table.batch import Batch
 from models.table.reference import EPSILON, pool
@@ -41,8 +41,8 @@ class StepOutput:
 
     Attributes:
         rows: Changed rows of this process, ascending.
-        labels: (B,) labels of the examples of this process.
-        logits: (B,) logits before the update.
+        labels: (B,) labels of the examples of this process; of several tasks those of the judged task.
+        logits: (B,) logits before the update, of the same task.
     """
 
     rows: NDArray[np.int64]
@@ -96,11 +96,11 @@ class RangedTable(nn.Module):
                 leaf = torch.from_numpy(vectors[np.searchsorted(needed, rows)]).requires_grad_()
                 narrow = replace(batch, values=torch.from_numpy(inverse.astype(np.int64)))
                 logit = network(pool(leaf, narrow), narrow)
-                loss = functional.binary_cross_entropy_with_logits(logit, batch.labels, reduction="sum")
+                loss = summed_loss(network.tasks, logit, batch.labels)
                 (loss / self._mean_of).backward()
                 assert leaf.grad is not None
-                labels.append(batch.labels.numpy())
-                logits.append(logit.detach().numpy())
+                labels.append(network.judged(batch.labels.numpy()))
+                logits.append(network.judged(logit.detach().numpy()))
                 gradients.append((part, rows, leaf.grad.numpy()))
 
         together(self._peers, backward)

@@ -271,7 +271,10 @@ def print_result(result: Any) -> None:
 
 
 def quality_table(metrics: dict[str, Any]) -> Table:
-    """Returns the test quality of the ranker beside its baselines, on all examples and by item and user."""
+    """Returns the test quality of the ranker beside its baselines, on all examples and by item and user.
+
+    Of several tasks, these rows are the judged task's, and a row for each task follows.
+    """
     from models.ranker.evaluate import PARTS
 
     table = Table(title=f"Test quality, split by {metrics['split']}, seed {metrics['seed']}", title_justify="left")
@@ -283,4 +286,8 @@ def quality_table(metrics: dict[str, Any]) -> Table:
             cells = ["–" if value is None else f"{value:.4f}" for value in values]
             rows = f"{parts[part]['rows']:,}"
             table.add_row(label, model, rows, *cells, style="bold" if model == "ranker" else None)
+    for task, parts in metrics.get("tasks", {}).items():
+        values = [parts["all"][name] for name in ("auc", "log_loss", "normalized_entropy")]
+        cells = ["–" if value is None else f"{value:.4f}" for value in values]
+        table.add_row(f"task {task}", "ranker", f"{parts['all']['rows']:,}", *cells)
     return table

@@ -73,11 +73,13 @@ def verdict(
     test = frame.blocks("test").whole("label", "user")
     judged = np.ones(test.height, dtype=bool) if unseen is None else unseen
     labels = test["label"].to_numpy().astype(np.float32)
+    # Of several tasks the challenger's judged task is compared, on the rows whose label is known.
+    known = ~np.isnan(labels)
     users = test["user"].to_numpy().astype(np.int64)
     space = challenger.manifest.encoder
     places = places_of(challenger.dataset, frame, "test")
     predicted = [_told(predictions(bundle, frame, space=space), labels, places) for bundle in (champion, challenger)]
-    parts = {name: held & judged for name, held in _slices(frame).items()}
+    parts = {name: held & judged & known for name, held in _slices(frame).items()}
     times = _latencies(champion, challenger)
     measured = [
         BundleQuality(bundle.id, _quality(labels, probabilities, parts), time_ms, _bytes(bundle))
@@ -91,6 +93,8 @@ def verdict(
     if not judged.all():
         only = f"{int(judged.sum()):,} of {test.height:,} test rows are judged: neither bundle was trained on them."
         note = f"{note} {only}".strip()
+    if challenger.dataset.events.tasks is not None:
+        note = f"{note} The task {challenger.dataset.events.judge!r} is judged, on {int(known.sum()):,} rows.".strip()
     seen = [(bundle, _as_seen_by(bundle, frame, space).items) for bundle in (champion, challenger) if gates.encoder]
     encoders = compare_encoders(seen[0], seen[1], frame, gates.encoder) if seen else {}
     checks = judge(measured[0], measured[1], gates, tested, encoders) + served_checks(gates.skew, served)
@@ -276,7 +280,9 @@ class _Scoring:
         self._aggregates = bundle.aggregates()
         self._catalogue = Catalogue(bundle)
         self._bundle = bundle
-        self._scorer = Scorer(bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying)
+        self._scorer = Scorer(
+            bundle.schema, bundle.network(), self._catalogue, bundle.dataset.events.varying, bundle.formula
+        )
         self._sent = sent_values(bundle, {}, {}, _CANDIDATES)
         # Without features that differ between candidates, all requests share one row of events.
         self._shared = None if bundle.dataset.events.varying else self._events("", np.zeros(1, dtype=np.int64))

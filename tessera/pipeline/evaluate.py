@@ -6,11 +6,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from features.dataset.label import TASK
 from models.ranker.evaluate import at_places, by_novelty, novelty, rate_baselines
 from models.ranker.stored import load_ranker
-from models.ranker.train import predict_part
+from models.ranker.train import predict_part_tasks
 from models.table.admission import Admission
 from models.table.default_schema import places_of
 from tessera.pipeline.artifact import read_frame, write_json
@@ -36,7 +38,8 @@ def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) 
     """Runs the stage after `train`.
 
     Rankers predict as a server does, without places. If the events have a placement, all predictions are then told the
-    places alike (`at_places`), and `served` holds the quality of the ranker without them.
+    places alike (`at_places`), and `served` holds the quality of the ranker without them. Of several tasks, `quality`
+    is the judged task's, and `tasks` has the ranker's quality at each task.
     """
 
     def work(directory: Path, advance: Advance) -> None:
@@ -49,10 +52,11 @@ def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) 
         for number, name in enumerate((HASHED_ID, RANKER)):
             schema, model = load_ranker(trained.directory / name, job.options.train_config(), trains=False)
             admission = Admission(model.sketch, schema.admission)
-            predicted[name] = predict_part(model.ranker, schema.served, frame, test, admission)
+            outputs = predict_part_tasks(model.ranker, schema.served, frame, test, admission)
+            predicted[name] = model.ranker.network.judged(outputs)
             advance(number + 2, 3)
 
-        def measured(probabilities: NDArray[np.floating]) -> dict[str, Any]:
+        def measured(probabilities: NDArray[np.floating], labels: NDArray[np.float32] = labels) -> dict[str, Any]:
             return {part: asdict(one) for part, one in by_novelty(labels, probabilities, items, users).items()}
 
         metrics: dict[str, Any] = {
@@ -64,6 +68,10 @@ def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) 
         if places is not None:
             metrics["served"] = measured(predicted[RANKER])
             predicted = {name: at_places(found, labels, places) for name, found in predicted.items()}
+        if job.dataset.events.tasks is not None:
+            names = tuple(job.dataset.events.labels)
+            known = test.whole(*(f"{TASK}{name}" for name in names)).cast(pl.Float32).fill_null(np.nan).to_numpy()
+            metrics["tasks"] = {name: measured(outputs[:, place], known[:, place]) for place, name in enumerate(names)}
         metrics["quality"] = {name: measured(found) for name, found in predicted.items()}
         write_json(directory / _METRICS, metrics | _results(reported))
 

@@ -39,7 +39,15 @@ _OF_ENCODERS = "encoder_options"
 # Given with the command, since they change from run to run.
 _NOT_IN_FILE = ("warm_start", "vectors", "positions")
 # The network is a part of the training's configuration, the seed and the device are one for the whole run.
-_ELSEWHERE = {"training.network": "ranker", "training.seed": "", "training.device": "", "training.network.source": ""}
+_ELSEWHERE = {
+    "training.network": "ranker",
+    "training.seed": "",
+    "training.device": "",
+    "training.network.source": "",
+    # Several tasks are declared with the events.
+    "training.network.tasks": "",
+    "training.network.judge": "",
+}
 _ANY = 2**62
 _RANGES = {
     "seed": (0, 2**31),
@@ -217,7 +225,7 @@ def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:
         except ValueError as error:
             raise TesseraError(f"--set {name}={text}: {error}") from error
     try:
-        return _built(chosen, vectors)
+        return with_tasks(_built(chosen, vectors), dataset)
     except TesseraError as error:
         # Each value is valid by itself, but the values do not fit together.
         source = f"--set {' '.join(overrides)}" if overrides else f"{dataset.source}: [run]"
@@ -225,11 +233,12 @@ def load_options(dataset: Dataset, overrides: Sequence[str] = ()) -> RunOptions:
 
 
 def for_dataset(options: RunOptions, dataset: Dataset) -> RunOptions:
-    """Returns the choices with the dataset's vectors. Without text, all vectors replace the default encoder.
+    """Returns the choices with the dataset's tasks and vectors. Without text, all vectors replace the default encoder.
 
     Raises:
         DatasetError: An encoder reads text that the items do not have.
     """
+    options = with_tasks(options, dataset)
     items = dataset.items
     if items is None or not items.vectors:
         return options
@@ -245,6 +254,29 @@ def for_dataset(options: RunOptions, dataset: Dataset) -> RunOptions:
             f"the vectors {', '.join(items.vectors)} alone"
         )
     return options
+
+
+def with_tasks(options: RunOptions, dataset: Dataset) -> RunOptions:
+    """Returns the choices with the dataset's tasks and their weights.
+
+    Raises:
+        TesseraError: A choice is about several tasks and the dataset has one label, or the reverse.
+    """
+    tasks, network = dataset.events.tasks, options.training.network
+    if tasks is None:
+        if network.uncertainty:
+            raise TesseraError(
+                "ranker.uncertainty weighs several tasks, and the dataset has one label; declare [events.labels], or "
+                "set it to false"
+            )
+        return options
+    if options.correct != "off":
+        raise TesseraError(
+            f'correct = "{options.correct}" corrects the score of one label, and the dataset has the tasks '
+            f'{", ".join(tasks.labels)}; set it to "off"'
+        )
+    network = replace(network, tasks=tasks.weights, judge=tasks.judge)
+    return replace(options, training=replace(options.training, network=network))
 
 
 def _vectors_of(dataset: Dataset) -> tuple[str, ...]:

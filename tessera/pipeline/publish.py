@@ -20,6 +20,7 @@ from features.errors import BundleError
 from features.frame import Frame
 from features.history import reach_of
 from features.training_events import TRAINED, event_ids, read_trained, trained_on, write_trained
+from features.value.score import ScoreFormula
 from models.bundle.bundle import FORMAT, Bundle, BundleParts, Training, load_bundle, write_bundle
 from models.bundle.contents import VIEWS
 from models.bundle.from_frame import kept_consumed, kept_history, kept_labels, trained_until, with_train_positives
@@ -137,7 +138,9 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             choices=choices,
             device=model.device,
             forgotten=tuple(forgotten_users(job.dataset)),
-            profile=training_profile(frame, schema, model.ranker, Admission(model.sketch, schema.admission)),
+            profile=training_profile(
+                frame, schema, model.ranker, Admission(model.sketch, schema.admission), _formula(job)
+            ),
         )
         write_bundle(parts, directory / "bundle")
 
@@ -290,6 +293,11 @@ class Publisher:
         return read_trained(origin.trained) if same and alike else None
 
 
+def _formula(job: Job) -> ScoreFormula | None:
+    tasks = job.dataset.events.tasks
+    return None if tasks is None else tasks.formula()
+
+
 def flat(options: dict[str, Any]) -> dict[str, str]:
     """Returns nested options by dotted name, each cut to the 500 characters that MLflow takes."""
     flattened: dict[str, str] = {}
@@ -304,11 +312,14 @@ def flat(options: dict[str, Any]) -> dict[str, str]:
 
 
 def quality_metrics(bundle: Bundle) -> dict[str, float]:
-    """Returns the measurements of a bundle's ranker on the test part, by part and name."""
-    quality = bundle.manifest.metrics["quality"]["ranker"]
+    """Returns the measurements of a bundle's ranker on the test part, by part and name, and those of several tasks."""
+    metrics = bundle.manifest.metrics
+    by_part = dict(metrics["quality"]["ranker"])
+    for task, quality in metrics.get("tasks", {}).items():
+        by_part |= {f"task.{task}.{part}": measured for part, measured in quality.items()}
     return {
         f"{part}.{name}": value
-        for part, measured in quality.items()
+        for part, measured in by_part.items()
         for name, value in measured.items()
         if value is not None
     }

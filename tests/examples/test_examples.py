@@ -29,6 +29,7 @@ def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_ranker", "own_vectors"}
     shown = {"embeddings", "exported", "forgotten", "placement", "request_fields", "semantic_ids", "served"}
+    shown |= {"several_labels"}
     assert names == {"arrow_batches", "client"} | shown | own
 
 
@@ -118,6 +119,15 @@ def test_own_vectors_serve_a_run(world: World, tmp_path: Path) -> None:
 def test_request_fields_decide(tmp_path: Path) -> None:
     cheap, usual = importlib.import_module("request_fields").main(str(tmp_path))
     assert cheap > usual + 0.2
+
+
+def test_several_labels_rank_by_the_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # .8 x sqrt(.04) = .16 for an even item, .4 x sqrt(.24) = .20 for an odd one, though even items get the clicks.
+    even, odd = importlib.import_module("several_labels").main(str(tmp_path))
+    assert even == pytest.approx(0.16, abs=0.04)
+    assert odd == pytest.approx(0.196, abs=0.04)
+    assert odd > even
+    assert "buy: test AUC 0." in capsys.readouterr().out
 
 
 def test_served_names_wrong_values_before_distributions(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from features.dataset.aggregate import Aggregate
 from features.dataset.clock import Time
 from features.dataset.descriptor import Dataset, Events, Items, Users
-from features.dataset.label import Label
+from features.dataset.label import Label, TaskLabel
 from features.dataset.source import Categorical, TableSource
 from features.dataset.split import Split
 from features.shown.placement import Placement
@@ -40,6 +40,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("`[events]`", Events, TableSource),
     ("`time = { … }`", Time, None),
     ("`label = { … }`", Label, None),
+    ("`[events.labels]`: `NAME = { … }`", TaskLabel, Label),
     ("`[events.request]`, `[events.candidate]`: `NAME = { … }`", RequestField, None),
     ("`[events.placement]`", Placement, None),
     ("`[split]`", Split, None),

@@ -37,7 +37,7 @@ class OnDevice:
         visits: (E,) int64 items in each history; None if no feature reads histories.
         history: (E, L) int64 items, 0 after the last visit; None likewise.
         numeric: (E, n) float32 in the order of the schema.
-        labels: (E,) float32.
+        labels: (E,) float32, or (E, T) of several tasks, NaN where unknown.
         placement: (E, C) int64 cells of the position path, or None.
     """
 
@@ -69,7 +69,7 @@ def of_examples(source: Assembler, examples: Examples, device: Device) -> "Devic
         None if visits is None else device.put(visits),
         None if history is None else device.put(history),
         device.put(source.numeric(examples)),
-        device.put(examples.labels),
+        device.put(examples.targets),
         None if placement is None else device.put(placement[order]),
     )
     index = None if np.array_equal(order, np.arange(events.rows.shape[0])) else device.put(order.astype(np.int64))

@@ -32,6 +32,7 @@ from models.table.placement import placement_cells
 from models.table.schema import Schema
 
 _DTYPES = {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "F32": torch.float32, "F64": torch.float64}
+_UNKNOWN = 2
 _READERS, _PIECE = 8, 1 << 24
 
 
@@ -47,7 +48,7 @@ def pack(schema: Schema, block: pl.DataFrame, examples: Examples, path: Path) ->
     arrays: dict[str, NDArray[Any]] = {
         "user": examples.user.astype(np.int32),
         "item": examples.item.astype(np.int32),
-        "label": examples.labels.astype(np.uint8),
+        "label": packed_labels(examples.targets),
     }
     if "history" in {one.of for one in schema.features} | {one.of for one in schema.numeric}:
         arrays["visits"] = np.diff(examples.history.offsets).astype(np.int32)
@@ -73,6 +74,17 @@ def pack(schema: Schema, block: pl.DataFrame, examples: Examples, path: Path) ->
         arrays["placement"] = cells
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     write_file(path, lambda aside: save_file(arrays, aside, metadata=most))
+
+
+def packed_labels(labels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Returns labels (E,) or (E, T) as bytes; an unknown label is 2."""
+    return np.where(np.isnan(labels), np.float32(_UNKNOWN), labels).astype(np.uint8)
+
+
+def unpacked_labels(packed: Tensor) -> Tensor:
+    """Returns what `packed_labels` was given, as float32."""
+    labels = packed.float()
+    return torch.where(labels == _UNKNOWN, torch.full_like(labels, torch.nan), labels)
 
 
 @dataclass(frozen=True)

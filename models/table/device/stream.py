@@ -14,7 +14,7 @@ from features.device.staging import Staged
 from models.table.admission import Admission
 from models.table.device.block import DeviceBlock, OnDevice
 from models.table.device.columns import Dimensions, hashed, not_admitted, scaled
-from models.table.device.packed import PackedBlock, open_packed
+from models.table.device.packed import PackedBlock, open_packed, unpacked_labels
 from models.table.device.source import SourceRows
 from models.table.schema import Schema
 
@@ -121,7 +121,7 @@ def device_block(
         visits=visits if history is not None else None,
         history=history,
         numeric=_numeric(schema, dimensions, parts, {"user": user, "item": item}, visits),
-        labels=parts["label"].float(),
+        labels=unpacked_labels(parts["label"]),
         placement=parts.get("placement"),
     )
     return DeviceBlock(dimensions, SourceRows(height, own, device.torch), found, device)
@@ -152,4 +152,4 @@ def _numeric(
             found.append((visits.double().log1p().float() - one.mean) / one.std)
         else:
             found.append(dimensions.numeric[one.name][index[one.of]])
-    return torch.stack(found, dim=1) if found else parts["label"].new_zeros((len(parts["label"]), 0)).float()
+    return torch.stack(found, dim=1) if found else parts["user"].new_zeros((len(parts["user"]), 0)).float()

@@ -245,6 +245,7 @@ def _health(router: APIRouter, console: Console) -> None:
         with console.current.pinned() as service:
             found = console.insight.get(service.bundle)
             facts = view.quality(service.bundle.manifest.metrics) | view.placement(service.bundle)
+            facts |= view.tasks(service.bundle)
             facts["declared"] = view.declared_features(service.bundle.dataset)
         return console.page("health", "/health", insight=found, why=console.insight.failed, **facts)
 

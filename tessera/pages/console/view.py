@@ -222,6 +222,24 @@ def placement(bundle: Bundle) -> dict[str, Any]:
     return {"placement": path.curves(), "constant": float(path.reference)}
 
 
+def tasks(bundle: Bundle) -> dict[str, Any]:
+    """Returns the tasks of a bundle with their weights and test quality, and the formula; no task for one label."""
+    declared = bundle.dataset.events.tasks
+    if declared is None:
+        return {"tasks": [], "formula": ""}
+    found = bundle.manifest.metrics.get("tasks", {})
+    rows = [
+        {
+            "name": name,
+            "judged": name == declared.judge,
+            "weight": weight,
+            "found": found.get(name, {}).get("all", {"rows": 0, "auc": None, "log_loss": None}),
+        }
+        for name, weight in declared.weights.items()
+    ]
+    return {"tasks": rows, "formula": declared.score}
+
+
 def _unseen(parts: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the test events of items and of users that training never saw: their number, share, and distinct ids."""
     total = parts.get("all", {}).get("rows")

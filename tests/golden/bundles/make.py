@@ -4,7 +4,8 @@
 
 `placed` (format 4) has a position path and fields of the request and of the candidates. `corrected` (format 5) has a
 correction of new items. `ranges` (format 6) is `corrected` with its rows in two files. `kind` (format 7) has a network
-of another kind than the default. The data are drawn, so no data set stands in the repository.
+of another kind than the default. `tasks` (format 8) has three tasks, one of them often unknown.
+The data are drawn, so no data set stands in the repository.
 """
 
 import io
@@ -96,6 +97,22 @@ KIND = (
 options = { inner = 4, hidden = [8] }
 """
 )
+TASKS = (
+    CORRECTED.replace('name = "corrected"', 'name = "tasks"').replace(
+        'label = { column = "clicked" }',
+        """score = "clicked * red ** 0.5 + 0.1 * top"
+judge = "clicked"
+[events.labels]
+top = { column = "position", positive = "<= 1", weight = 0.5 }
+clicked = { column = "clicked" }
+red = { column = "bought" }
+""",
+    )
+    + """kind = "mmoe"
+uncertainty = true
+options = { experts = 2, expert = [8, 4], tower = [4] }
+"""
+)
 USERS = ("u0", "u1", "u13", "nobody")
 ITEMS = [f"S-{number:02}" for number in range(0, 24, 3)] + ["unknown"]
 
@@ -113,6 +130,8 @@ def write_data(directory: Path) -> None:
             likes = 0.8 if (number % 3 == 0) == (user % 2 == 0) else 0.2
             row = {"user": f"u{user}", "sku": f"S-{number:02}", "at": 1_700_000_000 + 60 * visit, "device": device}
             row |= {"clicked": int(draw.random() < likes * EXAMINED[position]), "position": position + 1}
+            # Whether a visit ended with a purchase is unknown for every other visit.
+            row |= {"bought": None if visit % 2 else int(row["clicked"] and number % 3 == 0)}
             events.append(row | {"surface": draw.choice(["home", "cart"]), "price_now": draw.choice([1.5, 2.5, None])})
     for name, rows in (("items", items), ("events", events)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -160,7 +179,7 @@ def made(name: str, place: Path) -> Bundle:
             archive.extractall(place / "corrected", filter="data")
         return in_ranges(load_bundle(place / "corrected"), place / name)
     write_data(place)
-    (place / f"{name}.toml").write_text({"placed": PLACED, "corrected": CORRECTED, "kind": KIND}[name])
+    (place / f"{name}.toml").write_text({"placed": PLACED, "corrected": CORRECTED, "kind": KIND, "tasks": TASKS}[name])
     dataset = load_dataset(place / f"{name}.toml")
     found = run(dataset, place / name, load_options(dataset), console=Console(), registry=None, until="publish")
     assert found.bundle is not None

@@ -162,6 +162,7 @@ def answers(address: str) -> bool:
     ("own_vectors.py", ["shop.toml", "own-vectors"], "a red bicycle is "),
     ("placement.py", ["placement"], "placed: the even items lead by"),
     ("request_fields.py", ["request-fields"], "S0 at half its price"),
+    ("several_labels.py", ["several-labels"], "score of even items "),
     ("exported.py", ["EXPORT"], "items in a history on average"),
     ("forgotten.py", ["audit.jsonl", "customer-42"], "requested by the shop"),
     ("arrow_batches.py", ["audit.jsonl"], "1 rows in 1 messages"),

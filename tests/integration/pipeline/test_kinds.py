@@ -15,7 +15,7 @@ import pytest
 
 from features.dataset.descriptor import load_dataset
 from features.errors import BundleError, DatasetError, TesseraError
-from models.bundle.bundle import FORMAT, load_bundle
+from models.bundle.bundle import load_bundle
 from models.networks.kinds import DEFAULT, KINDS, reads_sequence
 from models.ranker.network import NetworkConfig
 from models.ranker.train import TrainConfig
@@ -73,7 +73,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_bundle_of_the_kind_answers_as_the_ranker_that_was_trained(world: World) -> None:
     bundle, kind = load_bundle(world.bundle.directory), world.bundle.manifest.network["kind"]
-    assert bundle.manifest.format == FORMAT
+    assert bundle.manifest.format == 7
     assert bundle.manifest.metrics["quality"]["ranker"]["all"]["auc"] > 0.5
     assert bool(bundle.manifest.network["source"]) == (kind == OWN)
     assert bundle.schema.attends == reads_sequence(kind)

@@ -27,7 +27,9 @@ def page(metrics: dict[str, Any], more: dict[str, Any] | None = None) -> str:
     pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio}
     found: str = pages.get_template("health.html").render(
         pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="",
-        **{"placement": [], "constant": None, "declared": []} | view.quality(metrics) | dict(more or {})
+        **{"placement": [], "constant": None, "declared": [], "tasks": [], "formula": ""}
+        | view.quality(metrics)
+        | dict(more or {}),
     )  # fmt: skip
     return found
 
@@ -83,6 +85,17 @@ def test_the_metrics_of_an_earlier_release_show_the_items_alone() -> None:
     assert "of items unseen in training" in shown
     assert "users" not in shown
     assert view.quality({})["unseen"] == []
+
+
+def test_tasks_are_a_table_with_the_formula() -> None:
+    tasks = [
+        {"name": "buy", "judged": False, "weight": 2.0, "found": {"rows": 1280, "auc": 0.81, "log_loss": 0.3}},
+        {"name": "click", "judged": True, "weight": 1.0, "found": {"rows": 1600, "auc": None, "log_loss": 0.5}},
+    ]
+    shown = page({}, {"tasks": tasks, "formula": "click * buy ** 0.5 <b>"})
+    assert "click (judged)" in shown
+    assert "<code>click * buy ** 0.5 &lt;b&gt;</code>" in shown
+    assert "<h2>Tasks</h2>" not in page({})
 
 
 def test_the_position_path_is_a_table_where_a_bundle_has_one() -> None:
