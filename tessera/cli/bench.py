@@ -23,6 +23,7 @@ NEEDS = {
     "training-blocks": Needs(),
     "processes": Needs(),
     "rankers": Needs(ranks=True, peers=(CTR,)),
+    "labels": Needs(ranks=True),
     "resize": Needs(),
     "cold-start": Needs(content=True),
     "code-value": Needs(content=True),
@@ -230,6 +231,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)[:1]
         return partial(rankers, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
+    if name == "labels":
+        from tessera.bench.rankers.labels import labels
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(labels, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "encoders":
         from tessera.bench.encoder.encoders import encoders
 
