@@ -123,8 +123,15 @@ def test_bounds_make_trials_infeasible_and_each_trial_is_a_run(
     shutil.copytree(straight.directory / "stages", out / "stages")
     registry = Registry(f"sqlite:///{tmp_path / 'mlflow.db'}", artifacts=tmp_path / "artifacts")
     plan = SweepPlan(2, Bounds(most - 1), ("table.dim=8",))
-    found = searched(descriptor, out, plan, registry)
+    base = Base(load_dataset(descriptor), GIVEN)
 
+    def interrupt(report: TrialReport, wanted: int) -> None:
+        raise KeyboardInterrupt
+
+    stopped = sweep(base, out, plan, console=quiet(), registry=registry, told=interrupt)
+    assert (stopped.stopped, stopped.best, len(stopped.trials)) == (True, None, 1)
+    found = searched(descriptor, out, plan, registry)
+    assert found.made == 1
     assert [one.state for one in found.trials] == ["infeasible", "finished"]
     assert found.trials[0].why == f"the table has {most:,} bytes, --bytes allows {most - 1:,}"
     assert found.best == found.trials[1]

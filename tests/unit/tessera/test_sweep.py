@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -177,6 +178,22 @@ def test_a_study_that_was_killed_draws_what_it_would_have_drawn(tmp_path: Path) 
     assert straight[6].state == "pruned"
     assert len({one.choices["training.table_rate"] for one in straight[1:]}) == 9
     assert {one.state for one in straight if one.number != 6} >= {"finished", "infeasible"}
+
+
+def test_a_result_that_a_killed_process_recorded_is_not_made_again(tmp_path: Path) -> None:
+    study = Study(tmp_path / "sweep.db", seed=3, default_kind="dcn-v2")
+    report = TrialReport(0, "finished", {}, log_loss=0.5, epochs=(0.6, 0.5), run="r1")
+    study.draw(SPACE).trial.set_user_attr("report", msgspec.to_builtins(report))
+    study.close()
+
+    study = Study(tmp_path / "sweep.db", seed=3, default_kind="dcn-v2")
+    assert study.reports == []
+    left = study.draw(SPACE)
+    assert left.report == report
+    study.record(left, report)
+    assert study.reports == [report]
+    assert study.draw(SPACE).number == 1
+    study.close()
 
 
 def test_trials_that_are_not_comparable_are_refused(tmp_path: Path) -> None:
