@@ -18,6 +18,8 @@ from features.value.canonical import cell, scalar
 _INTEGER = re.compile(r"-?[0-9]+")
 _MOST_S = 253_402_300_800  # the year 10000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Character that text rarely holds, to build a column of lists without a series for each list.
+_SEPARATOR = "\x1f"
 _DATES = (19_000_101, 21_001_231)
 
 
@@ -62,6 +64,8 @@ def typed(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
     Raises:
         ValueError: A value is not of the type.
     """
+    if (found := _texts(name, values, dtype)) is not None:
+        return found
     fitted = [fit(value, dtype) for value in values]
     if dtype == pl.Null:
         return pl.Series(name, fitted, dtype=pl.String)
@@ -78,6 +82,20 @@ def typed(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series:
         if isinstance(dtype, (pl.Enum, pl.Categorical)):
             return pl.Series(name, fitted, dtype=pl.String)
         return pl.Series(name, fitted, dtype=pl.Object)
+
+
+def _texts(name: str, values: Sequence[Any], dtype: pl.DataType) -> pl.Series | None:
+    """Returns text, or lists of text, as a column at once: the fast twin of `fit`. None if `fit` must read a value."""
+    types = set(map(type, values)) - {type(None)}
+    if dtype == pl.String and types == {str}:
+        return pl.Series(name, [value or None for value in values], dtype=dtype)
+    if types != {list} or dtype != pl.List(pl.String):
+        return None
+    flat = [part for value in values if value for part in value]
+    if [] in values or set(map(type, flat)) != {str} or "" in flat or _SEPARATOR in "".join(flat):
+        return None
+    joined = [None if value is None else _SEPARATOR.join(value) for value in values]
+    return pl.Series(name, joined, dtype=pl.String).str.split(_SEPARATOR)
 
 
 def listed(value: Any, dtype: pl.DataType) -> Any:

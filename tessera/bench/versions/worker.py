@@ -107,21 +107,11 @@ def measured_step(data: LivePart, batch: int, seed: int) -> dict[str, float]:
 
 def measured_items(data: LivePart, batch: int, seed: int, out: Path) -> dict[str, float]:
     """Measures messages about items whose text the stream has read before: a new price, not a new description."""
-    bundle, spent = data.bundle, [0.0]
-    encode = type(bundle).encode_items
-
-    def timed(self: Any, texts: Any) -> Any:
-        began = time.process_time()
-        try:
-            return encode(self, texts)
-        finally:
-            spent[0] += time.process_time() - began
-
-    type(bundle).encode_items = timed
+    spent = encoding_seconds(data.bundle)
     rows = (out / "items.jsonl").read_bytes().splitlines()
     random.Random(seed).shuffle(rows)
     rows = rows[:_ITEMS]
-    step, sent = new_step(bundle), messages_of("items", 2 * rows)
+    step, sent = new_step(data.bundle), messages_of("items", 2 * rows)
     applied(step, sent[: len(rows)], batch)
     gc.collect()
     gc.freeze()
@@ -129,6 +119,27 @@ def measured_items(data: LivePart, batch: int, seed: int, out: Path) -> dict[str
     applied(step, sent[len(rows) :], batch)
     whole = time.process_time() - began
     return {"items_per_cpu_s": len(rows) / whole, "items_beside_encoding_per_cpu_s": len(rows) / (whole - spent[0])}
+
+
+def encoding_seconds(bundle: Any) -> list[float]:
+    """Returns a list of one number, to which the CPU seconds of the bundle's encoder and codebook are added."""
+    spent = [0.0]
+
+    def timed(part: Any) -> None:
+        encode = type(part).encode
+
+        def measured(*arguments: Any) -> Any:
+            began = time.process_time()
+            try:
+                return encode(*arguments)
+            finally:
+                spent[0] += time.process_time() - began
+
+        type(part).encode = measured
+
+    for part in (bundle.encoder, bundle.codebook):
+        timed(part)
+    return spent
 
 
 def measured_pipeline(data: LivePart, batch: int, seed: int, out: Path) -> dict[str, float]:

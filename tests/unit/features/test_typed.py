@@ -7,10 +7,12 @@ from typing import Any
 import msgspec
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from features.dataset.descriptor import Items
 from features.message import Rows, item_rows
-from features.value.attribute import typed
+from features.value.attribute import fit, typed
 from features.value.filter import Filter
 from features.wire.decoder import item_decoder
 from models.bundle import record
@@ -191,3 +193,24 @@ def test_integers_and_fractions_are_compared_exactly_beside_each_other() -> None
     assert mask(gt=big) == [False, True, False, False]
     assert mask(lt=big + 1, gte=0.5) == [True, False, True, True]
     assert mask(**{"in": [big + 1, 0.5]}) == [False, True, False, True]
+
+
+_parts = st.sampled_from([["a", "é"], ["a", ""], ["a", "x\x1fy"], ["a", None, 3]])
+_lists = st.tuples(_parts, st.integers(0, 1)).flatmap(
+    lambda of: st.lists(st.none() | st.lists(st.sampled_from(of[0]), min_size=of[1], max_size=3), max_size=6)
+)
+_texts = st.lists(st.none() | st.sampled_from(["a", "", "x\x1fy"]), max_size=6)
+
+
+@given(values=_lists | _texts, dtype=st.sampled_from([pl.String(), pl.List(pl.String())]))
+@settings(max_examples=400)
+def test_texts_at_once_are_the_texts_one_by_one(values: list[Any], dtype: pl.DataType) -> None:
+    try:
+        expected = pl.Series("c", [fit(value, dtype) for value in values], dtype=dtype)
+    except ValueError:
+        with pytest.raises(ValueError, match="expected"):
+            typed("c", values, dtype)
+        return
+    found = typed("c", values, dtype)
+    assert found.dtype == expected.dtype
+    assert found.to_list() == expected.to_list()
