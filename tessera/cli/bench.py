@@ -47,6 +47,7 @@ NEEDS = {
     "soak": Needs(servers=True),
     "filtered": Needs(content=True),
     "serving": Needs(servers=True, ranks=True, peers=(FEAST,)),
+    "policies": Needs(ranks=True),
     "swaps": Needs(ranks=True),
     "rollout": Needs(),
     "operation": Needs(ranks=True),
@@ -344,6 +345,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
     from tessera.bench.online.message_formats import formats
     from tessera.bench.online.online_learning import online_learning
     from tessera.bench.online.operation import operation
+    from tessera.bench.online.policies import policies
     from tessera.bench.online.rollout_rates import rollout
     from tessera.bench.online.serving_reads import serving
     from tessera.bench.online.soak import soak
@@ -362,6 +364,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "soak": soak,
         "filtered": filtered,
         "serving": serving,
+        "policies": policies,
         "swaps": swaps,
         "rollout": rollout,
         "operation": operation,

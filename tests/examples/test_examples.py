@@ -29,7 +29,7 @@ def test_every_example_has_a_test_here() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.py")}
     own = {"own_encoder", "own_model", "own_quantizer", "own_ranker", "own_vectors"}
     shown = {"embeddings", "exported", "forgotten", "placement", "request_fields", "semantic_ids", "served"}
-    shown |= {"several_labels"}
+    shown |= {"explored_items", "several_labels"}
     assert names == {"arrow_batches", "client"} | shown | own
 
 
@@ -114,6 +114,28 @@ def test_own_vectors_serve_a_run(world: World, tmp_path: Path) -> None:
     encoder = load_encoder(result.directory / "encode" / "encoder")
     assert encoder.id.startswith("letters-v1-")
     assert encoder.dim == 32
+
+
+def test_explored_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    clicks = np.array([0.1] * 4 + [0.6] * 4)
+    shown, outcomes = [], []
+    for number in range(3_000):
+        # Chance draws two of eight new items; the ranker's item is clicked half the time.
+        drawn = rng.choice(8, 2, replace=False)
+        items = ["ranked", *(f"new-{item}" for item in drawn)]
+        chances = {"policy": "home", "propensities": [1, 0.25, 0.25]}
+        shown.append({"kind": "shown", "id": f"{number}", "items": items} | chances)
+        hits = [name for name, rate in zip(items, [0.5, *clicks[drawn]], strict=True) if rng.random() < rate]
+        outcomes += [{"impression": f"{number}", "item": name} for name in hits]
+    paths = []
+    for name, rows in (("impressions", shown), ("outcomes", outcomes)):
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates = importlib.import_module("explored_items").main(*map(str, paths))
+    # 6,000 clicks of a rate of .35 have a standard deviation of .0062.
+    assert rates["home"] == pytest.approx((clicks.mean(), 0.5), abs=0.03)
+    assert "home: new items would be clicked in 3" in capsys.readouterr().out
 
 
 def test_request_fields_decide(tmp_path: Path) -> None:

@@ -21,8 +21,18 @@ from features.shown.consumed import (
 )
 
 Batch = list[tuple[int, int]]
-BATCHES = st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 99)), max_size=60), max_size=12)
 IDS = ["ann", "0.ann", "Ж", ""]
+
+
+@st.composite
+def batches_of_events(draw: st.DrawFn) -> list[Batch]:
+    """Draws batches that fill a few pages of each user."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.integers(0, 120), max_size=6))
+    return [list(zip(rng.integers(0, 4, n).tolist(), rng.integers(0, 99, n).tolist(), strict=True)) for n in sizes]
+
+
+BATCHES = batches_of_events()
 
 
 def slowly(batches: list[Batch]) -> dict[int, list[list[int]]]:
@@ -88,25 +98,34 @@ def test_a_restored_state_goes_on_alike(before: list[Batch], after: list[Batch])
 
 
 @settings(max_examples=100)
-@given(BATCHES, st.sets(st.integers(0, 5)))
-def test_a_forgotten_user_leaves_nothing_and_the_others_stay(batches: list[Batch], gone: set[int]) -> None:
+@given(BATCHES, BATCHES, st.sets(st.integers(0, 5)))
+def test_a_forgotten_user_leaves_nothing_and_the_others_stay(
+    batches: list[Batch], after: list[Batch], gone: set[int]
+) -> None:
     state = advanced(batches)
     left = advanced([[(user, key) for user, key in batch if user not in gone] for batch in batches])
     state.forget(np.array(sorted(gone), dtype=np.int64))
     assert sorted(state.all_records(IDS)) == sorted(left.all_records(IDS))
     assert all(state.full_pages(user) is None for user in gone)
+    # A forgotten user begins again without a page.
+    for one in (state, left):
+        for batch in after:
+            users = np.array([user for user, _ in batch], dtype=np.int64)
+            one.advance(users, np.array([key for _, key in batch], dtype=np.uint64))
+    assert sorted(state.all_records(IDS)) == sorted(left.all_records(IDS))
 
 
 def test_the_newest_pages_are_kept_under_the_ids_of_older_ones() -> None:
     count = PAGE * (PAGES + 3) + 5
-    state = ConsumedItems()
+    state, records = ConsumedItems(), {}
     for start in range(0, count, 1_000):
         keys = np.arange(start, min(start + 1_000, count))
-        state.advance(np.zeros(len(keys), dtype=np.int64), keys.astype(np.uint64))
-    records = {(kind, name): data for kind, name, data in state.all_records(["u"])}
+        changed, filled = state.advance(np.zeros(len(keys), dtype=np.int64), keys.astype(np.uint64))
+        records |= {(kind, name): data for kind, name, data in state.records(changed, filled, ["u"])}
     pages = held(records, "u")
     assert len(records) == PAGES + 1
     assert [key for page in pages for key in page] == list(range(3 * PAGE, count))
+    assert {(kind, name): data for kind, name, data in state.all_records(["u"])} == records
     assert len(state.arrays()["consumed_pages"]) == PAGES
 
 

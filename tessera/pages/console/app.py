@@ -247,6 +247,7 @@ def _health(router: APIRouter, console: Console) -> None:
             facts = view.quality(service.bundle.manifest.metrics) | view.placement(service.bundle)
             facts |= view.tasks(service.bundle)
             facts["declared"] = view.declared_features(service.bundle.dataset)
+            facts["policies"] = view.declared_policies(service.bundle.dataset)
         return console.page("health", "/health", insight=found, why=console.insight.failed, **facts)
 
 

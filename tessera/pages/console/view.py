@@ -281,6 +281,24 @@ def declared_features(dataset: Dataset) -> list[dict[str, str]]:
     return fields + made
 
 
+def declared_policies(dataset: Dataset) -> list[dict[str, str]]:
+    """Returns the policies of a dataset, with their rules in words, as rows of a table."""
+    rows = []
+    for name, policy in dataset.policies.items():
+        rules = ["leaves out consumed items"] if policy.leave_out_consumed else []
+        diversity = policy.diversity
+        if diversity is not None and diversity.by is not None:
+            rules.append(f"diverse by {diversity.by}, weight {diversity.weight:g}")
+        if diversity is not None and diversity.column is not None:
+            rules.append(f"at most {diversity.most} of a {diversity.column}")
+        rules += [f"{boost.filter.key} times {boost.times:g}" for boost in policy.boost]
+        rules += [f"{pin.filter.key} at place {pin.position}" for pin in policy.pin]
+        if policy.new is not None:
+            rules.append(f"{policy.new.share:.0%} of the places for items of at most {policy.new.positives} positives")
+        rows.append({"name": name, "rules": "; ".join(rules) or "no rule"})
+    return rows
+
+
 def _declaration(dataset: Dataset, name: str) -> str:
     declared = dataset.features[name]
     return declared.sql or f"{declared.column} by a table of {len(declared.values or {}):,} values"

@@ -163,6 +163,7 @@ def answers(address: str) -> bool:
     ("placement.py", ["placement"], "placed: the even items lead by"),
     ("request_fields.py", ["request-fields"], "S0 at half its price"),
     ("several_labels.py", ["several-labels"], "score of even items "),
+    ("explored_items.py", ["shown.jsonl", "outcomes.jsonl"], "home: new items would be clicked in 100.0%"),
     ("exported.py", ["EXPORT"], "items in a history on average"),
     ("forgotten.py", ["audit.jsonl", "customer-42"], "requested by the shop"),
     ("arrow_batches.py", ["audit.jsonl"], "1 rows in 1 messages"),
@@ -177,6 +178,9 @@ def test_every_example_runs_by_the_wheel_in_a_folder_of_the_users(
         assert done.returncode == 0, done.stderr
     line = {"user": hashed("customer-42", "0a"), "salt": "0a", "time_ms": 0, "kind": "requested", "by": "by the shop"}
     (shop / "audit.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    shown = {"kind": "shown", "id": "1", "policy": "home", "items": ["a", "b"], "propensities": [1, 0.5]}
+    (shop / "shown.jsonl").write_text(json.dumps(shown) + "\n", encoding="utf-8")
+    (shop / "outcomes.jsonl").write_text('{"impression": "1", "item": "b"}\n', encoding="utf-8")
     (shop / "served.json").write_text('{"requests": 3, "differences": [], "drift": null}', encoding="utf-8")
     assert printed in script(
         python, shop, f"examples/{name}", *(places.get(argument, argument) for argument in arguments)

@@ -188,6 +188,11 @@ def test_users_are_forgotten_under_crashes_and_everything_agrees(site: Site) -> 
     for user in SECRETS[:4]:
         assert site.holds(user) == []
     assert site.store.read_records(site.bundle.id, HEAD, ["u5"]) != [None]
+    snapshot = site.snapshots.newest(site.bundle)
+    assert snapshot is not None
+    for name in ("consumed_users", "consumed_page_users"):
+        assert name == "consumed_page_users" or len(snapshot.arrays[name])
+        assert not set(snapshot.arrays[name].tolist()) & set(snapshot.memory.dead)
     for user in ("u0", "u1"):
         assert site.store.read_records(site.bundle.id, record.HISTORY, [user]) == [None]
         assert site.store.read_records(site.bundle.id, HEAD, [user]) == [None]

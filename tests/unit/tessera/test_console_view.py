@@ -27,7 +27,7 @@ def page(metrics: dict[str, Any], more: dict[str, Any] | None = None) -> str:
     pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio}
     found: str = pages.get_template("health.html").render(
         pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="",
-        **{"placement": [], "constant": None, "declared": [], "tasks": [], "formula": ""}
+        **{"placement": [], "constant": None, "declared": [], "policies": [], "tasks": [], "formula": ""}
         | view.quality(metrics)
         | dict(more or {}),
     )  # fmt: skip
@@ -65,6 +65,42 @@ def test_the_page_of_health_lists_fields_and_expressions() -> None:
     assert "event.price_now / item.price" in shown
     assert "item.genre by a table of 1 values" in shown
     assert "Fields and expressions" not in page({})
+
+
+def test_the_health_page_lists_the_policies_of_a_dataset_with_their_rules() -> None:
+    recent = {"column": "year", "gte": 2020}
+    described = {
+        "name": "shop",
+        "source": "shop.toml",
+        "items": {"path": "i.csv", "id": "item", "text": ["title"], "filterable": ["year"]},
+        "events": {"path": "e.csv", "user": "user", "item": "item", "label": {"column": "y"}},
+        "split": {"by": "random"},
+        "policies": {
+            "home": {
+                "leave_out_consumed": True,
+                "diversity": {"by": "content", "weight": 0.3, "column": "year", "most": 2},
+                "boost": [{"filter": recent, "times": 1.5}],
+                "pin": [{"filter": recent, "position": 2}],
+                "new": {"share": 0.1},
+            },
+            "plain": {},
+        },
+    }
+    rows = view.declared_policies(Dataset.model_validate(described))
+    assert [row["name"] for row in rows] == ["home", "plain"]
+    assert rows[0]["rules"].split("; ") == [
+        "leaves out consumed items",
+        "diverse by content, weight 0.3",
+        "at most 2 of a year",
+        '{"column":"year","gte":2020} times 1.5',
+        '{"column":"year","gte":2020} at place 2',
+        "10% of the places for items of at most 0 positives",
+    ]
+    assert rows[1]["rules"] == "no rule"
+    shown = page({}, {"policies": rows})
+    assert "<h2>Policies</h2>" in shown
+    assert "<td>home</td><td>leaves out consumed items; diverse" in shown
+    assert "Policies" not in page({})
 
 
 def test_the_page_of_the_test_data_shows_unseen_users_and_a_dash_for_no_auc() -> None:
