@@ -28,6 +28,7 @@ from tessera.bench.harness.rows import measured_rows
 from tessera.pipeline.artifact import read_frame
 from tessera.pipeline.options import load_options
 from tessera.pipeline.run import run
+from tessera.terminal import one_thread
 
 _NAME, _K, _CANDIDATES, _ROUNDS, _WARM = "all", 20, 200, 400, 40
 ANSWERS, _ANSWERED = 100_000, 100
@@ -43,6 +44,7 @@ def policies(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> Be
     if bundle is None:
         raise TesseraError("the run released no bundle to serve; see its report")
     seen = consumed_of(read_frame(out / dataset.name / "frame"))
+    one_thread()
     rows = measured_rows()
     for seed in range(seeds):
         rows += measure(bundle, seen, seed)
