@@ -384,7 +384,9 @@ class Trainer:
         return messages[:count]
 
     def _read_positions(self, topics: Collection[str]) -> dict[str, Positions]:
-        """Returns the positions after the last poll, by group."""
+        """Returns the positions after the last poll, by group. Only the leader has readers."""
+        if not self._seat.leads:
+            return {}
         readers = zip(input_topics(self._topics), self._readers, strict=True)
         return {group_of(self._bundle, topic): reader.position() for topic, reader in readers if topic in topics}
 
