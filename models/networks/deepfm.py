@@ -10,7 +10,8 @@ class DeepFm(nn.Module):
     """Logit of first order, of pairs and of the MLP, added. Several tasks share the logit of pairs.
 
     The paper gives each value a weight of first order. Here a linear layer reads the value's vector, since the table
-    has one vector a value.
+    has one vector a value. The sum over pairs is divided by the number of fields: the first steps of Adagrad move a
+    row so far that the sum over many fields would drown the rest.
 
     Args:
         reads: Shapes of the inputs.
@@ -27,6 +28,6 @@ class DeepFm(nn.Module):
         """See `RankerNetwork`."""
         x, fields = flat(inputs), inputs.fields
         # Σ_{i<j} v_i · v_j = ½ Σ_d ((Σ_i v_id)² − Σ_i v_id²)
-        pairs = 0.5 * (fields.sum(dim=1).square() - fields.square().sum(dim=1)).sum(dim=1)
+        pairs = 0.5 * (fields.sum(dim=1).square() - fields.square().sum(dim=1)).sum(dim=1) / fields.shape[1]
         logits: Tensor = self.first(x) + pairs.unsqueeze(1) + self.head(self.deep(x))
         return logits.squeeze(1)
