@@ -10,6 +10,7 @@ import pytest
 from features.dataset.descriptor import Dataset, load_dataset
 from features.errors import TesseraError
 from features.frame import Frame
+from models.networks.kinds import DEFAULT, KINDS, reads_sequence
 from tessera.pipeline.options import load_options
 from tessera.sweep.best import as_toml, best_of, run_table
 from tessera.sweep.space import Base, Choices, Range, applies, check_space, default_space, read_space, text_of
@@ -106,9 +107,9 @@ def test_the_default_space_passes_the_checks_and_keeps_to_the_bound(tmp_path: Pa
     check_space(base, space)
     assert space["table.budget"] == Choices(("250000", "500000", "700000"))
     assert "training.table_rate" not in space
-    assert space["ranker.kind"] == Choices(("dcn-v2", "dlrm", "deepfm", "din", "self-attention"))
+    assert space["ranker.kind"] == Choices((DEFAULT, *KINDS))
     pooled = default_space(Base(base.dataset, ("table.history=mean",)), 1_000_000, None)
-    assert pooled["ranker.kind"] == Choices(("dcn-v2", "dlrm", "deepfm"))
+    assert pooled["ranker.kind"] == Choices(tuple(kind for kind in (DEFAULT, *KINDS) if not reads_sequence(kind)))
     assert applies("ranker.cross_layers", "dcn-v2")
     assert not applies("ranker.cross_layers", "din")
     assert [kind for kind in ("dcn-v2", "dlrm", "self-attention") if applies("ranker.options.blocks", kind)] == [
