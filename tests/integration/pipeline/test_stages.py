@@ -15,7 +15,7 @@ from features.dataset.descriptor import load_dataset
 from models.bundle.bundle import load_bundle
 from models.ranker.train import TrainConfig
 from models.registry.registry import Registry
-from tessera.pipeline.options import RunOptions, load_options
+from tessera.pipeline.options import RunOptions, known_choices, load_options
 from tessera.pipeline.run import RunResult, run
 from tests.build import SMALL_NETWORK
 
@@ -85,7 +85,7 @@ TABLE = {
     "ranker": {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(SMALL_NETWORK).items()
-        if name != "source"
+        if f"ranker.{name}" in known_choices()
     },
 }
 
