@@ -57,10 +57,14 @@ class _Ages(Collector):
         self._counts[at] = self._counts.get(at, 0) + each
         self._sums[at] = self._sums.get(at, 0.0) + float(ages_s.sum())
 
+    def describe(self) -> list[HistogramMetricFamily]:
+        """Returns the empty histogram, whose names the registry keeps for it."""
+        about = "From a message's arrival until it can be read."
+        return [HistogramMetricFamily("tessera_freshness_seconds", about, labels=["at"])]
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """Yields the histogram; see `Collector`."""
-        about = "From a message's arrival until it can be read."
-        family = HistogramMetricFamily("tessera_freshness_seconds", about, labels=["at"])
+        (family,) = self.describe()
         for at, counts in list(self._counts.items()):
             names = [*map(str, map(float, _SECONDS)), "+Inf"]
             family.add_metric([at], list(zip(names, np.cumsum(counts).tolist(), strict=True)), self._sums[at])

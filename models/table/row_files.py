@@ -110,8 +110,19 @@ def load_rows(directory: Path, schema: Schema, table: Mapping[str, Tensor], own:
 
 
 def read_weight(directory: Path) -> NDArray[np.float32]:
-    """Reads the rows (R, D) as one array. The pages of one file are read when they are used."""
-    parts = [load_file(path)["weight"] for path in row_files(directory)]
+    """Reads the rows (R, D) as one array. The pages of one file are read when they are used.
+
+    Raises:
+        BundleError: There are no files of rows, or they vanish meanwhile.
+    """
+    try:
+        parts = [load_file(path)["weight"] for path in row_files(directory)]
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{directory}: the files of the table vanished while they were read; fetch it again"
+        ) from error
+    if not parts:
+        raise BundleError(f"{directory}: neither {ONE_FILE} nor files of {RANGES}/; fetch the bundle again")
     weight: NDArray[np.float32] = (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
     return weight
 

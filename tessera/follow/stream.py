@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from features.errors import FencedError, TesseraError
+from features.errors import BundleError, FencedError, TesseraError
 from models.bundle.bundle import Bundle
 from streaming.metrics import StreamMetrics
 from streaming.shared.ledger import FollowedBundle
@@ -22,9 +22,9 @@ _AGAIN_S = 30.0
 class FollowedStream:
     """Opens a bundle and runs its stream until it is stopped.
 
-    A bundle that cannot be opened is tried again every 30 seconds. A stream that fails is not started again, since its
-    fault would harm: it stays `paused`, and its error is in `error`. Nothing is lost, since a later start continues at
-    the last committed batch.
+    A bundle that cannot be opened, or whose files vanish while the stream reads them, is tried again every 30 seconds.
+    A stream that fails otherwise is not started again, since its fault would harm: it stays `paused`, and its error is
+    in `error`. Nothing is lost, since a later start continues at the last committed batch.
 
     Attributes:
         wanted: Version and roles of the bundle. The owner replaces it when the roles change.
@@ -52,6 +52,7 @@ class FollowedStream:
         self._open_bundle = open_bundle
         self._service = service
         self._metrics = metrics
+        self._asked = False
         self._stop = threading.Event()
         self._state, self._since = "opening", time.time()
         self._why = ""
@@ -63,6 +64,7 @@ class FollowedStream:
 
     def stop(self) -> None:
         """Ends the stream after its current batch, and returns without waiting for the end."""
+        self._asked = True
         self._stop.set()
 
     def join(self) -> None:
@@ -115,20 +117,31 @@ class FollowedStream:
                 self._set("paused", str(error))
                 self._stop.wait(_AGAIN_S)
             else:
-                self._stream(self.bundle)
-                return
+                if not self._stream(self.bundle):
+                    return
+                self._stop.wait(_AGAIN_S)
 
-    def _stream(self, bundle: Bundle) -> None:
+    def _stream(self, bundle: Bundle) -> bool:
+        """Runs the stream to its end. Returns True if the bundle's files are to be opened again."""
         self._set("training", "")
         _LOGGER.info("bundle %s: its stream starts, as %s", bundle.id, ", ".join(self.wanted.roles))
         try:
             self._service(bundle).run(self._stop)
+        except (BundleError, FileNotFoundError) as error:
+            self._set("paused", str(error))
+            _LOGGER.warning("bundle %s: its files cannot be read; they are opened again: %s", bundle.id, error)
+            # The part that failed has set the event, to end the other parts.
+            self._stop.clear()
+            if self._asked:
+                self._stop.set()
+            return True
         except BaseException as error:
             self.error = error
             self._set("paused", f"{error if isinstance(error, TesseraError) else repr(error)}")
             if not isinstance(error, FencedError):
                 expected = isinstance(error, TesseraError)
                 _LOGGER.error("bundle %s: its stream ended: %s", bundle.id, error, exc_info=None if expected else error)
+        return False
 
     def _set(self, state: str, why: str) -> None:
         self._since = self._since if (state, why) == (self._state, self._why) else time.time()

@@ -20,6 +20,7 @@ from models.bundle.delta import Delta
 from models.registry.release import CHALLENGER, CHAMPION, PREVIOUS
 from serving.rollout.lifecycle import promoted
 from serving.store.verify import verify
+from serving.store.writer import position_of
 from streaming.log.protocol import EventLog, Message
 from streaming.restore import start_of
 from streaming.step import Step
@@ -160,6 +161,11 @@ class ReleaseUnderLoad:
             return False
 
         until(arrived, 120)
+
+    def await_store(self, bundle: Bundle) -> None:
+        """Waits until the store is filled with a bundle, so that the stream has read its files."""
+        with contextlib.closing(self.settings.open_store()) as store:
+            until(lambda: position_of(store, bundle.id, self.settings.topics.deltas) is not None, 120)
 
     def settle(self, *, seconds: float = 180) -> None:
         """Waits until every bundle with an alias has a delta for the last event."""

@@ -252,6 +252,7 @@ def test_a_bundle_that_vanishes_is_named_and_its_stream_goes_on(
     cache, artifacts = stage.settings.bundles / challenger.id, stage.settings.home / "mlflow"
     with following(stage.settings):
         stage.await_delta(challenger)
+        stage.await_store(challenger)
         shutil.rmtree(cache)
         until(lambda: f"{challenger.id}: its files vanished and were fetched again" in caplog.text, 90)
         assert (cache / "manifest.json").is_file()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from features.errors import StorageError, TesseraError
 from features.storage.copy import files_below, local_directory, local_file, transfer, upload
@@ -130,6 +131,7 @@ def test_addresses_and_paths_are_told_apart(tmp_path: Path, monkeypatch: pytest.
 )
 def test_an_address_of_no_use_is_refused_by_name(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)
     with pytest.raises(TesseraError, match=message) as refused:
         locate(address)
     assert "secret" not in str(refused.value)
