@@ -240,15 +240,10 @@ class RankService:
             if policy is None or rules is None:
                 order = np.argsort(-scores, kind="stable")[:k]
             else:
+                logits = log_odds(self._scorer.shares(scores))
                 with trace.span("policy"), live.lock.reading():
                     arrangement = self._policies.arrange(
-                        rules,
-                        names,
-                        items,
-                        log_odds(self._scorer.shares(scores)),
-                        stored.consumed,
-                        k,
-                        draw=policy.draw,
+                        rules, names, items, logits, stored.consumed, k, draw=policy.draw
                     )
                 order = arrangement.order
             if self._scorer.formula is not None:

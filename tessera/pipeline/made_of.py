@@ -32,7 +32,7 @@ class MadeOf(msgspec.Struct, frozen=True, omit_defaults=True):
         """Returns a phrase for each difference from `now`."""
         phrases = ["the code or a library changed"] if self.code != now.code else []
         phrases += differences(self.options, now.options)
-        described = differences(dict(_leaves(self.descriptor)), dict(_leaves(now.descriptor)))
+        described = differences(dict(leaves(self.descriptor)), dict(leaves(now.descriptor)))
         phrases += [f"descriptor: {phrase}" for phrase in described]
         for name in sorted(self.files.keys() | now.files.keys()):
             before, after = self.files.get(name), now.files.get(name)
@@ -64,9 +64,10 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted names and the values of a nested table."""
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{name}.")
+            yield from leaves(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value

@@ -4,7 +4,7 @@
 checks as in `[run]`, before anything is trained.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 from features.dataset.descriptor import Dataset
 from features.errors import DatasetError, TesseraError
 from models.networks import kinds as networks
+from tessera.pipeline.made_of import leaves
 from tessera.pipeline.options import RunOptions, load_options
 
 _BETWEEN = ".."
@@ -157,15 +158,6 @@ def text_of(value: Any) -> str:
 def _of_network(name: str) -> bool:
     """Returns True for a choice that belongs to one kind of network."""
     return name in _OF_DEFAULT or name.startswith(_OPTIONS)
-
-
-def leaves(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the dotted names and the values of a nested table."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _values(text: str) -> Any:

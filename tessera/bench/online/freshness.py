@@ -55,7 +55,7 @@ _LOOK_S = 0.002
 
 @dataclass
 class _Seen:
-    """What the readers saw.
+    """Sightings of the readers.
 
     Attributes:
         folds: Time in Unix milliseconds and offset of each delta that the mirror has folded, and its first and last
