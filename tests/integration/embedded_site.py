@@ -43,7 +43,7 @@ class Site:
         store = MemoryStore()
         opener = ServiceOpener(store)
         service, close = opener(self.bundles[0])
-        self.current = Router(service, close=close)
+        self.current = self.stack.enter_context(contextlib.closing(Router(service, close=close)))
         sink = self.stack.enter_context(contextlib.closing(LogSink(self.settings.open_log, self.settings.topics)))
         self.parts = AppParts(keys=keys, intake=Intake(sink))
         self.follower = RegistryFollower(

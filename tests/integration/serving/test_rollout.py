@@ -64,8 +64,8 @@ class Stage:
         store = MemoryStore()
         opener = ServiceOpener(store)
         service, close = opener(self.champion)
-        self.current = Router(service, close=close)
         self.stack = contextlib.ExitStack()
+        self.current = self.stack.enter_context(contextlib.closing(Router(service, close=close)))
         self.parts = AppParts(
             intake=Intake(
                 self.stack.enter_context(contextlib.closing(LogSink(self.settings.open_log, self.settings.topics)))

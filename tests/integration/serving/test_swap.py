@@ -93,7 +93,7 @@ def server(published: Settings, world: World, request: pytest.FixtureRequest, tm
             store = RedisStore(stack.enter_context(contextlib.closing(RedisCluster(tmp_path))).address)
             stack.callback(store.close)
         found = Server(published, store, world.bundle)
-        with found.client:
+        with contextlib.closing(found.current), found.client:
             yield found
 
 
@@ -132,16 +132,18 @@ def test_a_hundred_swaps_under_load_fail_and_mix_nothing(server: Server, world: 
     for thread in threads:
         thread.start()
     opener = ServiceOpener(server.store)
-    made = {one.bundle.id: opener(one.bundle)[0] for one in (world, other)}
+    made = {one.bundle.id: opener(one.bundle) for one in (world, other)}
     for number in range(100):
         taking, leaving = (world.bundle, other.bundle) if number % 2 else (other.bundle, world.bundle)
         assert not fill_store(server.store, taking)  # cancels its expiry
-        server.current.swap(made[taking.id])
+        server.current.swap(made[taking.id][0])
         server.store.expire(leaving.id, after_s=600)
         time.sleep(0.01)
     stop.set()
     for thread in threads:
         thread.join()
+    for _, close in made.values():
+        close()
     assert not wrong, wrong[:3]
     assert seen.keys() == expected.keys()
     assert min(seen.values()) > 20
@@ -185,6 +187,7 @@ def test_two_bundles_lie_side_by_side_in_redis_and_the_old_one_has_a_time(
         assert server.promote(world.bundle) == world.bundle.id
         found = server.current.service.rank("nobody", list(before["nobody"]), 5).items
         assert dict(found) == pytest.approx(before["nobody"], abs=1e-5)
+        server.current.close()
 
 
 def _damage_table(directory: Path) -> None:
@@ -219,7 +222,7 @@ def test_a_bundle_that_was_altered_is_not_loaded_and_the_server_keeps_its_own(
             damage(path.parent)
     with pytest.raises(BundleError):
         server.promote(other.bundle)
-    with server.client:
+    with contextlib.closing(server.current), server.client:
         assert server.client.get("/v1/version").json()["bundle"] == world.bundle.id
         assert server.client.post("/v1/rank", json={"user": "1"}).status_code == 200
         assert server.client.post("/v1/admin/reload").status_code == 503

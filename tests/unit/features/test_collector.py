@@ -1,7 +1,12 @@
 """The heap that a service freezes: hidden while it runs, collected when a part of it ends, visible afterwards."""
 
+import concurrent.futures
 import gc
+import multiprocessing
 import weakref
+from collections.abc import Callable
+
+import pytest
 
 from features.collector import frozen_heap
 
@@ -17,7 +22,7 @@ def _ring() -> "weakref.ref[_Ring]":
     return weakref.ref(_Ring())
 
 
-def test_objects_are_hidden_while_a_body_runs_and_visible_after_the_last() -> None:
+def objects_are_hidden_while_a_body_runs_and_visible_after_the_last() -> None:
     before, held = gc.get_freeze_count(), _Ring()
     assert held in _visible()
     with frozen_heap():
@@ -30,7 +35,7 @@ def test_objects_are_hidden_while_a_body_runs_and_visible_after_the_last() -> No
     assert gc.get_freeze_count() in (before, 0)
 
 
-def test_garbage_before_a_body_and_of_an_ended_body_is_collected_at_once() -> None:
+def garbage_before_a_body_and_of_an_ended_body_is_collected_at_once() -> None:
     before = _ring()
     with frozen_heap():
         assert before() is None
@@ -50,3 +55,16 @@ def test_garbage_before_a_body_and_of_an_ended_body_is_collected_at_once() -> No
 
 def _visible() -> list[object]:
     return [one for one in gc.get_objects() if type(one) is _Ring]
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        objects_are_hidden_while_a_body_runs_and_visible_after_the_last,
+        garbage_before_a_body_and_of_an_ended_body_is_collected_at_once,
+    ],
+)
+def test_the_heap_of_a_process_of_its_own(law: Callable[[], None]) -> None:
+    # Services of other tests may freeze the heap of this process.
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(law).result()
