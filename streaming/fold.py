@@ -21,9 +21,39 @@ from features.value.forgotten import hashed
 from models.bundle import aggregate_record, delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import SNAPSHOT_SEQ, Delta, Record
+from streaming.fresh_events import LATENESS_S
 from streaming.log.protocol import EventLog, Message, Offsets, ends_of, offset_in
 from streaming.log.topics import Topics
 from streaming.snapshot import Snapshot
+
+CLOCKS_MS = LATENESS_S * 1_000
+"""Margin for clocks that differ, milliseconds. The margin is constant, since the stream's lateness may differ at the
+next start."""
+
+
+def first_deltas(log: EventLog, bundle: Bundle, topics: Topics) -> Offsets:
+    """Returns an offset in each partition of the deltas' topic before which no delta of the bundle lies.
+
+    A bundle has no delta before it exists. The offset is the first of these that is known:
+
+    1. The position that the bundle names, if the topic is the same topic from which the position was taken.
+    2. The first message that was appended less than an hour before the bundle's newest training event. The hour allows
+       for clocks that differ.
+    3. The start of the topic.
+    """
+    topic, until = topics.deltas, bundle.manifest.trained_until
+    named = [position for position in bundle.manifest.positions if position.topic == topic]
+    if named and named[0].identity == log.identity(topic):
+        found = {position.partition: position.offset for position in named}
+    elif until is not None:
+        kept = log.offsets_at(topic, 0)
+        # If the oldest kept delta is new enough, older deltas of the bundle may have been deleted: a reader that starts
+        # at 0 is told so.
+        later = log.offsets_at(topic, max(1, until // 1_000 - CLOCKS_MS))
+        found = {number: offset for number, offset in later.items() if offset > kept[number]}
+    else:
+        found = {}
+    return tuple(found.get(number, 0) for number in range(max(found, default=-1) + 1))
 
 
 class Fold:
@@ -55,7 +85,7 @@ class Fold:
         self.seqs: NDArray[np.int64] = np.full(len(self._weight), SNAPSHOT_SEQ, dtype=np.int64)
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.removed: dict[tuple[str, str], int] = {}
-        self.position: Offsets = ()
+        self.position = first_deltas(log, bundle, topics) if snapshot is None else snapshot.deltas
         self.behind: Offsets = ()
         self.seq = SNAPSHOT_SEQ
         for name, history in record.published_histories(bundle):
@@ -75,7 +105,7 @@ class Fold:
                 self._forget(Record(record.FORGOTTEN, user.request.user, record.encode(forgotten)), user.seq)
             for newest in snapshot.records(bundle):
                 self.records[newest.kind, newest.id] = (snapshot.seq, newest.payload)
-            self.position, self.seq = snapshot.deltas, snapshot.seq
+            self.seq = snapshot.seq
 
     @property
     def weight(self) -> NDArray[np.float32]:

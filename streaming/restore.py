@@ -16,16 +16,13 @@ from features.errors import LogError
 from models.bundle import delta, record
 from models.bundle.bundle import Bundle
 from models.bundle.delta import Delta, Source
-from streaming.fresh_events import LATENESS_S
+from streaming.fold import CLOCKS_MS, first_deltas
 from streaming.log.protocol import EventLog, Message, Offsets, Positions, ends_of, offset_in
 from streaming.log.topics import Topics
 from streaming.ranks.pins import Marks, await_step
 from streaming.snapshot import Snapshot
 from streaming.step import Step
 
-# Margin of `start_of` for clocks that differ. The margin is constant, since the stream's lateness may differ at the
-# next start.
-_MARGIN_MS = LATENESS_S * 1_000
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -78,7 +75,7 @@ def start_of(log: EventLog, bundle: Bundle, topics: Topics) -> Start:
         if topic == topics.events and valid and bundle.dataset.events.origin == "files":
             until = None
         elif topic == topics.events and until is not None:
-            begins = log.offsets_at(topic, until // 1_000 - _MARGIN_MS)
+            begins = log.offsets_at(topic, until // 1_000 - CLOCKS_MS)
         positions |= {(topic, number): max(begins.get(number, 0), oldest) for number, oldest in kept.items()}
     return Start(positions, until)
 
@@ -115,7 +112,7 @@ def restored(
     """
     bundle = step.bundle
     inputs = _Inputs(log, topics, start | (snapshot.inputs if snapshot is not None else {}))
-    begin = snapshot.deltas if snapshot is not None else ()
+    begin = snapshot.deltas if snapshot is not None else first_deltas(log, bundle, topics)
     own = step.seat.deal.own
     if marks is not None and (snapshot is None or snapshot.seq < marks.seq):
         await_step(log, topics.deltas, bundle.id, sorted({0, *own}), marks.seq)

@@ -36,6 +36,7 @@ from features.wire.schemas import Schemas
 from models.bundle import delta
 from models.bundle.bundle import Bundle
 from streaming.dead_letter import KEPT_BYTES, encode_dead_letter
+from streaming.fold import first_deltas
 from streaming.forget.message import encode_line
 from streaming.forget.removal import SHARED
 from streaming.fresh_events import LATENESS_S
@@ -221,7 +222,14 @@ class Trainer:
         peers.gather(b"")
         found = b""
         if self._seat.leads:
-            state = marks(self._log, self._topics, self._bundle.id, deal.partitions, floor=self._snapshot_seq)
+            state = marks(
+                self._log,
+                self._topics,
+                self._bundle.id,
+                deal.partitions,
+                begin=first_deltas(self._log, self._bundle, self._topics),
+                floor=self._snapshot_seq,
+            )
             found = encode_command(Command("start", marks=state))
         shared = decode_command(peers.share(found)).marks
         assert shared is not None

@@ -16,7 +16,7 @@ import msgspec
 from features.errors import EventError, LogError
 from models.bundle import delta
 from models.bundle.delta import SNAPSHOT_SEQ, Delta, Source
-from streaming.log.protocol import EventLog, Message
+from streaming.log.protocol import EventLog, Message, Offsets, offset_in
 from streaming.log.topics import Topics
 
 VERSION = 1
@@ -79,7 +79,9 @@ class Marks(msgspec.Struct, frozen=True):
     poison: list[tuple[str, int, int]] | None = None
 
 
-def marks(log: EventLog, topics: Topics, bundle: str, partitions: int, *, floor: Callable[[], int]) -> Marks:
+def marks(
+    log: EventLog, topics: Topics, bundle: str, partitions: int, *, begin: Offsets = (), floor: Callable[[], int]
+) -> Marks:
     """Returns how far each row range has come. No process may write meanwhile.
 
     Args:
@@ -87,12 +89,15 @@ def marks(log: EventLog, topics: Topics, bundle: str, partitions: int, *, floor:
         topics: Names of the topics.
         bundle: Id of the bundle.
         partitions: Number of row ranges.
+        begin: Offset in each partition before which no delta of the bundle lies.
         floor: Returns the number of a step that every range has. It counts if the log no longer keeps such a delta.
 
     Raises:
         LogError: The ranges and the pins contradict each other, so one of the topics was replaced.
     """
-    newest = [_newest_delta(log, topics.deltas, number, bundle) for number in range(partitions)]
+    newest = [
+        _newest_delta(log, topics.deltas, number, bundle, offset_in(begin, number)) for number in range(partitions)
+    ]
     least = floor() if None in newest else SNAPSHOT_SEQ
     done = [least if change is None else change.seq for change in newest]
     seq = min(done)
@@ -127,14 +132,14 @@ def await_step(log: EventLog, topic: str, bundle: str, partitions: Sequence[int]
             time.sleep(_POLL_S)
 
 
-def _newest_delta(log: EventLog, topic: str, partition: int, bundle: str) -> Delta | None:
+def _newest_delta(log: EventLog, topic: str, partition: int, bundle: str, begin: int = 0) -> Delta | None:
     """Returns the last delta of a bundle in a partition. It has the step's inputs."""
 
     def own(message: Message) -> Delta | None:
         change = delta.decode(message.value)
         return change if change.bundle == bundle and change.sources else None
 
-    return _newest(log, topic, partition, own)
+    return _newest(log, topic, partition, own, begin)
 
 
 def _own_pin(message: Message, bundle: str) -> Pin | None:
@@ -142,9 +147,11 @@ def _own_pin(message: Message, bundle: str) -> Pin | None:
     return pin if pin.bundle == bundle else None
 
 
-def _newest(log: EventLog, topic: str, partition: int, read: Callable[[Message], Found | None]) -> Found | None:
-    """Returns the last message of a partition that `read` accepts, as `read` returns it."""
-    oldest, stop = log.offsets_at(topic, 0)[partition], log.end_offsets(topic)[partition]
+def _newest(
+    log: EventLog, topic: str, partition: int, read: Callable[[Message], Found | None], begin: int = 0
+) -> Found | None:
+    """Returns the last message of a partition from `begin` on that `read` accepts, as `read` returns it."""
+    oldest, stop = max(begin, log.offsets_at(topic, 0)[partition]), log.end_offsets(topic)[partition]
     size = _FIRST_WINDOW
     while oldest < stop:
         start = max(oldest, stop - size)

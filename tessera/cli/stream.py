@@ -423,7 +423,7 @@ def topics_export(
 
 @topics.command("positions")
 def topics_positions() -> None:
-    """Print the ends of items and events, for `tessera run --positions` on files that hold all earlier messages."""
+    """Print the ends of the topics, for `tessera run --positions` on files that hold all earlier items and events."""
     from models.bundle.bundle import LogPosition
     from tessera.settings import Settings
 
@@ -432,7 +432,7 @@ def topics_positions() -> None:
         log.create_topics(settings.topics.partitions())
         positions = [
             LogPosition(topic, log.identity(topic), partition, offset)
-            for topic in (settings.topics.items, settings.topics.events)
+            for topic in (settings.topics.items, settings.topics.events, settings.topics.deltas)
             for partition, offset in log.end_offsets(topic).items()
         ]
     print_json(positions)

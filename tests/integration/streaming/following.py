@@ -80,7 +80,7 @@ class ReleaseUnderLoad:
         topics = self.settings.topics
         return [
             LogPosition(topic, self.log.identity(topic), number, max(0, end - before))
-            for topic in (topics.items, topics.events)
+            for topic in (topics.items, topics.events, topics.deltas)
             for number, end in self.log.end_offsets(topic).items()
             if self.trained
         ]

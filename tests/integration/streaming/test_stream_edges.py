@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
@@ -16,9 +17,10 @@ from features.errors import LogError
 from models.bundle import delta
 from models.bundle.bundle import Bundle, LogPosition
 from streaming.dead_letter import NEWEST, Filing, encode_dead_letter, put_back, read_dead_letters
+from streaming.fold import CLOCKS_MS, Fold, first_deltas
 from streaming.item_updates import ItemUpdates
 from streaming.log.kafka import KafkaLog
-from streaming.log.protocol import EventLog, Message
+from streaming.log.protocol import EventLog, Message, ends_of
 from streaming.log.sqlite import LocalLog
 from streaming.log.topics import Topics
 from streaming.restore import group_of
@@ -322,11 +324,7 @@ def test_a_new_bundle_begins_behind_the_positions_of_its_files(
     log.create_topics(topics.partitions())
     messages = world.messages(80)
     log.append(topics.events, [(None, message) for message in messages[:50]])
-    positions = [
-        LogPosition(topic, log.identity(topic), partition, offset)
-        for topic in (topics.items, topics.events)
-        for partition, offset in log.end_offsets(topic).items()
-    ]
+    positions = ends_at(log, topics.items, topics.events)
     log.append(topics.events, [(None, message) for message in messages[50:]])
     bundle = with_start(world, positions=positions)
     with open_trainer(log, bundle, topics) as trainer:
@@ -338,6 +336,58 @@ def test_a_new_bundle_begins_behind_the_positions_of_its_files(
     foreign = with_start(world, positions=[replace_identity(place) for place in positions], id="b-foreign")
     with open_trainer(log, foreign, topics) as trainer:
         assert drained(trainer).totals.events == 80
+
+
+def ends_at(log: EventLog, *names: str) -> list[LogPosition]:
+    return [
+        LogPosition(topic, log.identity(topic), partition, offset)
+        for topic in names
+        for partition, offset in log.end_offsets(topic).items()
+    ]
+
+
+def test_a_new_bundle_reads_no_delta_from_before_it_existed(
+    log: EventLog, topics: Topics, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.create_topics(topics.partitions())
+    messages = world.messages(80)
+    log.append(topics.events, [(None, message) for message in messages[:50]])
+    with open_trainer(log, with_start(world, id="b-before"), topics) as trainer:
+        drained(trainer)
+    (end,) = ends_of(log, topics.deltas)
+    bundle = with_start(world, positions=ends_at(log, topics.events, topics.deltas))
+    log.append(topics.events, [(None, message) for message in messages[50:]])
+    with open_trainer(log, bundle, topics) as trainer:
+        assert drained(trainer).totals.events == 30
+        weight = trainer.step.ranker.table.weight.clone()
+    read, starts = log.read, []
+    monkeypatch.setattr(log, "read", lambda *at: starts.append(at) or read(*at))
+    with open_trainer(log, bundle, topics) as again:
+        assert again.step.ranker.table.weight.equal(weight)
+    fold = Fold(log, bundle, topics)
+    assert fold.advance() > 0
+    assert np.array_equal(fold.weight, weight.numpy())
+    assert [start for topic, _, start, _ in starts if topic == topics.deltas] == [end, end]
+
+
+def test_the_first_delta_follows_from_positions_or_from_the_time_of_training(
+    log: EventLog, topics: Topics, world: World
+) -> None:
+    log.create_topics(topics.partitions())
+    log.append(topics.deltas, [(None, b"one"), (None, b"two")])
+    (end,) = ends_of(log, topics.deltas)
+    named = ends_at(log, topics.events, topics.deltas)
+    now_us = time.time_ns() // 1_000
+    hours_us = 2 * 1_000 * CLOCKS_MS
+    assert first_deltas(log, with_start(world, positions=named), topics) == (end,)
+    foreign = [replace_identity(place) for place in named]
+    assert not any(first_deltas(log, with_start(world, positions=foreign, trained_until=None), topics))
+    assert not any(first_deltas(log, with_start(world, trained_until=None), topics))
+    assert first_deltas(log, with_start(world, trained_until=now_us + hours_us), topics) == (end,)
+    if isinstance(log, KafkaLog):
+        log.delete_records({(topics.deltas, 0): 1})
+    # All that is kept was appended after the training, so deltas of the bundle may have been deleted.
+    assert not any(first_deltas(log, with_start(world, trained_until=now_us - hours_us), topics))
 
 
 def replace_identity(place: LogPosition) -> LogPosition:
