@@ -52,6 +52,8 @@ class ReleaseWatch:
         self.model = registry.resolve(model, CHAMPION).model
         self._pulse: Any = None
         self._stamp: tuple[int, ...] | None = None
+        # Releases that were wanted last, by version. All of a release but its aliases stays, and the pulse has those.
+        self._releases: dict[str, Release] = {}
 
     def changed(self) -> dict[str, Wanted] | None:
         """Returns the bundles to train by id, the champion first. None: nothing changed since the last call."""
@@ -69,15 +71,20 @@ class ReleaseWatch:
         found: dict[str, Wanted] = {}
         versions = dict.fromkeys(str(aliases[name]) for name in sorted(aliases, key=lambda name: name != CHAMPION))
         for version in versions:
-            release = self._registry.release(self.model, version)
+            release = self._release(version)
             # The aliases of the pulse, since those of the registry may have changed meanwhile.
             names = sorted(name for name, number in aliases.items() if str(number) == version)
             found[release.bundle] = Wanted(release, tuple(names))
         for experiment in running(self._registry, self.model):
             for bundle in (experiment.control, experiment.challenger):
-                known = found.get(bundle) or Wanted(self._registry.release(self.model, bundle), ())
+                known = found.get(bundle) or Wanted(self._release(bundle), ())
                 found[bundle] = replace(known, roles=tuple(sorted({*known.roles, EXPERIMENT})))
+        self._releases = {one.release.version: one.release for one in found.values()}
         return found
+
+    def _release(self, version: str) -> Release:
+        """Returns the release of a version, or of a bundle."""
+        return self._releases.get(version) or self._registry.release(self.model, version)
 
     def open(self, release: Release) -> Bundle:
         """Returns the bundle of a release, fetched if it is not on this machine.

@@ -85,6 +85,7 @@ class KafkaLog:
             # Asks for these topics alone: a broker may hold thousands, and the client reads each in Python.
             described = self._admin.describe_topics(sorted(partitions))
             missing = [topic["name"] for topic in described if topic["error_code"] in NO_SUCH_TOPIC]
+            self._counts |= {one["name"]: len(one["partitions"]) for one in described if not one["error_code"]}
             new = {
                 topic: {
                     "num_partitions": partitions[topic],
@@ -140,22 +141,30 @@ class KafkaLog:
         A key's partition is the one that Java clients choose. A given partition wins over the key.
         """
         check_size(topic, key, value)
-        if topic not in self._counts:
-            self._counts[topic] = self._partition_count(topic)
+        count = self._known_count(topic)
         if partition is None and key is None:
-            partition = next(self._turn) % self._counts[topic]
-        elif partition is not None and not 0 <= partition < self._counts[topic]:
-            raise unknown_partition(topic, partition, self._counts[topic])
+            partition = next(self._turn) % count
+        elif partition is not None and not 0 <= partition < count:
+            raise unknown_partition(topic, partition, count)
         return producer.send(topic, value, key=key, partition=partition)
 
+    def _known_count(self, topic: str) -> int:
+        """Returns the number of a topic's partitions, which stays for the topic's life. The broker is asked once."""
+        if topic not in self._counts:
+            self._counts[topic] = self._partition_count(topic)
+        return self._counts[topic]
+
     def _partition_count(self, topic: str) -> int:
+        return len(self._described(topic)["partitions"])
+
+    def _described(self, topic: str) -> Any:
         with errors_named(f"topic {topic!r}"):
             (described,) = self._admin.describe_topics([topic])
             if described["error_code"] in NO_SUCH_TOPIC:
                 raise unknown_topic(topic, (name for name in self._admin.list_topics() if not name.startswith("__")))
             if described["error_code"]:
                 raise for_code(described["error_code"])()
-            return len(described["partitions"])
+        return described
 
     def reader(
         self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
@@ -224,44 +233,32 @@ class KafkaLog:
                 consumer.close(autocommit=False)
 
     def end_offsets(self, topic: str) -> dict[int, int]:
-        topic_partitions = {TopicPartition(topic, n): OffsetSpec.LATEST for n in range(self._partition_count(topic))}
-        with errors_named(f"end offsets of {topic!r}"):
-            # With READ_COMMITTED the broker answers with the last stable offset.
-            offsets = self._admin.list_partition_offsets(
-                topic_partitions, isolation_level=IsolationLevel.READ_COMMITTED
-            )
-        return {topic_partition.partition: offsets[topic_partition].offset for topic_partition in sorted(offsets)}
+        # With READ_COMMITTED the broker answers with the last stable offset.
+        return self._offsets(topic, OffsetSpec.LATEST)
 
     def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
-        topic_partitions = [TopicPartition(topic, n) for n in range(self._partition_count(topic))]
+        # Time 0 asks for all messages, so no lookup by time: an offset after the last message counts as kept.
+        found = self._offsets(topic, OffsetSpec.EARLIEST if timestamp_ms <= 0 else timestamp_ms)
         ends = self.end_offsets(topic)
-        with errors_named(f"offsets of {topic!r} at {timestamp_ms}"):
-            consumer = self._idle.pop() if self._idle else self._consumer()
-            try:
-                # Time 0 asks for all messages, so no lookup by time: an offset after the last message counts as kept.
-                if timestamp_ms <= 0:
-                    kept = consumer.beginning_offsets(topic_partitions, timeout_ms=REQUEST_MS)
-                    return {
-                        topic_partition.partition: min(offset, ends[topic_partition.partition])
-                        for topic_partition, offset in kept.items()
-                    }
-                offsets = consumer.offsets_for_times(
-                    dict.fromkeys(topic_partitions, timestamp_ms), timeout_ms=REQUEST_MS
+        return {number: min(offset, ends[number]) if offset >= 0 else ends[number] for number, offset in found.items()}
+
+    def _offsets(self, topic: str, spec: int) -> dict[int, int]:
+        """Returns an offset in each partition of a topic, -1 if no message has the time `spec` or a later time."""
+        topic_partitions = {TopicPartition(topic, n): spec for n in range(self._known_count(topic))}
+        try:
+            with errors_named(f"offsets of {topic!r}"):
+                found = self._admin.list_partition_offsets(
+                    topic_partitions, isolation_level=IsolationLevel.READ_COMMITTED
                 )
-            finally:
-                self._idle.append(consumer)
-        return {
-            topic_partition.partition: min(offset.offset, ends[topic_partition.partition])
-            if offset is not None
-            else ends[topic_partition.partition]
-            for topic_partition, offset in offsets.items()
-        }
+        except LogError:
+            self._counts.pop(topic, None)
+            # Raises the error of a topic that is gone.
+            self._partition_count(topic)
+            raise
+        return {topic_partition.partition: found[topic_partition].offset for topic_partition in sorted(found)}
 
     def identity(self, topic: str) -> str:
-        with errors_named(f"topic {topic!r}"):
-            self._partition_count(topic)
-            (described,) = self._admin.describe_topics([topic])
-        return str(described["topic_id"])
+        return str(self._described(topic)["topic_id"])
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Message]:
         ends = self.end_offsets(topic)
