@@ -99,8 +99,8 @@ def make_directory(location: Location) -> None:
 def remove(location: Location) -> None:
     """Removes a file, or a folder with all that is below; does nothing if there is none."""
     if isinstance(location, Remote):
-        with location.opened() as (store, path):
-            if store.exists(path):
+        if location.exists():
+            with location.opened() as (store, path):
                 store.rm(path, recursive=True)
     elif location.is_dir():
         shutil.rmtree(location, ignore_errors=True)

@@ -102,18 +102,25 @@ class Remote:
 
     def exists(self) -> bool:
         """Returns whether the store has the file, or files below the folder."""
-        with self.opened() as (store, path):
-            return bool(store.exists(path))
+        return self._type() is not None
 
     def is_file(self) -> bool:
         """Returns whether the address is that of a file."""
-        with self.opened() as (store, path):
-            return bool(store.isfile(path))
+        return self._type() == "file"
 
     def is_dir(self) -> bool:
         """Returns whether there are files below the address."""
+        return self._type() == "directory"
+
+    def _type(self) -> str | None:
+        """Returns `file` or `directory`, or None if there is neither. A store that fails raises StorageError."""
+        # fsspec's own questions answer no if a store does not answer.
         with self.opened() as (store, path):
-            return bool(store.isdir(path))
+            try:
+                found: str = store.info(path)["type"]
+            except FileNotFoundError:
+                return None
+            return found
 
     def read_bytes(self) -> bytes:
         """Reads the whole file."""

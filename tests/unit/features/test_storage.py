@@ -147,3 +147,16 @@ def test_an_error_of_the_store_names_the_address(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", fails)
     with pytest.raises(StorageError, match=r"memory://b/a: the store failed \(Unable to locate credentials\); check"):
         Remote("memory://b/a").read_bytes()
+
+
+@pytest.mark.parametrize("asked", ["exists", "is_file", "is_dir"])
+def test_a_store_that_does_not_answer_has_no_answer_to_whether_a_file_is_there(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise TimeoutError("no answer within 30 s")
+
+    assert getattr(Remote("memory://b/a"), asked)() is False
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.info", silent)
+    with pytest.raises(StorageError, match=r"memory://b/a: the store failed \(no answer within 30 s\)"):
+        getattr(Remote("memory://b/a"), asked)()
