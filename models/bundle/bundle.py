@@ -12,6 +12,7 @@
     aggregates.safetensors   plan and state of the aggregates; only if the schema has any
     map/                     map to the vectors that codebook and ranker read; only after a re-embedding
     correction/  labelled.parquet    correction of new items, and the users' labelled items; only if fitted
+    towers/                          the two towers of retrieval; only if a run trained them
     consumed.parquet                 users' consumed items; only if a policy leaves them out
     users.parquet  items.parquet  history.parquet     entities, features, vectors, Semantic IDs, histories
 
@@ -53,6 +54,7 @@ from models.bundle.contents import (
     CORRECTION,
     FORGOTTEN,
     LABELLED_ITEMS,
+    TOWERS,
     VIEWS,
     BundleContents,
     LogPosition,
@@ -73,6 +75,7 @@ from models.semantic_id.tokens import load_tokenizer
 from models.table.admission import Sketch
 from models.table.row_files import copy_rows, row_files, write_rows
 from models.table.schema import Schema
+from models.towers.stored import load_towers, save_towers, towers_id
 
 __all__ = [
     "FORMAT",
@@ -87,11 +90,11 @@ __all__ = [
     "write_manifest",
 ]
 
-FORMAT, OLDEST_FORMAT = 8, 3
-"""Format 8 has several tasks, format 7 a network of another kind than the default, format 6 the table in ranges of
-rows, and format 5 a correction. A bundle is written in the lowest format that holds its parts, which is 4 for a bundle
-without any of these. Formats 3 to 8 are read."""
-_KIND_FORMAT, _RANGES_FORMAT, _CORRECTION_FORMAT, _PLAIN_FORMAT = 7, 6, 5, 4
+FORMAT, OLDEST_FORMAT = 9, 3
+"""Format 9 has the two towers of retrieval, format 8 several tasks, format 7 a network of another kind than the
+default, format 6 the table in ranges of rows, and format 5 a correction. A bundle is written in the lowest format that
+holds its parts, which is 4 for a bundle without any of these. Formats 3 to 9 are read."""
+_TASKS_FORMAT, _KIND_FORMAT, _RANGES_FORMAT, _CORRECTION_FORMAT, _PLAIN_FORMAT = 8, 7, 6, 5, 4
 _MANIFEST = "manifest.json"
 
 
@@ -118,6 +121,7 @@ class BundleParts:
             writes the ranker's table into one file.
         correction: Directory of the correction by neighbours to copy, on the encoder's vectors; None without one.
         labelled: Users' last labelled items, as `BundleContents.labelled`; only with a correction.
+        towers: Directory of the two towers of retrieval to copy, whose rows the table has; None without them.
         consumed: Users' consumed items, as `BundleContents.consumed`; only if a policy leaves them out.
         trained_until, positions, choices: As in `Manifest`.
         device: Description of the device that trained the ranker, see `features.device.Device.about`.
@@ -144,6 +148,7 @@ class BundleParts:
     rows: Path | None = None
     correction: Path | None = None
     labelled: pl.DataFrame | None = None
+    towers: Path | None = None
     consumed: pl.DataFrame | None = None
     trained_until: int | None = None
     positions: Sequence[LogPosition] = ()
@@ -288,6 +293,9 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             assert parts.labelled is not None
             shutil.copytree(parts.correction, directory / CORRECTION)
             write_parquet(parts.labelled, directory / LABELLED_ITEMS)
+        if parts.towers is not None:
+            (directory / TOWERS).mkdir()
+            save_towers(directory / TOWERS, load_towers(parts.towers).at(parts.schema.rows - parts.schema.reserved))
         if parts.consumed is not None:
             write_parquet(parts.consumed, directory / CONSUMED)
         if parts.forgotten:
@@ -327,6 +335,7 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
             concepts=_checked({name: load_concepts(path) for name, path in parts.concepts.items()}, encoder),
             aspects={name: load_aspect(path).id for name, path in parts.aspects.items()},
             correction=_correction_id(parts.correction, encoder),
+            towers=towers_id(directory / TOWERS) if parts.towers is not None else "",
             # A processor is not named: the bits are the same on all, and equal bundles must have equal ids.
             device=dict(parts.device) if "card" in parts.device else {},
         )
@@ -338,8 +347,10 @@ def write_bundle(parts: BundleParts, destination: Path) -> Bundle:
 
 def _format(directory: Path, parts: BundleParts) -> int:
     """Returns the lowest format that holds the parts of a bundle whose rows are written."""
-    if parts.ranker.network.tasks is not None:
+    if parts.towers is not None:
         return FORMAT
+    if parts.ranker.network.tasks is not None:
+        return _TASKS_FORMAT
     if parts.ranker.network.config.kind != DEFAULT:
         return _KIND_FORMAT
     if len(row_files(directory)) > 1:

@@ -36,6 +36,8 @@ from models.table.admission import Admission, Sketch
 from models.table.open import open_table
 from models.table.row_files import load_rows, read_weight
 from models.table.schema import Schema
+from models.towers.stored import load_towers
+from models.towers.towers import Towers
 
 AGGREGATES = "aggregates.safetensors"
 """Name of the file that holds the plan and the published state of the aggregates."""
@@ -51,6 +53,9 @@ RANKER_VECTOR = "ranker_vector"
 
 CONCEPTS, ASPECTS = "concepts", "aspects"
 """Names of the directories that hold a directory for each head of concepts, and for each aspect."""
+
+TOWERS = "towers"
+"""Name of the directory of the two towers of retrieval; only if a run trained them."""
 
 CORRECTION, LABELLED_ITEMS = "correction", "labelled.parquet"
 CONSUMED = "consumed.parquet"
@@ -126,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         map: Id of the map from the items' vectors to those that codebook and ranker read. Empty if they are the same.
         parent: Id of the bundle from which a re-embedding made the bundle. Empty if training made it.
         correction: Id of the correction of new items by neighbours. Empty if scores are the ranker's own.
+        towers: Id of the two towers of retrieval. Empty if content alone retrieves.
     """
 
     id: str
@@ -151,6 +157,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     map: str = ""
     parent: str = ""
     correction: str = ""
+    towers: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,6 +232,20 @@ class BundleContents:
         correction = load_correction(self.directory / CORRECTION)
         _same("correction", correction.id, self.manifest.correction)
         return correction
+
+    @cached_property
+    def towers(self) -> Towers | None:
+        """The two towers of retrieval. None if content alone retrieves."""
+        if not self.manifest.towers:
+            return None
+        towers = load_towers(self.directory / TOWERS)
+        _same("towers", towers.id, self.manifest.towers)
+        if towers.start != self.schema.rows - self.schema.reserved or towers.schema.rows != self.schema.reserved:
+            raise BundleError(
+                f"{self.directory / TOWERS}: reads {towers.schema.rows:,} rows from row {towers.start:,}, the table "
+                f"reserves its last {self.schema.reserved:,} of {self.schema.rows:,}; publish again"
+            )
+        return towers
 
     @cached_property
     def profile(self) -> profile.TrainingProfile | None:

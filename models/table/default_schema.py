@@ -94,7 +94,7 @@ def default_schema(
         dim=options.dim,
         history_length=history_length,
         admission=options.admission,
-        content=_content_width(frame, options.content),
+        content=content_width(frame, options.content),
         aggregates=frame.aggregates,
         placement=placement_columns(dataset, frame),
     )
@@ -148,7 +148,12 @@ def _check_names(options: TableOptions, known: Mapping[str, Any]) -> None:
             raise BundleError(f"chunks: {name}: expected 1 to {_MOST_CHUNKS} lookups, got {count}")
 
 
-def _content_width(frame: Frame, wanted: bool | None) -> int:
+def content_width(frame: Frame, wanted: bool | None) -> int:
+    """Returns the width of the items' content vectors, 0 if the items have none or they are not wanted.
+
+    Raises:
+        BundleError: They are wanted and the items have none.
+    """
     has = "content_vector" in frame.items.columns
     if wanted and not has:
         raise BundleError("content: the items have no content vectors; declare [items] text, or leave content out")

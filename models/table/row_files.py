@@ -148,13 +148,17 @@ class FileTable(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         distinct, place = np.unique(batch.values.numpy(), return_inverse=True)
+        return pool(self.rows(distinct), replace(batch, values=torch.from_numpy(place.astype(np.int64))))
+
+    def rows(self, distinct: NDArray[np.int64]) -> Tensor:
+        """Reads rows (m, D) by distinct ascending numbers (m,)."""
         rows = torch.empty(len(distinct), self._dim)
         ends = [*np.searchsorted(distinct, self._starts[1:]).tolist(), len(distinct)]
         begin = 0
         for part, start, end in zip(self._parts, self._starts.tolist(), ends, strict=True):
             rows[begin:end] = part[torch.from_numpy(distinct[begin:end] - start)]
             begin = end
-        return pool(rows, replace(batch, values=torch.from_numpy(place.astype(np.int64))))
+        return rows
 
     def step(self) -> None:
         """Does nothing: the rows do not change."""

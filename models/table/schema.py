@@ -73,6 +73,7 @@ class Schema:
         content: Width of the item's content vector that the network reads beside the table; 0 for none.
         aggregates: Aggregates that the numeric features of `aggregate` read.
         placement: Columns of the position path. They are no features: the network does not read them.
+        reserved: Last rows of the table, which no feature of this schema reads. The towers of retrieval have them.
     """
 
     features: tuple[Feature, ...]
@@ -84,6 +85,7 @@ class Schema:
     content: int = 0
     aggregates: AggregatePlan = NOTHING
     placement: tuple[PlacementColumn, ...] = ()
+    reserved: int = 0
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features] + [numeric.name for numeric in self.numeric]
@@ -97,9 +99,10 @@ class Schema:
         self._check_salts()
         self._check_attention()
         if self.hashed_rows < (1 if any(not feature.exact for feature in self.features) else 0):
-            exact, row = self.rows - self.hashed_rows, self.dim * 4
+            exact, row = self.rows - self.reserved - self.hashed_rows, self.dim * 4
             raise BundleError(
-                f"budget: {self.rows * row:,} bytes hold {self.rows:,} rows, but the exact features alone need "
+                f"budget: {(self.rows - self.reserved) * row:,} bytes hold {self.rows - self.reserved:,} rows, but the "
+                "exact features alone need "
                 f"{exact:,}; give at least {(exact + 1) * row:,} bytes, or hash a feature"
             )
 
@@ -147,7 +150,8 @@ class Schema:
     @cached_property
     def hashed_rows(self) -> int:
         """Rows that hashed values share; they come first."""
-        return self.rows - sum(len(feature.vocabulary) * chunks for feature, chunks in self._exact().values())
+        exact = sum(len(feature.vocabulary) * chunks for feature, chunks in self._exact().values())
+        return self.rows - self.reserved - exact
 
     def _exact(self) -> dict[str, tuple[Feature, int]]:
         """Maps each salt to an exact feature and the most chunks with which the salt is read."""
@@ -194,8 +198,16 @@ class Schema:
                 widest[feature.column] = feature
         return widest
 
+    def with_reserved(self, rows: int) -> "Schema":
+        """Returns the schema of a table with this many rows more at its end, which no feature reads."""
+        return replace(self, rows=self.rows - self.reserved + rows, reserved=rows)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns the schema as JSON has it. Without reserved rows it is what earlier releases wrote."""
+        found = asdict(self)
+        if not self.reserved:
+            del found["reserved"]
+        return found
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Schema":

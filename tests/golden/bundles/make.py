@@ -4,7 +4,8 @@
 
 `placed` (format 4) has a position path and fields of the request and of the candidates. `corrected` (format 5) has a
 correction of new items. `ranges` (format 6) is `corrected` with its rows in two files. `kind` (format 7) has a network
-of another kind than the default. `tasks` (format 8) has three tasks, one of them often unknown.
+of another kind than the default. `tasks` (format 8) has three tasks, one of them often unknown. `towers`
+(format 9) has the two towers of retrieval.
 The data are drawn, so no data set stands in the repository.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import polars as pl
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -28,6 +30,7 @@ sys.path.insert(0, str(HERE.parents[2]))
 from features.dataset.descriptor import load_dataset  # noqa: E402
 from models.bundle.bundle import Bundle, load_bundle, write_manifest  # noqa: E402
 from models.table.row_files import ONE_FILE, write_rows  # noqa: E402
+from models.towers.towers import Towers, Visits  # noqa: E402
 from tessera.pipeline.options import load_options  # noqa: E402
 from tessera.pipeline.run import run  # noqa: E402
 from tests.build import corrected_bundle  # noqa: E402
@@ -113,6 +116,14 @@ uncertainty = true
 options = { experts = 2, expert = [8, 4], tower = [4] }
 """
 )
+TOWERS = CORRECTED.replace('name = "corrected"', 'name = "towers"').replace(
+    "[run]",
+    """[run]
+retrieval = "towers"
+history_length = 6
+towers = { width = 8, blocks = 1, batch = 16, max_epochs = 2 }
+""",
+)
 USERS = ("u0", "u1", "u13", "nobody")
 ITEMS = [f"S-{number:02}" for number in range(0, 24, 3)] + ["unknown"]
 
@@ -149,7 +160,21 @@ def ask(bundle: Bundle) -> dict[str, object]:
         found["path"] = {"constant": float(path.reference), "curves": path.curves()}
     else:
         found["codes"] = bundle.semantic_ids(["a red cup 3", "a green cup 1"]).tolist()
+    if bundle.towers is not None:
+        found["towers"] = ask_towers(bundle, bundle.towers)
     return found
+
+
+def ask_towers(bundle: Bundle, towers: Towers) -> dict[str, object]:
+    """Returns vectors of items and of users with three visits."""
+    rows = bundle.rows()
+    vectors = towers.item_vectors(rows.__getitem__, bundle.items[:4])
+    users = pl.DataFrame({"user_id": ["u1", "nobody"]})
+    visits = Visits(
+        vectors[[0, 1, 2, 3]], np.array([0, 60, 90, 60]) * 1_000_000, np.array([3, 1]), np.array([100, 100]) * 1_000_000
+    )
+    own = towers.user_vectors(rows.__getitem__, users, visits)
+    return {"id": towers.id, "items": vectors.tolist(), "users": own.tolist()}
 
 
 def pack(bundle: Bundle, path: Path) -> None:
@@ -179,7 +204,8 @@ def made(name: str, place: Path) -> Bundle:
             archive.extractall(place / "corrected", filter="data")
         return in_ranges(load_bundle(place / "corrected"), place / name)
     write_data(place)
-    (place / f"{name}.toml").write_text({"placed": PLACED, "corrected": CORRECTED, "kind": KIND, "tasks": TASKS}[name])
+    descriptors = {"placed": PLACED, "corrected": CORRECTED, "kind": KIND, "tasks": TASKS, "towers": TOWERS}
+    (place / f"{name}.toml").write_text(descriptors[name])
     dataset = load_dataset(place / f"{name}.toml")
     found = run(dataset, place / name, load_options(dataset), console=Console(), registry=None, until="publish")
     assert found.bundle is not None

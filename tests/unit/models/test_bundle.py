@@ -169,7 +169,7 @@ def edited(**changes: Any) -> Callable[[Path], None]:
         (edited(id="b-0000000000000000"), "altered"),
         (edited(files={}), "altered"),
         (edited(encoder="lsa-000000000000"), "altered"),
-        (edited(format=99), "format 99, this release reads 3 to 8"),
+        (edited(format=99), "format 99, this release reads 3 to 9"),
         (edited(more=1), "more"),
         (lambda path: path.write_text("{"), "manifest"),
         (lambda path: path.write_text("[]"), "manifest"),

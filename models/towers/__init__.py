@@ -1,0 +1,1 @@
+"""Two towers for retrieval: a vector for each user and each item, whose inner product orders the catalogue."""
