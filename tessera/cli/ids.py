@@ -30,7 +30,7 @@ def show(
     import numpy as np
 
     from models.semantic_id.report.tree import Tree
-    from tessera.pipeline.coded_items import counted, load_coded
+    from tessera.pages.coded_items import counted, load_coded
 
     coded = load_coded(run)
     if item not in coded.ids:
@@ -91,7 +91,7 @@ def compare(
     from models.semantic_id.codebook.kinds import load
     from models.semantic_id.codebook.match import match
     from models.semantic_id.report.compare import compare as compared
-    from tessera.pipeline.coded_items import load_coded
+    from tessera.pages.coded_items import load_coded
 
     old, new = load_coded(before), load_coded(after)
     row_of = {name: row for row, name in enumerate(new.ids)}
@@ -137,8 +137,8 @@ def report(
     from models.semantic_id.codebook.quantizer import recommended_shape
     from models.semantic_id.report.quality import id_quality
     from tessera.cli.ids_report import advise, depth_table, hits_of, hits_table, new_items_drift
+    from tessera.pages.coded_items import load_coded, published
     from tessera.pages.ids_page import write_page
-    from tessera.pipeline.coded_items import load_coded, published
 
     coded = load_coded(run)
     health = msgspec.json.decode((run / "assign" / "report.json").read_bytes())
@@ -188,7 +188,7 @@ def export(
 
     from features.jobs.shard import write_parquet
     from models.semantic_id.suffix import with_suffix
-    from tessera.pipeline.coded_items import counted, load_coded
+    from tessera.pages.coded_items import counted, load_coded
 
     if after is not None and not suffix:
         raise TesseraError("--after continues the numbering: give --suffix too")

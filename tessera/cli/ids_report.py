@@ -10,7 +10,7 @@ from rich.table import Table
 
 from features.errors import TesseraError
 from features.frame_blocks import example_files
-from tessera.pipeline.coded_items import Coded, counted
+from tessera.pages.coded_items import Coded, counted
 from tessera.pipeline.stage import finished_key
 
 if TYPE_CHECKING:

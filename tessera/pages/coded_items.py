@@ -1,4 +1,4 @@
-"""Coded items of a run, for the commands on Semantic IDs."""
+"""Coded items of a run, for the commands and the page on Semantic IDs."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,7 +9,7 @@ from tessera.pages import markup
 from tessera.pages import svg as plot
 
 if TYPE_CHECKING:
-    from tessera.pipeline.coded_items import Coded
+    from tessera.pages.coded_items import Coded
 
 # Most nodes of a page: a page of a million items would open in no browser.
 _NODES = 4_000

@@ -17,6 +17,7 @@ from models.table.admission import Admission
 from models.table.default_schema import places_of
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
+from tessera.pipeline.retrieve import towers_quality
 from tessera.pipeline.stage import Advance
 from tessera.pipeline.train import HASHED_ID, RANKER, read_choice, read_path, read_report
 
@@ -32,6 +33,7 @@ class Reported:
     chosen: Finished | None = None
     placed: Finished | None = None
     correction: Finished | None = None
+    retrieved: Finished | None = None
 
 
 def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) -> Finished:
@@ -48,12 +50,15 @@ def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) 
         labels = test.whole("label")["label"].to_numpy().astype(np.float32)
         items, users = novelty(frame, "item"), novelty(frame, "user")
         predicted: dict[str, NDArray[np.floating]] = {**rate_baselines(frame)}
+        retrieval: dict[str, Any] = {}
         advance(1, 3)
         for number, name in enumerate((HASHED_ID, RANKER)):
             schema, model = load_ranker(trained.directory / name, job.options.train_config(), trains=False)
             admission = Admission(model.sketch, schema.admission)
             outputs = predict_part_tasks(model.ranker, schema.served, frame, test, admission)
             predicted[name] = model.ranker.network.judged(outputs)
+            if name == RANKER and reported.retrieved is not None:
+                retrieval["retrieval"] = towers_quality(job, reported.retrieved, frame, schema, model.ranker)
             advance(number + 2, 3)
 
         def measured(probabilities: NDArray[np.floating], labels: NDArray[np.float32] = labels) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def evaluate(job: Job, framed: Finished, trained: Finished, reported: Reported) 
             known = test.whole(*(f"{TASK}{name}" for name in names)).cast(pl.Float32).fill_null(np.nan).to_numpy()
             metrics["tasks"] = {name: measured(outputs[:, place], known[:, place]) for place, name in enumerate(names)}
         metrics["quality"] = {name: measured(found) for name, found in predicted.items()}
-        write_json(directory / _METRICS, metrics | _results(reported))
+        write_json(directory / _METRICS, metrics | retrieval | _results(reported))
 
     placed = {"place": reported.placed} if reported.placed is not None else {}
     corrected = {"correct": reported.correction} if reported.correction is not None else {}

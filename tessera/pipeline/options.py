@@ -31,6 +31,7 @@ from models.semantic_id.tokens import Scheme
 from models.table.admission import MOST_SIGHTINGS
 from models.table.default_schema import TableOptions
 from models.table.item_parts import ItemPart
+from models.towers.config import TowerConfig
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _AUTO, _SIDE_BY_SIDE = "auto", "+"
@@ -66,6 +67,18 @@ _RANGES = {
     "training.patience": (1, _ANY),
     "training.threads": (1, _ANY),
     "training.processes": (1, _ANY),
+    "towers.width": (4, _ANY),
+    "towers.blocks": (1, 64),
+    "towers.heads": (1, _ANY),
+    "towers.dropout": (0, 1),
+    "towers.id_dropout": (0, 1),
+    "towers.user_dropout": (0, 1),
+    "towers.batch": (1, _ANY),
+    "towers.targets": (1, _ANY),
+    "towers.negatives": (1, _ANY),
+    "towers.budget": (1, _ANY),
+    "towers.max_epochs": (1, _ANY),
+    "towers.patience": (1, _ANY),
 }
 
 
@@ -95,6 +108,9 @@ class RunOptions:
             held-out rows as well at equal places; `always` keeps it.
         correct: `neighbours` corrects the scores of new items by the user's labelled items that are near to them, with
             a weight fitted on items that a small training does not see; `off` leaves the ranker's scores.
+        retrieval: `towers` trains the two towers of retrieval in a stage of their own; `off` leaves retrieval to
+            content.
+        towers: Shape and training of the towers.
         history_length: L, the items of a user's history.
         aggregates: `default` for the default aggregates and the declared ones, `declared` for those of `[aggregates]`
             alone, `off` for none.
@@ -133,6 +149,8 @@ class RunOptions:
     reads: tuple[ItemPart, ...] | None = None
     placement: Literal["auto", "always"] = "auto"
     correct: Literal["off", "neighbours"] = "off"
+    retrieval: Literal["off", "towers"] = "off"
+    towers: TowerConfig = field(default_factory=TowerConfig)
     history_length: int = DEFAULT_LENGTH
     aggregates: Choice = "default"
     aggregate_keys: int = MOST_KEYS
@@ -154,6 +172,8 @@ class RunOptions:
                 raise TesseraError(f"{name}: {error}") from error
         codebooks.check(self.quantizer, self.quantizer_options)
         self._check_network()
+        if self.retrieval == "towers":
+            self.towers.check(self.table.dim)
         try:
             encoders.check_options(self.encoder, self.encoder_options, self.vectors)
         except DatasetError as error:
@@ -393,7 +413,7 @@ def _checked(name: str, value: Any, *, is_text: bool = False, vectors: Sequence[
     own = kinds[0]
     if name == "encoder" and isinstance(value, list) and all(isinstance(one, str) for one in value):
         value = _SIDE_BY_SIDE.join(value)
-    if name == "table.budget" and isinstance(value, str):
+    if name.endswith(".budget") and isinstance(value, str):
         return _in_range(name, parse_bytes(value))
     if is_text and get_origin(own) is tuple:
         value = _toml(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]

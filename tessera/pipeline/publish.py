@@ -45,6 +45,7 @@ from tessera.pipeline.compare import verdict
 from tessera.pipeline.encode import aspect_directories, concept_directories
 from tessera.pipeline.evaluate import read_metrics
 from tessera.pipeline.job import Finished, Job
+from tessera.pipeline.retrieve import tower_directory
 from tessera.pipeline.stage import Advance
 from tessera.pipeline.train import RANKER, correction_directory
 
@@ -82,7 +83,7 @@ class Ready:
     """Finished stages that a bundle needs.
 
     `encoded` and `assigned` are None if the items have no text, `meant` if neither concepts nor aspects are declared,
-    `correction` if the run corrects nothing.
+    `correction` if the run corrects nothing, `retrieved` if it trains no towers.
     """
 
     encoded: Finished | None
@@ -92,6 +93,7 @@ class Ready:
     evaluated: Finished
     meant: Finished | None = None
     correction: Finished | None = None
+    retrieved: Finished | None = None
 
 
 def bundle(job: Job, ready: Ready) -> Bundle:
@@ -131,6 +133,7 @@ def bundle(job: Job, ready: Ready) -> Bundle:
             aggregates=framed.directory / AGGREGATES if schema.aggregates.columns else None,
             rows=trained if row_files(trained) else None,
             correction=correction,
+            towers=tower_directory(ready.retrieved),
             labelled=kept_labels(frame, reach_of(LABELLED, job.dataset.events.lag)) if correction else None,
             consumed=kept_consumed(frame) if job.dataset.keeps_consumed else None,
             trained_until=trained_until(frame, job.dataset),

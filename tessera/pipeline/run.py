@@ -24,6 +24,7 @@ from tessera.pipeline.frame import frame
 from tessera.pipeline.job import Engines, Job
 from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.publish import Ready, bundle, register
+from tessera.pipeline.retrieve import check_retrieval, retrieve
 from tessera.pipeline.train import check_correct, choose, correct, place, train
 
 __all__ = ["STAGES", "RunOptions", "RunResult", "run"]
@@ -90,6 +91,7 @@ def run(
 
 def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> RunResult:
     check_correct(job)
+    check_retrieval(job)
     job.say_differences()
     metrics: dict[str, Any] = {}
     made = release = judged = None
@@ -100,14 +102,15 @@ def _stages(job: Job, registry: Registry | None, wanted: tuple[str, ...]) -> Run
     if "train" in wanted:
         chosen = choose(job, framed)
         placed = place(job, framed, chosen)
-        trained = train(job, framed, chosen, placed)
+        retrieved = retrieve(job, framed)
+        trained = train(job, framed, chosen, placed, retrieved)
         correction = correct(job, encoded, framed, trained)
     if "evaluate" in wanted:
-        evaluated = evaluate(job, framed, trained, Reported(assigned, chosen, placed, correction))
+        evaluated = evaluate(job, framed, trained, Reported(assigned, chosen, placed, correction, retrieved))
         metrics = read_metrics(evaluated)
     if "publish" in wanted:
         meant = meaning(job, encoded, framed)
-        made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated, meant, correction))
+        made = bundle(job, Ready(encoded, assigned, framed, trained, evaluated, meant, correction, retrieved))
         if registry is not None:
             release, judged = register(job, made, framed, registry)
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -23,7 +23,7 @@ from models.ranker.checkpoint import check_processes
 from models.ranker.correct import CorrectionReport, fit_correction
 from models.ranker.reads import LEAST_EVENTS, ItemReads, PathChoice, choose_path, choose_reads
 from models.ranker.stored import load_ranker, save_ranker
-from models.ranker.train import Checkpointing
+from models.ranker.train import Checkpointing, new_ranker
 from models.ranker.train import train as train_ranker
 from models.sharded.launch import Launch, train_in_processes
 from models.table.default_schema import default_schema, hashed_id_schema
@@ -31,6 +31,7 @@ from models.table.item_parts import parts_of, reading
 from models.table.schema import Schema
 from tessera.pipeline.artifact import read_frame, write_json
 from tessera.pipeline.job import Finished, Job
+from tessera.pipeline.retrieve import with_towers
 from tessera.pipeline.stage import Advance
 
 RANKER, HASHED_ID = "ranker", "hashed-id"
@@ -101,8 +102,14 @@ def _schema(job: Job, frame: Frame, chosen: Finished | None) -> Schema:
     return schema if parts is None else reading(schema, parts)
 
 
-def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished | None = None) -> Finished:
-    """Runs the stage after `place`. A warm start begins with the earlier ranker.
+def train(
+    job: Job,
+    framed: Finished,
+    chosen: Finished | None,
+    placed: Finished | None = None,
+    retrieved: Finished | None = None,
+) -> Finished:
+    """Runs the stage after `place` and `retrieve`. A warm start begins with the earlier ranker.
 
     Raises:
         TrainingError: The stage was stopped in another number of processes.
@@ -122,6 +129,8 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
             schema = _schema(job, frame, chosen)
         if not schema.placement or (placed is not None and not read_path(placed).kept):
             schema, baseline = schema.served, baseline.served
+        if retrieved is not None:
+            schema, start = with_towers(retrieved, schema, start or new_ranker(schema, config), config)
         several = f", {config.processes} processes" if config.processes > 1 else ""
         device = "cpu" if several else config.device
         job.console.print(Text(f"train: on {resolve(device).label}{several}", "dim"))
@@ -146,7 +155,8 @@ def train(job: Job, framed: Finished, chosen: Finished | None, placed: Finished 
                 job.console.print(f"train: {name} multiplied in {trained.precision}, the faster precision here")
 
     before = job.previous.after("frame", "train") if job.previous else {}
-    choices = {name: one for name, one in (("choose", chosen), ("place", placed)) if one is not None}
+    stages = (("choose", chosen), ("place", placed), ("retrieve", retrieved))
+    choices = {name: one for name, one in stages if one is not None}
     after: dict[str, Finished | str] = {"frame": framed, **before, **choices}
     if source := source_of(config.network.kind):
         after["the ranker's file"] = source

@@ -27,6 +27,7 @@ from models.semantic_id.tokens import load_tokenizer
 from models.semantic_id.vectors import vectors_beside_codes
 from models.table.item_parts import parts_of, reading
 from models.table.schema import SEMANTIC_ID, Schema
+from models.towers.rows import with_reserved
 from tessera.pipeline.artifact import AGGREGATES, read_frame
 from tessera.pipeline.made_of import key_of
 from tessera.pipeline.stage import finished_key, made_of
@@ -120,6 +121,11 @@ class Previous:
                 f"{self._directory}: its ranker has another network than this run's [run.ranker]; give the same, or "
                 "train without --warm-start"
             ) from error
+        start = trained.ranker
+        if old.reserved:
+            # The new run trains towers of its own, or has none.
+            nothing = np.zeros((0, old.dim), dtype=np.float32)
+            old, start = with_reserved(old, start, nothing, table_rate=config.table_rate)
         schema = as_chosen(schema, old)
         wanted = replace(schema, numeric=old.numeric)
         if replace(old, rows=schema.rows) != wanted or [n.name for n in old.numeric] != [
@@ -129,7 +135,7 @@ class Previous:
                 f"{self._directory}: its ranker reads other features, or the same in another shape, than this run's; "
                 "give the same options and columns, or train without --warm-start"
             )
-        found, ranker = resized(old, trained.ranker, rows=schema.rows, table_rate=config.table_rate)
+        found, ranker = resized(old, start, rows=schema.rows, table_rate=config.table_rate)
         if SEMANTIC_ID in frame.items.columns:
             items = pl.read_parquet(self._directory / "frame" / "items.parquet")
             coded = items.filter(pl.col("semantic_codes").is_not_null())

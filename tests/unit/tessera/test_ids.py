@@ -19,7 +19,7 @@ from models.semantic_id.report.quality import id_quality
 from models.semantic_id.report.tree import Tree
 from tessera.cli.ids_report import advise
 from tessera.cli.main import app
-from tessera.pipeline.coded_items import load_coded
+from tessera.pages.coded_items import load_coded
 
 CODES = np.array([[0, 1], [0, 1], [0, 2], [3, 1]], dtype=np.uint16)
 VECTORS = np.array([[1, 0], [0, 1], [1, 0], [0, 2]], dtype=np.float32)
