@@ -8,9 +8,10 @@ from models.networks.layers import flat, stack, within
 
 
 class Din(nn.Module):
-    """The weight of an item is an MLP of item, candidate, difference and product. The weights are not normalised.
+    """The weight of an item is an MLP of item, candidate, difference and product. The weighted items are averaged.
 
-    The paper's activation Dice depends on the other examples of a batch, so PReLU takes its place.
+    The paper's activation Dice normalises over the other examples of a batch. PReLU takes its place, a layer norm (Ba et
+    al., 2016, equation 4) over the inputs, and the mean where the paper has the sum, whose size grows with the history.
 
     Args:
         reads: Shapes of the inputs.
@@ -27,6 +28,7 @@ class Din(nn.Module):
         if reads.width:
             self.weigh = stack(4 * reads.width, attention, nn.PReLU)
             self.weight = nn.Linear(attention[-1], 1)
+        self.before = nn.LayerNorm(reads.flat + reads.width)
         self.deep = stack(reads.flat + reads.width, hidden, nn.PReLU)
         self.head = nn.Linear(hidden[-1], reads.tasks)
 
@@ -39,6 +41,7 @@ class Din(nn.Module):
             assert visits is not None
             target = inputs.candidate.unsqueeze(1).expand_as(items)
             weights = self.weight(self.weigh(torch.cat([items, target, items - target, items * target], dim=2)))
-            parts.append((weights * within(items, visits) * items).sum(dim=1))
-        logits: Tensor = self.head(self.deep(torch.cat(parts, dim=1)))
+            # Without a visit the sum is 0.
+            parts.append((weights * within(items, visits) * items).sum(dim=1) / visits.clamp(min=1).unsqueeze(1))
+        logits: Tensor = self.head(self.deep(self.before(torch.cat(parts, dim=1))))
         return logits.squeeze(1)
