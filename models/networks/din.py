@@ -10,8 +10,8 @@ from models.networks.layers import flat, stack, within
 class Din(nn.Module):
     """The weight of an item is an MLP of item, candidate, difference and product. The weighted items are averaged.
 
-    The paper's activation Dice normalises over the other examples of a batch. PReLU takes its place, a layer norm (Ba et
-    al., 2016, equation 4) over the inputs, and the mean where the paper has the sum, whose size grows with the history.
+    The paper's activation Dice normalises over the other examples of a batch. PReLU takes its place, with a layer norm
+    (Ba et al., 2016, equation 4) over the inputs. The paper's sum grows with the history, so the mean is taken.
 
     Args:
         reads: Shapes of the inputs.
