@@ -4,6 +4,7 @@ An implementation joins by one entry in `OPEN`. The tests use topics and groups 
 broker with other runs.
 """
 
+import contextlib
 import random
 import re
 import sqlite3
@@ -14,19 +15,23 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from features.errors import FencedError, LogError, OversizedError
+from streaming.log.client import Membership
 from streaming.log.kafka import KafkaLog
 from streaming.log.protocol import MESSAGE_BYTES, EventLog, Kept, Message, Reader, advanced, ends_of
 from streaming.log.sqlite import LocalLog
 
 OPEN: dict[str, Callable[[pytest.FixtureRequest], EventLog]] = {
     "local": lambda request: LocalLog(request.getfixturevalue("tmp_path") / "log.sqlite"),
-    "kafka": lambda request: KafkaLog(request.getfixturevalue("kafka_address")),
+    "kafka": lambda request: KafkaLog(request.getfixturevalue("kafka_address"), client="kafka-python"),
+    "librdkafka": lambda request: KafkaLog(request.getfixturevalue("kafka_address"), client="librdkafka"),
 }
 
+CLIENTS = ("kafka-python", "librdkafka")
 Opener = Callable[[], EventLog]
 
 
@@ -595,8 +600,9 @@ def test_arguments_that_could_never_return_are_refused(log: EventLog) -> None:
 # What only one of them has.
 
 
-def test_kafka_readers_of_a_group_share_partitions_and_commit_only_their_own(kafka_address: str) -> None:
-    with closing(KafkaLog(kafka_address)) as log:
+@pytest.mark.parametrize("client", CLIENTS)
+def test_kafka_readers_of_a_group_share_partitions_and_commit_only_their_own(kafka_address: str, client: str) -> None:
+    with closing(KafkaLog(kafka_address, client=client)) as log:
         topic, group = new_topic(log, 2), name("group")
         log.append(topic, [(None, str(i).encode()) for i in range(10)])
         with (
@@ -612,11 +618,72 @@ def test_kafka_readers_of_a_group_share_partitions_and_commit_only_their_own(kaf
                 first.poll(10, 0.2)
             with pytest.raises(LogError, match="partitions were reassigned"):
                 first.commit()
+            with (
+                closing(log.transactor(name("txn"))) as transactor,
+                pytest.raises(LogError, match="partitions were reassigned"),
+                transactor.begin() as transaction,
+            ):
+                transaction.commit_offsets(first)
             first.rewind()
             rest = take(first, 5)
             thread.join()
             first.commit()
             assert sorted(int(value) for value in values(rest + got)) == list(range(10))
+
+
+class LostReader:
+    """Reader that does not know that its group has moved on."""
+
+    def __init__(self, reader: Reader, group: str) -> None:
+        self._reader, self._group = reader, group
+
+    def membership(self) -> Membership:
+        return Membership(self._group, 3, "a member of long ago")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_broker_refuses_positions_of_a_member_that_the_group_has_lost(kafka_address: str, client: str) -> None:
+    with closing(KafkaLog(kafka_address, client=client)) as log:
+        topic, sink, group = new_topic(log), new_topic(log), name("group")
+        log.append(topic, [(None, b"1")])
+        with closing(log.reader([topic], group=group)) as reader, closing(log.transactor(name("txn"))) as transactor:
+            take(reader, 1)
+            lost = cast(Reader, LostReader(reader, group))
+
+            def commit_lost() -> None:
+                with transactor.begin() as transaction:
+                    transaction.append(sink, b"lost")
+                    transaction.commit_offsets(lost)
+
+            with pytest.raises(LogError, match=r"(?i)unknown.?member|illegal.?generation|CommitFailed"):
+                commit_lost()
+            assert log.committed([topic], group=group) == {}
+            with transactor.begin() as transaction:
+                transaction.append(sink, b"kept")
+                transaction.commit_offsets(reader)
+        assert log.committed([topic], group=group) == {(topic, 0): 1}
+        assert values(list(log.read(sink, 0, 0, 10))) == [b"kept"]
+
+
+def test_a_key_has_one_partition_whichever_client_writes(kafka_address: str) -> None:
+    keys = [b"", b"\x00", *(b"user-%d" % number for number in range(40)), "größe".encode()]
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(closing(KafkaLog(kafka_address, client=client))) for client in CLIENTS]
+        topic, found = new_topic(logs[0], 5), dict[bytes | None, set[int]]()
+        for log in logs:
+            with closing(log.transactor(name("txn"))) as transactor, transactor.begin() as transaction:
+                for key in keys:
+                    transaction.append(topic, b"x", key=key)
+        logs[0].append(topic, [(key, b"x") for key in keys])
+        settled(logs[0], topic, 1)
+        with closing(logs[0].reader([topic], group=name("group"))) as reader:
+            for message in take(reader, 3 * len(keys)):
+                found.setdefault(message.key, set()).add(message.partition)
+    assert set(found) == set(keys)
+    assert {key: places for key, places in found.items() if len(places) > 1} == {}
 
 
 def test_kafka_says_which_option_or_address_is_wrong(kafka_address: str) -> None:

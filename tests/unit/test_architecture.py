@@ -24,6 +24,7 @@ IMPORTERS = {
     "optuna": ("tessera/sweep/study.py",),
     "mlflow": ("models/registry/mlflow_client.py",),
     "kafka": ("streaming/log/kafka/",),
+    "confluent_kafka": ("streaming/log/librdkafka/",),
     "fastavro": ("features/wire/avro.py",),
     "google": ("features/wire/protobuf.py",),
     "grpc_tools": ("features/wire/protobuf.py",),

@@ -9,7 +9,8 @@ from typing import Any
 from kafka.errors import InvalidTopicError, KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError
 from kafka.net.compat import KafkaNetClient
 
-from features.errors import FencedError, LogError, OversizedError
+from features.errors import LogError
+from streaming.log.faults import fenced, oversized
 from streaming.log.protocol import MESSAGE_BYTES, Kept, Message
 
 SESSION_TIMEOUT_MS = 10_000
@@ -74,12 +75,9 @@ def client_error(doing: str, error: BaseException) -> LogError:
     # Later calls of a fenced producer raise a plain KafkaError that only quotes the first error, hence the text.
     text = f"{type(error).__name__}: {error}"
     if any(name in text for name in _FENCED):
-        return FencedError(
-            f"{doing}: another writer with this transactional id has taken over, or the transaction outlived its "
-            f"timeout; stop this writer ({text})"
-        )
+        return fenced(doing, text)
     if any(name in text for name in _OVERSIZED):
-        return OversizedError(f"{doing}: a message is larger than its topic accepts ({text})")
+        return oversized(doing, text)
     return LogError(f"{doing}: {text}")
 
 

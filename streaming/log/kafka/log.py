@@ -16,24 +16,25 @@ from kafka.protocol.consumer import IsolationLevel
 from features.errors import LogError
 from streaming.log.kafka.client import (
     CONNECTION,
-    CONSUMER,
     NO_SUCH_TOPIC,
     PRODUCER,
     REQUEST_MS,
     SESSION_TIMEOUT_MS,
-    TRANSACTION_BATCH_BYTES,
     as_message,
     check_address,
     errors_named,
     topic_config,
 )
-from streaming.log.kafka.reader import KafkaFollower, KafkaReader, KafkaSoleReader
-from streaming.log.kafka.transaction import KafkaTransactor
+from streaming.log.kafka.clients import KafkaPythonClient, client_of, seek
+from streaming.log.kafka.reader import KafkaReader
 from streaming.log.protocol import (
+    Follower,
     Kept,
     Message,
     Offsets,
     Positions,
+    Reader,
+    Transactor,
     check_partitions,
     check_size,
     offset_in,
@@ -54,17 +55,24 @@ class KafkaLog:
     Args:
         address: `host:port` of any broker, several separated by commas.
         replication_factor: Copies of each partition of created topics.
+        client: Client of sole readers, followers and transactors: `librdkafka`, `kafka-python`, or `auto`, which takes
+            librdkafka if confluent-kafka is installed and librdkafka has the connection options.
         client_options: kafka-python's connection options (`security_protocol`, `ssl_cafile`, `sasl_mechanism`, …).
 
     Raises:
-        LogError: An option is unknown, or no broker answers.
+        LogError: The client or an option is unknown or not available, or no broker answers.
     """
 
-    def __init__(self, address: str, *, replication_factor: int = 1, **client_options: Any) -> None:
+    def __init__(
+        self, address: str, *, replication_factor: int = 1, client: str = "auto", **client_options: Any
+    ) -> None:
         for name in sorted(client_options.keys() - KafkaAdminClient.DEFAULT_CONFIG.keys()):
             near = difflib.get_close_matches(name, KafkaAdminClient.DEFAULT_CONFIG, 1)
             raise LogError(f"client option {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
         self._address = "" if client_options.keys() & {"proxy_url", "socks5_proxy"} else address
+        self._python = KafkaPythonClient(address, client_options)
+        chosen, self.client_fault = client_of(client, address, client_options)
+        self._client = chosen or self._python
         self._make_sure()
         self._options = {**CONNECTION, "bootstrap_servers": address.split(","), **client_options}
         self._replication_factor = replication_factor
@@ -78,6 +86,14 @@ class KafkaLog:
             f"address: {address} listens, but does not answer as a Kafka broker; check port, TLS and SASL"
         ):
             self._admin = KafkaAdminClient(**self._options)
+
+    @property
+    def client(self) -> str:
+        """Name of the client that sole readers, followers and transactors run on; `client_fault` says why.
+
+        The fault is empty unless `auto` chose kafka-python.
+        """
+        return self._client.name
 
     def create_topics(self, partitions: Mapping[str, int], kept: Mapping[str, Kept] | None = None) -> None:
         check_partitions(partitions)
@@ -116,7 +132,10 @@ class KafkaLog:
                     self._producer = KafkaProducer(**{**PRODUCER, **self._options})
                 producer = self._producer
             try:
-                sent = [self.send(producer, topic, key, value) for key, value in messages]
+                sent = [
+                    producer.send(topic, value, key=key, partition=self.place(topic, key, value))
+                    for key, value in messages
+                ]
                 producer.flush(timeout=REQUEST_MS / 1000)
             except KafkaTimeoutError:
                 # The client's remaining messages are discarded, or they would be written beside those that the caller
@@ -133,20 +152,15 @@ class KafkaLog:
         if self._address:
             check_address(self._address)
 
-    def send(
-        self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes, partition: int | None = None
-    ) -> Any:
-        """Sends one message to a producer; returns its future.
-
-        A key's partition is the one that Java clients choose. A given partition wins over the key.
-        """
+    def place(self, topic: str, key: bytes | None, value: bytes, partition: int | None = None) -> int | None:
+        """Checks a message and returns its partition; see `MessagePlaces`. A given partition wins over the key."""
         check_size(topic, key, value)
         count = self._known_count(topic)
         if partition is None and key is None:
             partition = next(self._turn) % count
         elif partition is not None and not 0 <= partition < count:
             raise unknown_partition(topic, partition, count)
-        return producer.send(topic, value, key=key, partition=partition)
+        return partition
 
     def _known_count(self, topic: str) -> int:
         """Returns the number of a topic's partitions, which stays for the topic's life. The broker is asked once."""
@@ -168,61 +182,32 @@ class KafkaLog:
 
     def reader(
         self, topics: Sequence[str], *, group: str, sole: bool = False, start: Positions | None = None
-    ) -> KafkaReader:
+    ) -> Reader:
         topic_partitions = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
         if sole:
-            with errors_named(f"reader of group {group!r}"):
-                consumer = self._consumer(group_id=group)
-                consumer.assign(topic_partitions)
-            return KafkaSoleReader(consumer, group, start)
+            return self._client.sole_reader(topic_partitions, group=group, start=start)
         with errors_named(f"reader of group {group!r}"):
             # A reader that dies holds its partitions for the session's timeout; the client's default is 45 s.
-            consumer = self._consumer(group_id=group, session_timeout_ms=SESSION_TIMEOUT_MS)
+            consumer = self._python.consumer(group_id=group, session_timeout_ms=SESSION_TIMEOUT_MS)
             consumer.subscribe(list(topics))
             # Joining before the topics' metadata arrives gives an empty assignment first and a second one later.
             for topic in topics:
                 consumer.partitions_for_topic(topic)
         return KafkaReader(consumer, group)
 
-    def follow(self, topic: str, start: Offsets) -> KafkaFollower:
-        starts = {TopicPartition(topic, n): offset_in(start, n) for n in range(self._partition_count(topic))}
-        with errors_named(f"follow {topic!r}"):
-            consumer = self._consumer()
-            self._seek(consumer, starts)
-        return KafkaFollower(consumer, list(starts))
+    def follow(self, topic: str, start: Offsets) -> Follower:
+        starts = {partition: offset_in(start, partition) for partition in range(self._partition_count(topic))}
+        return self._client.follow(topic, starts)
 
-    @staticmethod
-    def _seek(consumer: KafkaConsumer, starts: Mapping[TopicPartition, int]) -> None:
-        consumer.assign(list(starts))
-        kept = consumer.beginning_offsets(list(starts), timeout_ms=REQUEST_MS)
-        for topic_partition, start in starts.items():
-            if start < kept[topic_partition]:
-                raise LogError(
-                    f"start: topic {topic_partition.topic!r} partition {topic_partition.partition} keeps messages from "
-                    f"{kept[topic_partition]} on, got {start}; start there, from a snapshot that is new enough"
-                )
-            consumer.seek(topic_partition, start)
-
-    def _consumer(self, **options: Any) -> KafkaConsumer:
-        return KafkaConsumer(**{**CONSUMER, **self._options, **options})
-
-    def transactor(self, transactional_id: str) -> KafkaTransactor:
-        identity = {"transactional_id": transactional_id, "batch_size": TRANSACTION_BATCH_BYTES}
-        with errors_named(f"transactor {transactional_id!r}"):
-            producer = KafkaProducer(**{**PRODUCER, **self._options, **identity})
-            try:
-                producer.init_transactions()
-            except BaseException:
-                producer.close(timeout=0)
-                raise
-        return KafkaTransactor(self, producer, transactional_id)
+    def transactor(self, transactional_id: str) -> Transactor:
+        return self._client.transactor(transactional_id, self)
 
     def committed(self, topics: Sequence[str], *, group: str) -> Positions:
         topic_partitions = [TopicPartition(topic, n) for topic in topics for n in range(self._partition_count(topic))]
         with errors_named(f"committed positions of group {group!r}"):
             # This is a consumer that never joins, not the admin client: it waits for a transaction that is being
             # settled.
-            consumer = self._consumer(group_id=group)
+            consumer = self._python.consumer(group_id=group)
             try:
                 offsets = {
                     tuple(topic_partition): consumer.committed(topic_partition, timeout_ms=REQUEST_MS)
@@ -270,9 +255,9 @@ class KafkaLog:
         if start >= stop:
             return
         with errors_named(f"read {topic_partition.topic!r} partition {topic_partition.partition}"):
-            consumer = self._idle.pop() if self._idle else self._consumer()
+            consumer = self._idle.pop() if self._idle else self._python.consumer()
             try:
-                self._seek(consumer, {topic_partition: start})
+                seek(consumer, {topic_partition: start})
                 yield from self._until(consumer, topic_partition, stop)
             finally:
                 self._idle.append(consumer)

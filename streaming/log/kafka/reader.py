@@ -7,6 +7,7 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from features.errors import LogError
+from streaming.log.client import Membership
 from streaming.log.kafka.client import REQUEST_MS, as_message, errors_named
 from streaming.log.protocol import Message, Positions, check_poll, first_offsets
 
@@ -136,19 +137,20 @@ class KafkaReader:
         self._stale = False
         self._returned = self._settled = 0
 
-    def offsets(self) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Returns `position()` in the client's terms; raises LogError if this reader may not commit it."""
+    def committable(self) -> Positions:
+        """Returns `position()`. Raises LogError if this reader may not commit it."""
         position = self.position()
         if self._stale or self._moved():
             raise LogError(
                 f"group {self.group!r}: its partitions were reassigned after they were read here; abort the "
                 "transaction, rewind() and read again"
             )
-        return {TopicPartition(*partition): OffsetAndMetadata(at, "", -1) for partition, at in position.items()}
+        return position
 
-    def membership(self) -> ConsumerGroupMetadata:
+    def membership(self) -> Membership:
         """Returns the group, member and generation that positions are committed under."""
-        return self._consumer.group_metadata()
+        now: ConsumerGroupMetadata = self._consumer.group_metadata()
+        return Membership(self.group, now.generation_id, now.member_id)
 
     def returned(self) -> int:
         """Returns the number of messages returned so far, to be passed to `settle` when they are committed."""
@@ -160,11 +162,16 @@ class KafkaReader:
 
     def commit(self) -> None:
         with errors_named(f"commit for group {self.group!r}"):
-            self._consumer.commit(self.offsets(), timeout_ms=REQUEST_MS)
+            self._consumer.commit(as_offsets(self.committable()), timeout_ms=REQUEST_MS)
         self.settle(self._returned)
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
+
+
+def as_offsets(positions: Positions) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Returns positions in the client's terms."""
+    return {TopicPartition(*place): OffsetAndMetadata(at, "", -1) for place, at in positions.items()}
 
 
 class KafkaSoleReader(KafkaReader):

@@ -2,52 +2,51 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
-from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaProducer
 from kafka.errors import KafkaError
+from kafka.structs import ConsumerGroupMetadata
 
 from features.errors import FencedError, LogError
+from streaming.log.client import GroupReader, Membership, MessagePlaces
+from streaming.log.faults import foreign_reader, open_already
 from streaming.log.kafka.client import REQUEST_MS, client_error, errors_named
-from streaming.log.kafka.reader import KafkaReader
+from streaming.log.kafka.reader import as_offsets
 from streaming.log.protocol import Positions, Reader
-
-
-class Sender(Protocol):
-    """Part of the log that a transaction needs."""
-
-    def send(
-        self, producer: KafkaProducer, topic: str, key: bytes | None, value: bytes, partition: int | None = None
-    ) -> Any: ...
 
 
 class KafkaTransaction:
     """Open transaction of a producer; see `Transaction` for the contract."""
 
-    def __init__(self, log: Sender, producer: KafkaProducer, doing: str) -> None:
-        self._log = log
+    def __init__(self, producer: KafkaProducer, doing: str, places: MessagePlaces) -> None:
+        self._places = places
         self._producer = producer
         self._doing = doing
         self._sent: list[Any] = []
-        self._read: list[tuple[KafkaReader, int]] = []
+        self._read: list[tuple[GroupReader, int]] = []
 
     def append(self, topic: str, value: bytes, *, key: bytes | None = None, partition: int | None = None) -> None:
+        place = self._places.place(topic, key, value, partition)
         with errors_named(self._doing):
-            self._sent.append(self._log.send(self._producer, topic, key, value, partition))
+            self._sent.append(self._producer.send(topic, value, key=key, partition=place))
 
     def commit_offsets(self, reader: Reader) -> None:
-        if not isinstance(reader, KafkaReader):
-            raise LogError(f"reader: expected one that this log made, got {type(reader).__name__}")
-        with errors_named(self._doing):
-            # The broker compares the generation in membership() with the group's. The group's name alone would skip
-            # this check and let a reader that lost its partitions commit.
-            self._producer.send_offsets_to_transaction(reader.offsets(), reader.membership())
+        if not isinstance(reader, GroupReader):
+            raise foreign_reader(reader)
+        # The broker compares the generation in membership() with the group's. The group's name alone would skip this
+        # check and let a reader that lost its partitions commit.
+        self._send_positions(reader.membership(), reader.committable())
         self._read.append((reader, reader.returned()))
 
     def commit_positions(self, group: str, positions: Positions) -> None:
-        offsets = {TopicPartition(*place): OffsetAndMetadata(at, "", -1) for place, at in positions.items()}
+        self._send_positions(Membership(group), positions)
+
+    def _send_positions(self, membership: Membership, positions: Positions) -> None:
+        group, generation, member = membership
+        metadata = ConsumerGroupMetadata(group_id=group, generation_id=generation, member_id=member)
         with errors_named(self._doing):
-            self._producer.send_offsets_to_transaction(offsets, group)
+            self._producer.send_offsets_to_transaction(as_offsets(positions), metadata)
 
     def commit(self) -> None:
         # Each message's result is checked before the commit: the client would commit a transaction whose producer was
@@ -63,8 +62,8 @@ class KafkaTransaction:
 class KafkaTransactor:
     """Producer with a transactional id; see `Transactor` for the contract."""
 
-    def __init__(self, log: Sender, producer: KafkaProducer, transactional_id: str) -> None:
-        self._log = log
+    def __init__(self, producer: KafkaProducer, transactional_id: str, places: MessagePlaces) -> None:
+        self._places = places
         self._producer = producer
         self._doing = f"transactor {transactional_id!r}"
         self._open = False
@@ -73,14 +72,14 @@ class KafkaTransactor:
     @contextmanager
     def begin(self) -> Iterator[KafkaTransaction]:
         if self._open:
-            raise LogError(f"{self._doing}: a transaction is open already; end it before the next begin()")
+            raise open_already(self._doing)
         if self._broken:
             raise self._broken
         self._open = True
         try:
             with errors_named(self._doing):
                 self._producer.begin_transaction()
-                transaction = KafkaTransaction(self._log, self._producer, self._doing)
+                transaction = KafkaTransaction(self._producer, self._doing, self._places)
                 try:
                     yield transaction
                     transaction.commit()
