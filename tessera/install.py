@@ -15,6 +15,7 @@ CHAIN = ("features", "models", "streaming", "serving")
 
 EXTRAS = {
     "apache_beam": "train",
+    "confluent_kafka": "librdkafka",
     "crc32c": "stream",
     "faiss": "train",
     "fastapi": "serve",

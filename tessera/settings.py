@@ -33,6 +33,7 @@ _MIGRATION_S = 120.0
 _MOST_PARTITIONS = 256
 _LONGEST_MEETING_S = 86_400.0
 _KAFKA_OPTION = "TESSERA_KAFKA_"
+_KAFKA_CLIENT = "TESSERA_KAFKA_CLIENT"
 _INFRA = Path(__file__).parents[1] / "infra"
 
 
@@ -49,6 +50,8 @@ class Settings:
             they get when they are created (TESSERA_PARTITIONS).
         storage: how the store keeps rows: float32, float16 or int8 (TESSERA_STORAGE).
         index: how a server keeps the vectors of its search indexes: float32 or int8 (TESSERA_INDEX).
+        kafka_client: client of the stream's readers and transactions: `auto`, `librdkafka` or `kafka-python`
+            (TESSERA_KAFKA_CLIENT).
         kafka_options: connection options of the Kafka client, from TESSERA_KAFKA_SECURITY_PROTOCOL and the like.
         trace_file: gets finished spans as JSON lines (TESSERA_TRACES).
         otlp: where a collector takes spans (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT with
@@ -77,6 +80,7 @@ class Settings:
     topics: Topics = field(default_factory=Topics)
     storage: str = "float32"
     index: str = "float32"
+    kafka_client: str = "auto"
     kafka_options: dict[str, Any] = field(default_factory=dict)
     trace_file: Path | None = None
     otlp: str = ""
@@ -108,10 +112,11 @@ class Settings:
             topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", ""), _partitions(environment)),
             storage=environment.get("TESSERA_STORAGE", "float32"),
             index=environment.get("TESSERA_INDEX", "float32"),
+            kafka_client=environment.get(_KAFKA_CLIENT, "auto"),
             kafka_options={
                 name.removeprefix(_KAFKA_OPTION).lower(): value
                 for name, value in environment.items()
-                if name.startswith(_KAFKA_OPTION)
+                if name.startswith(_KAFKA_OPTION) and name != _KAFKA_CLIENT
             },
             launchers={
                 "flink": Path(environment.get("TESSERA_FLINK_JAR", _INFRA / "flink/.run/job-server.jar")),
@@ -166,7 +171,7 @@ class Settings:
         if self.kafka:
             from streaming.log.kafka import KafkaLog
 
-            return KafkaLog(self.kafka, **self.kafka_options)
+            return KafkaLog(self.kafka, client=self.kafka_client, **self.kafka_options)
         from streaming.log.sqlite import LocalLog
 
         self.home.mkdir(parents=True, exist_ok=True)

@@ -69,8 +69,8 @@ def quiet(verbose: Annotated[bool, typer.Option("--verbose", help="Show the libr
         for name in ("features", "models", "streaming", "serving", "tessera"):
             logging.getLogger(name).setLevel(logging.WARNING)
         # Errors of clients are mostly outages that the client outlasts, or are raised here with their remedy.
-        for name in ("apache_beam", "kafka"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for name in ("apache_beam", "kafka", "librdkafka"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 @app.command()

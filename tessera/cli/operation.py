@@ -22,6 +22,7 @@ from tessera.terminal import JsonOption, ModelNameOption, out_console, print_jso
 
 if TYPE_CHECKING:
     from models.bundle.bundle import Bundle
+    from streaming.log.protocol import EventLog
 
 _OK, _WARN, _FAIL = "ok", "warning", "fault"
 _LEAST_FREE = 2 * 10**9
@@ -184,7 +185,7 @@ def _log(settings: Settings) -> list[Finding]:
             except TesseraError:
                 missing.append(topic)
         partitions = 1 if topics.deltas in missing else len(log.end_offsets(topics.deltas))
-    where = settings.kafka or str(settings.home / "log.db")
+        where = _log_place(settings, log)
     if missing:
         return [Finding("log", _WARN, f"{where}: no topics {', '.join(missing)}", "`tessera topics create` makes them")]
     if topics.parts not in (1, partitions):
@@ -193,6 +194,17 @@ def _log(settings: Settings) -> list[Finding]:
         return [Finding("log", _FAIL, found, remedy)]
     several = f"{where}: {partitions} partitions, for up to {partitions} processes of `tessera stream`"
     return [Finding("log", _OK, several if partitions > 1 else where)]
+
+
+def _log_place(settings: Settings, log: "EventLog") -> str:
+    """Returns the address of the log, and for Kafka the client of its readers and transactions."""
+    if not settings.kafka:
+        return str(settings.home / "log.db")
+    from streaming.log.kafka import KafkaLog
+
+    assert isinstance(log, KafkaLog)
+    reason = f", since {log.client_fault}" if log.client_fault else ""
+    return f"{settings.kafka} with {log.client}{reason}"
 
 
 def _followed(settings: Settings) -> list[Finding]:
