@@ -89,7 +89,8 @@ class Client:
             explain: True returns the contribution of each feature to an item's log-odds.
             at: Time as of which aggregates are answered, UTC if without an offset. None: right after the newest event
                 of the stream.
-            meaning: Concepts for the retrieval of candidates: `avoid` and `without`, each a list of names.
+            meaning: Fields about the retrieval of candidates: `sources`, a list of `towers` and `content`; `avoid` and
+                `without`, lists of names of concepts.
             shown: `policy`, the policy of the dataset that arranges the items. By default their scores do.
 
         Returns:
@@ -118,7 +119,7 @@ class Client:
         meaning: Mapping[str, Any] | None = None,
         **shown: Unpack[ShownBy],
     ) -> Retrieval:
-        """Finds the items nearest to an item, to a user's liked items, or to a text.
+        """Finds the items nearest to an item or a text, or the candidates for a user.
 
         Args:
             item, user, text: Exactly one of the three.
@@ -126,14 +127,15 @@ class Client:
             filter: Condition on the items' filterable columns.
             view: View of the vectors, such as `base`. Default: for an item `similar`, if the bundle has that view,
                 otherwise `base`.
-            meaning: Fields of the request about aspects, concepts and channels: `aspect`, a name; `avoid` and
+            meaning: Fields of the request about aspects, concepts, channels and sources: `aspect`, a name; `avoid` and
                 `without`, lists of names; `explain`, True for the concepts that an item shares with the query;
-                `channels` of a text, a list of `content` and `lexical`.
+                `channels` of a text, a list of `content` and `lexical`; `sources` for a user, a list of `towers` and
+                `content`.
             shown: `policy`, the policy of the dataset that arranges the items; `shown_to`, the id of the user whose
                 consumed items the policy leaves out, by default `user`.
 
         Returns:
-            Items with their cosine similarity, nearest first.
+            Items with their cosine similarity or the sum of reciprocal ranks, best first.
 
         Raises:
             ApiError: The server refused the request.

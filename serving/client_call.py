@@ -55,6 +55,8 @@ class RankedItem(msgspec.Struct, frozen=True):
         moved: How the policy gave the item its place: `place` by relevance alone, `times` by boosts, `pinned`, `drawn`,
             `propensity` and `similarity`; None without a policy, or unless the request asked for reasons.
         tasks: Probability of each task by its name. None for one label.
+        source: Source of a retrieved item, as in `RetrievedItem`; None if the request gave the candidates.
+        ranks: Rank of a retrieved item in each source that found it; None unless the request asked for reasons.
     """
 
     item: str
@@ -63,6 +65,8 @@ class RankedItem(msgspec.Struct, frozen=True):
     concepts: list[dict[str, Any]] | None = None
     moved: dict[str, Any] | None = None
     tasks: dict[str, float] | None = None
+    source: str | None = None
+    ranks: dict[str, int] | None = None
 
 
 class Ranking(msgspec.Struct, frozen=True):
@@ -102,10 +106,12 @@ class RetrievedItem(msgspec.Struct, frozen=True):
 
     Attributes:
         item: Id of the item.
-        score: Cosine similarity; BM25 of the words alone; the sum of reciprocal ranks of two channels.
-        ranks: Rank in each channel that found the item, from 1; None unless a text asked.
+        score: Cosine similarity; BM25 of the words alone; the sum of reciprocal ranks of two channels or sources.
+        ranks: Rank in each channel or source that found the item, from 1; None if an item asked.
         concepts: Concepts shared most with the query, each with `concept`, `share` and `predicted`; None unless asked.
         moved: How the policy gave the item its place, as in `RankedItem`; None without a policy, or unless asked.
+        source: Source that found the item for a user: `towers`, `content`, `both`, or `popular`, which is the
+            fallback; None unless a user asked.
     """
 
     item: str
@@ -113,6 +119,7 @@ class RetrievedItem(msgspec.Struct, frozen=True):
     concepts: list[dict[str, Any]] | None = None
     ranks: dict[str, int] | None = None
     moved: dict[str, Any] | None = None
+    source: str | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -143,6 +150,7 @@ class Retrieval(msgspec.Struct, frozen=True):
         channels: Channels that were searched; None unless a text asked.
         space: Id of the space whose vectors were compared; None if none were.
         policy: Policy that arranged the items; None without one.
+        sources: Sources that ranked items, fused if there are two; None unless a user asked.
     """
 
     bundle: str
@@ -153,6 +161,7 @@ class Retrieval(msgspec.Struct, frozen=True):
     channels: list[str] | None = None
     space: str | None = None
     policy: str | None = None
+    sources: list[str] | None = None
 
 
 class Embeddings(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """The metrics of a server, and one line of the log for each request."""
 
+import collections
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,10 @@ class Metrics:
             "tessera_stale_answers", "Answers while the store was unavailable.", registry=self.registry
         )
         self.plans = Counter("tessera_retrievals", "Retrievals by method.", ["method"], registry=self.registry)
+        self.sources = Counter(
+            "tessera_retrieved_items", "Items that retrieval found for users, by source.", ["source"],
+            registry=self.registry,
+        )  # fmt: skip
         self.items = self._gauge("tessera_items", "Items that can be ranked.")
         self.indexes = self._gauge(
             "tessera_index_bytes", "Bytes of each search index in memory.", ["index"], across="livesum"
@@ -90,18 +95,29 @@ class Metrics:
         for name, size_bytes in indexes.items():
             self.indexes.labels(name).set(size_bytes)
 
+    def found(self, sources: Sequence[str]) -> None:
+        """Counts the items of an answer by their sources."""
+        for source, count in collections.Counter(sources).items():
+            self.sources.labels(source).inc(count)
+
     def page(self) -> bytes:
         """Returns all metrics in Prometheus' text format; those of all workers, if several serve the port."""
         return bytes(generate_latest(self._whole()))
 
     def statuses(self) -> dict[int, float]:
         """Returns the number of answers by status, of all workers together."""
-        found: dict[int, float] = {}
+        return {int(status): count for status, count in self._by_label("tessera_requests_total", "status").items()}
+
+    def found_by(self) -> dict[str, float]:
+        """Returns the number of items that retrieval found for users, by source, of all workers together."""
+        return self._by_label("tessera_retrieved_items_total", "source")
+
+    def _by_label(self, name: str, label: str) -> dict[str, float]:
+        found: dict[str, float] = {}
         for family in self._whole().collect():
             for one in family.samples:
-                if one.name == "tessera_requests_total":
-                    status = int(one.labels["status"])
-                    found[status] = found.get(status, 0.0) + one.value
+                if one.name == name:
+                    found[one.labels[label]] = found.get(one.labels[label], 0.0) + one.value
         return found
 
     def _whole(self) -> CollectorRegistry:

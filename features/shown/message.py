@@ -32,6 +32,8 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
             if it chose none.
         read_us: Time that expressions over the events' clock read, microseconds since 1970. None if there are none, and
             from earlier releases.
+        sources: Source of each of `items`: `towers`, `content`, `both` or `popular`; empty if the request gave the
+            candidates, and from earlier releases.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Impression(msgspec.Struct, frozen=True, tag="shown", tag_field="kind", omi
     candidates: dict[str, list[Any]] = {}
     policy: str = ""
     propensities: list[float] = []
+    sources: list[str] = []
 
     def values_at(self, position: int) -> dict[str, Any]:
         """Returns the values of the fields of the item at a position."""

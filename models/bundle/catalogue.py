@@ -155,6 +155,23 @@ class Catalogue:
         Raises:
             BundleError: A vector or a Semantic ID is of another encoder or codebook than the bundle's.
         """
+        self.check_models(records)
+        known = [name for name in records if name in self.item_numbers]
+        new = [name for name in records if name not in self.item_numbers]
+        self.deleted.difference_update(known)
+        if known:
+            chosen = [records[name] for name in known]
+            self._replace_items(known, [self.features_of(record) for record in chosen], self._content(chosen))
+        if new:
+            chosen = [records[name] for name in new]
+            self._add_items(new, [self.features_of(record) for record in chosen], self._content(chosen))
+
+    def check_models(self, records: Mapping[str, ItemRecord]) -> None:
+        """Checks that items were encoded by the bundle's encoder and codebook.
+
+        Raises:
+            BundleError: A vector or a Semantic ID is of another encoder or codebook than the bundle's.
+        """
         for name, record in records.items():
             # An item that occurs only in events has no Semantic ID.
             models = {"encoder": record.encoder} | ({"codebook": record.codebook} if record.codes else {})
@@ -165,15 +182,12 @@ class Catalogue:
                         f"item {name!r} was encoded by {kind} {actual or 'none'}, the bundle's items by "
                         f"{expected or 'none'}; the two must not be mixed: replay the store for this bundle"
                     )
-        known = [name for name in records if name in self.item_numbers]
-        new = [name for name in records if name not in self.item_numbers]
-        self.deleted.difference_update(known)
-        if known:
-            chosen = [records[name] for name in known]
-            self._replace_items(known, [self._features(record) for record in chosen], self._content(chosen))
-        if new:
-            chosen = [records[name] for name in new]
-            self._add_items(new, [self._features(record) for record in chosen], self._content(chosen))
+
+    def features_of(self, record: ItemRecord) -> dict[str, Any]:
+        """Returns the values of an item's columns, with the tokens of its Semantic ID."""
+        if not record.codes or self._tokenizer is None:
+            return record.features
+        return record.features | {SEMANTIC_ID: self._tokenizer.tokens(np.array([record.codes], dtype=np.uint16))[0]}
 
     def remove_items(self, ids: Sequence[str]) -> None:
         """Removes all values of items except their ids, which histories still name.
@@ -216,11 +230,6 @@ class Catalogue:
     def _frame(self, ids: Sequence[str], features: list[dict[str, Any]]) -> pl.DataFrame:
         rows = [row | {"item_id": name} for name, row in zip(ids, features, strict=True)]
         return entity_frame(rows, self._read_columns)
-
-    def _features(self, record: ItemRecord) -> dict[str, Any]:
-        if not record.codes or self._tokenizer is None:
-            return record.features
-        return record.features | {SEMANTIC_ID: self._tokenizer.tokens(np.array([record.codes], dtype=np.uint16))[0]}
 
     def _content(self, records: Sequence[ItemRecord]) -> NDArray[np.float32]:
         width = self.vectors.shape[1]

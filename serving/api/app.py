@@ -49,6 +49,7 @@ from serving.metrics import CONTENT_TYPE, Metrics
 from serving.ranking.answer import RankingAnswer
 from serving.ranking.rows import MirrorRows
 from serving.ranking.service import RankService
+from serving.retrieval.fusion import source_of
 from serving.retrieval.meaning import Meant, PolicyRequest
 from serving.skew.sample import SkewSampler
 from serving.traffic.accounting import accounted
@@ -174,6 +175,7 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                 meant=Meant(
                     avoid=tuple(body.avoid),
                     without=tuple(body.without),
+                    sources=tuple(body.sources or ()),
                     policy=PolicyRequest(body.policy, drawn_by) if body.policy is not None else None,
                 ),
             )
@@ -196,11 +198,12 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
         metrics.unknown_users.inc(0 if answer.known_user else 1)
         metrics.unknown_items.inc(len(answer.unknown_items))
         metrics.stale.inc(1 if answer.stale else 0)
+        metrics.found(answer.sources)
         return rank_response(answer, shown, clock=pinned.service.has_clock)
 
     @router.post("/v1/retrieve")
     def retrieve(body: RetrieveRequest, request: Request) -> RetrieveResponse:
-        """Finds the nearest items, by content, among the items that match."""
+        """Finds the items nearest to an item or a text, or the candidates for a user, among the items that match."""
         with current.pinned() as service, blamed("filter"):
             request.state.bundle = service.bundle.id
             answer = service.retrieve(
@@ -216,10 +219,13 @@ def _reads(current: Router, parts: "AppParts") -> APIRouter:
                     tuple(body.without),
                     body.explain,
                     tuple(body.channels or ()),
+                    tuple(body.sources or ()),
                     PolicyRequest(body.policy, uuid.uuid4().hex, body.shown_to) if body.policy is not None else None,
                 ),
             )
         metrics.plans.labels(answer.plan.method).inc()
+        if answer.sources is not None:
+            metrics.found([source_of(ranks) for ranks in answer.ranks])
         return retrieve_response(answer, explain=body.explain)
 
     @router.post("/v1/embeddings")

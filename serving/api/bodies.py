@@ -1,5 +1,6 @@
 """Bodies of requests and answers, as OpenAPI shows them. Wrong types are refused here, before any lookup."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,7 @@ Moment = Annotated[datetime, BeforeValidator(_text)]
 Value = Text | Whole | Float | StrictBool | list[Text | Whole | Float | StrictBool | None] | None
 Concepts = Annotated[list[Text], Field(max_length=MOST_CONCEPTS)]
 PolicyName = Annotated[Text, Field(min_length=1)]
+Sources = Annotated[list[Literal["towers", "content"]], Field(min_length=1, max_length=2)]
 Cell = LongText | Whole | Float | StrictBool | list[LongText | Whole | Float | StrictBool | None] | None
 
 
@@ -138,6 +140,7 @@ class RankRequest(BaseModel):
     explain: bool = Field(default=False, description=f"Give reasons; of at most {MAX_EXPLAINED} items.")
     avoid: Concepts = Field(default=[], description="Concepts from which retrieval of candidates steers away.")
     without: Concepts = Field(default=[], description="Concepts that no retrieved candidate may carry.")
+    sources: Sources | None = Field(default=None, description="Sources of retrieved candidates, as of a retrieval.")
     policy: PolicyName | None = Field(
         default=None, description="Policy of the dataset that arranges the items; by default their scores do."
     )
@@ -155,7 +158,18 @@ class RankRequest(BaseModel):
             raise ValueError("filter chooses among retrieved candidates; leave candidates out, or filter")
         if (self.avoid or self.without) and self.candidates is not None:
             raise ValueError("avoid and without choose among retrieved candidates; leave candidates out, or both")
+        if self.sources is not None and self.candidates is not None:
+            raise ValueError("sources find candidates; leave candidates out, or sources")
+        _check_sources(self.sources, "avoid" if self.avoid else "")
         return self
+
+
+def _check_sources(sources: Sequence[str] | None, steered_by: str) -> None:
+    """Refuses a source that is named twice, and towers for a request that steers or views content vectors."""
+    if len(set(sources or ())) < len(sources or ()):
+        raise ValueError("sources: a source is named twice; name it once")
+    if steered_by and "towers" in (sources or ()):
+        raise ValueError(f"sources: the towers have no {steered_by}; leave {steered_by} out, or name content alone")
 
 
 class RankedItemBody(BaseModel):
@@ -181,6 +195,10 @@ class RankedItemBody(BaseModel):
     )
     moved: "MovedBody | None" = Field(
         default=None, description="How the policy gave the item its place, if asked to explain."
+    )
+    source: str | None = Field(default=None, description="Source of a retrieved item, as of a retrieval.")
+    ranks: dict[str, int] | None = Field(
+        default=None, description="Rank of a retrieved item in each source that found it, if asked to explain."
     )
 
 
@@ -250,7 +268,9 @@ class RetrieveRequest(BaseModel):
     model_config = _example(item="1", k=5, filter={"column": "year", "gte": 1990})
 
     item: Id | None = Field(default=None, description="Nearest to this item's content.")
-    user: Id | None = Field(default=None, description="Nearest to the mean of the items this user liked.")
+    user: Id | None = Field(
+        default=None, description="For this user: by the bundle's towers, and nearest to the mean of the liked items."
+    )
     text: Annotated[LongText, Field(min_length=1, max_length=16_384)] | None = Field(
         default=None, description="Nearest to this text, by the bundle's encoder."
     )
@@ -283,6 +303,13 @@ class RetrieveRequest(BaseModel):
         "reciprocal ranks. By default both; content alone with avoid, or if the bundle has no texts.",
     )
 
+    sources: Sources | None = Field(
+        default=None,
+        description="Sources for a user: towers, what behaviour has taught; content, the liked items' vectors. Two "
+        "sources are fused by reciprocal ranks. By default both; content alone with avoid, view or aspect, or if the "
+        "bundle has no towers.",
+    )
+
     @model_validator(mode="after")
     def _one_query(self) -> "RetrieveRequest":
         if sum(one is not None for one in (self.item, self.user, self.text)) != 1:
@@ -301,6 +328,10 @@ class RetrieveRequest(BaseModel):
             raise ValueError("the channel lexical has no view; leave view out")
         if self.shown_to is not None and self.policy is None:
             raise ValueError("shown_to is read by a policy; name policy too, or leave shown_to out")
+        if self.sources is not None and self.user is None:
+            raise ValueError("sources find items for a user; leave sources out")
+        named = {"avoid": self.avoid, "view": self.view, "aspect": self.aspect}
+        _check_sources(self.sources, next((name for name, value in named.items() if value), ""))
         return self
 
 
@@ -317,11 +348,15 @@ class RetrievedItemBody(BaseModel):
 
     item: str
     score: float = Field(
-        description="Cosine similarity; BM25 for the channel lexical alone; 1 / (60 + rank) of content and 10 / (60 + "
-        "rank) of lexical where both are fused; 0 for the most popular items, which are the fallback."
+        description="Cosine similarity; BM25 for the channel lexical alone; where two lists are fused, the sum of 1 / "
+        "(60 + rank), for lexical 10 / (60 + rank); 0 for the most popular items, which are the fallback."
+    )
+    source: str | None = Field(
+        default=None,
+        description="Source that found the item for a user: towers, content, both, or popular, which is the fallback.",
     )
     ranks: dict[str, int] | None = Field(
-        default=None, description="Rank in each channel that found the item, from 1; for a text alone."
+        default=None, description="Rank in each channel or source that found the item, from 1; for a text or a user."
     )
     concepts: list[SharedConceptBody] | None = Field(
         default=None, description="Concepts shared most with the query, if the request asked to explain."
@@ -349,7 +384,13 @@ class RetrieveResponse(BaseModel):
     view: str = Field(description="View in which the items are nearest.")
     aspect: str | None = Field(default=None, description="Aspect in which they are, where one was asked for.")
     channels: list[str] | None = Field(default=None, description="Channels that were searched; for a text alone.")
-    space: str | None = Field(default=None, description="Id of the space whose vectors were compared, if any were.")
+    sources: list[str] | None = Field(
+        default=None, description="Sources that ranked items, fused if there are two; for a user alone."
+    )
+    space: str | None = Field(
+        default=None,
+        description="Id of the space whose vectors were compared, if any were; that of content if two sources were.",
+    )
     policy: str | None = Field(default=None, description="Policy that arranged the items, if the request named one.")
 
 

@@ -23,6 +23,7 @@ from serving.api.bodies import (
 )
 from serving.policy.arrange import Arrangement
 from serving.ranking.answer import ItemView, RankingAnswer, RetrievalAnswer
+from serving.retrieval.fusion import source_of
 from serving.retrieval.meaning import SharedConcept
 
 
@@ -40,7 +41,8 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
     moved = _moved(answer.arrangement, len(answer.items), explain=bool(answer.reasons))
     left_out = LeftOutBody.model_validate(answer.left_out) if answer.left_out and answer.reasons else None
     tasks = [dict(answer.tasks[item]) if answer.tasks else None for item, _ in answer.items]
-    ranked = zip(answer.items, tasks, reasons, shared, corrections, moved, strict=True)
+    sources: list[str | None] = [*answer.sources] or [None] * len(answer.items)
+    ranked = zip(answer.items, tasks, reasons, shared, corrections, moved, sources, strict=True)
     return RankResponse(
         bundle=answer.bundle,
         items=[
@@ -52,8 +54,10 @@ def rank_response(answer: RankingAnswer, shown: Impression | None, *, clock: boo
                 concepts=concepts,
                 correction=correction,
                 moved=own,
+                source=source,
+                ranks=dict(answer.found[item]) if answer.reasons and source is not None else None,
             )
-            for (item, score), by_task, contributions, concepts, correction, own in ranked
+            for (item, score), by_task, contributions, concepts, correction, own, source in ranked
         ],
         known_user=answer.known_user,
         unknown_items=answer.unknown_items,
@@ -75,18 +79,22 @@ def retrieve_response(answer: RetrievalAnswer, *, explain: bool = False) -> Retr
     """
     plan = answer.plan
     shared = _shared(answer.shared, len(answer.items))
-    ranks = [dict(one) for one in answer.ranks] if answer.channels else [None] * len(answer.items)
+    for_user = answer.sources is not None
+    ranks = [dict(one) for one in answer.ranks] if answer.channels or for_user else [None] * len(answer.items)
+    sources = [source_of(one) if for_user else None for one in answer.ranks]
     moved = _moved(answer.arrangement, len(answer.items), explain=explain)
+    found = zip(answer.items, sources, ranks, shared, moved, strict=True)
     return RetrieveResponse(
         bundle=answer.bundle,
         items=[
-            RetrievedItemBody(item=item, score=score, ranks=own, concepts=concepts, moved=places)
-            for (item, score), own, concepts, places in zip(answer.items, ranks, shared, moved, strict=True)
+            RetrievedItemBody(item=item, score=score, source=source, ranks=own, concepts=concepts, moved=places)
+            for (item, score), source, own, concepts, places in found
         ],
         plan=PlanView(method=plan.method, why=plan.why, share=plan.share, matches=plan.matches),
         view=answer.view,
         aspect=answer.aspect,
         channels=list(answer.channels) or None,
+        sources=None if answer.sources is None else list(answer.sources),
         space=answer.space or None,
         policy=answer.policy or None,
     )

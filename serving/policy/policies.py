@@ -16,7 +16,7 @@ from models.bundle.catalogue import Catalogue
 from serving.policy.arrange import Arrangement, PolicyInputs, ValueGroups, arrange, places_of
 from serving.policy.item_codes import ItemCodes
 from serving.retrieval.filter import Attributes
-from serving.retrieval.text_search import Hits
+from serving.retrieval.fusion import Hits
 
 POSITIVES = "train_positives"
 """Column of the items' positive events in training. It is filterable where a policy has a floor of new items."""
@@ -164,15 +164,9 @@ def candidates_for(
         return found[0]
     numbers = np.concatenate([hits.numbers for hits in found])
     _, first = np.unique(numbers, return_index=True)
-    return taken(
-        Hits(
-            numbers,
-            np.concatenate([hits.scores for hits in found]),
-            found[0].plan,
-            [rank for hits in found for rank in hits.ranks],
-        ),
-        np.sort(first),
-    )
+    scores = np.concatenate([hits.scores for hits in found])
+    ranks = [rank for hits in found for rank in hits.ranks]
+    return taken(Hits(numbers, scores, found[0].plan, ranks, found[0].lists), np.sort(first))
 
 
 def unconsumed(
@@ -192,8 +186,8 @@ def unconsumed(
 
 def taken(hits: Hits, index: Ints) -> Hits:
     """Returns the hits at positions (m,)."""
-    ranks = [hits.ranks[place] for place in index.tolist()] if hits.ranks else ()
-    return Hits(hits.numbers[index], hits.scores[index], hits.plan, ranks)
+    ranks = [hits.ranks[place] for place in index.tolist()]
+    return Hits(hits.numbers[index], hits.scores[index], hits.plan, ranks, hits.lists)
 
 
 def _both(one: Filter | None, other: Filter) -> Filter:

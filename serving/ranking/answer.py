@@ -11,6 +11,7 @@ from models.bundle.request_aggregates import AsOf
 from serving.policy.arrange import Arrangement
 from serving.ranking.inputs import RankingInputs
 from serving.retrieval.filter import attribute_json
+from serving.retrieval.fusion import source_of
 from serving.retrieval.meaning import SharedConcept
 from serving.retrieval.search_plan import SearchPlan
 
@@ -39,6 +40,8 @@ class RankingAnswer:
         left_out: Candidates that the policy left out, by the rule, `consumed` or `cap`.
         tasks: Probability of each task by its name, for each item by its id. Empty for one label.
         judge: Name of the judged task. Empty for one label.
+        found: Rank of each retrieved item in the list of each source that found it, from 1, by the item's id. Empty if
+            the request gave the candidates.
     """
 
     bundle: str
@@ -58,6 +61,12 @@ class RankingAnswer:
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     judge: str = ""
+    found: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """Source of each item: `towers`, `content`, `both` or `popular`; empty if the request gave the candidates."""
+        return [source_of(self.found[item]) for item, _ in self.items] if self.retrieved else []
 
     @property
     def judged(self) -> list[float]:
@@ -78,10 +87,12 @@ class RetrievalAnswer:
         aspect: Aspect in which the items are nearest, instead of the view; None if none was asked for.
         shared: Concepts that each item shares most with the query. Empty unless the request asked for them.
         channels: Channels of a text search. Empty for an item or a user.
-        ranks: Rank of each item in each channel that found it, from 1. Empty without channels.
+        ranks: Rank of each item in each channel or source that found it, from 1.
         space: Id of the space in which vectors were compared. Empty if none were.
         policy: Name of the policy that arranged the items; "" without one.
         arrangement: Places of the items, and the rules that gave them; None without a policy.
+        sources: Sources that ranked items for a user, none of them if the items are the most popular ones. None if no
+            user asked.
     """
 
     bundle: str
@@ -95,6 +106,7 @@ class RetrievalAnswer:
     space: str = ""
     policy: str = ""
     arrangement: Arrangement | None = None
+    sources: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

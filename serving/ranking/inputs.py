@@ -1,6 +1,6 @@
 """Inputs of one ranking: the values and rows that the server read, for a log that proves what was served."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,8 @@ class RankingInputs:
             earlier deltas.
         source: `mirror` or `store`.
         storage: Format of the rows in the store.
+        ranks: Rank of each retrieved candidate in the list of each source that found it, by source. Empty if the
+            request gave the candidates.
         labelled: Ids of the user's labelled items, oldest first, and their labels; empty without a correction.
     """
 
@@ -48,4 +50,5 @@ class RankingInputs:
     position: Offsets
     source: str
     storage: str
+    ranks: Sequence[Mapping[str, int]] = ()
     labelled: tuple[Sequence[str], bytes] = ((), b"")

@@ -1,5 +1,6 @@
 """Retrieval of items nearest to an item, to a user's liked items, or to a text."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from features.content.given.encoder import given_in
 from features.errors import EventError
 from features.shown.policy import Policy
 from features.value.filter import Filter
+from models.bundle import record
 from models.bundle.bundle import Bundle
 from serving.policy.arrange import Arrangement
 from serving.policy.policies import (
@@ -25,8 +27,12 @@ from serving.policy.policies import (
 from serving.ranking.answer import RetrievalAnswer
 from serving.ranking.histories import Histories
 from serving.ranking.live_catalogue import LiveCatalogue
+from serving.ranking.tower_index import TOWERS
+from serving.ranking.user_search import UserQuery, UserSearch
+from serving.retrieval.fusion import Hits, RankedList
 from serving.retrieval.meaning import Meant, PolicyRequest, SharedConcept
-from serving.retrieval.text_search import CONTENT, LEXICAL, Hits
+from serving.retrieval.search_plan import POPULAR
+from serving.retrieval.text_search import CONTENT, LEXICAL
 
 
 class ItemRetrieval:
@@ -41,6 +47,7 @@ class ItemRetrieval:
 
     def __init__(self, bundle: Bundle, live: LiveCatalogue, histories: Histories, policies: Policies) -> None:
         self._bundle, self._live, self._histories, self._policies = bundle, live, histories, policies
+        self._users = UserSearch(bundle.id, live)
 
     def retrieve(
         self,
@@ -62,7 +69,10 @@ class ItemRetrieval:
             wanted.check_size()
         allowed = live.meaning.excluding(meant.without, wanted)
         stored, consumed = None, NO_KEYS
+        sources: tuple[str, ...] = ()
         if user is not None:
+            alone = view is not None or meant.aspect is not None or bool(meant.avoid)
+            sources = self._users.sources(meant.sources, content_alone=alone)
             with trace.span("history"):
                 stored = self._histories.read(user).history
         if viewer is not None:
@@ -72,21 +82,30 @@ class ItemRetrieval:
         if item is not None:
             live.learn([item])
         with live.lock.reading():
-            without = live.visited(stored)
+            visits = record.decode_history(stored) if stored else None
+            without = live.visited(visits)
             if item is not None:
                 if live.number(item) == live.default_item:
                     raise EventError(f"item: {item!r} is unknown, or was deleted")
                 without = np.array([live.number(item)], dtype=np.int64)
             query = vector if text is not None else live.retriever.taste(without)
             steered = live.meaning.steered(query, meant.avoid)
+            by_user: UserQuery | None = None
+            if user is not None and meant.aspect is None:
+                now_us = time.time_ns() // 1_000
+                by_user = self._users.query(user, visits, sources, steered, without, now_us=now_us, view=chosen)
 
             def search(count: int, wanted: Filter | None) -> Hits:
+                if by_user is not None:
+                    return self._users.search(by_user, count, wanted)
                 if meant.aspect is not None:
                     asked = without if steered is None or text is None else steered
-                    return Hits(*live.retriever.search_aspect(meant.aspect, asked, count, wanted, without=without))
+                    found = live.retriever.search_aspect(meant.aspect, asked, count, wanted, without=without)
+                    return RankedList(CONTENT, *found).alone(count)
                 if text is not None:
                     return live.texts.search(text, steered, count, wanted, channels=channels, view=chosen)
-                return Hits(*live.retriever.search(steered, count, wanted, without=without, view=chosen))
+                found = live.retriever.search(steered, count, wanted, without=without, view=chosen)
+                return RankedList(CONTENT, *found).alone(count)
 
             arrangement = None
             if rules is None or policy is None:
@@ -108,9 +127,10 @@ class ItemRetrieval:
             shared,
             channels if text is not None else (),
             hits.ranks,
-            self._space(chosen, meant.aspect) if hits.plan.method not in ("popular", "words") else "",
+            self._space(chosen, meant.aspect, hits) if hits.plan.method not in (POPULAR, "words") else "",
             policy.name if policy is not None else "",
             arrangement,
+            hits.lists if user is not None else None,
         )
 
     def _rules(self, policy: PolicyRequest | None, user: str | None) -> tuple[Policy | None, str | None]:
@@ -139,35 +159,42 @@ class ItemRetrieval:
 
     def candidates(
         self,
+        user: str,
         stored: bytes | None,
         k: int,
         wanted: Filter | None,
         meant: Meant,
         *,
+        now_us: int,
         rules: Policy | None = None,
         consumed: Keys = NO_KEYS,
-    ) -> NDArray[np.int64]:
-        """Returns the numbers of the items nearest to what the user liked. The caller holds the lock.
+    ) -> Hits:
+        """Returns the candidates of a ranking for a user, from the sources. The caller holds the lock.
 
         Args:
+            user: Id of the user.
             stored: Record of the user's history.
             k: Items of the answer; at least 200 candidates are found for it.
             wanted: Condition that the items must meet.
-            meant: Concepts to avoid and to exclude.
+            meant: Sources, and concepts to avoid and to exclude.
+            now_us: Time of the request, microseconds since 1970.
             rules: Policy that chooses among the candidates.
             consumed: Keys of the items that the policy leaves out.
         """
         live = self._live
-        history = live.visited(stored)
-        taste = live.meaning.steered(live.retriever.taste(history), meant.avoid)
+        sources = self._users.sources(meant.sources, content_alone=bool(meant.avoid))
+        visits = record.decode_history(stored) if stored else None
+        visited = live.visited(visits)
+        taste = live.meaning.steered(live.retriever.taste(visited), meant.avoid)
+        query = self._users.query(user, visits, sources, taste, visited, now_us=now_us)
         allowed = live.meaning.excluding(meant.without, wanted)
 
         def search(count: int, wanted: Filter | None) -> Hits:
-            return Hits(*live.retriever.search(taste, count, wanted, without=history))
+            return self._users.search(query, count, wanted)
 
         if rules is None:
-            return search(max(CANDIDATES, k), allowed).numbers
-        return candidates_for(search, k, allowed, rules, consumed, live.names).numbers
+            return search(max(CANDIDATES, k), allowed)
+        return candidates_for(search, k, allowed, rules, consumed, live.names)
 
     def shared_with(self, liked: NDArray[np.int64], items: NDArray[np.int64]) -> list[list[SharedConcept]]:
         """Returns the concepts that each item (N,) shares most with liked items; none without concepts or likes."""
@@ -190,9 +217,11 @@ class ItemRetrieval:
     def _similar_view(self) -> str:
         return SIMILAR if SIMILAR in self._live.retriever.views else BASE
 
-    def _space(self, view: str, aspect: str | None) -> str:
-        """Returns the id of the space of an aspect, or else of a view."""
+    def _space(self, view: str, aspect: str | None, hits: Hits) -> str:
+        """Returns the id of the space of the towers if they alone ranked, of an aspect, or else of a view."""
         manifest = self._bundle.manifest
+        if tuple(hits.lists) == (TOWERS,) and self._live.towers is not None:
+            return self._live.towers.id
         if aspect is not None:
             return manifest.aspects[aspect]
         return (manifest.encoder or "") if view == BASE else manifest.views[view]

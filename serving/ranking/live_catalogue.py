@@ -19,6 +19,8 @@ from serving.policy.policies import POSITIVES
 from serving.ranking.answer import ItemView, published_view, stored_view
 from serving.ranking.histories import Histories
 from serving.ranking.read_write_lock import ReadWriteLock
+from serving.ranking.rows import RowReader
+from serving.ranking.tower_index import TOWERS, TowerIndex
 from serving.retrieval.filter import Attributes
 from serving.retrieval.meaning import Meaning
 from serving.retrieval.retriever import Retriever
@@ -42,6 +44,7 @@ class LiveCatalogue:
         catalogue: Users and items.
         meaning: Concepts of the items.
         retriever: Indexes of the items' vectors.
+        towers: Index of the items by the bundle's towers; None if the bundle has no towers.
         texts: Search of the items by texts.
         default_item: Number of the item without values, for unknown and deleted items.
         attributes: Filterable columns of the items.
@@ -55,7 +58,7 @@ class LiveCatalogue:
         bundle: The bundle.
         store: Store with the stream's changes.
         histories: Says whether the store is unavailable.
-        outlasts: True if reads continue while the store is unavailable.
+        rows: Source of the table's rows. Says whether reads continue while the store is unavailable.
         deltas: Name of the deltas' topic. None: `position` stays empty.
         index: Format of the rows of the search indexes.
     """
@@ -65,12 +68,12 @@ class LiveCatalogue:
         bundle: Bundle,
         store: OnlineStore,
         histories: Histories,
+        rows: RowReader,
         *,
-        outlasts: bool,
         deltas: str | None = None,
         index: RowKind = "float32",
     ) -> None:
-        self._bundle, self._store, self._histories, self._outlasts = bundle, store, histories, outlasts
+        self._bundle, self._store, self._histories, self._outlasts = bundle, store, histories, rows.outlasts_store
         self.catalogue = Catalogue(bundle)
         self._published = len(self.catalogue.item_ids)
         self.default_item = self.catalogue.add_default_item()
@@ -92,6 +95,11 @@ class LiveCatalogue:
             name: (aspect, bundle.items.select(aspect.columns).to_dicts()) for name, aspect in bundle.aspects.items()
         }
         self.retriever = Retriever(self.catalogue, self.attributes, bundle.views, aspects, kind=index)
+        self.towers = (
+            TowerIndex(bundle, bundle.towers, self.catalogue, self.attributes, rows, kind=index)
+            if bundle.towers is not None
+            else None
+        )
         self._words = _published_words(bundle)
         self.texts = TextSearch(self.retriever, self._words, self.attributes, by_vector=bundle.reads_text)
         # Cursors of `refresh`.
@@ -102,6 +110,12 @@ class LiveCatalogue:
         self.unreadable: set[str] = set()
         self._deltas = deltas
         self.position: Offsets = ()
+
+    @property
+    def index_bytes(self) -> dict[str, int]:
+        """Bytes of each search index in memory, by the name of the view, the aspect, the channel or the source."""
+        towers = {} if self.towers is None else {TOWERS: self.towers.size_bytes}
+        return self.retriever.size_bytes | self.texts.size_bytes | towers
 
     @property
     def size(self) -> int:
@@ -236,6 +250,8 @@ class LiveCatalogue:
 
     def _put(self, payloads: Mapping[str, bytes]) -> None:
         items = {name: record.decode_item(data) for name, data in payloads.items() if data != record.TOMBSTONE}
+        self.catalogue.check_models(items)
+        by_towers = None if self.towers is None else self.towers.vectors_of(list(payloads), items)
         with self.lock.writing():
             self.catalogue.put_items(items)
             self.catalogue.remove_items([name for name in payloads if name not in items])
@@ -247,6 +263,8 @@ class LiveCatalogue:
             self.retriever.update(
                 numbers, [row | more | own for row, more, own in zip(rows, meant, counted, strict=True)]
             )
+            if self.towers is not None and by_towers is not None:
+                self.towers.put(changed, by_towers)
             if self.codes is not None:
                 self.codes.put(changed, [items[name].codes if name in items else [] for name in payloads])
             if self._words is not None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -44,8 +44,20 @@ from streaming.log.protocol import lesser
 MAX_CANDIDATES, MAX_EXPLAINED = 2_000, 100
 # Shortest time that a bundle which another server released stays in the store while this server answers from it.
 _LEASE_S = 60.0
-_Gathered = tuple[list[str], NDArray[np.int64], Asked, UserRecords]
-"""Ids and numbers (n,) of the candidates, the aggregates that they read, and records of the user and of these."""
+
+
+class _Gathered(NamedTuple):
+    """Ids and numbers (n,) of the candidates, the aggregates that they read, and records of the user and of these.
+
+    `ranks` holds the rank of each candidate in the list of each source that found it, by source; empty if the request
+    gave the candidates.
+    """
+
+    names: list[str]
+    items: NDArray[np.int64]
+    asked: Asked
+    stored: UserRecords
+    ranks: Sequence[Mapping[str, int]] = ()
 
 
 class RankService:
@@ -83,9 +95,7 @@ class RankService:
         self.rows = rows or StoreRows(store, bundle.id)
         self._schema = bundle.schema
         self._histories = Histories(bundle, store, outlasts=self.rows.outlasts_store)
-        self._live = LiveCatalogue(
-            bundle, store, self._histories, outlasts=self.rows.outlasts_store, deltas=deltas, index=index
-        )
+        self._live = LiveCatalogue(bundle, store, self._histories, self.rows, deltas=deltas, index=index)
         self._catalogue = self._live.catalogue
         self._policies = Policies(bundle, self._catalogue, self._live.attributes, self._live.codes)
         self._retrieval = ItemRetrieval(bundle, self._live, self._histories, self._policies)
@@ -128,8 +138,8 @@ class RankService:
 
     @property
     def index_bytes(self) -> dict[str, int]:
-        """Bytes of each search index in memory, by the name of the view, the aspect or the channel."""
-        return self._live.retriever.size_bytes | self._live.texts.size_bytes
+        """Bytes of each search index in memory, by the name of the view, the aspect, the channel or the source."""
+        return self._live.index_bytes
 
     @property
     def item_types(self) -> dict[str, pl.DataType]:
@@ -190,8 +200,9 @@ class RankService:
             explain: True returns reasons for the returned items.
             at: Time as of which aggregates are answered, microseconds since 1970. Default: right after the newest event
                 of the stream. Expressions over the events' clock read this time, by default the present time.
-            meant: Concepts that retrieval avoids, those that no retrieved candidate may carry, and the policy that
-                arranges the answer. Without a policy the items are ordered by their scores.
+            meant: Sources of retrieved candidates, concepts that retrieval avoids, those that no retrieved candidate
+                may carry, and the policy that arranges the answer. Without a policy the items are ordered by their
+                scores.
 
         Raises:
             StoreError: The bundle has no items, or the store does not answer.
@@ -211,10 +222,11 @@ class RankService:
         mirror = self.rows.mirrored(away=False)
         position = live.position if mirror is None else lesser(live.position, mirror.position)
         if candidates is not None:
-            names, items, asked, stored = self._given(user, ids, rules)
+            gathered = self._given(user, ids, rules)
         else:
-            names, items, asked, stored = self._retrieved(user, k, wanted, meant, rules)
-            sent = sent_values(self.bundle, context or {}, {}, len(items))
+            gathered = self._retrieved(user, k, wanted, meant, rules, now_us)
+            sent = sent_values(self.bundle, context or {}, {}, len(gathered.items))
+        names, items, asked, stored, ranks = gathered
         columns, as_of = self._aggregates.answer(asked, stored, at)
         with live.lock.reading():
             trace.note(candidates=len(items), retrieved=candidates is None)
@@ -262,6 +274,7 @@ class RankService:
                 position=position,
                 source="store" if mirror is None else "mirror",
                 storage=self._storage,
+                ranks=ranks,
                 labelled=labelled_of(visits) if self._corrector is not None else ((), b""),
             )
             if explain:
@@ -286,6 +299,7 @@ class RankService:
             left_out=_left_out(arrangement, names),
             tasks=tasks,
             judge=self.bundle.dataset.events.judge or "",
+            found={names[at]: ranks[at] for at in order.tolist()} if candidates is None else {},
         )
 
     def _given(self, user: str, candidates: Sequence[str], rules: Policy | None) -> _Gathered:
@@ -297,20 +311,25 @@ class RankService:
             items = live.numbers(names)
             asked = self._aggregates.of(user, items)
         with trace.span("history"):
-            return names, items, asked, self._histories.read(user, asked.ids, consumed=_leaves_out(rules))
+            stored = self._histories.read(user, asked.ids, consumed=_leaves_out(rules))
+        return _Gathered(names, items, asked, stored)
 
-    def _retrieved(self, user: str, k: int, wanted: Filter | None, meant: Meant, rules: Policy | None) -> _Gathered:
+    def _retrieved(
+        self, user: str, k: int, wanted: Filter | None, meant: Meant, rules: Policy | None, now_us: int
+    ) -> _Gathered:
         """Returns the candidates that retrieval finds, with what the store has of user and candidates."""
         live = self._live
         with trace.span("history"):
             stored = self._histories.read(user, (), consumed=_leaves_out(rules))
         with live.lock.reading():
-            items = self._retrieval.candidates(stored.history, k, wanted, meant, rules=rules, consumed=stored.consumed)
-            names = live.names(items)
+            hits = self._retrieval.candidates(
+                user, stored.history, k, wanted, meant, now_us=now_us, rules=rules, consumed=stored.consumed
+            )
+            items, names = hits.numbers, live.names(hits.numbers)
             asked = self._aggregates.of(user, items)
         if asked.ids:
             stored = replace(self._histories.read(user, asked.ids), consumed=stored.consumed)
-        return names, items, asked, stored
+        return _Gathered(names, items, asked, stored, hits.ranks)
 
     def retrieve(
         self,
@@ -323,19 +342,19 @@ class RankService:
         view: str | None = None,
         meant: Meant = NOTHING,
     ) -> RetrievalAnswer:
-        """Finds the items nearest to an item, to a user's liked items, or to a text.
+        """Finds the items nearest to an item or a text, or the candidates for a user.
 
         Args:
             item, user, text: Exactly one of the three.
             k: Largest number of items to return.
             wanted: Condition that the items must meet.
             view: One of `views`. Default: for an item `similar`, if the bundle has that view, otherwise `base`.
-            meant: Aspect in which items are near, concepts to avoid or to exclude, channels of a text, and the wish for
-                an explanation, and the policy that arranges the answer.
+            meant: Aspect in which items are near, concepts to avoid or to exclude, channels of a text, sources for a
+                user, the wish for an explanation, and the policy that arranges the answer.
 
         Raises:
-            EventError: The policy, the item, the view, the aspect, a channel or a concept is unknown, the bundle has no
-                encoder for the text, or the filter does not fit.
+            EventError: The policy, the item, the view, the aspect, a channel, a source or a concept is unknown, the
+                bundle has no encoder for the text, or the filter does not fit.
             StoreError: The store does not answer.
         """
         return self._retrieval.retrieve(item=item, user=user, text=text, k=k, wanted=wanted, view=view, meant=meant)

@@ -49,6 +49,7 @@ class Meant:
         without: Concepts that no answer may carry.
         explain: True if each answer names the concepts that it shares most with the query.
         channels: Channels of a text search; empty for all that fit the request.
+        sources: Sources of a user's candidates; empty for all that fit the request.
         policy: Policy that arranges the answer; None if scores order the items.
     """
 
@@ -57,6 +58,7 @@ class Meant:
     without: tuple[str, ...] = ()
     explain: bool = False
     channels: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     policy: PolicyRequest | None = None
 
 

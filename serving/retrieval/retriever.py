@@ -23,7 +23,7 @@ from serving.retrieval.filter import Attributes
 from serving.retrieval.index import VectorIndex
 from serving.retrieval.matches import Matches
 from serving.retrieval.rows import Floats, Ints, RowKind
-from serving.retrieval.search_plan import SearchPlan
+from serving.retrieval.search_plan import POPULAR, SearchPlan
 
 _LOGGER = logging.getLogger(__name__)
 _REMEMBERED = 128
@@ -262,7 +262,7 @@ class Retriever:
             query = self._aspects[aspect].head.of(np.asarray(asked, dtype=np.float32)[None])[0]
         else:
             query = unit(searcher.index.vectors(np.asarray(asked, dtype=np.int64)).sum(axis=0, keepdims=True))[0]
-        return self._found(searcher, query, k, wanted, without)
+        return self.search_in(searcher, query, k, wanted, without)
 
     def _search(
         self, query: Floats | None, k: int, wanted: Filter | None, excluded: Ints, view: str
@@ -270,11 +270,12 @@ class Retriever:
         searcher = self._searchers[view]
         if query is None or not query.any() or not searcher.index.size:
             return self._most_popular(k, wanted, excluded)
-        return self._found(searcher, self._seen(query[None], view)[0], k, wanted, excluded)
+        return self.search_in(searcher, self._seen(query[None], view)[0], k, wanted, excluded)
 
-    def _found(
+    def search_in(
         self, searcher: Searcher, query: Floats, k: int, wanted: Filter | None, excluded: Ints
     ) -> tuple[Ints, Floats, SearchPlan]:
+        """Returns the k nearest to a query of a searcher's space, as `search` does."""
         if not query.any() or not searcher.index.size:
             return self._most_popular(k, wanted, excluded)
         numbers, scores, plan = searcher.search(query, k + len(excluded), wanted)
@@ -308,5 +309,5 @@ class Retriever:
         numbers = self._popular[~np.isin(self._popular, np.concatenate([excluded, self._deleted]))]
         if wanted is not None:
             numbers = numbers[self._attributes.matches(wanted, numbers)]
-        plan = SearchPlan("popular", len(numbers) / max(len(self._popular), 1), len(numbers))
+        plan = SearchPlan(POPULAR, len(numbers) / max(len(self._popular), 1), len(numbers))
         return numbers[:k], np.zeros(len(numbers[:k]), dtype=np.float32), plan

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+POPULAR = "popular"
+"""Method that found nothing to search by, and returned the most popular items of training."""
+
 
 @dataclass(frozen=True)
 class SearchPlan:

@@ -1,50 +1,29 @@
 """Text search by two channels: the vectors of a view, and the words of the items' texts.
 
-Each channel orders items by scores of its own, and no score of one is compared with a score of the other. The lists
-are fused by reciprocal ranks: Cormack et al., "Reciprocal Rank Fusion" (SIGIR 2009), equation 1, with k = 60. The
+Each channel is a list with scores of its own. The lists are fused by their ranks, see `serving.retrieval.fusion`. The
 lexical list weighs ten times as much, with which the fused list finds as many phrases as BM25 alone.
 
 Shape letters: D dim, k items.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from features import tracing as trace
 from features.content.chain import BASE
-from features.content.lexical import LEXICAL_WEIGHT, fuse_scores, term_ids
+from features.content.lexical import LEXICAL_WEIGHT, term_ids
 from features.value.filter import Filter
 from serving.retrieval.filter import Attributes
+from serving.retrieval.fusion import DEPTH, Hits, RankedList, fuse_lists
 from serving.retrieval.retriever import Retriever
-from serving.retrieval.rows import Floats, Ints
+from serving.retrieval.rows import Floats
 from serving.retrieval.search_plan import SearchPlan
 from serving.retrieval.words import WordIndex
 
 CONTENT, LEXICAL = "content", "lexical"
 CHANNELS = (CONTENT, LEXICAL)
 """Names of the channels."""
-DEPTH = 100
-"""Fewest items of each list that are fused."""
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Items found, best first.
-
-    Attributes:
-        numbers: (n,) items.
-        scores: (n,) cosine of the content channel alone, BM25 of the lexical channel alone, or the sums of
-            weighed reciprocal ranks of both.
-        plan: Plan of the content channel, or of the words if vectors found nothing.
-        ranks: Rank of each item in the list of each channel that found it, from 1, by channel.
-    """
-
-    numbers: Ints
-    scores: Floats
-    plan: SearchPlan
-    ranks: Sequence[dict[str, int]] = field(default=())
 
 
 class TextSearch:
@@ -94,31 +73,19 @@ class TextSearch:
             channels: Names of the channels, one at least.
             view: View in which the content channel compares.
         """
-        if LEXICAL not in channels or self._words is None:
-            return _alone(CONTENT, *self._retriever.search(vector, k, wanted, view=view))
-        depth = max(k, DEPTH)
+        by_words = LEXICAL in channels and self._words is not None
+        depth = max(k, DEPTH) if by_words and CONTENT in channels else k
+        lists = []
+        if CONTENT in channels or not by_words:
+            lists.append(RankedList(CONTENT, *self._retriever.search(vector, depth, wanted, view=view)))
+        if by_words:
+            lists.append(self._by_words(text, depth, wanted))
+        return fuse_lists(lists, k)
+
+    def _by_words(self, text: str, depth: int, wanted: Filter | None) -> RankedList:
+        assert self._words is not None
         judge = None if wanted is None else lambda numbers: self._attributes.matches(wanted, numbers)
         with trace.span("words"):
-            by_words, scores = self._words.search(term_ids(text), depth, judge)
-        words_plan = SearchPlan("words", len(by_words) / max(self._words.size, 1), len(by_words))
-        if CONTENT not in channels:
-            return _alone(LEXICAL, by_words[:k], scores[:k].astype(np.float32), words_plan)
-        by_vector, cosines, plan = self._retriever.search(vector, depth, wanted, view=view)
-        if plan.method == "popular":
-            # The most popular items answer no text; they are the fallback of a text that finds nothing.
-            if not len(by_words):
-                return Hits(by_vector[:k], cosines[:k], plan, [{} for _ in by_vector[:k]])
-            by_vector, plan = by_vector[:0], words_plan
-        numbers, sums = fuse_scores([by_vector, by_words], k, [1.0, LEXICAL_WEIGHT])
-        ranks = [_places(CONTENT, by_vector), _places(LEXICAL, by_words)]
-        found = [{name: place[number] for name, place in ranks if number in place} for number in numbers.tolist()]
-        return Hits(numbers, sums.astype(np.float32), plan, found)
-
-
-def _alone(channel: str, numbers: Ints, scores: Floats, plan: SearchPlan) -> Hits:
-    ranked = plan.method != "popular"
-    return Hits(numbers, scores, plan, [{channel: rank} if ranked else {} for rank in range(1, len(numbers) + 1)])
-
-
-def _places(channel: str, numbers: Ints) -> tuple[str, dict[int, int]]:
-    return channel, {number: rank for rank, number in enumerate(numbers.tolist(), 1)}
+            numbers, scores = self._words.search(term_ids(text), max(depth, DEPTH), judge)
+        plan = SearchPlan("words", len(numbers) / max(self._words.size, 1), len(numbers))
+        return RankedList(LEXICAL, numbers, scores.astype(np.float32), plan, LEXICAL_WEIGHT)

@@ -18,6 +18,7 @@ from features.hashing import splitmix64
 from models.bundle.scorer import Lookups
 from models.table.batch import Batch
 from serving.ranking.inputs import RankingInputs
+from serving.retrieval.fusion import source_of
 from streaming.log.protocol import Offsets, offset_in
 
 VERSION, OLDEST_VERSION = 2, 1
@@ -75,6 +76,8 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
         shared_unread: (features,) uint8 number of values without a row, at most 255, by feature that all candidates
             share. Empty if every value has a row. None in records of version 1, which do not say.
         own_unread: (n, features) uint8, the same by candidate.
+        sources: Source of each of the n candidates: `towers`, `content`, `both` or `popular`. Empty if the request gave
+            the candidates, and in records of earlier releases.
     """
 
     version: int
@@ -105,6 +108,7 @@ class SkewRecord(msgspec.Struct, frozen=True, array_like=True):
     labels: bytes = b""
     shared_unread: bytes | None = None
     own_unread: bytes | None = None
+    sources: list[str] = []
 
     @property
     def positions(self) -> Offsets:
@@ -210,11 +214,14 @@ def record_of(
         labels=inputs.labelled[1],
         shared_unread=_unread(lookups.shared),
         own_unread=_unread(lookups.own),
+        sources=[source_of(one) for one in inputs.ranks],
     )
 
 
 def encode(record: SkewRecord) -> bytes:
-    """Encodes a record: a msgpack array in the order of the fields."""
+    """Encodes a record: a msgpack array in the order of the fields. Empty sources have no field."""
+    if not record.sources:
+        return msgspec.msgpack.encode(msgspec.structs.astuple(record)[:-1])
     return msgspec.msgpack.encode(record)
 
 

@@ -116,6 +116,7 @@ def _impression(
         read_us=inputs.now_us if inputs is not None else None,
         policy=ranking.policy if ranking is not None else "",
         propensities=propensities_of(ranking.arrangement) if ranking is not None else [],
+        sources=ranking.sources if ranking is not None else [],
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from features.lock import locked
+from models.towers.config import TowerConfig
 from tests.integration.world import World, make_world, open_world
 
 
@@ -14,3 +15,13 @@ def world(shared_directory: Path) -> World:
     directory = shared_directory / "world"
     with locked(shared_directory / "world.lock", wait_s=300):
         return open_world(directory) if (directory / "made").exists() else make_world(directory)
+
+
+@pytest.fixture(scope="session")
+def towered_world(shared_directory: Path) -> World:
+    """The same dataset and the bundle of a run with towers."""
+    directory = shared_directory / "towered"
+    with locked(shared_directory / "towered.lock", wait_s=300):
+        if (directory / "made").exists():
+            return open_world(directory)
+        return make_world(directory, retrieval="towers", towers=TowerConfig(max_epochs=3))

@@ -27,6 +27,7 @@ from tessera.pages.console import encoders, served, view
 from tessera.pages.console.catalogue import CodedItems
 from tessera.pages.console.later import Later
 from tessera.pages.console.sampler import Sampler
+from tessera.pages.console.sources import candidate_sources
 from tessera.settings import Settings
 
 _PAGES = (
@@ -66,6 +67,7 @@ class Console:
         self.settings = settings
         self.current = current
         self.keys = keys
+        self.metrics = metrics
         self.sampler = Sampler(settings, current, metrics)
         self.items = Later(CodedItems)
         self.insight = Later(insight)
@@ -248,6 +250,7 @@ def _health(router: APIRouter, console: Console) -> None:
             facts |= view.tasks(service.bundle)
             facts["declared"] = view.declared_features(service.bundle.dataset)
             facts["policies"] = view.declared_policies(service.bundle.dataset)
+            facts["sources"] = candidate_sources(service.index_bytes, console.metrics.found_by())
         return console.page("health", "/health", insight=found, why=console.insight.failed, **facts)
 
 

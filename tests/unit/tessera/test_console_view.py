@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from features.dataset.descriptor import Dataset
 from models.ranker.evaluate import Quality
 from tessera.pages.console import view
+from tessera.pages.console.sources import candidate_sources
 
 KNOWN = asdict(Quality(900, 0.4, 0.8123, 0.5, 0.02, 0.9, distinct=70))
 FEW = asdict(Quality(100, 0.05, None, 0.2, 0.04, None, distinct=6))
@@ -27,7 +28,7 @@ def page(metrics: dict[str, Any], more: dict[str, Any] | None = None) -> str:
     pages.filters |= {"moment": view.moment, "count": view.count, "ratio": view.ratio}
     found: str = pages.get_template("health.html").render(
         pages=(), here="", bundle="b-1", model="shop", away={}, now=0.0, insight=None, why="",
-        **{"placement": [], "constant": None, "declared": [], "policies": [], "tasks": [], "formula": ""}
+        **{"placement": [], "constant": None, "declared": [], "policies": [], "sources": [], "tasks": [], "formula": ""}
         | view.quality(metrics)
         | dict(more or {}),
     )  # fmt: skip
@@ -101,6 +102,21 @@ def test_the_health_page_lists_the_policies_of_a_dataset_with_their_rules() -> N
     assert "<h2>Policies</h2>" in shown
     assert "<td>home</td><td>leaves out consumed items; diverse" in shown
     assert "Policies" not in page({})
+
+
+def test_the_page_of_health_shows_the_sources_of_candidates() -> None:
+    without = candidate_sources({"base": 10, "lexical": 5}, {})
+    assert [one["name"] for one in without] == ["content", "popular"]
+    rows = candidate_sources({"base": 2_000, "towers": 5_000}, {"towers": 3.0, "both": 1.0})
+    shown = page({}, {"sources": rows})
+    assert "<h2>Sources of candidates</h2>" in shown
+    assert (
+        '<td>towers</td><td class="number">5,000</td><td class="number">3</td><td class="number">75.0 %</td>' in shown
+    )
+    assert (
+        '<td>content</td><td class="number">2,000</td><td class="number">0</td><td class="number">0.0 %</td>' in shown
+    )
+    assert '<td>popular</td><td class="number">–</td>' in shown
 
 
 def test_the_page_of_the_test_data_shows_unseen_users_and_a_dash_for_no_auc() -> None:
