@@ -47,6 +47,7 @@ NEEDS = {
     "soak": Needs(servers=True),
     "filtered": Needs(content=True),
     "serving": Needs(servers=True, ranks=True, peers=(FEAST,)),
+    "candidates": Needs(servers=True, content=True, ranks=True),
     "policies": Needs(ranks=True),
     "swaps": Needs(ranks=True),
     "rollout": Needs(),
@@ -339,6 +340,7 @@ def _datasets(path: Path | None, ways: Sequence[str | None], out: Path) -> "list
 
 
 def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchResult]":
+    from tessera.bench.online.candidates import candidates
     from tessera.bench.online.filtered import filtered
     from tessera.bench.online.freshness import freshness
     from tessera.bench.online.growth import growth
@@ -364,6 +366,7 @@ def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchRes
         "soak": soak,
         "filtered": filtered,
         "serving": serving,
+        "candidates": candidates,
         "policies": policies,
         "swaps": swaps,
         "rollout": rollout,
