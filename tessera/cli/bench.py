@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features.errors import TesseraError
-from tessera.bench.harness.needs import CTR, FEAST, RQ, Needs, build_peers, check_datasets, check_servers
+from tessera.bench.harness.needs import CTR, FEAST, RETRIEVAL, RQ, Needs, build_peers, check_datasets, check_servers
 from tessera.terminal import JsonOption, OutOption, err_console, load_with_split, out_console, print_json
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ NEEDS = {
     "processes": Needs(),
     "rankers": Needs(ranks=True, peers=(CTR,)),
     "labels": Needs(ranks=True),
+    "retrieval": Needs(ranks=True, peers=(RETRIEVAL,)),
     "resize": Needs(),
     "cold-start": Needs(content=True),
     "code-value": Needs(content=True),
@@ -59,7 +60,17 @@ NEEDS = {
 NAMES = tuple(NEEDS)
 _ONLINE = NAMES[NAMES.index("stream") :]
 _TIMED = ("soak", "swaps")
-_IN_PARTS = ("aggregates", "cold-start", "code-value", "encoders", "filtered", "rankers", "serving", "streaming")
+_IN_PARTS = (
+    "aggregates",
+    "cold-start",
+    "code-value",
+    "encoders",
+    "filtered",
+    "rankers",
+    "retrieval",
+    "serving",
+    "streaming",
+)
 
 
 def bench(
@@ -238,6 +249,11 @@ def _chosen(
 
         datasets = _datasets(path, ways or [None], out)[:1]
         return partial(labels, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
+    if name == "retrieval":
+        from tessera.bench.retrieval.retrieval import retrieval
+
+        datasets = _datasets(path, ways or [None], out)[:1]
+        return partial(retrieval, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
     if name == "encoders":
         from tessera.bench.encoder.encoders import encoders
 

@@ -37,6 +37,7 @@ class Peer:
 
 FEAST = Peer("Feast", "feast_requirements.txt")
 CTR = Peer("DeepCTR-Torch and torch-rechub", "ctr_requirements.txt")
+RETRIEVAL = Peer("implicit and RecTools", "retrieval_requirements.txt")
 RQ = Peer("vector-quantize-pytorch", "rq_requirements.txt")
 
 

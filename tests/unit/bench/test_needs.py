@@ -14,7 +14,17 @@ import tessera.cli.bench as command
 from features.dataset.descriptor import load_dataset
 from features.errors import TesseraError
 from tessera.bench.harness import peer
-from tessera.bench.harness.needs import CTR, FEAST, RQ, Needs, Peers, build_peers, check_datasets, check_servers
+from tessera.bench.harness.needs import (
+    CTR,
+    FEAST,
+    RETRIEVAL,
+    RQ,
+    Needs,
+    Peers,
+    build_peers,
+    check_datasets,
+    check_servers,
+)
 from tessera.bench.harness.result import BenchResult
 from tessera.bench.harness.rows import keep_rows, measured_rows
 from tessera.bench.offline import semantic_ids, training_speed
@@ -175,7 +185,7 @@ def test_a_benchmark_that_fails_before_its_first_row_raises(tmp_path: Path, monk
 
 def test_the_needs_of_a_benchmark_are_those_that_it_uses() -> None:
     folder = peer.PEER_FOLDER.parent
-    peers = {"FEAST": FEAST, "CTR": CTR, "RQ": RQ}
+    peers = {"FEAST": FEAST, "CTR": CTR, "RETRIEVAL": RETRIEVAL, "RQ": RQ}
     checked = set()
     for path in [
         *folder.glob("online/*.py"),
@@ -185,6 +195,7 @@ def test_the_needs_of_a_benchmark_are_those_that_it_uses() -> None:
         *folder.glob("skew/*.py"),
         *folder.glob("several/*.py"),
         *folder.glob("rankers/*.py"),
+        *folder.glob("retrieval/*.py"),
         *folder.glob("versions/*.py"),
     ]:
         text = path.read_text()

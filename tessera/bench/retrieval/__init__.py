@@ -1,0 +1,1 @@
+"""Benchmark of retrieval: the two towers beside methods that retrieve a user's next item."""
