@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.table.admission import Admission
 from models.towers.inputs import tower_inputs
-from models.towers.network import TowerNetwork, gap_buckets
+from models.towers.network import GAPS, TowerNetwork
 from models.towers.shape import USER
 from models.towers.towers import Towers
 
@@ -59,9 +59,9 @@ class OneUser:
         if not len(visited):
             return np.zeros(self._towers.width, dtype=np.float32)
         newest = slice(-self._towers.length, None)
-        clock = np.append(times[newest], now)
-        gaps = gap_buckets(torch.from_numpy(clock[1:] - clock[:-1])).numpy()
-        found: Floats = self._newest(visited[newest], gaps) + self._own(user)
+        clock = np.empty(len(visited[newest]) + 1, dtype=np.int64)
+        clock[:-1], clock[-1] = times[newest], now
+        found: Floats = self._newest(visited[newest], _buckets(clock[1:] - clock[:-1])) + self._own(user)
         found /= np.float32(max(math.sqrt(found @ found), 1e-12))
         return found
 
@@ -209,6 +209,12 @@ def _standardised(rows: Floats) -> Floats:
     variance = np.einsum("ij,ij->i", centred, centred) / np.float32(width)
     centred /= np.sqrt(variance + _EPS)[:, None]
     return centred
+
+
+def _buckets(gaps: Ints) -> Ints:
+    """Returns the buckets (V,) of times (V,) between visits; `gap_buckets` is the twin."""
+    exponents: Ints = np.frexp(np.maximum(gaps, 0).astype(np.float64))[1].astype(np.int64)
+    return np.minimum(exponents, GAPS - 1)
 
 
 def _array(tensor: Tensor) -> Floats:
