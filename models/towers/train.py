@@ -171,7 +171,7 @@ class _TowerTraining:
     def _step(self, windows: NDArray[np.int64], rng: np.random.Generator) -> None:
         length = self._schema.history_length
         window = self._sequences.read(windows, length)
-        rows, slots = self._targets(window, rng)
+        rows, slots = train_targets(window, self._config.targets, rng)
         targets = window.items[rows, slots + 1]
         candidates = self._candidates(window, targets, rng)
         needed, where = self._needed(window, candidates)
@@ -196,15 +196,6 @@ class _TowerTraining:
         loss.backward()
         for optimizer in self._optimizers.values():
             optimizer.step()
-
-    def _targets(self, window: VisitWindow, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns windows (T,) and slots (T,) of the states to train: those before an event of the train part."""
-        rows, slots = np.nonzero(window.parts[:, 1:] == TRAIN)
-        most = self._config.targets
-        if len(rows) > most:
-            kept = np.sort(rng.choice(len(rows), most, replace=False))
-            rows, slots = rows[kept], slots[kept]
-        return rows, slots
 
     def _candidates(self, window: VisitWindow, targets: NDArray[np.int64], rng: np.random.Generator) -> Candidates:
         if not self._sampled:
@@ -262,6 +253,23 @@ class _TowerTraining:
             state = checkpoint.optimizer_tensors(optimizer)
             tensors |= {f"optimizer.{name}.{field}": own for field, own in state.items()}
         checkpoint.save(path, Position(self._key, len(self._gains), 0, self._gains), tensors)
+
+
+def train_targets(
+    window: VisitWindow, most: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns windows (T,) and slots (T,) of the states to train, those before an event of the train part.
+
+    Args:
+        window: B windows.
+        most: Largest T; of more, `rng` draws as many.
+        rng: Generator of the draws.
+    """
+    rows, slots = np.nonzero(window.parts[:, 1:] == TRAIN)
+    if len(rows) > most:
+        kept = np.sort(rng.choice(len(rows), most, replace=False))
+        rows, slots = rows[kept], slots[kept]
+    return rows, slots
 
 
 def sighted_values(

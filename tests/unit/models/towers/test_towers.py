@@ -23,7 +23,7 @@ from models.towers.sequences import TEST, TRAIN, VALIDATION, Sequences, sequence
 from models.towers.shape import tower_schema
 from models.towers.stored import load_towers, save_towers
 from models.towers.towers import Towers, Visits
-from models.towers.train import TrainedTowers, train_towers
+from models.towers.train import TrainedTowers, train_targets, train_towers
 from models.towers.validation import next_item_ranks, visits_of
 from tests.build import coloured_dataset, coloured_tables
 
@@ -309,6 +309,16 @@ def test_measures_by_hand() -> None:
     assert found["recall_50"] == pytest.approx(4 / 5)
     assert found["ndcg_10"] == pytest.approx((1 + 1 / np.log2(11)) / 5)
     assert measures(np.zeros(0, np.int64)) == {"users": 0, "recall_50": None, "ndcg_10": None}
+
+
+def test_states_before_events_of_other_parts_are_not_trained() -> None:
+    parts = np.array([TRAIN, VALIDATION, TRAIN, TEST, TRAIN, TRAIN])
+    sequences = Sequences(np.arange(6), np.arange(6), parts, np.array([0, 6]))
+    window = sequences.read(sequences.windows(5), 5)
+    rng = np.random.default_rng(0)
+    rows, slots = train_targets(window, 100, rng)
+    assert list(zip(rows.tolist(), slots.tolist(), strict=True)) == [(0, 1), (0, 3), (0, 4)]
+    assert len(train_targets(window, 2, rng)[0]) == 2
 
 
 def test_gaps_fall_in_buckets_that_double() -> None:
