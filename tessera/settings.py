@@ -50,8 +50,8 @@ class Settings:
             they get when they are created (TESSERA_PARTITIONS).
         storage: how the store keeps rows: float32, float16 or int8 (TESSERA_STORAGE).
         index: how a server keeps the vectors of its search indexes: float32 or int8 (TESSERA_INDEX).
-        kafka_client: client of the stream's readers and transactions: `auto`, `librdkafka` or `kafka-python`
-            (TESSERA_KAFKA_CLIENT).
+        kafka_client: client of the stream's readers and transactions: `kafka-python` (default), `librdkafka` or
+            `auto` (TESSERA_KAFKA_CLIENT).
         kafka_options: connection options of the Kafka client, from TESSERA_KAFKA_SECURITY_PROTOCOL and the like.
         trace_file: gets finished spans as JSON lines (TESSERA_TRACES).
         otlp: where a collector takes spans (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_EXPORTER_OTLP_ENDPOINT with
@@ -80,7 +80,7 @@ class Settings:
     topics: Topics = field(default_factory=Topics)
     storage: str = "float32"
     index: str = "float32"
-    kafka_client: str = "auto"
+    kafka_client: str = "kafka-python"
     kafka_options: dict[str, Any] = field(default_factory=dict)
     trace_file: Path | None = None
     otlp: str = ""
@@ -112,7 +112,7 @@ class Settings:
             topics=Topics(environment.get("TESSERA_TOPIC_PREFIX", ""), _partitions(environment)),
             storage=environment.get("TESSERA_STORAGE", "float32"),
             index=environment.get("TESSERA_INDEX", "float32"),
-            kafka_client=environment.get(_KAFKA_CLIENT, "auto"),
+            kafka_client=environment.get(_KAFKA_CLIENT) or "kafka-python",
             kafka_options={
                 name.removeprefix(_KAFKA_OPTION).lower(): value
                 for name, value in environment.items()

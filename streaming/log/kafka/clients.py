@@ -1,4 +1,4 @@
-"""Chooses the client of sole readers, followers and transactors: librdkafka if it is installed, else kafka-python."""
+"""Chooses the client of sole readers, followers and transactors: kafka-python, or librdkafka where it is set."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec

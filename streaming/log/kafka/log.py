@@ -55,7 +55,7 @@ class KafkaLog:
     Args:
         address: `host:port` of any broker, several separated by commas.
         replication_factor: Copies of each partition of created topics.
-        client: Client of sole readers, followers and transactors: `librdkafka`, `kafka-python`, or `auto`, which takes
+        client: Client of sole readers, followers and transactors: `kafka-python`, `librdkafka`, or `auto`, which takes
             librdkafka if confluent-kafka is installed and librdkafka has the connection options.
         client_options: kafka-python's connection options (`security_protocol`, `ssl_cafile`, `sasl_mechanism`, …).
 
@@ -64,7 +64,7 @@ class KafkaLog:
     """
 
     def __init__(
-        self, address: str, *, replication_factor: int = 1, client: str = "auto", **client_options: Any
+        self, address: str, *, replication_factor: int = 1, client: str = "kafka-python", **client_options: Any
     ) -> None:
         for name in sorted(client_options.keys() - KafkaAdminClient.DEFAULT_CONFIG.keys()):
             near = difflib.get_close_matches(name, KafkaAdminClient.DEFAULT_CONFIG, 1)
