@@ -104,6 +104,9 @@ def test_the_default_fuses_both_sources_by_ranks(place: Place) -> None:
         assert one["score"] == pytest.approx(sum(1 / (60 + rank) for rank in ranks.values()), rel=1e-6)
     scores = [one["score"] for one in found["items"]]
     assert scores == sorted(scores, reverse=True)
+    # A short answer is the beginning of a long one, since each list has 100 items.
+    few, many = (_names(place.post("/v1/retrieve", user=user, k=k).json()) for k in (5, 100))
+    assert few == many[:5]
     assert {one["source"] for one in found["items"]} == {"towers", "content", "both"}
 
 

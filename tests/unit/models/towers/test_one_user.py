@@ -1,5 +1,7 @@
 """The vector of one user is that of the slow twin, for every user, any visits and any times."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.table.admission import Sketch
+from models.table.schema import Feature
 from models.towers.config import TowerConfig
 from models.towers.one_user import OneUser
 from models.towers.shape import tower_schema
@@ -24,17 +27,22 @@ def made() -> tuple[Towers, pl.DataFrame, np.ndarray]:
     frame = walked_frame()
     config = TowerConfig(width=16, blocks=2)
     schema = tower_schema(coloured_dataset(), frame, config, dim=4, length=LENGTH)
+    # A column of lists, which are pooled by their mean.
+    tags = Feature("towers.user.tags", "user", "tags", "towers.user.tags", 1, "mean")
+    schema = replace(schema, features=(*schema.features, tags))
+    lists = [[f"t{tag}" for tag in range(number % 4)] for number in range(frame.users.height)]
+    users = frame.users.with_columns(pl.Series("tags", lists, dtype=pl.List(pl.String)))
     network = empty_network(schema, config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in network.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
     # Half of the values have no sighting, and read no row.
-    cells = np.random.default_rng(3).integers(0, 2, Sketch.wide(1 << 10).cells.shape).astype(np.uint8)
-    sketch = Sketch(np.repeat(cells[:1], len(cells), axis=0))
+    cells = np.random.default_rng(3).random(Sketch.wide(1 << 10).cells.shape) < 0.85
+    sketch = Sketch(cells.astype(np.uint8))
     towers = Towers(schema, config, network, sketch, start=START)
     table = np.random.default_rng(1).normal(size=(START + schema.rows, schema.dim)).astype(np.float32)
-    return towers, frame.users, table
+    return towers, users, table
 
 
 visits = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 10**15)), max_size=LENGTH + 4)
