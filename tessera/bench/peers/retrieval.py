@@ -118,7 +118,8 @@ def by_sequence(model: str, arrays: dict[str, Any], seed: int, length: int, epoc
         data = Dataset.construct(frame)
         fitted.fit(data)
         done = int(fitted.fit_trainer.current_epoch)
-        fitted.load_weights_from_checkpoint(best.best_model_path)
+        # The model trains by a copy of the trainer, and so by copies of the callbacks.
+        fitted.load_weights_from_checkpoint(fitted.fit_trainer.checkpoint_callback.best_model_path)
         asked = {"users": arrays["asked"], "dataset": data, "k": COUNT, "filter_viewed": True}
         if model == "hstu":
             unit = "us" if arrays["time"].max() > 10**12 else "D"
