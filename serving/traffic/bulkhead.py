@@ -3,12 +3,15 @@
 import contextvars
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from features.errors import AnswerError
 
 _THREADS, _TURN_S = 8, 0.25
+# Longest wait for threads that end, seconds. A call that hangs holds its thread longer.
+_END_S = 1.0
 T = TypeVar("T")
 
 
@@ -31,7 +34,7 @@ class Bulkhead:
         self._free = threading.Semaphore(threads)
         self._calls: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._started = 0
+        self._threads: list[threading.Thread] = []
 
     def run(self, call: Callable[[], T]) -> T:
         """Runs a call on a thread. Returns its result, or raises its exception.
@@ -43,9 +46,9 @@ class Bulkhead:
             raise AnswerError(f"{self._name}: {self._most} rankings are running and no thread is free; try again later")
         job = _Job(contextvars.copy_context(), call)
         with self._lock:
-            if self._started < self._most:
-                self._started += 1
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            if len(self._threads) < self._most:
+                self._threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
+                self._threads[-1].start()
         self._calls.put(job)
         if not job.done.wait(self._answer_s):
             raise AnswerError(f"{self._name}: no ranking within {self._answer_s:g} s; try again later")
@@ -55,9 +58,13 @@ class Bulkhead:
         return result
 
     def close(self) -> None:
-        """Ends the free threads. All other threads end after their call."""
-        for _ in range(self._started):
+        """Ends the free threads, and waits for them. All other threads end after their call."""
+        for _ in self._threads:
             self._calls.put(None)
+        # A thread that ends while the interpreter does so aborts the process, since torch has state in each thread.
+        give_up = time.monotonic() + _END_S
+        for thread in self._threads:
+            thread.join(max(0.0, give_up - time.monotonic()))
 
     def _work(self) -> None:
         while (job := self._calls.get()) is not None:

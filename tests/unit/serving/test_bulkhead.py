@@ -39,3 +39,26 @@ def test_calls_that_hang_are_given_up_the_rest_is_shed_and_all_goes_on_when_they
                 assert held.run(lambda: 1) == 1
                 break
             assert time.monotonic() < give_up
+
+
+def test_the_end_waits_for_free_threads_and_not_for_a_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.traffic.bulkhead._END_S", 2.0)
+    own, gone = threading.local(), []
+
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.2)
+            gone.append(self)
+
+    free = Bulkhead("free", answer_s=10)
+    free.run(lambda: setattr(own, "held", Slow()))
+    free.close()
+    assert len(gone) == 1
+    over = threading.Event()
+    hangs = Bulkhead("hangs", answer_s=0.05)
+    with pytest.raises(AnswerError):
+        hangs.run(lambda: over.wait(60))
+    began = time.monotonic()
+    hangs.close()
+    assert time.monotonic() - began < 30
+    over.set()
