@@ -14,7 +14,7 @@ import pytest
 from features.dataset.descriptor import Dataset, load_dataset
 from features.dataset.label import TASK
 from features.errors import DatasetError, TesseraError
-from models.bundle.bundle import FORMAT, load_bundle
+from models.bundle.bundle import load_bundle
 from models.export.feast import write_repository
 from models.export.write import write_export
 from models.networks.kinds import DEFAULT
@@ -136,7 +136,7 @@ def test_each_task_is_evaluated_on_its_known_labels(world: World) -> None:
 
 def test_a_bundle_of_several_tasks_has_a_format_of_its_own_and_scores_by_the_formula(world: World) -> None:
     bundle = load_bundle(world.bundle.directory)
-    assert bundle.manifest.format == FORMAT
+    assert bundle.manifest.format == 8
     assert bundle.manifest.network["tasks"] == {"buy": 2.0, "click": 1.0, "like": 0.5}
     assert bundle.manifest.network["judge"] == "click"
     assert bundle.dataset.events.score == world.dataset.events.score

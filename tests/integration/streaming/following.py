@@ -21,7 +21,7 @@ from models.registry.release import CHALLENGER, CHAMPION, PREVIOUS
 from serving.rollout.lifecycle import promoted
 from serving.store.verify import verify
 from serving.store.writer import position_of
-from streaming.log.protocol import EventLog, Message
+from streaming.log.protocol import EventLog, Message, ends_of, offset_in
 from streaming.restore import start_of
 from streaming.step import Step
 from streaming.trainer import TrainerOptions
@@ -166,6 +166,22 @@ class ReleaseUnderLoad:
         """Waits until the store is filled with a bundle, so that the stream has read its files."""
         with contextlib.closing(self.settings.open_store()) as store:
             until(lambda: position_of(store, bundle.id, self.settings.topics.deltas) is not None, 120)
+
+    def await_written(self) -> None:
+        """Waits until the store has every delta that the log has now, of every bundle with an alias."""
+        topic = self.settings.topics.deltas
+        # Marks of transactions have offsets too, and the store's position is behind the last delta.
+        ends = [
+            max((one.offset + 1 for one in self.log.read(topic, number, max(0, end - 20), end)), default=0)
+            for number, end in enumerate(ends_of(self.log, topic))
+        ]
+        with contextlib.closing(self.settings.open_store()) as store:
+
+            def written() -> bool:
+                found = [position_of(store, bundle, topic) or () for bundle in self.aliased()]
+                return all(offset_in(at, number) >= end for at in found for number, end in enumerate(ends))
+
+            until(written, 120)
 
     def settle(self, *, seconds: float = 180) -> None:
         """Waits until every bundle with an alias has a delta for the last event."""

@@ -188,7 +188,7 @@ def test_a_follower_killed_at_any_handover_resumes_as_if_undisturbed(stage: Rele
             worker.start()
         stage.send(50)
         stage.settle()
-        time.sleep(1)
+        stage.await_written()
     finally:
         worker.kill()
     applied = stage.check()
