@@ -61,8 +61,6 @@ _HARMLESS = frozenset({"late"})
 # The share of faulty messages is judged over the last `_WINDOW` messages, from `_ENOUGH` messages on.
 _WINDOW = 1_000
 _ENOUGH = 100
-# Share of the wait of a micro-batch that is left after a long step, so that the client has time to fetch.
-_LEAST_WAIT = 0.1
 # Smallest limit of a delta's size when the log refuses larger deltas.
 _LEAST_BYTES = 128 * 1024
 _GROUP_EVERY_S = 3_600.0
@@ -112,8 +110,7 @@ class TrainerOptions:
 
     Attributes:
         batch: Largest number of rows that a micro-batch reads from each topic, but at least one message.
-        wait_s: Longest time that a micro-batch waits for events, seconds from the end of the poll before. Events gather
-            while a step runs, so under load a poll waits for what is left, but for a tenth at least.
+        wait_s: Longest time that a micro-batch waits for events, seconds.
         lateness_s: Largest age of an event, seconds, as in `Step`.
         learning_rate: Learning rate of the table, as in `Step`.
         most_bad: Largest share of faulty messages among the last thousand. A larger share stops the stream.
@@ -171,7 +168,6 @@ class Trainer:
         self._failpoint = failpoint
         self._recent_faults: deque[bool] = deque(maxlen=_WINDOW)
         self._limit_bytes = delta.DELTA_BYTES
-        self._polled = time.monotonic()
         self._group_due = time.monotonic() + _GROUP_EVERY_S
         self.totals = Totals()
         log.create_topics(topics.partitions())
@@ -305,10 +301,9 @@ class Trainer:
             StreamError: Too many of the last messages were faulty, or a batch fails as a whole.
             LogError: The log does not answer. State and log may differ now, so the caller must start a new trainer.
         """
-        waits = (0.0, self._wait_left_s() if wait_s is None else wait_s)
+        waits = (0.0, self._options.wait_s if wait_s is None else wait_s)
         topics = input_topics(self._topics)
         read = [self._poll(*each) for each in zip(topics, self._readers, waits, strict=True)]
-        self._polled = time.monotonic()
         messages = [message for part in read for message in part]
         if not messages:
             self._tell(Command("idle"))
@@ -384,10 +379,6 @@ class Trainer:
             self._failpoint("after batch")
 
         return commit
-
-    def _wait_left_s(self) -> float:
-        wait_s = self._options.wait_s
-        return max(_LEAST_WAIT * wait_s, wait_s - (time.monotonic() - self._polled))
 
     def _poll(self, topic: str, reader: InputReader, wait_s: float) -> list[Message]:
         """Returns the next messages of a topic, up to `batch` rows. Messages beyond go back to the reader."""

@@ -39,7 +39,7 @@ def stream(
     watch: Annotated[bool, typer.Option("--watch", help="Show a live view.")] = False,
     role: Annotated[str, typer.Option(help="trainer, writer or both; each may run in a process of its own.")] = "both",
     batch: Annotated[int, typer.Option(min=1, max=4_096, help="Most messages of a micro-batch.")] = 256,
-    wait_ms: Annotated[int, typer.Option(min=1, help="Milliseconds a micro-batch waits to fill, from the poll before.")] = 50,
+    wait_ms: Annotated[int, typer.Option(min=1, help="Milliseconds a micro-batch waits to fill.")] = 50,
     lateness_s: Annotated[float, typer.Option(min=1, help="Seconds an event may be late, in event time.")] = 3_600,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="By default the training's.")] = None,
     most_bad: Annotated[

@@ -59,35 +59,6 @@ def forget(log: EventLog, bundle: Bundle, topics: Topics, request: pytest.Fixtur
     assert not any(log.committed([topic], group=group_of(bundle, topic)) for topic in (topics.items, topics.events))
 
 
-@pytest.mark.parametrize(("step_s", "left_s"), [(0.0, 2.0), (0.5, 1.5), (3.0, 0.2)])
-def test_events_gather_while_a_step_runs_so_the_next_poll_waits_for_what_is_left(
-    topics: Topics, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, left_s: float
-) -> None:
-    now, waits = [100.0], []
-    monkeypatch.setattr("streaming.trainer.time.monotonic", lambda: now[0])
-
-    def step_done(place: str) -> None:
-        now[0] += step_s if place == "after step" else 0
-
-    with contextlib.closing(LocalLog(tmp_path / "log.db")) as log:
-        log.create_topics(topics.partitions())
-        log.append(topics.events, [(None, message) for message in world.messages(4)])
-        with open_trainer(
-            log, world.bundle, topics, options={"batch": 2, "wait_s": 2.0}, failpoint=step_done
-        ) as trainer:
-            poll = trainer._readers[1].poll
-
-            def noted(most: int, wait_s: float) -> list[Message]:
-                waits.append(wait_s)
-                return list(poll(most, 0.0))
-
-            monkeypatch.setattr(trainer._readers[1], "poll", noted)
-            trainer.run_once()
-            trainer.run_once()
-            trainer.run_once(wait_s=0.3)
-    assert waits == pytest.approx([2.0, left_s, 0.3])
-
-
 @pytest.mark.parametrize("with_snapshot", [True, False])
 def test_forgotten_positions_repeat_nothing(
     log: EventLog, topics: Topics, world: World, tmp_path: Path, request: pytest.FixtureRequest, with_snapshot: bool
