@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from features.content.encoder import unit
 from features.frame import Frame
+from models.ranker.loading import content_vectors
 from models.table.column_rows import gather
 from models.towers.inputs import ReadRows
 from models.towers.sequences import TEST, TRAIN, Sequences, sequences_of
@@ -95,18 +96,8 @@ def _spaces(
     popular = trained.astype(np.float32)[:, None]
     found["popularity"] = np.ones((len(asked), 1), dtype=np.float32), popular
     if "content_vector" in frame.items.columns:
-        content = _unit(content_of(frame.items))
+        content = unit(content_vectors(frame.items))
         found["content"] = tastes(sequences, asked, content, towers.length), content
-    return found
-
-
-def content_of(items: pl.DataFrame) -> NDArray[np.float32]:
-    """Returns the content vectors (N, E) of items; 0 for an item without one."""
-    column = items["content_vector"]
-    found = np.zeros((items.height, column.dtype.shape[0]), dtype=np.float32)  # type: ignore[attr-defined]
-    there = column.is_not_null().to_numpy()
-    if there.any():
-        found[there] = column.filter(column.is_not_null()).to_numpy().reshape(-1, found.shape[1])
     return found
 
 
@@ -119,9 +110,4 @@ def tastes(
     place = gather(ends - lengths, lengths)
     found = np.zeros((len(asked), vectors.shape[1]), dtype=np.float32)
     np.add.at(found, np.repeat(np.arange(len(asked)), lengths), vectors[sequences.items[place]])
-    return _unit(found)
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return found
+    return unit(found)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from features.content.encoder import unit
+from models.ranker.loading import content_vectors
 from models.table.admission import Admission
 from models.table.batch import Entities
 from models.table.column_rows import gather
@@ -114,7 +116,7 @@ def tower_inputs(schema: Schema, of: Source, frame: pl.DataFrame, admission: Adm
         rows, lengths = entities.rows(feature.column, index)
         columns.append(_Column(feature.name, rows + start, lengths, feature.pooling == "mean"))
     numbers = [entities.numeric(one.name, index) for one in schema.numeric if one.of == of]
-    content = [_content(frame, schema.content)] if of == "item" and schema.content else []
+    content = [_content(frame, schema.content)] if of == "item" else []
     wide = [one[:, None] for one in numbers] + content
     nothing = np.zeros((frame.height, 0), dtype=np.float32)
     return TowerInputs(tuple(columns), np.concatenate([nothing, *wide], axis=1))
@@ -132,11 +134,6 @@ def tower_reads(schema: Schema) -> TowerReads:
 
 def _content(frame: pl.DataFrame, width: int) -> NDArray[np.float32]:
     """Returns the content vectors (N, E) at unit length; 0 for an item without one."""
-    found = np.zeros((frame.height, width), dtype=np.float32)
-    if "content_vector" in frame.columns:
-        there = frame["content_vector"].is_not_null().to_numpy()
-        if there.any():
-            own = frame["content_vector"].filter(frame["content_vector"].is_not_null()).to_numpy()
-            own = own.reshape(-1, width).astype(np.float32)
-            found[there] = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-    return found
+    if not width or "content_vector" not in frame.columns:
+        return np.zeros((frame.height, width), dtype=np.float32)
+    return unit(content_vectors(frame))

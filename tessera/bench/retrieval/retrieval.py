@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from features.content.encoder import unit
 from features.dataset.descriptor import Dataset
 from features.errors import TesseraError
 from features.frame import Frame
+from models.ranker.loading import content_vectors
 from models.towers.config import TowerConfig
-from models.towers.evaluate import content_of, tastes
+from models.towers.evaluate import tastes
 from models.towers.sequences import TEST
 from models.towers.shape import tower_schema
 from models.towers.train import train_towers
@@ -174,8 +176,7 @@ def _ours(dataset: Dataset, questions: Questions, options: RunOptions, seed: int
     popular = np.ones((len(users), 1), dtype=np.float32), trained.astype(np.float32)[:, None]
     rows += _row(POPULARITY, questions, top_lists(questions, *popular, RECALL_AT))
     if "content_vector" in frame.items.columns:
-        content = content_of(frame.items)
-        content /= np.maximum(np.linalg.norm(content, axis=1, keepdims=True), 1e-12)
+        content = unit(content_vectors(frame.items))
         near = top_lists(questions, tastes(questions.sequences, questions.asked, content, length), content, FUSED)
         rows += _row(CONTENT, questions, near)
         rows += _row(MIXED, questions, fused(own, near, RECALL_AT))
