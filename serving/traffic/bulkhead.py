@@ -61,7 +61,7 @@ class Bulkhead:
         """Ends the free threads, and waits for them. All other threads end after their call."""
         for _ in self._threads:
             self._calls.put(None)
-        # A thread that ends while the interpreter does so aborts the process, since torch has state in each thread.
+        # A thread that ends while the interpreter does so may abort the process: libraries have state in each thread.
         give_up = time.monotonic() + _END_S
         for thread in self._threads:
             thread.join(max(0.0, give_up - time.monotonic()))
