@@ -542,6 +542,8 @@ def _explain(error: ErrorDetails) -> str:
         message = "is missing; add it"
     elif error["type"] in {"value_error", "unknown_key"}:
         message = error["msg"].removeprefix("Value error, ")
+    elif error["type"] in {"model_type", "dataclass_type", "dict_type"}:
+        message = f"expected a table, {{ KEY = VALUE, … }}; got {error['input']!r}"
     else:
         message = f"{error['msg'][:1].lower()}{error['msg'][1:]}; got {error['input']!r}"
     return f"{where}: {message}" if where else message

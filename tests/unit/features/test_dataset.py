@@ -77,6 +77,7 @@ def test_a_dataset_is_frozen(tmp_path: Path) -> None:
         ('by = "time"', 'by = "time"\ntrain = 0.9', ["[split]", "must be 1, got 1.1"]),
         ('"== buy"', '"= buy"', ["[events] label.positive", "'= buy' is not a rule", ">= 4"]),
         ('column = "kind", ', "", ["[events] label", 'column = "..."']),
+        ("label = {", 'label = "kind" # {', ["[events] label", "expected a table, { KEY = VALUE", "got 'kind'"]),
         ('positive = "== buy"', 'negative = "== buy"', ["[events] label", "needs positive too"]),
         ('positive = "== buy"', "implicit = true", ["[events] label", 'needs positive = "..."']),
         ('positive = "== buy"', 'positive = "== a", negative = "== b", implicit = true', ["[events] label", "draws"]),
