@@ -7,6 +7,7 @@ step applies them without training, in the batches that the deltas name.
 import heapq
 import logging
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +111,22 @@ def restored(
         LogError: Inputs before the group's positions have no delta, the deltas name inputs after these positions,
             deltas are no longer kept, or a topic was replaced.
     """
+    bundle, read = step.bundle, input_topics(topics)
+    with ThreadPoolExecutor(len(read), thread_name_prefix="committed") as pool:
+        # The groups' positions are final, since the writer before is fenced. Each costs a connection of its own.
+        committed = [pool.submit(log.committed, [topic], group=group_of(bundle, topic)) for topic in read]
+        inputs = _advanced(log, topics, snapshot, step, start, marks)
+    # If partition 0 has a step that some range lacks, the group's positions are after that step.
+    if marks is None or marks.done[0] == marks.seq:
+        for positions in committed:
+            inputs.compare(positions.result())
+    return step, inputs.positions
+
+
+def _advanced(
+    log: EventLog, topics: Topics, snapshot: Snapshot | None, step: Step, start: Positions, marks: Marks | None
+) -> "_Inputs":
+    """Advances a step to the last committed batch, as `restored`. Returns the inputs behind it."""
     bundle = step.bundle
     inputs = _Inputs(log, topics, start | (snapshot.inputs if snapshot is not None else {}))
     begin = snapshot.deltas if snapshot is not None else first_deltas(log, bundle, topics)
@@ -140,11 +157,7 @@ def restored(
                 admitted=np.concatenate([np.zeros(0, dtype=np.uint64), *admitted.pop(change.seq, [])]),
             )
     step.seqs = weight_seqs
-    # If partition 0 has a step that some range lacks, the group's positions are after that step.
-    if marks is None or marks.done[0] == marks.seq:
-        for topic in input_topics(topics):
-            inputs.compare(log.committed([topic], group=group_of(bundle, topic)))
-    return step, inputs.positions
+    return inputs
 
 
 def _changes(

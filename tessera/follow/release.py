@@ -14,6 +14,7 @@ from serving.rollout.lifecycle import running
 EXPERIMENT = "experiment"
 """Role of a bundle that a running experiment compares."""
 _SETTLED_NS = 2_000_000_000
+_ASK_EVERY_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,24 @@ class ReleaseWatch:
         self._bundles = bundles
         self.model = registry.resolve(model, CHAMPION).model
         self._pulse: Any = None
+        self._ask_at = 0.0
         self._stamp: tuple[int, ...] | None = None
         # Releases that were wanted last, by version. All of a release but its aliases stays, and the pulse has those.
         self._releases: dict[str, Release] = {}
 
     def changed(self) -> dict[str, Wanted] | None:
-        """Returns the bundles to train by id, the champion first. None: nothing changed since the last call."""
+        """Returns the bundles to train by id, the champion first. None: nothing changed since the last call.
+
+        A registry in a local file is asked when the file has changed, and a server four times a second at most.
+        """
         # A request costs 20 ms, and the age of a file costs nothing. A recent write may hide another one.
         stamp = self._registry.stamp()
         if stamp is not None and stamp == self._stamp and time.time_ns() - stamp[0] > _SETTLED_NS:
             return None
+        if stamp is None:
+            if time.monotonic() < self._ask_at:
+                return None
+            self._ask_at = time.monotonic() + _ASK_EVERY_S
         # Stamp and pulse are read first. The next call follows a change that comes after them.
         pulse = self._registry.pulse(self.model)
         found = None if pulse == self._pulse else self._wanted(dict(pulse[0]))

@@ -25,9 +25,9 @@ from tessera.follow.stream import FollowedStream
 from tessera.stream_service import ROLES, StreamConnections, StreamService
 
 _LOGGER = logging.getLogger(__name__)
-POLL_S = 0.25
-"""Time between two polls of the registry, seconds."""
-_CHECK_S, _KEEP_S = 10.0, 60.0
+POLL_S = 0.1
+"""Time between two looks at the registry, seconds. See `ReleaseWatch.changed` for the requests."""
+_STATE_S, _CHECK_S, _KEEP_S = 0.25, 10.0, 60.0
 _RETIRED = 5
 # Servers that still answer from a retired bundle have this time, seconds, to swap.
 _GRACE_S = 600.0
@@ -66,6 +66,7 @@ class FollowService:
         self._joiner: FollowedStream | None = None
         self._lease = FollowLease(connections.log, connections.topics, watch.model)
         self._registry_error = ""
+        self._state_due = 0.0
         self._checked = self._kept = time.monotonic()
 
     def run(self, stop: threading.Event, *, on_tick: Callable[[], None] = lambda: None) -> None:
@@ -149,11 +150,12 @@ class FollowService:
                 self._rename(self.streams[bundle], one)
             else:
                 self.streams[bundle] = self._stream(one)
+                # Opens the bundle meanwhile.
+                self.streams[bundle].start()
         # The entry fails if a newer follower has come, before a stream of this one takes a table from it.
         self._note(due=True)
         for bundle in wanted:
-            if not self.streams[bundle].started:
-                self.streams[bundle].start()
+            self.streams[bundle].train()
         self._retire([stream for bundle, stream in self.streams.items() if bundle not in wanted])
 
     def _stream(self, wanted: Wanted) -> FollowedStream:
@@ -224,6 +226,7 @@ class FollowService:
                 champion.wanted, lambda: bundle, lambda one: self._service(one, roles=(), joins=True), metrics
             )
             self._joiner.start()
+            self._joiner.train()
 
     def _end_joiner(self) -> None:
         if self._joiner is not None:
@@ -283,11 +286,14 @@ class FollowService:
     # The ledger.
 
     def _note(self, *, due: bool = False, ended: bool = False) -> None:
-        """Writes an entry of the ledger, now or when it is due.
+        """Updates the states of the streams, and writes an entry of the ledger, now or when it is due.
 
         Raises:
             FencedError: Another follower has taken over.
         """
+        if not due and time.monotonic() < self._state_due:
+            return
+        self._state_due = time.monotonic() + _STATE_S
         states = tuple(stream.state() for stream in self.streams.values())
         self.metrics.states = {state.bundle: state for state in states}
         if due or self._lease.due:

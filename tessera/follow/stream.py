@@ -53,19 +53,25 @@ class FollowedStream:
         self._service = service
         self._metrics = metrics
         self._asked = False
+        self._may_train = threading.Event()
         self._stop = threading.Event()
         self._state, self._since = "opening", time.time()
         self._why = ""
         self._thread = threading.Thread(target=self._run, name=f"follow-{wanted.release.bundle}")
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, which opens the bundle and then waits for `train`."""
         self._thread.start()
+
+    def train(self) -> None:
+        """Lets the stream take the bundle's table."""
+        self._may_train.set()
 
     def stop(self) -> None:
         """Ends the stream after its current batch, and returns without waiting for the end."""
         self._asked = True
         self._stop.set()
+        self._may_train.set()
 
     def join(self) -> None:
         """Waits until the stream has ended, with its snapshot written."""
@@ -117,7 +123,8 @@ class FollowedStream:
                 self._set("paused", str(error))
                 self._stop.wait(_AGAIN_S)
             else:
-                if not self._stream(self.bundle):
+                self._may_train.wait()
+                if self._stop.is_set() or not self._stream(self.bundle):
                     return
                 self._stop.wait(_AGAIN_S)
 

@@ -18,7 +18,7 @@ REQUEST_MS = 30_000
 _COMPACTION_LAG_MS = 24 * 3_600 * 1_000
 
 
-class _Connections(KafkaNetClient):
+class LastingConnections(KafkaNetClient):
     """Connections of the client that survive a broker that is unavailable for a while."""
 
     def await_ready(self, node_id: Any, timeout_ms: float = REQUEST_MS) -> bool:
@@ -31,12 +31,24 @@ class _Connections(KafkaNetClient):
             return False
 
 
+class PromptConnections(LastingConnections):
+    """Connections that ask for the metadata of a topic as soon as for anything else.
+
+    The client passes `retry_backoff_ms` to all parts but the metadata. The metadata's default of 100 ms lies between
+    the answers about the brokers and about the first topic, so each new consumer would wait as long for its messages.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cluster.config["retry_backoff_ms"] = options["retry_backoff_ms"]
+
+
 CONNECTION: dict[str, Any] = {
     "bootstrap_timeout_ms": 10_000,
     "request_timeout_ms": REQUEST_MS,
     # The default of 30 s would delay a reader long after the broker is back.
     "reconnect_backoff_max_ms": 1_000,
-    "kafka_client": _Connections,
+    "kafka_client": LastingConnections,
 }
 CONSUMER: dict[str, Any] = {
     "isolation_level": "read_committed",

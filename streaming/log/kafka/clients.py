@@ -15,6 +15,7 @@ from streaming.log.kafka.client import (
     PRODUCER,
     REQUEST_MS,
     TRANSACTION_BATCH_BYTES,
+    PromptConnections,
     errors_named,
 )
 from streaming.log.kafka.options import as_librdkafka, without_counterpart
@@ -73,7 +74,7 @@ class KafkaPythonClient:
 
     def consumer(self, **options: Any) -> KafkaConsumer:
         """Returns a consumer with the log's settings and these."""
-        return KafkaConsumer(**{**CONSUMER, **self._options, **options})
+        return KafkaConsumer(**{**CONSUMER, **self._options, "kafka_client": PromptConnections, **options})
 
     def sole_reader(
         self, partitions: Sequence[tuple[str, int]], *, group: str, start: Positions | None

@@ -20,6 +20,7 @@ from streaming.log.kafka.client import (
     PRODUCER,
     REQUEST_MS,
     SESSION_TIMEOUT_MS,
+    LastingConnections,
     as_message,
     check_address,
     errors_named,
@@ -207,7 +208,8 @@ class KafkaLog:
         with errors_named(f"committed positions of group {group!r}"):
             # This is a consumer that never joins, not the admin client: it waits for a transaction that is being
             # settled.
-            consumer = self._python.consumer(group_id=group)
+            # It needs no metadata of topics, and ends so soon that it would leave a request for them behind.
+            consumer = self._python.consumer(group_id=group, kafka_client=LastingConnections)
             try:
                 offsets = {
                     tuple(topic_partition): consumer.committed(topic_partition, timeout_ms=REQUEST_MS)
@@ -222,9 +224,10 @@ class KafkaLog:
         return self._offsets(topic, OffsetSpec.LATEST)
 
     def offsets_at(self, topic: str, timestamp_ms: int) -> dict[int, int]:
-        # Time 0 asks for all messages, so no lookup by time: an offset after the last message counts as kept.
-        found = self._offsets(topic, OffsetSpec.EARLIEST if timestamp_ms <= 0 else timestamp_ms)
-        ends = self.end_offsets(topic)
+        if timestamp_ms <= 0:
+            # All messages, so no lookup by time: an offset after the last message counts as kept.
+            return self._offsets(topic, OffsetSpec.EARLIEST)
+        found, ends = self._offsets(topic, timestamp_ms), self.end_offsets(topic)
         return {number: min(offset, ends[number]) if offset >= 0 else ends[number] for number, offset in found.items()}
 
     def _offsets(self, topic: str, spec: int) -> dict[int, int]:

@@ -8,6 +8,7 @@ import pytest
 from features.errors import LogError
 from streaming.log.client import Membership
 from streaming.log.kafka import clients
+from streaming.log.kafka.client import PromptConnections
 from streaming.log.kafka.clients import client_of
 from streaming.log.kafka.options import as_librdkafka, without_counterpart
 from streaming.log.librdkafka.client import LibrdkafkaClient
@@ -111,3 +112,11 @@ def test_a_membership_has_librdkafkas_own_bytes(group: str) -> None:
     assert packed(reader.membership()) == reader._consumer.consumer_group_metadata()
     reader.close()
     assert packed(Membership("g", 7, "m")) == b"CGMDv2:\x07\x00\x00\x00g\x00m\x00\x01"
+
+
+def test_a_consumer_asks_for_its_topic_as_soon_as_for_anything_else() -> None:
+    connections = PromptConnections(bootstrap_servers="127.0.0.1:1", retry_backoff_ms=7)
+    try:
+        assert connections.cluster.refresh_backoff() == 7
+    finally:
+        connections.close()

@@ -42,6 +42,7 @@ def test_a_stream_whose_files_vanish_is_opened_again(monkeypatch: pytest.MonkeyP
     service, opened = Service([missing.value, FileNotFoundError("gone")]), []
     stream = followed(service, lambda: opened.append(1) or SimpleNamespace(id="b-1"))
     stream.start()
+    stream.train()
     until(lambda: service.runs == 3, 20)
     assert len(opened) == 3
     assert stream.state().state == "training"
@@ -55,6 +56,7 @@ def test_a_stream_that_would_harm_stays_paused(monkeypatch: pytest.MonkeyPatch) 
     service = Service([StreamError("another topic")])
     stream = followed(service, lambda: SimpleNamespace(id="b-1"))
     stream.start()
+    stream.train()
     stream.join()
     assert (service.runs, stream.state().state, str(stream.error)) == (1, "paused", "another topic")
 
@@ -63,7 +65,32 @@ def test_a_stream_that_is_stopped_while_it_waits_ends(monkeypatch: pytest.Monkey
     service = Service([BundleError("vanished")])
     stream = followed(service, lambda: SimpleNamespace(id="b-1"))
     stream.start()
+    stream.train()
     until(lambda: stream.state().state == "paused", 20)
     stream.stop()
     stream.join()
     assert (service.runs, stream.error) == (1, None)
+
+
+def test_a_stream_opens_its_bundle_and_takes_the_table_when_it_is_told() -> None:
+    service, opened = Service([]), threading.Event()
+    stream = followed(service, lambda: opened.set() or SimpleNamespace(id="b-1"))
+    stream.start()
+    assert opened.wait(20)
+    until(lambda: stream.bundle is not None, 20)
+    assert (service.runs, stream.state().state) == (0, "opening")
+    stream.train()
+    until(lambda: service.runs == 1, 20)
+    stream.stop()
+    stream.join()
+    assert stream.error is None
+
+
+def test_a_stream_that_is_stopped_before_it_may_train_takes_no_table() -> None:
+    service = Service([])
+    stream = followed(service, lambda: SimpleNamespace(id="b-1"))
+    stream.start()
+    until(lambda: stream.bundle is not None, 20)
+    stream.stop()
+    stream.join()
+    assert (service.runs, stream.error) == (0, None)
