@@ -23,6 +23,9 @@ class TowerConfig:
         max_epochs: Largest number of rounds through the sequences.
         patience: Rounds without a higher validation recall before training stops.
         rate: Learning rate of Adam.
+        content_weight: Weight of content's list where it is fused with that of the towers; None to choose the weight on
+            the validation part, see `chosen_weight`. Of trained towers, the weight that was chosen; None of towers of
+            earlier releases, whose lists weigh the same.
     """
 
     width: int = 64
@@ -38,6 +41,7 @@ class TowerConfig:
     max_epochs: int = 40
     patience: int = 4
     rate: float = 2e-3
+    content_weight: float | None = None
 
     def check(self, dim: int) -> None:
         """Raises TrainingError if the width does not fit the table or the heads."""

@@ -71,7 +71,7 @@ def retrieval_quality(
     trained = np.bincount(sequences.items[sequences.parts == TRAIN], minlength=frame.items.height)
     goals = sequences.items[asked[:, 0]]
     found: dict[str, Any] = {}
-    for name, (users, vectors) in _spaces(frame, towers, read_rows, sequences, asked, trained).items():
+    for name, (users, vectors) in spaces_of(frame, towers, read_rows, sequences, asked, trained).items():
         ranks = next_item_ranks(sequences, asked, users, vectors, everything)
         # A method without a vector of an item cannot find it.
         ranks = np.where(vectors[goals].any(axis=1), ranks, frame.items.height)
@@ -80,7 +80,7 @@ def retrieval_quality(
     return found
 
 
-def _spaces(
+def spaces_of(
     frame: Frame,
     towers: Towers,
     read_rows: ReadRows,

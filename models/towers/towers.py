@@ -77,6 +77,11 @@ class Towers:
         """L, the newest visits of a user that are read."""
         return self.schema.history_length
 
+    @property
+    def content_weight(self) -> float:
+        """Weight of content's reciprocal ranks beside those of the towers, which weigh 1."""
+        return 1.0 if self.config.content_weight is None else self.config.content_weight
+
     @cached_property
     def item_columns(self) -> tuple[str, ...]:
         """Columns of items that are read, beside `content_vector`."""

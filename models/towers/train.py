@@ -7,7 +7,7 @@ Shape letters: U users, N items, B windows, L visits, T targets, W width, D dim.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from models.table.schema import Schema
 from models.towers.config import TowerConfig
 from models.towers.inputs import tower_inputs
 from models.towers.loss import Candidates, drawn_candidates, softmax_loss
+from models.towers.mixture import chosen_weight
 from models.towers.network import gap_buckets
 from models.towers.sequences import TRAIN, VALIDATION, Sequences, VisitWindow, sequences_of
 from models.towers.towers import Towers, empty_network
@@ -93,7 +94,7 @@ class _TowerTraining:
 
     def __init__(self, schema: Schema, frame: Frame, config: TowerConfig, seed: int, lag: int) -> None:
         self._schema, self._config, self._seed, self._lag = schema, config, seed, lag
-        self._items, self._users = frame.items, frame.users
+        self._frame, self._items, self._users = frame, frame.items, frame.users
         self._sequences = sequences_of(frame)
         self._windows = self._sequences.windows(schema.history_length)
         if not len(self._windows):
@@ -161,8 +162,12 @@ class _TowerTraining:
         progress(1, 1)
 
     def result(self) -> TrainedTowers:
-        """Returns the towers as they are."""
-        return TrainedTowers(self._towers(), self._table.detach().numpy().copy(), self._gains)
+        """Returns the towers as they are, with the weight of content beside them."""
+        towers, rows = self._towers(), self._table.detach().numpy().copy()
+        if self._config.content_weight is None:
+            weight = chosen_weight(self._frame, towers, rows.__getitem__, self._sequences, self._asked)
+            towers = self._towers(replace(self._config, content_weight=weight))
+        return TrainedTowers(towers, rows, self._gains)
 
     def _stopped(self) -> bool:
         best = int(np.argmax(self._gains)) if self._gains else 0
@@ -232,10 +237,10 @@ class _TowerTraining:
     def _sequences_users(self, asked: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._sequences.offsets, asked[:, 0], side="right") - 1
 
-    def _towers(self) -> Towers:
+    def _towers(self, config: TowerConfig | None = None) -> Towers:
         network = empty_network(self._schema, self._config)
         network.load_state_dict(self._network.state_dict())
-        return Towers(self._schema, self._config, network, self._sketch, start=0)
+        return Towers(self._schema, config or self._config, network, self._sketch, start=0)
 
     def _snapshot(self) -> dict[str, Tensor]:
         network = {f"network.{name}": own.detach().clone() for name, own in self._network.state_dict().items()}

@@ -68,6 +68,46 @@ def next_item_ranks(
     return ranks
 
 
+def top_items(
+    sequences: Sequences,
+    asked: NDArray[np.int64],
+    users: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    count: int,
+) -> list[NDArray[np.int64]]:
+    """Returns each user's best items by inner product, without visited items and items without a vector.
+
+    Of equal scores the item of the smaller number comes first.
+
+    Args:
+        sequences, asked: As in `visits_of`.
+        users: (M, W); a user without a vector has an empty list.
+        vectors: (N, W).
+        count: Most items of a list.
+    """
+    there = np.flatnonzero(vectors.any(axis=1))
+    place = np.full(len(vectors), -1, dtype=np.int64)
+    place[there] = np.arange(len(there))
+    found: list[NDArray[np.int64]] = []
+    step = max(1, _AT_ONCE // max(1, len(there)))
+    for low in range(0, len(asked), step):
+        _, starts, ends = asked[low : low + step].T
+        scores = users[low : low + step] @ vectors[there].T
+        row, visited = (
+            np.repeat(np.arange(len(starts)), ends - starts),
+            place[sequences.items[gather(starts, ends - starts)]],
+        )
+        scores[row[visited >= 0], visited[visited >= 0]] = -np.inf
+        scores[~users[low : low + step].any(axis=1)] = -np.inf
+        # Of the items that tie at the end of a list, the partition may keep any.
+        near = np.sort(np.argpartition(-scores, min(count, len(there) - 1), axis=1)[:, :count], axis=1)
+        own = np.take_along_axis(scores, near, axis=1)
+        order = np.argsort(-own, axis=1, kind="stable")
+        near, own = np.take_along_axis(near, order, axis=1), np.take_along_axis(own, order, axis=1)
+        found += [there[items[np.isfinite(score)]] for items, score in zip(near, own, strict=True)]
+    return found
+
+
 def rank_gain(ranks: NDArray[np.int64] | Sequence[int]) -> float:
     """Returns the mean of 1 / log2(rank + 2): NDCG without a cut, for one next item each."""
     return float(np.mean(1 / np.log2(np.asarray(ranks) + 2.0))) if len(ranks) else 0.0

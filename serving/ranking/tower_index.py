@@ -72,6 +72,11 @@ class TowerIndex:
         return self._towers.id
 
     @property
+    def content_weight(self) -> float:
+        """Weight of content's list beside the list of the towers."""
+        return self._towers.content_weight
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the index, of the rows that the towers read, and of the users' inputs."""
         return self.searcher.index.size_bytes + self._held.vectors.nbytes + self._user.nbytes

@@ -52,7 +52,7 @@ class UserSearch:
         self._bundle, self._live = bundle, live
 
     def sources(self, asked: Sequence[str], *, content_alone: bool) -> tuple[str, ...]:
-        """Returns the sources that a request searches: those that it names, or by default all of the bundle.
+        """Returns the sources that a request searches: those that it names, or by default all of the bundle that weigh.
 
         Args:
             asked: Names of sources; empty for the default.
@@ -68,7 +68,9 @@ class UserSearch:
             )
         if asked:
             return tuple(name for name in SOURCES if name in asked)
-        return (CONTENT,) if content_alone or self._live.towers is None else SOURCES
+        if content_alone or self._live.towers is None:
+            return (CONTENT,)
+        return SOURCES if self._live.towers.content_weight else (TOWERS,)
 
     def query(
         self,
@@ -111,5 +113,6 @@ class UserSearch:
             lists.append(RankedList(TOWERS, *found))
         if CONTENT in query.sources or not lists:
             found = live.retriever.search(query.taste, depth, wanted, without=query.visited, view=query.view)
-            lists.append(RankedList(CONTENT, *found))
+            weight = 1.0 if live.towers is None else live.towers.content_weight
+            lists.append(RankedList(CONTENT, *found, weight=weight))
         return fuse_lists(lists, k)

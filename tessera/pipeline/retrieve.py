@@ -53,7 +53,11 @@ def retrieve(job: Job, framed: Finished) -> Finished | None:
         halfway.unlink(missing_ok=True)
         best = int(np.argmax(trained.gains)) if trained.gains else 0
         job.console.print(
-            Text(f"retrieve: epoch {best + 1} of {len(trained.gains)}, {schema.rows:,} rows of their own", "dim")
+            Text(
+                f"retrieve: epoch {best + 1} of {len(trained.gains)}, {schema.rows:,} rows of their own, "
+                f"content weighs {trained.towers.content_weight:g} beside the towers",
+                "dim",
+            )
         )
 
     return job.do("retrieve", work, reads=READS, after={"frame": framed}, unit="windows")

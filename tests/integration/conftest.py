@@ -24,4 +24,4 @@ def towered_world(shared_directory: Path) -> World:
     with locked(shared_directory / "towered.lock", wait_s=300):
         if (directory / "made").exists():
             return open_world(directory)
-        return make_world(directory, retrieval="towers", towers=TowerConfig(max_epochs=3))
+        return make_world(directory, retrieval="towers", towers=TowerConfig(max_epochs=3, content_weight=1.0))

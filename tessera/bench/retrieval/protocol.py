@@ -107,10 +107,21 @@ def top_lists(
     return found
 
 
-def fused(one: Sequence[Sequence[int]], two: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Fuses two lists of each user by reciprocal ranks, as a server does."""
+def fused(
+    one: Sequence[Sequence[int]], two: Sequence[Sequence[int]], count: int, weight: float = 1.0
+) -> list[list[int]]:
+    """Fuses two lists of each user by reciprocal ranks, as a server does.
+
+    Args:
+        one: M lists, which weigh 1.
+        two: M lists.
+        count: Most items of a fused list.
+        weight: Weight of the second list. If it is 0, the first one answers alone.
+    """
+    if not weight:
+        return [list(own[:count]) for own in one]
     pairs = zip(one, two, strict=True)
-    return [fuse_scores([np.array(a, int), np.array(b, int)], count)[0].tolist() for a, b in pairs]
+    return [fuse_scores([np.array(a, int), np.array(b, int)], count, (1.0, weight))[0].tolist() for a, b in pairs]
 
 
 def measured(lists: Sequence[Sequence[int]], goals: Sequence[int]) -> dict[str, Any]:

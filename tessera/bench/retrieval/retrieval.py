@@ -2,7 +2,8 @@
 
 Two arms. In `known` training sees all items, and the peers are item-kNN, ALS and BPR of `implicit` and SASRec and HSTU
 of RecTools. In `new` a fifth of the items is removed from training, so only content and the towers can find them.
-There the fused list of towers and content is measured as well.
+Both arms measure the list of towers and content, fused as a server does with the weight that validation chose, and
+with equal weights.
 """
 
 import json
@@ -41,6 +42,7 @@ from tessera.pipeline.options import RunOptions, load_options
 from tessera.pipeline.run import run
 
 TOWERS, CONTENT, POPULARITY, MIXED = "towers", "content", "popularity", "towers + content"
+EQUAL = "towers + content, equal weights"
 PEERS = ("item-knn", "als", "bpr", "sasrec", "hstu")
 KNOWN, NEW = "known", "new"
 THREADS, LENGTH, HIDDEN = 1, 100, 0.2
@@ -168,7 +170,7 @@ def _ours(dataset: Dataset, questions: Questions, options: RunOptions, seed: int
     """Measures towers, content, both and popularity."""
     frame, config = questions.frame, options.towers
     began, cpu = time.perf_counter(), time.process_time()
-    vectors, users, epochs = _trained(dataset, questions, config, options.table.dim, seed, length)
+    vectors, users, epochs, weight = _trained(dataset, questions, config, options.table.dim, seed, length)
     spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu, "epochs": epochs}
     own = top_lists(questions, users, vectors, FUSED)
     rows = _row(TOWERS, questions, own, **spent)
@@ -179,14 +181,15 @@ def _ours(dataset: Dataset, questions: Questions, options: RunOptions, seed: int
         content = unit(content_vectors(frame.items))
         near = top_lists(questions, tastes(questions.sequences, questions.asked, content, length), content, FUSED)
         rows += _row(CONTENT, questions, near)
-        rows += _row(MIXED, questions, fused(own, near, RECALL_AT))
+        rows += _row(MIXED, questions, fused(own, near, RECALL_AT, weight), content_weight=weight)
+        rows += _row(EQUAL, questions, fused(own, near, RECALL_AT))
     return {"rows": rows}
 
 
 def _trained(
     dataset: Dataset, questions: Questions, config: TowerConfig, dim: int, seed: int, length: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Returns the vectors of all items and of the users asked, and the number of rounds."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], int, float]:
+    """Returns the vectors of all items and of the users asked, the number of rounds, and the weight of content."""
     frame: Frame = questions.frame
     schema = tower_schema(dataset, frame, config, dim=dim, length=length)
     trained = train_towers(schema, frame, config, seed=seed, threads=THREADS, lag=0)
@@ -194,7 +197,7 @@ def _trained(
     vectors = trained.towers.item_vectors(read_rows, frame.items)
     visits = visits_of(questions.sequences, questions.asked, vectors, length)
     users = trained.towers.user_vectors(read_rows, frame.users[questions.users], visits)
-    return vectors, users, len(trained.gains)
+    return vectors, users, len(trained.gains), trained.towers.content_weight
 
 
 def _in_process(python: Path, model: str, data: Path, questions: Questions, seed: int, length: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from features.errors import BundleError, DatasetError, TesseraError
 from models.bundle.bundle import FORMAT, Bundle, load_bundle
 from models.ranker.train import TrainConfig
 from models.towers.config import TowerConfig
+from models.towers.mixture import WEIGHTS
 from models.towers.stored import load_towers, save_towers, towers_id
 from models.towers.towers import Visits
 from tessera.pipeline.options import RunOptions, load_options
@@ -111,6 +112,8 @@ def test_the_bundle_holds_the_towers_and_their_rows(on: RunResult) -> None:
     assert bundle.manifest.format == FORMAT
     assert bundle.manifest.towers == towers.id
     assert bundle.manifest.choices["retrieval"] == "towers"
+    assert bundle.manifest.choices["towers"]["content_weight"] is None
+    assert towers.config.content_weight in WEIGHTS
     rows = bundle.rows()
     trained = load_file(on.directory / "retrieve" / "towers" / "rows.safetensors")["rows"].numpy()
     assert np.array_equal(rows[-len(trained) :], trained)

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from features.shown.message import Impression, decode_impression
 from models.bundle.bundle import Bundle
-from models.towers.towers import Visits
+from models.towers.towers import Towers, Visits
 from serving.api.app import AppParts, create_app
 from serving.metrics import Metrics
 from serving.ranking.mirror_feed import mirrored
@@ -108,6 +108,26 @@ def test_the_default_fuses_both_sources_by_ranks(place: Place) -> None:
     few, many = (_names(place.post("/v1/retrieve", user=user, k=k).json()) for k in (5, 100))
     assert few == many[:5]
     assert {one["source"] for one in found["items"]} == {"towers", "content", "both"}
+
+
+def test_content_weighs_what_training_chose(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, both = _user(place.bundle), ["towers", "content"]
+    alone = {name: _names(place.post("/v1/retrieve", user=user, k=150, sources=[name]).json()) for name in both}
+    monkeypatch.setattr(Towers, "content_weight", property(lambda _: 0.25))
+    for one in place.post("/v1/retrieve", user=user, k=20).json()["items"]:
+        shares = [
+            weight / (61 + alone[name].index(one["item"]))
+            for name, weight in (("towers", 1.0), ("content", 0.25))
+            if one["item"] in alone[name][:100]
+        ]
+        assert one["score"] == pytest.approx(sum(shares), rel=1e-6)
+    # A source that weighs nothing is not asked, unless a request names it.
+    monkeypatch.setattr(Towers, "content_weight", property(lambda _: 0.0))
+    found = place.post("/v1/retrieve", user=user, k=20).json()
+    assert (found["sources"], _names(found)) == (["towers"], alone["towers"][:20])
+    named = place.post("/v1/retrieve", user=user, k=100, sources=both).json()
+    assert (named["sources"], _names(named)) == (both, alone["towers"][:100])
+    assert place.post("/v1/retrieve", user="nobody", k=3).json()["plan"]["method"] == "popular"
 
 
 def test_filters_hold_and_visited_items_stay_out_in_both_sources(place: Place) -> None:

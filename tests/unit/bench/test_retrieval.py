@@ -15,7 +15,7 @@ from models.towers.sequences import TEST, TRAIN, VALIDATION
 from models.towers.validation import next_item_ranks
 from tessera.bench.harness.needs import RETRIEVAL, Peers
 from tessera.bench.retrieval.protocol import fused, leave_last_out, measured, top_lists
-from tessera.bench.retrieval.retrieval import CONTENT, MIXED, POPULARITY, TOWERS, claims, retrieval, store
+from tessera.bench.retrieval.retrieval import CONTENT, EQUAL, MIXED, POPULARITY, TOWERS, claims, retrieval, store
 from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.options import RunOptions
 from tests.build import coloured_frame
@@ -76,6 +76,10 @@ def test_measures_by_hand() -> None:
 
 def test_lists_are_fused_by_the_ranks_alone() -> None:
     assert fused([[1, 2, 3]], [[3, 4]], 3) == [[3, 1, 2]]
+    assert fused([[1, 2, 3]], [[4, 3]], 3, 0.25) == [[3, 1, 2]]
+    assert fused([[1, 2, 3]], [[4, 3]], 3, 0.01) == [[1, 2, 3]]
+    assert fused([[1, 2, 3]], [[4, 5]], 4, 0.01) == [[1, 2, 3, 4]]
+    assert fused([[1, 2, 3]], [[3, 4]], 2, 0.0) == [[1, 2]]
 
 
 def test_peers_get_what_training_may_see_and_no_answer(tmp_path: Path) -> None:
@@ -123,8 +127,8 @@ def test_a_small_measurement_without_peers(tmp_path: Path) -> None:
     measure = {"seeds": 1, "console": Console(quiet=True), "peers": NO_PEERS, "options": options, "length": 5}
     result = retrieval(dataset, tmp_path / "out", **measure)
     found = {(row["arm"], row["method"], row["goals"]) for row in result.rows if "arm" in row}
-    assert found == {("known", name, "known") for name in (TOWERS, POPULARITY, CONTENT, MIXED)} | {
-        ("new", name, goals) for name in (TOWERS, POPULARITY, CONTENT, MIXED) for goals in ("known", "new")
+    assert found == {("known", name, "known") for name in (TOWERS, POPULARITY, CONTENT, MIXED, EQUAL)} | {
+        ("new", name, goals) for name in (TOWERS, POPULARITY, CONTENT, MIXED, EQUAL) for goals in ("known", "new")
     }
     assert result.rows[-1] == {"method": "implicit and RecTools", "missing": "uv is missing"}
     popular = next(row for row in result.rows if row["method"] == POPULARITY and row["goals"] == "new")
