@@ -43,7 +43,7 @@ def candidates(dataset: Dataset, out: Path, *, seeds: int, console: Console) -> 
     if not dataset.has_content or dataset.events.user is None:
         raise TesseraError(f"bench candidates needs users and items with content; {dataset.name} lacks one")
     settings = servers("candidates")
-    options = load_options(dataset, ["seed=0", "retrieval=towers"])
+    options = load_options(dataset, ["seed=0", "retrieval=towers", "towers.content_weight=1"])
     bundle = run(dataset, out / dataset.name, options, console=console, registry=None, until="publish").bundle
     if bundle is None:
         raise TesseraError("the run released no bundle to serve; see its report")

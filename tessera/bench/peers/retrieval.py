@@ -123,10 +123,13 @@ def by_sequence(model: str, arrays: dict[str, Any], seed: int, length: int, epoc
         asked = {"users": arrays["asked"], "dataset": data, "k": COUNT, "filter_viewed": True}
         if model == "hstu":
             unit = "us" if arrays["time"].max() > 10**12 else "D"
+            # The model drops the newest event of a user as the question, so the question must be behind all visits.
+            counts = np.bincount(arrays["user"], minlength=int(arrays["asked"].max()) + 1)
+            behind = pd.to_timedelta(counts[arrays["asked"]], unit="us")
             asked["context"] = pd.DataFrame(
                 {
                     "user_id": arrays["asked"],
-                    "datetime": pd.to_datetime(arrays["asked_time"], unit=unit),
+                    "datetime": pd.to_datetime(arrays["asked_time"], unit=unit) + behind,
                     "weight": 1.0,
                 }
             )
