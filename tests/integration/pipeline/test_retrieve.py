@@ -112,7 +112,6 @@ def test_the_bundle_holds_the_towers_and_their_rows(on: RunResult) -> None:
     assert bundle.manifest.format == FORMAT
     assert bundle.manifest.towers == towers.id
     assert bundle.manifest.choices["retrieval"] == "towers"
-    assert bundle.manifest.choices["towers"]["content_weight"] is None
     assert towers.config.content_weight in WEIGHTS
     rows = bundle.rows()
     trained = load_file(on.directory / "retrieve" / "towers" / "rows.safetensors")["rows"].numpy()
