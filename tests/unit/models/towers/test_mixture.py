@@ -36,6 +36,13 @@ def test_lists_are_those_of_a_slow_twin(count: int) -> None:
         assert found[number][: len(within)].tolist() == within
 
 
+def test_without_a_vector_of_any_item_all_lists_are_empty() -> None:
+    _, sequences, asked, users, vectors = _spaces(0)
+    found = top_items(sequences, asked, users, np.zeros_like(vectors), 5)
+    assert [len(one) for one in found] == [0] * len(asked)
+    assert fused_ranks(found, found, np.zeros(len(asked), dtype=np.int64), 0.5, last=40).tolist() == [40] * len(asked)
+
+
 def test_fused_ranks_by_hand() -> None:
     towers, content = [np.array([4, 2, 9])], [np.array([9, 5])]
     ranks = {
