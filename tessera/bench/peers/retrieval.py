@@ -4,7 +4,8 @@
 
 All have 64 numbers an item, as the towers. The sequence models have the settings of RecTools' tutorials: batches of
 128, Adam at 1e-3, dropout 0.2, two blocks, softmax over the catalogue, early stopping on each user's last training
-item, and the weights of the best epoch. HSTU is told the time of the question, as its tutorial does by a context.
+item, and the weights of the best epoch. HSTU is told the time of the question, as its tutorial does by a context, and
+compares by cosine at the temperature of its authors' code (Zhai et al. 2024, "Actions Speak Louder than Words").
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 FACTORS, COUNT, EPOCHS, PATIENCE = 64, 50, 100, 5
+TEMPERATURE = 0.05
 
 
 def read(data: Path) -> dict[str, Any]:
@@ -58,49 +60,47 @@ def last_of_users(interactions: Any, **_: Any) -> Any:
     return (rank.reindex(interactions.index) == 0).to_numpy()
 
 
+def unit_of(times: Any) -> str:
+    """Returns the unit of times as pandas names it: microseconds or days."""
+    return "us" if times.max() > 10**12 else "D"
+
+
+def visits(arrays: dict[str, Any]) -> Any:
+    """Returns the data set of RecTools. Microseconds keep the order of a user's events of one time."""
+    import pandas as pd
+    from rectools.dataset import Dataset  # type: ignore[import-not-found]
+
+    user, place = arrays["user"], np.arange(len(arrays["user"]))
+    first = np.concatenate([[True], user[1:] != user[:-1]])
+    within = place - np.maximum.accumulate(np.where(first, place, 0))
+    clock = pd.to_datetime(arrays["time"], unit=unit_of(arrays["time"])) + pd.to_timedelta(within, unit="us")
+    columns = {"user_id": user, "item_id": arrays["item"], "weight": 1.0, "datetime": clock}
+    return Dataset.construct(pd.DataFrame(columns))
+
+
+def times_of_questions(arrays: dict[str, Any]) -> Any:
+    """Returns the context of the questions. HSTU drops a user's newest event as the question, so it is behind all."""
+    import pandas as pd
+
+    asked = arrays["asked"]
+    behind = pd.to_timedelta(np.bincount(arrays["user"], minlength=int(asked.max()) + 1)[asked], unit="us")
+    clock = pd.to_datetime(arrays["asked_time"], unit=unit_of(arrays["time"])) + behind
+    return pd.DataFrame({"user_id": asked, "datetime": clock, "weight": 1.0})
+
+
 def by_sequence(model: str, arrays: dict[str, Any], seed: int, length: int, epochs: int) -> tuple[Any, dict[str, Any]]:
     """Fits a sequence model of RecTools. Returns the lists (M, 50)."""
-    import pandas as pd
     import torch
     from pytorch_lightning import Trainer, seed_everything  # type: ignore[import-not-found]
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint  # type: ignore[import-not-found]
-    from rectools.dataset import Dataset  # type: ignore[import-not-found]
     from rectools.models import HSTUModel, SASRecModel  # type: ignore[import-not-found]
 
     torch.set_num_threads(1)
     seed_everything(seed)
-    place = np.arange(len(arrays["user"]))
-    # Microseconds keep the order of events of one time.
-    first = np.concatenate([[True], arrays["user"][1:] != arrays["user"][:-1]])
-    within = place - np.maximum.accumulate(np.where(first, place, 0))
-    clock = (
-        pd.to_datetime(arrays["time"], unit="us")
-        if arrays["time"].max() > 10**12
-        else pd.to_datetime(arrays["time"], unit="D")
-    )
-    frame = pd.DataFrame(
-        {
-            "user_id": arrays["user"],
-            "item_id": arrays["item"],
-            "weight": 1.0,
-            "datetime": clock + pd.to_timedelta(within, unit="us"),
-        }
-    )
+    data = visits(arrays)
     with tempfile.TemporaryDirectory() as kept:
         best = ModelCheckpoint(dirpath=kept, monitor="val_loss", mode="min", save_weights_only=True)
         stops = EarlyStopping(monitor="val_loss", mode="min", patience=PATIENCE)
-
-        def trainer() -> Any:
-            return Trainer(
-                accelerator="cpu",
-                max_epochs=epochs,
-                deterministic=True,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                logger=False,
-                callbacks=[stops, best],
-            )
-
         shape: dict[str, Any] = {
             "session_max_len": length,
             "n_factors": FACTORS,
@@ -112,27 +112,25 @@ def by_sequence(model: str, arrays: dict[str, Any], seed: int, length: int, epoc
             "dropout_rate": 0.2,
             "deterministic": True,
             "get_val_mask_func": last_of_users,
-            "get_trainer_func": trainer,
+            "get_trainer_func": lambda: Trainer(
+                accelerator="cpu",
+                max_epochs=epochs,
+                deterministic=True,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                logger=False,
+                callbacks=[stops, best],
+            ),
         }
+        asked = {"users": arrays["asked"], "dataset": data, "k": COUNT, "filter_viewed": True}
+        if model == "hstu":
+            shape["lightning_module_kwargs"] = {"logits_t": TEMPERATURE}
+            asked["context"] = times_of_questions(arrays)
         fitted = SASRecModel(**shape) if model == "sasrec" else HSTUModel(**shape)
-        data = Dataset.construct(frame)
         fitted.fit(data)
         done = int(fitted.fit_trainer.current_epoch)
         # The model trains by a copy of the trainer, and so by copies of the callbacks.
         fitted.load_weights_from_checkpoint(fitted.fit_trainer.checkpoint_callback.best_model_path)
-        asked = {"users": arrays["asked"], "dataset": data, "k": COUNT, "filter_viewed": True}
-        if model == "hstu":
-            unit = "us" if arrays["time"].max() > 10**12 else "D"
-            # The model drops the newest event of a user as the question, so the question must be behind all visits.
-            counts = np.bincount(arrays["user"], minlength=int(arrays["asked"].max()) + 1)
-            behind = pd.to_timedelta(counts[arrays["asked"]], unit="us")
-            asked["context"] = pd.DataFrame(
-                {
-                    "user_id": arrays["asked"],
-                    "datetime": pd.to_datetime(arrays["asked_time"], unit=unit) + behind,
-                    "weight": 1.0,
-                }
-            )
         found = fitted.recommend(**asked)
     lists = np.full((len(arrays["asked"]), COUNT), -1)
     row = {user: number for number, user in enumerate(arrays["asked"].tolist())}
