@@ -23,6 +23,8 @@ class TowerConfig:
         max_epochs: Largest number of rounds through the sequences.
         patience: Rounds without a higher validation recall before training stops.
         rate: Learning rate of Adam.
+        averaging: Share of the mean of the epochs' weights that stays when an epoch ends; the epoch's own weights have
+            the rest. 0 keeps an epoch's own weights, 1 the mean of all epochs. Training goes on from the epoch's own.
         content_weight: Weight of content's list where it is fused with that of the towers; None to choose the weight on
             the validation part, see `chosen_weight`. Of trained towers, the weight that was chosen; None of towers of
             earlier releases, whose lists weigh the same.
@@ -41,6 +43,7 @@ class TowerConfig:
     max_epochs: int = 40
     patience: int = 4
     rate: float = 2e-3
+    averaging: float = 0.7
     content_weight: float | None = None
 
     def check(self, dim: int) -> None:

@@ -22,7 +22,7 @@ TRAIN, VALIDATION, TEST = range(len(PARTS))
 
 
 class VisitWindow(NamedTuple):
-    """B windows, padded to L.
+    """B windows, padded to L, the visits of the longest.
 
     Attributes:
         items: (B, L + 1) item numbers, 0 in slots behind the last event.
@@ -72,14 +72,15 @@ class Sequences:
     def read(self, windows: NDArray[np.int64], length: int) -> VisitWindow:
         """Reads windows (B, 2) of at most `length` visits."""
         first, last = windows[:, :1], windows[:, 1:]
-        place = first + np.arange(length + 1)
+        lengths = windows[:, 1] - windows[:, 0] - 1
+        place = first + np.arange(min(length, int(lengths.max())) + 1)
         held = place < last
         place = np.where(held, place, 0)
         users = np.searchsorted(self.offsets, windows[:, 0], side="right") - 1
         return VisitWindow(
             np.where(held, self.items[place], 0),
             np.where(held, self.times[place], 0),
-            windows[:, 1] - windows[:, 0] - 1,
+            lengths,
             users,
             np.where(held, self.parts[place], -1),
         )

@@ -1,7 +1,8 @@
 """Trains the two towers on a frame: seeded, early-stopped on the users' next items in the validation part.
 
 The rows of the towers' range are trained by Adam beside the network and are written into the unified table afterwards,
-before the ranker is trained. All states of a window are trained at once.
+before the ranker is trained. All states of a window are trained at once. The towers that are kept have a moving mean of
+the weights after each epoch (Polyak and Juditsky, SIAM J. Control 1992), and validation judges that mean.
 
 Shape letters: U users, N items, B windows, L visits, T targets, W width, D dim.
 """
@@ -43,7 +44,7 @@ class TrainedTowers:
     """Result of a training.
 
     Attributes:
-        towers: Towers as of the best epoch; their range starts at row 0.
+        towers: Towers as of the best epoch, see `TowerConfig.averaging`; their range starts at row 0.
         rows: (R, D) float32 rows of their range.
         gains: Validation gain after each epoch, see `rank_gain`.
     """
@@ -116,6 +117,7 @@ class _TowerTraining:
             chosen = np.random.default_rng(seed).choice(len(self._asked), _VALIDATION_USERS, replace=False)
             self._asked = self._asked[np.sort(chosen)]
         self._gains: tuple[float, ...] = ()
+        self._mean: dict[str, Tensor] | None = None
         self._best: dict[str, Tensor] | None = None
         decided_by = (schema.to_json(), asdict(config), seed, lag, len(self._sequences.items), len(self._windows))
         self._key = sha256(msgspec.json.encode(decided_by)).hexdigest()
@@ -138,12 +140,12 @@ class _TowerTraining:
         position, tensors = found
         self._gains = position.losses
         self._restore(_under(tensors, "now."))
-        self._best = _under(tensors, "best.") or None
+        self._mean, self._best = (_under(tensors, name) or None for name in ("mean.", "best."))
         for name, optimizer in self._optimizers.items():
             checkpoint.restore_optimizer(optimizer, _under(tensors, f"optimizer.{name}."))
 
     def run(self, progress: Callable[[int, int], None], halfway: Path | None) -> None:
-        """Trains to the end and restores the towers of the best epoch."""
+        """Trains to the end and takes the weights of the best epoch, or of the last one where nothing is validated."""
         config, count = self._config, len(self._windows)
         while len(self._gains) < config.max_epochs and not self._stopped():
             epoch = len(self._gains)
@@ -157,16 +159,18 @@ class _TowerTraining:
             self._finish_epoch()
             if halfway is not None:
                 self._save(halfway)
-        if self._best is not None:
-            self._restore(self._best)
+        kept = self._best or self._mean
+        if kept is not None:
+            self._restore(kept)
         progress(1, 1)
 
     def result(self) -> TrainedTowers:
         """Returns the towers as they are, with the weight of content beside them."""
-        towers, rows = self._towers(), self._table.detach().numpy().copy()
+        now = self._snapshot()
+        towers, rows = self._towers(now), now["rows"].numpy()
         if self._config.content_weight is None:
             weight = chosen_weight(self._frame, towers, rows.__getitem__, self._sequences, self._asked)
-            towers = self._towers(replace(self._config, content_weight=weight))
+            towers = self._towers(now, replace(self._config, content_weight=weight))
         return TrainedTowers(towers, rows, self._gains)
 
     def _stopped(self) -> bool:
@@ -174,8 +178,7 @@ class _TowerTraining:
         return bool(len(self._asked)) and len(self._gains) - best > self._config.patience
 
     def _step(self, windows: NDArray[np.int64], rng: np.random.Generator) -> None:
-        length = self._schema.history_length
-        window = self._sequences.read(windows, length)
+        window = self._sequences.read(windows, self._schema.history_length)
         rows, slots = train_targets(window, self._config.targets, rng)
         targets = window.items[rows, slots + 1]
         candidates = self._candidates(window, targets, rng)
@@ -183,7 +186,7 @@ class _TowerTraining:
         table = self._table
         inputs = self._item_inputs if len(needed) == self._item_inputs.size else self._item_inputs.take(needed)
         vectors = self._network.items(inputs.parts(table, sparse=self._sampled))
-        held = np.arange(length) < window.lengths[:, None]
+        held = np.arange(window.items.shape[1] - 1) < window.lengths[:, None]
         visited = vectors[torch.from_numpy(where[window.items[:, :-1]])] * torch.from_numpy(held).unsqueeze(2)
         gaps = gap_buckets(torch.from_numpy(np.diff(window.times, axis=1)))
         states = self._network.states(visited, gaps, torch.from_numpy(window.lengths))
@@ -219,27 +222,32 @@ class _TowerTraining:
         return needed, where
 
     def _finish_epoch(self) -> None:
-        if not len(self._asked):
-            self._gains = (*self._gains, 0.0)
-            return
-        towers = self._towers()
-        weight = self._table.detach().numpy()
-        vectors = towers.item_vectors(weight.__getitem__, self._items)
-        asked = self._asked
-        visits = visits_of(self._sequences, asked, vectors, towers.length)
-        users = towers.user_vectors(weight.__getitem__, self._users[self._sequences_users(asked)], visits)
-        ranks = next_item_ranks(self._sequences, asked, users, vectors, self._known)
-        gain = rank_gain(ranks)
-        if not self._gains or gain > max(self._gains):
-            self._best = self._snapshot()
+        now, old = self._snapshot(), self._mean
+        # Until an epoch's share is reached, all epochs count alike, so that the first one does not outweigh them.
+        share = max(1 - self._config.averaging, 1 / (len(self._gains) + 1))
+        self._mean = now if old is None else {name: old[name].lerp(own, share) for name, own in now.items()}
+        gain = self._gain_of(self._mean)
+        if len(self._asked) and (not self._gains or gain > max(self._gains)):
+            self._best = {name: own.clone() for name, own in self._mean.items()}
         self._gains = (*self._gains, gain)
+
+    def _gain_of(self, weights: dict[str, Tensor]) -> float:
+        """Returns the validation gain of weights; 0 where no user is asked."""
+        asked = self._asked
+        if not len(asked):
+            return 0.0
+        towers, read_rows = self._towers(weights), weights["rows"].numpy().__getitem__
+        vectors = towers.item_vectors(read_rows, self._items)
+        visits = visits_of(self._sequences, asked, vectors, towers.length)
+        users = towers.user_vectors(read_rows, self._users[self._sequences_users(asked)], visits)
+        return rank_gain(next_item_ranks(self._sequences, asked, users, vectors, self._known))
 
     def _sequences_users(self, asked: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._sequences.offsets, asked[:, 0], side="right") - 1
 
-    def _towers(self, config: TowerConfig | None = None) -> Towers:
+    def _towers(self, weights: dict[str, Tensor], config: TowerConfig | None = None) -> Towers:
         network = empty_network(self._schema, self._config)
-        network.load_state_dict(self._network.state_dict())
+        network.load_state_dict(_under(weights, "network."))
         return Towers(self._schema, config or self._config, network, self._sketch, start=0)
 
     def _snapshot(self) -> dict[str, Tensor]:
@@ -253,7 +261,8 @@ class _TowerTraining:
 
     def _save(self, path: Path) -> None:
         tensors = {f"now.{name}": own for name, own in self._snapshot().items()}
-        tensors |= {f"best.{name}": own for name, own in (self._best or {}).items()}
+        for name, weights in (("mean", self._mean), ("best", self._best)):
+            tensors |= {f"{name}.{field}": own for field, own in (weights or {}).items()}
         for name, optimizer in self._optimizers.items():
             state = checkpoint.optimizer_tensors(optimizer)
             tensors |= {f"optimizer.{name}.{field}": own for field, own in state.items()}

@@ -79,6 +79,7 @@ _RANGES = {
     "towers.budget": (1, _ANY),
     "towers.max_epochs": (1, _ANY),
     "towers.patience": (1, _ANY),
+    "towers.averaging": (0, 1),
     "towers.content_weight": (0, _ANY),
 }
 

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ PEERS = ("item-knn", "als", "bpr", "sasrec", "hstu")
 KNOWN, NEW = "known", "new"
 THREADS, LENGTH, HIDDEN = 1, 100, 0.2
 _MEASURES = ("recall_50", "ndcg_10")
+_PEER_SCRIPT = "tessera.bench.peers.retrieval"
 
 
 def retrieval(
@@ -95,9 +97,9 @@ def retrieval(
                 if python is None:
                     break
                 console.print(f"retrieval: seed {seed}, {model}")
-                work = partial(_in_process, python, model, data, questions, seed, length)
-                kept = out / f"{model}-{seed}.json"
-                rows += _rows(KNOWN, seed, remembered(kept, __name__, (*decided_by, seed, model), work))
+                found = peer_lists(python, model, data, seed, length, out / f"{model}-{seed}.json")
+                measures = _row(model, questions, found["lists"], **found["about"])
+                rows += _rows(KNOWN, seed, {"rows": measures})
         if NEW in parts:
             questions = leave_last_out(frame, hidden=HIDDEN, seed=seed)
             console.print(f"retrieval: seed {seed}, {int(questions.new.sum()):,} items removed from training")
@@ -200,9 +202,22 @@ def _trained(
     return vectors, users, len(trained.gains), trained.towers.content_weight
 
 
-def _in_process(python: Path, model: str, data: Path, questions: Questions, seed: int, length: int) -> dict[str, Any]:
-    """Trains a peer in its own environment and measures its lists."""
-    result, log = data / f"{model}-{seed}", data / f"{model}-{seed}.log"
+def peer_lists(python: Path, model: str, data: Path, seed: int, length: int, kept: Path) -> dict[str, Any]:
+    """Returns a peer's lists and what its training took.
+
+    They are kept and belong to the peer's script, its pins and the data, so a change of Tessera trains no peer again.
+    """
+    content = sha256()
+    for path in sorted(data.glob("*.npy")):
+        content.update(path.name.encode() + b"\0" + path.read_bytes())
+    pins = (PEER_FOLDER / RETRIEVAL.pins).read_text(encoding="utf-8")
+    decided_by = content.hexdigest(), pins, model, seed, length
+    return remembered(kept, _PEER_SCRIPT, decided_by, partial(_in_process, python, model, data, kept, seed, length))
+
+
+def _in_process(python: Path, model: str, data: Path, kept: Path, seed: int, length: int) -> dict[str, Any]:
+    """Trains a peer in its own environment and reads its lists."""
+    result, log = kept.with_name(f"{kept.stem}-lists"), kept.with_suffix(".log")
     command = [str(python), str(PEER_FOLDER / "retrieval.py"), "--model", model, str(data), str(result)]
     command += ["--seed", str(seed), "--length", str(length)]
     environment = {
@@ -215,6 +230,5 @@ def _in_process(python: Path, model: str, data: Path, questions: Questions, seed
         ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode:
         raise TesseraError(f"retrieval: {model} failed, see {log}; its last words: {log.read_text()[-500:].strip()}")
-    about = json.loads(result.with_suffix(".json").read_text())
     lists = [[item for item in row if item >= 0] for row in np.load(result.with_suffix(".npy")).tolist()]
-    return {"rows": _row(model, questions, lists, **about)}
+    return {"lists": lists, "about": json.loads(result.with_suffix(".json").read_text())}

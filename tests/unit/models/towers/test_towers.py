@@ -155,6 +155,22 @@ def test_vectors_of_several_are_vectors_one_by_one(frame: Frame, trained: Traine
         np.testing.assert_allclose(towers.user_vectors(read, users[[number]], one)[0], together[number], atol=1e-6)
 
 
+@pytest.mark.parametrize(("averaging", "shares"), [(0.0, (0, 0, 1)), (0.6, (0.3, 0.3, 0.4)), (1.0, (1 / 3,) * 3)])
+def test_the_weights_that_are_kept_are_a_moving_mean_of_the_epochs(
+    frame: Frame, averaging: float, shares: tuple[float, ...]
+) -> None:
+    unjudged = frame.replace(examples=frame.examples.filter(pl.col("split") != "validation"))
+
+    def rows(epochs: int, averaging: float) -> NDArray[np.float32]:
+        config = replace(CONFIG, max_epochs=epochs, averaging=averaging)
+        return train_towers(shape(frame), unjudged, config, seed=5).rows
+
+    epochs = [rows(number, averaging=0.0) for number in (1, 2, 3)]
+    expected = sum(share * own for share, own in zip(shares, epochs, strict=True))
+    np.testing.assert_allclose(rows(3, averaging), expected, atol=1e-6)
+    assert not np.allclose(epochs[0], epochs[2], atol=1e-3)
+
+
 def test_older_visits_than_the_newest_are_not_read(frame: Frame, trained: TrainedTowers) -> None:
     towers, read = trained.towers, trained.rows.__getitem__
     items = towers.item_vectors(read, frame.items)
@@ -265,6 +281,24 @@ def test_each_event_of_the_train_part_is_predicted_once_from_the_event_before(
     first = set(np.concatenate([[0], np.cumsum(counts)]).tolist())
     expected = [(n - 1, n) for n in range(total) if parts[n] == TRAIN and n not in first]
     assert sorted(pairs) == expected
+
+
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=6), length=st.integers(1, 4))
+def test_windows_that_are_read_together_are_padded_to_the_longest(counts: list[int], length: int) -> None:
+    total = sum(counts)
+    sequences = Sequences(
+        np.arange(total), np.arange(total) * 10, np.full(total, TRAIN), np.concatenate([[0], np.cumsum(counts)])
+    )
+    windows = sequences.windows(length)
+    if not len(windows):
+        return
+    window = sequences.read(windows, length)
+    assert window.items.shape[1] == window.lengths.max() + 1 <= length + 1
+    for number, (first, end) in enumerate(windows.tolist()):
+        events = end - first
+        assert window.lengths[number] == events - 1
+        assert window.items[number].tolist() == [*range(first, end), *[0] * (window.items.shape[1] - events)]
+        assert (window.parts[number] >= 0).sum() == events
 
 
 @given(lag=st.integers(0, 40), data=st.data())
