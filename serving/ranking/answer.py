@@ -50,7 +50,7 @@ class RankingAnswer:
     unknown_items: list[str]
     retrieved: bool
     stale: bool
-    reasons: list[dict[str, float]]
+    reasons: Sequence[dict[str, float]] = ()
     as_of: AsOf | None = None
     shared: Sequence[Sequence[SharedConcept]] = ()
     inputs: RankingInputs | None = None

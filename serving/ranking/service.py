@@ -21,11 +21,11 @@ from features.shown.policy import Policy
 from features.value.filter import Filter
 from models.bundle import record
 from models.bundle.bundle import Bundle
-from models.bundle.corrector import Correction, corrector_of, labelled_of
+from models.bundle.corrector import NewCandidates, corrector_of, labelled_of
 from models.bundle.embedding import EmbeddingClient, csv_sources
 from models.bundle.request_aggregates import AsOf
-from models.bundle.request_features import request_events, sent_candidates, sent_values
-from models.bundle.scorer import Scorer
+from models.bundle.request_features import SentValues, request_events, sent_candidates, sent_values
+from models.bundle.scorer import Lookups, Scorer
 from serving.policy.arrange import Arrangement
 from serving.policy.policies import Policies, log_odds
 from serving.ranking.aggregates import Asked, RequestAggregates
@@ -35,7 +35,7 @@ from serving.ranking.inputs import RankingInputs
 from serving.ranking.item_retrieval import ItemRetrieval
 from serving.ranking.live_catalogue import LiveCatalogue
 from serving.ranking.rows import RowReader, StoreRows
-from serving.retrieval.meaning import NOTHING, Meant, SharedConcept
+from serving.retrieval.meaning import NOTHING, Meant, PolicyRequest
 from serving.retrieval.rows import RowKind
 from serving.store.fill import require_loaded
 from serving.store.protocol import OnlineStore
@@ -58,6 +58,26 @@ class _Gathered(NamedTuple):
     asked: Asked
     stored: UserRecords
     ranks: Sequence[Mapping[str, int]] = ()
+
+
+class _User(NamedTuple):
+    """What is known of a user: the stored record, the numbers (V,) of the visited items, and whether it is known."""
+
+    visits: record.HistoryRecord | None
+    history: NDArray[np.int64]
+    known: bool
+
+
+class _Scored(NamedTuple):
+    """Scores (n,) of the candidates, what they follow from, and the order (m,) of the answer."""
+
+    lookups: Lookups
+    vectors: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    new: NewCandidates | None
+    order: NDArray[np.int64]
+    arrangement: Arrangement | None
 
 
 class RankService:
@@ -213,93 +233,128 @@ class RankService:
             raise StoreError(f"bundle {self.bundle.id} was trained on events without items, so it ranks no items")
         if at is not None and not self.has_clock:
             raise EventError(f"at: the dataset {self.bundle.dataset.name} has no clock; leave at out")
-        policy = meant.policy
-        rules = self._policies.find(policy.name) if policy is not None else None
+        rules = self._policies.find(meant.policy.name) if meant.policy is not None else None
         now_us = time.time_ns() // 1_000 if at is None else at
         ids, sent = sent_candidates(self.bundle, context or {}, candidates or ())
-        live = self._live
         # Read before all other reads, so that these hold all deltas before the position.
         mirror = self.rows.mirrored(away=False)
-        position = live.position if mirror is None else lesser(live.position, mirror.position)
+        position = self._live.position if mirror is None else lesser(self._live.position, mirror.position)
         if candidates is not None:
             gathered = self._given(user, ids, rules)
         else:
             gathered = self._retrieved(user, k, wanted, meant, rules, now_us)
             sent = sent_values(self.bundle, context or {}, {}, len(gathered.items))
-        names, items, asked, stored, ranks = gathered
-        columns, as_of = self._aggregates.answer(asked, stored, at)
-        with live.lock.reading():
-            trace.note(candidates=len(items), retrieved=candidates is None)
-            known_user = stored.history is not None or user in self._catalogue.user_numbers
-            visits = record.decode_history(stored.history) if stored.history else None
-            history = live.visited(visits)
-            lookups = new = None
-            if len(items):
-                events = request_events(self.bundle, self._catalogue, sent, user, items, at_us=now_us)
-                lookups = self._scorer.lookups(user, items, history, events, columns)
-                if self._corrector is not None:
-                    new = self._corrector.gather(items, lookups, *labelled_of(visits))
-        scores, order, reasons = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64), []
-        tasks: dict[str, dict[str, float]] = {}
-        corrections: list[Correction | None] = []
-        shared: list[list[SharedConcept]] = []
-        inputs = arrangement = None
-        if lookups is not None:
-            vectors = self.rows.read_rows(lookups.rows)
-            probabilities = self._scorer.probabilities(lookups, vectors)
-            scores = self._scorer.combined(probabilities)
-            scores = scores if new is None else new.apply(scores)
-            if policy is None or rules is None:
-                order = np.argsort(-scores, kind="stable")[:k]
-            else:
-                logits = log_odds(self._scorer.shares(scores))
-                with trace.span("policy"), live.lock.reading():
-                    arrangement = self._policies.arrange(
-                        rules, names, items, logits, stored.consumed, k, draw=policy.draw
-                    )
-                order = arrangement.order
-            if self._scorer.formula is not None:
-                tasks = {names[at]: self._scorer.by_task(probabilities[at]) for at in order}
-            inputs = RankingInputs(
-                user=user,
-                names=names,
-                sent=sent,
-                at=at,
-                now_us=now_us,
-                history=history,
-                item_ids=self._catalogue.item_ids,
-                lookups=lookups,
-                vectors=vectors,
-                scores=scores,
-                position=position,
-                source="store" if mirror is None else "mirror",
-                storage=self._storage,
-                ranks=ranks,
-                labelled=labelled_of(visits) if self._corrector is not None else ((), b""),
-            )
-            if explain:
-                corrections = [None] * len(order) if new is None else new.explain(order)
-                reasons = self._scorer.explain(lookups, vectors, order)
-                shared = self._retrieval.shared_with(history, items[order])
-        return RankingAnswer(
+        columns, as_of = self._aggregates.answer(gathered.asked, gathered.stored, at)
+        known, found = self._looked_up(user, gathered, sent, columns, now_us, retrieved=candidates is None)
+        names = gathered.names
+        answer = RankingAnswer(
             bundle=self.bundle.id,
-            items=[(names[index], float(scores[index])) for index in order],
-            known_user=known_user,
-            unknown_items=[name for name, item in zip(names, items.tolist(), strict=True) if item == live.default_item],
+            items=[],
+            known_user=known.known,
+            unknown_items=[names[number] for number in np.flatnonzero(gathered.items == self._live.default_item)],
             retrieved=candidates is None,
-            stale=stored.stale,
-            reasons=reasons,
+            stale=gathered.stored.stale,
             as_of=as_of,
-            shared=shared,
+            sent=sent.of(self.bundle.dataset.events, []),
+            policy=meant.policy.name if meant.policy is not None else "",
+            judge=self.bundle.dataset.events.judge or "",
+        )
+        if found is None:
+            return answer
+        scored = self._scored(gathered, *found, k, meant.policy, rules)
+        order = scored.order
+        inputs = RankingInputs(
+            user=user,
+            names=names,
+            sent=sent,
+            at=at,
+            now_us=now_us,
+            history=known.history,
+            item_ids=self._catalogue.item_ids,
+            lookups=scored.lookups,
+            vectors=scored.vectors,
+            scores=scored.scores,
+            position=position,
+            source="store" if mirror is None else "mirror",
+            storage=self._storage,
+            ranks=gathered.ranks,
+            labelled=labelled_of(known.visits) if self._corrector is not None else ((), b""),
+        )
+        answer = replace(
+            answer,
+            items=[(names[index], float(scored.scores[index])) for index in order],
             inputs=inputs,
             sent=sent.of(self.bundle.dataset.events, order.tolist()),
-            corrections=corrections,
-            policy=policy.name if policy is not None else "",
-            arrangement=arrangement,
-            left_out=_left_out(arrangement, names),
-            tasks=tasks,
-            judge=self.bundle.dataset.events.judge or "",
-            found={names[at]: ranks[at] for at in order.tolist()} if candidates is None else {},
+            arrangement=scored.arrangement,
+            left_out=_left_out(scored.arrangement, names),
+            tasks=self._tasks(scored, names),
+            found={names[at]: gathered.ranks[at] for at in order.tolist()} if candidates is None else {},
+        )
+        return self._explained(answer, gathered, known, scored) if explain else answer
+
+    def _looked_up(
+        self,
+        user: str,
+        gathered: _Gathered,
+        sent: SentValues,
+        aggregates: NDArray[np.float32] | None,
+        now_us: int,
+        *,
+        retrieved: bool,
+    ) -> tuple[_User, tuple[Lookups, NewCandidates | None] | None]:
+        """Returns the user, and the candidates' lookups with what corrects new ones; None without a candidate."""
+        items, stored, live = gathered.items, gathered.stored, self._live
+        with live.lock.reading():
+            trace.note(candidates=len(items), retrieved=retrieved)
+            visits = record.decode_history(stored.history) if stored.history else None
+            known = stored.history is not None or user in self._catalogue.user_numbers
+            found = _User(visits, live.visited(visits), known)
+            if not len(items):
+                return found, None
+            events = request_events(self.bundle, self._catalogue, sent, user, items, at_us=now_us)
+            lookups = self._scorer.lookups(user, items, found.history, events, aggregates)
+            new = None
+            if self._corrector is not None:
+                new = self._corrector.gather(items, lookups, *labelled_of(visits))
+            return found, (lookups, new)
+
+    def _scored(
+        self,
+        gathered: _Gathered,
+        lookups: Lookups,
+        new: NewCandidates | None,
+        k: int,
+        policy: PolicyRequest | None,
+        rules: Policy | None,
+    ) -> _Scored:
+        """Scores the candidates and orders the best k: by score, or as the policy arranges them."""
+        vectors = self.rows.read_rows(lookups.rows)
+        probabilities = self._scorer.probabilities(lookups, vectors)
+        scores = self._scorer.combined(probabilities)
+        scores = scores if new is None else new.apply(scores)
+        if policy is None or rules is None:
+            order = np.argsort(-scores, kind="stable")[:k]
+            return _Scored(lookups, vectors, probabilities, scores, new, order, None)
+        logits = log_odds(self._scorer.shares(scores))
+        names, items, consumed = gathered.names, gathered.items, gathered.stored.consumed
+        with trace.span("policy"), self._live.lock.reading():
+            arranged = self._policies.arrange(rules, names, items, logits, consumed, k, draw=policy.draw)
+        return _Scored(lookups, vectors, probabilities, scores, new, arranged.order, arranged)
+
+    def _tasks(self, scored: _Scored, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Returns the probabilities of the tasks of each answered item; empty for one label."""
+        if self._scorer.formula is None:
+            return {}
+        return {names[at]: self._scorer.by_task(scored.probabilities[at]) for at in scored.order}
+
+    def _explained(self, answer: RankingAnswer, gathered: _Gathered, known: _User, scored: _Scored) -> RankingAnswer:
+        """Adds the reasons for the answered items."""
+        order = scored.order
+        return replace(
+            answer,
+            corrections=[None] * len(order) if scored.new is None else scored.new.explain(order),
+            reasons=self._scorer.explain(scored.lookups, scored.vectors, order),
+            shared=self._retrieval.shared_with(known.history, gathered.items[order]),
         )
 
     def _given(self, user: str, candidates: Sequence[str], rules: Policy | None) -> _Gathered:
