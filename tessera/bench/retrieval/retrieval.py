@@ -1,14 +1,15 @@
 """`retrieval`: users' next items by the two towers, beside popularity, content, and the methods of today.
 
-Two arms. In `known` training sees all items, and the peers are item-kNN, ALS and BPR of `implicit` and SASRec and HSTU
-of RecTools. In `new` a fifth of the items is removed from training, so only content and the towers can find them.
-Both arms measure the list of towers and content, fused as a server does with the weight that validation chose, and
-with equal weights.
+Two arms. In `known` training sees all items, and the peers are item-kNN, ALS and BPR of `implicit` and, in a part that
+takes hours, SASRec and HSTU of RecTools. In `new` a fifth of the items is removed from training, so only content and
+the towers can find them. Both arms measure the list of towers and content, fused as a server does with the weight that
+validation chose, and with equal weights.
 """
 
 import json
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -44,8 +45,8 @@ from tessera.pipeline.run import run
 
 TOWERS, CONTENT, POPULARITY, MIXED = "towers", "content", "popularity", "towers + content"
 EQUAL = "towers + content, equal weights"
-PEERS = ("item-knn", "als", "bpr", "sasrec", "hstu")
-KNOWN, NEW = "known", "new"
+KNOWN, SEQUENCES, NEW = "known", "sequences", "new"
+PEERS = {KNOWN: ("item-knn", "als", "bpr"), SEQUENCES: ("sasrec", "hstu")}
 THREADS, LENGTH, HIDDEN = 1, 100, 0.2
 _MEASURES = ("recall_50", "ndcg_10")
 _PEER_SCRIPT = "tessera.bench.peers.retrieval"
@@ -59,7 +60,7 @@ def retrieval(
     console: Console,
     peers: Peers,
     options: RunOptions | None = None,
-    parts: Sequence[str] = (KNOWN, NEW),
+    parts: Sequence[str] = (KNOWN, SEQUENCES, NEW),
     length: int = LENGTH,
 ) -> BenchResult:
     """Measures each method in each seed.
@@ -71,35 +72,35 @@ def retrieval(
         console: Prints progress.
         peers: May lack the peers. Then the rest is measured.
         options: Choices of the run; None for those of the descriptor.
-        parts: Arms to measure.
+        parts: Parts to measure: `known` (all but the sequence models), `sequences` (these alone) and `new`.
         length: Visits that the towers and the sequence models read.
 
     Raises:
         TesseraError: A training fails.
     """
-    unknown = [part for part in parts if part not in (KNOWN, NEW)]
+    unknown = [part for part in parts if part not in (KNOWN, SEQUENCES, NEW)]
     if unknown:
-        raise TesseraError(f"--part {unknown[0]}: retrieval has the parts {KNOWN}, {NEW}")
+        raise TesseraError(f"--part {unknown[0]}: retrieval has the parts {KNOWN}, {SEQUENCES}, {NEW}")
     chosen = load_options(dataset) if options is None else options
     run(dataset, out / "run", chosen, console=console, registry=None, until="frame")
     frame = read_frame(out / "run" / "frame")
     decided_by = dataset.model_dump(mode="json", exclude={"source"}), chosen.choices(), length
     rows = measured_rows()
     for seed in range(seeds):
-        if KNOWN in parts:
+        if {KNOWN, SEQUENCES} & set(parts):
             questions = leave_last_out(frame)
             console.print(f"retrieval: seed {seed}, {KNOWN} items, {len(questions.asked):,} users")
             data = store(questions, out / "data")
-            work = partial(_ours, dataset, questions, chosen, seed, length)
-            rows += _rows(KNOWN, seed, remembered(out / f"known-{seed}.json", __name__, (*decided_by, seed), work))
+            if KNOWN in parts:
+                work = partial(_ours, dataset, questions, chosen, seed, length)
+                rows += _rows(KNOWN, seed, remembered(out / f"known-{seed}.json", __name__, (*decided_by, seed), work))
             python = peers.python(RETRIEVAL)
-            for model in PEERS:
+            for model in [model for part in parts for model in PEERS.get(part, ())]:
                 if python is None:
                     break
                 console.print(f"retrieval: seed {seed}, {model}")
                 found = peer_lists(python, model, data, seed, length, out / f"{model}-{seed}.json")
-                measures = _row(model, questions, found["lists"], **found["about"])
-                rows += _rows(KNOWN, seed, {"rows": measures})
+                rows += _rows(KNOWN, seed, {"rows": _row(model, questions, found["lists"], **found["about"])})
         if NEW in parts:
             questions = leave_last_out(frame, hidden=HIDDEN, seed=seed)
             console.print(f"retrieval: seed {seed}, {int(questions.new.sum()):,} items removed from training")
@@ -120,9 +121,10 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     judged = []
     for measure in _MEASURES:
         ours = mean(KNOWN, TOWERS, KNOWN, measure)
-        others = {name: mean(KNOWN, name, KNOWN, measure) for name in (POPULARITY, CONTENT, *PEERS)}
+        peers = [name for part in PEERS.values() for name in part]
+        others = {name: mean(KNOWN, name, KNOWN, measure) for name in (POPULARITY, CONTENT, *peers)}
         known = {name: found for name, found in others.items() if found is not None}
-        if ours is not None and set(PEERS) & set(known):
+        if ours is not None and set(peers) & set(known):
             best = max(known, key=lambda name: known[name])
             judged.append(at_least(f"{measure} of known items, towers less {best}", ours - known[best], 0.0))
     for goals in (KNOWN, NEW):
@@ -217,18 +219,21 @@ def peer_lists(python: Path, model: str, data: Path, seed: int, length: int, kep
 
 def _in_process(python: Path, model: str, data: Path, kept: Path, seed: int, length: int) -> dict[str, Any]:
     """Trains a peer in its own environment and reads its lists."""
-    result, log = kept.with_name(f"{kept.stem}-lists"), kept.with_suffix(".log")
-    command = [str(python), str(PEER_FOLDER / "retrieval.py"), "--model", model, str(data), str(result)]
-    command += ["--seed", str(seed), "--length", str(length)]
+    log = kept.with_suffix(".log")
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(THREADS),
         "OPENBLAS_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    with log.open("w") as output:
-        ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-    if ended.returncode:
-        raise TesseraError(f"retrieval: {model} failed, see {log}; its last words: {log.read_text()[-500:].strip()}")
-    lists = [[item for item in row if item >= 0] for row in np.load(result.with_suffix(".npy")).tolist()]
-    return {"lists": lists, "about": json.loads(result.with_suffix(".json").read_text())}
+    with tempfile.TemporaryDirectory(dir=kept.parent) as directory:
+        result = Path(directory) / model
+        command = [str(python), str(PEER_FOLDER / "retrieval.py"), "--model", model, str(data), str(result)]
+        command += ["--seed", str(seed), "--length", str(length)]
+        with log.open("w") as output:
+            ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+        if ended.returncode:
+            words = log.read_text()[-500:].strip()
+            raise TesseraError(f"retrieval: {model} failed, see {log}; its last words: {words}")
+        lists = [[item for item in row if item >= 0] for row in np.load(result.with_suffix(".npy")).tolist()]
+        return {"lists": lists, "about": json.loads(result.with_suffix(".json").read_text())}

@@ -1,5 +1,6 @@
 """`retrieval`: what is asked, how lists are measured and fused, what is judged, and a small measurement as a whole."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,19 @@ from models.towers.evaluate import measures
 from models.towers.sequences import TEST, TRAIN, VALIDATION
 from models.towers.validation import next_item_ranks
 from tessera.bench.harness.needs import RETRIEVAL, Peers
+from tessera.bench.peers.ctr import save
 from tessera.bench.retrieval.protocol import fused, leave_last_out, measured, top_lists
-from tessera.bench.retrieval.retrieval import CONTENT, EQUAL, MIXED, POPULARITY, TOWERS, claims, retrieval, store
+from tessera.bench.retrieval.retrieval import (
+    CONTENT,
+    EQUAL,
+    MIXED,
+    POPULARITY,
+    TOWERS,
+    claims,
+    peer_lists,
+    retrieval,
+    store,
+)
 from tessera.demo.synthetic import write_synthetic
 from tessera.pipeline.options import RunOptions
 from tests.build import coloured_frame
@@ -135,5 +147,32 @@ def test_a_small_measurement_without_peers(tmp_path: Path) -> None:
     assert popular["recall_50"] == 0
     again = retrieval(dataset, tmp_path / "out", **measure)
     assert list(again.rows) == list(result.rows)
-    with pytest.raises(TesseraError, match="--part none: retrieval has the parts known, new"):
+    with pytest.raises(TesseraError, match="--part none: retrieval has the parts known, sequences, new"):
         retrieval(dataset, tmp_path / "out", parts=["none"], **measure)
+
+
+def test_a_peers_lists_are_kept_until_script_or_data_change(tmp_path: Path) -> None:
+    data, kept, calls = tmp_path / "data", tmp_path / "als-0.json", tmp_path / "calls"
+    save(data, {"user": np.array([0, 1])})
+    # Stands for the peers' interpreter: notes the call and writes what the script would.
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys, numpy, pathlib\n"
+        f"with open({str(calls)!r}, 'a') as file: file.write(' '.join(sys.argv[2:4]) + '\\n')\n"
+        "result = pathlib.Path(sys.argv[5])\n"
+        "numpy.save(result.with_suffix('.npy'), numpy.array([[4, 2, -1], [7, -1, -1]]))\n"
+        "result.with_suffix('.json').write_text(json.dumps({'seconds': 1.5}))\n"
+    )
+    python.chmod(0o755)
+    expected = {"lists": [[4, 2], [7]], "about": {"seconds": 1.5}}
+    for _ in range(2):
+        assert peer_lists(python, "als", data, 0, 5, kept) == expected
+    assert calls.read_text() == "--model als\n"
+    save(data, {"user": np.array([0, 2])})
+    assert peer_lists(python, "als", data, 0, 5, kept) == expected
+    assert calls.read_text() == "--model als\n" * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["als-0.json", "als-0.log", "calls", "data", "python"]
+    python.write_text("#!/bin/sh\necho out of memory; exit 3\n")
+    with pytest.raises(TesseraError, match=r"retrieval: bpr failed, see .*bpr-0.log; its last words: out of memory"):
+        peer_lists(python, "bpr", data, 0, 5, tmp_path / "bpr-0.json")
