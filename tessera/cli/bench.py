@@ -8,69 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features.errors import TesseraError
-from tessera.bench.harness.needs import CTR, FEAST, RETRIEVAL, RQ, Needs, build_peers, check_datasets, check_servers
-from tessera.terminal import JsonOption, OutOption, err_console, load_with_split, out_console, print_json
+from tessera.bench.benches import BENCHES, NEW_USERS, Bench, takers
+from tessera.bench.harness.needs import build_peers, check_datasets, check_servers
+from tessera.terminal import JsonOption, OutOption, err_console, out_console, print_json
 
 if TYPE_CHECKING:
     from features.dataset.descriptor import Dataset
     from tessera.bench.harness.result import BenchResult
 
-NEEDS = {
-    "main-job": Needs(),
-    "multiplexing": Needs(),
-    "compression": Needs(),
-    "training-speed": Needs(peers=(CTR,)),
-    "training-blocks": Needs(),
-    "processes": Needs(),
-    "rankers": Needs(ranks=True, peers=(CTR,)),
-    "labels": Needs(ranks=True),
-    "retrieval": Needs(ranks=True, peers=(RETRIEVAL,)),
-    "resize": Needs(),
-    "cold-start": Needs(content=True),
-    "code-value": Needs(content=True),
-    "id-churn": Needs(content=True),
-    "codebook-change": Needs(content=True),
-    "encoders": Needs(content=True, ranks=True),
-    "upgrade": Needs(content=True, ranks=True),
-    "aspects": Needs(content=True, ranks=True),
-    "correction": Needs(content=True, ranks=True),
-    "aggregates": Needs(ranks=True),
-    "shown": Needs(ranks=True),
-    "semantic-ids": Needs(content=True, peers=(RQ,)),
-    "expressions": Needs(),
-    "drift": Needs(),
-    "stream": Needs(servers=True, peers=(FEAST,)),
-    "streaming": Needs(),
-    "freshness": Needs(servers=True),
-    "stream-processes": Needs(servers=True),
-    "follow": Needs(servers=True),
-    "online-learning": Needs(),
-    "soak": Needs(servers=True),
-    "filtered": Needs(content=True),
-    "serving": Needs(servers=True, ranks=True, peers=(FEAST,)),
-    "candidates": Needs(servers=True, content=True, ranks=True),
-    "policies": Needs(ranks=True),
-    "swaps": Needs(ranks=True),
-    "rollout": Needs(),
-    "operation": Needs(ranks=True),
-    "growth": Needs(ranks=True),
-    "formats": Needs(),
-}
-"""Conditions of each benchmark. They are checked before it measures."""
-NAMES = tuple(NEEDS)
-_ONLINE = NAMES[NAMES.index("stream") :]
-_TIMED = ("soak", "swaps")
-_IN_PARTS = (
-    "aggregates",
-    "cold-start",
-    "code-value",
-    "encoders",
-    "filtered",
-    "rankers",
-    "retrieval",
-    "serving",
-    "streaming",
-)
+NAMES = tuple(BENCHES)
 
 
 def bench(
@@ -89,7 +35,7 @@ def bench(
     ] = False,
     part: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(_IN_PARTS)}: a part, such as step; repeatable. Default: all."),
+        typer.Option(help=f"{', '.join(takers('part'))}: a part, such as step; repeatable. Default: all."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="upgrade: sentence transformer that replaces MiniLM, a directory or a hub id.")
@@ -110,47 +56,43 @@ def bench(
     from tessera.bench.harness.result import render
     from tessera.settings import Settings
 
-    if name not in NAMES:
+    if name not in BENCHES:
         raise TesseraError(f"benchmark {name!r} is unknown; there are: {', '.join(NAMES)}")
-    check_servers(name, NEEDS[name], Settings.from_environment())
+    found = BENCHES[name]
+    check_servers(name, found.needs, Settings.from_environment())
+    given = {"part": part or None, "held-out": held_out, "model": model, "device": device, "seconds": seconds}
+    given = {option: value for option, value in given.items() if value is not None}
     if against is not None and name != "streaming":
         from tessera.bench.harness.against import against as compare
 
-        optional = {"dataset": dataset, "held-out": held_out, "model": model, "device": device, "seconds": seconds}
         options = [f"--seeds={seeds}", *(f"--split={way}" for way in split or ())]
         options += [f"--part={one}" for one in part or ()]
-        options += [f"--{option}={value}" for option, value in optional.items() if value is not None]
+        options += [f"--{option}={value}" for option, value in given.items() if option != "part"]
+        options += [f"--dataset={dataset}"] if dataset is not None else []
         options += ["--users"] if users else []
         turns = compare(against, name, options, out / f"{name}-against", rounds=rounds, console=err_console)
         print_json(turns.to_json()) if json else render(turns, out_console)
         return
-    if users and (name != "cold-start" or held_out is not None):
-        raise TesseraError("--users is for cold-start without --held-out")
-    needs = Needs() if users else NEEDS[name]
-    chosen, datasets = _new_users(dataset, split or [], out) if users else _chosen(name, dataset, split or [], out)
-    if held_out is not None:
-        if name != "cold-start":
-            raise TesseraError(f"--held-out is for cold-start, not for {name}")
-        chosen = partial(chosen, held_out=held_out)
-    if part:
-        if name not in _IN_PARTS:
-            raise TesseraError(f"--part is for {', '.join(_IN_PARTS)}, not for {name}")
-        chosen = partial(chosen, parts=part)
+    if users and (name != "cold-start" or given):
+        raise TesseraError("--users is for cold-start without --held-out and --part")
+    for option in given:
+        if option not in found.takes:
+            raise TesseraError(f"--{option} is for {', '.join(takers(option))}, not for {name}")
+    datasets: list[Dataset] = []
+    if device is not None:
+        if part:
+            raise TesseraError("--part: a measurement of a --device has no parts; leave one of the two out")
+        found, chosen = Bench(""), _on_device(name, device, out / f"{name}-{device}")
+    else:
+        found = NEW_USERS if users else found
+        chosen, datasets = found.prepared("new-users" if users else name, dataset, split or [], out)
+        named = {"part": "parts", "held-out": "held_out"}
+        chosen = partial(chosen, **{named.get(option, option): value for option, value in given.items()})
     if against is not None:
         chosen = partial(chosen, commit=against)
-    if model is not None:
-        if name != "upgrade":
-            raise TesseraError(f"--model is for upgrade, not for {name}")
-        chosen = partial(chosen, model=model)
-    if device is not None:
-        chosen, needs = _on_device(name, device, out / f"{name}-{device}"), Needs()
-    if seconds is not None:
-        if name not in _TIMED:
-            raise TesseraError(f"--seconds is for {' and '.join(_TIMED)}, not for {name}")
-        chosen = partial(chosen, seconds=seconds)
-    check_datasets(name, needs, datasets)
-    if NEEDS[name].peers and device is None:
-        chosen = partial(chosen, peers=build_peers(NEEDS[name], out / "peers", err_console))
+    check_datasets(name, found.needs, datasets)
+    if found.needs.peers:
+        chosen = partial(chosen, peers=build_peers(found.needs, out / "peers", err_console))
     result = _measured(chosen, name, datasets, seeds, out)
     if json:
         print_json(result.to_json())
@@ -186,112 +128,14 @@ def _measured(
             return BenchResult(name, dataset, seeds, list(kept.rows), [], failed=failed)
 
 
-def _chosen(
-    name: str, path: Path | None, ways: Sequence[str], out: Path
-) -> "tuple[Callable[..., BenchResult], list[Dataset]]":
-    """Returns a benchmark, and the datasets that it reads."""
-    if name == "operation" and path is None:
-        # The console is measured with this many items.
-        from tessera.demo.synthetic import write_synthetic
-
-        path = write_synthetic(out / "synthetic-100k", users=5_000, items=100_000, events=200_000)
-    if name == "streaming":
-        from tessera.bench.versions.ratios import streaming
-
-        if path is None:
-            raise TesseraError("bench streaming needs --dataset: a descriptor that both versions understand")
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(streaming, datasets[0], path, out / f"{name}-{datasets[0].name}"), datasets
-    if name in _ONLINE:
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return _online(name, datasets[0], out / name), datasets
-    if name == "training-speed":
-        from tessera.bench.offline.training_speed import training_speed
-
-        return partial(training_speed, out / name), []
-    if name == "expressions":
-        from tessera.bench.online.expressions import expressions
-
-        return partial(expressions, out / name), []
-    if name == "drift":
-        from tessera.bench.skew.drift import drift
-
-        return partial(drift, out / name), []
-    if name == "semantic-ids":
-        from tessera.bench.offline.semantic_ids import semantic_ids
-
-        # Vectors are generated unless a dataset is given.
-        datasets = _datasets(path, [None], out) if path else []
-        own = datasets[0] if datasets else None
-        return partial(semantic_ids, own, out / f"{name}-{own.name if own else 'synthetic'}"), datasets
-    if name == "main-job":
-        from tessera.bench.offline.main_job import main_job
-
-        datasets = _datasets(path, ways or [None], out)
-        return partial(main_job, datasets, out), datasets
-    if name == "training-blocks":
-        from tessera.bench.offline.training_blocks import training_blocks
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(training_blocks, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "processes":
-        from tessera.bench.offline.processes import processes
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(processes, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "rankers":
-        from tessera.bench.rankers.kinds import rankers
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(rankers, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "labels":
-        from tessera.bench.rankers.labels import labels
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(labels, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "retrieval":
-        from tessera.bench.retrieval.retrieval import retrieval
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(retrieval, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "encoders":
-        from tessera.bench.encoder.encoders import encoders
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(encoders, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "correction":
-        from tessera.bench.encoder.correction import correction
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(correction, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    if name == "aggregates":
-        from tessera.bench.offline.aggregates import aggregates
-
-        datasets = _datasets(path, ways or [None], out)[:1]
-        return partial(aggregates, datasets[0], out / f"{name}-{datasets[0].name}"), datasets
-    # The papers' protocols split at random.
-    (found,) = _datasets(path, ways or ["random"], out)[:1]
-    return partial(_on_dataset(name), found, out / f"{name}-{found.name}"), [found]
-
-
-def _new_users(path: Path | None, ways: Sequence[str], out: Path) -> "tuple[Callable[..., BenchResult], list[Dataset]]":
-    """Returns the benchmark of users that training never saw, and its dataset under the descriptor's own split."""
-    from tessera.bench.offline.new_users import new_users
-
-    datasets = _datasets(path, ways[:1] or [None], out)
-    return partial(new_users, datasets[0], out / f"new-users-{datasets[0].name}"), datasets
-
-
 def _on_device(name: str, device: str, out: Path) -> "Callable[..., BenchResult]":
     """Returns the part of a benchmark that measures a device.
 
     Raises:
-        TesseraError: The benchmark has no such part, or there is no such device.
+        TesseraError: There is no such device.
     """
     from features.device import resolve
 
-    if name not in ("training-speed", "semantic-ids", "encoders"):
-        raise TesseraError(f"--device is for training-speed, semantic-ids and encoders, not for {name}")
     found = resolve(device, fused=name == "training-speed").name  # type: ignore[arg-type]
     if name == "training-speed":
         from tessera.bench.device.training import training_device
@@ -304,90 +148,3 @@ def _on_device(name: str, device: str, out: Path) -> "Callable[..., BenchResult]
     from tessera.bench.device.codebook import codebook_device
 
     return partial(codebook_device, found)
-
-
-def _on_dataset(name: str) -> "Callable[..., BenchResult]":
-    if name == "multiplexing":
-        from tessera.bench.offline.multiplexing import multiplexing
-
-        return multiplexing
-    if name == "cold-start":
-        from tessera.bench.offline.cold_start import cold_start
-
-        return cold_start
-    if name == "code-value":
-        from tessera.bench.encoder.code_value import code_value
-
-        return code_value
-    if name == "aspects":
-        from tessera.bench.encoder.aspects import aspects
-
-        return aspects
-    if name == "id-churn":
-        from tessera.bench.offline.id_churn import id_churn
-
-        return id_churn
-    if name == "codebook-change":
-        from tessera.bench.offline.codebook_change import codebook_change
-
-        return codebook_change
-    if name == "upgrade":
-        from tessera.bench.encoder.upgrade import upgrade
-
-        return upgrade
-    if name == "shown":
-        from tessera.bench.shown.shown import shown
-
-        return shown
-    if name == "compression":
-        from tessera.bench.offline.compression import compression
-
-        return compression
-    from tessera.bench.offline.resize import resize
-
-    return resize
-
-
-def _datasets(path: Path | None, ways: Sequence[str | None], out: Path) -> "list[Dataset]":
-    from tessera.demo.synthetic import write_synthetic
-
-    descriptor = path or write_synthetic(out / "synthetic")
-    return [load_with_split(descriptor, by) for by in ways]
-
-
-def _online(name: str, dataset: "Dataset", out: Path) -> "Callable[..., BenchResult]":
-    from tessera.bench.online.candidates import candidates
-    from tessera.bench.online.filtered import filtered
-    from tessera.bench.online.freshness import freshness
-    from tessera.bench.online.growth import growth
-    from tessera.bench.online.message_formats import formats
-    from tessera.bench.online.online_learning import online_learning
-    from tessera.bench.online.operation import operation
-    from tessera.bench.online.policies import policies
-    from tessera.bench.online.rollout_rates import rollout
-    from tessera.bench.online.serving_reads import serving
-    from tessera.bench.online.soak import soak
-    from tessera.bench.online.stream_rates import stream
-    from tessera.bench.online.swaps import swaps
-    from tessera.bench.several.follow_cost import follow
-    from tessera.bench.several.stream_processes import stream_processes
-
-    out.mkdir(parents=True, exist_ok=True)
-    benches: dict[str, Callable[..., BenchResult]] = {
-        "stream": stream,
-        "freshness": freshness,
-        "stream-processes": stream_processes,
-        "follow": follow,
-        "online-learning": online_learning,
-        "soak": soak,
-        "filtered": filtered,
-        "serving": serving,
-        "candidates": candidates,
-        "policies": policies,
-        "swaps": swaps,
-        "rollout": rollout,
-        "operation": operation,
-        "growth": growth,
-        "formats": formats,
-    }
-    return partial(benches[name], dataset, out)

@@ -42,7 +42,6 @@ _CLAIMED = {
 
 def streaming(
     dataset: Dataset,
-    descriptor: Path,
     out: Path,
     *,
     seeds: int,
@@ -53,8 +52,7 @@ def streaming(
     """Measures both versions in `seeds` turns.
 
     Args:
-        dataset: Dataset of the descriptor.
-        descriptor: File that both versions understand.
+        dataset: Dataset of a descriptor that both versions understand.
         out: Directory of the bundles.
         seeds: Number of turns. A seed decides with which message a turn begins.
         console: Shows progress.
@@ -73,7 +71,7 @@ def streaming(
         if not (out / version / "bundle.txt").exists():
             console.print(f"offline job of {version}")
             (out / version).mkdir(parents=True, exist_ok=True)
-            _run(python, out, version, "prepare", str(descriptor.absolute()), *_without_aggregates(version))
+            _run(python, out, version, "prepare", str(dataset.source.absolute()), *_without_aggregates(version))
     rows = measured_rows()
     for part in chosen:
         batches, name, _ = _CLAIMED[part]

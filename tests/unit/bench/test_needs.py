@@ -1,6 +1,8 @@
 """A benchmark checks its needs before it measures, says how to get what is missing, and keeps what it has measured."""
 
+import inspect
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-import tessera.cli.bench as command
 from features.dataset.descriptor import load_dataset
 from features.errors import TesseraError
+from tessera.bench.benches import BENCHES, Bench
 from tessera.bench.harness import peer
 from tessera.bench.harness.needs import (
     CTR,
@@ -159,10 +161,10 @@ def test_a_benchmark_that_fails_prints_and_keeps_the_rows_it_measured(
 
     fails.__module__ = "tessera.bench.online.rollout_rates"
 
-    def chosen(*args: Any) -> tuple[Callable[..., BenchResult], list[Any]]:
+    def prepared(*args: Any) -> tuple[Callable[..., BenchResult], list[Any]]:
         return fails, []
 
-    monkeypatch.setattr(command, "_chosen", chosen)
+    monkeypatch.setattr(Bench, "prepared", prepared)
     ended = run("rollout", "--json", "--out", str(tmp_path))
     result = json.loads(ended.stdout[ended.stdout.index("{") :])
     assert ended.exit_code == 1
@@ -178,7 +180,7 @@ def test_a_benchmark_that_fails_before_its_first_row_raises(tmp_path: Path, monk
         raise TesseraError("nothing was measured")
 
     fails.__module__ = "tessera.bench.online.rollout_rates"
-    monkeypatch.setattr(command, "_chosen", lambda *args: (fails, []))
+    monkeypatch.setattr(Bench, "prepared", lambda *args: (fails, []))
     ended = run("rollout", "--out", str(tmp_path))
     assert isinstance(ended.exception, TesseraError)
 
@@ -199,13 +201,13 @@ def test_the_needs_of_a_benchmark_are_those_that_it_uses() -> None:
         *folder.glob("versions/*.py"),
     ]:
         text = path.read_text()
-        for name, needs in command.NEEDS.items():
+        for name, needs in ((name, bench.needs) for name, bench in BENCHES.items()):
             if f"def {name.replace('-', '_')}(" in text and "BenchResult" in text:
                 checked.add(name)
                 assert needs.servers == (f'servers("{name}")' in text), name
                 used = {known for constant, known in peers.items() if f"python({constant})" in text}
                 assert set(needs.peers) == used, name
-    assert checked == set(command.NAMES)
+    assert checked == set(BENCHES)
 
 
 def test_rows_that_are_kept_in_a_file_are_in_the_json_too(tmp_path: Path) -> None:
@@ -215,3 +217,35 @@ def test_rows_that_are_kept_in_a_file_are_in_the_json_too(tmp_path: Path) -> Non
         result = BenchResult("x", "data", 1, rows, [])
     assert result.to_json()["rows"] == [{"part": "a", "ms": 1.5}]
     assert len((tmp_path / "x-rows.jsonl").read_text().splitlines()) == 2
+
+
+def test_every_benchmark_is_found_and_takes_the_options_of_its_row() -> None:
+    keywords = {"part": "parts", "held-out": "held_out"}
+    for name, bench in BENCHES.items():
+        parameters = inspect.signature(bench.load()).parameters
+        assert {"seeds", "console"} <= set(parameters), name
+        assert ("peers" in parameters) == bool(bench.needs.peers), name
+        places = [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+        assert len(places) == (1 if bench.reads == "nothing" else 2), name
+        for option in ("part", "held-out", "model", "seconds"):
+            assert (keywords.get(option, option) in parameters) == (option in bench.takes), (name, option)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (("resize", "--part", "x"), "--part is for .*rankers.*, not for resize"),
+        (("growth", "--seconds", "20"), "--seconds is for soak, swaps, not for growth"),
+        (("growth", "--device", "cpu"), "--device is for training-speed, encoders, semantic-ids, not for growth"),
+        (("encoders", "--device", "cpu", "--part", "x"), "--part: a measurement of a --device has no parts"),
+        (("cold-start", "--users", "--held-out", "year > 1"), "--users is for cold-start without --held-out"),
+        (("streaming",), "bench streaming needs --dataset"),
+        (("none",), "benchmark 'none' is unknown; there are: main-job, "),
+    ],
+)
+def test_options_that_a_benchmark_does_not_take_are_refused_by_name(
+    words: tuple[str, ...], refused: str, tmp_path: Path
+) -> None:
+    ended = run(*words, "--out", str(tmp_path / "out"))
+    assert isinstance(ended.exception, TesseraError)
+    assert re.search(refused, str(ended.exception))

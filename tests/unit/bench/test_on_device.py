@@ -18,7 +18,7 @@ def failure(name: str, device: str, out: Path) -> BaseException | None:
 def test_a_benchmark_without_a_device_refuses_the_option(tmp_path: Path) -> None:
     found = failure("resize", "cpu", tmp_path)
     assert isinstance(found, TesseraError)
-    assert "--device is for training-speed, semantic-ids and encoders, not for resize" in str(found)
+    assert "--device is for training-speed, encoders, semantic-ids, not for resize" in str(found)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a card")
