@@ -61,7 +61,7 @@ class _Gathered(NamedTuple):
 
 
 class _User(NamedTuple):
-    """What is known of a user: the stored record, the numbers (V,) of the visited items, and whether it is known."""
+    """Stored record of a user, numbers (V,) of the visited items, and True if bundle or stream know the user."""
 
     visits: record.HistoryRecord | None
     history: NDArray[np.int64]
